@@ -1,0 +1,114 @@
+# The verbs of Gleaner. Needs Debian 12 (or the like) with bash, git, make and Python 3.11; everything else is set up here.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?=
+BIN := .venv/bin
+CODE := flows tasks detectron_ext
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+# The environment is set up again when one of these files, or the choice of Detectron2, changes.
+SETUP_FILES := requirements.lock pyproject.toml $(wildcard infra/detectron2/*.py) infra/detectron2/source.txt
+STAMP := .venv/.stamp-$(shell { cat $(SETUP_FILES); echo "$${GLEANER_DETECTRON2:-}"; } | sha256sum | cut -c1-16)
+
+.PHONY: help
+help: ## Show the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## Set up .venv from requirements.lock (7 GB, some minutes; later calls take no time)
+	@echo "[setup] .venv is ready"
+
+.PHONY: demo
+demo: $(STAMP) ## Run a whole campaign on the images that come along
+	@$(BIN)/gleaner demo
+
+.PHONY: test
+test: $(STAMP) ## Run every test
+	@$(BIN)/python -m pytest
+
+.PHONY: test-fast
+test-fast: $(STAMP) ## Run the tests that train no model and start no service
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+.PHONY: check
+check: format-check lint types imports ## Check format, lint, types and import rules
+
+.PHONY: format-check
+format-check: $(STAMP)
+	@$(BIN)/ruff format --check .
+
+.PHONY: format
+format: $(STAMP) ## Format the code and sort its imports
+	@$(BIN)/ruff check --quiet --select I --fix .
+	$(BIN)/ruff format .
+
+.PHONY: lint
+lint: $(STAMP) ## Lint the code
+	@$(BIN)/ruff check .
+
+.PHONY: types
+types: $(STAMP) ## Check types
+	@$(BIN)/mypy $(CODE) infra/detectron2
+
+.PHONY: imports
+imports: $(STAMP) ## Check who imports whom
+	@$(BIN)/lint-imports
+
+.PHONY: bench
+bench: $(STAMP) ## Measure a night's run time
+	@$(BIN)/gleaner bench
+
+.PHONY: clean
+clean: ## Remove caches; .venv and the data of rounds stay
+	@rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .cache
+	find $(CODE) infra tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One set-up at a time. `.venv/.complete` holds the folder it was made for: where it is missing or differs, a set-up was
+# cut off or the checkout moved, so it starts afresh (pip keeps its downloads). pip, setuptools and wheel come first,
+# because three requirements exist only as sources.
+$(STAMP):
+	@mkdir -p .cache
+	exec 9>.cache/setup.lock
+	flock -n 9 || { echo "[setup] waiting for another set-up of this checkout"; flock 9; }
+	[ ! -e $@ ] || exit 0
+	say() { echo "[setup] $$*"; }
+	python=
+	for candidate in $(or $(PYTHON),python3.11 python3); do
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+	        python=$$candidate
+	        break
+	    fi
+	done
+	if [ -z "$$python" ]; then
+	    say "Gleaner needs Python 3.11: apt-get install python3.11 python3.11-venv, or make setup PYTHON=/path/to/python3.11" >&2
+	    exit 1
+	fi
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then
+	    say "This Python 3.11 has no venv module: apt-get install python3.11-venv" >&2
+	    exit 1
+	fi
+	if [ "$$(cat .venv/.complete 2>/dev/null)" != "$(CURDIR)" ]; then
+	    [ ! -e .venv ] || say "the last set-up was cut off, or the folder moved: starting afresh"
+	    rm -rf .venv
+	    say "1/4 making .venv with $$("$$python" --version)"
+	    "$$python" -m venv .venv
+	fi
+	rm -f .venv/.complete .venv/.stamp-*
+	pip=("$(BIN)/python" -m pip --disable-pip-version-check install --no-deps --no-build-isolation)
+	say "2/4 installing $$(grep -c '^[^ #]' requirements.lock) packages from requirements.lock (some minutes)"
+	awk '/^[^ ]/ {keep = /^(packaging|pip|setuptools|wheel)==/} keep' requirements.lock > .venv/first.lock
+	"$${pip[@]}" --quiet --require-hashes --requirement .venv/first.lock
+	"$${pip[@]}" --require-hashes --requirement requirements.lock
+	say "3/4 installing Detectron2"
+	$(BIN)/python -m infra.detectron2.install
+	say "4/4 installing Gleaner"
+	"$${pip[@]}" --quiet --editable .
+	echo "$(CURDIR)" > .venv/.complete
+	touch $@
