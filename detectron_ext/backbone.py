@@ -1,0 +1,107 @@
+"""Any timm ``features_only`` model as a Detectron2 backbone, with a feature pyramid on top."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from timm.layers.norm_act import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+_FPN_STRIDES = (4, 8, 16, 32)
+
+
+class TimmBackbone(Backbone):
+    """Feature maps of strides 4, 8, 16 and 32, named ``stride4`` to ``stride32``.
+
+    Channels and strides come from timm's ``feature_info``, never from a table. Batch norm is frozen by timm's
+    own helper: Detectron2's conversion drops the activation timm fuses into it, and training diverges.
+    """
+
+    def __init__(self, name: str, trainable_stages: int) -> None:
+        """Build with random weights.
+
+        Args:
+            name: a timm model that supports ``features_only``.
+            trainable_stages: stages counted from the output that stay trainable; 0 freezes all.
+
+        Raises:
+            ValueError: the model is unknown to timm or lacks one of the four strides.
+        """
+        super().__init__()
+        if name not in timm.list_models(name):
+            raise ValueError(f"backbone is {name!r}, expected a model that timm {timm.__version__} knows")
+        self.body = timm.create_model(name, pretrained=False, features_only=True)
+        info: Any = self.body.feature_info
+        self._stride_names = {reduction: f"stride{reduction}" for reduction in info.reduction()}
+        missing = [stride for stride in _FPN_STRIDES if stride not in self._stride_names]
+        if missing:
+            raise ValueError(f"backbone {name!r} has strides {info.reduction()}, expected {_FPN_STRIDES}")
+        self._out_features = [f"stride{stride}" for stride in _FPN_STRIDES]
+        self._out_feature_channels = dict(zip(self._stride_names.values(), info.channels(), strict=True))
+        self._out_feature_strides = {feature: stride for stride, feature in self._stride_names.items()}
+        self._freeze(trainable_stages)
+
+    def _freeze(self, trainable_stages: int) -> None:
+        freeze_batch_norm_2d(self.body)  # type: ignore[no-untyped-call]
+        stages = list(self.body.children())
+        for stage in stages[: max(len(stages) - trainable_stages, 0)]:
+            stage.requires_grad_(False)
+        # timm's features_only models keep their blocks in one container; count inside it
+        blocks = getattr(self.body, "blocks", None)
+        if isinstance(blocks, nn.Sequential):
+            for block in list(blocks)[: max(len(blocks) - trainable_stages, 0)]:
+                block.requires_grad_(False)
+            for block in list(blocks)[max(len(blocks) - trainable_stages, 0) :]:
+                block.requires_grad_(True)
+
+    def forward(self, image_NCHW: Tensor) -> dict[str, Tensor]:
+        """Feature maps by name, (N, C, H/stride, W/stride) each."""
+        features = dict(zip(self._stride_names.values(), self.body(image_NCHW), strict=True))
+        return {name: features[name] for name in self._out_features}
+
+    @property
+    def size_divisibility(self) -> int:
+        """Images are padded to a multiple of this many pixels."""
+        return max(_FPN_STRIDES)
+
+
+def load_body_weights(backbone: TimmBackbone, state: Mapping[str, Tensor]) -> None:
+    """Copy a classifier's weights into the body; its head is left out.
+
+    Names are tried first. The packaged EfficientNet-Lite0 file carries other names for the same tensors, so
+    tensors are else matched in order, and only if every shape agrees.
+
+    Raises:
+        ValueError: the file fits neither by name nor in order.
+    """
+    own = backbone.body.state_dict()
+    if all(name in state and state[name].shape == tensor.shape for name, tensor in own.items()):
+        backbone.body.load_state_dict({name: state[name] for name in own})
+        return
+    given = [tensor for tensor in state.values() if tensor.ndim > 0]
+    pairs = list(zip(own.items(), given, strict=False))
+    if len(given) < len(own) or any(tensor.shape != other.shape for (_, tensor), other in pairs):
+        raise ValueError(f"weights have {len(given)} tensors that do not fit the backbone's {len(own)}")
+    with torch.no_grad():
+        for (_, tensor), other in pairs:
+            tensor.copy_(other)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """FPN P2..P6 on the timm model that ``cfg.MODEL.TIMM`` names."""
+    del input_shape  # timm models take three channels
+    body = TimmBackbone(cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.TRAINABLE_STAGES)
+    return FPN(
+        bottom_up=body,
+        in_features=list(body.output_shape()),
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -1,0 +1,82 @@
+"""From a typed description to a Detectron2 config; the only place that writes one."""
+
+from dataclasses import dataclass
+
+import timm
+from detectron2.config import CfgNode, get_cfg
+
+# Lowest score a detection may have; callers filter further. Below it boxes are noise and only cost NMS time.
+LOWEST_SCORE = 0.02
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """Faster R-CNN with FPN on a timm backbone. Lengths in pixels of the resized image."""
+
+    backbone: str
+    trainable_stages: int
+    fpn_channels: int
+    num_classes: int
+    anchor_sizes_px: tuple[float, ...]
+    anchor_aspect_ratios: tuple[float, ...]
+    nms_iou: float
+    detections_per_image: int
+    focal_gamma: float = 0.0
+
+
+def add_detectron_ext_config(cfg: CfgNode) -> None:
+    """Declare the keys that this package adds to Detectron2's config."""
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = ""  # any timm model with features_only
+    cfg.MODEL.TIMM.TRAINABLE_STAGES = 0  # counted from the output
+    cfg.MODEL.ROI_HEADS.FOCAL_GAMMA = 0.0  # gamma of Eq. 4, >= 0
+
+
+def build_cfg(spec: DetectorSpec, device: str) -> CfgNode:
+    """Detectron2 config of ``spec``; models built from it report losses per image and full posteriors."""
+    cfg = get_cfg()
+    add_detectron_ext_config(cfg)
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.META_ARCHITECTURE = "PerImageRCNN"
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PerImageRPN"
+    cfg.MODEL.ROI_HEADS.NAME = "PosteriorROIHeads"
+    cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
+    cfg.MODEL.TIMM.NAME = spec.backbone
+    cfg.MODEL.TIMM.TRAINABLE_STAGES = spec.trainable_stages
+    cfg.MODEL.FPN.OUT_CHANNELS = spec.fpn_channels
+    cfg.MODEL.FPN.NORM = "GN"
+    cfg.INPUT.FORMAT = "RGB"
+    # timm's statistics are of RGB in 0..1; ours are in 0..255
+    statistics = timm.get_pretrained_cfg(spec.backbone) or timm.models.PretrainedCfg()
+    cfg.MODEL.PIXEL_MEAN = [255 * value for value in statistics.mean]
+    cfg.MODEL.PIXEL_STD = [255 * value for value in statistics.std]
+    _set_rpn(cfg, spec)
+    _set_roi_heads(cfg, spec)
+    return cfg
+
+
+def _set_rpn(cfg: CfgNode, spec: DetectorSpec) -> None:
+    levels = ["p2", "p3", "p4", "p5", "p6"]
+    cfg.MODEL.RPN.IN_FEATURES = levels
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[float(size)] for size in spec.anchor_sizes_px]
+    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [list(spec.anchor_aspect_ratios)]
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = 400
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = 200
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 300
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 150
+
+
+def _set_roi_heads(cfg: CfgNode, spec: DetectorSpec) -> None:
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = spec.num_classes
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 128
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = LOWEST_SCORE
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = spec.nms_iou
+    cfg.MODEL.ROI_HEADS.FOCAL_GAMMA = spec.focal_gamma
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 2
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 256
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
+    # One regressor for all classes: a rare class has too few boxes to learn its own.
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+    cfg.TEST.DETECTIONS_PER_IMAGE = spec.detections_per_image

@@ -1,0 +1,135 @@
+"""The three metrics of one image and the uncertainty score (METHOD sections 2 and 4, paper Eqs. 10-13, 15).
+
+Shape shorthand: N boxes of one image, K foreground classes, P images of the pool. Arrays are NumPy's: this runs
+on the stored detections of a whole pool, without a model.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+Floats = NDArray[np.floating[Any]]
+
+
+class ImageMetrics(NamedTuple):
+    """Raw metrics of one image; all 0 without a detection."""
+
+    confidence: float
+    entropy: float
+    overlap: float
+
+
+def confidence(scores_N: Floats, mode: str) -> float:
+    """``sum``: sum of the scores, >= 0 (paper). ``mean_doubt``: mean of 1 - score, in [0, 1]. 0 for N = 0."""
+    if len(scores_N) == 0:
+        return 0.0
+    return float(scores_N.sum()) if mode == "sum" else float((1 - scores_N).mean())
+
+
+def posterior_entropy(posteriors_NK: Floats) -> Floats:
+    """``H(p) = -sum_k p_k ln p_k`` of every row, (N,) nats in [0, ln(K+1)]; 0 ln 0 is 0."""
+    p_NK = np.clip(posteriors_NK.astype(np.float64), 0, 1)
+    logs_NK = np.zeros_like(p_NK)
+    np.log(p_NK, out=logs_NK, where=p_NK > 0)
+    return np.asarray(-(p_NK * logs_NK).sum(axis=1))
+
+
+def entropy(posteriors_NK: Floats, mode: str) -> float:
+    """``sum`` (paper) or ``mean`` over boxes of the posterior entropy, nats. 0 for N = 0."""
+    if len(posteriors_NK) == 0:
+        return 0.0
+    entropies_N = posterior_entropy(posteriors_NK)
+    return float(entropies_N.sum() if mode == "sum" else entropies_N.mean())
+
+
+def pairwise_iou(first_A4: Floats, second_B4: Floats) -> Floats:
+    """Intersection over union of XYXY boxes, (A, B) in [0, 1]; 0 where a box has no area."""
+    first, second = first_A4.astype(np.float64), second_B4.astype(np.float64)
+    corner = np.maximum(first[:, None, :2], second[None, :, :2])
+    sides = np.clip(np.minimum(first[:, None, 2:], second[None, :, 2:]) - corner, 0, None)
+    shared_AB = sides.prod(axis=2)
+    area_A = np.clip(first[:, 2:] - first[:, :2], 0, None).prod(axis=1)
+    area_B = np.clip(second[:, 2:] - second[:, :2], 0, None).prod(axis=1)
+    union_AB = area_A[:, None] + area_B[None, :] - shared_AB
+    return np.divide(shared_AB, union_AB, out=np.zeros_like(shared_AB), where=union_AB > 0)
+
+
+def overlap(boxes_N4: Floats) -> float:
+    """Mean IoU over the N(N-1)/2 pairs of boxes, in [0, 1]; 0 for N < 2."""
+    count = len(boxes_N4)
+    if count < 2:
+        return 0.0
+    return float(pairwise_iou(boxes_N4, boxes_N4)[np.triu_indices(count, k=1)].mean())
+
+
+def image_metrics(
+    boxes_N4: Floats, scores_N: Floats, posteriors_NK: Floats, *, confidence_mode: str, entropy_mode: str
+) -> ImageMetrics:
+    """The three raw metrics of one image."""
+    return ImageMetrics(confidence(scores_N, confidence_mode), entropy(posteriors_NK, entropy_mode), overlap(boxes_N4))
+
+
+def normalise(raw_P: Floats, mode: str) -> Floats:
+    """Put one metric on [0, 1] over the pool.
+
+    Args:
+        raw_P: (P,) raw values, finite.
+        mode: ``quantile``: mean rank (ties share it) minus the lowest, over P - 1; robust to outliers.
+            ``minmax``: (x - min) / (max - min). ``max``: x / max (ActiveTeacher). ``none``: unchanged.
+
+    Returns:
+        (P,). An all-equal metric gives 0 (but for ``none``), so that it takes no part in the score.
+    """
+    raw = raw_P.astype(np.float64)
+    if mode == "none" or len(raw) == 0:
+        return raw
+    low, high = float(raw.min()), float(raw.max())
+    if high == low:
+        return np.zeros_like(raw)
+    if mode == "quantile":
+        ranks = rankdata(raw, method="average") - 1
+        return np.asarray(ranks / (len(raw) - 1))
+    return (raw - low) / (high - low) if mode == "minmax" else raw / high
+
+
+def with_zero_detections(values_P: Floats, zero_P: NDArray[np.bool_], policy: str) -> Floats:
+    """Normalised metric with the images without detections set by policy.
+
+    Args:
+        values_P: (P,) normalised metric.
+        zero_P: (P,) true where the teacher found nothing.
+        policy: ``floor`` gives 0, ``median`` the median and ``top`` the maximum of the other images.
+    """
+    others = values_P[~zero_P]
+    level = 0.0
+    if policy != "floor" and len(others):
+        level = float(np.median(others) if policy == "median" else others.max())
+    return np.where(zero_P, level, values_P)
+
+
+def uncertainty(metrics_P3: Floats, weights_P3: Floats) -> Floats:
+    """``U = w_C C + w_E E + w_O O`` (Eq. 15), (P,); in [0, 1] when metrics are and weights sum to 1."""
+    return np.asarray((metrics_P3 * weights_P3).sum(axis=1))
+
+
+def spearman_within(groups: Sequence[tuple[Floats, Floats]]) -> float | None:
+    """Mean Spearman rank correlation over groups, weighted by size.
+
+    Groups are images of one teacher: the loss of an old teacher says nothing about that of a new one.
+
+    Args:
+        groups: pairs of equally long arrays; those with under 3 members or a constant side are left out.
+
+    Returns:
+        In [-1, 1], or None when no group counts.
+    """
+    total, weight = 0.0, 0
+    for first, second in groups:
+        if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+            continue
+        ranks = np.corrcoef(rankdata(first), rankdata(second))[0, 1]
+        total, weight = total + float(ranks) * len(first), weight + len(first)
+    return total / weight if weight else None

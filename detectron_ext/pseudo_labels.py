@@ -1,0 +1,61 @@
+"""The teacher's detections as training targets."""
+
+from typing import Any
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from detectron_ext.meta_arch import PerImageRCNN
+
+
+class ScoreThreshold:
+    """Score a box needs, per class (METHOD section 6).
+
+    ``fixed``: the same for all. ``adaptive``: scaled by the class's running mean teacher score over that of the
+    surest class, so that a class the teacher is less sure of still gets pseudo-labels.
+    """
+
+    def __init__(self, mode: str, threshold: float, num_classes: int, momentum: float = 0.99) -> None:
+        """``threshold`` in [0, 1]; ``momentum`` of the running mean per image batch."""
+        self._adaptive = mode == "adaptive"
+        self._threshold = threshold
+        self._momentum = momentum
+        self.mean_score_K = torch.ones(num_classes)
+
+    def of_classes(self) -> Tensor:
+        """(K,) threshold of every class."""
+        if not self._adaptive:
+            return torch.full_like(self.mean_score_K, self._threshold)
+        return self._threshold * self.mean_score_K / self.mean_score_K.max()
+
+    def observe(self, scores_R: Tensor, classes_R: Tensor) -> None:
+        """Update the running means with the teacher's detections above half the threshold."""
+        counted = scores_R > self._threshold / 2
+        for k in sorted(set(classes_R[counted].tolist())):
+            mean = scores_R[counted & (classes_R == k)].mean()
+            self.mean_score_K[k] = self._momentum * self.mean_score_K[k] + (1 - self._momentum) * mean
+
+
+@torch.no_grad()
+def pseudo_label(teacher: PerImageRCNN, weak: list[dict[str, Any]], threshold: ScoreThreshold) -> list[Instances]:
+    """Targets for the strong views of the same images; an image may get none, and never a made-up box.
+
+    Args:
+        teacher: in eval mode.
+        weak: Detectron2 inputs of the weak views.
+        threshold: updated by what the teacher sees.
+
+    Returns:
+        One ``Instances`` per image with ``gt_boxes`` and ``gt_classes``, in pixels of the view.
+    """
+    targets = []
+    for detections, _ in teacher(weak):
+        scores_R, classes_R = detections.scores.cpu(), detections.pred_classes.cpu()
+        threshold.observe(scores_R, classes_R)
+        kept = (scores_R >= threshold.of_classes()[classes_R]).nonzero().squeeze(1).to(detections.scores.device)
+        target = Instances(detections.image_size)
+        target.gt_boxes = Boxes(detections.pred_boxes.tensor[kept])
+        target.gt_classes = detections.pred_classes[kept]
+        targets.append(target)
+    return targets

@@ -1,0 +1,117 @@
+"""ROI heads that keep the whole class posterior through NMS and report losses per image.
+
+Shape shorthand: N images, R ROIs over the batch, K foreground classes; index K is background.
+"""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, batched_nms, cat
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
+from detectron2.structures import Boxes, Instances
+from fvcore.nn import smooth_l1_loss
+from torch import Tensor
+
+from detectron_ext.losses import focal_loss, per_image_mean
+
+
+class PosteriorBoxPredictor(FastRCNNOutputLayers):
+    """Box predictor with focal loss per image and one detection per ROI.
+
+    Stock Detectron2 turns one ROI into a detection for every class above the threshold and drops the
+    posterior. Here a ROI is one detection: its score is the largest foreground probability (METHOD section
+    1), so that confidence and entropy count every box once.
+    """
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, focal_gamma: float, **kwargs: Any) -> None:
+        """See ``FastRCNNOutputLayers``; ``focal_gamma`` >= 0 is gamma of Eq. 4."""
+        super().__init__(input_shape, **kwargs)
+        if self.box_reg_loss_type != "smooth_l1":
+            raise ValueError(f"BBOX_REG_LOSS_TYPE is {self.box_reg_loss_type!r}, expected 'smooth_l1'")
+        self.focal_gamma = focal_gamma
+        # Not persistent: class weights belong to a round, not to the model.
+        self.register_buffer("class_weight_K", torch.ones(self.num_classes + 1), persistent=False)
+        self.class_weight_K: Tensor
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Arguments of the constructor from a config."""
+        return {**super().from_config(cfg, input_shape), "focal_gamma": cfg.MODEL.ROI_HEADS.FOCAL_GAMMA}
+
+    def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
+        """(N,) classification and box loss of every image; 0 for an image without ROIs."""
+        logits_RK, deltas = predictions
+        num_images = len(proposals)
+        sizes_N = torch.tensor([len(image) for image in proposals], device=logits_RK.device)
+        image_index_R = torch.repeat_interleave(torch.arange(num_images, device=logits_RK.device), sizes_N)
+        classes_R = cat([image.gt_classes for image in proposals])
+        class_loss_R = focal_loss(logits_RK, classes_R, self.focal_gamma, self.class_weight_K)
+        losses = {
+            "loss_cls": per_image_mean(class_loss_R, image_index_R, num_images),
+            "loss_box_reg": per_image_mean(
+                self._box_loss(deltas.float(), classes_R, proposals), image_index_R, num_images
+            ),
+        }
+        return {name: self.loss_weight.get(name, 1.0) * loss_N for name, loss_N in losses.items()}
+
+    def _box_loss(self, deltas: Tensor, classes_R: Tensor, proposals: list[Instances]) -> Tensor:
+        """(R,) smooth L1 loss of the box deltas; 0 for background ROIs."""
+        proposal_boxes = cat([image.proposal_boxes.tensor for image in proposals])
+        # An image without ground truth carries no gt_boxes; its ROIs are background and never looked up.
+        gt_boxes = cat(
+            [(image.gt_boxes if image.has("gt_boxes") else image.proposal_boxes).tensor for image in proposals]
+        )
+        foreground_F = (classes_R < self.num_classes).nonzero().squeeze(1)
+        own_deltas_F4 = self._deltas_of_class(deltas[foreground_F], classes_R[foreground_F])
+        targets_F4 = self.box2box_transform.get_deltas(proposal_boxes[foreground_F], gt_boxes[foreground_F])
+        loss_F = smooth_l1_loss(own_deltas_F4, targets_F4, self.smooth_l1_beta, reduction="none").sum(dim=1)
+        return deltas.new_zeros(len(classes_R)).index_add(0, foreground_F, loss_F)
+
+    def _deltas_of_class(self, deltas: Tensor, classes: Tensor) -> Tensor:
+        """(R, 4) rows for the given classes, from (R, 4) class-agnostic or (R, K*4) class-specific values."""
+        if deltas.shape[1] == 4:
+            return deltas
+        return deltas.view(len(deltas), -1, 4)[torch.arange(len(deltas), device=deltas.device), classes]
+
+    def inference(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """Detections of every image with ``posteriors`` (R, K+1), and the ROIs they come from."""
+        logits_RK, deltas = predictions
+        predictions = (logits_RK.float(), deltas.float())
+        boxes = self.predict_boxes(predictions, proposals)
+        posteriors = self.predict_probs(predictions, proposals)
+        results = [
+            self._detect(boxes_i, posteriors_i, image.image_size)
+            for boxes_i, posteriors_i, image in zip(boxes, posteriors, proposals, strict=True)
+        ]
+        return [instances for instances, _ in results], [kept for _, kept in results]
+
+    def _detect(self, boxes: Tensor, posteriors_RK: Tensor, image_size: tuple[int, int]) -> tuple[Instances, Tensor]:
+        scores_R, classes_R = posteriors_RK[:, :-1].max(dim=1)
+        boxes_R4 = Boxes(self._deltas_of_class(boxes, classes_R))
+        boxes_R4.clip(image_size)
+        finite_R = torch.isfinite(boxes_R4.tensor).all(dim=1) & torch.isfinite(posteriors_RK).all(dim=1)
+        kept = (finite_R & (scores_R > self.test_score_thresh) & boxes_R4.nonempty()).nonzero().squeeze(1)
+        survivors = batched_nms(boxes_R4.tensor[kept], scores_R[kept], classes_R[kept], self.test_nms_thresh)
+        kept = kept[survivors[: self.test_topk_per_image]]
+        instances = Instances(image_size)
+        instances.pred_boxes = boxes_R4[kept]
+        instances.scores = scores_R[kept]
+        instances.pred_classes = classes_R[kept]
+        instances.posteriors = posteriors_RK[kept]
+        return instances, kept
+
+
+@ROI_HEADS_REGISTRY.register()
+class PosteriorROIHeads(StandardROIHeads):
+    """Detectron2's standard heads with the predictor above."""
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        parts = super()._init_box_head(cfg, input_shape)
+        parts["box_predictor"] = PosteriorBoxPredictor(cfg, parts["box_head"].output_shape)
+        return parts

@@ -1,0 +1,52 @@
+"""Region proposal network whose losses stay apart per image."""
+
+import torch
+from detectron2.layers import cat
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.structures import Boxes
+from fvcore.nn import smooth_l1_loss
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class PerImageRPN(RPN):
+    """Detectron2's RPN; ``losses`` returns (N,) vectors whose mean is the stock loss.
+
+    Shape shorthand: N images, A anchors of one image over all levels.
+    """
+
+    @torch.jit.unused
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Objectness and box loss of every image, divided by the anchors sampled per image.
+
+        Args and names as in ``RPN.losses``. Labels are 1 object, 0 background, -1 ignored; an image without
+        boxes has background anchors only.
+        """
+        labels_NA = torch.stack(gt_labels)
+        logits_NA = cat(pred_objectness_logits, dim=1).float()
+        objectness_NA = F.binary_cross_entropy_with_logits(logits_NA, labels_NA.clamp(min=0).float(), reduction="none")
+        objectness_N = (objectness_NA * (labels_NA >= 0)).sum(dim=1)
+
+        positive_NA = labels_NA == 1
+        anchor_A4 = Boxes.cat(anchors).tensor
+        image_index_P, anchor_index_P = positive_NA.nonzero(as_tuple=True)
+        targets_P4 = self.box2box_transform.get_deltas(
+            anchor_A4[anchor_index_P], torch.stack(gt_boxes)[image_index_P, anchor_index_P]
+        )
+        deltas_P4 = cat(pred_anchor_deltas, dim=1)[image_index_P, anchor_index_P].float()
+        boxes_P = smooth_l1_loss(deltas_P4, targets_P4, self.smooth_l1_beta, reduction="none").sum(dim=1)
+        boxes_N = objectness_N.new_zeros(len(gt_labels)).index_add(0, image_index_P, boxes_P)
+
+        losses = {"loss_rpn_cls": objectness_N, "loss_rpn_loc": boxes_N}
+        return {
+            name: self.loss_weight.get(name, 1.0) * loss_N / self.batch_size_per_image
+            for name, loss_N in losses.items()
+        }

@@ -1,0 +1,198 @@
+"""Teacher-student training (METHOD section 6): one step, and the state that survives a kill."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from detectron_ext.batches import StepBatch
+from detectron_ext.losses import image_weight
+from detectron_ext.meta_arch import PerImageRCNN, autocast
+from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
+
+_RATIO_MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Lengths in iterations; the rest as in ``tasks.params``."""
+
+    iterations: int
+    burn_in: int
+    warmup: int
+    ramp: int
+    learning_rate: float
+    final_learning_rate_frac: float
+    weight_decay: float
+    gradient_clip_norm: float
+    lambda_unsup: float
+    ema_decay: float
+    max_loss_ratio: float
+
+    def learning_rate_at(self, iteration: int) -> float:
+        """Linear warm-up, then half a cosine down to the final fraction."""
+        if iteration < self.warmup:
+            return self.learning_rate * (iteration + 1) / self.warmup
+        progress = (iteration - self.warmup) / max(self.iterations - self.warmup, 1)
+        low = self.final_learning_rate_frac
+        return self.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def lambda_at(self, iteration: int) -> float:
+        """Weight of the unsupervised loss: 0 in burn-in, then a linear ramp."""
+        since = iteration - self.burn_in
+        if since < 0:
+            return 0.0
+        return self.lambda_unsup * min((since + 1) / max(self.ramp, 1), 1.0)
+
+
+@dataclass(frozen=True)
+class ImageWeighting:
+    """z_j of every unlabeled image and how W_j follows from it; unknown images get z = 0."""
+
+    z: dict[str, float]
+    direction: str
+
+    def of(self, image_ids: list[str], device: torch.device) -> Tensor:
+        """(N,) W_j."""
+        z_N = torch.tensor([self.z.get(image_id, 0.0) for image_id in image_ids], device=device)
+        return image_weight(z_N, self.direction)
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss left its bounds; the message names which and where."""
+
+
+@dataclass
+class StepLog:
+    """What one step saw."""
+
+    iteration: int
+    learning_rate: float
+    loss_sup: float
+    loss_unsup: float
+    lambda_unsup: float
+    pseudo_boxes_per_image: float
+    mean_image_weight: float
+
+
+@dataclass
+class TeacherStudent:
+    """Student, its moving average, and everything that changes while they train."""
+
+    student: PerImageRCNN
+    teacher: PerImageRCNN
+    schedule: Schedule
+    weighting: ImageWeighting
+    threshold: ScoreThreshold
+    pseudo_box_regression: bool
+    mixed_precision: bool
+    seed: int
+    iteration: int = 0
+    loss_ratio: float = 0.0
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.student, self.schedule.weight_decay), foreach=True)
+        self.student.train()
+        self.teacher.eval().requires_grad_(False)
+
+    def step(self, batch: StepBatch) -> StepLog:
+        """One iteration: labels, pseudo-labels, update, moving average.
+
+        Raises:
+            TrainingDiverged: a loss is not finite, or the unsupervised loss outgrew the supervised one.
+        """
+        # All randomness of an iteration follows from its number: a resumed run repeats it exactly.
+        torch.manual_seed(self.seed * 1_000_003 + self.iteration)
+        learning_rate = self.schedule.learning_rate_at(self.iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        with EventStorage(self.iteration):
+            loss_sup = self._supervised(batch)
+            loss_unsup, boxes_per_image, mean_weight = self._unsupervised(batch)
+        self._guard(loss_sup, loss_unsup)
+        nn.utils.clip_grad_norm_(self.student.parameters(), self.schedule.gradient_clip_norm)
+        self.optimizer.step()
+        self._update_teacher()
+        lambda_unsup = self.schedule.lambda_at(self.iteration)
+        self.iteration += 1
+        return StepLog(self.iteration, learning_rate, loss_sup, loss_unsup, lambda_unsup, boxes_per_image, mean_weight)
+
+    def _supervised(self, batch: StepBatch) -> float:
+        with self._autocast():
+            loss = self.student(batch.labeled).total().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    def _unsupervised(self, batch: StepBatch) -> tuple[float, float, float]:
+        """Loss before lambda, pseudo-boxes per image, mean W_j; zeros without unlabeled images."""
+        if not batch.unlabeled_ids:
+            return 0.0, 0.0, 0.0
+        with self._autocast():
+            targets = pseudo_label(self.teacher, batch.unlabeled_weak, self.threshold)
+            inputs = [{**strong, "instances": own} for strong, own in zip(batch.unlabeled_strong, targets, strict=True)]
+            losses = self.student(inputs)
+        loss_N = losses.total() if self.pseudo_box_regression else losses.classification()
+        weight_N = self.weighting.of(batch.unlabeled_ids, loss_N.device)
+        weighted = (weight_N * loss_N).mean()
+        (self.schedule.lambda_at(self.iteration) * weighted).backward()
+        boxes_per_image = sum(len(target) for target in targets) / len(targets)
+        return float(weighted.detach()), boxes_per_image, float(weight_N.mean())
+
+    def _guard(self, loss_sup: float, loss_unsup: float) -> None:
+        for name, loss in (("supervised", loss_sup), ("unsupervised", loss_unsup)):
+            if not math.isfinite(loss):
+                raise TrainingDiverged(f"{name} loss is {loss} at iteration {self.iteration}, expected a finite number")
+        if loss_unsup > 0:
+            ratio = loss_unsup / max(loss_sup, 1e-6)
+            self.loss_ratio = _RATIO_MOMENTUM * self.loss_ratio + (1 - _RATIO_MOMENTUM) * ratio
+        if self.loss_ratio > self.schedule.max_loss_ratio:
+            raise TrainingDiverged(
+                f"unsupervised over supervised loss is {self.loss_ratio:.3g} at iteration {self.iteration},"
+                f" expected at most {self.schedule.max_loss_ratio:g}"
+            )
+
+    @torch.no_grad()
+    def _update_teacher(self) -> None:
+        """Copy at the end of burn-in, exponential moving average after it."""
+        decay = self.schedule.ema_decay if self.iteration >= self.schedule.burn_in else 0.0
+        own = list(self.teacher.state_dict().values())
+        new = list(self.student.state_dict().values())
+        floating = [index for index, tensor in enumerate(own) if tensor.is_floating_point()]
+        torch._foreach_lerp_([own[i] for i in floating], [new[i] for i in floating], 1 - decay)
+
+    def _autocast(self) -> torch.autocast:
+        return autocast(str(self.student.device), self.mixed_precision)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on exactly here; tensors and plain numbers only."""
+        return {
+            "iteration": self.iteration,
+            "loss_ratio": self.loss_ratio,
+            "mean_score_K": self.threshold.mean_score_K,
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.iteration = state["iteration"]
+        self.loss_ratio = state["loss_ratio"]
+        self.threshold.mean_score_K = state["mean_score_K"]
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters; biases and norms without weight decay."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]

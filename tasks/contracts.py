@@ -1,0 +1,174 @@
+"""Columns of every table and fields of every document that stages hand to each other.
+
+Shape letters: N boxes of one image, K foreground classes. Lists of N*4 or N*(K+1) numbers are row-major.
+Boxes are XYXY in pixels of the original image. Class indices are 0..K-1 in the order of ``classes`` in
+params.yaml; index K is background.
+"""
+
+from typing import Annotated, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+_FLOATS = pa.list_(pa.float32())
+_HALVES = pa.list_(pa.float16())
+
+INDEX = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),  # relative to the workspace, or s3://
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("source", pa.string()),  # the user's own name of the image
+    ]
+)
+POOL = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+ANNOTATED = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("width_px", pa.int32()),
+        ("height_px", pa.int32()),
+        ("boxes_xyxy", _FLOATS),  # N*4
+        ("classes", pa.list_(pa.int32())),  # N
+        ("batch", pa.int32()),  # label batch it came in; -1 for validation and calibration
+    ]
+)
+UNLABELED = pa.schema(
+    [("image_id", pa.string()), ("uri", pa.string()), ("width_px", pa.int32()), ("height_px", pa.int32())]
+)
+DETECTIONS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("boxes_xyxy", _FLOATS),  # N*4
+        ("scores", _FLOATS),  # N, the largest foreground posterior
+        ("labels", pa.list_(pa.int16())),  # N, its class
+        ("posteriors", _HALVES),  # N*(K+1), softmax, background last
+        ("embedding", _HALVES),  # one pooled feature vector per image
+        ("model_digest", pa.string()),  # SHA-256 of the teacher file
+    ]
+)
+# Detections frozen at handoff, with the image's normalised metrics of that day: what DWA learns from.
+FROZEN = pa.schema([*DETECTIONS, ("confidence", pa.float64()), ("entropy", pa.float64()), ("overlap", pa.float64())])
+SCORES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("num_boxes", pa.int32()),
+        ("confidence_raw", pa.float64()),
+        ("entropy_raw", pa.float64()),
+        ("overlap_raw", pa.float64()),
+        ("confidence", pa.float64()),  # normalised over the pool, [0, 1]
+        ("entropy", pa.float64()),
+        ("overlap", pa.float64()),
+        ("zero_detections", pa.bool_()),
+    ]
+)
+WEIGHTS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("w_confidence", pa.float64()),
+        ("w_entropy", pa.float64()),
+        ("w_overlap", pa.float64()),
+        ("uncertainty", pa.float64()),  # Eq. 15, [0, 1]
+    ]
+)
+UNCERTAINTY = pa.schema([("image_id", pa.string()), ("uncertainty", pa.float64())])
+SELECTION = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("rank", pa.int32()),  # 1 is picked first
+        ("uncertainty", pa.float64()),
+        ("expected_boxes", pa.float64()),
+        ("expected_minutes", pa.float64()),
+        ("reason", pa.string()),
+    ]
+)
+PREDICTIONS = pa.schema(
+    [
+        ("model", pa.string()),  # teacher | student
+        ("image_id", pa.string()),
+        ("boxes_xyxy", _FLOATS),
+        ("scores", _FLOATS),
+        ("labels", pa.list_(pa.int16())),
+    ]
+)
+
+Status = Literal["labeled", "empty", "skipped"]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Box(_Document):
+    """One box a person drew, or confirmed."""
+
+    category: str
+    """Class name, as in ``classes``."""
+    xyxy_px: tuple[float, float, float, float]
+    """Corners x1, y1, x2, y2 in pixels of the original image."""
+
+
+class LabeledImage(_Document):
+    """What a person said about one image. ``empty`` means reviewed, and nothing there."""
+
+    image_id: str
+    status: Status
+    boxes: tuple[Box, ...]
+    annotator: str
+    finished_at: str
+    """ISO 8601 with time zone."""
+    seconds_spent: float | None
+    """Working time the label tool measured; None where it measures none."""
+    offered_in: int
+    """Batch in which the image was offered; 0 for the seed set."""
+
+
+class LabelBatch(_Document):
+    """``data/labels/batch-0001.json``: append-only source data."""
+
+    batch: int
+    provider: str
+    collected_at: str
+    images: tuple[LabeledImage, ...]
+
+
+class Prediction(_Document):
+    """A pre-drawn box for the annotator to correct."""
+
+    category: str
+    xyxy_px: tuple[float, float, float, float]
+    score: UnitInterval
+
+
+class HandoffTask(_Document):
+    """One line of ``derived/handoff/manifest.jsonl``."""
+
+    image_id: str
+    uri: str
+    width_px: int
+    height_px: int
+    rank: int
+    reason: str
+    uncertainty: UnitInterval
+    predictions: tuple[Prediction, ...]
+    model_digest: str
+
+
+class Quarantined(_Document):
+    """Something that was set aside, and why; never dropped in silence."""
+
+    where: str
+    """File, image or task."""
+    reason: str

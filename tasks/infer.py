@@ -1,0 +1,139 @@
+"""Run the teacher over the unlabeled pool and the calibration images; keep the full posteriors.
+
+Reads  data/images, derived/assemble/unlabeled.parquet, derived/assemble/calibration.parquet, derived/train/teacher.pth
+Writes derived/infer
+Params classes, model, infer
+"""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from detectron_ext.inference import Detections
+from tasks import contracts, files
+from tasks.detector import detect, image_reader, load_detector, read_ahead
+from tasks.entry import run_stage
+from tasks.errors import UserError
+from tasks.params import Sections, load
+from tasks.paths import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def infer(
+    params: Sections,
+    *,
+    root: Path,
+    unlabeled: Path,
+    calibration: Path,
+    teacher: Path,
+    scratch: Path,
+    out: Path,
+) -> None:
+    """Write detections in shards, sorted by image id; a killed run repeats at most one shard.
+
+    Args:
+        params: sections classes, model, infer.
+        root: folder that image uris are relative to.
+        unlabeled: contracts.UNLABELED.
+        calibration: contracts.ANNOTATED.
+        teacher: state file.
+        scratch: finished shards of an unfinished run.
+        out: output folder.
+    """
+    digest = files.sha256_file(teacher)
+    shards = _shards(unlabeled, calibration, params.infer.images_per_shard)
+    key = files.sha256_json([digest, params.classes, params.model.model_dump(), params.infer.model_dump()])[:16]
+    finished = scratch / key
+    detector = None
+    for number, images in enumerate(shards):
+        path = finished / f"shard-{number:04d}-{_ids_digest(images)}.parquet"
+        if not path.is_file():
+            detector = detector or load_detector(params.model, len(params.classes), teacher)
+            files.write_table(path, _detect_shard(params, detector, images, root, digest))
+            log.info("infer shard %d/%d: %d images", number + 1, len(shards), len(images))
+    out.mkdir(parents=True, exist_ok=True)
+    for number, images in enumerate(shards):
+        # Copied, not moved: DVC empties the output folder when a run killed right here is repeated.
+        shutil.copyfile(
+            finished / f"shard-{number:04d}-{_ids_digest(images)}.parquet",
+            out / f"shard-{number:04d}.parquet",
+        )
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _shards(unlabeled: Path, calibration: Path, images_per_shard: int) -> list[list[dict[str, str]]]:
+    tables = (
+        files.read_table(unlabeled, contracts.UNLABELED),
+        files.read_table(calibration, contracts.ANNOTATED),
+    )
+    rows = [row for table in tables for row in table.select(["image_id", "uri"]).to_pylist()]
+    rows.sort(key=lambda row: row["image_id"])
+    return [rows[first : first + images_per_shard] for first in range(0, len(rows), images_per_shard)]
+
+
+def _ids_digest(images: Sequence[dict[str, str]]) -> str:
+    return files.sha256_json([image["image_id"] for image in images])[:16]
+
+
+def _detect_shard(
+    params: Sections, detector: Any, images: Sequence[dict[str, str]], root: Path, digest: str
+) -> pa.Table:
+    size = params.infer.images_per_batch
+    batches = [images[first : first + size] for first in range(0, len(images), size)]
+    read = image_reader(root)
+
+    def read_pool_image(image: dict[str, str]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        try:
+            return read(image["uri"])
+        except (OSError, ValueError) as error:
+            raise UserError(
+                image["uri"],
+                f"the image is unreadable ({error}), expected what prepare saw",
+                "Restore it (dvc checkout), or run: dvc repro prepare",
+            ) from None
+
+    rows = []
+    for batch, pixels in read_ahead(batches, read_pool_image):
+        for image, found in zip(batch, detect(detector, pixels, params.model), strict=True):
+            rows.append(_row(image["image_id"], found.above(params.infer.score_threshold), digest))
+    return pa.Table.from_pylist(rows, contracts.DETECTIONS)
+
+
+def _row(image_id: str, found: Detections, digest: str) -> dict[str, Any]:
+    return {
+        "image_id": image_id,
+        "boxes_xyxy": found.boxes_xyxy.ravel(),
+        "scores": found.scores,
+        "labels": found.labels,
+        "posteriors": found.posteriors.astype(np.float16).ravel(),
+        "embedding": found.embedding.astype(np.float16),
+        "model_digest": digest,
+    }
+
+
+def _body(workspace: Workspace) -> None:
+    assembled = workspace.derived("assemble")
+    infer(
+        load(workspace.params, "classes", "model", "infer"),
+        root=workspace.root,
+        unlabeled=assembled / "unlabeled.parquet",
+        calibration=assembled / "calibration.parquet",
+        teacher=workspace.derived("train") / "teacher.pth",
+        scratch=workspace.scratch("infer"),
+        out=workspace.derived("infer"),
+    )
+
+
+def main() -> None:
+    """``python -m tasks.infer``."""
+    run_stage("infer", _body)
+
+
+if __name__ == "__main__":
+    main()

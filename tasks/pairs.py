@@ -1,0 +1,121 @@
+"""Pairs of what a teacher said about an image it had not been trained on, and what people then found there."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from detectron_ext.dwa import image_features
+from detectron_ext.metrics import Floats
+from detectron_ext.realised_loss import RealisedLoss, realised_loss
+from tasks import contracts, files
+from tasks.detections import StoredDetections, detections_in, detections_of
+from tasks.errors import UserError
+from tasks.paths import Workspace
+
+# Group of the calibration images, whose detections are renewed with every teacher.
+CALIBRATION_GROUP = -1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image seen by one teacher and labeled by people."""
+
+    image_id: str
+    group: int
+    """Batch it was offered in: its teacher is that of the round before. -1 for calibration images."""
+    features: Floats
+    metrics: Floats
+    losses: RealisedLoss
+
+
+def batch_pairs(labels: Path, frozen: Path, classes: Sequence[str], window_batches: int, gamma: float) -> list[Pair]:
+    """Pairs of the newest label batches, from the detections frozen when each was offered.
+
+    Raises:
+        UserError: a label batch or its frozen detections are unreadable.
+    """
+    pairs: list[Pair] = []
+    for path in sorted(labels.glob("batch-*.json"))[-window_batches:]:
+        batch = read_batch(path)
+        frozen_path = frozen / f"{path.stem}.parquet"
+        table = files.read_table(frozen_path, contracts.FROZEN)
+        labeled = {image.image_id: image for image in batch.images if image.status != "skipped"}
+        for found, metrics, offered_in in _frozen_rows(table, batch.batch):
+            image = labeled.get(found.image_id)
+            if image is None:
+                continue
+            truth = [(box.xyxy_px, classes.index(box.category)) for box in image.boxes]
+            pairs.append(_pair(found, metrics, truth, classes, offered_in, gamma))
+    return pairs
+
+
+def calibration_pairs(
+    calibration: Path, detections: Path, scores: Path, classes: Sequence[str], gamma: float
+) -> list[Pair]:
+    """Pairs of the calibration images with the current teacher."""
+    truth = {row["image_id"]: row for row in files.read_table(calibration, contracts.ANNOTATED).to_pylist()}
+    metrics = {row["image_id"]: metrics_of(row) for row in files.read_table(scores, contracts.SCORES).to_pylist()}
+    pairs = []
+    for found in detections_in(detections):
+        if found.image_id not in truth:
+            continue
+        row = truth[found.image_id]
+        boxes = np.array(row["boxes_xyxy"], dtype=np.float64).reshape(-1, 4)
+        labeled = [(tuple(box), label) for box, label in zip(boxes.tolist(), row["classes"], strict=True)]
+        pairs.append(_pair(found, metrics[found.image_id], labeled, classes, CALIBRATION_GROUP, gamma))
+    return pairs
+
+
+def read_batch(path: Path) -> contracts.LabelBatch:
+    """One label batch.
+
+    Raises:
+        UserError: missing, or not of the contract's form.
+    """
+    content = files.read_json(path)
+    try:
+        return contracts.LabelBatch.model_validate(content)
+    except ValueError as error:
+        raise UserError(path, f"the content is not a label batch ({error})") from None
+
+
+def metrics_of(row: dict[str, Any]) -> Floats:
+    """The three normalised metrics of a row, (3,): confidence, entropy, overlap."""
+    return np.array([row["confidence"], row["entropy"], row["overlap"]], dtype=np.float64)
+
+
+def _frozen_rows(table: pa.Table, batch: int) -> Iterator[tuple[StoredDetections, Floats, int]]:
+    metrics = table.select(["confidence", "entropy", "overlap"]).to_pylist()
+    for found, row in zip(detections_of(table), metrics, strict=True):
+        yield found, metrics_of(row), batch
+
+
+def _pair(
+    found: StoredDetections,
+    metrics: Floats,
+    truth: Sequence[tuple[Sequence[float], int]],
+    classes: Sequence[str],
+    group: int,
+    gamma: float,
+) -> Pair:
+    posteriors = found.posteriors.reshape(len(found.scores), len(classes) + 1)
+    boxes = np.array([box for box, _ in truth], dtype=np.float64).reshape(-1, 4)
+    labels = np.array([label for _, label in truth], dtype=np.int64)
+    losses = realised_loss(found.boxes_xyxy, found.scores, posteriors, boxes, labels, gamma)
+    features = image_features(found.boxes_xyxy, found.scores, posteriors, metrics, len(classes))
+    return Pair(found.image_id, group, features, metrics, losses)
+
+
+def all_pairs(workspace: Workspace, classes: Sequence[str], window_batches: int, gamma: float) -> list[Pair]:
+    """Pairs of the window's batches and of the calibration set."""
+    return batch_pairs(workspace.labels, workspace.frozen, classes, window_batches, gamma) + calibration_pairs(
+        workspace.derived("assemble") / "calibration.parquet",
+        workspace.derived("infer"),
+        workspace.derived("score") / "calibration.parquet",
+        classes,
+        gamma,
+    )

@@ -1,0 +1,138 @@
+"""Every path of a campaign workspace, once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+STAGES = (
+    "prepare",
+    "assemble",
+    "train",
+    "evaluate",
+    "infer",
+    "score",
+    "weigh",
+    "select",
+    "handoff",
+    "report",
+)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths below one campaign's root folder.
+
+    ``data/`` is source: append-only, never written by a stage. ``derived/<stage>/`` is what the stage of
+    that name writes and can always be computed again. ``.gleaner/`` is scratch that only speeds things up.
+    """
+
+    root: Path
+
+    def derived(self, stage: str) -> Path:
+        """Output folder of one stage."""
+        return self.root / "derived" / stage
+
+    def scratch(self, stage: str) -> Path:
+        """Resumable work in progress of one stage: outside DVC, safe to delete."""
+        return self.root / ".gleaner" / stage
+
+    def timing(self, stage: str) -> Path:
+        """Seconds the stage's last run took; kept outside its outputs so that those stay reproducible."""
+        return self.root / ".gleaner" / "timings" / f"{stage}.json"
+
+    def label_batch(self, batch: int) -> Path:
+        """Labels of one batch, as a person gave them; batch 0 is the seed set."""
+        return self.labels / f"batch-{batch:04d}.json"
+
+    def frozen_batch(self, batch: int) -> Path:
+        """The teacher's detections on the images of a batch, frozen when the batch was offered."""
+        return self.frozen / f"batch-{batch:04d}.parquet"
+
+    def delivery(self, batch: int) -> Path:
+        """What was offered to the annotators as one batch, and everything to carry over when it returns."""
+        return self.root / "deliveries" / f"batch-{batch:04d}"
+
+    def ledger(self, round_number: int) -> Path:
+        """The record of one finished round."""
+        return self.root / "rounds" / f"round-{round_number:04d}.json"
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def dvc_yaml(self) -> Path:
+        return self.root / "dvc.yaml"
+
+    @property
+    def code_digests(self) -> Path:
+        """Digest of the installed source of each stage, so that DVC sees an upgrade of Gleaner."""
+        return self.root / "code.json"
+
+    @property
+    def images(self) -> Path:
+        """Local pool and validation images, named ``<image_id>.<extension>``."""
+        return self.root / "data" / "images"
+
+    @property
+    def index(self) -> Path:
+        """The pool as it was handed in: contracts.INDEX."""
+        return self.root / "data" / "index.parquet"
+
+    @property
+    def val(self) -> Path:
+        """The fixed validation set: contracts.ANNOTATED."""
+        return self.root / "data" / "val.parquet"
+
+    @property
+    def calibration(self) -> Path:
+        """Labeled images that are never trained on, for the DWA network: contracts.ANNOTATED."""
+        return self.root / "data" / "calibration.parquet"
+
+    @property
+    def labels(self) -> Path:
+        return self.root / "data" / "labels"
+
+    @property
+    def frozen(self) -> Path:
+        return self.root / "data" / "frozen"
+
+    @property
+    def previous(self) -> Path:
+        """What the round before hands to this one: history.json, uncertainty.parquet, class_weights.json, teacher.pth."""
+        return self.root / "data" / "previous"
+
+    @property
+    def import_report(self) -> Path:
+        """What ``gleaner init`` took in and what it set aside."""
+        return self.root / "data" / "import.json"
+
+    @property
+    def quarantine(self) -> Path:
+        """Returned labels that were refused at the door, one JSON file per refusal."""
+        return self.root / "quarantine"
+
+    @property
+    def oracle(self) -> Path:
+        """Annotations only the simulated annotator may read: contracts.ANNOTATED."""
+        return self.root / "oracle" / "annotations.parquet"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".gleaner" / "lock"
+
+
+def image_id_of(sha256: str) -> str:
+    """Identity of an image: the first 16 hex digits of the SHA-256 of its bytes."""
+    return sha256[:16]
+
+
+def resolve_uri(root: Path, uri: str) -> Path:
+    """Local path of a relative image uri; refuses one that leaves the workspace.
+
+    Raises:
+        ValueError: the uri is absolute or climbs out of ``root``.
+    """
+    path = (root / uri).resolve()
+    if Path(uri).is_absolute() or not path.is_relative_to(root.resolve()):
+        raise ValueError(f"image uri is {uri!r}, expected a path inside the workspace")
+    return path

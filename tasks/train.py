@@ -1,0 +1,225 @@
+"""Train teacher and student on the labels, with every unlabeled image taking part by its own weight.
+
+Reads  data/images, data/previous, derived/assemble
+Writes derived/train
+Params seed, classes, model, train, views, ssl
+"""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from detectron_ext.batches import TrainingBatches
+from detectron_ext.meta_arch import weights_of
+from detectron_ext.pseudo_labels import ScoreThreshold
+from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudent, TrainingDiverged
+from detectron_ext.views import ViewSpec
+from tasks import contracts, files
+from tasks.checkpoint import Checkpoint
+from tasks.detector import default_device, examples_of, image_reader, load_weights_file, new_detector
+from tasks.entry import run_stage
+from tasks.errors import GuardRailError, UserError
+from tasks.params import Sections, SslParams, TrainParams, load
+from tasks.paths import Workspace
+
+log = logging.getLogger(__name__)
+_PROGRESS_LINES = 12
+
+
+def train(params: Sections, *, root: Path, assembled: Path, previous: Path, scratch: Path, out: Path) -> None:
+    """Train one round's networks and write teacher.pth, student.pth, curves.parquet and summary.json.
+
+    Args:
+        params: sections seed, classes, model, train, views, ssl.
+        root: folder that image uris are relative to.
+        assembled: output of assemble.
+        previous: what the round before handed over.
+        scratch: checkpoints; a run with the same inputs goes on from the newest.
+        out: output folder.
+
+    Raises:
+        UserError: no labels, or parameters that name no usable model.
+        GuardRailError: training left its bounds; nothing is written.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    labeled = examples_of(files.read_table(assembled / "labeled.parquet", contracts.ANNOTATED))
+    unlabeled = examples_of(files.read_table(assembled / "unlabeled.parquet", contracts.UNLABELED))
+    if not labeled:
+        raise UserError(assembled / "labeled.parquet", "labeled images are 0, expected at least 1")
+    run = _networks(params, root, previous)
+    batches = TrainingBatches(
+        labeled,
+        unlabeled if params.ssl.enabled else [],
+        image_reader(root),
+        ViewSpec(params.model.short_side_px, params.model.long_side_px, **params.views.model_dump()),
+        batch_sizes=(params.train.labeled_images_per_step, params.train.unlabeled_images_per_step),
+        burn_in_iterations=params.train.burn_in_iterations,
+        seed=params.seed,
+    )
+    checkpoint = Checkpoint(scratch, key=_input_key(params, assembled, previous))
+    logs = checkpoint.load(run)
+    logs += _iterate(run, batches, params.train, checkpoint, logs)
+    _write(run, logs, params, len(labeled), len(unlabeled), out)
+    checkpoint.forget()
+
+
+def _networks(params: Sections, root: Path, previous: Path) -> TeacherStudent:
+    device, ssl = default_device(), params.ssl
+    torch.manual_seed(params.seed)
+    student, teacher = (
+        new_detector(params.model, len(params.classes), ssl.focal_gamma, root, device) for _ in range(2)
+    )
+    if params.train.initialisation == "previous" and (previous / "teacher.pth").is_file():
+        load_weights_file(student, previous / "teacher.pth")
+    teacher.load_state_dict(student.state_dict())
+    class_weights = files.read_json(previous / "class_weights.json")
+    student.set_class_weights(torch.tensor([class_weights.get(name, 1.0) for name in params.classes]))
+    if params.train.channels_last:
+        student.to(memory_format=torch.channels_last)
+        teacher.to(memory_format=torch.channels_last)
+    return TeacherStudent(
+        student,
+        teacher,
+        _schedule(params.train, ssl),
+        _image_weighting(previous / "uncertainty.parquet", ssl),
+        ScoreThreshold(ssl.pseudo_threshold_mode, ssl.pseudo_threshold, len(params.classes)),
+        ssl.pseudo_box_regression,
+        params.train.mixed_precision,
+        params.seed,
+    )
+
+
+def _schedule(train_params: TrainParams, ssl: SslParams) -> Schedule:
+    return Schedule(
+        iterations=train_params.iterations,
+        burn_in=train_params.burn_in_iterations,
+        warmup=train_params.warmup_iterations,
+        ramp=ssl.ramp_iterations,
+        learning_rate=train_params.learning_rate,
+        final_learning_rate_frac=train_params.final_learning_rate_frac,
+        weight_decay=train_params.weight_decay,
+        gradient_clip_norm=train_params.gradient_clip_norm,
+        lambda_unsup=ssl.lambda_unsup,
+        ema_decay=ssl.ema_decay,
+        max_loss_ratio=ssl.max_loss_ratio,
+    )
+
+
+def _image_weighting(uncertainty: Path, ssl: SslParams) -> ImageWeighting:
+    """z_j from the round before; the first round has none, so every image weighs sigmoid(0) = 0.5."""
+    table = files.read_table(uncertainty, contracts.UNCERTAINTY)
+    z = table["uncertainty"].to_numpy().astype(np.float64)
+    if ssl.weight_standardise and len(z):
+        z = (z - z.mean()) / max(float(z.std()), 1e-6)
+    return ImageWeighting(dict(zip(table["image_id"].to_pylist(), z.tolist(), strict=True)), ssl.weight_direction)
+
+
+def _iterate(
+    run: TeacherStudent,
+    batches: TrainingBatches,
+    params: TrainParams,
+    checkpoint: Checkpoint,
+    before: list[StepLog],
+) -> list[StepLog]:
+    logs: list[StepLog] = []
+    checkpoint.leave_on_signal()
+    every = max(params.iterations // _PROGRESS_LINES, 1)
+    for batch in batches.iterate(run.iteration, params.iterations, params.loader_workers):
+        try:
+            entry = run.step(batch)
+        except TrainingDiverged as error:
+            raise GuardRailError("train", str(error), "Lower ssl.lambda_unsup or train.learning_rate.") from None
+        logs.append(entry)
+        if entry.iteration % every == 0:
+            log.info(
+                "train %d/%d  supervised %.3f  unsupervised %.3f  pseudo-boxes %.1f an image",
+                entry.iteration,
+                params.iterations,
+                entry.loss_sup,
+                entry.loss_unsup,
+                entry.pseudo_boxes_per_image,
+            )
+        if checkpoint.leave_requested or entry.iteration % params.checkpoint_every_iterations == 0:
+            checkpoint.save(run, before + logs)
+        if checkpoint.leave_requested:
+            checkpoint.leave(entry.iteration)
+    return logs
+
+
+def _write(
+    run: TeacherStudent,
+    logs: list[StepLog],
+    params: Sections,
+    num_labeled: int,
+    num_unlabeled: int,
+    out: Path,
+) -> None:
+    digests = {}
+    for name, network in (("teacher", run.teacher), ("student", run.student)):
+        with files.replacing(out / f"{name}.pth") as temporary:
+            torch.save(weights_of(network), temporary)
+        digests[f"{name}_sha256"] = files.sha256_file(out / f"{name}.pth")
+    files.write_table(out / "curves.parquet", pa.Table.from_pylist([asdict(entry) for entry in logs]))
+    tail = logs[-max(len(logs) // 5, 1) :]
+    with_pseudo = [entry for entry in tail if entry.lambda_unsup > 0]
+
+    def mean(name: str, entries: list[StepLog]) -> float:
+        return round(float(np.mean([getattr(entry, name) for entry in entries])), 6) if entries else 0.0
+
+    summary: dict[str, Any] = {
+        "iterations": run.iteration,
+        "initialisation": params.train.initialisation,
+        "labeled_images": num_labeled,
+        "unlabeled_images": num_unlabeled,
+        "loss_sup": mean("loss_sup", tail),
+        "loss_unsup": mean("loss_unsup", with_pseudo),
+        "pseudo_boxes_per_image": mean("pseudo_boxes_per_image", with_pseudo),
+        "mean_image_weight": mean("mean_image_weight", with_pseudo),
+        "loss_ratio": round(run.loss_ratio, 6),
+        **digests,
+    }
+    files.write_json(out / "summary.json", summary)
+
+
+def _input_key(params: Sections, assembled: Path, previous: Path) -> str:
+    """Digest of everything that decides the result, so that a checkpoint of other inputs is never used."""
+    import detectron_ext
+
+    sections = {name: getattr(params, name).model_dump() for name in ("model", "train", "views", "ssl")} | {
+        "seed": params.seed,
+        "classes": params.classes,
+    }
+    return files.sha256_json(
+        [
+            sections,
+            files.sha256_tree(assembled),
+            files.sha256_tree(previous),
+            files.sha256_tree(Path(detectron_ext.__file__).parent, keep=lambda path: path.suffix == ".py"),
+            torch.__version__,
+        ]
+    )
+
+
+def _body(workspace: Workspace) -> None:
+    train(
+        load(workspace.params, "seed", "classes", "model", "train", "views", "ssl"),
+        root=workspace.root,
+        assembled=workspace.derived("assemble"),
+        previous=workspace.previous,
+        scratch=workspace.scratch("train"),
+        out=workspace.derived("train"),
+    )
+
+
+def main() -> None:
+    """``python -m tasks.train``."""
+    run_stage("train", _body)
+
+
+if __name__ == "__main__":
+    main()

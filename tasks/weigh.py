@@ -1,0 +1,243 @@
+"""Train the DWA network on what people found, and give every unlabeled image its uncertainty.
+
+Reads  data/labels, data/frozen, derived/assemble/calibration.parquet, derived/infer, derived/score
+Writes derived/weigh
+Params seed, classes, scoring, dwa
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from detectron_ext.dwa import DwaFit, DwaSpec, Pairs, fit_dwa, image_features, rank_correlation
+from detectron_ext.metrics import Floats, uncertainty
+from detectron_ext.realised_loss import class_difficulty
+from tasks import contracts, files
+from tasks.detections import detections_in
+from tasks.entry import run_stage
+from tasks.pairs import Pair, all_pairs, metrics_of
+from tasks.params import DwaParams, Sections, load
+from tasks.paths import Workspace
+
+log = logging.getLogger(__name__)
+METRICS = ("confidence", "entropy", "overlap")
+EQUAL = (1 / 3, 1 / 3, 1 / 3)
+# Modes that give every image the same metric weights.
+FIXED_WEIGHTS = {"equal": EQUAL, "entropy": (0.0, 1.0, 0.0)}
+
+
+@dataclass(frozen=True)
+class PoolFeatures:
+    """What the network reads about the unlabeled pool, P images."""
+
+    image_ids: list[str]
+    features: Floats  # (P, F)
+    metrics: Floats  # (P, 3) normalised
+    active_teacher: Floats  # (P, 3) raw confidence, raw entropy, distinct classes
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Weights of the pool's images, and why they are what they are."""
+
+    used: str
+    why: str
+    weights: Floats  # (P, 3)
+    uncertainty: Floats  # (P,)
+    fit: DwaFit | None
+
+
+def weigh(params: Sections, *, pairs: list[Pair], detections: Path, scores: Path, out: Path) -> None:
+    """Write weights.parquet, class_weights.json, pairs.parquet and dwa.json.
+
+    Args:
+        params: sections seed, classes, scoring, dwa.
+        pairs: images a teacher had not been trained on, with what people found there.
+        detections: output of infer.
+        scores: scores.parquet of the pool.
+        out: output folder.
+    """
+    classes: list[str] = params.classes
+    pool = _pool_features(detections, scores, len(classes))
+    difficulty_K = class_difficulty([pair.losses for pair in pairs]) if pairs else np.full(len(classes), np.nan)
+    share_K = class_share(difficulty_K, params.dwa.class_weight_max)
+    class_weights = len(classes) * share_K
+    table = Pairs(
+        [pair.image_id for pair in pairs],
+        np.array([pair.group for pair in pairs], dtype=np.int64),
+        np.array([pair.features for pair in pairs]).reshape(len(pairs), -1),
+        np.array([pair.metrics for pair in pairs]).reshape(-1, 3),
+        np.array([pair.losses.weighted(class_weights) for pair in pairs]),
+    )
+    decision = decide(params.dwa, params.seed, table, pool, share_K)
+    columns = {f"w_{name}": decision.weights[:, index] for index, name in enumerate(METRICS)}
+    files.write_table(
+        out / "weights.parquet",
+        pa.table(
+            {"image_id": pool.image_ids, **columns, "uncertainty": decision.uncertainty},
+            schema=contracts.WEIGHTS,
+        ),
+    )
+    if decision.used == "learned" and decision.fit is not None and len(pool.image_ids):
+        learned_K = decision.fit.ensemble.weights(pool.features)[1].mean(axis=0)
+        class_weights = bounded(learned_K, params.dwa.class_weight_max)
+    named_weights = _by_class(classes, class_weights)
+    files.write_json(out / "class_weights.json", named_weights)
+    files.write_table(out / "pairs.parquet", _pairs_table(table, decision))
+    document = _document(params.dwa, table, decision, named_weights, _by_class(classes, difficulty_K))
+    files.write_json(out / "dwa.json", document)
+    log.info("weigh: %s weights, %s", decision.used, decision.why)
+
+
+def decide(dwa: DwaParams, seed: int, pairs: Pairs, pool: PoolFeatures, share_K: Floats) -> Decision:
+    """Weights of this round; learned ones only if they rank held-out losses better than equal ones."""
+
+    def fixed(used: str, why: str, fit: DwaFit | None = None) -> Decision:
+        row = dwa.fixed_weights if used == "fixed" else FIXED_WEIGHTS.get(used, EQUAL)
+        weights = np.tile(np.array(row, dtype=np.float64), (len(pool.image_ids), 1))
+        return Decision(used, why, weights, uncertainty(pool.metrics, weights), fit)
+
+    if dwa.mode == "activeteacher":
+        return _active_teacher(pool)
+    if dwa.mode != "learned":
+        return fixed(dwa.mode, f"dwa.mode is {dwa.mode}")
+    if len(pairs) < max(dwa.min_pairs, dwa.folds) or not len(pool.image_ids):
+        return fixed("equal", f"cold start: {len(pairs)} pairs, dwa.min_pairs is {dwa.min_pairs}")
+    spec = DwaSpec(dwa.hidden_units, dwa.epochs, dwa.learning_rate, dwa.weight_decay, dwa.folds, seed)
+    fit = fit_dwa(pairs, pool.features, share_K, spec)
+    if fit.spearman_dwa is None or fit.spearman_equal is None:
+        return fixed("equal", "the held-out pairs allow no rank correlation", fit)
+    figures = f"held-out rank correlation {fit.spearman_dwa:.2f} against {fit.spearman_equal:.2f} of equal weights"
+    if fit.spearman_dwa <= fit.spearman_equal:
+        return fixed("equal", f"fallback: {figures}", fit)
+    weights = fit.ensemble.weights(pool.features)[0]
+    return Decision("learned", figures, weights, uncertainty(pool.metrics, weights), fit)
+
+
+def class_share(difficulty_K: Floats, weight_max: float) -> Floats:
+    """q_c proportional to the mean focal loss of the class, bounded; sums to 1.
+
+    A class nobody has seen yet counts as the mean of the others. Without any pair all are equal.
+    """
+    if np.isnan(difficulty_K).all():
+        return np.full(len(difficulty_K), 1 / len(difficulty_K))
+    filled_K = np.where(np.isnan(difficulty_K), np.nanmean(difficulty_K), difficulty_K)
+    return bounded(filled_K / max(filled_K.mean(), 1e-9), weight_max) / len(difficulty_K)
+
+
+def bounded(weight_K: Floats, weight_max: float) -> Floats:
+    """Weights of mean 1 within [1 / weight_max, weight_max], before the mean is set back to 1."""
+    clipped_K = np.clip(weight_K, 1 / weight_max, weight_max)
+    return np.asarray(clipped_K / clipped_K.mean())
+
+
+def _active_teacher(pool: PoolFeatures) -> Decision:
+    """ActiveTeacher's: confidence, entropy and number of classes, each over its maximum, equal weights."""
+    largest_3 = pool.active_teacher.max(axis=0, initial=0)
+    scaled = pool.active_teacher / np.where(largest_3 > 0, largest_3, 1)
+    weights = np.tile(np.array(EQUAL), (len(pool.image_ids), 1))
+    why = "dwa.mode is activeteacher: number of classes stands in for overlap"
+    return Decision("activeteacher", why, weights, scaled.mean(axis=1), None)
+
+
+def _pool_features(detections: Path, scores: Path, num_classes: int) -> PoolFeatures:
+    rows = {row["image_id"]: row for row in files.read_table(scores, contracts.SCORES).to_pylist()}
+    ids, features, metrics, active_teacher = [], [], [], []
+    for found in detections_in(detections):
+        row = rows.get(found.image_id)
+        if row is None:  # a calibration image
+            continue
+        posteriors = found.posteriors.reshape(len(found.scores), num_classes + 1)
+        own = metrics_of(row)
+        ids.append(found.image_id)
+        metrics.append(own)
+        features.append(image_features(found.boxes_xyxy, found.scores, posteriors, own, num_classes))
+        active_teacher.append([row["confidence_raw"], row["entropy_raw"], float(len(set(found.labels.tolist())))])
+    count = len(ids)
+    return PoolFeatures(
+        ids,
+        np.array(features, dtype=np.float64).reshape(count, -1) if count else np.zeros((0, 0)),
+        np.array(metrics, dtype=np.float64).reshape(count, 3),
+        np.array(active_teacher, dtype=np.float64).reshape(count, 3),
+    )
+
+
+def _by_class(classes: list[str], values_K: Floats) -> dict[str, float | None]:
+    rounded = [None if np.isnan(value) else round(float(value), 6) for value in values_K]
+    return dict(zip(classes, rounded, strict=True))
+
+
+def _pairs_table(pairs: Pairs, decision: Decision) -> pa.Table:
+    """Every pair with its loss and the two scores that were compared; one row per pair."""
+    held_out = decision.fit.held_out_weights if decision.fit else np.full((len(pairs), 3), np.nan)
+    return pa.table(
+        {
+            "image_id": pa.array(pairs.image_ids, pa.string()),
+            "group": pa.array(pairs.group, pa.int64()),
+            "loss": pa.array(pairs.loss, pa.float64()),
+            **{name: pa.array(pairs.metrics[:, index], pa.float64()) for index, name in enumerate(METRICS)},
+            "score_equal": pa.array(pairs.metrics.mean(axis=1), pa.float64()),
+            "score_dwa_held_out": pa.array((held_out * pairs.metrics).sum(axis=1), pa.float64()),
+        }
+    )
+
+
+def _document(
+    dwa: DwaParams,
+    pairs: Pairs,
+    decision: Decision,
+    class_weights: dict[str, float | None],
+    difficulty: dict[str, float | None],
+) -> dict[str, Any]:
+    fit = decision.fit
+    equal = rank_correlation(pairs, np.full((len(pairs), 3), 1 / 3)) if len(pairs) else None
+    held_out = fit.spearman_dwa if fit else None
+    quantiles = np.quantile(decision.weights, [0.1, 0.5, 0.9], axis=0) if len(decision.weights) else np.zeros((3, 3))
+    mean = decision.weights.mean(axis=0) if len(decision.weights) else np.zeros(3)
+    return {
+        "mode": dwa.mode,
+        "used": decision.used,
+        "why": decision.why,
+        "pairs": len(pairs),
+        "holdout_pairs": len(pairs) if fit else 0,
+        "spearman_dwa": None if held_out is None else round(held_out, 6),
+        "spearman_equal": None if equal is None else round(equal, 6),
+        "spearman_by_metric": {
+            name: _rounded(rank_correlation(pairs, np.tile(np.eye(3)[index], (len(pairs), 1)))) if len(pairs) else None
+            for index, name in enumerate(METRICS)
+        },
+        "class_weights": class_weights,
+        "class_focal_loss": difficulty,
+        "mean_weights": {name: round(float(mean[index]), 6) for index, name in enumerate(METRICS)},
+        "weight_quantiles": {
+            name: [round(float(value), 6) for value in quantiles[:, index]] for index, name in enumerate(METRICS)
+        },
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def _body(workspace: Workspace) -> None:
+    params = load(workspace.params, "seed", "classes", "scoring", "dwa")
+    weigh(
+        params,
+        pairs=all_pairs(workspace, params.classes, params.dwa.window_batches, params.dwa.focal_gamma),
+        detections=workspace.derived("infer"),
+        scores=workspace.derived("score") / "scores.parquet",
+        out=workspace.derived("weigh"),
+    )
+
+
+def main() -> None:
+    """``python -m tasks.weigh``."""
+    run_stage("weigh", _body)
+
+
+if __name__ == "__main__":
+    main()
