@@ -44,7 +44,8 @@ class ModelParams(_Section):
     ``none``: random; otherwise the path of a timm state dict inside the workspace."""
     trainable_stages: Count
     """Backbone stages, counted from the output, that are trained; the ones below stay frozen."""
-    fpn_channels: PositiveInt
+    fpn_channels: Annotated[int, Field(gt=0, multiple_of=32)]
+    """Width of the feature pyramid; its group norm has 32 groups."""
     anchor_sizes_px: Annotated[list[Positive], Field(min_length=5, max_length=5)]
     """One size per pyramid level P2..P6, in pixels of the resized image."""
     anchor_aspect_ratios: Annotated[list[Positive], Field(min_length=1)]

@@ -57,10 +57,12 @@ class Workspace:
 
     @property
     def params(self) -> Path:
+        """Every number of the round."""
         return self.root / "params.yaml"
 
     @property
     def dvc_yaml(self) -> Path:
+        """The round as a graph."""
         return self.root / "dvc.yaml"
 
     @property
@@ -90,15 +92,17 @@ class Workspace:
 
     @property
     def labels(self) -> Path:
+        """Label batches, append-only."""
         return self.root / "data" / "labels"
 
     @property
     def frozen(self) -> Path:
+        """Detections frozen when a batch was offered, one file per batch: contracts.FROZEN."""
         return self.root / "data" / "frozen"
 
     @property
     def previous(self) -> Path:
-        """What the round before hands to this one: history.json, uncertainty.parquet, class_weights.json, teacher.pth."""
+        """What the round before hands over: history.json, uncertainty.parquet, class_weights.json, teacher.pth."""
         return self.root / "data" / "previous"
 
     @property
@@ -118,6 +122,7 @@ class Workspace:
 
     @property
     def lock(self) -> Path:
+        """Held by the one process that may write here."""
         return self.root / ".gleaner" / "lock"
 
 

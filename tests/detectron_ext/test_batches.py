@@ -1,0 +1,94 @@
+"""Views and batches: boxes follow the pixels, every image gets its turn, an iteration always sees the same."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from detectron_ext.batches import EndlessOrder, TrainingBatches
+from detectron_ext.views import Example, ViewSpec, resize, strong_view, weak_view
+
+VIEWS = ViewSpec(short_side_px=32, long_side_px=64, flip_probability=0.5, scale_jitter_frac=0.2)
+
+
+def picture(uri: str) -> np.ndarray:
+    """A dark 40 x 60 picture with one bright box whose place follows from the name."""
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    left = int(uri)
+    pixels[10:30, left : left + 12] = 255
+    return pixels
+
+
+def an_example(left: int, labeled: bool = True) -> Example:
+    boxes = np.array([[left, 10, left + 12, 30]] if labeled else [], dtype=np.float32).reshape(-1, 4)
+    return Example(f"{left:016d}", str(left), boxes, np.zeros(len(boxes), dtype=np.int64))
+
+
+def batches(seed: int = 5, burn_in: int = 2) -> TrainingBatches:
+    labeled = [an_example(left) for left in (1, 10, 20)]
+    unlabeled = [an_example(left, labeled=False) for left in range(30, 37)]
+    return TrainingBatches(
+        labeled, unlabeled, picture, VIEWS, batch_sizes=(2, 3), burn_in_iterations=burn_in, seed=seed
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_boxes_follow_the_pixels(seed: int) -> None:
+    example = an_example(5)
+    pixels, boxes = weak_view(picture("5"), example, VIEWS, np.random.default_rng(seed))
+    x1, y1, x2, y2 = boxes[0]
+    rows, columns = np.nonzero(pixels[:, :, 0] > 127)
+    assert abs(columns.min() - x1) <= 1
+    assert abs(columns.max() + 1 - x2) <= 1
+    assert abs(rows.min() - y1) <= 1
+    assert abs(rows.max() + 1 - y2) <= 1
+
+
+def test_the_strong_view_keeps_the_geometry() -> None:
+    pixels = picture("5")
+    for seed in range(10):
+        assert strong_view(pixels, VIEWS, np.random.default_rng(seed)).shape == pixels.shape
+
+
+def test_resize_respects_both_sides() -> None:
+    resized, factor_x, factor_y = resize(np.zeros((100, 400, 3), dtype=np.uint8), VIEWS)
+    assert resized.shape == (16, 64, 3)
+    assert (factor_x, factor_y) == (0.16, 0.16)
+
+
+def test_an_order_visits_everything_once_per_pass_and_differs_between_passes() -> None:
+    order = EndlessOrder(10, seed=1, stream=0)
+    passes = [[order[10 * epoch + i] for i in range(10)] for epoch in range(3)]
+    assert all(sorted(one) == list(range(10)) for one in passes)
+    assert passes[0] != passes[1]
+
+
+def test_unlabeled_batches_cover_the_whole_pool() -> None:
+    seen = Counter(image_id for i in range(2, 2 + 14) for image_id in batches()[i].unlabeled_ids)
+    assert len(seen) == 7
+    assert set(seen.values()) == {6}
+
+
+def test_burn_in_sees_labels_only() -> None:
+    assert batches()[1].unlabeled_ids == []
+    assert len(batches()[2].unlabeled_ids) == 3
+
+
+def test_an_iteration_is_the_same_whenever_it_is_asked_for() -> None:
+    first, again, other = batches()[3], batches()[3], batches()[4]
+    for one, two in zip(first.labeled + first.unlabeled_strong, again.labeled + again.unlabeled_strong, strict=True):
+        torch.testing.assert_close(one["image"], two["image"])
+    assert first.unlabeled_ids != other.unlabeled_ids
+
+
+def test_starting_late_gives_the_same_batches() -> None:
+    whole = list(batches().iterate(0, 5, workers=0))
+    late = list(batches().iterate(3, 5, workers=0))
+    assert [batch.unlabeled_ids for batch in whole[3:]] == [batch.unlabeled_ids for batch in late]
+    torch.testing.assert_close(whole[3].labeled[0]["image"], late[0].labeled[0]["image"])
+
+
+def test_no_labels_is_an_error() -> None:
+    with pytest.raises(ValueError, match="labeled images are 0"):
+        TrainingBatches([], [], picture, VIEWS, batch_sizes=(1, 1), burn_in_iterations=0, seed=0)

@@ -1,0 +1,76 @@
+"""Formulas against written-out loops, and the properties the method rests on."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detectron_ext.losses import DetectionLosses, focal_loss, image_weight, per_image_mean
+
+
+def focal_by_hand(logits: list[list[float]], classes: list[int], gamma: float, weights: list[float]) -> list[float]:
+    losses = []
+    for row, label in zip(logits, classes, strict=True):
+        p = math.exp(row[label]) / sum(math.exp(value) for value in row)
+        losses.append(-weights[label] * (1 - p) ** gamma * math.log(p))
+    return losses
+
+
+@given(
+    logits=st.lists(st.lists(st.floats(-6, 6), min_size=4, max_size=4), min_size=1, max_size=5),
+    gamma=st.sampled_from([0.0, 1.0, 1.5, 2.0]),
+    seed=st.integers(0, 99),
+)
+def test_focal_loss_is_the_written_out_formula(logits: list[list[float]], gamma: float, seed: int) -> None:
+    classes = [(seed + index) % 4 for index in range(len(logits))]
+    weights = [0.5, 1.5, 2.0, 1.0]
+    loss = focal_loss(torch.tensor(logits), torch.tensor(classes), gamma, torch.tensor(weights))
+    expected = torch.tensor(focal_by_hand(logits, classes, gamma, weights))
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_gamma_zero_is_cross_entropy() -> None:
+    logits, classes = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 1, 0])
+    expected = torch.nn.functional.cross_entropy(logits, classes, reduction="none")
+    torch.testing.assert_close(focal_loss(logits, classes, 0.0, torch.ones(4)), expected)
+
+
+def test_no_roi_gives_an_empty_loss_with_a_gradient() -> None:
+    logits = torch.zeros(0, 4, requires_grad=True)
+    loss = per_image_mean(
+        focal_loss(logits, torch.zeros(0, dtype=torch.int64), 1.5, torch.ones(4)), torch.zeros(0, dtype=torch.int64), 2
+    )
+    assert loss.tolist() == [0.0, 0.0]
+    loss.sum().backward()
+    assert logits.grad is not None
+
+
+def test_class_weight_scales_only_its_own_class() -> None:
+    logits, classes = torch.randn(5, 4), torch.tensor([0, 1, 1, 2, 3])
+    plain = focal_loss(logits, classes, 1.5, torch.ones(4))
+    doubled = focal_loss(logits, classes, 1.5, torch.tensor([1.0, 2.0, 1.0, 1.0]))
+    torch.testing.assert_close(doubled / plain, torch.tensor([1.0, 2.0, 2.0, 1.0, 1.0]))
+
+
+def test_per_image_mean_divides_by_the_images_own_rois() -> None:
+    loss = per_image_mean(torch.tensor([1.0, 3.0, 10.0]), torch.tensor([0, 0, 2]), 3)
+    assert loss.tolist() == [2.0, 0.0, 10.0]
+
+
+def test_detection_losses_add_up() -> None:
+    losses = DetectionLosses(*(torch.tensor([value]) for value in (1.0, 2.0, 4.0, 8.0)))
+    assert losses.classification().item() == 5.0
+    assert losses.total().item() == 15.0
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("uncertain", 1), ("certain", -1)])
+def test_image_weight_is_a_sigmoid(direction: str, sign: int) -> None:
+    z = torch.tensor([-2.0, 0.0, 3.0])
+    expected = [1 / (1 + math.exp(-sign * value)) for value in z.tolist()]
+    torch.testing.assert_close(image_weight(z, direction), torch.tensor(expected))
+
+
+def test_image_weight_none_is_one() -> None:
+    assert image_weight(torch.tensor([-5.0, 5.0]), "none").tolist() == [1.0, 1.0]

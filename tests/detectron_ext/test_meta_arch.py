@@ -1,0 +1,141 @@
+"""The real heads: per-image losses that agree with Detectron2's own, posteriors that survive NMS."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.utils.events import EventStorage
+from torch import Tensor
+
+from detectron_ext.losses import DetectionLosses
+from detectron_ext.meta_arch import PerImageRCNN, build_detector, load_weights, weights_of
+from tests.detectron_ext.tiny import NUM_CLASSES, TINY
+
+Example = Callable[..., dict[str, Any]]
+
+
+def losses_of(model: PerImageRCNN, inputs: list[dict[str, Any]], seed: int = 1) -> DetectionLosses:
+    torch.manual_seed(seed)
+    with EventStorage():
+        return model.train()(inputs)
+
+
+@pytest.fixture
+def inputs(example: Example) -> list[dict[str, Any]]:
+    return [
+        example(1, [[5, 5, 25, 25], [30, 30, 60, 50]], [0, 2]),
+        example(2, [[10, 20, 40, 60]], [1]),
+        example(3),  # a person found nothing here
+    ]
+
+
+def test_rpn_losses_average_to_the_stock_loss(
+    detector: PerImageRCNN, inputs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = losses_of(detector, inputs)
+    monkeypatch.setattr(type(detector.proposal_generator), "losses", RPN.losses)
+    stock: dict[str, Tensor] = {}
+    original = RPN.forward
+
+    def recording(self: RPN, *args: Any) -> Any:
+        proposals, losses = original(self, *args)
+        stock.update(losses)
+        return proposals, losses
+
+    monkeypatch.setattr(RPN, "forward", recording)
+    losses_of(detector, inputs)
+    torch.testing.assert_close(own.objectness_N.mean(), stock["loss_rpn_cls"])
+    torch.testing.assert_close(own.rpn_boxes_N.mean(), stock["loss_rpn_loc"])
+
+
+def test_roi_losses_average_to_the_stock_loss(inputs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    detector = build_detector(replace(TINY, focal_gamma=0.0), "cpu")  # gamma 0 is Detectron2's cross entropy
+    sizes: list[int] = []
+    stock: dict[str, Tensor] = {}
+    predictor = type(detector.roi_heads.box_predictor)
+    original = predictor.losses
+
+    def both(self: FastRCNNOutputLayers, predictions: Any, proposals: Any) -> Any:
+        sizes.extend(len(image) for image in proposals)
+        stock.update(FastRCNNOutputLayers.losses(self, predictions, proposals))
+        return original(self, predictions, proposals)
+
+    monkeypatch.setattr(predictor, "losses", both)
+    own = losses_of(detector, inputs)
+    share = torch.tensor(sizes) / sum(sizes)  # stock averages over ROIs, ours over each image's ROIs
+    torch.testing.assert_close((own.classes_N * share).sum(), stock["loss_cls"])
+    torch.testing.assert_close((own.roi_boxes_N * share).sum(), stock["loss_box_reg"])
+
+
+def test_an_empty_image_has_background_terms_only(detector: PerImageRCNN, inputs: list[dict[str, Any]]) -> None:
+    losses = losses_of(detector, inputs)
+    assert losses.rpn_boxes_N[2] == 0
+    assert losses.roi_boxes_N[2] == 0
+    assert losses.objectness_N[2] > 0
+    assert losses.classes_N[2] > 0
+    assert torch.isfinite(losses.total()).all()
+
+
+def gradient_of(detector: PerImageRCNN, inputs: list[dict[str, Any]], weight_N: Tensor) -> Tensor:
+    detector.zero_grad()
+    (weight_N * losses_of(detector, inputs).total()).mean().backward()
+    return torch.cat([p.grad.flatten() for p in detector.parameters() if p.grad is not None])
+
+
+def test_weight_zero_gives_zero_gradient_and_doubling_doubles_it(
+    detector: PerImageRCNN, inputs: list[dict[str, Any]]
+) -> None:
+    zero = gradient_of(detector, inputs, torch.zeros(3))
+    first = gradient_of(detector, inputs, torch.tensor([1.0, 0.0, 0.0]))
+    twice = gradient_of(detector, inputs, torch.tensor([2.0, 0.0, 0.0]))
+    third = gradient_of(detector, inputs, torch.tensor([0.0, 0.0, 1.0]))
+    both = gradient_of(detector, inputs, torch.tensor([1.0, 0.0, 1.0]))
+    assert zero.abs().max() == 0
+    assert first.abs().max() > 0
+    torch.testing.assert_close(twice, 2 * first, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(both, first + third, rtol=1e-3, atol=1e-6)
+
+
+def test_posteriors_survive_nms(detector: PerImageRCNN, inputs: list[dict[str, Any]]) -> None:
+    with torch.no_grad():
+        outputs = detector.eval()(inputs)
+    assert len(outputs) == 3
+    total = 0
+    for instances, embedding in outputs:
+        posteriors = instances.posteriors
+        total += len(instances)
+        assert posteriors.shape == (len(instances), NUM_CLASSES + 1)
+        torch.testing.assert_close(posteriors.sum(dim=1), torch.ones(len(instances)))
+        best, label = posteriors[:, :-1].max(dim=1)
+        torch.testing.assert_close(instances.scores, best)
+        assert (instances.pred_classes == label).all()
+        assert (instances.scores.diff() <= 0).all()
+        assert embedding.shape == (TINY.fpn_channels,)
+    assert total > 0
+
+
+def test_non_finite_outputs_never_become_detections(detector: PerImageRCNN, inputs: list[dict[str, Any]]) -> None:
+    with torch.no_grad():
+        detector.roi_heads.box_predictor.cls_score.bias.fill_(float("nan"))
+        outputs = detector.eval()(inputs)
+    assert [len(instances) for instances, _ in outputs] == [0, 0, 0]
+
+
+def test_class_weights_reach_the_loss(detector: PerImageRCNN, inputs: list[dict[str, Any]]) -> None:
+    plain = losses_of(detector, inputs)
+    detector.set_class_weights(torch.tensor([1.0, 5.0, 1.0]))
+    weighted = losses_of(detector, inputs)
+    torch.testing.assert_close(weighted.classes_N[[0, 2]], plain.classes_N[[0, 2]])
+    assert weighted.classes_N[1] > plain.classes_N[1]
+    assert "roi_heads.box_predictor.class_weight_K" not in weights_of(detector)
+
+
+def test_weights_of_another_model_are_refused(detector: PerImageRCNN) -> None:
+    other = build_detector(replace(TINY, num_classes=NUM_CLASSES + 1), "cpu")
+    with pytest.raises(ValueError, match="weights do not fit"):
+        load_weights(other, weights_of(detector))

@@ -1,0 +1,189 @@
+"""One real training step at a time: who learns, who follows, and that a kill changes nothing."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from detectron_ext.batches import StepBatch
+from detectron_ext.meta_arch import build_detector
+from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
+from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudent, TrainingDiverged
+from tests.detectron_ext.tiny import NUM_CLASSES, TINY
+
+SCHEDULE = Schedule(
+    iterations=10,
+    burn_in=2,
+    warmup=2,
+    ramp=2,
+    learning_rate=1e-3,
+    final_learning_rate_frac=0.1,
+    weight_decay=1e-4,
+    gradient_clip_norm=5.0,
+    lambda_unsup=1.0,
+    ema_decay=0.9,
+    max_loss_ratio=50.0,
+)
+Example = Callable[..., dict[str, Any]]
+
+
+def new_run(schedule: Schedule = SCHEDULE, z: dict[str, float] | None = None, threshold: float = 0.0) -> TeacherStudent:
+    torch.manual_seed(0)
+    student, teacher = build_detector(TINY, "cpu"), build_detector(TINY, "cpu")
+    teacher.load_state_dict(student.state_dict())
+    return TeacherStudent(
+        student,
+        teacher,
+        schedule,
+        ImageWeighting(z or {}, "uncertain"),
+        ScoreThreshold("fixed", threshold, NUM_CLASSES),
+        pseudo_box_regression=False,
+        mixed_precision=True,
+        seed=3,
+    )
+
+
+@pytest.fixture
+def batch_of(example: Example) -> Callable[[int], StepBatch]:
+    def make(iteration: int) -> StepBatch:
+        labeled = [example(10 * iteration, [[5, 5, 30, 40]], [1]), example(10 * iteration + 1)]
+        if iteration < SCHEDULE.burn_in:
+            return StepBatch(labeled, [], [], [])
+        weak = [example(10 * iteration + 2), example(10 * iteration + 3)]
+        return StepBatch(labeled, ["a", "b"], weak, deepcopy(weak))
+
+    return make
+
+
+def steps(run: TeacherStudent, batch_of: Callable[[int], StepBatch], stop: int) -> list[StepLog]:
+    return [run.step(batch_of(i)) for i in range(run.iteration, stop)]
+
+
+def test_the_teacher_follows_the_student_by_the_moving_average(batch_of: Callable[[int], StepBatch]) -> None:
+    run = new_run()
+    steps(run, batch_of, 2)
+    for own, followed in zip(run.teacher.parameters(), run.student.parameters(), strict=True):
+        torch.testing.assert_close(own, followed)  # a copy, up to the end of burn-in
+    before = [p.clone() for p in run.teacher.parameters()]
+    steps(run, batch_of, 3)
+    for own, old, followed in zip(run.teacher.parameters(), before, run.student.parameters(), strict=True):
+        torch.testing.assert_close(own, 0.9 * old + 0.1 * followed)
+    assert any(not torch.equal(own, old) for own, old in zip(run.teacher.parameters(), before, strict=True))
+
+
+def test_training_lowers_the_loss(batch_of: Callable[[int], StepBatch]) -> None:
+    run = new_run(replace(SCHEDULE, burn_in=100, iterations=100))
+    same = StepBatch(batch_of(0).labeled, [], [], [])
+    losses = [run.step(same).loss_sup for _ in range(12)]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 5])
+def test_going_on_from_a_checkpoint_repeats_the_uninterrupted_run(
+    batch_of: Callable[[int], StepBatch], killed_after: int, tmp_path: Any
+) -> None:
+    whole = new_run()
+    expected = steps(whole, batch_of, 6)
+    killed = new_run()
+    steps(killed, batch_of, killed_after)
+    torch.save(killed.state_dict(), tmp_path / "state.pth")
+    torch.manual_seed(999)  # whatever the new process has drawn before
+    resumed = new_run()
+    resumed.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
+    got = steps(resumed, batch_of, 6)
+    assert [entry.iteration for entry in got] == [entry.iteration for entry in expected[killed_after:]]
+    for one, two in zip(got, expected[killed_after:], strict=True):
+        assert one.loss_sup == pytest.approx(two.loss_sup, abs=1e-6)
+        assert one.loss_unsup == pytest.approx(two.loss_unsup, abs=1e-6)
+        assert one.learning_rate == two.learning_rate
+    for one, two in zip(resumed.teacher.parameters(), whole.teacher.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+
+
+def test_an_image_of_weight_zero_changes_nothing(batch_of: Callable[[int], StepBatch]) -> None:
+    """W_j = sigmoid(-large) is 0 in float32: the update equals one on labels alone."""
+    schedule = replace(SCHEDULE, burn_in=0, ramp=0)
+    weightless = new_run(schedule, z={"a": -1e4, "b": -1e4})
+    log = weightless.step(batch_of(2))
+    labels_only = new_run(schedule)
+    labels_only.step(StepBatch(batch_of(2).labeled, [], [], []))
+    assert log.mean_image_weight == 0
+    for one, two in zip(weightless.student.parameters(), labels_only.student.parameters(), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_pseudo_boxes_do_not_train_box_regression(batch_of: Callable[[int], StepBatch]) -> None:
+    run = new_run(replace(SCHEDULE, burn_in=0, ramp=0))
+    batch = batch_of(2)
+    with EventStorage():
+        run._unsupervised(batch)
+    assert run.student.roi_heads.box_predictor.bbox_pred.weight.grad is None or not (
+        run.student.roi_heads.box_predictor.bbox_pred.weight.grad.any()
+    )
+    assert run.student.roi_heads.box_predictor.cls_score.weight.grad.any()
+
+
+def test_images_without_pseudo_labels_stay_finite(batch_of: Callable[[int], StepBatch]) -> None:
+    run = new_run(replace(SCHEDULE, burn_in=0), threshold=1.0)
+    log = run.step(batch_of(2))
+    assert log.pseudo_boxes_per_image == 0
+    assert 0 < log.loss_unsup < 100
+
+
+def test_nan_stops_before_the_update(batch_of: Callable[[int], StepBatch]) -> None:
+    run = new_run()
+    run.step(batch_of(0))
+    before = [p.clone() for p in run.student.parameters()]
+    broken = batch_of(1)
+    broken.labeled[0]["image"][:] = float("nan")
+    with pytest.raises((TrainingDiverged, FloatingPointError), match=r"(?i)nan|infinite|finite"):
+        run.step(broken)
+    for old, now in zip(before, run.student.parameters(), strict=True):
+        torch.testing.assert_close(old, now)
+
+
+def test_a_runaway_loss_ratio_stops_the_run(batch_of: Callable[[int], StepBatch]) -> None:
+    run = new_run(replace(SCHEDULE, burn_in=0, max_loss_ratio=1e-6))
+    with pytest.raises(TrainingDiverged, match="unsupervised over supervised"):
+        run.step(batch_of(2))
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    rates = [SCHEDULE.learning_rate_at(i) for i in range(10)]
+    assert rates[0] == pytest.approx(0.5e-3)
+    assert rates[1] == pytest.approx(1e-3)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert SCHEDULE.learning_rate_at(10) == pytest.approx(1e-4)
+
+
+def test_lambda_is_zero_in_burn_in_and_ramps_up() -> None:
+    assert [SCHEDULE.lambda_at(i) for i in range(5)] == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+class FixedTeacher:
+    """A teacher that always says the same."""
+
+    def __call__(self, weak: list[dict[str, Any]]) -> list[tuple[Instances, None]]:
+        instances = Instances((64, 64))
+        instances.pred_boxes = Boxes(torch.tensor([[0.0, 0, 9, 9], [10, 10, 30, 30], [5, 5, 9, 9]]))
+        instances.scores = torch.tensor([0.9, 0.71, 0.3])
+        instances.pred_classes = torch.tensor([0, 1, 2])
+        return [(instances, None) for _ in weak]
+
+
+def test_pseudo_labels_are_the_boxes_above_the_threshold() -> None:
+    targets = pseudo_label(FixedTeacher(), [{}], ScoreThreshold("fixed", 0.7, 3))  # type: ignore[arg-type]
+    assert targets[0].gt_classes.tolist() == [0, 1]
+    assert targets[0].gt_boxes.tensor.tolist() == [[0, 0, 9, 9], [10, 10, 30, 30]]
+
+
+def test_adaptive_threshold_gives_unsure_classes_a_chance() -> None:
+    threshold = ScoreThreshold("adaptive", 0.7, 3, momentum=0.0)
+    threshold.observe(torch.tensor([0.9, 0.45]), torch.tensor([0, 1]))
+    first, second, untouched = threshold.of_classes().tolist()
+    assert second < first <= untouched == pytest.approx(0.7)
