@@ -20,7 +20,7 @@ class StoredDetections:
     boxes_xyxy: NDArray[np.float32]  # (N, 4) px of the original
     scores: NDArray[np.float32]  # (N,)
     labels: NDArray[np.int64]  # (N,)
-    posteriors: NDArray[np.float32]  # (N, K+1)
+    posteriors: NDArray[np.float32]  # (N, K+1); (0, 0) without boxes
 
 
 def detections_in(folder: Path) -> Iterator[StoredDetections]:
@@ -43,5 +43,5 @@ def _arrays(row: dict[str, Any]) -> StoredDetections:
         np.array(row["boxes_xyxy"], dtype=np.float32).reshape(count, 4),
         np.array(row["scores"], dtype=np.float32),
         np.array(row["labels"], dtype=np.int64),
-        np.array(row["posteriors"], dtype=np.float32).reshape(count, -1),
+        np.array(row["posteriors"], dtype=np.float32).reshape(count, -1 if count else 0),
     )

@@ -1,0 +1,183 @@
+"""Writes the manifest of the picked images for the annotators, with boxes pre-drawn by the teacher.
+
+Reads  derived/assemble/unlabeled.parquet, derived/infer, derived/score, derived/select
+Writes derived/handoff
+Params classes, handoff
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks import files
+from tasks.contracts import DETECTIONS, FROZEN, SCORES, SELECTION, UNLABELED, HandoffTask, Prediction
+from tasks.entry import run_stage
+from tasks.errors import UserError
+from tasks.params import HandoffParams, load
+from tasks.paths import Workspace
+
+_DECIMALS_PX = 2
+_log = logging.getLogger(__name__)
+
+_Row = dict[str, Any]
+
+
+def handoff(
+    params: HandoffParams,
+    *,
+    classes: Sequence[str],
+    unlabeled: Path,
+    detections: Path,
+    scores: Path,
+    selection: Path,
+    out: Path,
+) -> None:
+    """Write ``manifest.jsonl`` (contracts.HandoffTask), ``detections.parquet`` (contracts.FROZEN) and ``coco.json``.
+
+    Args:
+        params: score a detection needs to be drawn.
+        classes: class names in the order of their indices.
+        unlabeled: images nobody has labeled, contracts.UNLABELED.
+        detections: folder of shards, contracts.DETECTIONS; read one after the other.
+        scores: metrics of the pool, contracts.SCORES.
+        selection: picked images, contracts.SELECTION.
+        out: folder of the results.
+
+    Raises:
+        UserError: a picked image is not among the unlabeled ones, or the teacher did not see it.
+    """
+    picked = sorted(files.read_table(selection, SELECTION).to_pylist(), key=lambda row: row["rank"])
+    images = {row["image_id"]: row for row in files.read_table(unlabeled, UNLABELED).to_pylist()}
+    found = _detections_of([row["image_id"] for row in picked], detections)
+    seen = {row["image_id"]: row for row in found.to_pylist()}
+    for row in picked:
+        if row["image_id"] not in images:
+            problem = f"image {row['image_id']} is picked, expected one of the unlabeled images"
+            raise UserError(selection, problem, "Run: dvc repro handoff")
+        if row["image_id"] not in seen:
+            problem = f"image {row['image_id']} has no detections, expected every picked image"
+            raise UserError(detections, problem, "Run: dvc repro handoff")
+    tasks = [
+        _task(row, images[row["image_id"]], seen[row["image_id"]], classes, params.score_threshold)
+        for row in picked
+    ]
+    # ASCII, so that no reader takes a line separator inside a class name for the end of the line.
+    lines = [json.dumps(task.model_dump(mode="json")) + "\n" for task in tasks]
+    files.write_bytes(out / "manifest.jsonl", "".join(lines).encode())
+    files.write_table(out / "detections.parquet", _frozen(found, files.read_table(scores, SCORES)))
+    files.write_json(out / "coco.json", _coco(tasks, classes))
+    _log.info("%d images, %d boxes pre-drawn", len(tasks), sum(len(task.predictions) for task in tasks))
+
+
+def _detections_of(image_ids: Sequence[str], shards: Path) -> pa.Table:
+    """Rows of the picked images from all shards, sorted by image id."""
+    wanted = pa.array(image_ids, type=pa.string())
+    parts = [
+        table.filter(pc.is_in(table["image_id"], value_set=wanted))
+        for table in (files.read_table(shard, DETECTIONS) for shard in sorted(shards.glob("*.parquet")))
+    ]
+    found: pa.Table = pa.concat_tables([DETECTIONS.empty_table(), *parts]).sort_by("image_id")
+    return found
+
+
+def _frozen(found: pa.Table, scores: pa.Table) -> pa.Table:
+    """The detections with today's normalised metrics: in later rounds the pool they were ranked in is gone."""
+    by_id = {row["image_id"]: row for row in scores.to_pylist()}
+    rows = [by_id[image_id] for image_id in found["image_id"].to_pylist()]
+    for name in ("confidence", "entropy", "overlap"):
+        found = found.append_column(name, pa.array([row[name] for row in rows], pa.float64()))
+    return found.cast(FROZEN)
+
+
+def _task(
+    picked: _Row, image: _Row, seen: _Row, classes: Sequence[str], score_threshold: float
+) -> HandoffTask:
+    boxes = [seen["boxes_xyxy"][i : i + 4] for i in range(0, len(seen["boxes_xyxy"]), 4)]
+    predictions = [
+        Prediction(category=classes[label], xyxy_px=_inside(box, image), score=min(max(score, 0.0), 1.0))
+        for box, label, score in zip(boxes, seen["labels"], seen["scores"], strict=True)
+        if score >= score_threshold
+    ]
+    drawable = [p for p in predictions if p.xyxy_px[0] < p.xyxy_px[2] and p.xyxy_px[1] < p.xyxy_px[3]]
+    return HandoffTask(
+        image_id=picked["image_id"],
+        uri=image["uri"],
+        width_px=image["width_px"],
+        height_px=image["height_px"],
+        rank=picked["rank"],
+        reason=picked["reason"],
+        uncertainty=picked["uncertainty"],
+        predictions=tuple(sorted(drawable, key=lambda p: (-p.score, p.category, p.xyxy_px))),
+        model_digest=seen["model_digest"],
+    )
+
+
+def _inside(box: Sequence[float], image: _Row) -> tuple[float, float, float, float]:
+    """Rounded for the eye and clipped: label tools refuse a box that sticks out by a rounding error."""
+    x1, y1, x2, y2 = (round(corner, _DECIMALS_PX) for corner in box)
+    width, height = float(image["width_px"]), float(image["height_px"])
+    return max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
+
+
+def _coco(tasks: Sequence[HandoffTask], classes: Sequence[str]) -> dict[str, Any]:
+    """The manifest for tools that read COCO: pre-drawn boxes as annotations with a ``score``."""
+    images = [
+        {
+            "id": n,
+            "file_name": task.uri,
+            "width": task.width_px,
+            "height": task.height_px,
+            "image_id": task.image_id,
+        }
+        for n, task in enumerate(tasks, start=1)
+    ]
+    drawn = [(n, prediction) for n, task in enumerate(tasks, start=1) for prediction in task.predictions]
+    annotations = [
+        _coco_annotation(number, image, prediction, classes)
+        for number, (image, prediction) in enumerate(drawn, start=1)
+    ]
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _coco_annotation(
+    number: int, image: int, prediction: Prediction, classes: Sequence[str]
+) -> dict[str, Any]:
+    x1, y1, x2, y2 = prediction.xyxy_px
+    width, height = round(x2 - x1, _DECIMALS_PX), round(y2 - y1, _DECIMALS_PX)
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": list(classes).index(prediction.category) + 1,
+        "bbox": [x1, y1, width, height],
+        "area": round(width * height, _DECIMALS_PX),
+        "iscrowd": 0,
+        "score": round(prediction.score, 4),
+    }
+
+
+def _body(workspace: Workspace) -> None:
+    sections = load(workspace.params, "classes", "handoff")
+    handoff(
+        sections.handoff,
+        classes=sections.classes,
+        unlabeled=workspace.derived("assemble") / "unlabeled.parquet",
+        detections=workspace.derived("infer"),
+        scores=workspace.derived("score") / "scores.parquet",
+        selection=workspace.derived("select") / "selection.parquet",
+        out=workspace.derived("handoff"),
+    )
+
+
+def main() -> None:
+    """``python -m tasks.handoff``."""
+    run_stage("handoff", _body)
+
+
+if __name__ == "__main__":
+    main()

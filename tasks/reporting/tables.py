@@ -1,0 +1,99 @@
+"""Rows of the page's tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.reporting.evidence import Document, Evidence
+
+ROUNDS_SHOWN = 8
+"""Columns of a table by round: the first and the newest."""
+SET_ASIDE_SHOWN = 40
+PICKS_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: how often it was labeled, how well it is found, how much it weighs in training."""
+
+    name: str
+    boxes: int
+    boxes_frac: float
+    """Of the most frequent class, for the bar."""
+    ap: Sequence[float | None]
+    """Of the teacher, one per round shown."""
+    change: float | None
+    """From the first round that measured it to the newest; None with fewer than two."""
+    class_weight: float | None
+
+
+def rounds_shown(history: Sequence[Document]) -> list[Document]:
+    """All rounds, or the first and the newest ones."""
+    return list(history) if len(history) <= ROUNDS_SHOWN else [history[0], *history[-(ROUNDS_SHOWN - 1) :]]
+
+
+def class_rows(classes: Sequence[str], history: Sequence[Document]) -> list[ClassRow]:
+    """One row per class, in the order of params.yaml."""
+    now, shown = history[-1], rounds_shown(history)
+    most = max([*now["boxes_per_class"].values(), 1])
+    return [
+        ClassRow(
+            name=name,
+            boxes=now["boxes_per_class"].get(name, 0),
+            boxes_frac=now["boxes_per_class"].get(name, 0) / most,
+            ap=[_ap(entry, name) for entry in shown],
+            change=_change([_ap(entry, name) for entry in history]),
+            class_weight=now["class_weights"].get(name),
+        )
+        for name in classes
+    ]
+
+
+def _ap(entry: Document, name: str) -> float | None:
+    ap: float | None = entry["teacher"].get("per_class", {}).get(name)
+    return ap
+
+
+def _change(ap: Sequence[float | None]) -> float | None:
+    measured = [value for value in ap if value is not None]
+    return measured[-1] - measured[0] if len(measured) > 1 and ap[-1] is not None else None
+
+
+def shares(metrics: Mapping[Any, Any]) -> dict[str, float]:
+    """What confidence, entropy and overlap each gave to one image's uncertainty; they sum to 1.
+
+    Empty where the uncertainty is not the weighted sum of the three (Eq. 15), as in dwa.mode activeteacher.
+    """
+    if not metrics:
+        return {}
+    parts = {name: metrics[f"w_{name}"] * metrics[name] for name in ("entropy", "overlap", "confidence")}
+    total = sum(parts.values())
+    if total <= 0 or abs(total - metrics["uncertainty"]) > 1e-6:
+        return {}
+    return {name: part / total for name, part in parts.items()}
+
+
+def stage_rows(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
+    """Stage, seconds, share of the slowest stage."""
+    slowest = max([*seconds.values(), 1e-9])
+    return [(stage, took, took / slowest) for stage, took in seconds.items()]
+
+
+def review_rows(evidence: Evidence) -> list[tuple[str, int, str]]:
+    """What became of the images people looked at: how many, and what it means."""
+    assembled = evidence.assembled
+    return [
+        ("with boxes", assembled["labeled_images"], "trained on"),
+        ("empty", assembled["empty_images"], "looked at, nothing there"),
+        (
+            "calibration",
+            assembled["calibration_images"],
+            "labeled, never trained on; they judge the metric weights",
+        ),
+        ("skipped", assembled["skipped_images"], "a person could not or would not label them"),
+    ]
+
+
+def set_aside_rows(evidence: Evidence) -> list[tuple[str, str, str]]:
+    """Step, what, why; every entry, in the order in which the steps noted them."""
+    return [(step, entry["where"], entry["reason"]) for step, found in evidence.set_aside.items() for entry in found]

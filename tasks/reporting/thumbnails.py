@@ -1,0 +1,122 @@
+"""Small pictures of the images that were picked, with the boxes the annotators will find drawn in them."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from tasks.contracts import HandoffTask, Prediction
+from tasks.paths import resolve_uri
+
+_LONG_SIDE_PX = 400
+_JPEG_QUALITY = 82
+_BOX_COLOURS = 7
+"""Number of --box-… variables in style.css.j2; classes beyond it take colours in turn."""
+_LABELS_AT_MOST = 6
+"""Names are written into the picture up to this many boxes; more would hide what they name."""
+
+
+@dataclass(frozen=True)
+class DrawnBox:
+    """One box in pixels of the thumbnail."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    colour: int
+    text: str
+    """Class and score; empty where there is no room for it."""
+    text_x: float
+    text_y: float
+    anchor: str
+    """``end`` where a text that starts at the box's left side would leave the picture."""
+
+
+@dataclass(frozen=True)
+class ClassSeen:
+    """What was predicted of one class in one image."""
+
+    name: str
+    colour: int
+    scores: str
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """One picked image as the page shows it."""
+
+    picture: str
+    """JPEG as a data URI; empty where the image cannot be opened here."""
+    width_px: int
+    height_px: int
+    text_px: float
+    boxes: Sequence[DrawnBox]
+    seen: Sequence[ClassSeen]
+
+
+def thumbnail(task: HandoffTask, root: Path, colour_of: Mapping[str, int]) -> Thumbnail:
+    """Draw one task; an image that is elsewhere or unreadable leaves its place empty."""
+    scale = min(1.0, _LONG_SIDE_PX / max(task.width_px, task.height_px))
+    size = (max(1, round(task.width_px * scale)), max(1, round(task.height_px * scale)))
+    text_px = max(size) / 24  # the page shows all thumbnails equally wide
+    named = len(task.predictions) <= _LABELS_AT_MOST
+    boxes = [
+        _drawn(prediction, scale, size, text_px if named else 0.0, colour_of.get(prediction.category, 0))
+        for prediction in task.predictions
+    ]
+    return Thumbnail(_picture(task.uri, root, size), *size, text_px, boxes, _seen(task.predictions, colour_of))
+
+
+def colours_of(classes: Sequence[str]) -> dict[str, int]:
+    """A colour's number for every class, 0 to 6."""
+    return {name: index % _BOX_COLOURS for index, name in enumerate(classes)}
+
+
+def _picture(uri: str, root: Path, size: tuple[int, int]) -> str:
+    try:
+        with Image.open(resolve_uri(root, uri)) as image:
+            image.draft("RGB", size)
+            # As displayed: widths, heights and boxes are those of the image after its EXIF orientation.
+            small = ImageOps.exif_transpose(image).convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ""  # an s3:// uri, or a picture that is not checked out: the page says so
+    stream = io.BytesIO()
+    small.save(stream, format="JPEG", quality=_JPEG_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _drawn(prediction: Prediction, scale: float, size: tuple[int, int], text_px: float, colour: int) -> DrawnBox:
+    x1, y1, x2, y2 = (corner * scale for corner in prediction.xyxy_px)
+    text = f"{prediction.category} {prediction.score:.2f}" if text_px else ""
+    leaves = x1 + 0.6 * text_px * len(text) > size[0]
+    above = y1 > 1.6 * text_px
+    return DrawnBox(
+        x=x1,
+        y=y1,
+        width=max(0.0, x2 - x1),
+        height=max(0.0, y2 - y1),
+        colour=colour,
+        text=text,
+        text_x=min(x2, size[0]) if leaves else x1,
+        text_y=y1 - 0.4 * text_px if above else y1 + 1.2 * text_px,
+        anchor="end" if leaves else "start",
+    )
+
+
+def _seen(predictions: Sequence[Prediction], colour_of: Mapping[str, int]) -> list[ClassSeen]:
+    """Classes by falling best score."""
+    scores: dict[str, list[float]] = {}
+    for prediction in predictions:
+        scores.setdefault(prediction.category, []).append(prediction.score)
+    ranked = sorted(scores.items(), key=lambda item: (-max(item[1]), item[0]))
+    return [ClassSeen(name, colour_of.get(name, 0), _in_words(found)) for name, found in ranked]
+
+
+def _in_words(scores: Sequence[float]) -> str:
+    if len(scores) == 1:
+        return f"{scores[0]:.2f}"
+    return f"× {len(scores)}, {min(scores):.2f} to {max(scores):.2f}"

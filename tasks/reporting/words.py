@@ -1,0 +1,167 @@
+"""Sentences of the page: what happened, in plain words, and no more than the figures bear."""
+
+from collections.abc import Sequence
+
+from tasks.reporting.evidence import Document, Evidence
+
+DASH = "–"
+"""Stands where a figure does not exist."""
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure with a fixed number of digits, thousands apart, a true minus, or a dash."""
+    if value is None or value != value:
+        return DASH
+    return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "−")
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    """A difference with its sign; a true minus, not a hyphen."""
+    if value is None or value != value:
+        return DASH
+    text = number(abs(value), digits)
+    return f"±{text}" if float(f"{value:.{digits}f}") == 0 else ("+" if value > 0 else "−") + text
+
+
+def counted(count: float, one: str, many: str | None = None) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number(count, 0)} {one if count == 1 else many or one + 's'}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def headline(history: Sequence[Document]) -> str:
+    """The campaign's state in one line."""
+    now = history[-1]
+    reached, labels = now["teacher"]["mAP"], f"{counted(now['labels'], 'image')} labeled"
+    if reached is None:
+        return f"Round {now['round']}: {labels}, and nothing to measure the teacher on"
+    if len(history) == 1:
+        return f"Round {now['round']}: the teacher starts at {number(reached)} mAP with {labels}"
+    return f"Round {now['round']}: the teacher reaches {number(reached)} mAP with {labels}"
+
+
+def lead(evidence: Evidence, history: Sequence[Document]) -> list[str]:
+    """A paragraph for somebody who reads nothing else, one sentence each."""
+    return [_progress(history), _next_batch(evidence), _weights_in_brief(evidence.dwa)]
+
+
+def _progress(history: Sequence[Document]) -> str:
+    points = [entry["teacher"]["mAP"] for entry in history]
+    if len(points) == 1 or points[-1] is None or points[0] is None:
+        return "This is the first point of the curve; there is nothing to compare it with yet."
+    since = f"{_change(points[-1] - points[0])} since round {history[0]['round']}"
+    if len(points) == 2 or points[-2] is None:
+        return f"That is {since}, for {_labels_between(history[0], history[-1])}."
+    last = f"{_change(points[-1] - points[-2])} since round {history[-2]['round']}"
+    return f"That is {since}, for {_labels_between(history[0], history[-1])}, and {last}."
+
+
+def _labels_between(first: Document, now: Document) -> str:
+    return f"{counted(now['labels'] - first['labels'], 'more image')} labeled"
+
+
+def _change(points: float) -> str:
+    """A difference in mAP; what rounds to nothing is called nothing."""
+    if abs(points) < 0.05:
+        return "no change"
+    return f"a {'gain' if points > 0 else 'loss'} of {number(abs(points))} mAP points"
+
+
+def _next_batch(evidence: Evidence) -> str:
+    picked, left = evidence.picked["picked"], evidence.assembled["unlabeled_images"]
+    if not left:
+        return "No unlabeled image is left: there is nothing more to ask for."
+    if not picked:
+        return f"None of the {counted(left, 'unlabeled image')} was picked."
+    which = (
+        f"All {counted(left, 'unlabeled image')} are" if picked == left else f"{picked} of {left} unlabeled images are"
+    )
+    if picked == left == 1:
+        which = "The last unlabeled image is"
+    work = f"about {counted(round(evidence.picked['expected_boxes']), 'box', 'boxes')} to check"
+    minutes = counted(round(evidence.picked["expected_minutes"]), "minute")
+    return f"{which} asked for next, {work}, {minutes} of work."
+
+
+def _weights_in_brief(dwa: Document) -> str:
+    if dwa["mode"] != "learned":
+        return f"The metric weights are set to “{dwa['mode']}” in params.yaml, not learned."
+    return f"They are ranked with {dwa['used']} metric weights."
+
+
+_CORRECTED = (
+    ("duplicates_collapsed", "exact duplicate", "exact duplicates", "collapsed"),
+    ("val_duplicates_dropped", "image", "images", "kept out of the pool because validation has the same"),
+    ("clipped_boxes", "box", "boxes", "clipped by a pixel"),
+)
+
+
+def corrections(imported: Document) -> str:
+    """What the import put right by itself; empty where there was nothing."""
+    done = [f"{counted(imported[key], one, many)} {what}" for key, one, many, what in _CORRECTED if imported.get(key)]
+    return f"On import: {listed(done)}." if done else ""
+
+
+def dwa_verdict(dwa: Document) -> str:
+    """Which metric weights were used, and on what evidence; says plainly when the network lost."""
+    learned, equal = dwa["spearman_dwa"], dwa["spearman_equal"]
+    pairs = counted(dwa["pairs"], "image")
+    if dwa["mode"] != "learned":
+        return (
+            f"This campaign does not learn its metric weights: dwa.mode is “{dwa['mode']}”, "
+            "so every image gets the same ones."
+        )
+    if learned is None or equal is None:
+        alone = "" if equal is None else f" For equal weights alone it is {number(equal, 2)}."
+        return (
+            f"Equal weights were used: {pairs} with both detections and human labels "
+            f"{'is' if dwa['pairs'] == 1 else 'are'} too few to learn from and to compare fairly.{alone}"
+        )
+    figures = f"{number(learned, 2)} with learned and {number(equal, 2)} with equal weights"
+    if dwa["used"] == "learned":
+        return f"Learned weights were used. They rank the teacher’s mistakes better: {figures}, on {pairs}."
+    return f"Equal weights were used. Learned ones rank the teacher’s mistakes no better: {figures}, on {pairs}."
+
+
+def dwa_caution(dwa: Document) -> str:
+    """How much the comparison can bear."""
+    pairs = dwa["pairs"]
+    if dwa["spearman_dwa"] is None:
+        return ""
+    # Fisher's z: the standard error of a rank correlation is about 1.06 / sqrt(n - 3)
+    spread = min(1.0, 1.96 * 1.06 / (pairs - 3) ** 0.5) if pairs > 3 else 1.0
+    return (
+        f"With {counted(pairs, 'image')} either figure is uncertain by about ±{number(spread, 2)} (95 %): "
+        "a small lead is no proof."
+    )
+
+
+CONFIDENCE = {
+    "sum": "The sum of an image’s scores: how much the teacher is sure to see in it.",
+    "mean_doubt": "The mean of 1 − score over an image’s boxes: doubtful images stand on the right.",
+}
+ENTROPY = {
+    "sum": "The summed entropy of the class posteriors (nats): doubt about what the boxes hold.",
+    "mean": "The mean entropy of the class posteriors (nats): doubt about what a box holds.",
+}
+OVERLAP = "The mean IoU between pairs of boxes that survived suppression: boxes that pile up."
+
+
+def dwa_record(history: Sequence[Document]) -> str:
+    """In how many rounds the network was good enough."""
+    if len(history) == 1:
+        return ""
+    used = sum(bool(entry.get("dwa_used")) for entry in history)
+    return f"Learned weights were used in {used} of {counted(len(history), 'round')} so far."

@@ -1,0 +1,193 @@
+"""The next batch under the budget, each image with the reason it was picked (METHOD section 5).
+
+Reads  derived/assemble/unlabeled.parquet, derived/infer, derived/score, derived/weigh
+Writes derived/select
+Params seed, select, budget
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from tasks import files
+from tasks.contracts import DETECTIONS, SCORES, SELECTION, UNLABELED, WEIGHTS
+from tasks.entry import run_stage
+from tasks.errors import UserError
+from tasks.params import BudgetParams, SelectParams, load
+from tasks.paths import Workspace
+from tasks.strategies import budget as budgets
+from tasks.strategies.base import Strategy, drawn
+from tasks.strategies.registry import STRATEGIES
+
+_log = logging.getLogger(__name__)
+
+
+def select(
+    params: SelectParams,
+    budget: BudgetParams,
+    seed: int,
+    *,
+    unlabeled: Path,
+    infer: Path,
+    scores: Path,
+    weights: Path,
+    out: Path,
+) -> dict[str, Any]:
+    """Pick the images that are asked for next; returns the summary.
+
+    Args:
+        params: strategy and exploration share.
+        budget: what one batch may cost.
+        seed: of the uniform draws.
+        unlabeled: images nobody has labeled (contracts.UNLABELED).
+        infer: folder of detection shards (contracts.DETECTIONS), read one after the other.
+        scores: metrics (contracts.SCORES).
+        weights: uncertainties (contracts.WEIGHTS).
+        out: folder for ``selection.parquet`` (contracts.SELECTION, by rank) and ``summary.json``.
+
+    Raises:
+        UserError: an input is malformed, or an unlabeled image was not scored.
+    """
+    candidates = _candidates(unlabeled, infer, scores, weights, budget)
+    strategy = STRATEGIES[params.strategy]
+    order = strategy.order(candidates, seed=seed)
+    draw = drawn(order, seed=seed, purpose="explore")
+    cost = budgets.costs(candidates, budget)
+    batch = budgets.fill(order, draw, cost, amount=budget.amount, explore_frac=params.explore_frac)
+    selection = _with_reasons(candidates, batch, strategy, order)
+    summary = _summary(selection, batch, candidates=len(candidates), params=params, budget=budget)
+    rows = selection.to_dict("records")
+    files.write_table(out / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
+    files.write_json(out / "summary.json", summary)
+    _say(summary)
+    return summary
+
+
+def _candidates(unlabeled: Path, infer: Path, scores: Path, weights: Path, budget: BudgetParams) -> pd.DataFrame:
+    """Everything known about each unlabeled image, by image_id, in the order of the ids."""
+    ids = pd.Index(sorted(files.read_table(unlabeled, UNLABELED)["image_id"].to_pylist()), name="image_id")
+    known = (
+        _by_image(scores, SCORES)
+        .join(_by_image(weights, WEIGHTS), how="inner")
+        .join(_expected_boxes(infer), how="inner")
+    )
+    missing = ids.difference(known.index)
+    if len(missing):
+        raise UserError(
+            scores.parent,
+            f"unlabeled images without a score is {len(missing)} (first: {missing[0]}), expected 0",
+            "Run: dvc repro select",
+        )
+    minutes = budgets.expected_minutes(known["expected_boxes"], budget)
+    candidates: pd.DataFrame = known.assign(expected_minutes=minutes).loc[ids]
+    return candidates
+
+
+def _by_image(path: Path, schema: pa.Schema) -> pd.DataFrame:
+    table: pd.DataFrame = files.read_table(path, schema).to_pandas()
+    return table.set_index("image_id")
+
+
+def _expected_boxes(infer: Path) -> pd.Series:
+    """Boxes a person is likely to draw, by image_id: the sum of the detections' scores, at least 0.
+
+    Were the scores calibrated probabilities, this would be the expected number of right detections. What
+    the teacher misses is not in it, so hard images cost more than they are booked for.
+    """
+    found: dict[str, float] = {}
+    for shard in sorted(infer.glob("*.parquet")):
+        table = files.read_table(shard, DETECTIONS)
+        rows = table["scores"].to_pylist()
+        found.update(
+            zip(
+                table["image_id"].to_pylist(),
+                (float(np.sum(row, dtype=np.float64)) for row in rows),
+                strict=True,
+            )
+        )
+    return pd.Series(found, name="expected_boxes", dtype="float64").rename_axis("image_id").clip(lower=0.0)
+
+
+def _with_reasons(candidates: pd.DataFrame, batch: budgets.Batch, strategy: Strategy, order: list[str]) -> pd.DataFrame:
+    """The rows of contracts.SELECTION, rank 1 first."""
+    picked = candidates.loc[list(batch.picked)].reset_index()
+    picked["rank"] = range(1, len(picked) + 1)
+    places = {image: place for place, image in enumerate(order, start=1)}
+    picked["reason"] = [
+        _reason(
+            row,
+            strategy,
+            explored=str(row.image_id) in batch.explored,
+            place=places[str(row.image_id)],
+            of=len(order),
+        )
+        for _, row in picked.iterrows()
+    ]
+    rows: pd.DataFrame = picked[SELECTION.names]
+    return rows
+
+
+def _reason(candidate: pd.Series, strategy: Strategy, *, explored: bool, place: int, of: int) -> str:
+    wanted = strategy.reason(candidate, place=place, of=of)
+    text = f"explore: uniform draw; {wanted}" if explored else wanted
+    return f"{text}; no detections: the teacher saw nothing here" if candidate.zero_detections else text
+
+
+def _summary(
+    selection: pd.DataFrame,
+    batch: budgets.Batch,
+    *,
+    candidates: int,
+    params: SelectParams,
+    budget: BudgetParams,
+) -> dict[str, Any]:
+    return {
+        "picked": len(selection),
+        "explored": len(batch.explored),
+        "budget_unit": budget.unit,
+        "budget_amount": budget.amount,
+        "expected_boxes": round(float(selection["expected_boxes"].sum()), 3),
+        "expected_minutes": round(float(selection["expected_minutes"].sum()), 3),
+        "strategy": params.strategy,
+        "candidates": candidates,
+        "pool_exhausted": len(selection) == candidates,
+    }
+
+
+def _say(summary: dict[str, Any]) -> None:
+    if not summary["candidates"]:
+        _log.info("no unlabeled image is left: nothing to select")
+        return
+    _log.info(
+        "picked %d of %d unlabeled images, %d of them by uniform draw: about %.0f boxes, %.0f minutes",
+        *(summary[key] for key in ("picked", "candidates", "explored", "expected_boxes", "expected_minutes")),
+    )
+    if summary["pool_exhausted"]:
+        _log.info("that is all that is left: the pool is not larger than the budget")
+
+
+def _body(workspace: Workspace) -> None:
+    params = load(workspace.params, "seed", "select", "budget")
+    select(
+        params.select,
+        params.budget,
+        params.seed,
+        unlabeled=workspace.derived("assemble") / "unlabeled.parquet",
+        infer=workspace.derived("infer"),
+        scores=workspace.derived("score") / "scores.parquet",
+        weights=workspace.derived("weigh") / "weights.parquet",
+        out=workspace.derived("select"),
+    )
+
+
+def main() -> None:
+    """Run the stage in the current folder."""
+    run_stage("select", _body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""A made-up campaign in the shape of the contracts, for tests of what only reads and shows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+from tasks import files
+from tasks.contracts import SCORES, SELECTION, WEIGHTS, HandoffTask, Prediction
+from tasks.paths import Workspace
+
+REPOSITORY = Path(__file__).parents[2]
+METRICS = ("confidence", "entropy", "overlap")
+
+
+@dataclass
+class MadeUpCampaign:
+    """Figures that could be true, and agree with each other; the same ones every time."""
+
+    root: Path
+    rounds: int = 4
+    classes: Sequence[str] = ("zero", "one", "two", "three", "four", "seven")
+    pool_images: int = 120
+    picked: int = 12
+    weights_used: str = "learned"
+    uris: Sequence[str] = ()
+    """Images to show; drawn where none are given."""
+    boxes: dict[str, list[tuple[str, float, tuple[float, float, float, float]]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.random = np.random.default_rng(11)
+        self.workspace = Workspace(self.root)
+        self.ids = [f"{i * 2654435761 % 2**64:016x}" for i in range(self.pool_images)]
+
+    def write(self) -> Workspace:
+        """Everything the report reads."""
+        self._write_params()
+        history = [self.entry(number) for number in range(self.rounds)]
+        self._write_documents(history)
+        self._write_tables(history[-1])
+        files.write_table(self.workspace.derived("train") / "curves.parquet", self._curves())
+        for number, stage in enumerate(("prepare", "assemble", "train", "evaluate", "infer", "weigh", "report")):
+            files.write_json(
+                self.workspace.timing(stage), {"stage": stage, "seconds": (0.7, 0.3, 214.2, 9, 31, 3.1, 9)[number]}
+            )
+        return self.workspace
+
+    def entry(self, number: int) -> dict[str, Any]:
+        """History of one round; models get better, slower each time."""
+        reached = 24.0 + 26 * (1 - 0.55**number)
+        labels = 48 + 24 * number
+        used = self.weights_used == "learned" and number > 1
+        means = (
+            [1 / 3, 1 / 3, 1 / 3]
+            if not used
+            else [0.31 - 0.03 * min(number, 5), 0.45 + 0.05 * min(number, 5), 0.24 - 0.02 * min(number, 5)]
+        )
+        cold = number == 0 or self.weights_used == "cold"
+        return {
+            "round": number,
+            "labels": labels,
+            "labeled_images": labels - 27,
+            "boxes": 4 * labels,
+            "boxes_per_class": {name: labels * 2 // (i + 1) for i, name in enumerate(self.classes)},
+            "minutes_spent": None if number == 0 else 41.5 * number,
+            "unlabeled_images": self.pool_images,
+            "teacher": self._metrics(reached),
+            "student": self._metrics(reached - 1.4 + 0.9 * (number % 2)),
+            "mean_weights": dict(zip(METRICS, means, strict=True)),
+            "weight_quantiles": {
+                name: [max(0, mean - 0.09 * used), mean, mean + 0.1 * used]
+                for name, mean in zip(METRICS, means, strict=True)
+            },
+            "class_weights": {name: round(0.7 + 0.12 * i, 3) for i, name in enumerate(self.classes)},
+            "dwa_used": used,
+            "weights_used": "learned" if used else "equal",
+            "dwa_why": self._why(number),
+            "spearman_dwa": None if cold else round(0.24 + 0.09 * number, 3),
+            "spearman_equal": None if cold else round(0.31 + 0.02 * number, 3),
+            "pairs": 12 + 22 * number,
+            "picked": self.picked,
+            "explored": round(0.1 * self.picked),
+            "pseudo_boxes_per_image": 1.9,
+            "loss_ratio": 0.21,
+            "mean_uncertainty": 0.48,
+        }
+
+    def _why(self, number: int) -> str:
+        if number == 0 or self.weights_used == "cold":
+            return f"cold start: {12 + 22 * number} pairs, dwa.min_pairs is 24"
+        figures = f"{0.24 + 0.09 * number:.2f} against {0.31 + 0.02 * number:.2f}"
+        return f"held-out rank correlation {figures} of equal weights"
+
+    def _metrics(self, reached: float) -> dict[str, Any]:
+        per_class = {name: round(max(0.0, reached + 14 - 5.5 * i), 2) for i, name in enumerate(self.classes)}
+        per_class |= {self.classes[-1]: None} if len(self.classes) > 5 else {}
+        return {
+            "mAP": round(reached, 2),
+            "AP50": round(reached + 31, 2),
+            "AP75": round(reached - 6, 2),
+            "per_class": per_class,
+        }
+
+    def _write_params(self) -> None:
+        params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / "params.yaml").write_text(yaml.safe_dump({**params, "classes": list(self.classes)}))
+
+    def _write_documents(self, history: list[dict[str, Any]]) -> None:
+        now, derived = history[-1], self.workspace.derived
+        files.write_json(self.workspace.previous / "history.json", history[:-1])
+        quarantined = [
+            {
+                "where": "IMG_0042.jpg",
+                "reason": "the image is unreadable (image file is truncated), expected a whole image",
+            }
+        ]
+        files.write_json(derived("prepare") / "quarantine.json", quarantined)
+        files.write_json(
+            self.workspace.import_report,
+            {
+                "set_aside": [{"where": "b.xml", "reason": "box 2 has area 0, expected more"}],
+                "counts": {"duplicates_collapsed": 31, "val_duplicates_dropped": 0, "clipped_boxes": 1},
+            },
+        )
+        summary = {
+            key: now[key] for key in ("round", "labels", "labeled_images", "boxes", "boxes_per_class", "minutes_spent")
+        }
+        summary |= {
+            "empty_images": 3,
+            "skipped_images": 1,
+            "calibration_images": 24,
+            "unlabeled_images": self.pool_images,
+        }
+        files.write_json(
+            derived("assemble") / "summary.json",
+            summary | {"val_images": 60, "pool_images": self.pool_images + now["labels"]},
+        )
+        trained = {"iterations": 240, "labeled_images": now["labeled_images"], "unlabeled_images": self.pool_images}
+        trained |= {
+            "pseudo_boxes_per_image": 1.9,
+            "loss_ratio": 0.21,
+            "loss_sup": 0.61,
+            "loss_unsup": 0.13,
+            "mean_image_weight": 0.5,
+        }
+        trained |= {"teacher_sha256": "ab" * 32, "student_sha256": "cd" * 32, "initialisation": "pretrained"}
+        files.write_json(derived("train") / "summary.json", trained)
+        files.write_json(
+            derived("evaluate") / "metrics.json",
+            {"teacher": now["teacher"], "student": now["student"], "val_images": 60},
+        )
+        dwa = {
+            "mode": "learned",
+            "used": now["weights_used"],
+            "why": now["dwa_why"],
+            "pairs": now["pairs"],
+            "holdout_pairs": now["pairs"],
+        }
+        dwa |= {
+            key: now[key]
+            for key in ("spearman_dwa", "spearman_equal", "class_weights", "mean_weights", "weight_quantiles")
+        }
+        dwa |= {"spearman_by_metric": {"confidence": 0.11, "entropy": 0.47, "overlap": -0.04}, "class_focal_loss": {}}
+        files.write_json(derived("weigh") / "dwa.json", dwa)
+
+    def _write_tables(self, now: dict[str, Any]) -> None:
+        count, derived = self.pool_images, self.workspace.derived
+        raw = np.column_stack(
+            [self.random.gamma(4, 0.6, count), self.random.gamma(2, 0.7, count), self.random.beta(1, 14, count)]
+        )
+        empty = np.arange(count) % 29 == 3
+        raw[empty] = 0
+        metrics = raw.argsort(0).argsort(0) / max(count, 1)
+        metrics[3:4] = 0.9  # scoring.zero_detection: top
+        mean = np.array([now["mean_weights"][name] for name in METRICS])
+        weights = (
+            np.clip(mean + self.random.normal(0, 0.05, (count, 3)), 0.01, None)
+            if now["dwa_used"]
+            else np.tile(mean, (count, 1))
+        )
+        weights /= weights.sum(1, keepdims=True)
+        uncertainty = (weights * metrics).sum(1)
+        scores = {"image_id": self.ids, "num_boxes": np.where(empty, 0, 3), "zero_detections": empty}
+        scores |= {f"{name}_raw": raw[:, i] for i, name in enumerate(METRICS)} | {
+            name: metrics[:, i] for i, name in enumerate(METRICS)
+        }
+        files.write_table(
+            derived("score") / "scores.parquet", pa.table({name: scores[name] for name in SCORES.names}, schema=SCORES)
+        )
+        weighed = {
+            "image_id": self.ids,
+            **{f"w_{name}": weights[:, i] for i, name in enumerate(METRICS)},
+            "uncertainty": uncertainty,
+        }
+        files.write_table(derived("weigh") / "weights.parquet", pa.table(weighed, schema=WEIGHTS))
+        self._write_picks(uncertainty, metrics, weights, empty)
+
+    def _write_picks(
+        self, uncertainty: np.ndarray, metrics: np.ndarray, weights: np.ndarray, empty: np.ndarray
+    ) -> None:
+        order = sorted(range(self.pool_images), key=lambda i: -uncertainty[i])
+        chosen = order[: self.picked]
+        if self.picked > 4 and len(order) > self.picked:
+            chosen[4] = order[len(order) // 2]
+        rows, lines = [], []
+        for rank, i in enumerate(chosen, start=1):
+            (c, e, o), (wc, we, wo) = metrics[i], weights[i]
+            place = order.index(i) + 1
+            reason = f"uncertainty {uncertainty[i]:.2f} (rank {place} of {len(order)}): "
+            reason += f"entropy {e:.2f}, overlap {o:.2f}, confidence {c:.2f}; weights {we:.2f}/{wo:.2f}/{wc:.2f}"
+            reason += "; no detections: the teacher saw nothing here" if empty[i] else ""
+            reason = f"explore: uniform draw; {reason}" if place > self.picked else reason
+            rows.append(
+                {
+                    "image_id": self.ids[i],
+                    "rank": rank,
+                    "uncertainty": uncertainty[i],
+                    "expected_boxes": 2.4,
+                    "expected_minutes": 1.4,
+                    "reason": reason,
+                }
+            )
+            lines.append(self._task(self.ids[i], rank, reason, float(uncertainty[i]), bool(empty[i])).model_dump_json())
+        derived = self.workspace.derived
+        files.write_table(derived("select") / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
+        summary = {
+            "picked": len(rows),
+            "explored": sum(row["reason"].startswith("explore") for row in rows),
+            "budget_unit": "images",
+            "budget_amount": 12.0,
+        }
+        summary |= {"expected_boxes": 2.4 * len(rows), "expected_minutes": 1.4 * len(rows), "strategy": "uncertainty"}
+        files.write_json(
+            derived("select") / "summary.json", summary | {"candidates": self.pool_images, "pool_exhausted": False}
+        )
+        files.write_bytes(derived("handoff") / "manifest.jsonl", "".join(line + "\n" for line in lines).encode())
+
+    def _task(self, image_id: str, rank: int, reason: str, uncertainty: float, empty: bool) -> HandoffTask:
+        if self.uris:
+            uri = self.uris[(rank - 1) % len(self.uris)]
+            with Image.open(self.root / uri) as image:
+                width, height = image.size
+            found = self.boxes[uri]
+        else:
+            uri, width, height, found = self._draw(image_id, rank)
+        predictions = [
+            Prediction(category=name, xyxy_px=xyxy, score=score) for name, score, xyxy in ([] if empty else found)
+        ]
+        return HandoffTask(
+            image_id=image_id, uri=uri, width_px=width, height_px=height, rank=rank, reason=reason,
+            uncertainty=uncertainty, predictions=tuple(predictions), model_digest="ab" * 32,
+        )  # fmt: skip
+
+    def _draw(
+        self, image_id: str, rank: int
+    ) -> tuple[str, int, int, list[tuple[str, float, tuple[float, float, float, float]]]]:
+        width, height = 200 + 10 * (rank % 5), 150 + 20 * (rank % 3)
+        image, found = Image.new("RGB", (width, height), (90, 110, 100)), []
+        for i in range(rank % 4):
+            x, y = 12 + 45 * i, 20 + 25 * i
+            ImageDraw.Draw(image).rectangle((x, y, x + 40, y + 30), fill=(220, 200 - 40 * i, 90))
+            found.append((self.classes[i % len(self.classes)], 0.95 - 0.17 * i, (x, y, x + 40, y + 30)))
+        uri = f"data/images/{image_id}.png"
+        (self.root / uri).parent.mkdir(parents=True, exist_ok=True)
+        image.save(self.root / uri)
+        return uri, width, height, found
+
+    def _curves(self) -> pa.Table:
+        iteration = np.arange(1, 241)
+        noise = self.random.normal(0, 0.06, (2, 240))
+        with_teacher = iteration > 160
+        return pa.table(
+            {
+                "iteration": iteration,
+                "learning_rate": np.full(240, 8e-4),
+                "loss_sup": 0.5 + 1.6 * np.exp(-iteration / 55) + noise[0],
+                "loss_unsup": np.where(with_teacher, 0.16 + 0.05 * np.exp(-(iteration - 160) / 30) + noise[1] / 4, 0.0),
+                "lambda_unsup": np.where(with_teacher, np.minimum((iteration - 160) / 40, 1) * 0.5, 0.0),
+                "pseudo_boxes_per_image": np.where(with_teacher, 1.5 + (iteration - 160) / 150 + 4 * noise[1], 0.0),
+                "mean_image_weight": np.full(240, 0.5),
+            }
+        )
+
+
+@pytest.fixture
+def made_up_campaign(tmp_path: Path) -> Callable[..., Workspace]:
+    """A workspace with everything the report reads; keyword arguments are those of MadeUpCampaign."""
+    return lambda **options: MadeUpCampaign(tmp_path, **options).write()

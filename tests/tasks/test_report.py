@@ -1,0 +1,255 @@
+"""The page as a whole: complete, self-contained, honest in every state a campaign can be in."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tasks import files
+from tasks.errors import UserError
+from tasks.params import load
+from tasks.paths import Workspace
+from tasks.report import report
+
+ROOT = Path(__file__).parents[2]
+VOID = {"meta", "link", "br", "img", "hr", "input", "source"}
+
+
+class Page(HTMLParser):
+    """What a browser would load, and whether every element is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.unbalanced: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "action")]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.unbalanced.append(tag)
+
+    def handle_data(self, data):
+        self.text += data if not self.open or self.open[-1] != "style" else ""
+
+
+def made(workspace: Workspace) -> Page:
+    params = load(workspace.params, "classes", "scoring", "report")
+    report(params.classes, params.scoring, params.report, workspace=workspace, out=workspace.derived("report"))
+    return Page((workspace.derived("report") / "report.html").read_text(encoding="utf-8"))
+
+
+def words_of(page: Page) -> str:
+    return " ".join(page.text.split())
+
+
+def test_page_is_self_contained_and_well_formed(made_up_campaign):
+    workspace = made_up_campaign()
+    page = made(workspace)
+    html = (workspace.derived("report") / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|//[a-z]|@import|url\((?!#)", re.sub(r"base64,[A-Za-z0-9+/=]+", "", html))
+    assert all(link.startswith(("#", "data:image/jpeg;base64,")) for link in page.links)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert len(set(page.ids)) == len(page.ids)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert (page.unbalanced, page.open) == ([], [])
+
+
+def test_page_shows_every_part(made_up_campaign):
+    page = made(made_up_campaign())
+    text = words_of(page)
+    for part in (
+        "Round 3: the teacher reaches 45.7 mAP with 120 images labeled",
+        "a gain of 21.7 mAP points since round 0",
+        "mAP against labels",
+        "Class by class",
+        "Class weight",
+        "Uncertainty, and what was picked",
+        "Learned weights were used. They rank the teacher’s mistakes better: 0.51 with learned and 0.37 with equal",
+        "Metric weights by round",
+        "random draw",
+        "Time by stage",
+        "Losses",
+        "IMG_0042.jpg at prepare: the image is unreadable",
+        "b.xml at import: box 2 has area 0",
+        "On import: 31 exact duplicates collapsed and 1 box clipped by a pixel.",
+        "no detections: the teacher saw nothing here",
+    ):
+        assert part in text, part
+    drawings = page.tags.count("svg")
+    assert drawings == 4 + 4 + 2 + 12  # by round, of the pool, of training, thumbnails
+
+
+def test_every_drawing_has_words_for_those_who_do_not_see_it(made_up_campaign):
+    workspace = made_up_campaign()
+    made(workspace)
+    html = (workspace.derived("report") / "report.html").read_text(encoding="utf-8")
+    drawings = re.findall(r"<svg[^>]*>", html)
+    assert drawings
+    assert all(re.search(r'role="img" aria-label="[^"]{10,}"', drawing) for drawing in drawings)
+    assert html.count("<figure>") == html.count("<figcaption>")
+
+
+def test_first_round_says_in_words_what_cannot_be_drawn_yet(made_up_campaign):
+    page = made(made_up_campaign(rounds=1))
+    text = words_of(page)
+    assert "Round 0: the teacher starts at 24.0 mAP with 48 images labeled" in text
+    assert "there is nothing to compare it with yet" in text
+    assert "The curve begins when the next batch of labels is back." in text
+    assert "Equal weights were used: 12 images with both detections and human labels are too few" in text
+    assert "first measurement" in text
+    assert "None" not in text
+    assert "nan" not in text.lower().split()
+
+
+def test_rounds_without_any_correlation_are_told_not_drawn(made_up_campaign):
+    text = words_of(made(made_up_campaign(rounds=3, weights_used="cold")))
+    assert "No round so far had enough labeled images to measure a rank correlation." in text
+    assert "Equal weights were used" in text
+    assert "None" not in text
+
+
+def test_lost_comparison_is_admitted(made_up_campaign):
+    text = words_of(made(made_up_campaign(weights_used="equal")))
+    assert "Equal weights were used. Learned ones rank the teacher’s mistakes no better: 0.51" in text
+    assert "Learned weights were used in 0 of 4 rounds so far." in text
+
+
+@pytest.mark.parametrize(("pool", "picked"), [(0, 0), (1, 1), (5, 5)])
+def test_small_and_empty_pools(made_up_campaign, pool, picked):
+    text = words_of(made(made_up_campaign(pool_images=pool, picked=picked)))
+    if pool == 0:
+        assert "No unlabeled image is left: there is nothing more to ask for." in text
+        assert "No image was picked: nothing unlabeled is left." in text
+    elif pool == 1:
+        assert "The last unlabeled image is asked for next" in text
+    else:
+        assert "All 5 unlabeled images are asked for next" in text
+
+
+def test_names_from_outside_are_text_not_markup(made_up_campaign):
+    hostile = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$\\frac{1}{2}$", "red & blue", "猫", "a")
+    workspace = made_up_campaign(classes=hostile)
+    page = made(workspace)
+    html = (workspace.derived("report") / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert "<img" not in html
+    assert all(name in page.text for name in hostile)
+    assert (page.unbalanced, page.open) == ([], [])
+
+
+def test_same_inputs_give_the_same_files(made_up_campaign):
+    workspace = made_up_campaign()
+    made(workspace)
+    first = [path.read_bytes() for path in sorted(workspace.derived("report").iterdir())]
+    made(workspace)
+    assert [path.read_bytes() for path in sorted(workspace.derived("report").iterdir())] == first
+    assert str(workspace.root).encode() not in b"".join(first)
+
+
+def test_history_does_not_depend_on_timings(made_up_campaign):
+    workspace = made_up_campaign()
+    made(workspace)
+    before = (workspace.derived("report") / "history.json").read_bytes()
+    for path in workspace.timing("train").parent.iterdir():
+        path.unlink()
+    text = words_of(made(workspace))
+    assert (workspace.derived("report") / "history.json").read_bytes() == before
+    assert "Time by stage" not in text
+
+
+def test_history_is_the_earlier_one_and_this_round(made_up_campaign):
+    workspace = made_up_campaign()
+    made(workspace)
+    history = json.loads((workspace.derived("report") / "history.json").read_text())
+    earlier = json.loads((workspace.previous / "history.json").read_text())
+    assert history[:-1] == earlier
+    assert set(history[-1]) == set(earlier[-1])
+    assert (history[-1]["round"], history[-1]["dwa_used"]) == (3, True)
+    weights = pq.read_table(workspace.derived("weigh") / "weights.parquet")["uncertainty"].to_pylist()
+    assert history[-1]["mean_uncertainty"] == pytest.approx(sum(weights) / len(weights))
+
+
+def test_page_grows_from_its_own_history(made_up_campaign):
+    """The next round starts from what this one wrote."""
+    workspace = made_up_campaign(rounds=1)
+    made(workspace)
+    files.write_json(workspace.previous / "history.json", files.read_json(workspace.derived("report") / "history.json"))
+    summary = workspace.derived("assemble") / "summary.json"
+    files.write_json(summary, {**files.read_json(summary), "round": 1, "labels": 72})
+    text = words_of(made(workspace))
+    assert "That is no change since round 0, for 24 more images labeled." in text
+    assert len(files.read_json(workspace.derived("report") / "history.json")) == 2
+
+
+def test_missing_curves_and_pictures_leave_words(made_up_campaign):
+    workspace = made_up_campaign()
+    (workspace.derived("train") / "curves.parquet").unlink()
+    for picture in workspace.images.iterdir():
+        picture.write_bytes(b"not a picture")
+    text = words_of(made(workspace))
+    assert "The training left no curves." in text
+    assert text.count("The image is not on this machine.") == 12
+
+
+def test_supervised_training_has_no_pseudo_labels_to_show(made_up_campaign):
+    workspace = made_up_campaign()
+    path = workspace.derived("train") / "curves.parquet"
+    files.write_table(path, pq.read_table(path).slice(0, 100))  # before the teacher takes part
+    assert "The teacher took no part in this training: it was all on labels." in words_of(made(workspace))
+
+
+def test_no_thumbnails_when_none_are_wanted(made_up_campaign):
+    workspace = made_up_campaign()
+    params = load(workspace.params, "classes", "scoring", "report")
+    none = params.report.model_copy(update={"thumbnails": 0})
+    report(params.classes, params.scoring, none, workspace=workspace, out=workspace.derived("report"))
+    html = (workspace.derived("report") / "report.html").read_text(encoding="utf-8")
+    assert "data:image" not in html
+    assert "All 12 images as a table" in html
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("data/previous/history.json", "{}", "the content is not a list of rounds, expected one"),
+        ("data/previous/history.json", "[1]", "the content is not a list of rounds, expected one"),
+        ("derived/handoff/manifest.jsonl", "{}\n", "a line is not a task"),
+        ("derived/evaluate/metrics.json", "no", "the content is not JSON"),
+    ],
+)
+def test_broken_input_is_named(made_up_campaign, path, content, message):
+    workspace = made_up_campaign()
+    (workspace.root / path).write_text(content)
+    with pytest.raises(UserError) as raised:
+        made(workspace)
+    assert message in str(raised.value)
+    assert path.split("/")[-1] in str(raised.value)
+
+
+def test_runs_as_a_module_in_a_workspace(made_up_campaign):
+    workspace = made_up_campaign()
+    command = [sys.executable, "-m", "tasks.report"]
+    done = subprocess.run(command, cwd=workspace.root, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in workspace.derived("report").iterdir()) == ["history.json", "report.html"]

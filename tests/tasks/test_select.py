@@ -1,0 +1,233 @@
+"""The stage on files: what it reads, what it writes, and what it says."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tasks import files
+from tasks.contracts import DETECTIONS, SCORES, SELECTION, UNLABELED, WEIGHTS
+from tasks.errors import UserError
+from tasks.params import BudgetParams, SelectParams, load_params
+from tasks.paths import Workspace
+from tasks.select import select
+
+ROOT = Path(__file__).parents[2]
+IMAGES_24 = BudgetParams(unit="images", amount=24.0, minutes_per_box=0.5, minutes_per_image=0.2)
+UNCERTAINTY = SelectParams(strategy="uncertainty", explore_frac=0.1)
+
+
+def image_ids(count: int) -> list[str]:
+    return [f"{i:016x}" for i in range(count)]
+
+
+def write_inputs(
+    root: Path, count: int, *, shuffle: int = 0, empty: tuple[int, ...] = (), shard: int = 7
+) -> dict[str, Path]:
+    """``count`` unlabeled images and two calibration images; image i has i % 5 boxes of score 0.5."""
+    ids = image_ids(count)
+    boxes = [0 if i in empty else i % 5 for i in range(count)]
+    rows = np.random.default_rng(shuffle).permutation(count) if shuffle else np.arange(count)
+    values = np.random.default_rng(0).random((count, 8))
+    weights = values[:, 3:6] / values[:, 3:6].sum(1, keepdims=True) if count else values[:, 3:6]
+    scores = {
+        "image_id": ids, "num_boxes": boxes,
+        **{name: values[:, i] for i, name in enumerate(["confidence_raw", "entropy_raw", "overlap_raw"])},
+        **{name: values[:, i] for i, name in enumerate(["confidence", "entropy", "overlap"])},
+        "zero_detections": [n == 0 for n in boxes],
+    }  # fmt: skip
+    weighed = {
+        "image_id": ids,
+        **{f"w_{name}": weights[:, i] for i, name in enumerate(["confidence", "entropy", "overlap"])},
+        "uncertainty": (weights * values[:, :3]).sum(1),
+    }  # fmt: skip
+    workspace = Workspace(root)
+    unlabeled = {"image_id": ids, "uri": ids, "width_px": [64] * count, "height_px": [64] * count}
+    paths = {
+        "unlabeled": workspace.derived("assemble") / "unlabeled.parquet",
+        "infer": workspace.derived("infer"),
+        "scores": workspace.derived("score") / "scores.parquet",
+        "weights": workspace.derived("weigh") / "weights.parquet",
+    }
+    for name, table, schema in [
+        ("unlabeled", unlabeled, UNLABELED),
+        ("scores", scores, SCORES),
+        ("weights", weighed, WEIGHTS),
+    ]:
+        files.write_table(paths[name], pa.table(table, schema=schema).take(rows))
+    _write_shards(paths["infer"], [*ids, "ffff", "eeee"], [*boxes, 3, 3], [*rows, count, count + 1], shard)
+    return paths
+
+
+def _write_shards(folder: Path, ids: list[str], boxes: list[int], rows: list[int], size: int) -> None:
+    for number, start in enumerate(range(0, len(rows), size)):
+        part = rows[start : start + size]
+        table = {
+            "image_id": [ids[i] for i in part],
+            "boxes_xyxy": [[0.0, 0.0, 9.0, 9.0] * boxes[i] for i in part],
+            "scores": [[0.5] * boxes[i] for i in part],
+            "labels": [[0] * boxes[i] for i in part],
+            "posteriors": [[np.float16(0.5)] * (2 * boxes[i]) for i in part],
+            "embedding": [[np.float16(0)]] * len(part),
+            "model_digest": ["0" * 64] * len(part),
+        }
+        files.write_table(folder / f"shard-{number:04d}.parquet", pa.table(table, schema=DETECTIONS))
+
+
+def selected(out: Path) -> list[dict]:
+    table = pq.read_table(out / "selection.parquet")
+    assert table.schema.equals(SELECTION)
+    return table.to_pylist()
+
+
+def test_writes_ranked_rows_and_a_summary(tmp_path):
+    paths = write_inputs(tmp_path, 60)
+    summary = select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    rows = selected(tmp_path / "out")
+    assert [row["rank"] for row in rows] == list(range(1, 25))
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["picked"], summary["explored"], summary["candidates"]) == (24, 2, 60)
+    assert (summary["budget_unit"], summary["budget_amount"], summary["pool_exhausted"]) == (
+        "images",
+        24.0,
+        False,
+    )
+    assert summary["expected_boxes"] == pytest.approx(sum(row["expected_boxes"] for row in rows))
+    assert summary["expected_minutes"] == pytest.approx(24 * 0.2 + summary["expected_boxes"] * 0.5)
+
+
+def test_expected_boxes_are_the_sum_of_scores_over_all_shards(tmp_path):
+    paths = write_inputs(tmp_path, 20, shard=3)
+    select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    for row in selected(tmp_path / "out"):
+        assert row["expected_boxes"] == pytest.approx(0.5 * (int(row["image_id"], 16) % 5))
+
+
+def test_reasons_name_rank_metrics_and_weights_or_the_draw(tmp_path):
+    paths = write_inputs(tmp_path, 60)
+    select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    rows = selected(tmp_path / "out")
+    scores = {row["image_id"]: row for row in pq.read_table(paths["scores"]).to_pylist()}
+    weights = {row["image_id"]: row for row in pq.read_table(paths["weights"]).to_pylist()}
+    s, w = scores[rows[0]["image_id"]], weights[rows[0]["image_id"]]
+    place = sorted(-row["uncertainty"] for row in weights.values()).index(-w["uncertainty"]) + 1
+    expected = (
+        f"uncertainty {w['uncertainty']:.2f} (rank {place} of 60): entropy {s['entropy']:.2f}, "
+        f"overlap {s['overlap']:.2f}, confidence {s['confidence']:.2f}; "
+        f"weights {w['w_entropy']:.2f}/{w['w_overlap']:.2f}/{w['w_confidence']:.2f}"
+    )
+    assert rows[0]["reason"].startswith(expected)
+    explored = [row for row in rows if row["reason"].startswith("explore: uniform draw; ")]
+    assert [row["rank"] for row in explored] == [5, 15]
+
+
+def test_zero_detection_images_say_so(tmp_path):
+    paths = write_inputs(tmp_path, 10, empty=(1, 2, 3))
+    select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    said = {int(row["image_id"], 16) for row in selected(tmp_path / "out") if "no detections" in row["reason"]}
+    assert said == {0, 1, 2, 3, 5}  # 0 and 5 have i % 5 = 0 boxes
+
+
+def test_pool_smaller_than_the_budget_is_taken_whole_and_said(tmp_path, caplog):
+    paths = write_inputs(tmp_path, 5)
+    with caplog.at_level(logging.INFO):
+        summary = select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    assert (summary["picked"], summary["pool_exhausted"]) == (5, True)
+    assert {row["image_id"] for row in selected(tmp_path / "out")} == set(image_ids(5))
+    assert "all that is left" in caplog.text
+
+
+def test_empty_pool_gives_an_empty_selection_and_no_error(tmp_path, caplog):
+    paths = write_inputs(tmp_path, 0)
+    with caplog.at_level(logging.INFO):
+        summary = select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    assert selected(tmp_path / "out") == []
+    assert (summary["picked"], summary["explored"], summary["expected_minutes"]) == (0, 0, 0.0)
+    assert "nothing to select" in caplog.text
+
+
+def test_no_shard_at_all_is_an_empty_pool_too(tmp_path):
+    paths = write_inputs(tmp_path, 0)
+    for shard in paths["infer"].iterdir():
+        shard.unlink()
+    assert select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")["picked"] == 0
+
+
+def test_unscored_image_is_named(tmp_path):
+    paths = write_inputs(tmp_path, 5)
+    files.write_table(paths["scores"], pq.read_table(paths["scores"]).slice(1))
+    with pytest.raises(UserError, match=r"without a score is 1 \(first: 0000000000000000\), expected 0"):
+        select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("unit", ["boxes", "minutes"])
+def test_one_image_is_picked_even_if_it_alone_is_over_budget(tmp_path, unit):
+    paths = write_inputs(tmp_path, 30)
+    budget = BudgetParams(unit=unit, amount=0.01, minutes_per_box=0.5, minutes_per_image=0.2)
+    assert select(UNCERTAINTY, budget, 7, **paths, out=tmp_path / "out")["picked"] == 1
+
+
+@given(
+    unit=st.sampled_from(["images", "boxes", "minutes"]),
+    amount=st.floats(1, 60),
+    seed=st.integers(0, 2**31 - 1),
+    strategy=st.sampled_from(["uncertainty", "random", "entropy"]),
+    explore_frac=st.floats(0, 1),
+    shuffle=st.integers(1, 99),
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_result_is_within_budget_deterministic_and_blind_to_row_order(
+    tmp_path, unit, amount, seed, strategy, explore_frac, shuffle
+):
+    params = SelectParams(strategy=strategy, explore_frac=explore_frac)
+    budget = BudgetParams(unit=unit, amount=amount, minutes_per_box=0.5, minutes_per_image=0.2)
+    paths, shuffled = (
+        write_inputs(tmp_path / "a", 40),
+        write_inputs(tmp_path / "b", 40, shuffle=shuffle, shard=5),
+    )
+    summary = select(params, budget, seed, **paths, out=tmp_path / "out-a")
+    select(params, budget, seed, **shuffled, out=tmp_path / "out-b")
+    for name in ("selection.parquet", "summary.json"):
+        assert (tmp_path / "out-a" / name).read_bytes() == (tmp_path / "out-b" / name).read_bytes()
+    rows = selected(tmp_path / "out-a")
+    assert {row["image_id"] for row in rows} <= set(image_ids(40))  # no calibration image
+    spent = {"images": len(rows), "boxes": summary["expected_boxes"], "minutes": summary["expected_minutes"]}[unit]
+    assert spent <= amount + 1e-3 or len(rows) == 1
+
+
+def test_runs_as_a_module_in_a_workspace(tmp_path):
+    write_inputs(tmp_path, 40)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    command = [sys.executable, "-m", "tasks.select"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    amount = load_params(ROOT / "params.yaml").budget.amount
+    assert len(selected(tmp_path / "derived" / "select")) == min(40, int(amount))
+    assert (tmp_path / ".gleaner" / "timings" / "select.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"unit": "images", "amount": 0.5}, "budget: amount is 0.5, expected at least 1 image"),
+        ({"unit": "minutes", "minutes_per_image": 0.0}, "budget: minutes_per_image is 0, expected more"),
+        ({"unit": "hours"}, "budget.unit is 'hours', expected 'images', 'boxes' or 'minutes'"),
+        ({"amount": 0.0}, "budget.amount is 0.0, expected greater than 0"),
+    ],
+)
+def test_budget_that_makes_no_sense_is_one_sentence(tmp_path, change, message):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["budget"] |= change
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=r"params\.yaml") as raised:
+        load_params(tmp_path / "params.yaml")
+    assert message in str(raised.value)
