@@ -69,7 +69,7 @@ def _set_rpn(cfg: CfgNode, spec: DetectorSpec) -> None:
 def _set_roi_heads(cfg: CfgNode, spec: DetectorSpec) -> None:
     cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = spec.num_classes
-    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 128
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 64
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = LOWEST_SCORE
     cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = spec.nms_iou
     cfg.MODEL.ROI_HEADS.FOCAL_GAMMA = spec.focal_gamma

@@ -17,7 +17,7 @@ from detectron_ext.metrics import Floats, pairwise_iou, spearman_within
 
 _SCORE_BINS = 5
 _RANK_TEMPERATURE = 0.1
-_UNIFORM_PULL = 0.1
+_COMMON_LEARNING_RATE = 0.05
 
 
 def image_features(
@@ -98,6 +98,8 @@ class DwaSpec:
     epochs: int
     learning_rate: float
     weight_decay: float
+    spread_penalty: float
+    uniform_penalty: float
     folds: int
     seed: int
 
@@ -137,6 +139,9 @@ def ranking_loss(uncertainty_B: Tensor, loss_B: Tensor, group_B: Tensor) -> Tens
 def fit_network(pairs: Pairs, features_BF: Tensor, class_share_K: Floats, spec: DwaSpec, seed: int) -> DWANetwork:
     """Train one network on standardised features (full batch, AdamW).
 
+    The weights that all images share (the heads' biases) are learned fast and freely; what sets one image
+    apart is penalised by its spread around the mean weights, since a night brings few pairs.
+
     Args:
         pairs: at least 2.
         features_BF: standardised features of the pairs.
@@ -146,7 +151,14 @@ def fit_network(pairs: Pairs, features_BF: Tensor, class_share_K: Floats, spec: 
     """
     torch.manual_seed(seed)
     network = DWANetwork(features_BF.shape[1], len(class_share_K), spec.hidden_units)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
+    common = [network.metric_head.bias, network.class_head.bias]
+    own = [*network.body.parameters(), network.metric_head.weight, network.class_head.weight]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": common, "lr": _COMMON_LEARNING_RATE, "weight_decay": 0.0},
+            {"params": own, "lr": spec.learning_rate, "weight_decay": spec.weight_decay},
+        ]
+    )
     metrics, loss = torch.from_numpy(pairs.metrics).float(), torch.from_numpy(pairs.loss).float()
     group, target = (
         torch.from_numpy(pairs.group),
@@ -156,8 +168,11 @@ def fit_network(pairs: Pairs, features_BF: Tensor, class_share_K: Floats, spec: 
         optimizer.zero_grad()
         weights_B3, classes_BK = network(features_BF)
         ranking = ranking_loss((weights_B3 * metrics).sum(dim=1), loss, group)
-        uniform = (weights_B3 - 1 / 3).square().sum(dim=1).mean()
-        total = ranking + _UNIFORM_PULL * uniform + (classes_BK - target).square().mean()
+        mean_3 = weights_B3.mean(dim=0)
+        spread = (weights_B3 - mean_3).square().sum(dim=1).mean()
+        distance = (mean_3 - 1 / 3).square().sum()
+        class_error = (classes_BK - target).square().mean()
+        total = ranking + spec.spread_penalty * spread + spec.uniform_penalty * distance + class_error
         total.backward()
         optimizer.step()
     return network.eval()

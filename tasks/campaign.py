@@ -104,24 +104,18 @@ def _with_classes(
     counts = Counter(box.category for record in everything for box in record.boxes or ())
     if not counts:
         problem = "boxes in all annotations are 0, expected at least 1"
-        raise UserError(
-            source.annotations, problem, "Annotate some images first: training starts from labels."
-        )
+        raise UserError(source.annotations, problem, "Annotate some images first: training starts from labels.")
     if given is None:
         return tuple(sorted(counts, key=lambda name: (-counts[name], name))), gathered
     known = set(given)
     for record in everything:
         foreign = sorted({box.category for box in record.boxes or ()} - known)
         if foreign:
-            gathered.findings.refuse_image(
-                record.file_name, f"class is {foreign[0]!r}, expected one of {list(given)}"
-            )
+            gathered.findings.refuse_image(record.file_name, f"class is {foreign[0]!r}, expected one of {list(given)}")
     refused = {image_id(r) for r in everything if {box.category for box in r.boxes or ()} - known}
     pool = tuple(r for r in gathered.pool if image_id(r) not in refused)
     val = None if gathered.val is None else tuple(r for r in gathered.val if image_id(r) not in refused)
-    return given, Gathered(
-        pool, val, gathered.findings, gathered.duplicates_collapsed, gathered.val_duplicates_dropped
-    )
+    return given, Gathered(pool, val, gathered.findings, gathered.duplicates_collapsed, gathered.val_duplicates_dropped)
 
 
 def _split(gathered: Gathered, plan: CampaignPlan, source: Source) -> _Splits:
@@ -137,9 +131,7 @@ def _split(gathered: Gathered, plan: CampaignPlan, source: Source) -> _Splits:
     if wanted > len(order):
         problem = f"annotated images besides validation are {len(order)}, expected at least {wanted}"
         parts = f"{max(num_seed, 1)} for the seed set and {plan.calibration_images} for calibration"
-        raise UserError(
-            source.annotations, problem, f"{parts} were asked for: ask for fewer, or annotate more."
-        )
+        raise UserError(source.annotations, problem, f"{parts} were asked for: ask for fewer, or annotate more.")
     calibration, seed = order[: plan.calibration_images], order[plan.calibration_images : wanted]
     in_val = {image_id(record) for record in val}
     pool = tuple(record for record in gathered.pool if image_id(record) not in in_val)
@@ -178,9 +170,7 @@ def _copy_images(records: Sequence[ImageRecord], workspace: Workspace) -> None:
         target = workspace.root / _uri(record)
         target.write_bytes(record.path.read_bytes())
         if files.sha256_file(target) != record.facts.sha256:
-            raise UserError(
-                record.path, "the file changed while it was read, expected it to stay", "Start again."
-            )
+            raise UserError(record.path, "the file changed while it was read, expected it to stay", "Start again.")
 
 
 def _write_sets(splits: _Splits, plan: CampaignPlan, classes: Sequence[str], workspace: Workspace) -> None:

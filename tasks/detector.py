@@ -8,7 +8,6 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 
 from detectron_ext.config import DetectorSpec
 from detectron_ext.inference import Detections
@@ -16,8 +15,9 @@ from detectron_ext.inference import detect as detect_batch
 from detectron_ext.meta_arch import PerImageRCNN, build_detector, load_weights
 from detectron_ext.views import Example, Pixels, ViewSpec
 from tasks.errors import UserError
-from tasks.params import ModelParams
+from tasks.images import open_rgb
 from tasks.paths import resolve_uri
+from tasks.sections import ModelParams
 
 _Item = TypeVar("_Item")
 
@@ -93,11 +93,10 @@ def view_spec(model: ModelParams) -> ViewSpec:
 
 
 def image_reader(root: Path) -> Callable[[str], Pixels]:
-    """Reads an image uri of the workspace at ``root`` as RGB (H, W, 3) uint8, in its stored orientation."""
+    """Reads an image uri of the workspace at ``root`` as RGB (H, W, 3) uint8, upright, as label tools show it."""
 
     def read(uri: str) -> Pixels:
-        with Image.open(resolve_uri(root, uri)) as image:
-            return np.asarray(image.convert("RGB"))
+        return np.asarray(open_rgb(resolve_uri(root, uri)))
 
     return read
 

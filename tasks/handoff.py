@@ -7,7 +7,7 @@ Params classes, handoff
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from tasks import files
 from tasks.contracts import DETECTIONS, FROZEN, SCORES, SELECTION, UNLABELED, HandoffTask, Prediction
 from tasks.entry import run_stage
 from tasks.errors import UserError
-from tasks.params import HandoffParams, load
+from tasks.params import load
 from tasks.paths import Workspace
+from tasks.sections import HandoffParams
 
 _DECIMALS_PX = 2
 _log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def handoff(
     selection: Path,
     out: Path,
 ) -> None:
-    """Write ``manifest.jsonl`` (contracts.HandoffTask), ``detections.parquet`` (contracts.FROZEN) and ``coco.json``.
+    """Write ``manifest.jsonl`` (HandoffTask), ``detections.parquet`` (FROZEN) and ``coco.json``.
 
     Args:
         params: score a detection needs to be drawn.
@@ -49,29 +50,35 @@ def handoff(
         out: folder of the results.
 
     Raises:
-        UserError: a picked image is not among the unlabeled ones, or the teacher did not see it.
+        UserError: a picked image is not among the unlabeled ones, was not seen by the teacher, or not scored.
     """
     picked = sorted(files.read_table(selection, SELECTION).to_pylist(), key=lambda row: row["rank"])
     images = {row["image_id"]: row for row in files.read_table(unlabeled, UNLABELED).to_pylist()}
     found = _detections_of([row["image_id"] for row in picked], detections)
     seen = {row["image_id"]: row for row in found.to_pylist()}
-    for row in picked:
-        if row["image_id"] not in images:
-            problem = f"image {row['image_id']} is picked, expected one of the unlabeled images"
-            raise UserError(selection, problem, "Run: dvc repro handoff")
-        if row["image_id"] not in seen:
-            problem = f"image {row['image_id']} has no detections, expected every picked image"
-            raise UserError(detections, problem, "Run: dvc repro handoff")
+    scored = {row["image_id"]: row for row in files.read_table(scores, SCORES).to_pylist()}
+    for known, where, what in (
+        (images, selection, "is not among the unlabeled images"),
+        (seen, detections, "has no detections"),
+        (scored, scores, "has no scores"),
+    ):
+        _require_all(picked, known, where, what)
     tasks = [
-        _task(row, images[row["image_id"]], seen[row["image_id"]], classes, params.score_threshold)
-        for row in picked
+        _task(row, images[row["image_id"]], seen[row["image_id"]], classes, params.score_threshold) for row in picked
     ]
     # ASCII, so that no reader takes a line separator inside a class name for the end of the line.
     lines = [json.dumps(task.model_dump(mode="json")) + "\n" for task in tasks]
     files.write_bytes(out / "manifest.jsonl", "".join(lines).encode())
-    files.write_table(out / "detections.parquet", _frozen(found, files.read_table(scores, SCORES)))
+    files.write_table(out / "detections.parquet", _frozen(found, scored))
     files.write_json(out / "coco.json", _coco(tasks, classes))
     _log.info("%d images, %d boxes pre-drawn", len(tasks), sum(len(task.predictions) for task in tasks))
+
+
+def _require_all(picked: Sequence[_Row], known: Mapping[str, _Row], where: Path, what: str) -> None:
+    for row in picked:
+        if row["image_id"] not in known:
+            problem = f"picked image {row['image_id']} {what}, expected every picked image to be complete"
+            raise UserError(where, problem, "Run: dvc repro handoff")
 
 
 def _detections_of(image_ids: Sequence[str], shards: Path) -> pa.Table:
@@ -85,18 +92,15 @@ def _detections_of(image_ids: Sequence[str], shards: Path) -> pa.Table:
     return found
 
 
-def _frozen(found: pa.Table, scores: pa.Table) -> pa.Table:
+def _frozen(found: pa.Table, scored: Mapping[str, _Row]) -> pa.Table:
     """The detections with today's normalised metrics: in later rounds the pool they were ranked in is gone."""
-    by_id = {row["image_id"]: row for row in scores.to_pylist()}
-    rows = [by_id[image_id] for image_id in found["image_id"].to_pylist()]
+    rows = [scored[image_id] for image_id in found["image_id"].to_pylist()]
     for name in ("confidence", "entropy", "overlap"):
         found = found.append_column(name, pa.array([row[name] for row in rows], pa.float64()))
     return found.cast(FROZEN)
 
 
-def _task(
-    picked: _Row, image: _Row, seen: _Row, classes: Sequence[str], score_threshold: float
-) -> HandoffTask:
+def _task(picked: _Row, image: _Row, seen: _Row, classes: Sequence[str], score_threshold: float) -> HandoffTask:
     boxes = [seen["boxes_xyxy"][i : i + 4] for i in range(0, len(seen["boxes_xyxy"]), 4)]
     predictions = [
         Prediction(category=classes[label], xyxy_px=_inside(box, image), score=min(max(score, 0.0), 1.0))
@@ -145,9 +149,7 @@ def _coco(tasks: Sequence[HandoffTask], classes: Sequence[str]) -> dict[str, Any
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _coco_annotation(
-    number: int, image: int, prediction: Prediction, classes: Sequence[str]
-) -> dict[str, Any]:
+def _coco_annotation(number: int, image: int, prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
     x1, y1, x2, y2 = prediction.xyxy_px
     width, height = round(x2 - x1, _DECIMALS_PX), round(y2 - y1, _DECIMALS_PX)
     return {

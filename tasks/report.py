@@ -11,11 +11,12 @@ from pathlib import Path
 
 from tasks import files
 from tasks.entry import run_stage
-from tasks.params import ReportParams, ScoringParams, load
+from tasks.params import load
 from tasks.paths import Workspace
 from tasks.reporting.evidence import read_evidence
 from tasks.reporting.history import entry_of, extended
 from tasks.reporting.page import render
+from tasks.sections import ReportParams, ScoringParams
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from detectron_ext.metrics import image_metrics, normalise, with_zero_detections
 from tasks import contracts, files
 from tasks.detections import detections_in
 from tasks.entry import run_stage
-from tasks.params import ScoringParams, load
+from tasks.params import load
 from tasks.paths import Workspace
+from tasks.sections import ScoringParams
 
 log = logging.getLogger(__name__)
 METRICS = ("confidence", "entropy", "overlap")

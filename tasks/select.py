@@ -17,8 +17,9 @@ from tasks import files
 from tasks.contracts import DETECTIONS, SCORES, SELECTION, UNLABELED, WEIGHTS
 from tasks.entry import run_stage
 from tasks.errors import UserError
-from tasks.params import BudgetParams, SelectParams, load
+from tasks.params import load
 from tasks.paths import Workspace
+from tasks.sections import BudgetParams, SelectParams
 from tasks.strategies import budget as budgets
 from tasks.strategies.base import Strategy, drawn
 from tasks.strategies.registry import STRATEGIES

@@ -24,8 +24,9 @@ from tasks.checkpoint import Checkpoint
 from tasks.detector import default_device, examples_of, image_reader, load_weights_file, new_detector
 from tasks.entry import run_stage
 from tasks.errors import GuardRailError, UserError
-from tasks.params import Sections, SslParams, TrainParams, load
+from tasks.params import Sections, load
 from tasks.paths import Workspace
+from tasks.sections import SslParams, TrainParams
 
 log = logging.getLogger(__name__)
 _PROGRESS_LINES = 12

@@ -20,8 +20,9 @@ from tasks import contracts, files
 from tasks.detections import detections_in
 from tasks.entry import run_stage
 from tasks.pairs import Pair, all_pairs, metrics_of
-from tasks.params import DwaParams, Sections, load
+from tasks.params import Sections, load
 from tasks.paths import Workspace
+from tasks.sections import DwaParams
 
 log = logging.getLogger(__name__)
 METRICS = ("confidence", "entropy", "overlap")
@@ -107,7 +108,16 @@ def decide(dwa: DwaParams, seed: int, pairs: Pairs, pool: PoolFeatures, share_K:
         return fixed(dwa.mode, f"dwa.mode is {dwa.mode}")
     if len(pairs) < max(dwa.min_pairs, dwa.folds) or not len(pool.image_ids):
         return fixed("equal", f"cold start: {len(pairs)} pairs, dwa.min_pairs is {dwa.min_pairs}")
-    spec = DwaSpec(dwa.hidden_units, dwa.epochs, dwa.learning_rate, dwa.weight_decay, dwa.folds, seed)
+    spec = DwaSpec(
+        hidden_units=dwa.hidden_units,
+        epochs=dwa.epochs,
+        learning_rate=dwa.learning_rate,
+        weight_decay=dwa.weight_decay,
+        spread_penalty=dwa.spread_penalty,
+        uniform_penalty=dwa.uniform_penalty,
+        folds=dwa.folds,
+        seed=seed,
+    )
     fit = fit_dwa(pairs, pool.features, share_K, spec)
     if fit.spearman_dwa is None or fit.spearman_equal is None:
         return fixed("equal", "the held-out pairs allow no rank correlation", fit)

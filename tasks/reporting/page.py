@@ -7,10 +7,10 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from tasks.params import ScoringParams
 from tasks.reporting import plots, tables, words
 from tasks.reporting.evidence import Document, Evidence
 from tasks.reporting.thumbnails import colours_of, thumbnail
+from tasks.sections import ScoringParams
 
 METRICS = ("confidence", "entropy", "overlap")
 _CURVE_POINTS = 160

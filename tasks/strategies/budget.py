@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from tasks.params import BudgetParams
+from tasks.sections import BudgetParams
 
 _TOLERANCE = 1e-9  # ten times 0.1 must fit into 1
 

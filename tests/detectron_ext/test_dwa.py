@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from detectron_ext.dwa import DWANetwork, DwaSpec, Pairs, fit_dwa, folds_of, image_features, ranking_loss
 
-SPEC = DwaSpec(hidden_units=8, epochs=150, learning_rate=0.02, weight_decay=0.01, folds=4, seed=3)
+SPEC = DwaSpec(
+    hidden_units=8,
+    epochs=150,
+    learning_rate=0.02,
+    weight_decay=0.01,
+    spread_penalty=3.0,
+    uniform_penalty=0.01,
+    folds=4,
+    seed=3,
+)
 
 
 def pairs_driven_by(metric: int, count: int = 60, seed: int = 0, noise: float = 0.05) -> Pairs:

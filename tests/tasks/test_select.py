@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from tasks import files
 from tasks.contracts import DETECTIONS, SCORES, SELECTION, UNLABELED, WEIGHTS
 from tasks.errors import UserError
-from tasks.params import BudgetParams, SelectParams, load_params
+from tasks.params import load_params
 from tasks.paths import Workspace
+from tasks.sections import BudgetParams, SelectParams
 from tasks.select import select
 
 ROOT = Path(__file__).parents[2]

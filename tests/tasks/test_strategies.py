@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tasks.contracts import SCORES, WEIGHTS
-from tasks.params import BudgetParams, SelectParams
+from tasks.sections import BudgetParams, SelectParams
 from tasks.strategies.base import drawn
 from tasks.strategies.budget import costs, expected_minutes, explored_of, fill
 from tasks.strategies.registry import STRATEGIES

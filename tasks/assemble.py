@@ -1,0 +1,187 @@
+"""Puts all label batches together: labeled, unlabeled, validation and calibration sets that share no image.
+
+Reads  data/labels, data/val.parquet, data/calibration.parquet, derived/prepare
+Writes derived/assemble
+Params classes, assemble
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tasks import files
+from tasks.annotated import AnnotatedImage, read_annotated, write_annotated
+from tasks.contracts import POOL, UNLABELED
+from tasks.entry import run_stage
+from tasks.errors import UserError
+from tasks.label_store import LabelStore, check_answer, read_labels
+from tasks.params import load
+from tasks.paths import Workspace
+from tasks.sections import AssembleParams
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The usable images, and the ids of those that ``prepare`` set aside."""
+
+    rows: dict[str, dict[str, Any]]
+    set_aside: frozenset[str]
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self.rows
+
+    @property
+    def sizes_px(self) -> dict[str, tuple[int, int]]:
+        return {image_id: (row["width_px"], row["height_px"]) for image_id, row in self.rows.items()}
+
+
+def assemble(
+    params: AssembleParams,
+    *,
+    classes: Sequence[str],
+    labels: Path,
+    val: Path,
+    calibration: Path,
+    prepared: Path,
+    out: Path,
+) -> None:
+    """Write ``labeled``, ``val``, ``calibration`` (ANNOTATED), ``unlabeled`` (UNLABELED), ``summary.json``.
+
+    Args:
+        params: what becomes of empty images.
+        classes: class names in the order of their indices.
+        labels: folder of label batches; the newest answer to an image counts.
+        val: the fixed validation set, contracts.ANNOTATED.
+        calibration: labeled images that are never trained on, contracts.ANNOTATED.
+        prepared: output folder of ``prepare``.
+        out: folder of the results.
+
+    Raises:
+        UserError: a file breaks its contract, an image is in two of the sets, a class is unknown, or there is
+            not one box to learn from or to measure on; names the file.
+    """
+    pool = _read_pool(prepared)
+    store = read_labels(labels)
+    val_images = read_annotated(val, classes)
+    calibration_images = read_annotated(calibration, classes)
+    _refuse_leaks(store, val_images, calibration_images, val, calibration)
+    calibration_images = [image for image in calibration_images if image.image_id in pool]
+    reviewed = _reviewed(store, pool, classes)
+    _require_boxes(reviewed, labels, "Label some images first.")
+    _require_boxes(val_images, val, "Make the campaign anew with another validation set.")
+    labeled = [image for image in reviewed if image.boxes or params.empty_images == "keep"]
+    elsewhere = {image.image_id for image in (*val_images, *calibration_images)} | set(store.answers)
+    unlabeled = [row for image_id, row in pool.rows.items() if image_id not in elsewhere]
+    for name, images in (("labeled", labeled), ("val", val_images), ("calibration", calibration_images)):
+        write_annotated(out / f"{name}.parquet", images, classes)
+    files.write_table(out / "unlabeled.parquet", pa.Table.from_pylist(unlabeled, schema=UNLABELED))
+    summary = _summary(store, reviewed, calibration_images, classes)
+    summary |= {
+        "unlabeled_images": len(unlabeled),
+        "val_images": len(val_images),
+        "pool_images": len(pool.rows),
+    }
+    files.write_json(out / "summary.json", summary)
+    _log.info("round %(round)d: %(labels)d labels, %(boxes)d boxes, %(unlabeled_images)d unlabeled", summary)
+
+
+def _require_boxes(images: Iterable[AnnotatedImage], where: Path, fix: str) -> None:
+    if not any(image.boxes for image in images):
+        raise UserError(where, "boxes in all of its images are 0, expected at least 1", fix)
+
+
+def _read_pool(prepared: Path) -> _Pool:
+    rows = sorted(files.read_table(prepared / "pool.parquet", POOL).to_pylist(), key=lambda row: row["image_id"])
+    set_aside = frozenset(entry["where"] for entry in files.read_json(prepared / "quarantine.json"))
+    return _Pool({row["image_id"]: row for row in rows}, set_aside)
+
+
+def _refuse_leaks(
+    store: LabelStore,
+    val_images: Iterable[AnnotatedImage],
+    calibration_images: Iterable[AnnotatedImage],
+    val: Path,
+    calibration: Path,
+) -> None:
+    """A model measured on what it was trained on measures nothing."""
+    held_out: dict[str, Path] = {}
+    for path, images in ((val, val_images), (calibration, calibration_images)):
+        for image in images:
+            if image.image_id in held_out:
+                other = held_out[image.image_id].name
+                problem = f"image {image.image_id} is also in {other}, expected it once"
+                raise UserError(path, problem, "Restore both files from git.")
+            held_out[image.image_id] = path
+    for image_id, answer in store.answers.items():
+        if image_id in held_out:
+            problem = f"image {image_id} is also in {held_out[image_id].name}, expected it once"
+            raise UserError(answer.file, problem, "Training on it would leak: restore both files from git.")
+
+
+def _reviewed(store: LabelStore, pool: _Pool, classes: Sequence[str]) -> list[AnnotatedImage]:
+    """Images somebody looked at, with their boxes; those with none are empty."""
+    reviewed = []
+    for image_id, answer in store.answers.items():
+        if image_id in pool.set_aside:
+            _log.warning("%s: image %s was set aside by prepare, its labels wait", answer.file.name, image_id)
+            continue
+        if image_id not in pool:
+            problem = f"image {image_id} is unknown, expected an image of the pool"
+            raise UserError(answer.file, problem, "Restore the file and data/index.parquet (git, dvc checkout).")
+        check_answer(answer, pool.sizes_px, classes)
+        if answer.label.status != "skipped":
+            row = pool.rows[image_id]
+            size_px = row["width_px"], row["height_px"]
+            reviewed.append(AnnotatedImage(image_id, row["uri"], *size_px, answer.label.boxes, answer.batch))
+    return reviewed
+
+
+def _summary(
+    store: LabelStore,
+    reviewed: Sequence[AnnotatedImage],
+    calibration_images: Sequence[AnnotatedImage],
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    """Counts of what people gave. Calibration images cost labels too: ``labels``, ``boxes`` count them."""
+    boxes = Counter(box.category for image in (*reviewed, *calibration_images) for box in image.boxes)
+    labeled = sum(bool(image.boxes) for image in reviewed)
+    return {
+        "round": store.newest_batch,
+        "labels": len(reviewed) + len(calibration_images),
+        "labeled_images": labeled,
+        "empty_images": len(reviewed) - labeled,
+        "skipped_images": sum(answer.label.status == "skipped" for answer in store.answers.values()),
+        "calibration_images": len(calibration_images),
+        "boxes": boxes.total(),
+        "boxes_per_class": {name: boxes[name] for name in classes},
+        "minutes_spent": store.minutes_spent,
+    }
+
+
+def _body(workspace: Workspace) -> None:
+    sections = load(workspace.params, "classes", "assemble")
+    assemble(
+        sections.assemble,
+        classes=sections.classes,
+        labels=workspace.labels,
+        val=workspace.val,
+        calibration=workspace.calibration,
+        prepared=workspace.derived("prepare"),
+        out=workspace.derived("assemble"),
+    )
+
+
+def main() -> None:
+    """``python -m tasks.assemble``."""
+    run_stage("assemble", _body)
+
+
+if __name__ == "__main__":
+    main()

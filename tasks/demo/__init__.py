@@ -1,0 +1,10 @@
+"""Demo data: handwritten digits on photographs, real pixels that come inside scikit-learn and scikit-image.
+
+``draw_demo`` writes a folder in COCO layout, as a user would bring one. Most of the pool is easy and alike,
+the rare classes sit in crowded, faint pictures: so it matters which images are labeled first.
+"""
+
+from tasks.demo.dataset import draw_demo
+from tasks.demo.sources import DIGIT_OF
+
+__all__ = ["DIGIT_OF", "draw_demo"]

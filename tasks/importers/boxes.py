@@ -1,0 +1,61 @@
+"""One rule for every box that comes in: inside the image, of some size, of a class with a usable name."""
+
+import math
+
+from pydantic import TypeAdapter, ValidationError
+
+from tasks.contracts import Box
+from tasks.sections import ClassName
+
+CLIP_TOLERANCE_PX = 1.0
+"""Corners off by at most this are the usual mix-up of 0-based, 1-based and inclusive pixels, and are clipped.
+
+Further out the annotation belongs to another image or another size of it, and nothing on it can be trusted.
+"""
+
+_class_name: TypeAdapter[str] = TypeAdapter(ClassName)
+
+
+class BoxProblem(ValueError):
+    """Why a box cannot be trusted: ``<what> is <value>, expected <allowed>``."""
+
+
+def checked_box(
+    category: str, corners: tuple[float, float, float, float], width_px: int, height_px: int
+) -> tuple[Box, bool]:
+    """A box inside its image, and whether it had to be clipped.
+
+    Args:
+        category: class name.
+        corners: x1, y1, x2, y2 in pixels, 0-based and continuous (x2 is the right edge, not the last pixel).
+        width_px: of the image.
+        height_px: of the image.
+
+    Raises:
+        BoxProblem: not finite, no area, or more than ``CLIP_TOLERANCE_PX`` outside.
+    """
+    shown = "[" + ", ".join(f"{corner:g}" for corner in corners) + "]"
+    if not all(math.isfinite(corner) for corner in corners):
+        raise BoxProblem(f"a box of {category} is {shown}, expected finite numbers")
+    x1, y1, x2, y2 = corners
+    if x2 <= x1 or y2 <= y1:
+        raise BoxProblem(f"a box of {category} has no area: x1, y1, x2, y2 is {shown}, expected x1 < x2 and y1 < y2")
+    inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width_px)), min(y2, float(height_px)))
+    if max(abs(a - b) for a, b in zip(corners, inside, strict=True)) > CLIP_TOLERANCE_PX:
+        problem = f"a box of {category} is {shown}, expected inside the image of {width_px} x {height_px} px"
+        raise BoxProblem(problem)
+    if inside[2] <= inside[0] or inside[3] <= inside[1]:
+        raise BoxProblem(f"a box of {category} is {shown}: no area is left inside the image, expected some")
+    return Box(category=category, xyxy_px=inside), inside != corners
+
+
+def checked_class_name(name: str) -> str:
+    """The name without surrounding blanks.
+
+    Raises:
+        BoxProblem: empty, longer than 100 characters, or with control characters.
+    """
+    try:
+        return _class_name.validate_python(name.strip())
+    except ValidationError:
+        raise BoxProblem(f"a class name is {name[:40]!r}, expected 1 to 100 printable characters") from None

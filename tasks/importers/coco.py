@@ -1,0 +1,248 @@
+"""COCO JSON: ``images``, ``annotations`` (bbox = x, y, width, height, 0-based) and ``categories``.
+
+What is tolerated: string ids, missing annotation ids and sizes, two category ids of one name, extra keys.
+Crowd regions (``iscrowd``) are no boxes of one object: they are left out, and noted.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tasks import files
+from tasks.contracts import Box
+from tasks.errors import UserError
+from tasks.images import ImageFacts, ImageProblem
+from tasks.importers.boxes import BoxProblem, checked_box, checked_class_name
+from tasks.importers.folder import ImageFolder
+from tasks.importers.records import Findings, ImageRecord, Imported, imported
+from tasks.progress import track
+
+Id = int | str
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class _Category(_Entry):
+    id: Id
+    name: str
+
+
+class _Image(_Entry):
+    id: Id
+    file_name: str
+    width: int | None = None
+    height: int | None = None
+
+
+class _Annotation(_Entry):
+    id: Id | None = None
+    image_id: Id
+    category_id: Id
+    bbox: Annotated[list[float], Field(min_length=4, max_length=4)]
+    iscrowd: int = 0
+
+
+AnEntry = TypeVar("AnEntry", bound=_Entry)
+
+
+def read_coco(annotations: Path, images: Path, *, max_pixels: int) -> Imported:
+    """Read a COCO detection file.
+
+    Args:
+        annotations: the JSON file.
+        images: folder that ``file_name`` is relative to.
+        max_pixels: images with more pixels are set aside undecoded.
+
+    Raises:
+        UserError: the file is missing, no COCO document, empty, or none of its images can be used.
+    """
+    folder = ImageFolder(images, max_pixels)
+    document = _document(annotations)
+    findings = Findings()
+    categories = _categories(document["categories"], findings, annotations.name)
+    entries = _images(document["images"], findings, annotations.name)
+    boxes_of = _by_image(document["annotations"], entries, findings, annotations.name)
+    records = _records(entries, boxes_of, categories, folder, findings)
+    return imported(annotations, list(records), findings)
+
+
+def _document(path: Path) -> dict[str, list[Any]]:
+    try:
+        content = files.read_json(path)
+    except (
+        ValueError,
+        RecursionError,
+        OSError,
+    ) as error:  # numbers of 5000 digits, brackets 1000 deep, a folder
+        raise UserError(path, f"the content is unreadable ({error}), expected COCO JSON", "Check --format.") from None
+    if not isinstance(content, dict):
+        raise UserError(path, f"the content is a {type(content).__name__}, expected a COCO object", "Check --format.")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise UserError(path, f"the list {key!r} is missing, expected COCO JSON", "Check --format.")
+    for key in ("images", "categories"):
+        if not content[key]:
+            raise UserError(path, f"the list {key!r} is empty, expected at least one entry")
+    return content
+
+
+def _parsed(raw: Iterable[Any], kind: type[AnEntry], findings: Findings, where: str) -> Iterator[AnEntry]:
+    """Entries that have the fields they need; the others are named and set aside."""
+    for position, entry in enumerate(raw):
+        try:
+            yield kind.model_validate(entry)
+        except ValidationError as error:
+            findings.refuse(_name(where, kind, position), _malformed(error))
+
+
+def _name(where: str, kind: type[_Entry], position: int) -> str:
+    lists = {_Category: "categories", _Image: "images", _Annotation: "annotations"}
+    return f"{where}: {lists[kind]}[{position}]"
+
+
+def _malformed(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the entry"
+    return f"{key} is {json.dumps(first['input'], default=str)[:60]}, expected a COCO field ({first['msg']})"
+
+
+def _categories(raw: list[Any], findings: Findings, where: str) -> dict[Id, str]:
+    names: dict[Id, str] = {}
+    clashing: set[Id] = set()
+    for category in _parsed(raw, _Category, findings, where):
+        try:
+            name = checked_class_name(category.name)
+        except BoxProblem as problem:
+            findings.refuse(f"{where}: category id {category.id}", str(problem))
+            continue
+        if names.setdefault(category.id, name) != name:
+            clashing.add(category.id)
+    for category_id in clashing:
+        del names[category_id]
+        findings.refuse(f"{where}: category id {category_id}", "the id has several names, expected one")
+    return names
+
+
+def _images(raw: list[Any], findings: Findings, where: str) -> dict[Id, _Image]:
+    """Image entries by id. An id or a file name that stands for two things makes all of them unusable."""
+    entries: dict[Id, _Image] = {}
+    id_of_name: dict[str, Id] = {}
+    for image in _parsed(raw, _Image, findings, where):
+        known = entries.setdefault(image.id, image)
+        if known != image:
+            for one in (known, image):
+                findings.refuse_image(one.file_name, f"image id {image.id} stands for several images, expected one")
+        elif known is not image:
+            findings.note(image.file_name, f"image id {image.id} is listed twice alike, kept once")
+        if id_of_name.setdefault(image.file_name, image.id) != image.id:
+            findings.refuse_image(image.file_name, "the file name stands under several image ids, expected one")
+    return entries
+
+
+def _by_image(raw: list[Any], entries: dict[Id, _Image], findings: Findings, where: str) -> dict[Id, list[_Annotation]]:
+    """Annotations of each image, copies left out; what cannot be read makes its image unusable."""
+    boxes_of: dict[Id, list[_Annotation]] = defaultdict(list)
+    seen: dict[Id, _Annotation] = {}
+    for position, entry in enumerate(raw):
+        try:
+            annotation = _Annotation.model_validate(entry)
+        except ValidationError as error:
+            _refuse_annotation(entry, entries, findings, _name(where, _Annotation, position), _malformed(error))
+            continue
+        if annotation.image_id not in entries:
+            reason = f"image_id is {annotation.image_id!r}, expected the id of an image in the file"
+            findings.refuse(_name(where, _Annotation, position), reason)
+        elif _is_new(annotation, seen, entries, findings):
+            boxes_of[annotation.image_id].append(annotation)
+    return boxes_of
+
+
+def _refuse_annotation(entry: Any, entries: dict[Id, _Image], findings: Findings, where: str, reason: str) -> None:
+    image_id = entry.get("image_id") if isinstance(entry, dict) else None
+    if isinstance(image_id, (int, str)) and image_id in entries:
+        findings.refuse_image(entries[image_id].file_name, f"{where}: {reason}")
+    else:
+        findings.refuse(where, reason)
+
+
+def _is_new(
+    annotation: _Annotation, seen: dict[Id, _Annotation], entries: dict[Id, _Image], findings: Findings
+) -> bool:
+    """Whether the annotation counts, given the ones with the same id.
+
+    Ids are not used for anything else. Two boxes of one id on one image: nobody can say which one was meant.
+    On different images (files joined without numbering them anew) both boxes stand.
+    """
+    if annotation.id is None:
+        return True
+    known = seen.setdefault(annotation.id, annotation)
+    if known is annotation:
+        return True
+    file_name = entries[annotation.image_id].file_name
+    if known == annotation:
+        findings.note(file_name, f"annotation id {annotation.id} is listed twice alike, kept once")
+        return False
+    if known.image_id == annotation.image_id:
+        findings.refuse_image(file_name, f"annotation id {annotation.id} stands for several boxes, expected one")
+    else:
+        other = entries[known.image_id].file_name
+        findings.note(file_name, f"annotation id {annotation.id} also stands on {other}, both boxes kept")
+    return True
+
+
+def _records(
+    entries: dict[Id, _Image],
+    boxes_of: dict[Id, list[_Annotation]],
+    categories: dict[Id, str],
+    folder: ImageFolder,
+    findings: Findings,
+) -> Iterator[ImageRecord]:
+    for image_id, entry in track(entries.items(), "reading images", total=len(entries)):
+        if entry.file_name in findings.refused:
+            continue
+        try:
+            path, facts = folder.inspect(entry.file_name)
+            _check_size(entry, facts)
+            boxes = _boxes(boxes_of.get(image_id, []), categories, entry.file_name, facts, findings)
+        except (ImageProblem, BoxProblem) as problem:
+            findings.refuse_image(entry.file_name, str(problem))
+            continue
+        yield ImageRecord(entry.file_name, path, facts, boxes)
+
+
+def _check_size(entry: _Image, facts: ImageFacts) -> None:
+    stated = (entry.width or facts.width_px, entry.height or facts.height_px)
+    if stated != (facts.width_px, facts.height_px):
+        found = f"{facts.width_px} x {facts.height_px} px, as in the file"
+        raise ImageProblem(f"the annotated image size is {stated[0]} x {stated[1]} px, expected {found}")
+
+
+def _boxes(
+    annotations: list[_Annotation],
+    categories: dict[Id, str],
+    file_name: str,
+    facts: ImageFacts,
+    findings: Findings,
+) -> tuple[Box, ...]:
+    boxes: list[Box] = []
+    clipped = 0
+    for annotation in annotations:
+        if annotation.iscrowd:
+            findings.note(file_name, "a crowd region is left out, it is not the box of one object")
+            continue
+        if annotation.category_id not in categories:
+            known = sorted(categories, key=str)[:20]
+            raise BoxProblem(f"category_id is {annotation.category_id!r}, expected one of {known}")
+        x, y, width, height = annotation.bbox
+        name = categories[annotation.category_id]
+        box, was_clipped = checked_box(name, (x, y, x + width, y + height), facts.width_px, facts.height_px)
+        boxes.append(box)
+        clipped += was_clipped
+    findings.note_clipped(file_name, clipped)
+    return tuple(boxes)

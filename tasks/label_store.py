@@ -1,0 +1,113 @@
+"""Label batches read from ``data/labels``: every answer people gave, the newest of each image counting."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tasks.contracts import LabelBatch, LabeledImage
+from tasks.errors import UserError
+
+_NAME = re.compile(r"batch-(\d{4,})\.json")
+_ROUNDING_PX = 1e-3  # corners that went through float32 may end a hair outside
+_RESTORE = "Label batches are append-only: restore the file from git."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a person said about an image, and where it stands."""
+
+    label: LabeledImage
+    batch: int
+    file: Path
+
+
+@dataclass(frozen=True)
+class LabelStore:
+    """All batches together."""
+
+    newest_batch: int
+    """The round's number."""
+    answers: dict[str, Answer]
+    """The newest answer to each image, by image id, sorted."""
+    minutes_spent: float | None
+    """Over all answers, outdated ones too; None where no tool measured any."""
+
+
+def read_labels(folder: Path) -> LabelStore:
+    """Read every batch.
+
+    Raises:
+        UserError: no batch, one missing in between, or one that is no label batch.
+    """
+    batches = [_read_batch(path, number) for number, path in _paths(folder)]
+    answers: dict[str, Answer] = {}
+    seconds = []
+    for path, batch in batches:
+        ids = [label.image_id for label in batch.images]
+        if len(set(ids)) != len(ids):
+            twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
+            raise UserError(path, f"image {twice} stands in it twice, expected once", _RESTORE)
+        answers |= {label.image_id: Answer(label, batch.batch, path) for label in batch.images}
+        seconds += [label.seconds_spent for label in batch.images if label.seconds_spent is not None]
+    minutes = sum(seconds) / 60 if seconds else None
+    return LabelStore(batches[-1][1].batch, dict(sorted(answers.items())), minutes)
+
+
+def _paths(folder: Path) -> list[tuple[int, Path]]:
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            raise UserError(path, "the file is no label batch, expected the name batch-0000.json", "Move it away.")
+        found.append((int(match[1]), path))
+    found.sort()
+    if not found:
+        raise UserError(folder, "label batches are 0, expected batch-0000.json", "Make the campaign: gleaner init.")
+    for expected, (number, _) in enumerate(found):
+        if number != expected:
+            name = f"batch-{expected:04d}.json"
+            raise UserError(folder, f"{name} is missing, expected every batch up to {found[-1][0]}", _RESTORE)
+    return found
+
+
+def _read_batch(path: Path, number: int) -> tuple[Path, LabelBatch]:
+    try:
+        batch = LabelBatch.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the content"
+        raise UserError(path, f"{key}: {first['msg']}, expected a label batch", _RESTORE) from None
+    if batch.batch != number:
+        raise UserError(path, f"batch is {batch.batch}, expected {number} as in the file's name", _RESTORE)
+    return path, batch
+
+
+def check_answer(answer: Answer, sizes_px: Mapping[str, tuple[int, int]], classes: Sequence[str]) -> None:
+    """Hold one answer against its image. Labels are checked on their way in, so this finds edits and bugs.
+
+    Args:
+        answer: of an image in ``sizes_px``.
+        sizes_px: width and height by image id.
+        classes: class names of params.yaml.
+
+    Raises:
+        UserError: boxes against the status, outside the image, without area, or of an unknown class.
+    """
+    label = answer.label
+    if (label.status == "labeled") != bool(label.boxes):
+        problem = f"image {label.image_id} has status {label.status!r} with {len(label.boxes)} boxes"
+        raise UserError(answer.file, f"{problem}, expected boxes just where it is 'labeled'", _RESTORE)
+    width_px, height_px = sizes_px[label.image_id]
+    for box in label.boxes:
+        if box.category not in classes:
+            problem = f"image {label.image_id} has a box of class {box.category!r}, expected one of {list(classes)}"
+            raise UserError(answer.file, problem, "Add the class to classes in params.yaml.")
+        x1, y1, x2, y2 = box.xyxy_px
+        right, bottom = width_px + _ROUNDING_PX, height_px + _ROUNDING_PX
+        if not (-_ROUNDING_PX <= x1 < x2 <= right and -_ROUNDING_PX <= y1 < y2 <= bottom):
+            problem = f"image {label.image_id} has a box {list(box.xyxy_px)}"
+            expected = f"expected x1 < x2 and y1 < y2 inside {width_px} x {height_px} px"
+            raise UserError(answer.file, f"{problem}, {expected}", _RESTORE)

@@ -1,0 +1,17 @@
+"""A progress bar for work of more than two seconds, drawn only where somebody sees it."""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from rich import progress
+from rich.console import Console
+
+Item = TypeVar("Item")
+
+
+def track(items: Iterable[Item], what: str, *, total: int) -> Iterable[Item]:
+    """Hand ``items`` through; when stderr is a terminal, show how many of ``total`` are done."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return items
+    return progress.track(items, what, total=total, console=console, transient=True)

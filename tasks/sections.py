@@ -1,0 +1,254 @@
+"""The sections of ``params.yaml``, one frozen class each: unknown keys refused, no defaults.
+
+Each field says its meaning, unit, range and source.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+ClassName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
+
+
+class Section(BaseModel):
+    """What all sections share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DrawParams(Section):
+    """The demo data of the repository root."""
+
+    pool_images: PositiveInt
+    """Drawn images before seed and calibration are taken out."""
+    val_images: PositiveInt
+    seed_images: PositiveInt
+    calibration_images: Count
+
+
+class ModelParams(Section):
+    """The detector; train, evaluate and infer must build the same one."""
+
+    backbone: str
+    """Any timm model that supports ``features_only``."""
+    weights: str
+    """``packaged``: the ImageNet weights that come with Gleaner's dependencies (tf_efficientnet_lite0 only);
+    ``none``: random; otherwise the path of a timm state dict inside the workspace."""
+    trainable_stages: Count
+    """Backbone stages, counted from the output, that are trained; the ones below stay frozen."""
+    fpn_channels: Annotated[int, Field(gt=0, multiple_of=32)]
+    """Width of the feature pyramid; its group norm has 32 groups."""
+    anchor_sizes_px: Annotated[list[Positive], Field(min_length=5, max_length=5)]
+    """One size per pyramid level P2..P6, in pixels of the resized image."""
+    anchor_aspect_ratios: Annotated[list[Positive], Field(min_length=1)]
+    """Height over width."""
+    short_side_px: PositiveInt
+    """Images are resized to this short side, unless the long side would exceed ``long_side_px``."""
+    long_side_px: PositiveInt
+    nms_iou: Fraction
+    """Boxes of one class overlapping more than this are one detection."""
+    detections_per_image: PositiveInt
+
+    @model_validator(mode="after")
+    def _sides(self) -> Self:
+        if self.long_side_px < self.short_side_px:
+            raise ValueError(f"long_side_px is {self.long_side_px}, expected at least short_side_px")
+        return self
+
+
+class PrepareParams(Section):
+    """Checks on the pool's images."""
+
+    min_side_px: PositiveInt
+    """Images with a shorter side are set aside."""
+    max_pixels: PositiveInt
+    """Images with more pixels are set aside before they are decoded (decompression bombs)."""
+
+
+class AssembleParams(Section):
+    """Labels of all batches put together."""
+
+    empty_images: Literal["keep", "drop"]
+    """Whether images a person found empty take part in training, as pure background."""
+
+
+class TrainParams(Section):
+    """Schedule and optimiser (AdamW, linear warm-up, cosine decay)."""
+
+    initialisation: Literal["pretrained", "previous"]
+    """Start from the backbone's weights, or from the previous round's teacher."""
+    iterations: PositiveInt
+    burn_in_iterations: Count
+    """Supervised iterations before the teacher takes part (METHOD section 6)."""
+    labeled_images_per_step: PositiveInt
+    unlabeled_images_per_step: Count
+    learning_rate: Positive
+    weight_decay: NonNegative
+    warmup_iterations: Count
+    final_learning_rate_frac: Fraction
+    """Learning rate at the end, as a fraction of ``learning_rate``."""
+    gradient_clip_norm: Positive
+    checkpoint_every_iterations: PositiveInt
+    loader_workers: Count
+    mixed_precision: bool
+    """On CUDA; without effect on a CPU."""
+    channels_last: bool
+
+    @model_validator(mode="after")
+    def _schedule(self) -> Self:
+        if self.burn_in_iterations > self.iterations:
+            raise ValueError(f"burn_in_iterations is {self.burn_in_iterations}, expected at most iterations")
+        return self
+
+
+class ViewsParams(Section):
+    """Weak and strong views of a training image."""
+
+    flip_probability: Fraction
+    """Horizontal flip; 0 where left and right mean something (text, digits)."""
+    scale_jitter_frac: Annotated[float, Field(ge=0, lt=1)]
+    """Both views are scaled by 1 plus or minus at most this."""
+    strength: Fraction
+    """Of the strong view's colour jitter, grey, blur and cut-out."""
+
+
+class SslParams(Section):
+    """Semi-supervised part of training (METHOD section 6, Eqs. 16-18)."""
+
+    enabled: bool
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    """Teacher = decay * teacher + (1 - decay) * student, after every iteration."""
+    lambda_unsup: NonNegative
+    """Weight of the unsupervised loss; low on small data, a peer's users met NaN with 4."""
+    ramp_iterations: Count
+    """Iterations after burn-in over which lambda grows linearly from 0."""
+    pseudo_threshold_mode: Literal["fixed", "adaptive"]
+    """``adaptive`` lowers the threshold of classes whose mean pseudo-label score is lower (per-class EMA)."""
+    pseudo_threshold: Fraction
+    """Score a teacher's box needs to become a pseudo-label."""
+    pseudo_box_regression: bool
+    """Whether pseudo-boxes also train box regression; off in the paper's family of methods."""
+    focal_gamma: NonNegative
+    """Eq. 4; 1.5 as in Unbiased Teacher. 0 is cross entropy."""
+    weight_direction: Literal["uncertain", "certain", "none"]
+    """W_j = sigmoid(z_j), sigmoid(-z_j), or 1."""
+    weight_standardise: bool
+    """z_j is the standardised uncertainty instead of the uncertainty itself."""
+    max_loss_ratio: Positive
+    """Guard rail: running mean of unsupervised over supervised loss above this stops the run."""
+
+
+class EvaluateParams(Section):
+    """COCO mAP of teacher and student on the fixed validation set."""
+
+    images_per_batch: PositiveInt
+    score_threshold: Fraction
+
+
+class InferParams(Section):
+    """The teacher over the unlabeled pool."""
+
+    images_per_batch: PositiveInt
+    images_per_shard: PositiveInt
+    """A killed run repeats at most one shard."""
+    score_threshold: Fraction
+    """Boxes below this take no part in the metrics."""
+
+
+class ScoringParams(Section):
+    """The three metrics (METHOD section 2, Eqs. 10-13)."""
+
+    confidence: Literal["sum", "mean_doubt"]
+    entropy: Literal["sum", "mean"]
+    normalise: Literal["quantile", "minmax", "max", "none"]
+    zero_detection: Literal["floor", "median", "top"]
+    """Score of an image without any detection: 0, the pool's median, or the largest."""
+
+
+class DwaParams(Section):
+    """Dynamic Weight Adjustment (METHOD section 3)."""
+
+    mode: Literal["learned", "equal", "fixed", "entropy", "activeteacher"]
+    fixed_weights: Annotated[list[NonNegative], Field(min_length=3, max_length=3)]
+    """(w_C, w_E, w_O) of mode ``fixed``; must sum to 1."""
+    min_pairs: Annotated[int, Field(ge=4)]
+    """Fewer pairs than this: equal weights (cold start)."""
+    window_batches: PositiveInt
+    """Label batches, newest first, whose pairs are used."""
+    folds: Annotated[int, Field(ge=2)]
+    """The pairs are split into this many parts; each part judges a network trained on the others."""
+    focal_gamma: NonNegative
+    """Eq. 4, of the realised loss the score must rank."""
+    epochs: PositiveInt
+    hidden_units: PositiveInt
+    learning_rate: Positive
+    weight_decay: NonNegative
+    spread_penalty: NonNegative
+    """On the variance of the metric weights between images; large keeps them common to all images."""
+    uniform_penalty: NonNegative
+    """On the distance of the mean metric weights from equal ones."""
+    class_weight_max: Annotated[float, Field(ge=1)]
+    """Bound on one class's weight; the mean over classes is 1."""
+
+    @model_validator(mode="after")
+    def _sum(self) -> Self:
+        if abs(sum(self.fixed_weights) - 1) > 1e-3:
+            raise ValueError(f"fixed_weights sum to {sum(self.fixed_weights):.4g}, expected 1")
+        return self
+
+
+class BudgetParams(Section):
+    """What one batch may cost."""
+
+    unit: Literal["images", "boxes", "minutes"]
+    amount: Positive
+    minutes_per_box: NonNegative
+    minutes_per_image: NonNegative
+    """Opening and looking, whatever is there."""
+
+    @model_validator(mode="after")
+    def _nothing_is_free(self) -> Self:
+        if self.unit == "images" and self.amount < 1:
+            raise ValueError(f"amount is {self.amount:g}, expected at least 1 image")
+        if self.unit == "minutes" and self.minutes_per_image == 0:
+            raise ValueError("minutes_per_image is 0, expected more: images without boxes would be free")
+        return self
+
+
+class SelectParams(Section):
+    """Which images are asked for next."""
+
+    strategy: Literal["uncertainty", "random", "entropy"]
+    explore_frac: Fraction
+    """Share of the batch, in images, drawn uniformly from the whole pool: keeps DWA's pairs honest."""
+
+
+class HandoffParams(Section):
+    """Pre-drawn boxes."""
+
+    score_threshold: Fraction
+
+
+class ReportParams(Section):
+    """The HTML page."""
+
+    thumbnails: Count
+
+
+class NightlyParams(Section):
+    """The nightly flow; read by no stage."""
+
+    on_few_labels: Literal["skip", "proceed"]
+    """With fewer finished images than ``min_labeled_images``: leave, or train on what there is."""
+    min_labeled_images: PositiveInt
+
+
+class ProviderParams(Section):
+    """Who labels; read by no stage."""
+
+    kind: Literal["simulated"]

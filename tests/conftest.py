@@ -1,0 +1,78 @@
+"""Shared inputs: small, drawn by code, real files in real layouts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from tasks import files
+from tasks.campaign import CampaignPlan, create_campaign_data
+from tasks.importers.gather import Source
+from tasks.params_template import make_params
+from tasks.paths import Workspace
+
+TINY_CLASSES = ("square", "disc")
+
+
+@pytest.fixture
+def tiny_coco(tmp_path: Path) -> Path:
+    """Folder in COCO layout: ``images/`` with 12 PNGs of 64 to 96 px, ``annotations.json`` with two classes.
+
+    Every image shows one or two figures, but for the last, which somebody found empty.
+    """
+    folder = tmp_path / "tiny_coco"
+    (folder / "images").mkdir(parents=True)
+    random = np.random.default_rng(3)
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    for number in range(12):
+        width, height = (int(side) for side in random.integers(64, 97, size=2))
+        image = Image.fromarray(random.integers(90, 130, size=(height, width, 3)).astype(np.uint8))
+        for _ in range(0 if number == 11 else 1 + number % 2):
+            side = int(random.integers(16, 31))
+            x, y = int(random.integers(0, width - side)), int(random.integers(0, height - side))
+            category = int(random.integers(len(TINY_CLASSES)))
+            draw = ImageDraw.Draw(image)
+            shape = (draw.rectangle, draw.ellipse)[category]
+            shape([x, y, x + side - 1, y + side - 1], fill=((240, 220, 40), (30, 60, 220))[category])
+            annotations.append(
+                {"id": len(annotations), "image_id": number, "category_id": category, "bbox": [x, y, side, side]}
+            )
+        image.save(folder / "images" / f"{number:02d}.png")
+        images.append({"id": number, "file_name": f"{number:02d}.png", "width": width, "height": height})
+    categories = [{"id": number, "name": name} for number, name in enumerate(TINY_CLASSES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    files.write_json(folder / "annotations.json", content)
+    return folder
+
+
+@pytest.fixture
+def tiny_source(tiny_coco: Path) -> Source:
+    """``tiny_coco`` as ``gleaner init`` is pointed at it."""
+    return Source("coco", tiny_coco / "annotations.json", tiny_coco / "images", None, None)
+
+
+@pytest.fixture
+def tiny_plan() -> CampaignPlan:
+    """Of the 12 images: 3 validation, 2 calibration, 3 seed, 4 left to choose from."""
+    return CampaignPlan(
+        seed=5,
+        classes=TINY_CLASSES,
+        seed_images=3,
+        calibration_images=2,
+        val_frac=0.25,
+        oracle=True,
+        imported_at="2026-01-01T00:00:00+00:00",
+        max_pixels=1_000_000,
+    )
+
+
+@pytest.fixture
+def tiny_campaign(tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan) -> Workspace:
+    """A workspace with params.yaml, ``data/`` and ``oracle/``; no git, no DVC."""
+    workspace = Workspace(tmp_path / "tiny_campaign")
+    create_campaign_data(tiny_source, tiny_plan, workspace)
+    template = (Path(__file__).parents[1] / "params.yaml").read_text()
+    files.write_bytes(workspace.params, make_params(template, classes=TINY_CLASSES, overrides=()).encode())
+    return workspace

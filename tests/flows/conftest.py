@@ -1,0 +1,80 @@
+"""A real Prefect engine, and tiny campaigns made by the real ``gleaner init``."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+# Prefect reads these when it is imported. Without the two services there are no 503s under parallel writes;
+# no test here reads task runs back.
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED", "false")
+os.environ.setdefault("PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import pytest
+
+from tasks.paths import Workspace
+from tests.flows.tiny import make_tiny_campaign
+
+
+@pytest.fixture(scope="session", autouse=True)
+def somebody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Git knows nobody but who the test says: not the configuration of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path_factory.mktemp("git") / "config"))
+        patch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+        for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+            patch.delenv(name, raising=False)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def prefect_engine(somebody: None) -> Iterator[None]:
+    """One temporary Prefect server for all tests; without heartbeats, which cost a second a flow."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_template(tmp_path_factory: pytest.TempPathFactory, somebody: None) -> Workspace:
+    """A new campaign nobody touches."""
+    return make_tiny_campaign(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture(scope="session")
+def two_rounds(tmp_path_factory: pytest.TempPathFactory, tiny_template: Workspace, prefect_engine: None) -> Workspace:
+    """A campaign after two real nights, batch 2 delivered; nobody touches it either."""
+    from flows.campaign import campaign
+
+    workspace = Workspace(tmp_path_factory.mktemp("two_rounds") / "tiny")
+    shutil.copytree(tiny_template.root, workspace.root)
+    results = campaign(workspace.root, 2)
+    assert [result.outcome for result in results] == ["finished", "finished"]
+    return workspace
+
+
+@pytest.fixture
+def tiny(tiny_template: Workspace, tmp_path: Path) -> Workspace:
+    """A new campaign of one's own."""
+    return _copy(tiny_template, tmp_path)
+
+
+@pytest.fixture
+def after_two_rounds(two_rounds: Workspace, tmp_path: Path) -> Workspace:
+    """A copy of ``two_rounds`` of one's own; its MLflow artifacts stay with the original."""
+    return _copy(two_rounds, tmp_path)
+
+
+def _copy(original: Workspace, folder: Path) -> Workspace:
+    shutil.copytree(original.root, folder / "tiny")
+    return Workspace(folder / "tiny")

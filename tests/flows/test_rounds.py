@@ -1,0 +1,131 @@
+"""Two real nights: git, DVC, Prefect, MLflow and the simulated annotator, with the heavy stages replaced."""
+
+import hashlib
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows import data_versions, vcs
+from flows.ledger import all_ledgers, read_ledger
+from flows.position import finished_round
+from tasks import files
+from tasks.contracts import LabelBatch
+from tasks.paths import STAGES, Workspace
+from tests.flows.tiny import BUDGET, CALIBRATION, SEED, gleaner
+
+pytestmark = pytest.mark.slow
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): files.sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_stages_run_in_the_order_of_the_round(two_rounds: Workspace) -> None:
+    for number in (0, 1):
+        logs = (two_rounds.root / ".gleaner" / "logs" / f"round-{number:04d}").glob("*.log")
+        started = sorted((log.read_text().splitlines()[0], STAGES.index(log.stem)) for log in logs)
+        assert [position for _, position in started] == sorted(position for _, position in started)
+        assert len(started) == len(STAGES)
+
+
+def test_labels_are_what_was_delivered(two_rounds: Workspace) -> None:
+    batch = LabelBatch.model_validate(files.read_json(two_rounds.label_batch(1)))
+    delivery = files.read_json(two_rounds.delivery(1) / "delivery.json")
+    assert {image.image_id for image in batch.images} == set(delivery["image_ids"])
+    assert len(batch.images) == BUDGET
+    assert delivery["state"] == "collected"
+    assert all(image.offered_in == 1 and image.annotator == "simulated" for image in batch.images)
+    assert [read_ledger(two_rounds, n)["figures"]["labels"] for n in (0, 1)] == [
+        SEED + CALIBRATION,
+        SEED + CALIBRATION + BUDGET,
+    ]
+
+
+def test_the_round_before_hands_over_its_detections_and_teacher(two_rounds: Workspace) -> None:
+    picked = files.read_json(two_rounds.delivery(1) / "delivery.json")["image_ids"]
+    assert sorted(pq.read_table(two_rounds.frozen_batch(1))["image_id"].to_pylist()) == sorted(picked)
+    assert (two_rounds.previous / "teacher.pth").read_bytes() == b"teacher of 5 labels"
+    assert [entry["round"] for entry in files.read_json(two_rounds.previous / "history.json")] == [0]
+    assert pq.read_table(two_rounds.previous / "uncertainty.parquet").column_names == ["image_id", "uncertainty"]
+
+
+def test_only_the_open_delivery_keeps_its_copies(two_rounds: Workspace) -> None:
+    assert {path.name for path in two_rounds.delivery(1).iterdir()} == {"delivery.json", "manifest.jsonl"}
+    assert "teacher.pth" in {path.name for path in two_rounds.delivery(2).iterdir()}
+    tracked = vcs.git(two_rounds.root, "ls-files", "deliveries").splitlines()
+    assert sorted(tracked) == [
+        f"deliveries/batch-000{batch}/{name}" for batch in (1, 2) for name in ("delivery.json", "manifest.jsonl")
+    ]
+
+
+def test_nothing_is_left_to_commit_or_derive(two_rounds: Workspace) -> None:
+    assert vcs.git(two_rounds.root, "status", "--porcelain") == ""
+    assert data_versions.is_clean(two_rounds.root)
+    assert finished_round(two_rounds) == 1
+
+
+def test_each_round_has_one_tag_and_its_ledger(two_rounds: Workspace) -> None:
+    assert vcs.git(two_rounds.root, "tag").splitlines() == ["round-0000", "round-0001"]
+    for number in (0, 1):
+        committed = vcs.git(two_rounds.root, "show", f"round-{number:04d}:rounds/round-{number:04d}.json")
+        assert json.loads(committed) == read_ledger(two_rounds, number)
+
+
+def test_ledgers_are_a_chain(two_rounds: Workspace) -> None:
+    first, second = all_ledgers(two_rounds)
+    assert first["previous_ledger_sha256"] is None
+    assert second["previous_ledger_sha256"] == hashlib.sha256(two_rounds.ledger(0).read_bytes()).hexdigest()
+    assert second["labels_sha256"] == files.sha256_file(two_rounds.label_batch(1))
+    assert set(second["stages"]) == set(STAGES)
+    assert second["stages"]["train"]["outs"]["derived/train"] in second["stages"].__repr__()
+    assert set(second["times"]["stage_seconds"]) == set(STAGES)
+    assert second["code"] == files.read_json(two_rounds.code_digests)
+
+
+def test_a_ledgers_digests_are_those_of_the_files(two_rounds: Workspace) -> None:
+    ledger = read_ledger(two_rounds, 1)
+    teacher = hashlib.md5((two_rounds.derived("train") / "teacher.pth").read_bytes()).hexdigest()
+    assert ledger["stages"]["evaluate"]["deps"]["derived/train/teacher.pth"] == teacher
+    assert ledger["manifest_sha256"] == files.sha256_file(two_rounds.delivery(2) / "manifest.jsonl")
+
+
+def test_an_old_round_comes_back_to_the_byte(after_two_rounds: Workspace) -> None:
+    root = after_two_rounds.root
+    now = {folder: tree(root / folder) for folder in ("derived", "data")}
+    vcs.git(root, "checkout", "--quiet", "round-0000")
+    data_versions.dvc(root, "checkout", "--quiet")
+    assert data_versions.is_clean(root)
+    assert (root / "derived" / "train" / "teacher.pth").read_bytes() == b"teacher of 5 labels"
+    assert not after_two_rounds.label_batch(1).exists()
+    assert not (after_two_rounds.previous / "teacher.pth").exists()
+    refused = gleaner("night", cwd=root)
+    assert refused.returncode == 2
+    assert "git switch main && dvc checkout" in refused.stderr
+    vcs.git(root, "switch", "--quiet", "main")
+    data_versions.dvc(root, "checkout", "--quiet")
+    assert {folder: tree(root / folder) for folder in ("derived", "data")} == now
+
+
+def test_plain_dvc_repro_finds_nothing_to_do(two_rounds: Workspace) -> None:
+    said = data_versions.dvc(two_rounds.root, "repro")
+    assert "Running stage" not in said
+
+
+def test_status_shows_rounds_open_delivery_and_next_step(two_rounds: Workspace) -> None:
+    shown = gleaner("status", cwd=two_rounds.root)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"^ +0 +5 ", shown.stdout, re.MULTILINE)
+    assert re.search(r"^ +1 +8 ", shown.stdout, re.MULTILINE)
+    assert "Batch 2: 3 images, delivered" in shown.stdout
+    assert "collects batch 2" in shown.stdout
+
+
+def test_commits_are_by_gleaner_where_git_knows_nobody(two_rounds: Workspace) -> None:
+    authors = subprocess.run(
+        ["git", "log", "--format=%an <%ae>"], cwd=two_rounds.root, capture_output=True, text=True, check=True
+    )
+    assert set(authors.stdout.splitlines()) == {"Gleaner <gleaner@localhost>"}

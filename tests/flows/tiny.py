@@ -1,0 +1,102 @@
+"""A tiny campaign for tests of flows: 16 drawn images, made by the real ``gleaner init``, heavy stages replaced."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from flows import vcs
+from flows.create import NewCampaign, create_workspace
+from tasks import files
+from tasks.importers.gather import Source
+from tasks.paths import Workspace
+from tests.flows.fake_stages import STAGES as FAKED
+
+REPOSITORY = Path(__file__).parents[2]
+FAKE_STAGES = Path(__file__).with_name("fake_stages.py")
+CLASSES = ("bright", "dark")
+POOL, VAL, SEED, CALIBRATION = 13, 3, 3, 2
+BUDGET = 3
+
+
+def draw_source(folder: Path) -> Source:
+    """COCO: 16 images of 40 x 32 px; one square each, but for the last, which is empty."""
+    random = np.random.default_rng(4)
+    images, annotations = [], []
+    (folder / "images").mkdir(parents=True)
+    for number in range(POOL + VAL):
+        pixels = random.integers(100, 140, size=(32, 40, 3)).astype(np.uint8)
+        if number < POOL + VAL - 1:
+            category = number % len(CLASSES)
+            pixels[8:24, 10:26] = (250, 5)[category]
+            annotations.append({"id": number, "image_id": number, "category_id": category, "bbox": [10, 8, 16, 16]})
+        Image.fromarray(pixels).save(folder / "images" / f"{number:02d}.png")
+        images.append({"id": number, "file_name": f"{number:02d}.png", "width": 40, "height": 32})
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES)]
+    files.write_json(
+        folder / "annotations.json", {"images": images, "annotations": annotations, "categories": categories}
+    )
+    return Source("coco", folder / "annotations.json", folder / "images", None, None)
+
+
+def new_campaign(source: Source, *settings: str, oracle: bool = True) -> NewCampaign:
+    """Of the 16 images: 3 validation, 2 calibration, 3 seed, 8 left to choose from, 3 a round."""
+    return NewCampaign(
+        source=source,
+        classes=CLASSES,
+        seed_labels=SEED,
+        calibration_images=CALIBRATION,
+        val_frac=VAL / (POOL + VAL),
+        oracle=oracle,
+        settings=(f"budget.amount={BUDGET}", *settings),
+        imported_at="2026-01-01T00:00:00+00:00",
+    )
+
+
+def make_tiny_campaign(folder: Path) -> Workspace:
+    """A workspace whose nights take seconds."""
+    workspace = Workspace(folder / "tiny")
+    create_workspace(workspace.root, new_campaign(draw_source(folder / "source")))
+    fake_heavy_stages(workspace)
+    return workspace
+
+
+def fake_heavy_stages(workspace: Workspace) -> None:
+    """Replace the commands of the stages that need torch, and commit that."""
+    text = workspace.dvc_yaml.read_text()
+    for stage in FAKED:
+        command = f"cmd: python -m tasks.{stage}\n"
+        assert command in text
+        text = text.replace(command, f"cmd: python {FAKE_STAGES} {stage}\n")
+    workspace.dvc_yaml.write_text(text)
+    vcs.commit(workspace, "Replace the heavy stages")
+
+
+def trouble(workspace: Workspace, stage: str, what: str) -> Path:
+    """Make a replaced stage misbehave until the file is removed."""
+    path = workspace.root / ".gleaner" / f"trouble-{stage}"
+    files.write_bytes(path, what.encode())
+    return path
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """For child processes: this Python's programs, this checkout's packages, no server."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    kept = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "PREFECT_HOME")}
+    return {**kept, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **changes}
+
+
+def gleaner(*arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=cwd,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )

@@ -1,0 +1,121 @@
+"""The drawn data: true boxes, a long tail, and the same bytes each time."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks import files
+from tasks.demo import draw_demo
+from tasks.errors import UserError
+from tasks.importers import read_coco
+from tasks.params import load_params
+from tasks.sections import DrawParams
+
+PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
+SMALL = DrawParams(pool_images=40, val_images=12, seed_images=8, calibration_images=4)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo data of the repository's own params.yaml."""
+    assert PARAMS.draw is not None
+    folder = tmp_path_factory.mktemp("drawn")
+    draw_demo(folder, params=PARAMS.draw, classes=PARAMS.classes, seed=PARAMS.seed)
+    return folder
+
+
+def document(folder: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / name).read_text())
+    return content
+
+
+def boxes_per_class(content: dict[str, Any]) -> Counter[str]:
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    return Counter(names[annotation["category_id"]] for annotation in content["annotations"])
+
+
+def test_importer_takes_all_of_it_without_a_word(drawn: Path) -> None:
+    for name, number in (("annotations.json", 300), ("val.json", 60)):
+        result = read_coco(drawn / name, drawn / "images", max_pixels=1_000_000)
+        assert len(result.records) == number
+        assert not result.findings.set_aside
+        assert not result.findings.notes
+
+
+def test_pool_has_a_long_tail_and_validation_measures_every_class(drawn: Path) -> None:
+    pool = boxes_per_class(document(drawn, "annotations.json"))
+    shares = [pool[name] / pool.total() for name in PARAMS.classes]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0.35
+    assert 0.02 < shares[-1] < 0.08
+    val = boxes_per_class(document(drawn, "val.json"))
+    assert min(val[name] for name in PARAMS.classes) >= 10
+
+
+def test_sizes_of_pictures_and_digits(drawn: Path) -> None:
+    content = document(drawn, "annotations.json")
+    sides = [(image["width"], image["height"]) for image in content["images"]]
+    assert min(min(pair) for pair in sides) >= 160
+    assert max(max(pair) for pair in sides) <= 320
+    portrait = sum(height > width for width, height in sides) / len(sides)
+    assert 0.3 < portrait < 0.7
+    heights = [max(annotation["bbox"][2:]) for annotation in content["annotations"]]
+    assert 16 <= min(heights) < 32
+    assert 70 < max(heights) <= 90
+
+
+def test_some_are_empty_and_some_are_exact_copies(drawn: Path) -> None:
+    content = document(drawn, "annotations.json")
+    digests = Counter(
+        hashlib.sha256((drawn / "images" / image["file_name"]).read_bytes()).hexdigest() for image in content["images"]
+    )
+    assert len(digests) == 300 - 9
+    shown = {annotation["image_id"] for annotation in content["annotations"]}
+    assert 10 <= 300 - len(shown) <= 25
+
+
+def test_copies_carry_the_boxes_of_their_originals(drawn: Path) -> None:
+    content = document(drawn, "annotations.json")
+    seen: dict[bytes, list[list[int]]] = {}
+    for image in content["images"]:
+        boxes = [a["bbox"] for a in content["annotations"] if a["image_id"] == image["id"]]
+        assert seen.setdefault((drawn / "images" / image["file_name"]).read_bytes(), boxes) == boxes
+
+
+def test_boxes_are_where_the_digits_are(drawn: Path) -> None:
+    """Inside its box an easy digit differs from the same background elsewhere; just outside it does not."""
+    content = document(drawn, "annotations.json")
+    per_image = Counter(annotation["image_id"] for annotation in content["annotations"])
+    contrast_inside, contrast_outside = [], []
+    for annotation in content["annotations"]:
+        if per_image[annotation["image_id"]] > 1:
+            continue
+        image = content["images"][annotation["image_id"] - 1]
+        pixels = np.asarray(Image.open(drawn / "images" / image["file_name"]).convert("L"), dtype=np.float64)
+        x, y, width, height = annotation["bbox"]
+        ring = pixels[max(0, y - 6) : y + height + 6, max(0, x - 6) : x + width + 6].copy()
+        inside = pixels[y : y + height, x : x + width]
+        contrast_inside.append(inside.std())
+        top, left = min(y, 6), min(x, 6)
+        ring[top : top + height, left : left + width] = np.nan
+        contrast_outside.append(np.nanstd(ring))
+    assert len(contrast_inside) > 50
+    assert np.median(contrast_inside) > 3 * np.median(contrast_outside)
+
+
+def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        draw_demo(tmp_path / name, params=SMALL, classes=["zero", "nine"], seed=seed)
+    digests = {name: files.sha256_tree(tmp_path / name) for name in "abc"}
+    assert digests["a"] == digests["b"] != digests["c"]
+
+
+def test_only_digits_can_be_drawn(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"classes has 'cat', expected names of digits"):
+        draw_demo(tmp_path, params=SMALL, classes=["zero", "cat"], seed=1)

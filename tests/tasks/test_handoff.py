@@ -1,0 +1,167 @@
+"""The manifest: picked images in order, with the boxes the teacher would draw."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from tasks import files
+from tasks.contracts import DETECTIONS, FROZEN, SCORES, SELECTION, UNLABELED, HandoffTask
+from tasks.errors import UserError
+from tasks.handoff import handoff
+from tasks.importers import read_coco
+from tasks.sections import HandoffParams
+
+CLASSES = ["cat", "a\u2028b"]  # a line separator that str.splitlines would break at
+IDS = ["aaa", "bbb", "ccc", "ddd"]
+
+
+def detection(image_id: str, *found: tuple[list[float], float, int]) -> dict[str, Any]:
+    return {
+        "image_id": image_id,
+        "boxes_xyxy": [corner for box, _, _ in found for corner in box],
+        "scores": [score for _, score, _ in found],
+        "labels": [label for _, _, label in found],
+        "posteriors": [0.0] * 3 * len(found),
+        "embedding": [0.5, 0.25],
+        "model_digest": "f00d",
+    }
+
+
+DETECTED = {
+    "aaa": detection("aaa", ([1, 2, 10.123, 20], 0.5, 0), ([3, 3, 9, 9], 0.9, 1), ([0, 0, 5, 5], 0.2, 0)),
+    "bbb": detection("bbb", ([-0.001, -3, 100.002, 90], 1.0000001, 0), ([50, 50, 50.001, 60], 0.8, 0)),
+    "ccc": detection("ccc"),
+    "ddd": detection("ddd", ([1, 1, 2, 2], 0.9, 0)),
+}
+
+METRICS = ("confidence", "entropy", "overlap")
+SCORED = {
+    image_id: {"image_id": image_id, "num_boxes": 1, "zero_detections": False}
+    | {f"{name}_raw": 9.0 for name in METRICS}
+    | {name: (3 * row + column) / 16 for column, name in enumerate(METRICS)}
+    for row, image_id in enumerate(IDS)
+}
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    unlabeled = [{"image_id": i, "uri": f"data/images/{i}.png", "width_px": 100, "height_px": 80} for i in IDS]
+    files.write_table(tmp_path / "unlabeled.parquet", pa.Table.from_pylist(unlabeled, schema=UNLABELED))
+    for number, part in enumerate((["bbb"], ["aaa", "ddd"], ["ccc"])):
+        shard = pa.Table.from_pylist([DETECTED[i] for i in part], schema=DETECTIONS)
+        files.write_table(tmp_path / "infer" / f"shard-{number:04d}.parquet", shard)
+    files.write_table(tmp_path / "scores.parquet", pa.Table.from_pylist(list(SCORED.values()), schema=SCORES))
+    select(tmp_path, "bbb", "ccc", "aaa")
+    return tmp_path
+
+
+def select(folder: Path, *ranked: str) -> None:
+    rows = [
+        {
+            "image_id": image_id,
+            "rank": rank,
+            "uncertainty": 0.5,
+            "expected_boxes": 1.0,
+            "expected_minutes": 1.0,
+            "reason": "why",
+        }
+        for rank, image_id in reversed(list(enumerate(ranked, start=1)))
+    ]
+    files.write_table(folder / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
+
+
+def run(folder: Path, score_threshold: float = 0.3) -> list[HandoffTask]:
+    handoff(
+        HandoffParams(score_threshold=score_threshold),
+        classes=CLASSES,
+        unlabeled=folder / "unlabeled.parquet",
+        detections=folder / "infer",
+        scores=folder / "scores.parquet",
+        selection=folder / "selection.parquet",
+        out=folder / "out",
+    )
+    lines = (folder / "out" / "manifest.jsonl").read_text().splitlines()
+    return [HandoffTask.model_validate_json(line) for line in lines]
+
+
+def test_tasks_stand_by_rank_with_what_the_annotator_needs(inputs: Path) -> None:
+    tasks = run(inputs)
+    assert [(task.rank, task.image_id) for task in tasks] == [(1, "bbb"), (2, "ccc"), (3, "aaa")]
+    assert (tasks[0].uri, tasks[0].width_px, tasks[0].height_px) == ("data/images/bbb.png", 100, 80)
+    assert {task.model_digest for task in tasks} == {"f00d"}
+    assert tasks[1].predictions == ()
+
+
+def test_boxes_above_the_threshold_best_first(inputs: Path) -> None:
+    drawn = run(inputs)[2].predictions
+    assert [(p.category, p.xyxy_px) for p in drawn] == [
+        (CLASSES[1], (3, 3, 9, 9)),
+        ("cat", (1, 2, 10.12, 20)),
+    ]
+    assert len(run(inputs, score_threshold=0.1)[2].predictions) == 3
+
+
+def test_boxes_are_clipped_to_the_image_and_slivers_left_out(inputs: Path) -> None:
+    [prediction] = run(inputs)[0].predictions
+    assert prediction.xyxy_px == (0, 0, 100, 80)
+    assert prediction.score == 1
+
+
+def test_detections_of_the_picked_images_are_frozen_with_their_metrics(inputs: Path) -> None:
+    run(inputs)
+    frozen = files.read_table(inputs / "out" / "detections.parquet", FROZEN)
+    rows = [DETECTED[i] | {name: SCORED[i][name] for name in METRICS} for i in ("aaa", "bbb", "ccc")]
+    assert frozen.equals(pa.Table.from_pylist(rows, schema=FROZEN))
+
+
+def test_coco_file_says_the_same(inputs: Path, tiny_coco: Path) -> None:
+    tasks = run(inputs)
+    coco = json.loads((inputs / "out" / "coco.json").read_text())
+    assert [image["image_id"] for image in coco["images"]] == [task.image_id for task in tasks]
+    assert len(coco["annotations"]) == sum(len(task.predictions) for task in tasks)
+    last = coco["annotations"][-1]
+    assert (last["bbox"], last["category_id"], last["score"]) == ([1, 2, 9.12, 18], 1, 0.5)
+    # and Gleaner's own importer takes it: images of the right size under the names it gives
+    coco["images"] = [
+        image | {"file_name": f"{n:02d}.png", "width": None, "height": None} for n, image in enumerate(coco["images"])
+    ]
+    coco["annotations"] = [a for a in coco["annotations"] if a["bbox"][2] < 20]
+    coco["categories"][1]["name"] = "b"
+    files.write_json(tiny_coco / "annotations.json", coco)
+    result = read_coco(tiny_coco / "annotations.json", tiny_coco / "images", max_pixels=100_000)
+    assert [len(record.boxes or ()) for record in result.records] == [0, 0, 2]
+
+
+def test_second_run_writes_the_same_bytes(inputs: Path) -> None:
+    run(inputs)
+    digest = files.sha256_tree(inputs / "out")
+    run(inputs)
+    assert files.sha256_tree(inputs / "out") == digest
+
+
+def test_exhausted_pool_gives_an_empty_manifest(inputs: Path) -> None:
+    select(inputs)
+    assert run(inputs) == []
+    assert files.read_table(inputs / "out" / "detections.parquet", FROZEN).num_rows == 0
+
+
+def test_picked_image_that_nobody_knows_is_an_error(inputs: Path) -> None:
+    select(inputs, "aaa", "zzz")
+    with pytest.raises(UserError, match=r"selection\.parquet: picked image zzz is not among.*dvc repro"):
+        run(inputs)
+
+
+def test_picked_image_that_the_teacher_did_not_see_is_an_error(inputs: Path) -> None:
+    (inputs / "infer" / "shard-0000.parquet").unlink()
+    with pytest.raises(UserError, match=r"infer: picked image bbb has no detections"):
+        run(inputs)
+
+
+def test_picked_image_that_was_not_scored_is_an_error(inputs: Path) -> None:
+    rows = [SCORED["aaa"], SCORED["bbb"]]
+    files.write_table(inputs / "scores.parquet", pa.Table.from_pylist(rows, schema=SCORES))
+    with pytest.raises(UserError, match=r"scores\.parquet: picked image ccc has no scores"):
+        run(inputs)
