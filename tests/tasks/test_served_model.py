@@ -1,7 +1,6 @@
 """The teacher through MLflow's own loader, on a real detector with random weights."""
 
 import io
-import warnings
 from pathlib import Path
 
 import mlflow
@@ -35,14 +34,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(saved: Path) -> mlflow.pyfunc.PyFuncModel:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        mlflow.pyfunc.save_model(
-            saved / "model",
-            python_model=str(Path(tasks.__file__).with_name("served_model.py")),
-            artifacts={name: str(saved / file) for name, file in (("teacher", "teacher.pth"), ("params", "params.yaml"))},
-            pip_requirements=["gleaner"],
-        )
+    mlflow.pyfunc.save_model(
+        saved / "model",
+        python_model=str(Path(tasks.__file__).with_name("served_model.py")),
+        artifacts={name: str(saved / file) for name, file in (("teacher", "teacher.pth"), ("params", "params.yaml"))},
+        pip_requirements=["gleaner"],
+    )
     return mlflow.pyfunc.load_model(str(saved / "model"))
 
 

@@ -1,0 +1,265 @@
+"""Labels in and batches out, on a copy of a campaign whose batch 2 is with the annotators."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flows.collect
+from flows import data_versions, vcs
+from flows.collect import collect, settle
+from flows.deliver import deliver
+from flows.deliveries import all_deliveries, prepare_delivery, read_delivery, read_manifest
+from flows.position import finished_round, newest_round
+from flows.providers.base import Delivery, LabelingProgress, Returned
+from flows.providers.choose import choose_provider
+from tasks import files
+from tasks.errors import UserError
+from tasks.params import Params, load_params
+from tasks.paths import Workspace
+from tests.flows.tiny import BUDGET
+
+pytestmark = pytest.mark.slow
+
+
+class Scripted:
+    """An annotator who returns what the test says, and remembers what was asked of them."""
+
+    name = "scripted"
+
+    def __init__(self, answers: Sequence[Returned], open_images: int = 0) -> None:
+        self.answers, self.open_images = list(answers), open_images
+        self.calls: list[str] = []
+
+    def check(self) -> None:
+        pass
+
+    def deliver(self, delivery: Delivery) -> str:
+        self.calls.append("deliver")
+        return f"receipt {delivery.key[:4]}"
+
+    def status(self, delivery: Delivery) -> LabelingProgress:
+        return LabelingProgress(len(self.answers), self.open_images)
+
+    def collect(self, delivery: Delivery) -> Sequence[Returned]:
+        self.calls.append("collect")
+        return self.answers
+
+    def withdraw(self, delivery: Delivery) -> None:
+        self.calls.append("withdraw")
+        self.open_images = 0
+
+
+def params(workspace: Workspace, **nightly: Any) -> Params:
+    whole = load_params(workspace.params)
+    return whole.model_copy(update={"nightly": whole.nightly.model_copy(update=nightly)})
+
+
+def open_delivery(workspace: Workspace) -> Delivery:
+    delivery = read_delivery(workspace, 2)
+    assert delivery is not None
+    assert delivery.state == "delivered"
+    return delivery
+
+
+def answer(image_id: str, *corners: float, **changes: Any) -> dict[str, Any]:
+    box = {"category": "dark", "xyxy_px": list(corners or (2, 3, 20, 21))}
+    times = {"finished_at": "2026-03-01T10:00:00+00:00", "seconds_spent": None}
+    return {"image_id": image_id, "status": "labeled", "boxes": [box], "annotator": "ann", **times, **changes}
+
+
+def test_refused_answers_are_counted_and_kept_and_the_rest_becomes_a_batch(after_two_rounds: Workspace) -> None:
+    delivery = open_delivery(after_two_rounds)
+    first, second, third = delivery.image_ids
+    provider = Scripted(
+        [
+            answer(first),
+            answer(second, 0, 0, 400, 20),
+            answer(third, boxes=[{"category": "unicorn", "xyxy_px": [1, 1, 5, 5]}]),
+            answer("0" * 16),
+            answer(first, 5, 5, 5, 9),
+            answer(third, 4, 4, 4, 9),
+        ]
+    )
+    collected = collect(after_two_rounds, provider, params(after_two_rounds), delivery)
+    assert (collected.images, collected.refused) == (1, 5)
+    reasons = sorted(files.read_json(path)["reason"] for path in after_two_rounds.quarantine.iterdir())
+    assert len(reasons) == 5
+    for words in ("inside the image", "class is 'unicorn'", "expected one of this batch", "came back twice", "no area"):
+        assert sum(words in reason for reason in reasons) == 1
+    batch = files.read_json(after_two_rounds.label_batch(2))
+    assert [image["image_id"] for image in batch["images"]] == [first]
+    assert batch["provider"] == "scripted"
+    assert newest_round(after_two_rounds) == 2
+    assert finished_round(after_two_rounds) == 1
+    assert vcs.git(after_two_rounds.root, "status", "--porcelain") == ""
+
+
+def test_open_images_are_withdrawn_before_the_last_look(after_two_rounds: Workspace) -> None:
+    delivery = open_delivery(after_two_rounds)
+    provider = Scripted([answer(delivery.image_ids[0])], open_images=2)
+    collected = collect(after_two_rounds, provider, params(after_two_rounds), delivery)
+    assert provider.calls == ["collect", "withdraw", "collect"]
+    assert collected.message == "Batch 2: 1 of 3 images labeled, 0 refused."
+
+
+def test_no_labels_is_no_error_and_changes_nothing(after_two_rounds: Workspace) -> None:
+    before = vcs.revision(after_two_rounds.root)
+    provider = Scripted([], open_images=BUDGET)
+    collected = collect(after_two_rounds, provider, params(after_two_rounds), open_delivery(after_two_rounds))
+    assert (collected.images, provider.calls) == (0, [])
+    assert "none of 3 images is labeled yet" in collected.message
+    assert newest_round(after_two_rounds) == 1
+    assert vcs.revision(after_two_rounds.root) == before
+
+
+@pytest.mark.parametrize(("rule", "images"), [("skip", 0), ("proceed", 1)])
+def test_too_few_labels_wait_or_go_on_as_params_say(after_two_rounds: Workspace, rule: str, images: int) -> None:
+    delivery = open_delivery(after_two_rounds)
+    provider = Scripted([answer(delivery.image_ids[0])], open_images=2)
+    settings = params(after_two_rounds, on_few_labels=rule, min_labeled_images=2)
+    collected = collect(after_two_rounds, provider, settings, delivery)
+    assert collected.images == images
+    assert newest_round(after_two_rounds) == (2 if images else 1)
+    assert ("withdraw" in provider.calls) == bool(images)
+
+
+def test_labels_of_which_none_is_usable_are_told_to_a_person(after_two_rounds: Workspace) -> None:
+    delivery = open_delivery(after_two_rounds)
+    provider = Scripted([answer(delivery.image_ids[0], 1, 1, 1, 1)], open_images=2)
+    with pytest.raises(UserError, match="usable labels are 0 of 1, .*no area"):
+        collect(after_two_rounds, provider, params(after_two_rounds), delivery)
+    assert newest_round(after_two_rounds) == 1
+    assert "withdraw" not in provider.calls
+
+
+def test_an_image_labeled_in_an_earlier_batch_is_refused(after_two_rounds: Workspace) -> None:
+    delivery = open_delivery(after_two_rounds)
+    labeled = files.read_json(after_two_rounds.label_batch(1))["images"][0]["image_id"]
+    manifest = delivery.folder / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace(delivery.image_ids[0], labeled))
+    provider = Scripted([answer(labeled), answer(delivery.image_ids[1])])
+    assert collect(after_two_rounds, provider, params(after_two_rounds), delivery).refused == 1
+
+
+class Killed(BaseException):
+    """As SIGKILL, as far as one process can be killed and go on."""
+
+
+@pytest.mark.parametrize("moment", ["carry_over", "add", "write_batch", "mark", "discard_copies", "commit"])
+def test_a_collection_killed_anywhere_ends_the_same(
+    after_two_rounds: Workspace, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = open_delivery(after_two_rounds)
+    settings = params(after_two_rounds)
+    provider = choose_provider(after_two_rounds, settings)
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        place = {
+            "add": (data_versions, "add"),
+            "commit": (vcs, "commit"),
+            "write_batch": (flows.collect.files, "write_json"),
+        }.get(moment, (flows.collect, moment))
+        patch.setattr(*place, die)
+        with pytest.raises(Killed):
+            collect(after_two_rounds, provider, settings, delivery)
+    # what the next night does first
+    settle(after_two_rounds, newest_round(after_two_rounds))
+    if newest_round(after_two_rounds) == 1:
+        assert collect(after_two_rounds, provider, settings, open_delivery(after_two_rounds)).images == BUDGET
+    assert newest_round(after_two_rounds) == 2
+    assert len(files.read_json(after_two_rounds.label_batch(2))["images"]) == BUDGET
+    collected = read_delivery(after_two_rounds, 2)
+    assert collected is not None
+    assert collected.state == "collected"
+    assert {path.name for path in collected.folder.iterdir()} == {"delivery.json", "manifest.jsonl"}
+    assert (after_two_rounds.previous / "teacher.pth").read_bytes() == b"teacher of 8 labels"
+    assert vcs.git(after_two_rounds.root, "status", "--porcelain") == ""
+    assert not after_two_rounds.quarantine.exists()
+    data_versions.dvc(after_two_rounds.root, "status", "--quiet", "data/previous.dvc", "data/frozen.dvc")
+
+
+def test_a_delivery_that_lost_its_files_says_which(after_two_rounds: Workspace) -> None:
+    delivery = open_delivery(after_two_rounds)
+    (delivery.folder / "teacher.pth").unlink()
+    with pytest.raises(UserError, match=r"teacher\.pth: the file is missing"):
+        collect(after_two_rounds, Scripted([answer(delivery.image_ids[0])]), params(after_two_rounds), delivery)
+    assert newest_round(after_two_rounds) == 1
+
+
+def test_a_batch_is_offered_once_however_often_it_is_delivered(after_two_rounds: Workspace) -> None:
+    before = vcs.revision(after_two_rounds.root)
+    provider = Scripted([])
+    for _ in range(2):
+        assert deliver(after_two_rounds, provider, 1).images == BUDGET
+    assert provider.calls == []
+    assert vcs.revision(after_two_rounds.root) == before
+
+
+def test_a_delivery_killed_before_the_provider_heard_of_it_goes_out_with_the_same_key(
+    after_two_rounds: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = open_delivery(after_two_rounds).key
+    forget_delivery(after_two_rounds)
+    provider = Scripted([])
+    with monkeypatch.context() as patch:
+        patch.setattr(provider, "deliver", lambda _: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            deliver(after_two_rounds, provider, 1)
+    prepared = read_delivery(after_two_rounds, 2)
+    assert prepared is not None
+    assert (prepared.state, prepared.key, prepared.receipt) == ("prepared", key, None)
+    deliver(after_two_rounds, provider, 1)
+    delivered = open_delivery(after_two_rounds)
+    assert (delivered.key, delivered.created_at, provider.calls) == (key, prepared.created_at, ["deliver"])
+    assert delivered.receipt == f"receipt {key[:4]}"
+
+
+def test_a_half_filled_delivery_folder_is_filled_again(
+    after_two_rounds: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_delivery(after_two_rounds)
+    tasks = read_manifest(after_two_rounds.derived("handoff") / "manifest.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            prepare_delivery(after_two_rounds, "campaign", 2, tasks)
+    assert read_delivery(after_two_rounds, 2) is None
+    assert [delivery.batch for delivery in all_deliveries(after_two_rounds)] == [1]
+    assert deliver(after_two_rounds, Scripted([]), 1).images == BUDGET
+
+
+def test_an_empty_selection_ends_the_campaign_without_a_delivery(after_two_rounds: Workspace) -> None:
+    forget_delivery(after_two_rounds)
+    manifest = after_two_rounds.derived("handoff") / "manifest.jsonl"
+    manifest.unlink()
+    manifest.write_bytes(b"")
+    ledger = files.read_json(after_two_rounds.ledger(1))
+    files.write_json(after_two_rounds.ledger(1), {**ledger, "manifest_sha256": files.sha256_file(manifest)})
+    provider = Scripted([])
+    delivered = deliver(after_two_rounds, provider, 1)
+    assert (delivered.images, provider.calls) == (0, [])
+    assert "the campaign is complete" in delivered.message
+    assert read_delivery(after_two_rounds, 2) is None
+
+
+def test_a_manifest_of_another_derivation_is_not_delivered(after_two_rounds: Workspace) -> None:
+    forget_delivery(after_two_rounds)
+    manifest = after_two_rounds.derived("handoff") / "manifest.jsonl"
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.unlink()
+    manifest.write_text("".join(lines[1:]))
+    with pytest.raises(UserError, match="git checkout round-0001 -- dvc.lock"):
+        deliver(after_two_rounds, Scripted([]), 1)
+
+
+def forget_delivery(workspace: Workspace) -> None:
+    """As if the last night had been killed right after publishing."""
+    vcs.git(workspace.root, "reset", "--quiet", "--hard", "round-0001")
+    for path in workspace.delivery(2).iterdir():
+        path.unlink()
+    workspace.delivery(2).rmdir()

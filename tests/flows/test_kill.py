@@ -1,0 +1,122 @@
+"""Nights that are killed, interrupted or doubled, as processes of their own with their own Prefect server."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from flows import data_versions, vcs
+from flows.stage_log import stage_log
+from flows.workspaces import night_lock
+from tasks.paths import Workspace
+from tests.flows.tiny import environment, gleaner, trouble
+
+pytestmark = pytest.mark.slow
+_PATIENCE_S = 120.0
+
+
+def until(happens: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while not happens():
+        assert time.monotonic() < deadline_s, "it never happened"
+        time.sleep(0.1)
+
+
+def start_night(workspace: Workspace) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "night"],
+        cwd=workspace.root,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def said(workspace: Workspace, stage: str) -> int:
+    """How often a replaced stage began to work in round 0."""
+    log = stage_log(workspace, 0, stage)
+    return log.read_text().count(f"{stage} is at work") if log.is_file() else 0
+
+
+def stop_in(
+    workspace: Workspace, stage: str, number: signal.Signals
+) -> tuple[int, str, list[psutil.Process], list[str]]:
+    """Let a night hang in ``stage``, send it a signal; its code, its words, its former children, their commands."""
+    hanging = trouble(workspace, stage, "hang")
+    begun = said(workspace, stage)
+    night = start_night(workspace)
+    until(lambda: said(workspace, stage) > begun)
+    children = psutil.Process(night.pid).children(recursive=True)
+    commands = [" ".join(child.cmdline()) for child in children]
+    night.send_signal(number)
+    words, _ = night.communicate(timeout=60)
+    hanging.unlink()
+    return night.returncode, words, children, commands
+
+
+def all_gone(children: list[psutil.Process]) -> bool:
+    return not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def runs_and_versions(workspace: Workspace) -> tuple[int, int]:
+    client = MlflowClient(f"sqlite:///{workspace.root / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return len(client.search_runs(experiments)), len(client.search_model_versions())
+
+
+def test_a_night_killed_in_train_and_in_infer_goes_on_and_does_nothing_twice(tiny: Workspace) -> None:
+    for stage in ("train", "infer"):
+        code, _, children, commands = stop_in(tiny, stage, signal.SIGKILL)
+        assert code == -signal.SIGKILL
+        assert any("fake_stages.py" in command for command in commands)
+        until(lambda: all_gone(children))  # noqa: B023 (called at once)
+        assert vcs.git(tiny.root, "tag") == ""
+    finished = gleaner("night", cwd=tiny.root)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    # train: killed once, then done; evaluate: done by the second night; infer: killed there, done by the third
+    assert {stage: said(tiny, stage) for stage in ("train", "evaluate", "infer", "report")} == {
+        "train": 2,
+        "evaluate": 1,
+        "infer": 2,
+        "report": 1,
+    }
+    assert sorted(path.name for path in tiny.labels.iterdir()) == ["batch-0000.json"]
+    assert vcs.git(tiny.root, "tag").splitlines() == ["round-0000"]
+    assert runs_and_versions(tiny) == (1, 1)
+    assert [path.name for path in sorted((tiny.root / "deliveries").iterdir())] == ["batch-0001"]
+    assert data_versions.is_clean(tiny.root)
+    assert vcs.git(tiny.root, "status", "--porcelain") == ""
+    assert "Round 0 is finished" in finished.stdout
+    assert "Report: " in finished.stdout
+    assert finished.stderr == ""
+
+
+def test_ctrl_c_takes_the_stage_with_it(tiny: Workspace) -> None:
+    code, words, children, _ = stop_in(tiny, "train", signal.SIGINT)
+    assert code == 130, words
+    until(lambda: all_gone(children))
+    assert "Traceback" not in words
+    assert "goes on from here" in words
+
+
+def test_sigterm_takes_the_stage_with_it(tiny: Workspace) -> None:
+    code, words, children, _ = stop_in(tiny, "train", signal.SIGTERM)
+    assert code == -signal.SIGTERM, words
+    until(lambda: all_gone(children))
+    assert "Traceback" not in words
+
+
+def test_a_second_night_says_so_and_leaves(tiny: Workspace) -> None:
+    with night_lock(tiny):
+        second = gleaner("night", cwd=tiny.root)
+    assert second.returncode == 2
+    assert second.stderr.count("\n") == 1
+    assert "another night is at work" in second.stderr
+    assert not (tiny.root / "derived").exists()

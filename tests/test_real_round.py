@@ -1,0 +1,139 @@
+"""Whole nights with the real detector, DVC, git, Prefect and MLflow, killed in the middle, on 16 tiny images."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from flows import data_versions, vcs
+from flows.create import create_workspace
+from flows.stage_log import stage_log
+from tasks.paths import STAGES, Workspace
+from tests.flows.tiny import draw_source, environment, gleaner, new_campaign
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+# The real networks, as small and short as they go.
+SETTINGS = (
+    "model.fpn_channels=32",
+    "model.short_side_px=64",
+    "model.long_side_px=96",
+    "train.iterations=12",
+    "train.burn_in_iterations=6",
+    "train.checkpoint_every_iterations=2",
+    "train.labeled_images_per_step=2",
+    "train.loader_workers=0",
+    "ssl.pseudo_threshold=0.05",
+    "infer.images_per_shard=4",
+    "infer.images_per_batch=2",
+    "dwa.min_pairs=5",
+    "dwa.epochs=20",
+)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    folder = tmp_path_factory.mktemp("real")
+    create_workspace(folder / "campaign", new_campaign(draw_source(folder / "source"), *SETTINGS))
+    return Workspace(folder / "campaign")
+
+
+def kill_in(workspace: Workspace, stage: str, sign: Path) -> None:
+    """SIGKILL a night as soon as ``sign`` stands on the disk, and see that nothing of it lives on."""
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "night"],
+        cwd=workspace.root,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline_s = time.monotonic() + 300
+    while not list(sign.parent.glob(sign.name)):
+        assert killed.poll() is None, f"the night ended before it was killed in {stage}"
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    deadline_s = time.monotonic() + 30
+    while working_in(workspace.root):
+        assert time.monotonic() < deadline_s, f"{stage} outlived its night"
+        time.sleep(0.2)
+
+
+def working_in(folder: Path) -> list[str]:
+    """Stages that run in ``folder``."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "tasks." in " ".join(process.cmdline()) and Path(process.cwd()) == folder:
+                found.append(process.name())
+    return found
+
+
+def night(workspace: Workspace) -> None:
+    done = gleaner("night", cwd=workspace.root)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_killed_night_ends_as_one_round(workspace: Workspace) -> None:
+    kill_in(workspace, "train", workspace.scratch("train") / "checkpoint.pth")
+    assert not (workspace.derived("train") / "teacher.pth").exists()
+    kill_in(workspace, "infer", workspace.scratch("infer") / "*")
+    lock_before = (workspace.root / "dvc.lock").read_text()
+    assert "train:" in lock_before
+    night(workspace)
+
+    train_log = stage_log(workspace, 0, "train").read_text()
+    assert "going on at iteration" in train_log
+    assert train_log.count("Running stage 'train'") == 2  # begun, killed, gone on; finished, it is not repeated
+    assert "Stage 'train' didn't change, skipping" in train_log
+    assert sorted(path.name for path in workspace.labels.iterdir()) == ["batch-0000.json"]
+    assert [path.name for path in (workspace.root / "deliveries").iterdir()] == ["batch-0001"]
+    assert data_versions.dvc(workspace.root, "status").strip() == "Data and pipelines are up to date."
+
+
+def test_the_second_round_learns_from_the_first(workspace: Workspace) -> None:
+    night(workspace)
+    ledger = json.loads(workspace.ledger(1).read_text())
+    assert set(ledger["stages"]) >= set(STAGES)
+    history = json.loads((workspace.derived("report") / "history.json").read_text())
+    assert [entry["round"] for entry in history] == [0, 1]
+    assert history[1]["labels"] == history[0]["labels"] + 3
+    dwa = json.loads((workspace.derived("weigh") / "dwa.json").read_text())
+    assert dwa["pairs"] == 5  # two calibration images and the three that came back
+    assert abs(sum(dwa["mean_weights"].values()) - 1) < 1e-4
+    summary = json.loads((workspace.derived("train") / "summary.json").read_text())
+    assert 0 < summary["mean_image_weight"] < 1
+    assert data_versions.dvc(workspace.root, "status").strip() == "Data and pipelines are up to date."
+
+
+def test_the_registered_teachers_are_the_rounds_own(workspace: Workspace) -> None:
+    client = MlflowClient(f"sqlite:///{workspace.root / 'mlflow.db'}")
+    (experiment,) = [entry for entry in client.search_experiments() if entry.name != "Default"]
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 2
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    (model,) = client.search_registered_models()
+    assert len(client.search_model_versions(f"name = '{model.name}'")) == 2
+
+
+def test_a_tag_brings_the_whole_round_back(workspace: Workspace) -> None:
+    root = workspace.root
+    teachers = {}
+    for name in ("round-0000", "round-0001"):
+        subprocess.run(["git", "checkout", "-q", name], cwd=root, check=True)
+        data_versions.dvc(root, "checkout")
+        teachers[name] = (workspace.derived("train") / "teacher.pth").read_bytes()
+        assert data_versions.dvc(root, "status").strip() == "Data and pipelines are up to date."
+        assert f'"round": {int(name[-1])}' in (workspace.derived("assemble") / "summary.json").read_text()
+    assert teachers["round-0000"] != teachers["round-0001"]
+    assert vcs.has_tag(root, "round-0001")
