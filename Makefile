@@ -55,15 +55,15 @@ lint: $(STAMP) ## Lint the code
 
 .PHONY: types
 types: $(STAMP) ## Check types
-	@$(BIN)/mypy $(CODE) infra/detectron2
+	@$(BIN)/mypy $(CODE) infra/detectron2 infra/bench
 
 .PHONY: imports
 imports: $(STAMP) ## Check who imports whom
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(STAMP) ## Measure a night's run time
-	@$(BIN)/gleaner bench
+bench: $(STAMP) ## Measure a training step against the sum of its parts
+	@$(BIN)/python -W ignore -m infra.bench.training_step
 
 .PHONY: clean
 clean: ## Remove caches; .venv and the data of rounds stay

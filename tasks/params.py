@@ -104,7 +104,7 @@ def check_params(content: object, where: object) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise UserError(where, "; ".join(_in_words(problem) for problem in error.errors())) from None
+        raise UserError(where, "; ".join(in_words(problem) for problem in error.errors())) from None
 
 
 def load(path: Path, *names: str) -> Sections:
@@ -112,7 +112,7 @@ def load(path: Path, *names: str) -> Sections:
     return Sections(load_params(path), names)
 
 
-def _in_words(problem: Any) -> str:
+def in_words(problem: Any) -> str:
     """One pydantic error as ``<key> is <value>, expected <allowed>``."""
     key = ".".join(str(part) for part in problem["loc"]) or "the file"
     if problem["type"] == "extra_forbidden":

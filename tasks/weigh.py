@@ -70,7 +70,7 @@ def weigh(params: Sections, *, pairs: list[Pair], detections: Path, scores: Path
     table = Pairs(
         [pair.image_id for pair in pairs],
         np.array([pair.group for pair in pairs], dtype=np.int64),
-        np.array([pair.features for pair in pairs]).reshape(len(pairs), -1),
+        np.array([pair.features for pair in pairs]).reshape(len(pairs), -1 if pairs else 0),
         np.array([pair.metrics for pair in pairs]).reshape(-1, 3),
         np.array([pair.losses.weighted(class_weights) for pair in pairs]),
     )

@@ -95,7 +95,8 @@ def test_a_stage_has_its_function_and_its_entry(stage: str) -> None:
 
 def test_the_light_modules_stay_light() -> None:
     """The command line must answer at once: parameters and paths load no network library."""
-    script = "import sys, flows.cli, tasks.params; print([m for m in ('torch', 'prefect', 'mlflow') if m in sys.modules])"
+    heavy = ("torch", "prefect", "mlflow")
+    script = f"import sys, flows.cli, tasks.params; print([m for m in {heavy} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
 

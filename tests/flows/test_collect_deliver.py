@@ -128,7 +128,7 @@ def test_too_few_labels_wait_or_go_on_as_params_say(after_two_rounds: Workspace,
 def test_labels_of_which_none_is_usable_are_told_to_a_person(after_two_rounds: Workspace) -> None:
     delivery = open_delivery(after_two_rounds)
     provider = Scripted([answer(delivery.image_ids[0], 1, 1, 1, 1)], open_images=2)
-    with pytest.raises(UserError, match="usable labels are 0 of 1, .*no area"):
+    with pytest.raises(UserError, match=r"usable labels are 0 of 1, .*no area"):
         collect(after_two_rounds, provider, params(after_two_rounds), delivery)
     assert newest_round(after_two_rounds) == 1
     assert "withdraw" not in provider.calls
@@ -253,7 +253,7 @@ def test_a_manifest_of_another_derivation_is_not_delivered(after_two_rounds: Wor
     lines = manifest.read_text().splitlines(keepends=True)
     manifest.unlink()
     manifest.write_text("".join(lines[1:]))
-    with pytest.raises(UserError, match="git checkout round-0001 -- dvc.lock"):
+    with pytest.raises(UserError, match=r"git checkout round-0001 -- dvc\.lock"):
         deliver(after_two_rounds, Scripted([]), 1)
 
 

@@ -1,0 +1,22 @@
+"""Several nights in a row."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from flows.night import night
+from flows.position import NightResult, finished_round
+from flows.workspaces import require_workspace
+
+
+@flow(name="campaign", flow_run_name="{root.name}", validate_parameters=False)
+def campaign(root: Path, rounds: int) -> list[NightResult]:
+    """Run nights until ``rounds`` more rounds are finished, or there is nothing to do."""
+    workspace = require_workspace(Path(root))
+    last_round = finished_round(workspace) + rounds
+    results: list[NightResult] = []
+    while finished_round(workspace) < last_round:
+        results.append(night(root))
+        if results[-1].outcome != "finished":
+            break
+    return results

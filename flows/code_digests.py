@@ -1,0 +1,66 @@
+"""``code.json``: which source each stage is made of: an upgrade of Gleaner re-runs just what it changed."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import tasks
+from tasks import files
+from tasks.errors import UserError
+from tasks.paths import Workspace
+
+_CODE_ROOTS = ("tasks", "detectron_ext")
+_PACKAGES = Path(tasks.__file__).parents[1]
+
+
+def packaged(name: str) -> Path:
+    """The repository's ``dvc.yaml`` or ``params.yaml``, wherever this Gleaner is installed.
+
+    Raises:
+        UserError: the installation lacks the file.
+    """
+    for folder in (_PACKAGES / "tasks" / "workspace", _PACKAGES):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(_PACKAGES, f"{name} is missing, expected it beside the packages", "Install Gleaner again.")
+
+
+def packaged_stages() -> dict[str, Any]:
+    """``stages`` of the repository's dvc.yaml, in order."""
+    stages: dict[str, Any] = yaml.safe_load(packaged("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return stages
+
+
+def is_code(dependency: str) -> bool:
+    """Whether a dependency of dvc.yaml is source code of Gleaner."""
+    return dependency.split("/")[0] in _CODE_ROOTS
+
+
+def code_digests() -> dict[str, str]:
+    """SHA-256 over the installed source files of each stage."""
+    digests: dict[str, str] = {}
+    for stage, entry in packaged_stages().items():
+        sources = sorted(path for path in entry.get("deps", ()) if is_code(path))
+        digests[stage] = files.sha256_json([[path, _digest(_PACKAGES / path)] for path in sources])
+    del digests["draw"]  # the repository's own demo data; no campaign has this stage
+    return digests
+
+
+def drifted_stages(workspace: Workspace) -> list[str]:
+    """Stages whose installed source is not the one ``code.json`` recorded."""
+    recorded = files.read_json(workspace.code_digests)
+    return [stage for stage, digest in code_digests().items() if recorded.get(stage) != digest]
+
+
+def refresh_code_digests(workspace: Workspace) -> None:
+    """Write ``code.json`` where it is not up to date."""
+    digests = code_digests()
+    if not workspace.code_digests.is_file() or files.read_json(workspace.code_digests) != digests:
+        files.write_json(workspace.code_digests, digests)
+
+
+def _digest(path: Path) -> str:
+    if not path.exists():
+        raise UserError(path, "the source is missing, expected it in the installation", "Install Gleaner again.")
+    return files.sha256_tree(path, keep=lambda found: "__pycache__" not in found.parts)

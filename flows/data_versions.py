@@ -1,0 +1,128 @@
+"""DVC in a workspace: the command line in a child process, and what its files say."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import tasks
+from flows.process import stream
+from tasks.errors import UserError
+from tasks.paths import Workspace
+
+_SETTINGS = {
+    "core.analytics": "false",
+    "core.check_update": "false",
+    "core.autostage": "false",  # it would stage dvc.lock, and `git checkout -- .` then keeps the new one
+    "cache.type": "reflink,hardlink,copy",
+}
+
+
+def dvc_command(*arguments: str) -> list[str]:
+    """The installed DVC, whether or not its folder is on PATH."""
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def child_environment() -> dict[str, str]:
+    """Environment in which ``python -m tasks.<stage>`` is this Python and this Gleaner."""
+    package_parent = str(Path(tasks.__file__).parents[1])
+    python_path = os.environ.get("PYTHONPATH")
+    if package_parent != sysconfig.get_path("purelib"):  # a checkout: what we run is what the stages run
+        python_path = os.pathsep.join(filter(None, [package_parent, python_path]))
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+        "SHELL": _shell(),
+        "DVC_NO_ANALYTICS": "1",
+        # Waiting threads sleep instead of spinning: on a busy machine spinning made a training step 7 times slower.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        # Detectron2's libraries still script functions, which torch announces to change on every import.
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning:torch.jit._script"),
+    }
+    return {**environment, "PYTHONPATH": python_path} if python_path else environment
+
+
+def _shell() -> str:
+    """The shell through which DVC starts a stage.
+
+    Bash replaces itself by a single command, so that the stage is DVC's own child and ends when DVC is killed;
+    Debian's sh stays in between and would leave the stage running.
+    """
+    return shutil.which("bash") or "/bin/sh"
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    """Run DVC in ``root``, return what it prints.
+
+    Raises:
+        UserError: DVC refuses; carries its last line.
+    """
+    lines: list[str] = []
+    code = stream(dvc_command(*arguments), cwd=root, env=child_environment(), on_line=lines.append)
+    if code:
+        said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
+        raise UserError(root, f"dvc {arguments[0]} ended with code {code} ({said}), expected 0")
+    return "\n".join(lines)
+
+
+def create_store(root: Path, cache: str | None = None) -> None:
+    """Make the repository ``root`` a DVC one, with settings that suit a nightly run.
+
+    Args:
+        root: a git repository.
+        cache: folder that several repositories share, absolute or relative to ``root/.dvc``; None: its own.
+    """
+    dvc(root, "init", "--quiet")
+    section: dict[str, dict[str, str]] = {}
+    for key, value in (_SETTINGS | ({"cache.dir": cache} if cache else {})).items():
+        group, name = key.split(".")
+        section.setdefault(group, {})[name] = value
+    # One file of four lines; asking `dvc config` for each takes a second a line.
+    text = "".join(
+        f"[{group}]\n" + "".join(f"    {name} = {value}\n" for name, value in values.items())
+        for group, values in section.items()
+    )
+    (root / ".dvc" / "config").write_text(text, encoding="utf-8")
+
+
+def add(workspace: Workspace, *paths: Path) -> None:
+    """Put source files under DVC; what it knows already stays as it is."""
+    dvc(workspace.root, "add", "--quiet", *(path.relative_to(workspace.root).as_posix() for path in paths))
+
+
+def has_default_remote(root: Path) -> bool:
+    """Whether somebody has named a place to push to, in the shared or the local configuration."""
+    configs = [(root / ".dvc" / name) for name in ("config", "config.local")]
+    lines = [
+        line.split("=") for config in configs if config.is_file() for line in config.read_text("utf-8").splitlines()
+    ]
+    return any(key.strip() == "remote" and value for key, *value in lines)
+
+
+def locked_stages(workspace: Workspace) -> Mapping[str, Any]:
+    """``stages`` of dvc.lock: command, dependencies, parameters and outputs of each stage's last run."""
+    path = workspace.root / "dvc.lock"
+    if not path.is_file():
+        return {}
+    content: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    return content
+
+
+def recorded_digests(entry: Mapping[str, Any], kind: str) -> dict[str, str]:
+    """Path to MD5 of a stage's ``deps`` or ``outs``, sorted by path."""
+    return {item["path"]: item["md5"] for item in sorted(entry.get(kind, ()), key=lambda item: str(item["path"]))}
+
+
+def is_clean(root: Path) -> bool:
+    """Whether ``dvc status`` finds nothing to say."""
+    quiet = subprocess.run(
+        dvc_command("status", "--quiet"), cwd=root, env=child_environment(), capture_output=True, check=False
+    )
+    return quiet.returncode == 0

@@ -1,0 +1,51 @@
+"""Environment of every command: no telemetry, no prompts, each tool's state inside the workspace.
+
+Must run before prefect, mlflow or dvc is imported. What the user has set already is left alone.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+
+_QUIET = {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the default, 20, is what a first start takes
+    # Prefect's own chatter stays out of the terminal; what flows and stages say does not.
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO",
+    "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "INFO",
+}
+
+
+def prepare_environment(root: Path) -> None:
+    """Set the defaults for work in the workspace ``root``."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if "PREFECT_HOME" not in os.environ and not uses_own_server():
+        os.environ["PREFECT_HOME"] = str(root.resolve() / ".prefect")
+
+
+def uses_own_server() -> bool:
+    """Whether the user has named a Prefect server, in the environment or in the active profile."""
+    return bool(os.environ.get("PREFECT_API_URL") or _profile_api_url())
+
+
+def tracking_uri(root: Path) -> str:
+    """The user's MLflow, or a database in the workspace ``root``."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+def _profile_api_url() -> str | None:
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    try:
+        profiles = tomllib.loads((home / "profiles.toml").read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError):
+        return None
+    active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
+    url = profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+    return str(url) if url else None

@@ -1,0 +1,74 @@
+"""The numbers of one round under the names they have in MLflow."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from flows.stage_log import stage_seconds
+from tasks import files
+from tasks.params import Params
+from tasks.paths import Workspace
+
+_FORBIDDEN = re.compile(r"[^\w\-. :/]")
+_QUANTILES = ("q10", "q50", "q90")
+_LONGEST_PARAM = 6000
+
+
+def round_metrics(workspace: Workspace, round_number: int, figures: dict[str, Any]) -> dict[str, float]:
+    """Every number of the round: its figures, AP of each class for teacher and student, seconds a stage.
+
+    Args:
+        workspace: a derived round.
+        round_number: of the round.
+        figures: its entry in the campaign's history.
+    """
+    measured = files.read_json(workspace.derived("evaluate") / "metrics.json")
+    documents = {
+        "": {key: _without_classes(value) for key, value in figures.items() if key != "round"},
+        **{f"{model}/AP": measured[model]["per_class"] for model in ("teacher", "student")},
+        "seconds": stage_seconds(workspace, round_number),
+    }
+    metrics: dict[str, float] = {}
+    for prefix, document in documents.items():
+        for name, value in _numbers(document, prefix):
+            metrics[_free_name(name, metrics)] = value
+    return metrics
+
+
+def round_params(params: Params) -> dict[str, str]:
+    """params.yaml as ``section.key``, lists written out."""
+    return {name: text[:_LONGEST_PARAM] for name, text in _leaves(params.model_dump(mode="json", exclude_none=True))}
+
+
+def _without_classes(value: Any) -> Any:
+    return {key: item for key, item in value.items() if key != "per_class"} if isinstance(value, dict) else value
+
+
+def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    """Finite numbers at any depth; what is unknown (null) is not a number."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, f"{name}/{key}" if name else str(key))
+    elif isinstance(value, list):
+        keys = _QUANTILES if len(value) == len(_QUANTILES) else [str(position) for position in range(len(value))]
+        yield from _numbers(dict(zip(keys, value, strict=True)), name)
+    elif isinstance(value, int | float) and math.isfinite(value):
+        yield name, float(value)
+
+
+def _free_name(name: str, taken: dict[str, float]) -> str:
+    """MLflow allows few characters; class names that become the same are numbered."""
+    base = candidate = _FORBIDDEN.sub("_", name)
+    number = 2
+    while candidate in taken:
+        candidate, number = f"{base} {number}", number + 1
+    return candidate
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, str(value)

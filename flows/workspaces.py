@@ -1,0 +1,64 @@
+"""Which folder a command works on, and that nobody else does at the same time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from flows.recovery import mend
+from tasks.errors import UserError
+from tasks.paths import Workspace
+
+
+def is_workspace(root: Path) -> bool:
+    """Whether a campaign lives here."""
+    workspace = Workspace(root)
+    return workspace.code_digests.is_file() and workspace.dvc_yaml.is_file() and (root / ".dvc").is_dir()
+
+
+def require_workspace(root: Path) -> Workspace:
+    """The campaign in ``root``.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = root.resolve()
+    if is_workspace(root):
+        return Workspace(root)
+    if (root / "dvc.yaml").is_file() and (root / "flows").is_dir():
+        fix = "Run gleaner demo for a campaign in ./demo, or dvc repro for one round right here."
+        raise UserError(root, "the folder is Gleaner's own repository, expected a campaign", fix)
+    fix = "Change to one, name it with --workspace, or make one with gleaner init."
+    raise UserError(root, "the folder is no campaign, expected one made by gleaner init", fix)
+
+
+@contextmanager
+def night_lock(workspace: Workspace) -> Iterator[None]:
+    """Be the only night; Linux lets go of the lock when the process ends, however it ends.
+
+    Raises:
+        UserError: another night is at work.
+    """
+    workspace.lock.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(workspace.lock, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        fix = "Let it finish; it needs no help."
+        raise UserError(workspace.root, "another night is at work, expected one at a time", fix) from None
+    try:
+        mend(workspace.root)
+        yield
+    finally:
+        lock.release()
+
+
+def require_free(workspace: Workspace) -> None:
+    """Refuse quickly, before a server is started for a night that could not begin.
+
+    Raises:
+        UserError: another night is at work.
+    """
+    with night_lock(workspace):
+        pass

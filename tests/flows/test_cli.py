@@ -1,0 +1,149 @@
+"""The command line as a user meets it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.environment import prepare_environment, uses_own_server
+from tasks.paths import Workspace
+from tests.flows.tiny import CLASSES, REPOSITORY, draw_source, environment, gleaner
+
+
+def init(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    source = draw_source(folder / "source")
+    given = ["--images", str(source.images), "--annotations", str(source.annotations), "--format", "coco"]
+    return gleaner("init", "new", *given, *more, cwd=folder)
+
+
+def one_line(process: subprocess.CompletedProcess[str], code: int = 2) -> str:
+    assert process.returncode == code, process.stdout + process.stderr
+    assert process.stderr.count("\n") == 1, process.stderr
+    assert "Traceback" not in process.stdout + process.stderr
+    return process.stderr
+
+
+@pytest.mark.parametrize("command", ["", "init", "night", "campaign", "status", "demo"])
+def test_help_says_what_a_command_does(tmp_path: Path, command: str) -> None:
+    shown = gleaner(*command.split(), "--help", cwd=tmp_path, COLUMNS="120")
+    assert shown.returncode == 0
+    assert len(shown.stdout.splitlines()) > 6
+
+
+def test_help_and_status_load_neither_prefect_nor_mlflow_nor_torch(tiny: Workspace) -> None:
+    code = (
+        "import sys\n"
+        "sys.argv = ['gleaner', *sys.argv[1:]]\n"
+        "from flows.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    code = end.code\n"
+        "heavy = {'prefect', 'mlflow', 'torch', 'dvc', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else code)"
+    )
+    for arguments in (["--help"], ["night", "--help"], ["status"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=tiny.root,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_init_tells_what_was_made_and_what_comes_next(tmp_path: Path) -> None:
+    made = init(tmp_path, "--seed-labels", "3", "--calibration-images", "2", "--oracle", "--set", "budget.amount=2")
+    assert made.returncode == 0, made.stderr
+    assert re.search(r"^ +3  seed images$", made.stdout, re.MULTILINE)
+    assert re.search(r"^ +2  calibration images$", made.stdout, re.MULTILINE)
+    assert set(CLASSES) <= set(re.findall(r"\w+", made.stdout))
+    assert "Next: cd new && gleaner night" in made.stdout
+    assert "amount: 2" in (tmp_path / "new" / "params.yaml").read_text()
+
+
+def test_init_without_oracle_warns(tmp_path: Path) -> None:
+    assert "Without --oracle" in init(tmp_path, "--seed-labels", "3").stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--set", "train.iterations=lots"], "train.iterations is 'lots'"),
+        (["--set", "trian.iterations=3"], "trian.iterations is an unknown parameter"),
+        (["--seed-labels", "400"], "annotated images besides validation are"),
+        (["--val", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_init_refuses_in_one_line_and_leaves_nothing(tmp_path: Path, more: list[str], words: str) -> None:
+    assert words in one_line(init(tmp_path, *more))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_broken_parameter_is_one_line_before_anything_starts(tiny: Workspace) -> None:
+    text = tiny.params.read_text()
+    tiny.params.write_text(text.replace("iterations: 240", "iterations: -1").replace("ema_decay:", "ema_dekay:"))
+    said = one_line(gleaner("night", cwd=tiny.root))
+    assert "ssl.ema_dekay is an unknown parameter" in said
+    assert "ssl.ema_decay is missing" in said
+    assert not (tiny.root / ".prefect").exists()
+    assert "ema_dekay" in one_line(gleaner("campaign", "--rounds", "2", "--workspace", str(tiny.root), cwd=tiny.root))
+
+
+def test_the_repository_itself_is_sent_to_the_demo() -> None:
+    assert "Run gleaner demo" in one_line(gleaner("night", cwd=REPOSITORY))
+
+
+def test_a_folder_that_is_no_campaign_is_told_how_to_make_one(tmp_path: Path) -> None:
+    for command in (["night"], ["status"], ["campaign", "--rounds", "1"]):
+        assert "gleaner init" in one_line(gleaner(*command, cwd=tmp_path))
+
+
+def test_an_unknown_option_is_no_traceback(tmp_path: Path) -> None:
+    wrong = gleaner("night", "--fast", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "--fast" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_status_of_a_new_campaign_says_what_comes_first(tiny: Workspace) -> None:
+    shown = gleaner("status", "--workspace", str(tiny.root), cwd=Path("/"))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == "Next: gleaner night derives round 0.\n"
+
+
+def test_status_counts_refusals(tiny: Workspace) -> None:
+    tiny.quarantine.mkdir()
+    (tiny.quarantine / "batch-0001-abc.json").write_text('{"where": "image [x]", "reason": "no area"}')
+    shown = gleaner("status", cwd=tiny.root)
+    assert "Refused labels: 1, in quarantine/" in shown.stdout
+    assert "image [x]: no area" in shown.stdout
+
+
+def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_LOGGING_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "DEBUG")
+    prepare_environment(tmp_path)
+    assert os.environ["PREFECT_LOGGING_LEVEL"] == "DEBUG"
+    assert os.environ["PREFECT_HOME"] == str(tmp_path / ".prefect")
+    assert not uses_own_server()
+
+
+@pytest.mark.parametrize("way", ["environment", "profile"])
+def test_a_server_of_the_users_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    for name in ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if way == "environment":
+        monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api")
+    else:
+        (tmp_path / ".prefect").mkdir()
+        profiles = 'active = "site"\n[profiles.site]\nPREFECT_API_URL = "http://prefect:4200/api"\n'
+        (tmp_path / ".prefect" / "profiles.toml").write_text(profiles)
+    prepare_environment(tmp_path / "campaign")
+    assert uses_own_server()
+    assert "PREFECT_HOME" not in os.environ

@@ -1,0 +1,126 @@
+"""How a night ends when there is little to do, and what it refuses."""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from flows import vcs
+from flows.campaign import campaign
+from flows.deliveries import read_delivery
+from flows.night import night
+from flows.position import finished_round
+from tasks import files
+from tasks.errors import UserError
+from tasks.paths import Workspace
+from tests.flows.test_collect_deliver import Scripted, forget_delivery
+from tests.flows.tiny import BUDGET, trouble
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_engine")]
+
+
+def logs_of(workspace: Workspace, round_number: int) -> list[str]:
+    folder = workspace.root / ".gleaner" / "logs" / f"round-{round_number:04d}"
+    return sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
+
+
+def test_without_labels_the_night_says_so_and_leaves(
+    after_two_rounds: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.night.choose_provider", lambda *_: Scripted([], open_images=BUDGET))
+    before = vcs.revision(after_two_rounds.root)
+    for result in (night(after_two_rounds.root), campaign(after_two_rounds.root, 5)[-1]):
+        assert (result.outcome, result.round_number) == ("waiting", 1)
+        assert "none of 3 images is labeled yet" in result.message
+    assert vcs.revision(after_two_rounds.root) == before
+    assert logs_of(after_two_rounds, 2) == []
+
+
+def test_a_night_cut_off_before_its_delivery_only_delivers(after_two_rounds: Workspace) -> None:
+    forget_delivery(after_two_rounds)
+    result = night(after_two_rounds.root)
+    assert (result.outcome, result.round_number) == ("finished", 1)
+    delivered = read_delivery(after_two_rounds, 2)
+    assert delivered is not None
+    assert delivered.state == "delivered"
+    assert logs_of(after_two_rounds, 2) == []
+    assert finished_round(after_two_rounds) == 1
+
+
+def test_an_exhausted_pool_ends_the_campaign(after_two_rounds: Workspace) -> None:
+    forget_delivery(after_two_rounds)
+    manifest = after_two_rounds.derived("handoff") / "manifest.jsonl"
+    manifest.unlink()
+    manifest.write_bytes(b"")
+    ledger = files.read_json(after_two_rounds.ledger(1))
+    files.write_json(after_two_rounds.ledger(1), {**ledger, "manifest_sha256": files.sha256_file(manifest)})
+    (result,) = campaign(after_two_rounds.root, 3)
+    assert result.outcome == "exhausted"
+    assert "the campaign is complete" in result.message
+
+
+def test_a_failed_stage_stops_the_round_and_the_next_night_goes_on_from_it(tiny: Workspace) -> None:
+    failing = trouble(tiny, "train", "exit 2 params.yaml: train.iterations is 0, expected more.")
+    with pytest.raises(UserError, match="dvc repro --single-item train"):
+        night(tiny.root)
+    assert logs_of(tiny, 0) == ["assemble.json", "assemble.log", "prepare.json", "prepare.log", "train.log"]
+    assert vcs.git(tiny.root, "tag") == ""
+    failing.unlink()
+    assert night(tiny.root).outcome == "finished"
+    assert (tiny.root / ".gleaner" / "logs" / "round-0000" / "prepare.log").read_text().count("Running stage") == 1
+
+
+def test_a_campaign_without_oracle_is_refused_before_any_work(tiny: Workspace) -> None:
+    tiny.oracle.unlink()
+    with pytest.raises(UserError, match="gleaner init --oracle"):
+        night(tiny.root)
+    assert logs_of(tiny, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("breaking", "words"),
+    [
+        (lambda tiny: shutil.rmtree(tiny.labels), "holds no label batch"),
+        (lambda tiny: shutil.copy(tiny.label_batch(0), tiny.label_batch(2)), "batch-0001.json is missing"),
+        (lambda tiny: vcs.git(tiny.root, "checkout", "--quiet", "--detach"), "expected a branch"),
+        (lambda tiny: tiny.params.write_text("seed: [\n"), "the content is not YAML"),
+    ],
+)
+def test_a_campaign_in_disorder_is_refused_with_words(
+    tiny: Workspace, breaking: Callable[[Workspace], object], words: str
+) -> None:
+    breaking(tiny)
+    with pytest.raises(UserError, match=words):
+        night(tiny.root)
+    assert logs_of(tiny, 0) == []
+
+
+@pytest.fixture
+def run_log() -> Iterator[list[logging.LogRecord]]:
+    """What flows and tasks write into their Prefect run logs."""
+    records: list[logging.LogRecord] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    handler = Keep()
+    loggers = [logging.getLogger(f"prefect.{kind}_runs") for kind in ("flow", "task")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield records
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+def test_each_stages_lines_are_in_its_own_run_log(
+    tiny: Workspace, run_log: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.night.STAGES", ("prepare", "assemble"))
+    monkeypatch.setattr("flows.night.publish_round", lambda *_: (_ for _ in ()).throw(UserError("x", "is y")))
+    with pytest.raises(UserError):
+        night(tiny.root)
+    said = {(record.task_run_name, record.getMessage()) for record in run_log if hasattr(record, "gleaner_line")}
+    assert ("prepare", "13 images, 0 set aside") in said
+    assert {name for name, _ in said} == {"prepare", "assemble"}

@@ -1,0 +1,98 @@
+"""params.yaml: every mistake is one sentence that names the key, its value and what is allowed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks.errors import UserError
+from tasks.params import load, load_params
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    return dict(yaml.safe_load((REPOSITORY / "params.yaml").read_text()))
+
+
+def message(tmp_path: Path, content: dict[str, Any]) -> str:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError) as caught:
+        load_params(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("train", "itertions", 10, "train.itertions is an unknown parameter"),
+        ("train", "iterations", "many", "train.iterations is 'many', expected integer"),
+        ("train", "iterations", 0, "train.iterations is 0, expected greater than 0"),
+        ("train", "iterations", 10.5, "train.iterations is 10.5, expected"),
+        ("ssl", "ema_decay", 1.0, "ssl.ema_decay is 1.0, expected less than 1"),
+        ("ssl", "enabled", "yes", "ssl.enabled is 'yes', expected boolean"),
+        ("ssl", "weight_direction", "sideways", "expected 'uncertain', 'certain' or 'none'"),
+        ("select", "explore_frac", 1.5, "select.explore_frac is 1.5"),
+        ("train", "learning_rate", float("inf"), "train.learning_rate is inf, expected a finite number"),
+        ("model", "fpn_channels", 48, "model.fpn_channels is 48, expected a multiple of 32"),
+    ],
+)
+def test_a_wrong_value_is_named(
+    tmp_path: Path, content: dict[str, Any], section: str, key: str, value: Any, words: str
+) -> None:
+    content[section] = {**content[section], key: value}
+    said = message(tmp_path, content)
+    assert words in said
+    assert "\n" not in said
+
+
+def test_a_missing_parameter_is_named(tmp_path: Path, content: dict[str, Any]) -> None:
+    del content["infer"]["images_per_batch"]
+    del content["scoring"]
+    said = message(tmp_path, content)
+    assert "infer.images_per_batch is missing" in said
+    assert "scoring is missing" in said
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "words"),
+    [
+        ("train", {"burn_in_iterations": 10**6}, "burn_in_iterations is 1000000, expected at most iterations"),
+        ("model", {"long_side_px": 1}, "long_side_px is 1, expected at least short_side_px"),
+        ("dwa", {"fixed_weights": [0.5, 0.5, 0.5]}, "fixed_weights sum to 1.5, expected 1"),
+    ],
+)
+def test_a_wrong_combination_is_named(
+    tmp_path: Path, content: dict[str, Any], section: str, changes: dict[str, Any], words: str
+) -> None:
+    content[section] = {**content[section], **changes}
+    assert words in message(tmp_path, content)
+
+
+def test_a_class_named_twice_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["classes"] = ["cat", "cat"]
+    assert "expected no name twice" in message(tmp_path, content)
+
+
+@pytest.mark.parametrize("text", ["seed: [", "just words", ""])
+def test_rubbish_is_one_sentence(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError):
+        load_params(path)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gleaner init"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_stage_gets_only_what_it_declares() -> None:
+    sections = load(REPOSITORY / "params.yaml", "seed", "infer")
+    assert sections.infer.images_per_batch > 0
+    with pytest.raises(AttributeError, match="'train' is not declared"):
+        _ = sections.train
