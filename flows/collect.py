@@ -15,6 +15,7 @@ from flows.providers.base import Delivery, LabelProvider
 from tasks import files
 from tasks.contracts import LabelBatch
 from tasks.errors import UserError
+from tasks.label_store import read_batch
 from tasks.params import Params
 from tasks.paths import Workspace
 
@@ -79,22 +80,8 @@ def _fetch(workspace: Workspace, provider: LabelProvider, params: Params, delive
 
 def _labeled_before(workspace: Workspace, batch: int) -> set[str]:
     """Images some earlier batch has an answer for; a skipped one may be asked for again."""
-    batches = (read_label_batch(workspace, earlier) for earlier in range(batch))
+    batches = (read_batch(workspace.label_batch(earlier)) for earlier in range(batch))
     return {image.image_id for earlier in batches for image in earlier.images if image.status != "skipped"}
-
-
-def read_label_batch(workspace: Workspace, batch: int) -> LabelBatch:
-    """One file of data/labels.
-
-    Raises:
-        UserError: missing, or not a label batch.
-    """
-    path = workspace.label_batch(batch)
-    content = files.read_json(path)
-    try:
-        return LabelBatch.model_validate(content)
-    except ValueError as error:
-        raise UserError(path, f"the content is no label batch ({' '.join(str(error).split())})") from None
 
 
 def _append(workspace: Workspace, provider: str, delivery: Delivery, admitted: Admitted) -> None:

@@ -19,12 +19,12 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
 
 from flows import vcs
-from flows.collect import read_label_batch
 from flows.data_versions import locked_stages, recorded_digests
 from flows.environment import tracking_uri
 from flows.ledger import Tracked, round_figures, round_fingerprint
 from flows.registry import Registered, register_teacher
 from flows.round_metrics import round_metrics, round_params
+from tasks.label_store import read_batch
 from tasks.params import Params
 from tasks.paths import Workspace
 
@@ -140,7 +140,7 @@ def _close_superseded(client: MlflowClient, experiment_id: str, key: str, round_
 
 def _log_round(client: MlflowClient, workspace: Workspace, params: Params, round_number: int, run_id: str) -> None:
     figures = round_figures(workspace, round_number)
-    collected_at = read_label_batch(workspace, round_number).collected_at
+    collected_at = read_batch(workspace.label_batch(round_number)).collected_at
     timestamp_ms = int(datetime.fromisoformat(collected_at).timestamp() * 1000)  # the same in every attempt
     values = round_metrics(workspace, round_number, figures)
     metrics = [Metric(name, value, timestamp_ms, round_number) for name, value in values.items()]

@@ -25,8 +25,14 @@ class StoredDetections:
 
 def detections_in(folder: Path) -> Iterator[StoredDetections]:
     """All detections of an ``infer`` folder, by image id, one shard in memory at a time."""
-    for shard in sorted(folder.glob("shard-*.parquet")):
-        yield from detections_of(files.read_table(shard, contracts.DETECTIONS))
+    for shard in shards_in(folder):
+        yield from detections_of(shard)
+
+
+def shards_in(folder: Path) -> Iterator[pa.Table]:
+    """The shards of an ``infer`` folder as tables, one in memory at a time."""
+    for path in sorted(folder.glob("shard-*.parquet")):
+        yield files.read_table(path, contracts.DETECTIONS)
 
 
 def detections_of(table: pa.Table) -> Iterator[StoredDetections]:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from tasks import files
 from tasks.contracts import DETECTIONS, FROZEN, SCORES, SELECTION, UNLABELED, HandoffTask, Prediction
+from tasks.detections import shards_in
 from tasks.entry import run_stage
 from tasks.errors import UserError
 from tasks.params import load
@@ -84,10 +85,7 @@ def _require_all(picked: Sequence[_Row], known: Mapping[str, _Row], where: Path,
 def _detections_of(image_ids: Sequence[str], shards: Path) -> pa.Table:
     """Rows of the picked images from all shards, sorted by image id."""
     wanted = pa.array(image_ids, type=pa.string())
-    parts = [
-        table.filter(pc.is_in(table["image_id"], value_set=wanted))
-        for table in (files.read_table(shard, DETECTIONS) for shard in sorted(shards.glob("*.parquet")))
-    ]
+    parts = [table.filter(pc.is_in(table["image_id"], value_set=wanted)) for table in shards_in(shards)]
     found: pa.Table = pa.concat_tables([DETECTIONS.empty_table(), *parts]).sort_by("image_id")
     return found
 

@@ -42,7 +42,7 @@ def read_labels(folder: Path) -> LabelStore:
     Raises:
         UserError: no batch, one missing in between, or one that is no label batch.
     """
-    batches = [_read_batch(path, number) for number, path in _paths(folder)]
+    batches = [(path, read_batch(path)) for path in _paths(folder)]
     answers: dict[str, Answer] = {}
     seconds = []
     for path, batch in batches:
@@ -56,7 +56,7 @@ def read_labels(folder: Path) -> LabelStore:
     return LabelStore(batches[-1][1].batch, dict(sorted(answers.items())), minutes)
 
 
-def _paths(folder: Path) -> list[tuple[int, Path]]:
+def _paths(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.glob("*.json")):
         match = _NAME.fullmatch(path.name)
@@ -70,19 +70,26 @@ def _paths(folder: Path) -> list[tuple[int, Path]]:
         if number != expected:
             name = f"batch-{expected:04d}.json"
             raise UserError(folder, f"{name} is missing, expected every batch up to {found[-1][0]}", _RESTORE)
-    return found
+    return [path for _, path in found]
 
 
-def _read_batch(path: Path, number: int) -> tuple[Path, LabelBatch]:
+def read_batch(path: Path) -> LabelBatch:
+    """One label batch.
+
+    Raises:
+        UserError: missing, no label batch, or one of another number than its name says.
+    """
     try:
         batch = LabelBatch.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(path, "the file is missing, expected a label batch", _RESTORE) from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the content"
         raise UserError(path, f"{key}: {first['msg']}, expected a label batch", _RESTORE) from None
-    if batch.batch != number:
-        raise UserError(path, f"batch is {batch.batch}, expected {number} as in the file's name", _RESTORE)
-    return path, batch
+    if path.name != f"batch-{batch.batch:04d}.json":
+        raise UserError(path, f"batch is {batch.batch}, expected the number in the file's name", _RESTORE)
+    return batch
 
 
 def check_answer(answer: Answer, sizes_px: Mapping[str, tuple[int, int]], classes: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from detectron_ext.metrics import Floats
 from detectron_ext.realised_loss import RealisedLoss, realised_loss
 from tasks import contracts, files
 from tasks.detections import StoredDetections, detections_in, detections_of
-from tasks.errors import UserError
+from tasks.label_store import read_batch
 from tasks.paths import Workspace
 
 # Group of the calibration images, whose detections are renewed with every teacher.
@@ -68,19 +68,6 @@ def calibration_pairs(
         labeled = [(tuple(box), label) for box, label in zip(boxes.tolist(), row["classes"], strict=True)]
         pairs.append(_pair(found, metrics[found.image_id], labeled, classes, CALIBRATION_GROUP, gamma))
     return pairs
-
-
-def read_batch(path: Path) -> contracts.LabelBatch:
-    """One label batch.
-
-    Raises:
-        UserError: missing, or not of the contract's form.
-    """
-    content = files.read_json(path)
-    try:
-        return contracts.LabelBatch.model_validate(content)
-    except ValueError as error:
-        raise UserError(path, f"the content is not a label batch ({error})") from None
 
 
 def metrics_of(row: dict[str, Any]) -> Floats:

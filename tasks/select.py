@@ -14,7 +14,8 @@ import pandas as pd
 import pyarrow as pa
 
 from tasks import files
-from tasks.contracts import DETECTIONS, SCORES, SELECTION, UNLABELED, WEIGHTS
+from tasks.contracts import SCORES, SELECTION, UNLABELED, WEIGHTS
+from tasks.detections import shards_in
 from tasks.entry import run_stage
 from tasks.errors import UserError
 from tasks.params import load
@@ -100,8 +101,7 @@ def _expected_boxes(infer: Path) -> pd.Series:
     the teacher misses is not in it, so hard images cost more than they are booked for.
     """
     found: dict[str, float] = {}
-    for shard in sorted(infer.glob("*.parquet")):
-        table = files.read_table(shard, DETECTIONS)
+    for table in shards_in(infer):
         rows = table["scores"].to_pylist()
         found.update(
             zip(

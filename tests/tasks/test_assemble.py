@@ -167,7 +167,7 @@ def labeled_with(boxes: list[dict[str, Any]]) -> Edit:
         (in_first("mood", "good"), "images.0.mood"),
         (lambda batch: batch["images"][0].pop("annotator"), "images.0.annotator"),
         (lambda batch: batch["images"].append(batch["images"][0]), "stands in it twice"),
-        (lambda batch: batch.update(batch=5), "batch is 5, expected 0"),
+        (lambda batch: batch.update(batch=5), "batch is 5, expected the number"),
         (lambda batch: batch["images"][0].update(status="labeled", boxes=[]), "'labeled' with 0 boxes"),
         (lambda batch: batch["images"][0].update(status="empty", boxes=box(1, 1, 2, 2)), "'empty' with 1 boxes"),
         (labeled_with(box(1, 1, 2, 2, category="cat")), "'cat', expected one of .*Add the class"),

@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.errors import UserError
+from tasks.params import check_params
+from tasks.study.plan import StudyPlan, arm_params, load_study
+
+ROOT = Path(__file__).parents[3]
+TEMPLATE = (ROOT / "params.yaml").read_text()
+SOUND = {
+    "name": "sound",
+    "source": {"kind": "demo"},
+    "seeds": [1, 2, 3],
+    "rounds": 2,
+    "seed_labels": 4,
+    "calibration_images": 4,
+    "settings": ["train.iterations=50", "train.burn_in_iterations=20"],
+    "arms": {"mine": ["dwa.mode=entropy", "train.iterations=60"]},
+}
+
+
+def load(tmp_path: Path, **changes: object) -> StudyPlan:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**SOUND, **changes}))
+    return load_study(path, TEMPLATE, own_data_settings=("model.short_side_px=256",))
+
+
+def test_random_and_equal_are_added_and_come_first(tmp_path: Path) -> None:
+    plan = load(tmp_path)
+    assert list(plan.arms) == ["random", "equal", "mine"]
+    assert plan.added == ["random", "equal"]
+    assert plan.references == ["random", "equal"]
+
+
+def test_arms_the_file_names_stay_as_they_are(tmp_path: Path) -> None:
+    arms = {"equal": ["dwa.mode=equal", "scoring.entropy=mean"], "random": ["select.strategy=random"]}
+    plan = load(tmp_path, arms=arms, compare_with=["equal"])
+    assert plan.arms == arms
+    assert plan.added == []
+    assert plan.references == ["random", "equal"]
+
+
+def test_own_settings_come_after_common_ones_and_the_seed_is_the_pairs(tmp_path: Path) -> None:
+    plan = load(tmp_path)
+    mine = check_params(yaml.safe_load(arm_params(plan, "mine", 3, TEMPLATE, ["a", "b"])), "here")
+    assert (mine.seed, mine.classes, mine.train.iterations, mine.dwa.mode) == (3, ["a", "b"], 60, "entropy")
+    other = check_params(yaml.safe_load(arm_params(plan, "random", 3, TEMPLATE, ["a", "b"])), "here")
+    assert (other.train.iterations, other.dwa.mode, other.select.strategy) == (50, "learned", "random")
+
+
+def test_data_of_ones_own_start_from_inits_settings(tmp_path: Path) -> None:
+    source = {"kind": "voc", "images": "i", "annotations": "a"}
+    assert load(tmp_path, source=source).settings[0] == "model.short_side_px=256"
+    assert load(tmp_path).settings == SOUND["settings"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": []}, "seeds is [], expected"),
+        ({"seeds": [1, 1]}, "seeds is [1, 1], expected no seed twice"),
+        ({"rounds": 0}, "rounds is 0, expected"),
+        ({"rounds": "3"}, "rounds is '3', expected"),
+        ({"round": 3}, "round is an unknown parameter"),
+        ({"added": []}, "added is an unknown parameter"),
+        ({"name": "../up"}, "name is '../up', expected"),
+        ({"arms": {"a/b": []}}, "a/b"),
+        ({"source": {"kind": "coco"}}, "expected images and annotations with kind coco"),
+        ({"source": {"kind": "demo", "images": "x"}}, "expected none with kind demo"),
+        ({"compare_with": ["nobody"]}, "compare_with names 'nobody', expected one of the arms"),
+        ({"arms": {"mine": ["dwa.mode=best"]}}, "arms.mine: dwa.mode is 'best', expected"),
+        ({"arms": {"mine": ["dwa.mod=equal"]}}, "Did you mean dwa.mode?"),
+        ({"settings": ["nonsense"]}, "the override is 'nonsense', expected section.key=value"),
+        ({"full": ["train.iteration=5"]}, "full: train.iteration is an unknown parameter"),
+        ({"arms": {"random": []}}, "arms.random: select.strategy is 'uncertainty', expected 'random'"),
+        ({"arms": {"equal": ["dwa.mode=learned"]}}, "expected 'equal' and 'uncertainty'"),
+        ({"settings": ["select.strategy=random"]}, "arms.equal: dwa.mode is 'equal' and select.strategy is 'random'"),
+    ],
+)
+def test_what_is_refused_and_how(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load(tmp_path, **changes)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_or_broken_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the file is missing, expected a study file"):
+        load_study(tmp_path / "none.yaml", TEMPLATE, own_data_settings=())
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="not YAML"):
+        load_study(tmp_path / "broken.yaml", TEMPLATE, own_data_settings=())
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(UserError, match="the file"):
+        load_study(tmp_path / "list.yaml", TEMPLATE, own_data_settings=())
+
+
+@pytest.mark.parametrize("name", ["bccd", "demo"])
+def test_the_ready_studies_are_sound(name: str) -> None:
+    plan = load_study(ROOT / "docs" / "studies" / f"{name}.yaml", TEMPLATE, own_data_settings=())
+    assert plan.name == name
+    assert plan.added == []
+    assert len(plan.seeds) >= 3
+    assert {"random", "equal", "entropy", "activeteacher", "dwa", "supervised"} <= set(plan.arms)
+    assert {"ssl-none", "ssl-uncertain", "ssl-certain"} <= set(plan.arms)
