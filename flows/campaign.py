@@ -4,15 +4,15 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.night import night
+from flows.night import campaign_name, night
 from flows.position import NightResult, finished_round
 from flows.workspaces import require_workspace
 
 
-@flow(name="campaign", flow_run_name="{root.name}", validate_parameters=False)
+@flow(name="campaign", flow_run_name=campaign_name)
 def campaign(root: Path, rounds: int) -> list[NightResult]:
     """Run nights until ``rounds`` more rounds are finished, or there is nothing to do."""
-    workspace = require_workspace(Path(root))
+    workspace = require_workspace(root)
     last_round = finished_round(workspace) + rounds
     results: list[NightResult] = []
     while finished_round(workspace) < last_round:

@@ -15,6 +15,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from flows.environment import prepare_environment
+from flows.study_command import study
 from tasks.errors import UserError
 from tasks.paths import Workspace
 
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.command()(study)
 _out = Console()
 _err = Console(stderr=True)
 

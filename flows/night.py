@@ -7,10 +7,12 @@ the same command, and goes on. It never waits for people: without labels it says
 from pathlib import Path
 from typing import Any
 
+from mlflow.exceptions import MlflowException
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 
 from flows import vcs
 from flows.code_digests import refresh_code_digests
@@ -20,7 +22,7 @@ from flows.deliveries import read_delivery
 from flows.position import NightResult, is_published, newest_round
 from flows.providers.base import Delivery, LabelProvider
 from flows.providers.choose import choose_provider
-from flows.publish import Published, publish, push
+from flows.publish import Published, PublishError, publish, push
 from flows.stage import reproduce
 from flows.workspaces import night_lock, require_workspace
 from tasks.errors import UserError
@@ -37,14 +39,19 @@ _ATTEMPTS_AGAIN = 2
 _DELAYS_S: list[float] = [5, 30]
 
 
-@flow(name="night", flow_run_name="{root.name}", validate_parameters=False)
+def campaign_name() -> str:
+    """What the flow run is called: the campaign's folder."""
+    return Path(flow_run.parameters["root"]).name
+
+
+@flow(name="night", flow_run_name=campaign_name)
 def night(root: Path) -> NightResult:
     """Bring the campaign in ``root`` one round further, or to the end of the round that was cut off.
 
     Raises:
         UserError: something a person has to mend; says what, and how.
     """
-    workspace = require_workspace(Path(root))
+    workspace = require_workspace(root)
     with night_lock(workspace):
         vcs.require_branch(workspace.root)
         params = load_params(workspace.params)
@@ -70,10 +77,21 @@ def _round(workspace: Workspace, provider: LabelProvider, params: Params, number
     log.info("round %d", number, extra={"gleaner_round": number})
     for stage in STAGES:
         reproduce(workspace.root, stage, number)
-    published = publish_round(workspace, params, number)
+    published = _publish(workspace, params, number)
     log.info("%s", published.message, extra={"gleaner_published": number})
     _push(workspace)
     return _hand_over(workspace, provider, number)
+
+
+def _publish(workspace: Workspace, params: Params, number: int) -> Published:
+    try:
+        return publish_round(workspace, params, number)
+    except MlflowException as error:
+        said = str(error).splitlines()[0]
+        fix = "The round is derived and safe: gleaner night goes on from there when MLflow answers."
+        raise PublishError(
+            "MLflow", f"the answer on round {number} is an error ({said}), expected none", fix
+        ) from error
 
 
 def _hand_over(workspace: Workspace, provider: LabelProvider, number: int) -> NightResult:

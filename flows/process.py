@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 15.0
+_AWAKE_EVERY_S = 0.5
 
 
 def stream(
@@ -41,16 +44,38 @@ def stream(
         preexec_fn=end_with_parent(signal.SIGTERM),
     )
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in _lines(process):
             on_line(line.rstrip())
         return process.wait()
     except BaseException:  # Prefect interrupts with exceptions that are not an Exception
         _end_group(process, grace_s)
         raise
-    finally:
-        if process.stdout is not None:
-            process.stdout.close()
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    """Lines as they come.
+
+    A second thread does the blocking read: some interruptions (a timeout or a cancelled run, where signals are
+    taken or outside the main thread) reach Python only between two instructions, never inside of one.
+    """
+    lines: Queue[str | None] = Queue()
+
+    def read() -> None:
+        assert process.stdout is not None
+        with process.stdout as output:
+            for line in output:
+                lines.put(line)
+        lines.put(None)
+
+    Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            line = lines.get(timeout=_AWAKE_EVERY_S)
+        except Empty:
+            continue
+        if line is None:
+            return
+        yield line
 
 
 def end_with_parent(signal_number: signal.Signals) -> Callable[[], None]:

@@ -8,8 +8,15 @@ from dataclasses import dataclass
 
 from flows import data_versions, tracking, vcs
 from flows.ledger import read_ledger, write_ledger
+from tasks.errors import UserError
 from tasks.params import Params
 from tasks.paths import Workspace
+
+
+class PublishError(UserError):
+    """A service that records rounds does not do its part."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)

@@ -24,5 +24,11 @@ def stage_seconds(workspace: Workspace, round_number: int) -> dict[str, float]:
     return {path.stem: float(files.read_json(path)["seconds"]) for path in paths}
 
 
+def skipped_stages(workspace: Workspace, round_number: int) -> set[str]:
+    """Stages of a round that DVC found done already, here or in a cache it shares."""
+    paths = _folder(workspace, round_number).glob("*.json")
+    return {path.stem for path in paths if files.read_json(path)["skipped"]}
+
+
 def _folder(workspace: Workspace, round_number: int) -> Path:
     return workspace.root / ".gleaner" / "logs" / f"round-{round_number:04d}"

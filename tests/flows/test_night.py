@@ -3,14 +3,18 @@
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+import flows.night
+import flows.tracking
 from flows import vcs
 from flows.campaign import campaign
 from flows.deliveries import read_delivery
 from flows.night import night
 from flows.position import finished_round
+from flows.publish import PublishError
 from tasks import files
 from tasks.errors import UserError
 from tasks.paths import Workspace
@@ -30,7 +34,8 @@ def test_without_labels_the_night_says_so_and_leaves(
 ) -> None:
     monkeypatch.setattr("flows.night.choose_provider", lambda *_: Scripted([], open_images=BUDGET))
     before = vcs.revision(after_two_rounds.root)
-    for result in (night(after_two_rounds.root), campaign(after_two_rounds.root, 5)[-1]):
+    as_a_deployment_would: Any = str(after_two_rounds.root)
+    for result in (night(as_a_deployment_would), campaign(after_two_rounds.root, 5)[-1]):
         assert (result.outcome, result.round_number) == ("waiting", 1)
         assert "none of 3 images is labeled yet" in result.message
     assert vcs.revision(after_two_rounds.root) == before
@@ -94,6 +99,20 @@ def test_a_campaign_in_disorder_is_refused_with_words(
     with pytest.raises(UserError, match=words):
         night(tiny.root)
     assert logs_of(tiny, 0) == []
+
+
+def test_an_mlflow_that_does_not_answer_is_told_and_the_next_night_goes_on(
+    tiny: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.night.STAGES", ())
+    monkeypatch.setattr("flows.night.publish_round", flows.night.publish_round.with_options(retries=0))
+    monkeypatch.setattr(flows.tracking, "round_fingerprint", lambda _: "0" * 64)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(PublishError, match="when MLflow answers") as caught:
+        night(tiny.root)
+    assert caught.value.exit_code == 1
+    assert vcs.git(tiny.root, "tag") == ""
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import os
 
+import psutil
 import pytest
 
 from flows.stage import StageBusyError, StageError, reproduce
@@ -75,6 +76,19 @@ def test_a_stage_somebody_else_is_writing_is_tried_again(ready: Workspace) -> No
     assert stage_log(ready, 0, "train").read_text().count("is busy") == 3
     lock.unlink()
     assert not reproduce(ready.root, "train", 0).skipped
+
+
+def test_a_stage_that_takes_too_long_is_ended_with_all_its_processes(ready: Workspace) -> None:
+    trouble(ready, "train", "hang")
+    with pytest.raises(TimeoutError):
+        reproduce.with_options(timeout_seconds=4, retries=0)(ready.root, "train", 0)
+    assert "train is at work" in stage_log(ready, 0, "train").read_text()
+    commands = [
+        " ".join(process.info["cmdline"] or ())
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if process.info["cwd"] == str(ready.root)
+    ]
+    assert commands == []
 
 
 def test_a_stage_runs_with_the_python_and_the_code_of_gleaner(

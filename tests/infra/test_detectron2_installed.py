@@ -43,9 +43,7 @@ def tiny_cfg() -> Any:
 def test_faster_rcnn_trains_and_predicts(tiny_cfg: Any) -> None:
     torch.manual_seed(0)
     model = build_model(tiny_cfg)
-    truth = Instances(
-        (64, 64), gt_boxes=Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]])), gt_classes=torch.tensor([1])
-    )
+    truth = Instances((64, 64), gt_boxes=Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0]])), gt_classes=torch.tensor([1]))
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
 
     with EventStorage():
@@ -75,9 +73,7 @@ def test_coco_evaluator_scores_a_perfect_prediction(tmp_path: Path) -> None:
     truth = {
         "info": {},
         "images": [{"id": 1, "file_name": "a.png", "height": 64, "width": 64}],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 32, 32], "area": 1024, "iscrowd": 0}
-        ],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 32, 32], "area": 1024, "iscrowd": 0}],
         "categories": [{"id": 1, "name": "thing"}],
     }
     (tmp_path / "truth.json").write_text(json.dumps(truth))
@@ -119,7 +115,5 @@ def test_missing_extension_is_named() -> None:
 
 def test_detectron2_imports_without_pkg_resources() -> None:
     code = "import sys; sys.modules['pkg_resources'] = None; import detectron2.model_zoo"
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

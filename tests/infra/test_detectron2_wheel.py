@@ -149,9 +149,7 @@ def local_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return source_file
 
 
-def test_download_uses_pips_settings_and_runs_no_code_of_the_archive(
-    local_index: Path, tmp_path: Path
-) -> None:
+def test_download_uses_pips_settings_and_runs_no_code_of_the_archive(local_index: Path, tmp_path: Path) -> None:
     archive = build_wheel.download(tmp_path / "cache")
     assert set(read_source(archive, pinned_hash())) == {"LICENSE", "setup.py"}
 
@@ -168,9 +166,7 @@ def test_download_of_another_archive_is_refused(local_index: Path, tmp_path: Pat
 
 def small_wheel(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    return write_wheel(
-        {"detectron2/b.py": b"2", "LICENSE": b"text", "setup.py": b"", "detectron2/a.py": b"1"}, folder
-    )
+    return write_wheel({"detectron2/b.py": b"2", "LICENSE": b"text", "setup.py": b"", "detectron2/a.py": b"1"}, folder)
 
 
 def check_record(wheel: Path) -> None:

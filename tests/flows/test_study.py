@@ -1,0 +1,270 @@
+"""A whole study as a user runs it, killed in the middle, with the heavy stages replaced."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+import flows.study
+from flows import vcs
+from flows.create import OWN_DATA_SETTINGS
+from flows.position import NightResult, finished_round
+from flows.stage_log import skipped_stages, stage_log
+from flows.study_campaigns import Study, make_arm, make_base
+from flows.study_command import run_apart
+from tasks import files
+from tasks.errors import GuardRailError, UserError
+from tasks.params import load_params
+from tasks.study.plan import load_study
+from tasks.study.results import RESULTS
+from tests.flows.tiny import (
+    BUDGET,
+    CALIBRATION,
+    REPOSITORY,
+    SEED,
+    draw_source,
+    environment,
+    fake_heavy_stages,
+    gleaner,
+    trouble,
+)
+
+pytestmark = pytest.mark.timeout(1500)
+TEMPLATE = (REPOSITORY / "params.yaml").read_text()
+STUDY = """
+name: tiny
+source: {kind: coco, images: source/images, annotations: source/annotations.json, val_frac: 0.2}
+seeds: [1]
+rounds: 1
+seed_labels: 3
+calibration_images: 2
+settings: [budget.amount=3]
+arms:
+  supervised: [select.strategy=random, ssl.enabled=false]
+full: [ssl.enabled=false]
+"""
+ARMS = ("random", "equal", "supervised")
+
+
+def write_study(folder: Path, text: str = STUDY) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(text)
+    return path
+
+
+def open_study(path: Path, out: Path) -> Study:
+    return Study(load_study(path, TEMPLATE, own_data_settings=OWN_DATA_SETTINGS), path.parent, out)
+
+
+@dataclass(frozen=True)
+class Ran:
+    study: Study
+    path: Path
+    killed_after: list[str]
+    """Lines the killed command had printed."""
+    second: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, somebody: None) -> Ran:
+    """Killed in the second arm's round 0, then run to the end by the same command."""
+    folder = tmp_path_factory.mktemp("study")
+    draw_source(folder / "source")
+    path = write_study(folder)
+    study = open_study(path, folder / "out")
+    fake_heavy_stages(make_base(study, 1))
+    hanging = trouble(make_arm(study, 1, "equal"), "report", "hang")
+    first = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "study", str(path), "--out", str(study.out)],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    log = stage_log(study.campaign(1, "equal"), 0, "report")
+    deadline_s = time.monotonic() + 240
+    while not (log.is_file() and "report is at work" in log.read_text()):
+        assert first.poll() is None, "it ended by itself"
+        assert time.monotonic() < deadline_s, "it never got there"
+        time.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    printed, _ = first.communicate(timeout=60)
+    hanging.unlink()
+    second = gleaner("study", str(path), "--out", str(study.out), cwd=folder)
+    assert second.returncode == 0, second.stdout + second.stderr
+    return Ran(study, path, printed.splitlines(), second)
+
+
+def worked(study: Study, stage: str, arm: str, number: int) -> int:
+    """How often the replaced stage really ran."""
+    log = stage_log(study.campaign(1, arm), number, stage)
+    return log.read_text().count(f"{stage} is at work") if log.is_file() else 0
+
+
+@pytest.mark.slow
+def test_the_second_call_repeats_no_finished_round(ran: Ran) -> None:
+    assert any("seed 1, equal, round 0" in line for line in ran.killed_after)
+    again = re.findall(r"seed 1, (\w+), round (\d)", ran.second.stdout)
+    assert again[0] == ("equal", "0")
+    assert ("random", "0") not in again
+    assert {arm: finished_round(ran.study.campaign(1, arm)) for arm in ARMS} == dict.fromkeys(ARMS, 1)
+    for arm in ARMS:
+        assert vcs.git(ran.study.campaign(1, arm).root, "tag").splitlines() == ["round-0000", "round-0001"]
+
+
+@pytest.mark.slow
+def test_round_0_is_trained_once_for_all_arms_that_train_alike(ran: Ran) -> None:
+    assert [worked(ran.study, "train", arm, 0) for arm in ARMS] == [1, 0, 1]  # supervised trains otherwise
+    assert [worked(ran.study, "infer", arm, 0) for arm in ARMS] == [1, 0, 0]  # its fake teacher has the same bytes
+    assert "train" in skipped_stages(ran.study.campaign(1, "equal"), 0)
+    assert [worked(ran.study, "train", arm, 1) for arm in ARMS] == [1, 1, 1]
+    caches = [ran.study.campaign(1, arm).root / ".dvc" / "cache" for arm in ARMS]
+    assert not any(cache.exists() for cache in caches)
+
+
+@pytest.mark.slow
+def test_arms_differ_in_their_settings_and_in_nothing_else(ran: Ran) -> None:
+    params = {arm: load_params(ran.study.campaign(1, arm).params) for arm in ARMS}
+    assert params["random"].select.strategy == "random"
+    assert params["equal"].dwa.mode == "equal"
+    assert params["supervised"].ssl.enabled is False
+    assert {p.seed for p in params.values()} == {1}
+    campaigns = [ran.study.campaign(1, arm) for arm in ARMS]
+    for path in ("val.parquet", "calibration.parquet", "labels/batch-0000.json", "index.parquet"):
+        assert len({files.sha256_file(campaign.root / "data" / path) for campaign in campaigns}) == 1
+    assert len({vcs.campaign_id(campaign.root) for campaign in campaigns}) == len(ARMS)
+
+
+@pytest.mark.slow
+def test_arms_that_choose_at_random_ask_for_the_same_images(ran: Ran) -> None:
+    first, second = (
+        files.read_json(ran.study.campaign(1, arm).delivery(1) / "delivery.json")["image_ids"]
+        for arm in ("random", "supervised")
+    )
+    assert first == second
+
+
+@pytest.mark.slow
+def test_results_have_a_row_per_arm_and_round(ran: Ran) -> None:
+    table = pq.read_table(ran.study.results / "results.parquet")
+    assert table.schema.equals(RESULTS)
+    rows = table.to_pylist()
+    assert [(row["arm"], row["round"]) for row in rows] == [(arm, number) for arm in ARMS for number in (0, 1)]
+    labels = [SEED + CALIBRATION, SEED + CALIBRATION + BUDGET]
+    assert [row["labels"] for row in rows] == labels * 3
+    assert [row["teacher_map"] for row in rows] == [10.0 + count for count in labels] * 3
+    assert [row["pool_images"] for row in rows] == [8, 5] * 3
+    assert all(row["train_seconds"] > 0 for row in rows)
+    by_arm = {row["arm"]: row for row in rows if row["round"] == 0}
+    assert by_arm["equal"]["train_seconds"] == by_arm["random"]["train_seconds"]
+    assert by_arm["equal"]["restored_stages"] >= 5
+
+
+@pytest.mark.slow
+def test_the_reading_claims_nothing_from_one_seed(ran: Ran) -> None:
+    words = (ran.study.results / "README.md").read_text()
+    assert "One seed has no interval: nothing can be claimed" in words
+    assert "Added, because no study may leave them out: random, equal." in words
+    assert "`supervised` against `random`: over all rounds identical" in words
+    assert "Arms added" in ran.second.stdout
+    assert {path.name for path in ran.study.results.iterdir()} == {
+        "results.parquet", "summary.json", "table.md", "README.md", "plot.svg", "plot.png",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_full_is_trained_on_every_label(ran: Ran) -> None:
+    full = files.read_json(ran.study.full_result(1))
+    assert full["labels"] == 13
+    assert full["teacher"]["mAP"] == 23.0
+    summary = files.read_json(ran.study.results / "summary.json")
+    assert summary["full_map"] == {"1": 23.0}
+    # from 15 mAP at 5 labels to 18 at 8: 90 % of 23 is 20.7
+    assert summary["arms"]["random"]["labels_needed"]["0.90"] == {"by_seed": {"1": None}, "median": None}
+
+
+@pytest.mark.slow
+def test_mlflow_holds_the_study_and_its_nights_in_one_database(ran: Ran) -> None:
+    client = MlflowClient(f"sqlite:///{ran.study.out / 'mlflow.db'}")
+    study = client.get_experiment_by_name("study-tiny")
+    assert study is not None
+    (run,) = client.search_runs([study.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["random/last mAP"] == 18.0
+    assert run.data.metrics["supervised minus random/last mAP"] == 0.0
+    nights = [e.experiment_id for e in client.search_experiments() if e.name.startswith("seed-1-")]
+    assert len(nights) == len(ARMS)
+    assert len(client.search_runs(nights)) == len(ARMS) * 2
+
+
+@pytest.mark.slow
+def test_an_arm_of_other_parameters_is_not_mixed_in(ran: Ran) -> None:
+    changed = write_study(ran.path.parent, STUDY.replace("budget.amount=3", "budget.amount=4"))
+    with pytest.raises(UserError, match="the parameters are others than the study file now says"):
+        make_arm(open_study(changed, ran.study.out), 1, "random")
+    changed = write_study(ran.path.parent, STUDY.replace("seed_labels: 3", "seed_labels: 2"))
+    with pytest.raises(UserError, match="seed_labels is 3, expected 2"):
+        make_base(open_study(changed, ran.study.out), 1)
+
+
+@pytest.fixture
+def nights(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Made-up campaigns: finished rounds by arm; the night of ``equal`` leaves its bounds."""
+    rounds = dict.fromkeys(ARMS, -1)
+
+    def night(root: Path) -> NightResult:
+        arm = root.name.removeprefix("seed-1-")
+        if arm == "equal":
+            raise GuardRailError("train", "the loss ratio is 30, expected at most 20")
+        if arm == "supervised" and rounds[arm] == 0:
+            return NightResult(0, "waiting", "None of 3 images is labeled yet.")
+        rounds[arm] += 1
+        return NightResult(rounds[arm], "finished", "")
+
+    monkeypatch.setattr(flows.study, "night", night)
+    monkeypatch.setattr(flows.study, "make_base", lambda study, seed: study.base(seed))
+    monkeypatch.setattr(flows.study, "make_arm", lambda study, seed, arm: study.campaign(seed, arm))
+    for name in ("finished_round", "newest_round"):
+        monkeypatch.setattr(flows.study, name, lambda workspace: rounds[workspace.root.name.removeprefix("seed-1-")])
+    monkeypatch.setattr(flows.study, "_measure", lambda *_: None)
+    return rounds
+
+
+def test_an_arm_out_of_bounds_or_out_of_labels_stops_alone_and_says_so(tmp_path: Path, nights: dict[str, int]) -> None:
+    text = STUDY.replace("full: [ssl.enabled=false]", "")
+    study = open_study(write_study(tmp_path, text), tmp_path / "out")
+    steps: list[tuple[str, int]] = []
+    flows.study.run_seed(study, 1, lambda _: None, lambda step: steps.append((step.arm, step.round_number)))
+    assert steps == [("random", 0), ("random", 1), ("supervised", 0)]
+    assert flows.study.stops(study) == [
+        "equal, seed 1, round 0: the loss ratio is 30, expected at most 20.",
+        "supervised, seed 1, round 1: None of 3 images is labeled yet.",
+    ]
+
+
+def test_a_seed_whose_process_fails_ends_the_others(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"seed [12]: its process ended with code 2"):
+        run_apart([str(tmp_path / "missing.yaml")], [1, 2], 2)
+
+
+def test_a_broken_study_file_ends_in_one_line(tmp_path: Path) -> None:
+    path = write_study(tmp_path, STUDY.replace("ssl.enabled=false]", "ssl.enable=false]", 1))
+    refused = gleaner("study", str(path), cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "arms.supervised: ssl.enable is an unknown parameter" in refused.stderr
+    assert "Did you mean ssl.enabled?" in refused.stderr
+
+
+def test_a_seed_that_is_not_of_the_study_is_refused(tmp_path: Path) -> None:
+    refused = gleaner("study", str(write_study(tmp_path)), "--seed", "5", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--seed is 5, expected one of seeds [1]" in refused.stderr
+    assert not (tmp_path / "studies").exists()
