@@ -179,12 +179,16 @@ def demo(
 
 def _run_nights(folder: Path, run: Callable[[Path], object]) -> None:
     """Everything that can be refused quickly is, before a server is started."""
+    from flows.providers.choose import choose_provider
+    from flows.vcs import require_branch
     from flows.workspaces import require_free, require_workspace
     from tasks.params import load_params
 
     workspace = require_workspace(folder)
     prepare_environment(workspace.root)
-    load_params(workspace.params)
+    params = load_params(workspace.params)
+    require_branch(workspace.root)
+    choose_provider(workspace, params).check()
     require_free(workspace)
     from flows.engine import ensure_prefect_api
 
