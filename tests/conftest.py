@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw
 
 from tasks import files
@@ -13,6 +14,10 @@ from tasks.params_template import make_params
 from tasks.paths import Workspace
 
 TINY_CLASSES = ("square", "disc")
+
+# How fast examples are made and run says something about the machine, not about the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture

@@ -1,0 +1,67 @@
+"""The repository root is a workspace on the demo data: ``dvc repro`` makes the round, without Prefect or a server."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.paths import STAGES
+from tests.flows.tiny import environment
+
+ROOT = Path(__file__).parents[1]
+SMALLER = {
+    "draw": {"pool_images": 20, "val_images": 6, "seed_images": 4, "calibration_images": 4},
+    "model": {"fpn_channels": 32, "short_side_px": 64, "long_side_px": 96},
+    "train": {"iterations": 4, "burn_in_iterations": 2, "warmup_iterations": 1, "loader_workers": 0},
+    "budget": {"amount": 5},
+}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The files of this repository that DVC reads, in a git repository of their own, with a smaller round."""
+    for name in ("tasks", "detectron_ext", ".dvc"):
+        ignored = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for section, values in SMALLER.items():
+        params[section] |= values
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def repro(folder: Path, *targets: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", *targets],
+        cwd=folder,
+        env={**environment(), "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_dvc_repro_makes_the_round_and_then_only_what_changed(checkout: Path) -> None:
+    said = repro(checkout)
+    for stage in ("draw", *STAGES):
+        assert f"Running stage '{stage}'" in said
+    picked = json.loads((checkout / "derived" / "select" / "summary.json").read_text())["picked"]
+    assert picked == 5
+    assert (checkout / "derived" / "report" / "report.html").stat().st_size > 10_000
+
+    params = yaml.safe_load((checkout / "params.yaml").read_text())
+    params["budget"]["amount"] = 3
+    (checkout / "params.yaml").write_text(yaml.safe_dump(params))
+    said = repro(checkout)
+    rerun = [stage for stage in ("draw", *STAGES) if f"Running stage '{stage}'" in said]
+    assert rerun == ["select", "handoff", "report"]
