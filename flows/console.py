@@ -32,18 +32,26 @@ _PREFECT_CHATTER = (
 def shown(console: Console, on_published: Callable[[int], None]) -> Iterator[None]:
     """Show what flows log inside this block; call ``on_published`` after each finished round."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        handler = _NightHandler(console, bar, on_published)
-        loggers = [logging.getLogger(name) for name in _LOGGERS]
+    with (
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+        only_to(_NightHandler(console, bar, on_published)),
+    ):
+        yield
+
+
+@contextmanager
+def only_to(handler: logging.Handler) -> Iterator[None]:
+    """Give what flows and their tasks log inside this block to ``handler`` alone."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False  # Prefect's own handler would print the same again, with tracebacks
+    try:
+        yield
+    finally:
         for logger in loggers:
-            logger.addHandler(handler)
-            logger.propagate = False  # Prefect's own handler would print the same again, with tracebacks
-        try:
-            yield
-        finally:
-            for logger in loggers:
-                logger.removeHandler(handler)
-                logger.propagate = True
+            logger.removeHandler(handler)
+            logger.propagate = True
 
 
 class _NightHandler(logging.Handler):

@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.console import only_to
 from flows.environment import prepare_environment, tracking_uri
 from tasks.errors import UserError
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from flows.study_campaigns import Study
     from tasks.study.results import StudyResults
 
-_PREFECT_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 _POLL_S = 0.2
 
 
@@ -120,7 +119,7 @@ def _run_here(the_study: "Study", seeds: Sequence[int], console: Console) -> Non
         done += step.arm != "full"
         console.print(f"         {_outcome(the_study, step)} [dim]({done} of {to_go} nights)[/dim]", highlight=False)
 
-    with _quiet_nights(console):
+    with only_to(_Warnings(console)):
         for seed in seeds:
             run_seed(the_study, seed, before, after)
             if seed != seeds[-1]:
@@ -168,23 +167,9 @@ def run_apart(arguments: Sequence[str], seeds: Sequence[int], jobs: int) -> None
             process.wait()
 
 
-@contextmanager
-def _quiet_nights(console: Console) -> Iterator[None]:
-    """Of what a hundred nights log, only warnings."""
-    handler = _Warnings(console)
-    loggers = [logging.getLogger(name) for name in _PREFECT_LOGGERS]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.propagate = False
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-            logger.propagate = True
-
-
 class _Warnings(logging.Handler):
+    """Of what a hundred nights log, only warnings."""
+
     def __init__(self, console: Console) -> None:
         super().__init__(logging.WARNING)
         self._console = console

@@ -10,6 +10,9 @@ from typing import Annotated, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+METRICS = ("confidence", "entropy", "overlap")
+"""The three metrics, always in this order (METHOD section 2)."""
+
 _FLOATS = pa.list_(pa.float32())
 _HALVES = pa.list_(pa.float16())
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks import files
-from tasks.contracts import DETECTIONS, FROZEN, SCORES, SELECTION, UNLABELED, HandoffTask, Prediction
+from tasks.contracts import DETECTIONS, FROZEN, METRICS, SCORES, SELECTION, UNLABELED, HandoffTask, Prediction
 from tasks.detections import shards_in
 from tasks.entry import run_stage
 from tasks.errors import UserError
@@ -93,7 +93,7 @@ def _detections_of(image_ids: Sequence[str], shards: Path) -> pa.Table:
 def _frozen(found: pa.Table, scored: Mapping[str, _Row]) -> pa.Table:
     """The detections with today's normalised metrics: in later rounds the pool they were ranked in is gone."""
     rows = [scored[image_id] for image_id in found["image_id"].to_pylist()]
-    for name in ("confidence", "entropy", "overlap"):
+    for name in METRICS:
         found = found.append_column(name, pa.array([row[name] for row in rows], pa.float64()))
     return found.cast(FROZEN)
 

@@ -51,19 +51,16 @@ def infer(
     key = files.sha256_json([digest, params.classes, params.model.model_dump(), params.infer.model_dump()])[:16]
     finished = scratch / key
     detector = None
-    for number, images in enumerate(shards):
-        path = finished / f"shard-{number:04d}-{_ids_digest(images)}.parquet"
+    paths = [finished / f"shard-{number:04d}-{_ids_digest(images)}.parquet" for number, images in enumerate(shards)]
+    for number, (images, path) in enumerate(zip(shards, paths, strict=True)):
         if not path.is_file():
             detector = detector or load_detector(params.model, len(params.classes), teacher)
             files.write_table(path, _detect_shard(params, detector, images, root, digest))
             log.info("infer shard %d/%d: %d images", number + 1, len(shards), len(images))
     out.mkdir(parents=True, exist_ok=True)
-    for number, images in enumerate(shards):
+    for number, path in enumerate(paths):
         # Copied, not moved: DVC empties the output folder when a run killed right here is repeated.
-        shutil.copyfile(
-            finished / f"shard-{number:04d}-{_ids_digest(images)}.parquet",
-            out / f"shard-{number:04d}.parquet",
-        )
+        shutil.copyfile(path, out / f"shard-{number:04d}.parquet")
     shutil.rmtree(scratch, ignore_errors=True)
 
 

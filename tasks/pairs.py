@@ -44,12 +44,12 @@ def batch_pairs(labels: Path, frozen: Path, classes: Sequence[str], window_batch
         frozen_path = frozen / f"{path.stem}.parquet"
         table = files.read_table(frozen_path, contracts.FROZEN)
         labeled = {image.image_id: image for image in batch.images if image.status != "skipped"}
-        for found, metrics, offered_in in _frozen_rows(table, batch.batch):
+        for found, metrics in _frozen_rows(table):
             image = labeled.get(found.image_id)
             if image is None:
                 continue
             truth = [(box.xyxy_px, classes.index(box.category)) for box in image.boxes]
-            pairs.append(_pair(found, metrics, truth, classes, offered_in, gamma))
+            pairs.append(_pair(found, metrics, truth, classes, batch.batch, gamma))
     return pairs
 
 
@@ -72,13 +72,13 @@ def calibration_pairs(
 
 def metrics_of(row: dict[str, Any]) -> Floats:
     """The three normalised metrics of a row, (3,): confidence, entropy, overlap."""
-    return np.array([row["confidence"], row["entropy"], row["overlap"]], dtype=np.float64)
+    return np.array([row[name] for name in contracts.METRICS], dtype=np.float64)
 
 
-def _frozen_rows(table: pa.Table, batch: int) -> Iterator[tuple[StoredDetections, Floats, int]]:
-    metrics = table.select(["confidence", "entropy", "overlap"]).to_pylist()
+def _frozen_rows(table: pa.Table) -> Iterator[tuple[StoredDetections, Floats]]:
+    metrics = table.select(list(contracts.METRICS)).to_pylist()
     for found, row in zip(detections_of(table), metrics, strict=True):
-        yield found, metrics_of(row), batch
+        yield found, metrics_of(row)
 
 
 def _pair(

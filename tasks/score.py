@@ -20,7 +20,6 @@ from tasks.paths import Workspace
 from tasks.sections import ScoringParams
 
 log = logging.getLogger(__name__)
-METRICS = ("confidence", "entropy", "overlap")
 
 
 def score(params: ScoringParams, *, detections: Path, calibration: Path, out: Path) -> None:
@@ -51,7 +50,7 @@ def score(params: ScoringParams, *, detections: Path, calibration: Path, out: Pa
     raw_P3 = np.array(raw_rows, dtype=np.float64).reshape(-1, 3)
     zero_P = np.array(counts, dtype=np.int64) == 0
     columns: dict[str, object] = {"image_id": ids, "num_boxes": counts, "zero_detections": zero_P}
-    for index, name in enumerate(METRICS):
+    for index, name in enumerate(contracts.METRICS):
         columns[f"{name}_raw"] = raw_P3[:, index]
         normalised = normalise(raw_P3[:, index], params.normalise)
         columns[name] = with_zero_detections(normalised, zero_P, params.zero_detection)

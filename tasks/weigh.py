@@ -25,7 +25,6 @@ from tasks.paths import Workspace
 from tasks.sections import DwaParams
 
 log = logging.getLogger(__name__)
-METRICS = ("confidence", "entropy", "overlap")
 EQUAL = (1 / 3, 1 / 3, 1 / 3)
 # Modes that give every image the same metric weights.
 FIXED_WEIGHTS = {"equal": EQUAL, "entropy": (0.0, 1.0, 0.0)}
@@ -75,7 +74,7 @@ def weigh(params: Sections, *, pairs: list[Pair], detections: Path, scores: Path
         np.array([pair.losses.weighted(class_weights) for pair in pairs]),
     )
     decision = decide(params.dwa, params.seed, table, pool, share_K)
-    columns = {f"w_{name}": decision.weights[:, index] for index, name in enumerate(METRICS)}
+    columns = {f"w_{name}": decision.weights[:, index] for index, name in enumerate(contracts.METRICS)}
     files.write_table(
         out / "weights.parquet",
         pa.table(
@@ -189,7 +188,7 @@ def _pairs_table(pairs: Pairs, decision: Decision) -> pa.Table:
             "image_id": pa.array(pairs.image_ids, pa.string()),
             "group": pa.array(pairs.group, pa.int64()),
             "loss": pa.array(pairs.loss, pa.float64()),
-            **{name: pa.array(pairs.metrics[:, index], pa.float64()) for index, name in enumerate(METRICS)},
+            **{name: pa.array(pairs.metrics[:, index], pa.float64()) for index, name in enumerate(contracts.METRICS)},
             "score_equal": pa.array(pairs.metrics.mean(axis=1), pa.float64()),
             "score_dwa_held_out": pa.array((held_out * pairs.metrics).sum(axis=1), pa.float64()),
         }
@@ -218,13 +217,14 @@ def _document(
         "spearman_equal": None if equal is None else round(equal, 6),
         "spearman_by_metric": {
             name: _rounded(rank_correlation(pairs, np.tile(np.eye(3)[index], (len(pairs), 1)))) if len(pairs) else None
-            for index, name in enumerate(METRICS)
+            for index, name in enumerate(contracts.METRICS)
         },
         "class_weights": class_weights,
         "class_focal_loss": difficulty,
-        "mean_weights": {name: round(float(mean[index]), 6) for index, name in enumerate(METRICS)},
+        "mean_weights": {name: round(float(mean[index]), 6) for index, name in enumerate(contracts.METRICS)},
         "weight_quantiles": {
-            name: [round(float(value), 6) for value in quantiles[:, index]] for index, name in enumerate(METRICS)
+            name: [round(float(value), 6) for value in quantiles[:, index]]
+            for index, name in enumerate(contracts.METRICS)
         },
     }
 

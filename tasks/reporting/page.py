@@ -7,12 +7,12 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from tasks.contracts import METRICS
 from tasks.reporting import plots, tables, words
 from tasks.reporting.evidence import Document, Evidence
 from tasks.reporting.thumbnails import colours_of, thumbnail
 from tasks.sections import ScoringParams
 
-METRICS = ("confidence", "entropy", "overlap")
 _CURVE_POINTS = 160
 
 

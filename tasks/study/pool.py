@@ -15,8 +15,6 @@ from tasks.pairs import Pair, calibration_pairs
 from tasks.params import Sections, load
 from tasks.paths import Workspace
 
-_METRICS = ("confidence", "entropy", "overlap")
-
 
 def pool_correlation(
     params: Sections, *, oracle: Path, detections: Path, scores: Path, weights: Path
@@ -41,7 +39,7 @@ def pool_correlation(
     candidates: dict[str, Floats] = {
         "used": np.array([used[pair.image_id] for pair in pairs], dtype=np.float64),
         "equal": metrics_P3.mean(axis=1),
-        **{name: metrics_P3[:, index] for index, name in enumerate(_METRICS)},
+        **{name: metrics_P3[:, index] for index, name in enumerate(contracts.METRICS)},
     }
     loss_P = _losses(pairs)
     return {"pool_images": len(pairs)} | {
