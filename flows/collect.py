@@ -50,7 +50,7 @@ def collect(workspace: Workspace, provider: LabelProvider, params: Params, deliv
         return Collected(0, refused, f"Batch {delivery.batch}: {few}, nothing to do tonight.")
     if not admitted.images:
         raise _nothing_usable(workspace, admitted.refusals)
-    provider.withdraw(delivery)  # from here on nothing more can come in
+    provider.withdraw(delivery, delivery.image_ids)  # from here on nothing more can come in
     admitted = _fetch(workspace, provider, params, delivery)
     write_refusals(workspace, delivery.batch, admitted.refusals)
     _append(workspace, provider.name, delivery, admitted)

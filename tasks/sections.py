@@ -256,4 +256,17 @@ class NightlyParams(Section):
 class ProviderParams(Section):
     """Who labels; read by no stage."""
 
-    kind: Literal["simulated"]
+    kind: Literal["simulated", "label_studio", "folder"]
+    location: str
+    """Address of Label Studio, or directory or s3:// prefix of kind ``folder``; empty with ``simulated``."""
+    lease_days: Positive
+    """An image that nobody has finished after this is taken back and may be offered again."""
+    consensus_frac: Fraction
+    """Share of a batch that two annotators label, to measure how far they agree."""
+
+    @model_validator(mode="after")
+    def _place(self) -> Self:
+        if (self.kind == "simulated") != (self.location == ""):
+            expected = "empty" if self.kind == "simulated" else "where the annotators' work goes"
+            raise ValueError(f"location is {self.location!r} with kind {self.kind}, expected {expected}")
+        return self

@@ -1,13 +1,29 @@
 """What the nightly round asks of whoever labels. Nothing a provider returns is trusted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from tasks.errors import UserError
+
 Returned = Mapping[str, Any]
-"""One finished image as the provider tells it: image_id, status, boxes [{category, xyxy_px}], annotator,
-finished_at, seconds_spent. Any of it may be wrong; ``flows.door`` decides."""
+"""One finished answer as the provider tells it: image_id, status, boxes [{category, xyxy_px, rotation_deg}], annotator,
+finished_at, seconds_spent, answer_id (what the provider calls it, for ever), link (where a person can look at it) and
+image_sha256 (of the bytes that were labeled; None where the tool cannot say). ``rotation_deg``, ``answer_id``, ``link``
+and ``image_sha256`` may be absent. Two annotators give two answers to one image. Any of it may be wrong;
+``flows.door`` decides."""
+
+
+class ProviderError(UserError):
+    """The label provider does not do its part; the night goes on with what needs no labels."""
+
+    exit_code = 1
+
+    def __init__(self, where: object, problem: str, fix: str = "", *, transient: bool = False) -> None:
+        """``transient``: the same call may work in a while."""
+        super().__init__(where, problem, fix)
+        self.transient = transient
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,10 @@ class LabelingProgress:
 
 
 class LabelProvider(Protocol):
-    """Every method may be called again with the same delivery, after a kill at any moment."""
+    """Every method may be called again with the same delivery, after a kill at any moment.
+
+    All of them raise ProviderError when the provider is away or refuses.
+    """
 
     @property
     def name(self) -> str:
@@ -56,7 +75,7 @@ class LabelProvider(Protocol):
         """Count what is finished and what is not."""
 
     def collect(self, delivery: Delivery) -> Sequence[Returned]:
-        """Everything finished so far, in any order."""
+        """Every answer finished so far, in any order, those that were collected before too."""
 
-    def withdraw(self, delivery: Delivery) -> None:
-        """Take back what nobody has finished; what is finished stays collectable."""
+    def withdraw(self, delivery: Delivery, image_ids: Collection[str]) -> None:
+        """Take back those of the images that nobody has finished; what is finished stays collectable."""

@@ -3,7 +3,7 @@
 The same delivery always returns the same labels, so a campaign can be repeated to the byte.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class SimulatedAnnotator:
         """Everything is finished at once."""
         return LabelingProgress(finished=len(delivery.image_ids), open=0)
 
-    def withdraw(self, delivery: Delivery) -> None:
+    def withdraw(self, delivery: Delivery, image_ids: Collection[str]) -> None:
         """Nothing is ever open."""
 
     def collect(self, delivery: Delivery) -> Sequence[Returned]:

@@ -1,6 +1,6 @@
 """Labels in and batches out, on a copy of a campaign whose batch 2 is with the annotators."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Scripted:
         self.calls.append("collect")
         return self.answers
 
-    def withdraw(self, delivery: Delivery) -> None:
+    def withdraw(self, delivery: Delivery, image_ids: Collection[str]) -> None:
         self.calls.append("withdraw")
         self.open_images = 0
 

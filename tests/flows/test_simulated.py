@@ -45,7 +45,7 @@ def test_it_answers_from_the_oracle_and_takes_its_time(oracle: Path) -> None:
 def test_the_same_delivery_always_returns_the_same(oracle: Path) -> None:
     annotator = SimulatedAnnotator(oracle, CLASSES, PACE)
     first = annotator.collect(delivery("full", "bare"))
-    annotator.withdraw(delivery("full", "bare"))
+    annotator.withdraw(delivery("full", "bare"), ["full"])
     assert annotator.deliver(delivery("full")) == annotator.deliver(delivery("full")) == "key"
     assert annotator.collect(delivery("full", "bare")) == first
     assert annotator.status(delivery("full", "bare")).finished == 2
