@@ -15,7 +15,7 @@ ReadImage = Callable[[str], Pixels]
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What one training step sees."""
+    """What one process sees of a training step."""
 
     labeled: list[dict[str, Any]]
     unlabeled_ids: list[str]
@@ -52,6 +52,8 @@ class TrainingBatches(Dataset[StepBatch]):
         batch_sizes: tuple[int, int],
         burn_in_iterations: int,
         seed: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """Prepare; nothing is read yet.
 
@@ -63,46 +65,54 @@ class TrainingBatches(Dataset[StepBatch]):
             batch_sizes: labeled and unlabeled images per iteration.
             burn_in_iterations: iterations without unlabeled images.
             seed: of order and views.
+            rank: number of this process; it makes its share of every batch.
+            world_size: processes that train as one.
 
         Raises:
-            ValueError: no labeled example.
+            ValueError: no labeled example, or a batch that does not divide evenly among the processes.
         """
         if not labeled:
             raise ValueError("labeled images are 0, expected at least 1")
+        for kind, size in zip(("labeled", "unlabeled"), batch_sizes, strict=True):
+            if size % world_size:
+                raise ValueError(f"{kind} images per step are {size}, expected a multiple of the {world_size} devices")
         self._labeled, self._unlabeled = labeled, unlabeled
         self._read_image, self._views, self._seed = read_image, views, seed
         self._num_labeled, self._num_unlabeled = batch_sizes[0], batch_sizes[1] if unlabeled else 0
-        self._burn_in = burn_in_iterations
+        self._burn_in, self._rank, self._world_size = burn_in_iterations, rank, world_size
         self._labeled_order = EndlessOrder(len(labeled), seed, 0)
         self._unlabeled_order = EndlessOrder(max(len(unlabeled), 1), seed, 1)
 
     def __getitem__(self, iteration: int) -> StepBatch:
         """The batch of one iteration."""
-        rng = np.random.default_rng([self._seed, 2, iteration])
         first = iteration * self._num_labeled
         labeled = [
-            self._labeled_input(self._labeled[self._labeled_order[first + slot]], rng)
-            for slot in range(self._num_labeled)
+            self._labeled_input(self._labeled[self._labeled_order[first + slot]], self._rng(2, iteration, slot))
+            for slot in self._share(self._num_labeled)
         ]
-        examples = self._unlabeled_of(iteration)
-        weak, strong = [], []
-        for example in examples:
+        ids, weak, strong = [], [], []
+        for slot in self._share(self._num_unlabeled if iteration >= self._burn_in else 0):
+            rng = self._rng(3, iteration, slot)
+            position = (iteration - self._burn_in) * self._num_unlabeled + slot
+            example = self._unlabeled[self._unlabeled_order[position]]
             pixels, _ = weak_view(self._read_image(example.uri), example, self._views, rng)
+            ids.append(example.image_id)
             weak.append(model_input(pixels))
             strong.append(model_input(strong_view(pixels, self._views, rng)))
-        return StepBatch(labeled, [example.image_id for example in examples], weak, strong)
+        return StepBatch(labeled, ids, weak, strong)
+
+    def _share(self, num_slots: int) -> range:
+        """This process's slots of a batch; order and views do not depend on how many processes there are."""
+        return range(self._rank, num_slots, self._world_size)
+
+    def _rng(self, stream: int, iteration: int, slot: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, stream, iteration, slot])
 
     def _labeled_input(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
         pixels, boxes = weak_view(self._read_image(example.uri), example, self._views, rng)
         if rng.random() < 0.5:
             pixels = strong_view(pixels, self._views, rng)
         return training_input(pixels, boxes, example)
-
-    def _unlabeled_of(self, iteration: int) -> list[Example]:
-        if iteration < self._burn_in:
-            return []
-        first = (iteration - self._burn_in) * self._num_unlabeled
-        return [self._unlabeled[self._unlabeled_order[first + slot]] for slot in range(self._num_unlabeled)]
 
     def iterate(self, start: int, stop: int, workers: int) -> Iterator[StepBatch]:
         """Batches of iterations ``start`` to ``stop - 1``, read ahead by ``workers`` processes."""

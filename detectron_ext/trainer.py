@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from detectron_ext.batches import StepBatch
+from detectron_ext.distributed import average_gradients, mean_over_processes
 from detectron_ext.losses import image_weight
 from detectron_ext.meta_arch import PerImageRCNN, autocast
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
@@ -106,15 +108,17 @@ class TeacherStudent:
             TrainingDiverged: a loss is not finite, or the unsupervised loss outgrew the supervised one.
         """
         # All randomness of an iteration follows from its number: a resumed run repeats it exactly.
-        torch.manual_seed(self.seed * 1_000_003 + self.iteration)
+        torch.manual_seed((self.seed * 1_000_003 + self.iteration) * comm.get_world_size() + comm.get_rank())
         learning_rate = self.schedule.learning_rate_at(self.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         with EventStorage(self.iteration):
             loss_sup = self._supervised(batch)
-            loss_unsup, boxes_per_image, mean_weight = self._unsupervised(batch)
+            seen = mean_over_processes(torch.tensor([loss_sup, *self._unsupervised(batch)], dtype=torch.float64))
+        loss_sup, loss_unsup, boxes_per_image, mean_weight = seen.tolist()
         self._guard(loss_sup, loss_unsup)
+        average_gradients(self.student.parameters())
         nn.utils.clip_grad_norm_(self.student.parameters(), self.schedule.gradient_clip_norm)
         self.optimizer.step()
         self._update_teacher()
@@ -134,6 +138,7 @@ class TeacherStudent:
             return 0.0, 0.0, 0.0
         with self._autocast():
             targets = pseudo_label(self.teacher, batch.unlabeled_weak, self.threshold)
+            self.threshold.mean_score_K = mean_over_processes(self.threshold.mean_score_K)
             inputs = [{**strong, "instances": own} for strong, own in zip(batch.unlabeled_strong, targets, strict=True)]
             losses = self.student(inputs)
         loss_N = losses.total() if self.pseudo_box_regression else losses.classification()

@@ -92,3 +92,35 @@ def test_starting_late_gives_the_same_batches() -> None:
 def test_no_labels_is_an_error() -> None:
     with pytest.raises(ValueError, match="labeled images are 0"):
         TrainingBatches([], [], picture, VIEWS, batch_sizes=(1, 1), burn_in_iterations=0, seed=0)
+
+
+def test_processes_share_every_batch_and_see_the_same_views() -> None:
+    labeled = [an_example(left) for left in (1, 10, 20)]
+    unlabeled = [an_example(left, labeled=False) for left in range(30, 37)]
+
+    def made(rank: int, world_size: int) -> TrainingBatches:
+        sizes = {"batch_sizes": (2, 4), "burn_in_iterations": 0, "seed": 5}
+        return TrainingBatches(labeled, unlabeled, picture, VIEWS, rank=rank, world_size=world_size, **sizes)
+
+    whole, first, second = made(0, 1)[3], made(0, 2)[3], made(1, 2)[3]
+    assert whole.unlabeled_ids[0::2] == first.unlabeled_ids
+    assert whole.unlabeled_ids[1::2] == second.unlabeled_ids
+    for alone, shared in zip(whole.labeled, first.labeled + second.labeled, strict=True):
+        assert torch.equal(alone["image"], shared["image"])
+    for alone, shared in zip(whole.unlabeled_strong[1::2], second.unlabeled_strong, strict=True):
+        assert torch.equal(alone["image"], shared["image"])
+
+
+def test_a_batch_that_does_not_divide_among_the_processes_is_refused() -> None:
+    with pytest.raises(ValueError, match="labeled images per step are 3, expected a multiple of the 2 devices"):
+        TrainingBatches(
+            [an_example(1)],
+            [],
+            picture,
+            VIEWS,
+            batch_sizes=(3, 2),
+            burn_in_iterations=0,
+            seed=1,
+            rank=0,
+            world_size=2,
+        )

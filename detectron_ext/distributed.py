@@ -1,0 +1,65 @@
+"""One process per GPU, all training as one: each takes its share of every batch, and gradients are averaged.
+
+No wrapper around the network: a step has two backward passes, and the second reaches only a part of it. So
+gradients are averaged once, after both, where a reader sees it. On one device every function here does nothing.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+
+def num_devices() -> int:
+    """CUDA devices that may be used, at least 1: without any, everything runs on the CPU."""
+    return max(torch.cuda.device_count(), 1)
+
+
+def run_on_all_devices(function: Callable[..., None], *args: Any) -> None:
+    """Call ``function`` once per CUDA device, each in a process of its own; here, where there is but one device.
+
+    Args:
+        function: of a module's top level.
+        args: can be pickled.
+
+    Raises:
+        torch.multiprocessing.ProcessException: a process failed; the others were ended.
+    """
+    launch(function, num_devices(), dist_url="auto", args=args)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give every process the mean gradient; a parameter without one counts as 0."""
+    if comm.get_world_size() == 1:
+        return
+    gradients = []
+    for parameter in parameters:
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    flat = _flatten_dense_tensors(gradients)  # one message instead of hundreds
+    dist.all_reduce(flat)
+    flat /= comm.get_world_size()
+    for gradient, mean in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
+        gradient.copy_(mean)
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The same mean on every process, shape and device as given."""
+    if comm.get_world_size() == 1:
+        return values
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    summed = values.to(device, copy=True)
+    dist.all_reduce(summed)
+    return (summed / comm.get_world_size()).to(values.device)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether it is true on one of them."""
+    return bool(mean_over_processes(torch.tensor(float(flag))) > 0)
