@@ -15,11 +15,13 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 # The environment is set up again when one of these files, or the choice of Detectron2, changes.
 SETUP_FILES := requirements.lock pyproject.toml $(wildcard infra/detectron2/*.py) infra/detectron2/source.txt
+STACK ?= .stack
+PORTS ?=
 STAMP := .venv/.stamp-$(shell { cat $(SETUP_FILES); echo "$${GLEANER_DETECTRON2:-}"; } | sha256sum | cut -c1-16)
 
 .PHONY: help
 help: ## Show the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(STAMP) ## Set up .venv from requirements.lock (7 GB, some minutes; later calls take no time)
@@ -55,15 +57,49 @@ lint: $(STAMP) ## Lint the code
 
 .PHONY: types
 types: $(STAMP) ## Check types
-	@$(BIN)/mypy $(CODE) infra/detectron2 infra/bench
+	@$(BIN)/mypy $(CODE) infra
 
 .PHONY: imports
 imports: $(STAMP) ## Check who imports whom
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(STAMP) ## Measure a training step against the sum of its parts
+bench: $(STAMP) ## Measure a training step against its parts, and a night against its stages
 	@$(BIN)/python -W ignore -m infra.bench.training_step
+	$(BIN)/python -W ignore -m infra.bench.orchestration
+
+.PHONY: setup-services
+setup-services: $(STAMP) ## Install what the real services need: PostgreSQL, Chromium (as root), Label Studio
+	@if ! command -v chromium >/dev/null || ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then
+	    if [ "$$(id -u)" != 0 ]; then
+	        echo "[setup] PostgreSQL or Chromium is missing: sudo apt-get install chromium postgresql" >&2
+	        exit 1
+	    fi
+	    echo "[setup] installing PostgreSQL and Chromium"
+	    apt-get update --quiet=2
+	    # Only the programs: no cluster of Debian's own, no service on port 5432.
+	    conf=/etc/postgresql-common/createcluster.conf
+	    [ -e "$$conf" ] || { mkdir -p "$${conf%/*}"; echo "create_main_cluster = false" > "$$conf"; }
+	    DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends chromium postgresql
+	fi
+	$(BIN)/python -m infra.label_studio.install
+
+# Where: make stack STACK=/srv/stack. Other ports, kept from then on: make stack PORTS='prefect=4300 mlflow=5001'.
+.PHONY: stack
+stack: $(STAMP) ## Start PostgreSQL, an S3 server, MLflow and Prefect on loopback
+	@$(BIN)/python -m infra.stack up --dir '$(STACK)' $(foreach port,$(PORTS),--port $(port))
+
+.PHONY: stack-status
+stack-status: $(STAMP) ## Ask each of these services for some real work
+	@$(BIN)/python -m infra.stack status --dir '$(STACK)'
+
+.PHONY: stack-down
+stack-down: $(STAMP) ## Stop them; their data stay
+	@$(BIN)/python -m infra.stack down --dir '$(STACK)'
+
+.PHONY: stack-env
+stack-env: $(STAMP) ## Make the credentials only, for infra/compose.yaml
+	@$(BIN)/python -m infra.stack env --dir '$(STACK)'
 
 .PHONY: clean
 clean: ## Remove caches; .venv and the data of rounds stay

@@ -1,5 +1,6 @@
 """Batches as a pure function of seed and iteration: a resumed run needs no sampler state."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -116,4 +117,18 @@ class TrainingBatches(Dataset[StepBatch]):
 
     def iterate(self, start: int, stop: int, workers: int) -> Iterator[StepBatch]:
         """Batches of iterations ``start`` to ``stop - 1``, read ahead by ``workers`` processes."""
-        return iter(DataLoader(self, batch_size=None, sampler=range(start, stop), num_workers=workers))
+        return iter(
+            DataLoader(
+                self,
+                batch_size=None,
+                sampler=range(start, stop),
+                num_workers=workers,
+                worker_init_fn=_leave_signals_to_the_training,
+            )
+        )
+
+
+def _leave_signals_to_the_training(_worker: int) -> None:
+    """SIGTERM reaches the whole group; a worker that went at once would break the iteration still to be finished."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

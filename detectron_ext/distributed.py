@@ -12,12 +12,31 @@ import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 
 def num_devices() -> int:
     """CUDA devices that may be used, at least 1: without any, everything runs on the CPU."""
     return max(torch.cuda.device_count(), 1)
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return int(comm.get_rank())
+
+
+def num_processes() -> int:
+    """Processes that train as one, this one among them."""
+    return int(comm.get_world_size())
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks; alone it is."""
+    return bool(comm.is_main_process())
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    comm.synchronize()
 
 
 def run_on_all_devices(function: Callable[..., None], *args: Any) -> None:
@@ -35,7 +54,7 @@ def run_on_all_devices(function: Callable[..., None], *args: Any) -> None:
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Give every process the mean gradient; a parameter without one counts as 0."""
-    if comm.get_world_size() == 1:
+    if num_processes() == 1:
         return
     gradients = []
     for parameter in parameters:
@@ -43,21 +62,21 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-    flat = _flatten_dense_tensors(gradients)  # one message instead of hundreds
+    flat = torch.cat([gradient.flatten() for gradient in gradients])  # one message instead of hundreds
     dist.all_reduce(flat)
-    flat /= comm.get_world_size()
-    for gradient, mean in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
-        gradient.copy_(mean)
+    flat /= num_processes()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view(gradient.shape))
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
     """The same mean on every process, shape and device as given."""
-    if comm.get_world_size() == 1:
+    if num_processes() == 1:
         return values
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     summed = values.to(device, copy=True)
     dist.all_reduce(summed)
-    return (summed / comm.get_world_size()).to(values.device)
+    return (summed / num_processes()).to(values.device)
 
 
 def any_process(flag: bool) -> bool:

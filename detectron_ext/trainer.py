@@ -1,6 +1,7 @@
 """Teacher-student training (METHOD section 6): one step, and the state that survives a kill."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +93,8 @@ class TeacherStudent:
     pseudo_box_regression: bool
     mixed_precision: bool
     seed: int
+    micro_batches: int = 1
+    """Parts the student takes a batch in, one after the other: less memory, the same loss and gradient."""
     iteration: int = 0
     loss_ratio: float = 0.0
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -127,10 +130,13 @@ class TeacherStudent:
         return StepLog(self.iteration, learning_rate, loss_sup, loss_unsup, lambda_unsup, boxes_per_image, mean_weight)
 
     def _supervised(self, batch: StepBatch) -> float:
-        with self._autocast():
-            loss = self.student(batch.labeled).total().mean()
-        loss.backward()
-        return float(loss.detach())
+        loss_sup = 0.0
+        for part in self._parts(len(batch.labeled)):
+            with self._autocast():
+                loss = self.student(batch.labeled[part]).total().mean() * _share(part, batch.labeled)
+            loss.backward()
+            loss_sup += float(loss.detach())
+        return loss_sup
 
     def _unsupervised(self, batch: StepBatch) -> tuple[float, float, float]:
         """Loss before lambda, pseudo-boxes per image, mean W_j; zeros without unlabeled images."""
@@ -140,13 +146,22 @@ class TeacherStudent:
             targets = pseudo_label(self.teacher, batch.unlabeled_weak, self.threshold)
             self.threshold.mean_score_K = mean_over_processes(self.threshold.mean_score_K)
             inputs = [{**strong, "instances": own} for strong, own in zip(batch.unlabeled_strong, targets, strict=True)]
-            losses = self.student(inputs)
-        loss_N = losses.total() if self.pseudo_box_regression else losses.classification()
-        weight_N = self.weighting.of(batch.unlabeled_ids, loss_N.device)
-        weighted = (weight_N * loss_N).mean()
-        (self.schedule.lambda_at(self.iteration) * weighted).backward()
+        weight_N = self.weighting.of(batch.unlabeled_ids, self.student.device)
+        loss_unsup = 0.0
+        for part in self._parts(len(inputs)):
+            with self._autocast():
+                losses = self.student(inputs[part])
+            loss_N = losses.total() if self.pseudo_box_regression else losses.classification()
+            weighted = (weight_N[part] * loss_N).mean() * _share(part, inputs)
+            (self.schedule.lambda_at(self.iteration) * weighted).backward()
+            loss_unsup += float(weighted.detach())
         boxes_per_image = sum(len(target) for target in targets) / len(targets)
-        return float(weighted.detach()), boxes_per_image, float(weight_N.mean())
+        return loss_unsup, boxes_per_image, float(weight_N.mean())
+
+    def _parts(self, num_images: int) -> list[slice]:
+        """The slices of a batch that the student sees one after the other; gradients add up."""
+        size = math.ceil(num_images / self.micro_batches)
+        return [slice(first, min(first + size, num_images)) for first in range(0, num_images, size)]
 
     def _guard(self, loss_sup: float, loss_unsup: float) -> None:
         for name, loss in (("supervised", loss_sup), ("unsupervised", loss_unsup)):
@@ -192,6 +207,10 @@ class TeacherStudent:
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _share(part: slice, whole: Sequence[object]) -> float:
+    return (part.stop - part.start) / len(whole)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

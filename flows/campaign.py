@@ -4,12 +4,13 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.cancellation import call_it_cancelled
 from flows.night import campaign_name, night
 from flows.position import NightResult, finished_round
 from flows.workspaces import require_workspace
 
 
-@flow(name="campaign", flow_run_name=campaign_name)
+@flow(name="campaign", flow_run_name=campaign_name, on_crashed=[call_it_cancelled])
 def campaign(root: Path, rounds: int) -> list[NightResult]:
     """Run nights until ``rounds`` more rounds are finished, or there is nothing to do."""
     workspace = require_workspace(root)

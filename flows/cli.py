@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +15,17 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from flows.audit_command import audit
+from flows.doctor_command import doctor
 from flows.environment import prepare_environment
+from flows.gc_command import gc
+from flows.lineage_command import lineage
+from flows.pool_command import pool
+from flows.promote_command import promote, rollback
+from flows.quarantine_command import quarantine
+from flows.reproduce_command import reproduce
+from flows.serve_command import serve
+from flows.structured_log import LogFormat, asked_for_json, choose_log, error_line, wants_json
 from flows.study_command import study
 from tasks.errors import UserError
 from tasks.paths import Workspace
@@ -25,14 +36,24 @@ app = typer.Typer(
     name="gleaner",
     help="Finds, every night, the images whose labels will help a detector most, and learns from the rest "
     "without labels.",
-    epilog="Exit codes: 0 done, 1 a stage failed, 2 something to mend (said in one line), 3 training out of "
-    "bounds, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 a stage or a service failed, 2 something to mend (said in one line), 3 training "
+    "out of bounds, 4 out of memory, 5 disk full, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 app.command()(study)
+app.command()(audit)
+app.command()(lineage)
+app.command()(promote)
+app.command()(rollback)
+app.command()(reproduce)
+app.command()(gc)
+app.command()(serve)
+app.add_typer(quarantine, name="quarantine")
+app.add_typer(pool, name="pool")
+app.command()(doctor)
 _out = Console()
 _err = Console(stderr=True)
 
@@ -46,6 +67,12 @@ class Layout(StrEnum):
 
 WorkspaceOption = Annotated[
     Path, typer.Option("--workspace", "-w", help="Folder of the campaign.", show_default="the current folder")
+]
+LogOption = Annotated[
+    LogFormat | None,
+    typer.Option(
+        "--log", help="json: one JSON object a line.", show_default="GLEANER_LOG, or text", callback=choose_log
+    ),
 ]
 
 
@@ -69,7 +96,10 @@ def main() -> None:
 @app.command()
 def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="New folder of the campaign.")],
-    images: Annotated[Path, typer.Option(help="Folder of images; every picture below it belongs to the pool.")],
+    images: Annotated[
+        str,
+        typer.Option(help="Folder of images, or s3:// prefix; every picture below it belongs to the pool."),
+    ],
     annotations: Annotated[Path, typer.Option(help="COCO: a JSON file. VOC: a folder of XML files.")],
     layout: Annotated[Layout, typer.Option("--format", help="Layout of the annotations.")],
     val: Annotated[
@@ -103,18 +133,20 @@ def init(
 ) -> None:
     """Make a campaign: git, DVC, dvc.yaml, params.yaml, pool, fixed validation set and seed batch."""
     prepare_environment(directory)
-    from flows.create import OWN_DATA_SETTINGS, NewCampaign, create_workspace, data_counts
+    from flows.create import OWN_DATA_SETTINGS, NewCampaign, create_workspace, data_counts, pool_setting
     from tasks.importers.gather import Source
+    from tasks.object_store import is_object_uri
 
     campaign = NewCampaign(
-        source=Source(layout.value, annotations, images, val, val_images),
+        source=Source(layout.value, annotations, Path(images), val, val_images),
         classes=None,
         seed_labels=seed_labels,
         calibration_images=calibration_images,
         val_frac=val_frac,
         oracle=oracle,
-        settings=(*OWN_DATA_SETTINGS, *(settings or ())),
+        settings=(*OWN_DATA_SETTINGS, pool_setting(images), *(settings or ())),
         imported_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        bucket=images if is_object_uri(images) else None,
     )
     data = create_workspace(directory, campaign)
     _out.print(f"[bold]{escape(str(directory))}[/bold] classes: {escape(', '.join(data.classes))}")
@@ -131,7 +163,7 @@ def init(
 
 
 @app.command()
-def night(workspace: WorkspaceOption = Path()) -> None:
+def night(workspace: WorkspaceOption = Path(), log: LogOption = None) -> None:
     """Run one nightly round: collect labels, derive, publish, deliver the next batch.
 
     A night that was cut off goes on where it was.
@@ -143,6 +175,7 @@ def night(workspace: WorkspaceOption = Path()) -> None:
 def campaign(
     rounds: Annotated[int, typer.Option("--rounds", "-n", min=1, help="Rounds to finish.")],
     workspace: WorkspaceOption = Path(),
+    log: LogOption = None,
 ) -> None:
     """Run several nights in a row; stops early when no labels come back or nothing is left to ask for."""
     _run_nights(workspace, lambda root: _several_nights(root, rounds))
@@ -179,26 +212,36 @@ def demo(
 
 def _run_nights(folder: Path, run: Callable[[Path], object]) -> None:
     """Everything that can be refused quickly is, before a server is started."""
-    from flows.providers.choose import choose_provider
-    from flows.vcs import require_branch
-    from flows.workspaces import require_free, require_workspace
-    from tasks.params import load_params
+    from flows.alarm import alarmed
+    from flows.workspaces import require_workspace
 
     workspace = require_workspace(folder)
     prepare_environment(workspace.root)
-    params = load_params(workspace.params)
-    require_branch(workspace.root)
-    choose_provider(workspace, params).check()
-    require_free(workspace)
-    from flows.engine import ensure_prefect_api
+    with alarmed(workspace):
+        _require_ready(workspace)
+        from flows.engine import ensure_prefect_api
 
-    ensure_prefect_api(workspace.root)
-    import flows.campaign  # noqa: F401 (importing Prefect sets its logging up, which `shown` then changes)
-    from flows.console import shown
+        ensure_prefect_api(workspace.root)
+        import flows.campaign  # noqa: F401 (importing Prefect sets its logging up, which `shown` then changes)
+        from flows.causes import named_causes
+        from flows.console import shown
 
-    with shown(_out, lambda _: _print_rounds(workspace)):
-        run(workspace.root)
+        with shown(_out, lambda _: _print_rounds(workspace)), named_causes("Prefect"):
+            run(workspace.root)
     _print_places(workspace)
+
+
+def _require_ready(workspace: Workspace) -> None:
+    from flows.doctor.before_night import require_fit
+    from flows.providers.base import ProviderError
+    from flows.providers.choose import choose_provider
+    from flows.workspaces import require_free
+    from tasks.params import load_params
+
+    require_fit(workspace)
+    with suppress(ProviderError):  # the night says so, after all that it can do without the provider
+        choose_provider(workspace, load_params(workspace.params)).check()
+    require_free(workspace)
 
 
 def _one_night(root: Path) -> None:
@@ -217,17 +260,23 @@ def _print_rounds(workspace: Workspace) -> None:
     from flows.ledger import all_ledgers
     from flows.tables import rounds_table
 
-    _out.print(rounds_table(all_ledgers(workspace)))
+    if not wants_json():
+        _out.print(rounds_table(all_ledgers(workspace)))
 
 
 def _print_places(workspace: Workspace) -> None:
+    if wants_json():
+        return
     _out.print(f"Report: {workspace.derived('report') / 'report.html'}", soft_wrap=True)
     if "MLFLOW_TRACKING_URI" not in os.environ:  # theirs they know, and it may hold a password
         _out.print(f"MLflow: {workspace.root / 'mlflow.db'}", soft_wrap=True)
 
 
 def _say_error(message: str) -> None:
-    _err.print(escape(message), style="red", soft_wrap=True, highlight=False)
+    if asked_for_json():
+        sys.stdout.write(error_line(message) + "\n")
+    else:
+        _err.print(escape(message), style="red", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

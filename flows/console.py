@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from flows.flow_logs import only_to
+from flows.stage_progress import StageProgress
+from flows.structured_log import wants_json
 from tasks.errors import UserError
 from tasks.paths import STAGES
 
-_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 _SECONDS_BETWEEN_LINES = 5.0
 _PREFECT_CHATTER = (
     "Finished in state",
@@ -30,28 +32,20 @@ _PREFECT_CHATTER = (
 
 @contextmanager
 def shown(console: Console, on_published: Callable[[int], None]) -> Iterator[None]:
-    """Show what flows log inside this block; call ``on_published`` after each finished round."""
+    """Show what flows log inside this block; call ``on_published`` after each finished round.
+
+    Where logs are JSON, the night writes them itself, and nothing else is shown.
+    """
+    if wants_json():
+        with only_to(logging.NullHandler()):
+            yield
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
         only_to(_NightHandler(console, bar, on_published)),
     ):
         yield
-
-
-@contextmanager
-def only_to(handler: logging.Handler) -> Iterator[None]:
-    """Give what flows and their tasks log inside this block to ``handler`` alone."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.propagate = False  # Prefect's own handler would print the same again, with tracebacks
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-            logger.propagate = True
 
 
 class _NightHandler(logging.Handler):
@@ -63,6 +57,7 @@ class _NightHandler(logging.Handler):
         self._bar = bar
         self._on_published = on_published
         self._task = bar.add_task("night", total=len(STAGES), visible=False)
+        self._follow = StageProgress()
         self._held: str | None = None
         self._said = ""
         self._printed_at_s = 0.0
@@ -95,11 +90,16 @@ class _NightHandler(logging.Handler):
             self._console.print(escape(message), style=style, soft_wrap=True)
 
     def _stage(self, stage: str) -> None:
+        self._follow = StageProgress()
         self._bar.update(self._task, completed=STAGES.index(stage), description=stage)
         self._console.print(f"[cyan]{time.strftime('%H:%M:%S')}[/cyan] {stage}")
 
     def _line(self, line: str) -> None:
         self._held = line
+        progress = self._follow.take(line, time.monotonic())
+        if progress is not None:
+            stage = line.split()[0]
+            self._bar.update(self._task, description=f"{stage} {progress}")
         if time.monotonic() - self._printed_at_s >= _SECONDS_BETWEEN_LINES:
             self._flush()
 

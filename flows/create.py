@@ -1,8 +1,9 @@
 """``gleaner init``: a campaign workspace, whole or not at all."""
 
+import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows import data_versions, vcs
@@ -12,10 +13,14 @@ from flows.workspaces import is_workspace
 from tasks import files
 from tasks.campaign import CampaignData, CampaignPlan, create_campaign_data
 from tasks.errors import UserError
+from tasks.image_cache import image_cache
+from tasks.importers.bucket import ImageBucket
 from tasks.importers.gather import Source
+from tasks.object_store import is_object_uri
 from tasks.params import Params, load_params
 from tasks.params_template import make_params
 from tasks.paths import Workspace
+from tasks.seen_images import seen_objects
 
 _NO_CLASSES_YET = ("object",)
 
@@ -46,6 +51,8 @@ class NewCampaign:
     """``section.key=value``, in the order they are applied."""
     imported_at: str
     """ISO 8601 with time zone; the time the seed labels carry."""
+    bucket: str | None = None
+    """s3:// prefix of the images, which stay there; takes the place of ``source.images``."""
 
 
 def create_workspace(target: Path, campaign: NewCampaign, cache: str | None = None) -> CampaignData:
@@ -85,7 +92,8 @@ def _require_free(target: Path) -> None:
 def _build(workspace: Workspace, campaign: NewCampaign, cache: str | None) -> CampaignData:
     root = workspace.root
     params = _write_params(workspace, campaign, campaign.classes or _NO_CLASSES_YET)
-    data = create_campaign_data(campaign.source, _plan(campaign, params), workspace)
+    source = _with_bucket(campaign, params, workspace)
+    data = create_campaign_data(source, _plan(campaign, params), workspace)
     _write_params(workspace, campaign, data.classes)
     vcs.create_repository(root)
     data_versions.create_store(root, cache)
@@ -96,6 +104,16 @@ def _build(workspace: Workspace, campaign: NewCampaign, cache: str | None) -> Ca
     data_versions.add(workspace, workspace.images, workspace.index, workspace.frozen, workspace.previous)
     vcs.commit(workspace, f"Start the campaign: {data.counts['seed_images']} seed images")
     return data
+
+
+def _with_bucket(campaign: NewCampaign, params: Params, workspace: Workspace) -> Source:
+    """The source, with its images looked at where they are objects."""
+    if campaign.bucket is None:
+        return campaign.source
+    seen = seen_objects(workspace, image_cache(workspace))
+    pool, max_pixels = params.pool, params.prepare.max_pixels
+    images = ImageBucket(campaign.bucket, seen, workers=pool.download_workers, max_pixels=max_pixels)
+    return replace(campaign.source, images=images)
 
 
 def _write_params(workspace: Workspace, campaign: NewCampaign, classes: Sequence[str]) -> Params:
@@ -115,6 +133,12 @@ def _plan(campaign: NewCampaign, params: Params) -> CampaignPlan:
         imported_at=campaign.imported_at,
         max_pixels=params.prepare.max_pixels,
     )
+
+
+def pool_setting(images: str) -> str:
+    """The setting that lets ``gleaner pool sync`` find the images again."""
+    place = images if is_object_uri(images) else str(Path(images).absolute())
+    return f"pool.source={json.dumps(place, ensure_ascii=False)}"
 
 
 def data_counts(data: CampaignData) -> Sequence[tuple[str, int]]:

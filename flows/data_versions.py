@@ -1,6 +1,7 @@
 """DVC in a workspace: the command line in a child process, and what its files say."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,22 @@ _SETTINGS = {
     "core.autostage": "false",  # it would stage dvc.lock, and `git checkout -- .` then keeps the new one
     "cache.type": "reflink,hardlink,copy",
 }
+
+
+_OUTAGE = re.compile(
+    r"could not connect|connection|timed? ?out|disconnected|temporar|unavailable|name or service|slowdown"
+    r"|internal ?error|internal server error|bad gateway|\b50[0234]\b|try again",
+    re.IGNORECASE,
+)
+
+
+class DvcError(UserError):
+    """DVC refuses, or its remote is away."""
+
+    def __init__(self, root: Path, command: str, code: int, said: str) -> None:
+        """Take the repository, DVC's command, its exit code and its last words."""
+        super().__init__(root, f"dvc {command} ended with code {code} ({said}), expected 0")
+        self.transient = bool(_OUTAGE.search(said))
 
 
 def dvc_command(*arguments: str) -> list[str]:
@@ -63,13 +80,13 @@ def dvc(root: Path, *arguments: str) -> str:
     """Run DVC in ``root``, return what it prints.
 
     Raises:
-        UserError: DVC refuses; carries its last line.
+        DvcError: carries DVC's last line.
     """
     lines: list[str] = []
     code = stream(dvc_command(*arguments), cwd=root, env=child_environment(), on_line=lines.append)
     if code:
         said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
-        raise UserError(root, f"dvc {arguments[0]} ended with code {code} ({said}), expected 0")
+        raise DvcError(root, arguments[0], code, said)
     return "\n".join(lines)
 
 

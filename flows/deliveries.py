@@ -1,8 +1,8 @@
 """The folder of one delivery: what is offered, and what the next round must know of the one that offers it.
 
 ``deliveries/batch-0002/`` is filled under another name and renamed, so it is whole or absent. Git keeps
-``delivery.json`` and ``manifest.jsonl``; the rest goes to ``data/`` when the labels come back, and is then
-removed.
+``delivery.json`` and ``manifest.jsonl``; the rest goes to ``data/`` with the next labels that come back, and is
+then removed.
 """
 
 import shutil
@@ -41,6 +41,11 @@ def all_deliveries(workspace: Workspace) -> list[Delivery]:
     return [delivery for delivery in found if delivery is not None]
 
 
+def offered_deliveries(workspace: Workspace) -> list[Delivery]:
+    """Every delivery the provider has, by batch; those that asked for nothing are none."""
+    return [found for found in all_deliveries(workspace) if found.image_ids and found.state != "prepared"]
+
+
 def read_manifest(path: Path) -> list[HandoffTask]:
     """The tasks of a manifest, by rank.
 
@@ -57,7 +62,14 @@ def read_manifest(path: Path) -> list[HandoffTask]:
 
 
 def prepare_delivery(workspace: Workspace, campaign: str, batch: int, tasks: Sequence[HandoffTask]) -> Delivery:
-    """Put together everything of one delivery, on disk before anybody hears of it."""
+    """Put together everything of one delivery, on disk before anybody hears of it.
+
+    Args:
+        workspace: its ``derived/`` is that of the round that offers the batch.
+        campaign: identity of the campaign, part of the delivery's key.
+        batch: number of the delivery.
+        tasks: those of the manifest; none where nothing is asked for: there is only something to hand over.
+    """
     manifest = workspace.derived("handoff") / MANIFEST
     folder = workspace.delivery(batch)
     delivery = Delivery(
@@ -66,7 +78,7 @@ def prepare_delivery(workspace: Workspace, campaign: str, batch: int, tasks: Seq
         folder=folder,
         image_ids=tuple(task.image_id for task in tasks),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        state="prepared",
+        state="prepared" if tasks else "collected",
         receipt=None,
     )
     building = folder.with_name(f".{folder.name}.tmp")
@@ -74,6 +86,8 @@ def prepare_delivery(workspace: Workspace, campaign: str, batch: int, tasks: Seq
     building.mkdir(parents=True)
     for name, source in _contents(workspace).items():
         shutil.copyfile(source, building / name)
+    if not tasks:
+        (building / MANIFEST).write_bytes(b"")
     weights = files.read_table(workspace.derived("weigh") / "weights.parquet", WEIGHTS)
     files.write_table(building / _UNCERTAINTY, weights.select(UNCERTAINTY.names))
     _write(building, delivery)
@@ -84,7 +98,9 @@ def prepare_delivery(workspace: Workspace, campaign: str, batch: int, tasks: Seq
 
 def mark(delivery: Delivery, state: Literal["delivered", "collected"], receipt: str | None) -> Delivery:
     """Record how far a delivery has come."""
-    marked = replace(delivery, state=state, receipt=receipt)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    delivered_at = now if state == "delivered" else delivery.delivered_at
+    marked = replace(delivery, state=state, receipt=receipt, delivered_at=delivered_at)
     _write(delivery.folder, marked)
     return marked
 

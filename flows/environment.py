@@ -13,6 +13,11 @@ _QUIET = {
     "GIT_TERMINAL_PROMPT": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # A server that hangs costs a night two minutes an attempt, not a quarter of an hour; the night itself tries again.
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the default, 20, is what a first start takes
     # Prefect's own chatter stays out of the terminal; what flows and stages say does not.

@@ -10,14 +10,18 @@ from typing import Any
 from flows import vcs
 from flows.data_versions import locked_stages, recorded_digests
 from flows.deliveries import MANIFEST
+from flows.ledger_sources import frozen_digests, label_batches, params_sha256, previous_model, teacher_record
 from flows.position import newest_round
+from flows.provenance import provenance
 from flows.stage_log import stage_seconds
 from tasks import files
 from tasks.errors import UserError
 from tasks.paths import STAGES, Workspace
 
-FORMAT = 1
-"""Raised when a field changes its meaning."""
+FORMAT = 2
+"""Raised when a field changes its meaning. 1 lacked labels, frozen_sha256, teacher, previous_model and made_with, and
+had the promotion in mlflow; it is now in promotions.jsonl. Format 1 can still be read."""
+_READABLE = (1, FORMAT)
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,6 @@ class Tracked:
     run_id: str
     model_name: str
     model_version: int
-    promotion: dict[str, Any]
-    """Which version was champion, which is now, why, and the figures."""
 
 
 def round_fingerprint(workspace: Workspace) -> str:
@@ -41,9 +43,13 @@ def read_ledger(workspace: Workspace, round_number: int) -> dict[str, Any]:
     """One ledger.
 
     Raises:
-        UserError: missing or not JSON.
+        UserError: missing, not JSON, or of a format this Gleaner does not know.
     """
-    content: dict[str, Any] = files.read_json(workspace.ledger(round_number))
+    path = workspace.ledger(round_number)
+    content: dict[str, Any] = files.read_json(path)
+    if content.get("format") not in _READABLE:
+        problem = f"format is {content.get('format')!r}, expected one of {list(_READABLE)}"
+        raise UserError(path, problem, "Use the Gleaner that wrote it, or a newer one.")
     return content
 
 
@@ -71,9 +77,14 @@ def write_ledger(workspace: Workspace, round_number: int, git_revision: str, tra
             "previous_ledger_sha256": _previous(workspace, round_number),
             "git_revision": git_revision,
             **_digests(workspace, round_number),
+            "labels": label_batches(workspace, round_number),
+            "frozen_sha256": frozen_digests(workspace),
+            "teacher": teacher_record(workspace),
+            "previous_model": _previous_model(workspace, round_number),
             "derivation_sha256": fingerprint,
             "stages": _stages(workspace),
             "mlflow": _mlflow(tracked),
+            "made_with": provenance(workspace),
             "figures": round_figures(workspace, round_number),
             "times": _times(workspace, round_number),
         },
@@ -109,6 +120,11 @@ def _previous(workspace: Workspace, round_number: int) -> str | None:
     return files.sha256_file(workspace.ledger(round_number - 1)) if round_number else None
 
 
+def _previous_model(workspace: Workspace, round_number: int) -> dict[str, Any] | None:
+    """The model whose claims decided which images batch ``round_number`` asked for."""
+    return previous_model(workspace, read_ledger(workspace, round_number - 1)) if round_number else None
+
+
 def _stages(workspace: Workspace) -> dict[str, Any]:
     """MD5 of each stage's inputs and outputs, and of the parameter values it read."""
     locked = locked_stages(workspace)
@@ -116,7 +132,7 @@ def _stages(workspace: Workspace) -> dict[str, Any]:
         stage: {
             "deps": recorded_digests(locked[stage], "deps"),
             "outs": recorded_digests(locked[stage], "outs"),
-            "params_sha256": files.sha256_json(locked[stage].get("params", {})),
+            "params_sha256": params_sha256(locked[stage]),
         }
         for stage in STAGES
         if stage in locked
@@ -129,7 +145,6 @@ def _mlflow(tracked: Tracked) -> dict[str, Any]:
         "run_id": tracked.run_id,
         "model_name": tracked.model_name,
         "model_version": tracked.model_version,
-        "promotion": tracked.promotion,
     }
 
 

@@ -5,15 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 
 _PR_SET_PDEATHSIG = 1
-_GRACE_S = 15.0
+GRACE_S = 25.0
+"""Enough for a training to finish its iteration and write its state; Prefect kills what takes 30 s to be cancelled."""
 _AWAKE_EVERY_S = 0.5
+
+
+class TookTooLong(Exception):
+    """A child ran into its time limit and was ended."""
 
 
 def stream(
@@ -22,12 +29,16 @@ def stream(
     cwd: Path,
     env: Mapping[str, str],
     on_line: Callable[[str], None],
-    grace_s: float = _GRACE_S,
+    limit_s: float = inf,
+    grace_s: float = GRACE_S,
 ) -> int:
     """Run ``command`` in a process group of its own, hand over each line it prints, return its exit code.
 
-    Whatever interrupts us (Ctrl-C, SIGTERM, a task's timeout, a cancelled run), the whole group gets SIGTERM
-    and, after ``grace_s`` seconds, SIGKILL. If we are killed outright, Linux ends the child.
+    Whatever interrupts us (Ctrl-C, SIGTERM, a cancelled run, the time limit), the whole group gets SIGTERM, and what
+    is left of it after ``grace_s`` seconds SIGKILL. If we are killed outright, Linux ends the child.
+
+    Raises:
+        TookTooLong: it was still running after ``limit_s`` seconds.
     """
     process = subprocess.Popen(
         command,
@@ -43,39 +54,52 @@ def stream(
         start_new_session=True,
         preexec_fn=end_with_parent(signal.SIGTERM),
     )
+    output = _Output(process)
     try:
-        for line in _lines(process):
-            on_line(line.rstrip())
+        for line in output.lines(limit_s):
+            on_line(line)
         return process.wait()
     except BaseException:  # Prefect interrupts with exceptions that are not an Exception
-        _end_group(process, grace_s)
+        _end_group(process, output, grace_s)
         raise
 
 
-def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    """Lines as they come.
+class _Output:
+    """What a child prints.
 
-    A second thread does the blocking read: some interruptions (a timeout or a cancelled run, where signals are
-    taken or outside the main thread) reach Python only between two instructions, never inside of one.
+    A second thread does the blocking read: some interruptions (a cancelled run, where signals are taken or outside
+    the main thread) reach Python only between two instructions, never inside of one.
     """
-    lines: Queue[str | None] = Queue()
 
-    def read() -> None:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._queue: Queue[str | None] = Queue()
+        self._reader = Thread(target=self._read, args=(process,), daemon=True)
+        self._reader.start()
+
+    def lines(self, limit_s: float) -> Iterator[str]:
+        """Lines as they come, until everybody who could print has ended."""
+        deadline_s = time.monotonic() + limit_s
+        while True:
+            if time.monotonic() > deadline_s:
+                raise TookTooLong
+            try:
+                line = self._queue.get(timeout=_AWAKE_EVERY_S)
+            except Empty:
+                continue
+            if line is None:
+                return
+            yield line
+
+    def wait_for_end(self, timeout_s: float) -> None:
+        """Wait until the last process that holds the pipe is gone, or the time is up."""
+        self._reader.join(timeout_s)
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         with process.stdout as output:
             for line in output:
-                lines.put(line)
-        lines.put(None)
-
-    Thread(target=read, daemon=True).start()
-    while True:
-        try:
-            line = lines.get(timeout=_AWAKE_EVERY_S)
-        except Empty:
-            continue
-        if line is None:
-            return
-        yield line
+                self._queue.put(line.rstrip())
+        self._queue.put(None)
 
 
 def end_with_parent(signal_number: signal.Signals) -> Callable[[], None]:
@@ -90,11 +114,18 @@ def end_with_parent(signal_number: signal.Signals) -> Callable[[], None]:
     return ask
 
 
-def _end_group(process: subprocess.Popen[str], grace_s: float) -> None:
+def _end_group(process: subprocess.Popen[str], output: _Output, grace_s: float) -> None:
+    """End the child with all it started.
+
+    DVC goes at once, the training below it needs time for its state: the end of the group is the end of its output,
+    not the end of its leader.
+    """
+    deadline_s = time.monotonic() + grace_s
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
+    output.wait_for_end(grace_s)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(grace_s)
+        process.wait(max(deadline_s - time.monotonic(), 0))
     with suppress(ProcessLookupError):  # the leader may be gone and a member of its group still there
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""A derived round becomes a finished one: MLflow, ledger, git commit, tag, push.
+"""A derived round becomes a finished one: MLflow, ledger, promotion, git commit, tag, push.
 
 Each step finds what an earlier call left and adds only what is missing; the tag comes last and says that all
 of it is there.
@@ -7,7 +7,11 @@ of it is there.
 from dataclasses import dataclass
 
 from flows import data_versions, tracking, vcs
+from flows.audit.records import LEDGER_TRAILER
 from flows.ledger import read_ledger, write_ledger
+from flows.promotion import consider, follow_log
+from flows.promotion_log import Decision, last_decision
+from tasks import files
 from tasks.errors import UserError
 from tasks.params import Params
 from tasks.paths import Workspace
@@ -25,6 +29,8 @@ class Published:
 
     round_number: int
     message: str
+    decision: Decision | None
+    """What the gate decided about its model; None for a round of a Gleaner that kept no promotion log."""
 
 
 def publish(workspace: Workspace, params: Params, round_number: int) -> Published:
@@ -38,10 +44,14 @@ def publish(workspace: Workspace, params: Params, round_number: int) -> Publishe
         revision = vcs.commit(workspace, f"Derive round {round_number}", vcs.DERIVED)
         with tracking.tracked_round(workspace, params, round_number, revision) as run:
             write_ledger(workspace, round_number, revision, run.tracked)
-            run.log_ledger(workspace.ledger(round_number))
+            run.record(workspace.ledger(round_number))
+            consider(workspace, params, round_number)
+            follow_log(workspace, run.client)
         vcs.commit(workspace, f"Round {round_number}: {_figures(workspace, round_number)}")
-        vcs.set_tag(workspace.root, tag, _figures(workspace, round_number))
-    return Published(round_number, f"Round {round_number} is finished: {_figures(workspace, round_number)}.")
+        vcs.set_tag(workspace.root, tag, _tag_message(workspace, round_number))
+    decision = last_decision(workspace, round_number)
+    message = f"Round {round_number} is finished: {_figures(workspace, round_number)}. {_verdict(decision)}"
+    return Published(round_number, message.strip(), decision)
 
 
 def push(workspace: Workspace) -> bool:
@@ -55,3 +65,18 @@ def push(workspace: Workspace) -> bool:
 def _figures(workspace: Workspace, round_number: int) -> str:
     figures = read_ledger(workspace, round_number)["figures"]
     return f"{figures['labels']} labels, {figures['boxes']} boxes, teacher mAP {figures['teacher']['mAP']:.1f}"
+
+
+def _tag_message(workspace: Workspace, round_number: int) -> str:
+    """Whoever signs the tag signs the ledger, and with it all rounds before."""
+    digest = files.sha256_file(workspace.ledger(round_number))
+    return f"{_figures(workspace, round_number)}\n\n{LEDGER_TRAILER}{digest}"
+
+
+def _verdict(decision: Decision | None) -> str:
+    if decision is None:
+        return ""
+    version = decision.model.version
+    if decision.action == "refuse":
+        return f"Version {version} does not become champion: {decision.why}."
+    return f"Version {version} is champion: {decision.why}."

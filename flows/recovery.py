@@ -1,7 +1,12 @@
-"""What a kill in the wrong millisecond leaves behind in git's and DVC's own files, put right before a night begins."""
+"""What a killed night leaves behind on the disk and among the processes, put right before the next one begins.
+
+What it leaves at MLflow and Prefect needs them to answer: ``flows.unfinished``.
+"""
 
 import json
+import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +14,54 @@ import psutil
 import yaml
 
 from flows import vcs
+from flows.locks import Holder, write_holder
+from flows.process import GRACE_S
+from tasks.paths import Workspace
 
+NIGHT_OF = "GLEANER_NIGHT_OF"
+"""Environment variable of all that a night starts: the folder of its campaign."""
+log = logging.getLogger(__name__)
 _STALE_S = 600.0
 _LOCKFILE = "dvc.lock"
 
 
 def mend(root: Path) -> None:
-    """Clear away dead locks and half-written files; only with the night's lock in hand."""
+    """Clear away orphans, dead locks and half-written files; only with the night's lock in hand."""
+    end_orphans(root)
     _drop_stale_git_lock(root)
     _drop_stale_dvc_lock(root)
     _restore_broken_lockfile(root)
+
+
+def bury(workspace: Workspace, dead: Holder) -> None:
+    """Remember a night that was killed until what it left open elsewhere is closed."""
+    log.warning("The night of %s was killed; going on where it was", dead)
+    identity = dead.identity
+    write_holder(workspace.unfinished / f"{identity.pid}-{identity.start_ticks}.json", dead)
+
+
+def end_orphans(root: Path) -> None:
+    """End what a dead night's stages still do; a training is given the time to keep its state.
+
+    No night but the caller's may be at work. What people run by hand bears no mark of a night and is left alone.
+    """
+    orphans = [process for process in psutil.process_iter() if _works_for(process, root)]
+    if not orphans:
+        return
+    log.warning("%s: ending %d processes that a dead night left behind", root, len(orphans))
+    for orphan in orphans:
+        with suppress(psutil.Error):
+            orphan.terminate()
+    for orphan in psutil.wait_procs(orphans, timeout=GRACE_S)[1]:
+        with suppress(psutil.Error):
+            orphan.kill()
+
+
+def _works_for(process: psutil.Process, root: Path) -> bool:
+    try:
+        return Path(process.cwd()) == root.resolve() and process.environ().get(NIGHT_OF) == str(root.resolve())
+    except (psutil.Error, OSError):
+        return False
 
 
 def _drop_stale_git_lock(root: Path) -> None:

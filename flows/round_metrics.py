@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flows.stage_log import stage_seconds
@@ -13,6 +13,7 @@ from tasks.paths import Workspace
 _FORBIDDEN = re.compile(r"[^\w\-. :/]")
 _QUANTILES = ("q10", "q50", "q90")
 _LONGEST_PARAM = 6000
+_LONGEST_PART = 80  # a name of three of them stays below MLflow's 250
 
 
 def round_metrics(workspace: Workspace, round_number: int, figures: dict[str, Any]) -> dict[str, float]:
@@ -24,10 +25,17 @@ def round_metrics(workspace: Workspace, round_number: int, figures: dict[str, An
         figures: its entry in the campaign's history.
     """
     measured = files.read_json(workspace.derived("evaluate") / "metrics.json")
+    return metrics_of(figures, measured, stage_seconds(workspace, round_number))
+
+
+def metrics_of(
+    figures: Mapping[str, Any], measured: Mapping[str, Any], seconds: Mapping[str, float]
+) -> dict[str, float]:
+    """The same from its three documents: figures, metrics.json of evaluate, seconds by stage."""
     documents = {
         "": {key: _without_classes(value) for key, value in figures.items() if key != "round"},
         **{f"{model}/AP": measured[model]["per_class"] for model in ("teacher", "student")},
-        "seconds": stage_seconds(workspace, round_number),
+        "seconds": dict(seconds),
     }
     metrics: dict[str, float] = {}
     for prefix, document in documents.items():
@@ -38,7 +46,12 @@ def round_metrics(workspace: Workspace, round_number: int, figures: dict[str, An
 
 def round_params(params: Params) -> dict[str, str]:
     """params.yaml as ``section.key``, lists written out."""
-    return {name: text[:_LONGEST_PARAM] for name, text in _leaves(params.model_dump(mode="json", exclude_none=True))}
+    return flat_params(params.model_dump(mode="json", exclude_none=True))
+
+
+def flat_params(content: Mapping[str, Any]) -> dict[str, str]:
+    """The same from the content of a params.yaml."""
+    return {name: text[:_LONGEST_PARAM] for name, text in _leaves(dict(content))}
 
 
 def _without_classes(value: Any) -> Any:
@@ -49,12 +62,19 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
     """Finite numbers at any depth; what is unknown (null) is not a number."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _numbers(item, f"{name}/{key}" if name else str(key))
+            part = _part(str(key))
+            yield from _numbers(item, f"{name}/{part}" if name else part)
     elif isinstance(value, list):
         keys = _QUANTILES if len(value) == len(_QUANTILES) else [str(position) for position in range(len(value))]
         yield from _numbers(dict(zip(keys, value, strict=True)), name)
     elif isinstance(value, int | float) and math.isfinite(value):
         yield name, float(value)
+
+
+def _part(key: str) -> str:
+    """A key as one part of a path, whatever a class or an annotator is called: MLflow refuses ``a//b`` and ``../b``."""
+    part = key.replace("/", "_")[:_LONGEST_PART]
+    return part if part.strip(".") else f"_{part}"
 
 
 def _free_name(name: str, taken: dict[str, float]) -> str:

@@ -3,42 +3,23 @@
 DVC decides whether there is anything to do; Prefect decides when.
 """
 
-import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
 
 from flows.data_versions import child_environment, dvc_command
-from flows.process import stream
+from flows.gpu import gpus_for
+from flows.process import TookTooLong, stream
+from flows.recovery import NIGHT_OF
+from flows.retries import night_task, once_more_with_half
+from flows.stage_errors import StageTimeoutError, is_chatter, stage_failure
 from flows.stage_log import record_seconds, stage_log
-from tasks.errors import GuardRailError, UserError
+from tasks.entry import BATCH_DIVISOR
+from tasks.params import load_params
 from tasks.paths import Workspace
-
-_EXITED = re.compile(r"^ERROR: .*\bexited with (-?\d+)")
-_BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
-_CHATTER = re.compile(
-    r"^(Running stage '|> python -m |(Generating|Updating) lock file|Use `dvc push`"
-    r"|To (track the changes|enable auto staging)|\tgit add |\tdvc config core.autostage"
-    r"|Data and pipelines are up to date|ERROR: failed to reproduce|$)"
-)
-
-
-class StageError(UserError):
-    """A stage ended badly; says what it said last, where all of it stands and how to repeat it alone."""
-
-    exit_code = 1
-
-
-class StageBusyError(StageError):
-    """Another process holds what the stage writes; worth trying again."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +32,34 @@ class StageRun:
     """DVC found nothing changed, or took the outputs from its cache."""
 
 
-def _is_transient(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    """Only a lock that somebody else holds passes by itself; a stage's own mistake does not."""
-    return isinstance(state.result(raise_on_failure=False), StageBusyError)
-
-
-@task(
-    task_run_name="{stage}",
-    retries=3,
-    retry_delay_seconds=[2, 10, 30],
-    retry_condition_fn=_is_transient,
-    cache_policy=NO_CACHE,
-)
+@night_task("{stage}")
 def reproduce(root: Path, stage: str, round_number: int) -> StageRun:
     """Bring one stage up to date and record how long it took.
 
     Raises:
-        StageError: the stage failed.
+        StageError: the stage failed, was killed time and again, or took too long.
         StageBusyError: something else is writing the same files, even after the retries.
-        UserError: the stage refused what the user gave it.
+        UserError: the stage refused what the user gave it, or ran out of memory or disk space.
         GuardRailError: training left its bounds.
     """
     workspace = Workspace(root)
     log = get_run_logger()
-    log_file = stage_log(workspace, round_number, stage)
     log.info("%s", stage, extra={"gleaner_stage": stage})
+    limit_s = 60 * load_params(workspace.params).nightly.stage_timeout_minutes
+    with gpus_for(stage, str(root), log.info):
+        run = once_more_with_half(lambda divisor: _run(workspace, stage, round_number, divisor, limit_s), log.warning)
+    record_seconds(workspace, round_number, stage, run.seconds, skipped=run.skipped)
+    return run
+
+
+def repeat_arguments(stage: str) -> list[str]:
+    """The command behind a stage."""
+    return dvc_command("repro", "--single-item", stage)
+
+
+def _run(workspace: Workspace, stage: str, round_number: int, divisor: int, limit_s: float) -> StageRun:
+    log, log_file = get_run_logger(), stage_log(workspace, round_number, stage)
+    environment = {**child_environment(), NIGHT_OF: str(workspace.root.resolve()), BATCH_DIVISOR: str(divisor)}
     lines: list[str] = []
     started_s = time.monotonic()
     log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -86,43 +70,19 @@ def reproduce(root: Path, stage: str, round_number: int) -> StageRun:
             lines.append(line)
             kept.write(f"{line}\n")
             kept.flush()
-            if not _CHATTER.search(line):
+            if not is_chatter(line):
                 log.info("%s", line, extra={"gleaner_line": stage})
 
-        code = stream(repeat_arguments(stage), cwd=root, env=child_environment(), on_line=take)
+        try:
+            code = stream(repeat_arguments(stage), cwd=workspace.root, env=environment, on_line=take, limit_s=limit_s)
+        except TookTooLong:
+            raise _too_slow(stage, limit_s) from None
     if code:
-        raise _failure(workspace, stage, lines, log_file)
-    run = StageRun(
-        stage,
-        round(time.monotonic() - started_s, 3),
-        skipped=not any(line.startswith("Running stage '") for line in lines),
-    )
-    record_seconds(workspace, round_number, stage, run.seconds, skipped=run.skipped)
-    return run
+        raise stage_failure(workspace.root, stage, code, lines, log_file)
+    skipped = not any(line.startswith("Running stage '") for line in lines)
+    return StageRun(stage, round(time.monotonic() - started_s, 3), skipped)
 
 
-def repeat_arguments(stage: str) -> list[str]:
-    """The command behind a stage."""
-    return dvc_command("repro", "--single-item", stage)
-
-
-def _failure(workspace: Workspace, stage: str, lines: Sequence[str], log_file: Path) -> UserError:
-    """The error behind a failed ``dvc repro``, which itself always ends with code 255."""
-    repeat = f"Repeat it alone with: cd {workspace.root} && dvc repro --single-item {stage}"
-    errors = [line for line in lines if line.startswith("ERROR: ")]
-    said = [line for line in lines if line.strip() and not line.startswith("ERROR: ") and not _CHATTER.search(line)]
-    exits = [int(match[1]) for line in errors if (match := _EXITED.search(line))]
-    if exits and exits[-1] in (UserError.exit_code, GuardRailError.exit_code):
-        kind = GuardRailError if exits[-1] == GuardRailError.exit_code else UserError
-        return kind(stage, _sentence(said), repeat)
-    if any(_BUSY.search(line) for line in errors):
-        return StageBusyError(stage, _sentence(errors), repeat)
-    if exits:
-        reason = f"the stage ended with code {exits[-1]} ({_sentence(said)}), expected 0"
-    else:
-        reason = _sentence([line.removeprefix("ERROR: ") for line in errors] or lines)
-    return StageError(stage, reason, f"All it said: {log_file}. {repeat}")
-
-
-def _sentence(lines: Sequence[str]) -> str:
-    return (lines[-1].strip() if lines else "it said nothing").rstrip(".")
+def _too_slow(stage: str, limit_s: float) -> StageTimeoutError:
+    took = f"it took longer than nightly.stage_timeout_minutes ({limit_s / 60:g}), expected less"
+    return StageTimeoutError(stage, took, "What it kept is kept: gleaner night goes on from there, or raise the limit.")

@@ -4,11 +4,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.code_digests import drifted_stages
-from flows.deliveries import all_deliveries, read_delivery
+from flows.deliver import COMPLETE, is_outstanding
+from flows.deliveries import all_deliveries
+from flows.leases import image_states, lease_ends, open_count, open_images
 from flows.ledger import all_ledgers
 from flows.position import is_published, newest_round
+from flows.quarantine import read_entries, state_of
 from flows.tables import rounds_table
-from tasks import files
+from tasks.label_store import read_labels
+from tasks.params import load_params
 from tasks.paths import Workspace
 
 
@@ -17,12 +21,7 @@ def print_status(workspace: Workspace, console: Console) -> None:
     ledgers = all_ledgers(workspace)
     if ledgers:
         console.print(rounds_table(ledgers))
-    for delivery in all_deliveries(workspace):
-        if delivery.state != "collected":
-            console.print(
-                f"Batch {delivery.batch}: {len(delivery.image_ids)} images, {delivery.state}, "
-                f"put together {delivery.created_at}"
-            )
+    _print_images(workspace, console)
     _print_refusals(workspace, console)
     console.print(f"Next: {_next_step(workspace)}")
     drifted = drifted_stages(workspace)
@@ -33,20 +32,40 @@ def print_status(workspace: Workspace, console: Console) -> None:
         )
 
 
+def _print_images(workspace: Workspace, console: Console) -> None:
+    """What became of the images that were picked, and which batches are with the annotators."""
+    deliveries = all_deliveries(workspace)
+    states = image_states(workspace, deliveries)
+    if states.total():
+        counts = ", ".join(f"{count} {state}" for state, count in states.items())
+        console.print(f"Picked images: {counts}", highlight=False)
+    store, lease_days = read_labels(workspace.labels), load_params(workspace.params).provider.lease_days
+    for delivery in deliveries:
+        open_ones = len(open_images(delivery, store))
+        if not open_ones:
+            continue
+        until = lease_ends(delivery, lease_days).isoformat(timespec="minutes")
+        lease = "not delivered yet" if delivery.state == "prepared" else f"delivered, leased until {until}"
+        counts = f"{open_ones} of {len(delivery.image_ids)} images open"
+        console.print(f"Batch {delivery.batch}: {counts}, {lease}", soft_wrap=True, highlight=False)
+
+
 def _print_refusals(workspace: Workspace, console: Console) -> None:
-    refusals = sorted(workspace.quarantine.glob("batch-*.json"))
-    if not refusals:
-        return
-    console.print(f"Refused labels: {len(refusals)}, in {workspace.quarantine.name}/", style="yellow")
-    newest = files.read_json(refusals[-1])
-    console.print(f"  {escape(newest['where'])}: {escape(newest['reason'])}", soft_wrap=True)
+    """Only what waits for somebody; most refusals are settled by a newer answer."""
+    known = read_labels(workspace.labels).given
+    waiting = [entry for entry in read_entries(workspace) if state_of(entry, known) == "open"]
+    if waiting:
+        console.print(f"Refused labels: {len(waiting)}, shown by gleaner quarantine list", style="yellow")
+        last = waiting[-1]
+        console.print(f"  {escape(last.where)}: {escape(last.reason)}", soft_wrap=True)
 
 
 def _next_step(workspace: Workspace) -> str:
     number = newest_round(workspace)
     if not is_published(workspace, number):
         return f"gleaner night derives round {number}."
-    delivery = read_delivery(workspace, number + 1)
-    if delivery is None or delivery.state == "prepared":
+    if is_outstanding(workspace, number):
         return f"gleaner night offers batch {number + 1}, if anything is left to ask for."
-    return f"gleaner night collects batch {number + 1} and derives round {number + 1}."
+    if open_count(workspace) == 0:
+        return f"nothing: {COMPLETE[0].lower()}{COMPLETE[1:]}"
+    return f"gleaner night collects new labels as batch {number + 1} and derives round {number + 1}."

@@ -17,7 +17,7 @@ from flows.data_versions import child_environment
 from flows.night import night
 from flows.position import finished_round, newest_round
 from flows.process import stream
-from flows.study_campaigns import Study, make_arm, make_base, make_full
+from flows.study_campaigns import FULL, Study, make_arm, make_base, make_full
 from flows.study_rows import arm_rows
 from flows.study_tracking import track_study
 from flows.workspaces import night_lock
@@ -54,7 +54,7 @@ def run_seed(study: Study, seed: int, before: OnProgress, after: OnProgress) -> 
             reason = _run_arm(study, seed, arm, workspace, before, after)
             _note_stop(study, seed, arm, reason)
         if study.plan.full is not None:
-            _run_full(study, seed, before, after)
+            _note_stop(study, seed, FULL, _run_full(study, seed, before, after))
 
 
 def write_results(study: Study) -> StudyResults:
@@ -114,20 +114,24 @@ def _python(workspace: Workspace, module: str) -> None:
         raise UserError(workspace.root, f"python -m {module} ended with code {code} ({said}), expected 0")
 
 
-def _run_full(study: Study, seed: int, before: OnProgress, after: OnProgress) -> None:
-    """Train on all labels; no night, because there is nothing to ask for."""
+def _run_full(study: Study, seed: int, before: OnProgress, after: OnProgress) -> str | None:
+    """Train on all labels; no night, because there is nothing to ask for. Returns why it failed, if it did."""
     if study.full_result(seed).is_file():
-        return
-    step = Progress(seed, "full", 0)
+        return None
+    step = Progress(seed, FULL, 0)
     before(step)
     workspace = make_full(study, seed)
     with night_lock(workspace):
         refresh_code_digests(workspace)
-        data_versions.dvc(workspace.root, "repro", "evaluate")
+        try:
+            data_versions.dvc(workspace.root, "repro", "evaluate")
+        except UserError as error:  # the arms are worth their results without it
+            return error.problem
     metrics = files.read_json(workspace.derived("evaluate") / "metrics.json")
     labels = files.read_json(workspace.derived("assemble") / "summary.json")
     files.write_json(study.full_result(seed), {**metrics, "labels": labels["labels"], "boxes": labels["boxes"]})
     after(step)
+    return None
 
 
 def _note_stop(study: Study, seed: int, arm: str, reason: str | None) -> None:
@@ -140,7 +144,7 @@ def _note_stop(study: Study, seed: int, arm: str, reason: str | None) -> None:
 
 def stops(study: Study) -> list[str]:
     """Arms that ended before their last round, and why."""
-    paths = [_stop_file(study, seed, arm) for seed in study.plan.seeds for arm in study.plan.arms]
+    paths = [_stop_file(study, seed, arm) for seed in study.plan.seeds for arm in (*study.plan.arms, FULL)]
     return [f"{files.read_json(path)['reason']}." for path in paths if path.is_file()]
 
 

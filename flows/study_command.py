@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.console import only_to
 from flows.environment import prepare_environment, tracking_uri
+from flows.flow_logs import only_to
 from tasks.errors import UserError
 
 if TYPE_CHECKING:

@@ -21,27 +21,31 @@ from mlflow.entities import Metric, Param
 from flows import vcs
 from flows.data_versions import locked_stages, recorded_digests
 from flows.environment import tracking_uri
+from flows.identity import ProcessIdentity
 from flows.ledger import Tracked, round_figures, round_fingerprint
 from flows.registry import Registered, register_teacher
 from flows.round_metrics import round_metrics, round_params
+from flows.tracked_origin import record_origin
 from tasks.label_store import read_batch
 from tasks.params import Params
 from tasks.paths import Workspace
 
+PROCESS = "gleaner.process"
+"""Which process works on a run; who comes after its death closes the run."""
 _ROUND_KEY = "gleaner.round_key"
 _CAMPAIGN = "gleaner.campaign"
 _ROUND = "gleaner.round"
 _SUPERSEDED = "gleaner.superseded_by"
 _CHUNK = 100
 _DIGEST_LENGTH = 36
-_INPUTS = (
+INPUTS = (
     ("pool", "prepare", "data/index.parquet", "pool"),
     ("labels", "assemble", "data/labels", "training"),
     ("validation", "assemble", "data/val.parquet", "validation"),
     ("calibration", "assemble", "data/calibration.parquet", "calibration"),
 )
 """Name, stage that reads it, path, context."""
-_ARTIFACTS = (
+ARTIFACTS = (
     "derived/report/report.html",
     "derived/report/history.json",
     "derived/weigh/dwa.json",
@@ -60,21 +64,21 @@ class RoundRun:
     client: MlflowClient
     tracked: Tracked
 
-    def log_ledger(self, ledger: Path) -> None:
-        """Keep a copy of the record with the run."""
-        self.client.log_artifact(self.tracked.run_id, str(ledger), "ledger")
+    def record(self, ledger: Path) -> None:
+        """Keep a copy of the ledger with the run; run and model version name its digest and what it says."""
+        record_origin(self.client, self.tracked, ledger)
 
 
 @contextmanager
 def tracked_round(workspace: Workspace, params: Params, round_number: int, revision: str) -> Iterator[RoundRun]:
     """Open the round's run, log all of it, register its teacher; the run is finished when the caller is."""
     quiet()
-    with _mlflow_at(tracking_uri(workspace.root)):
+    with mlflow_at(tracking_uri(workspace.root)):
         yield from _tracked_round(workspace, params, round_number, revision)
 
 
 @contextmanager
-def _mlflow_at(uri: str) -> Iterator[None]:
+def mlflow_at(uri: str) -> Iterator[None]:
     """MLflow keeps its address in the environment, where a second campaign would take it for the user's."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
@@ -93,12 +97,12 @@ def _tracked_round(workspace: Workspace, params: Params, round_number: int, revi
     key = f"{campaign[:12]}/{vcs.round_tag(round_number)}/{round_fingerprint(workspace)[:12]}"
     run_id = _find_or_create_run(client, experiment_id, key, round_number)
     with mlflow.start_run(run_id=run_id):
+        mlflow.set_tag(PROCESS, str(ProcessIdentity.own()))
         _log_round(client, workspace, params, round_number, run_id)
         _log_inputs(workspace, revision)
-        mlflow.set_tags({"gleaner.git_revision": revision, "gleaner.tag": vcs.round_tag(round_number)})
         teacher = _teacher(workspace, round_number, key, name)
-        version, promotion = register_teacher(client, experiment_id, teacher)
-        yield RoundRun(client, Tracked(name, run_id, name, version, promotion))
+        version = register_teacher(client, experiment_id, teacher)
+        yield RoundRun(client, Tracked(name, run_id, name, version))
     _close_superseded(client, experiment_id, key, round_number)
 
 
@@ -126,7 +130,7 @@ def _find_or_create_run(client: MlflowClient, experiment_id: str, key: str, roun
     )
     if found:
         return str(found[0].info.run_id)
-    tags = {_ROUND_KEY: key, _ROUND: str(round_number)}
+    tags = {_ROUND_KEY: key, _ROUND: str(round_number), PROCESS: str(ProcessIdentity.own())}
     return str(client.create_run(experiment_id, run_name=vcs.round_tag(round_number), tags=tags).info.run_id)
 
 
@@ -149,13 +153,13 @@ def _log_round(client: MlflowClient, workspace: Workspace, params: Params, round
         client.log_batch(run_id, params=settings[start : start + _CHUNK])
     for start in range(0, len(metrics), _CHUNK):
         client.log_batch(run_id, metrics=metrics[start : start + _CHUNK])
-    for path in _ARTIFACTS:
+    for path in ARTIFACTS:
         client.log_artifact(run_id, str(workspace.root / path), Path(path).parent.name)
 
 
 def _log_inputs(workspace: Workspace, revision: str) -> None:
     locked = locked_stages(workspace)
-    for name, stage, path, context in _INPUTS:
+    for name, stage, path, context in INPUTS:
         md5 = recorded_digests(locked[stage], "deps")[path]
         whence = {"dvc_path": path, "dvc_md5": md5, "git_revision": revision}
         source = CodeDatasetSource(whence)
@@ -164,13 +168,10 @@ def _log_inputs(workspace: Workspace, revision: str) -> None:
 
 
 def _teacher(workspace: Workspace, round_number: int, key: str, name: str) -> Registered:
-    figures = round_figures(workspace, round_number)
     return Registered(
         model_name=name,
         round_key=key,
         round_number=round_number,
         weights=workspace.derived("train") / "teacher.pth",
         params=workspace.params,
-        teacher_map=float(figures["teacher"]["mAP"]),
-        validation_md5=recorded_digests(locked_stages(workspace)["assemble"], "deps")["data/val.parquet"],
     )

@@ -15,7 +15,7 @@ DERIVED = (
     *SOURCES,
 )  # fmt: skip
 """A round before its ledger is written."""
-EVERYTHING = (*DERIVED, "rounds")
+EVERYTHING = (*DERIVED, "rounds", "promotions.jsonl")
 _NAME, _EMAIL = "Gleaner", "gleaner@localhost"
 _NIGHTLY = ("-c", "commit.gpgsign=false", "-c", "tag.gpgsign=false", "-c", "core.editor=true")
 
@@ -65,6 +65,8 @@ def commit(workspace: Workspace, message: str, paths: Sequence[str] = EVERYTHING
     """
     root = workspace.root
     known = [path for path in paths if (root / path).exists() or git(root, "ls-files", "--", path)]
+    if not known:  # without a path, git would take everything
+        return revision(root)
     git(root, "add", "--all", "--", *known)
     changed = git(root, "diff", "--cached", "--name-only", "-z", "--", *known).split("\0")
     if any(changed):

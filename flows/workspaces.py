@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from flows.recovery import mend
+from flows.locks import Held, held
+from flows.recovery import bury, mend
 from tasks.errors import UserError
 from tasks.paths import Workspace
 
@@ -34,24 +34,15 @@ def require_workspace(root: Path) -> Workspace:
 
 
 @contextmanager
-def night_lock(workspace: Workspace) -> Iterator[None]:
-    """Be the only night; Linux lets go of the lock when the process ends, however it ends.
+def night_lock(workspace: Workspace) -> Iterator[Held]:
+    """Be the only night; what a dead one left in the workspace is put right first.
 
     Raises:
         UserError: another night is at work.
     """
-    workspace.lock.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(workspace.lock, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        fix = "Let it finish; it needs no help."
-        raise UserError(workspace.root, "another night is at work, expected one at a time", fix) from None
-    try:
+    with held(workspace.lock, workspace.root, partial(bury, workspace)) as lock:
         mend(workspace.root)
-        yield
-    finally:
-        lock.release()
+        yield lock
 
 
 def require_free(workspace: Workspace) -> None:

@@ -54,6 +54,8 @@ def assemble(
 ) -> None:
     """Write ``labeled``, ``val``, ``calibration`` (ANNOTATED), ``unlabeled`` (UNLABELED), ``summary.json``.
 
+    ``leased.json`` lists the unlabeled images that are with the annotators.
+
     Args:
         params: what becomes of empty images.
         classes: class names in the order of their indices.
@@ -82,6 +84,7 @@ def assemble(
     for name, images in (("labeled", labeled), ("val", val_images), ("calibration", calibration_images)):
         write_annotated(out / f"{name}.parquet", images, classes)
     files.write_table(out / "unlabeled.parquet", pa.Table.from_pylist(unlabeled, schema=UNLABELED))
+    files.write_json(out / "leased.json", [row["image_id"] for row in unlabeled if row["image_id"] in store.leased])
     summary = _summary(store, reviewed, calibration_images, classes)
     summary |= {
         "unlabeled_images": len(unlabeled),

@@ -161,12 +161,18 @@ def _note_unseen(splits: _Splits, classes: Sequence[str], findings: Findings) ->
 
 
 def _uri(record: ImageRecord) -> str:
+    if isinstance(record.path, str):
+        return record.path
     return f"data/images/{image_id(record)}{record.facts.suffix}"
 
 
 def _copy_images(records: Sequence[ImageRecord], workspace: Workspace) -> None:
     workspace.images.mkdir(parents=True, exist_ok=True)
+    if all(isinstance(record.path, str) for record in records):  # DVC forgets empty folders
+        files.write_bytes(workspace.images / "README", b"The images of this campaign are objects: see index.parquet.\n")
     for record in track(records, "copying images", total=len(records)):
+        if isinstance(record.path, str):
+            continue
         target = workspace.root / _uri(record)
         target.write_bytes(record.path.read_bytes())
         if files.sha256_file(target) != record.facts.sha256:

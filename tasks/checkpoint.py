@@ -1,18 +1,21 @@
 """The state of an unfinished training run, so that a kill costs minutes and not the night."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from detectron_ext.trainer import StepLog, TeacherStudent
 from tasks import files
+from tasks.errors import LEFT_EARLY
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ class Checkpoint:
             return []
         try:
             state = torch.load(self._path, map_location=run.student.device, weights_only=True)
-        except (RuntimeError, EOFError, OSError):
+        except (RuntimeError, EOFError, OSError, UnpicklingError):
             log.warning("train: the checkpoint is unreadable and set aside; starting at iteration 0")
             return []
         if state["key"] != self._key:
@@ -43,11 +46,7 @@ class Checkpoint:
 
     def save(self, run: TeacherStudent, logs: list[StepLog]) -> None:
         """Replace the stored state atomically."""
-        with files.replacing(self._path) as temporary:
-            torch.save(
-                {"key": self._key, "run": run.state_dict(), "logs": [asdict(entry) for entry in logs]},
-                temporary,
-            )
+        write_state({"key": self._key, "run": run.state_dict(), "logs": [asdict(entry) for entry in logs]}, self._path)
 
     def forget(self) -> None:
         """The run is finished."""
@@ -64,7 +63,19 @@ class Checkpoint:
         signal.signal(signal.SIGINT, request)
 
     def leave(self, iteration: int) -> NoReturn:
-        """End the process at once; the state is saved and loader workers must not delay the exit."""
+        """End the process at once; the state is saved, and the workers that read ahead go with it."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for an error
+        for worker in multiprocessing.active_children():
+            worker.kill()
         log.info("train: asked to leave; saved at iteration %d, run again to go on", iteration)
         sys.stdout.flush()
-        os._exit(128 + signal.SIGTERM)
+        os._exit(LEFT_EARLY)
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """Write tensors atomically; the same state gives the same bytes.
+
+    Through an open file, because torch writes a file's name into it, and the temporary name is another each time.
+    """
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)

@@ -26,16 +26,8 @@ def coco_map(truth: pa.Table, predictions: pa.Table, classes: Sequence[str], max
         classes: names by class index.
         max_detections: boxes per image and class that count.
     """
-    number = {image_id: index + 1 for index, image_id in enumerate(truth["image_id"].to_pylist())}
-    names = [{"id": index + 1, "name": name} for index, name in enumerate(classes)]
-    ground_truth = COCO()
-    ground_truth.dataset = {
-        "images": _images(truth, number),
-        "annotations": _boxes(truth, number),
-        "categories": names,
-    }
-    ground_truth.createIndex()
-    found = _results(predictions, number)
+    ground_truth = coco_truth(truth, classes)
+    found = coco_results(truth, predictions)
     if not ground_truth.dataset["annotations"]:
         return MapMetrics(mAP=0.0, AP50=0.0, AP75=0.0, per_class=dict.fromkeys(classes))
     if not found:
@@ -46,6 +38,28 @@ def coco_map(truth: pa.Table, predictions: pa.Table, classes: Sequence[str], max
     evaluation.params.maxDets = [1, 10, max_detections]
     evaluation.run()
     return _summary(evaluation.eval["precision"], classes)
+
+
+def coco_truth(truth: pa.Table, classes: Sequence[str]) -> COCO:
+    """A validation set in COCO's words: image and class numbers count from 1, in the order of ``truth``."""
+    number = _numbers(truth)
+    ground_truth = COCO()
+    ground_truth.dataset = {
+        "images": _images(truth, number),
+        "annotations": _boxes(truth, number),
+        "categories": [{"id": index + 1, "name": name} for index, name in enumerate(classes)],
+    }
+    ground_truth.createIndex()
+    return ground_truth
+
+
+def coco_results(truth: pa.Table, predictions: pa.Table) -> list[dict[str, Any]]:
+    """Predictions as COCO results, with the numbers of ``coco_truth``."""
+    return _results(predictions, _numbers(truth))
+
+
+def _numbers(truth: pa.Table) -> dict[str, int]:
+    return {image_id: index + 1 for index, image_id in enumerate(truth["image_id"].to_pylist())}
 
 
 def _summary(precision: np.ndarray[Any, Any], classes: Sequence[str]) -> MapMetrics:

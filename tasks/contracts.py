@@ -136,6 +136,8 @@ class LabeledImage(_Document):
     """Working time the label tool measured; None where it measures none."""
     offered_in: int
     """Batch in which the image was offered; 0 for the seed set."""
+    predrawn: tuple[Box, ...] | None = None
+    """Boxes the annotator started from; None where nobody knows, as in the seed set."""
 
 
 class LabelBatch(_Document):
@@ -145,6 +147,11 @@ class LabelBatch(_Document):
     provider: str
     collected_at: str
     images: tuple[LabeledImage, ...]
+    """The answers that count, one an image."""
+    others: tuple[LabeledImage, ...] = ()
+    """Further answers to images of this or of an earlier batch; they count for agreement and for time spent."""
+    leased: dict[str, Annotated[int, Field(gt=0)]] = {}
+    """Images that stayed with the annotators, by image id, and the batch they were offered in: not to be picked."""
 
 
 class Prediction(_Document):

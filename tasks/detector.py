@@ -1,7 +1,8 @@
 """The detector as the stages use it: built from parameters, loaded from files, fed with image files."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,7 @@ from detectron_ext.views import Example, Pixels, ViewSpec
 from tasks.errors import UserError
 from tasks.images import open_rgb
 from tasks.paths import resolve_uri
+from tasks.pool_images import PoolImages
 from tasks.sections import ModelParams
 from tasks.weights import read_weights
 
@@ -87,8 +89,9 @@ def load_weights_file(detector: PerImageRCNN, weights: Path) -> None:
     """
     try:
         load_weights(detector, torch.load(weights, map_location="cpu", weights_only=True))
-    except (FileNotFoundError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(weights, f"the weights are unusable ({error})", "Run: dvc repro train") from None
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(weights, f"the weights are unusable ({said})", "Run: dvc repro train") from None
 
 
 def detect(
@@ -103,11 +106,21 @@ def view_spec(model: ModelParams) -> ViewSpec:
     return ViewSpec(model.short_side_px, model.long_side_px)
 
 
-def image_reader(root: Path) -> Callable[[str], Pixels]:
-    """Reads an image uri of the workspace at ``root`` as RGB (H, W, 3) uint8, upright, as label tools show it."""
+def image_reader(root: Path, images: Sequence[Mapping[str, str]], *, ahead: bool = False) -> Callable[[str], Pixels]:
+    """Reads images by their uris as RGB (H, W, 3) uint8, upright, as label tools show them.
+
+    Args:
+        root: folder that uris are relative to, unless they are s3 uris.
+        images: rows with ``uri`` and ``image_id``, of all images that will be read; the id vouches for the bytes.
+        ahead: begin to fetch all of them, as far as they lie in an object store.
+    """
+    id_of = {image["uri"]: image["image_id"] for image in images}
+    source = PoolImages(root)
+    if ahead:
+        source.prefetch(images)
 
     def read(uri: str) -> Pixels:
-        return np.asarray(open_rgb(resolve_uri(root, uri)))
+        return source.use(uri, id_of[uri], lambda path: np.asarray(open_rgb(path)))
 
     return read
 

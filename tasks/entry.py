@@ -12,12 +12,17 @@ from pathlib import Path
 from tasks import files
 from tasks.errors import UserError
 from tasks.paths import Workspace
+from tasks.shortage import shortage
 
+BATCH_DIVISOR = "GLEANER_BATCH_DIVISOR"
 _PR_SET_PDEATHSIG = 1
 
 
 def run_stage(stage: str, body: Callable[[Workspace], None]) -> None:
-    """Run one stage in the current folder; a user's mistake ends in one line, not in a traceback."""
+    """Run one stage in the current folder.
+
+    A user's mistake, and a machine without memory or disk space, end in one line and an exit code of their own.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("fvcore").setLevel(logging.WARNING)
     die_with_parent()
@@ -25,10 +30,30 @@ def run_stage(stage: str, body: Callable[[Workspace], None]) -> None:
     started_s = time.monotonic()
     try:
         body(workspace)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
-    files.write_json(workspace.timing(stage), {"stage": stage, "seconds": round(time.monotonic() - started_s, 3)})
+        seconds = round(time.monotonic() - started_s, 3)
+        files.write_json(workspace.timing(stage), {"stage": stage, "seconds": seconds, "device": _device()})
+    except Exception as error:
+        named = error if isinstance(error, UserError) else shortage(stage, error)
+        if named is None:
+            raise
+        sys.stderr.write(f"{named}\n")
+        sys.exit(named.exit_code)
+
+
+def batch_divisor() -> int:
+    """By how much a stage divides what it works on at once: more than 1 after it has run out of memory.
+
+    It comes by the environment, not by params.yaml: the parameters of the round, and what they mean, stay the same.
+    """
+    return int(os.environ.get(BATCH_DIVISOR, "1"))
+
+
+def _device() -> str | None:
+    """What the stage's tensors were on: a GPU by name, or the CPU; None for a stage without tensors."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    return str(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else "cpu"
 
 
 def die_with_parent() -> None:

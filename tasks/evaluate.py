@@ -14,7 +14,7 @@ import pyarrow as pa
 from tasks import contracts, files
 from tasks.coco_map import coco_map
 from tasks.detector import detect, image_reader, load_detector, read_ahead
-from tasks.entry import run_stage
+from tasks.entry import batch_divisor, run_stage
 from tasks.params import Sections, load
 from tasks.paths import Workspace
 
@@ -47,9 +47,9 @@ def evaluate(params: Sections, *, root: Path, val: Path, weights: dict[str, Path
 def _predict(params: Sections, name: str, weights: Path, truth: pa.Table, root: Path) -> list[dict[str, Any]]:
     detector = load_detector(params.model, len(params.classes), weights)
     images = truth.select(["image_id", "uri"]).to_pylist()
-    size = params.evaluate.images_per_batch
+    size = max(params.evaluate.images_per_batch // batch_divisor(), 1)
     batches = [images[first : first + size] for first in range(0, len(images), size)]
-    read = image_reader(root)
+    read = image_reader(root, images, ahead=True)
     rows = []
     for batch, pixels in read_ahead(batches, lambda image: read(image["uri"])):
         for image, found in zip(batch, detect(detector, pixels, params.model), strict=True):

@@ -92,6 +92,11 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_bytes(content: bytes) -> str:
+    """SHA-256, 64 hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def sha256_json(content: Any) -> str:
     """SHA-256 of a value's canonical JSON (sorted keys, no spaces), 64 hex digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

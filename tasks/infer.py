@@ -17,7 +17,7 @@ import pyarrow as pa
 from detectron_ext.inference import Detections
 from tasks import contracts, files
 from tasks.detector import detect, image_reader, load_detector, read_ahead
-from tasks.entry import run_stage
+from tasks.entry import batch_divisor, run_stage
 from tasks.errors import UserError
 from tasks.params import Sections, load
 from tasks.paths import Workspace
@@ -81,9 +81,9 @@ def _ids_digest(images: Sequence[dict[str, str]]) -> str:
 def _detect_shard(
     params: Sections, detector: Any, images: Sequence[dict[str, str]], root: Path, digest: str
 ) -> pa.Table:
-    size = params.infer.images_per_batch
+    size = max(params.infer.images_per_batch // batch_divisor(), 1)
     batches = [images[first : first + size] for first in range(0, len(images), size)]
-    read = image_reader(root)
+    read = image_reader(root, images, ahead=True)
 
     def read_pool_image(image: dict[str, str]) -> np.ndarray[Any, np.dtype[np.uint8]]:
         try:

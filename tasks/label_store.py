@@ -1,7 +1,11 @@
-"""Label batches read from ``data/labels``: every answer people gave, the newest of each image counting."""
+"""Label batches read from ``data/labels``: every answer people gave, the newest of each image counting.
+
+Which of several answers counts is decided at the door, before they are in a batch: ``images`` of a later batch
+supersede those of an earlier one. The superseded ones stay where they are, as the image's history.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +36,12 @@ class LabelStore:
     """The round's number."""
     answers: dict[str, Answer]
     """The newest answer to each image, by image id, sorted."""
+    given: dict[str, tuple[LabeledImage, ...]]
+    """Every answer there ever was, by image id, in the order they came in; of one batch, the one that counts last."""
+    leased: dict[str, int]
+    """Images that were with the annotators when the newest batch was collected, and the batch they were offered in."""
     minutes_spent: float | None
-    """Over all answers, outdated ones too; None where no tool measured any."""
+    """Over all answers, those that do not count too; None where no tool measured any."""
 
 
 def read_labels(folder: Path) -> LabelStore:
@@ -44,16 +52,25 @@ def read_labels(folder: Path) -> LabelStore:
     """
     batches = [(path, read_batch(path)) for path in _paths(folder)]
     answers: dict[str, Answer] = {}
-    seconds = []
+    given: dict[str, tuple[LabeledImage, ...]] = {}
     for path, batch in batches:
-        ids = [label.image_id for label in batch.images]
-        if len(set(ids)) != len(ids):
-            twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
-            raise UserError(path, f"image {twice} stands in it twice, expected once", _RESTORE)
         answers |= {label.image_id: Answer(label, batch.batch, path) for label in batch.images}
-        seconds += [label.seconds_spent for label in batch.images if label.seconds_spent is not None]
-    minutes = sum(seconds) / 60 if seconds else None
-    return LabelStore(batches[-1][1].batch, dict(sorted(answers.items())), minutes)
+        for label in (*batch.others, *batch.images):
+            given[label.image_id] = (*given.get(label.image_id, ()), label)
+    return LabelStore(
+        newest_batch=batches[-1][1].batch,
+        answers=dict(sorted(answers.items())),
+        given=given,
+        leased=batches[-1][1].leased,
+        minutes_spent=_minutes(label for labels in given.values() for label in labels),
+    )
+
+
+def _minutes(given: Iterable[LabeledImage]) -> float | None:
+    """Working time of all people. That of a changed answer includes the time of the answer it replaces."""
+    newest = {(label.image_id, label.offered_in, label.annotator): label.seconds_spent for label in given}
+    seconds = [spent for spent in newest.values() if spent is not None]
+    return sum(seconds) / 60 if seconds else None
 
 
 def _paths(folder: Path) -> list[Path]:
@@ -89,6 +106,10 @@ def read_batch(path: Path) -> LabelBatch:
         raise UserError(path, f"{key}: {first['msg']}, expected a label batch", _RESTORE) from None
     if path.name != f"batch-{batch.batch:04d}.json":
         raise UserError(path, f"batch is {batch.batch}, expected the number in the file's name", _RESTORE)
+    ids = [label.image_id for label in batch.images]
+    if len(set(ids)) != len(ids):
+        twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
+        raise UserError(path, f"image {twice} stands in it twice, expected once", _RESTORE)
     return batch
 
 

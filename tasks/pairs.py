@@ -13,7 +13,7 @@ from detectron_ext.metrics import Floats
 from detectron_ext.realised_loss import RealisedLoss, realised_loss
 from tasks import contracts, files
 from tasks.detections import StoredDetections, detections_in, detections_of
-from tasks.label_store import read_batch
+from tasks.label_store import read_labels
 from tasks.paths import Workspace
 
 # Group of the calibration images, whose detections are renewed with every teacher.
@@ -33,23 +33,25 @@ class Pair:
 
 
 def batch_pairs(labels: Path, frozen: Path, classes: Sequence[str], window_batches: int, gamma: float) -> list[Pair]:
-    """Pairs of the newest label batches, from the detections frozen when each was offered.
+    """Pairs of the images offered in the newest batches that have an answer by now: each image once.
+
+    Every answer, late or changed, is held against what the teacher claimed when the image was offered.
 
     Raises:
         UserError: a label batch or its frozen detections are unreadable.
     """
+    store = read_labels(labels)
+    oldest = store.newest_batch - window_batches + 1
+    labeled = {image_id: answer.label for image_id, answer in store.answers.items() if answer.label.status != "skipped"}
     pairs: list[Pair] = []
-    for path in sorted(labels.glob("batch-*.json"))[-window_batches:]:
-        batch = read_batch(path)
-        frozen_path = frozen / f"{path.stem}.parquet"
-        table = files.read_table(frozen_path, contracts.FROZEN)
-        labeled = {image.image_id: image for image in batch.images if image.status != "skipped"}
+    for number in sorted({label.offered_in for label in labeled.values() if label.offered_in >= oldest}):
+        table = files.read_table(frozen / f"batch-{number:04d}.parquet", contracts.FROZEN)
         for found, metrics in _frozen_rows(table):
-            image = labeled.get(found.image_id)
-            if image is None:
+            label = labeled.get(found.image_id)
+            if label is None or label.offered_in != number:
                 continue
-            truth = [(box.xyxy_px, classes.index(box.category)) for box in image.boxes]
-            pairs.append(_pair(found, metrics, truth, classes, batch.batch, gamma))
+            truth = [(box.xyxy_px, classes.index(box.category)) for box in label.boxes]
+            pairs.append(_pair(found, metrics, truth, classes, number, gamma))
     return pairs
 
 

@@ -10,6 +10,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from tasks.errors import UserError
+from tasks.gate_sections import AuditParams, PromotionParams
+from tasks.people_sections import DoorParams, ProviderParams
 from tasks.sections import (
     AssembleParams,
     BudgetParams,
@@ -21,8 +23,8 @@ from tasks.sections import (
     InferParams,
     ModelParams,
     NightlyParams,
+    PoolParams,
     PrepareParams,
-    ProviderParams,
     ReportParams,
     ScoringParams,
     Section,
@@ -40,6 +42,7 @@ class Params(Section):
     classes: Annotated[list[ClassName], Field(min_length=1)]
     draw: DrawParams | None = None
     model: ModelParams
+    pool: PoolParams
     prepare: PrepareParams
     assemble: AssembleParams
     train: TrainParams
@@ -53,8 +56,11 @@ class Params(Section):
     select: SelectParams
     handoff: HandoffParams
     report: ReportParams
+    door: DoorParams
     nightly: NightlyParams
     provider: ProviderParams
+    promotion: PromotionParams
+    audit: AuditParams
 
     @model_validator(mode="after")
     def _unique(self) -> Self:

@@ -56,6 +56,11 @@ class Workspace:
         return self.root / "rounds" / f"round-{round_number:04d}.json"
 
     @property
+    def promotions(self) -> Path:
+        """Who became champion, when and why: one JSON object a line, append-only."""
+        return self.root / "promotions.jsonl"
+
+    @property
     def params(self) -> Path:
         """Every number of the round."""
         return self.root / "params.yaml"
@@ -124,6 +129,11 @@ class Workspace:
     def lock(self) -> Path:
         """Held by the one process that may write here."""
         return self.root / ".gleaner" / "lock"
+
+    @property
+    def unfinished(self) -> Path:
+        """Nights that were killed and left something open at MLflow or Prefect, one file each."""
+        return self.root / ".gleaner" / "unfinished"
 
 
 def image_id_of(sha256: str) -> str:

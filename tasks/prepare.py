@@ -7,7 +7,7 @@ Params prepare
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from tasks import files
 from tasks.contracts import INDEX, POOL
 from tasks.entry import run_stage
 from tasks.errors import UserError
+from tasks.image_cache import image_cache
 from tasks.images import ImageFacts, ImageProblem, inspect_image
-from tasks.params import load
+from tasks.object_store import ObjectFacts, is_object_uri
+from tasks.params import load, load_params
 from tasks.paths import Workspace, image_id_of, resolve_uri
 from tasks.progress import track
 from tasks.sections import PrepareParams
+from tasks.seen_images import listed_objects, seen_objects
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ def prepare(params: PrepareParams, *, index: Path, root: Path, out: Path) -> Non
     times_listed = Counter(row["image_id"] for row in rows)
     pool: list[_Row] = []
     quarantine: list[dict[str, str]] = []
-    for row, found in _inspected(rows, params, root):
+    for row, found in _inspected(rows, _Looker(params, Workspace(root), rows)):
         if isinstance(found, ImageFacts) and times_listed[row["image_id"]] > 1:
             found = ImageProblem(f"the image id is listed {times_listed[row['image_id']]} times, expected once")
         if isinstance(found, ImageFacts):
@@ -67,25 +70,45 @@ def prepare(params: PrepareParams, *, index: Path, root: Path, out: Path) -> Non
     files.write_json(out / "quarantine.json", quarantine)
 
 
-def _inspected(rows: list[_Row], params: PrepareParams, root: Path) -> Iterator[tuple[_Row, ImageFacts | ImageProblem]]:
-    """Each row with what its file turned out to be; decoding runs on all cores, the order stays."""
+class _Looker:
+    """Opens images, those of the workspace and those of an object store."""
 
-    def look(row: _Row) -> ImageFacts | ImageProblem:
+    def __init__(self, params: PrepareParams, workspace: Workspace, rows: list[_Row]) -> None:
+        self._params, self._root = params, workspace.root
+        remote = [row["uri"] for row in rows if is_object_uri(row["uri"])]
+        self.workers: int | None = None
+        self._listed: Mapping[str, ObjectFacts] = {}
+        if remote:
+            self._listed = listed_objects(remote)
+            self.workers = load_params(workspace.params).pool.download_workers
+            self._seen = seen_objects(workspace, image_cache(workspace))
+
+    def look(self, row: _Row) -> ImageFacts | ImageProblem:
+        """What a row's image turned out to be."""
         try:
-            return _checked(row, params, root)
+            return _checked(row, self._facts(row["uri"]), self._params)
         except ImageProblem as problem:
             return problem
 
-    with ThreadPoolExecutor() as threads:
-        yield from zip(rows, track(threads.map(look, rows), "checking images", total=len(rows)), strict=True)
+    def _facts(self, uri: str) -> ImageFacts:
+        if is_object_uri(uri):
+            if uri not in self._listed:
+                raise ImageProblem("the object is missing, expected it in the bucket")
+            return self._seen.inspect(uri, self._listed[uri].etag, max_pixels=self._params.max_pixels)
+        try:
+            path = resolve_uri(self._root, uri)
+        except ValueError as error:
+            raise ImageProblem(str(error)) from None
+        return inspect_image(path, max_pixels=self._params.max_pixels)
 
 
-def _checked(row: _Row, params: PrepareParams, root: Path) -> ImageFacts:
-    try:
-        path = resolve_uri(root, row["uri"])
-    except ValueError as error:
-        raise ImageProblem(str(error)) from None
-    facts = inspect_image(path, max_pixels=params.max_pixels)
+def _inspected(rows: list[_Row], looker: _Looker) -> Iterator[tuple[_Row, ImageFacts | ImageProblem]]:
+    """Each row with what its file turned out to be; decoding runs on all cores, the order stays."""
+    with ThreadPoolExecutor(looker.workers) as threads:
+        yield from zip(rows, track(threads.map(looker.look, rows), "checking images", total=len(rows)), strict=True)
+
+
+def _checked(row: _Row, facts: ImageFacts, params: PrepareParams) -> ImageFacts:
     if facts.sha256 != row["sha256"]:
         raise ImageProblem(f"the SHA-256 is {facts.sha256[:12]}…, expected {row['sha256'][:12]}… as in the index")
     if row["image_id"] != image_id_of(facts.sha256):

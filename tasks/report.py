@@ -1,6 +1,6 @@
 """One HTML page on the campaign so far, and the history that the next round's page starts from.
 
-Reads  data/images, data/import.json, data/previous, derived/prepare/quarantine.json, derived/assemble, derived/train/summary.json, derived/train/curves.parquet, derived/evaluate, derived/score, derived/weigh, derived/select, derived/handoff
+Reads  data/images, data/import.json, data/labels, data/previous, derived/prepare/quarantine.json, derived/assemble, derived/train/summary.json, derived/train/curves.parquet, derived/evaluate, derived/score, derived/weigh, derived/select, derived/handoff
 Writes derived/report
 Params classes, scoring, report
 """  # noqa: E501

@@ -66,6 +66,20 @@ class ModelParams(Section):
         return self
 
 
+class PoolParams(Section):
+    """Where the images come from, and how they get here.
+
+    Read by whatever opens images, and declared by no stage: it changes no result.
+    """
+
+    source: str
+    """Directory or s3:// prefix in which ``gleaner pool sync`` looks for new images; empty: the pool stays as it is."""
+    cache_gib: Positive
+    """Disk space for copies of images that lie in an object store; those used longest ago go first."""
+    download_workers: PositiveInt
+    """Images fetched at the same time."""
+
+
 class PrepareParams(Section):
     """Checks on the pool's images."""
 
@@ -184,7 +198,7 @@ class DwaParams(Section):
     min_pairs: Annotated[int, Field(ge=4)]
     """Fewer pairs than this: equal weights (cold start)."""
     window_batches: PositiveInt
-    """Label batches, newest first, whose pairs are used."""
+    """Batches, newest first: the images offered in them give the pairs."""
     folds: Annotated[int, Field(ge=2)]
     """The pairs are split into this many parts; each part judges a network trained on the others."""
     focal_gamma: NonNegative
@@ -215,6 +229,9 @@ class BudgetParams(Section):
     minutes_per_box: NonNegative
     minutes_per_image: NonNegative
     """Opening and looking, whatever is there."""
+    min_timed_answers: Annotated[int, Field(ge=3)]
+    """From so many answers with a measured time on, ``minutes_per_box`` and ``minutes_per_image`` are fitted to them;
+    until then the two are used as given."""
 
     @model_validator(mode="after")
     def _nothing_is_free(self) -> Self:
@@ -249,24 +266,15 @@ class NightlyParams(Section):
     """The nightly flow; read by no stage."""
 
     on_few_labels: Literal["skip", "proceed"]
-    """With fewer finished images than ``min_labeled_images``: leave, or train on what there is."""
+    """With fewer newly finished images than ``min_labeled_images``: leave, or train on what there is. Where every lease
+    is over, or nothing is left to label, waiting would not help: the night then goes on with what there is."""
     min_labeled_images: PositiveInt
-
-
-class ProviderParams(Section):
-    """Who labels; read by no stage."""
-
-    kind: Literal["simulated", "label_studio", "folder"]
-    location: str
-    """Address of Label Studio, or directory or s3:// prefix of kind ``folder``; empty with ``simulated``."""
-    lease_days: Positive
-    """An image that nobody has finished after this is taken back and may be offered again."""
-    consensus_frac: Fraction
-    """Share of a batch that two annotators label, to measure how far they agree."""
-
-    @model_validator(mode="after")
-    def _place(self) -> Self:
-        if (self.kind == "simulated") != (self.location == ""):
-            expected = "empty" if self.kind == "simulated" else "where the annotators' work goes"
-            raise ValueError(f"location is {self.location!r} with kind {self.kind}, expected {expected}")
-        return self
+    max_open_images: PositiveInt
+    """With this many images or more still at the annotators, a round offers no further batch."""
+    stage_timeout_minutes: Positive
+    """A stage that takes longer has failed: something hangs. What it has kept is kept, and the next night goes on
+    from there."""
+    alarm_after_days: Positive
+    """With work out and no new label for so long, somebody is told that labels are running dry."""
+    alarm_batches_left: Count
+    """The same with fewer images left in the pool than so many batches of the last size."""

@@ -1,11 +1,13 @@
 """The next batch under the budget, each image with the reason it was picked (METHOD section 5).
 
-Reads  derived/assemble/unlabeled.parquet, derived/infer, derived/score, derived/weigh
+Reads  data/labels, derived/assemble/leased.json, derived/assemble/unlabeled.parquet, derived/infer, derived/score, derived/weigh
 Writes derived/select
 Params seed, select, budget
-"""
+"""  # noqa: E501
 
 import logging
+from collections.abc import Set
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import pandas as pd
 import pyarrow as pa
 
 from tasks import files
+from tasks.annotation_cost import AnnotationCost, annotation_cost
 from tasks.contracts import SCORES, SELECTION, UNLABELED, WEIGHTS
 from tasks.detections import shards_in
 from tasks.entry import run_stage
 from tasks.errors import UserError
+from tasks.label_store import read_labels
 from tasks.params import load
 from tasks.paths import Workspace
 from tasks.sections import BudgetParams, SelectParams
@@ -33,7 +37,9 @@ def select(
     budget: BudgetParams,
     seed: int,
     *,
+    labels: Path,
     unlabeled: Path,
+    leased: Path,
     infer: Path,
     scores: Path,
     weights: Path,
@@ -45,7 +51,9 @@ def select(
         params: strategy and exploration share.
         budget: what one batch may cost.
         seed: of the uniform draws.
+        labels: folder of label batches, which tell how long people take.
         unlabeled: images nobody has labeled (contracts.UNLABELED).
+        leased: ids of those among them that are with the annotators already, and cannot be picked again.
         infer: folder of detection shards (contracts.DETECTIONS), read one after the other.
         scores: metrics (contracts.SCORES).
         weights: uncertainties (contracts.WEIGHTS).
@@ -54,7 +62,9 @@ def select(
     Raises:
         UserError: an input is malformed, or an unlabeled image was not scored.
     """
-    candidates = _candidates(unlabeled, infer, scores, weights, budget)
+    with_annotators = set(files.read_json(leased))
+    pace = _pace(labels, budget)
+    candidates = _candidates(unlabeled, with_annotators, infer, scores, weights, pace)
     strategy = STRATEGIES[params.strategy]
     order = strategy.order(candidates, seed=seed)
     draw = drawn(order, seed=seed, purpose="explore")
@@ -62,6 +72,7 @@ def select(
     batch = budgets.fill(order, draw, cost, amount=budget.amount, explore_frac=params.explore_frac)
     selection = _with_reasons(candidates, batch, strategy, order)
     summary = _summary(selection, batch, candidates=len(candidates), params=params, budget=budget)
+    summary |= {"leased": len(with_annotators), "annotation_cost": asdict(pace)}
     rows = selection.to_dict("records")
     files.write_table(out / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
     files.write_json(out / "summary.json", summary)
@@ -69,9 +80,18 @@ def select(
     return summary
 
 
-def _candidates(unlabeled: Path, infer: Path, scores: Path, weights: Path, budget: BudgetParams) -> pd.DataFrame:
-    """Everything known about each unlabeled image, by image_id, in the order of the ids."""
-    ids = pd.Index(sorted(files.read_table(unlabeled, UNLABELED)["image_id"].to_pylist()), name="image_id")
+def _pace(labels: Path, budget: BudgetParams) -> AnnotationCost:
+    """Minutes per image and per box, from all answers so far."""
+    given = read_labels(labels).given
+    return annotation_cost((label for answers in given.values() for label in answers), budget)
+
+
+def _candidates(
+    unlabeled: Path, leased: Set[str], infer: Path, scores: Path, weights: Path, pace: AnnotationCost
+) -> pd.DataFrame:
+    """Everything known about each image that can be picked, by image_id, in the order of the ids."""
+    free = set(files.read_table(unlabeled, UNLABELED)["image_id"].to_pylist()) - leased
+    ids = pd.Index(sorted(free), name="image_id")
     known = (
         _by_image(scores, SCORES)
         .join(_by_image(weights, WEIGHTS), how="inner")
@@ -84,7 +104,7 @@ def _candidates(unlabeled: Path, infer: Path, scores: Path, weights: Path, budge
             f"unlabeled images without a score is {len(missing)} (first: {missing[0]}), expected 0",
             "Run: dvc repro select",
         )
-    minutes = budgets.expected_minutes(known["expected_boxes"], budget)
+    minutes = budgets.expected_minutes(known["expected_boxes"], pace)
     candidates: pd.DataFrame = known.assign(expected_minutes=minutes).loc[ids]
     return candidates
 
@@ -160,13 +180,18 @@ def _summary(
 
 
 def _say(summary: dict[str, Any]) -> None:
+    if summary["leased"]:
+        _log.info("%d unlabeled images are with the annotators", summary["leased"])
     if not summary["candidates"]:
-        _log.info("no unlabeled image is left: nothing to select")
+        _log.info("no other unlabeled image is left: nothing to select")
         return
     _log.info(
         "picked %d of %d unlabeled images, %d of them by uniform draw: about %.0f boxes, %.0f minutes",
         *(summary[key] for key in ("picked", "candidates", "explored", "expected_boxes", "expected_minutes")),
     )
+    pace = summary["annotation_cost"]
+    minutes = pace["minutes_per_image"], pace["minutes_per_box"]
+    _log.info("%.2g minutes per image and %.2g per box: %s", *minutes, pace["why"])
     if summary["pool_exhausted"]:
         _log.info("that is all that is left: the pool is not larger than the budget")
 
@@ -177,7 +202,9 @@ def _body(workspace: Workspace) -> None:
         params.select,
         params.budget,
         params.seed,
+        labels=workspace.labels,
         unlabeled=workspace.derived("assemble") / "unlabeled.parquet",
+        leased=workspace.derived("assemble") / "leased.json",
         infer=workspace.derived("infer"),
         scores=workspace.derived("score") / "scores.parquet",
         weights=workspace.derived("weigh") / "weights.parquet",

@@ -15,17 +15,20 @@ import pyarrow as pa
 import torch
 
 from detectron_ext.batches import TrainingBatches
+from detectron_ext.distributed import any_process, is_first, num_processes, rank, wait_for_all
 from detectron_ext.meta_arch import weights_of
 from detectron_ext.pseudo_labels import ScoreThreshold
 from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudent, TrainingDiverged
 from detectron_ext.views import ViewSpec
 from tasks import contracts, files
-from tasks.checkpoint import Checkpoint
+from tasks.checkpoint import Checkpoint, write_state
 from tasks.detector import default_device, examples_of, image_reader, load_weights_file, new_detector
-from tasks.entry import run_stage
+from tasks.devices import on_all_devices
+from tasks.entry import batch_divisor, run_stage
 from tasks.errors import GuardRailError, UserError
 from tasks.params import Sections, load
 from tasks.paths import Workspace
+from tasks.pool_images import loader_errors
 from tasks.sections import SslParams, TrainParams
 
 log = logging.getLogger(__name__)
@@ -47,26 +50,44 @@ def train(params: Sections, *, root: Path, assembled: Path, previous: Path, scra
         UserError: no labels, or parameters that name no usable model.
         GuardRailError: training left its bounds; nothing is written.
     """
+    on_all_devices("train", train_on_device, params, root, assembled, previous, scratch, out)
+
+
+def train_on_device(params: Sections, root: Path, assembled: Path, previous: Path, scratch: Path, out: Path) -> None:
+    """``train`` as one of several processes, or as the only one; the first of them writes."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     labeled = examples_of(files.read_table(assembled / "labeled.parquet", contracts.ANNOTATED))
     unlabeled = examples_of(files.read_table(assembled / "unlabeled.parquet", contracts.UNLABELED))
     if not labeled:
         raise UserError(assembled / "labeled.parquet", "labeled images are 0, expected at least 1")
+    _require_even_shares(params.train)
     run = _networks(params, root, previous)
     batches = TrainingBatches(
         labeled,
         unlabeled if params.ssl.enabled else [],
-        image_reader(root),
+        image_reader(root, [{"uri": one.uri, "image_id": one.image_id} for one in (*labeled, *unlabeled)]),
         ViewSpec(params.model.short_side_px, params.model.long_side_px, **params.views.model_dump()),
         batch_sizes=(params.train.labeled_images_per_step, params.train.unlabeled_images_per_step),
         burn_in_iterations=params.train.burn_in_iterations,
         seed=params.seed,
+        rank=rank(),
+        world_size=num_processes(),
     )
     checkpoint = Checkpoint(scratch, key=_input_key(params, assembled, previous))
     logs = checkpoint.load(run)
-    logs += _iterate(run, batches, params.train, checkpoint, logs)
-    _write(run, logs, params, len(labeled), len(unlabeled), out)
-    checkpoint.forget()
+    with loader_errors("train"):
+        logs += _iterate(run, batches, params.train, checkpoint, logs)
+    if is_first():
+        _write(run, logs, params, len(labeled), len(unlabeled), out)
+        checkpoint.forget()
+
+
+def _require_even_shares(params: TrainParams) -> None:
+    devices = num_processes()
+    for name in ("labeled_images_per_step", "unlabeled_images_per_step"):
+        if getattr(params, name) % devices:
+            problem = f"train.{name} is {getattr(params, name)}, expected a multiple of the {devices} GPUs"
+            raise UserError("params.yaml", problem, "Or choose fewer GPUs by CUDA_VISIBLE_DEVICES.")
 
 
 def _networks(params: Sections, root: Path, previous: Path) -> TeacherStudent:
@@ -92,6 +113,7 @@ def _networks(params: Sections, root: Path, previous: Path) -> TeacherStudent:
         ssl.pseudo_box_regression,
         params.train.mixed_precision,
         params.seed,
+        micro_batches=batch_divisor(),
     )
 
 
@@ -145,9 +167,11 @@ def _iterate(
                 entry.loss_unsup,
                 entry.pseudo_boxes_per_image,
             )
-        if checkpoint.leave_requested or entry.iteration % params.checkpoint_every_iterations == 0:
+        leave = any_process(checkpoint.leave_requested)
+        if is_first() and (leave or entry.iteration % params.checkpoint_every_iterations == 0):
             checkpoint.save(run, before + logs)
-        if checkpoint.leave_requested:
+        if leave:
+            wait_for_all()  # the first to go takes the others with it
             checkpoint.leave(entry.iteration)
     return logs
 
@@ -162,8 +186,7 @@ def _write(
 ) -> None:
     digests = {}
     for name, network in (("teacher", run.teacher), ("student", run.student)):
-        with files.replacing(out / f"{name}.pth") as temporary:
-            torch.save(weights_of(network), temporary)
+        write_state(weights_of(network), out / f"{name}.pth")
         digests[f"{name}_sha256"] = files.sha256_file(out / f"{name}.pth")
     files.write_table(out / "curves.parquet", pa.Table.from_pylist([asdict(entry) for entry in logs]))
     tail = logs[-max(len(logs) // 5, 1) :]
@@ -175,6 +198,7 @@ def _write(
     summary: dict[str, Any] = {
         "iterations": run.iteration,
         "initialisation": params.train.initialisation,
+        "micro_batches": run.micro_batches,
         "labeled_images": num_labeled,
         "unlabeled_images": num_unlabeled,
         "loss_sup": mean("loss_sup", tail),

@@ -12,6 +12,14 @@ from tasks.campaign import CampaignPlan, create_campaign_data
 from tasks.importers.gather import Source
 from tasks.params_template import make_params
 from tasks.paths import Workspace
+from tests.services import (  # noqa: F401 (fixtures for every test)
+    mlflow_url,
+    postgres_database,
+    postgres_url,
+    prefect_url,
+    s3_server,
+)
+from tests.small_disk import small_disk  # noqa: F401
 
 TINY_CLASSES = ("square", "disc")
 

@@ -11,8 +11,9 @@ Returned = Mapping[str, Any]
 """One finished answer as the provider tells it: image_id, status, boxes [{category, xyxy_px, rotation_deg}], annotator,
 finished_at, seconds_spent, answer_id (what the provider calls it, for ever), link (where a person can look at it) and
 image_sha256 (of the bytes that were labeled; None where the tool cannot say). ``rotation_deg``, ``answer_id``, ``link``
-and ``image_sha256`` may be absent. Two annotators give two answers to one image. Any of it may be wrong;
-``flows.door`` decides."""
+and ``image_sha256`` may be absent. Two annotators give two answers to one image. Something that came in and
+cannot be made an answer is told as one with ``problem``, the reason in words, which ``flows.door`` sets aside. Any of
+it may be wrong; ``flows.door`` decides."""
 
 
 class ProviderError(UserError):
@@ -39,8 +40,12 @@ class Delivery:
     created_at: str
     """ISO 8601 with time zone."""
     state: Literal["prepared", "delivered", "collected"]
+    """``prepared`` until the provider has it; ``collected`` when none of its images is open any more. Late and changed
+    answers to a collected delivery are still taken."""
     receipt: str | None
     """What the provider called the batch; None before it has it."""
+    delivered_at: str | None = None
+    """ISO 8601 with time zone: when the provider had it, and its lease began."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """From ``provider.kind`` in params.yaml to the provider itself."""
 
 from flows.providers.base import LabelProvider
+from flows.providers.folder.provider import FolderProvider
 from flows.providers.simulated import SimulatedAnnotator
 from tasks.params import Params
 from tasks.paths import Workspace
@@ -8,4 +9,10 @@ from tasks.paths import Workspace
 
 def choose_provider(workspace: Workspace, params: Params) -> LabelProvider:
     """The label provider of a campaign."""
+    if params.provider.kind == "folder":
+        return FolderProvider(params.provider, params.classes, workspace.root)
+    if params.provider.kind == "label_studio":
+        from flows.providers.label_studio.provider import LabelStudioAnnotators  # its SDK takes a second to import
+
+        return LabelStudioAnnotators(workspace, params.classes, params.provider)
     return SimulatedAnnotator(workspace.oracle, params.classes, params.budget)

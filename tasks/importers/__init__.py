@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.importers.coco import read_coco
+from tasks.importers.folder import ImageSource
 from tasks.importers.records import Findings, ImageRecord, Imported
 from tasks.importers.voc import read_voc
 
@@ -12,8 +13,8 @@ Format = Literal["coco", "voc"]
 __all__ = ["Findings", "Format", "ImageRecord", "Imported", "read_annotations", "read_coco", "read_voc"]
 
 
-def read_annotations(layout: Format, annotations: Path, images: Path, *, max_pixels: int) -> Imported:
-    """Read ``annotations`` in the named layout; image files are looked for below ``images``.
+def read_annotations(layout: Format, annotations: Path, images: Path | ImageSource, *, max_pixels: int) -> Imported:
+    """Read ``annotations`` in the named layout; image files are looked for in ``images``.
 
     Raises:
         UserError: the annotations are missing, unreadable as a whole, or not one image of them can be used.

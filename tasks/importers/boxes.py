@@ -21,7 +21,12 @@ class BoxProblem(ValueError):
 
 
 def checked_box(
-    category: str, corners: tuple[float, float, float, float], width_px: int, height_px: int
+    category: str,
+    corners: tuple[float, float, float, float],
+    width_px: int,
+    height_px: int,
+    *,
+    min_side_px: float = 0.0,
 ) -> tuple[Box, bool]:
     """A box inside its image, and whether it had to be clipped.
 
@@ -30,9 +35,10 @@ def checked_box(
         corners: x1, y1, x2, y2 in pixels, 0-based and continuous (x2 is the right edge, not the last pixel).
         width_px: of the image.
         height_px: of the image.
+        min_side_px: shortest side a box may have inside the image.
 
     Raises:
-        BoxProblem: not finite, no area, or more than ``CLIP_TOLERANCE_PX`` outside.
+        BoxProblem: not finite, no area, too small, or more than ``CLIP_TOLERANCE_PX`` outside.
     """
     shown = "[" + ", ".join(f"{corner:g}" for corner in corners) + "]"
     if not all(math.isfinite(corner) for corner in corners):
@@ -46,6 +52,10 @@ def checked_box(
         raise BoxProblem(problem)
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
         raise BoxProblem(f"a box of {category} is {shown}: no area is left inside the image, expected some")
+    sides = inside[2] - inside[0], inside[3] - inside[1]
+    if min(sides) < min_side_px:
+        size = f"{sides[0]:g} x {sides[1]:g} px"
+        raise BoxProblem(f"a box of {category} is {shown}, {size}, expected sides of at least {min_side_px:g} px")
     return Box(category=category, xyxy_px=inside), inside != corners
 
 

@@ -17,30 +17,38 @@ from tasks.contracts import Box
 from tasks.errors import UserError
 from tasks.images import ImageFacts, ImageProblem
 from tasks.importers.boxes import BoxProblem, checked_box, checked_class_name
-from tasks.importers.folder import ImageFolder
+from tasks.importers.folder import ImageSource, image_source
 from tasks.importers.records import Findings, ImageRecord, Imported, imported
 from tasks.progress import track
 
 Id = int | str
 
 
-class _Entry(BaseModel):
+class CocoEntry(BaseModel):
+    """What is read of an entry; other keys are left alone."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class _Category(_Entry):
+class CocoCategory(CocoEntry):
+    """A class."""
+
     id: Id
     name: str
 
 
-class _Image(_Entry):
+class CocoImage(CocoEntry):
+    """An image; sizes in pixels."""
+
     id: Id
     file_name: str
     width: int | None = None
     height: int | None = None
 
 
-class _Annotation(_Entry):
+class CocoAnnotation(CocoEntry):
+    """A box: x, y, width, height in pixels, 0-based."""
+
     id: Id | None = None
     image_id: Id
     category_id: Id
@@ -48,21 +56,21 @@ class _Annotation(_Entry):
     iscrowd: int = 0
 
 
-AnEntry = TypeVar("AnEntry", bound=_Entry)
+AnEntry = TypeVar("AnEntry", bound=CocoEntry)
 
 
-def read_coco(annotations: Path, images: Path, *, max_pixels: int) -> Imported:
+def read_coco(annotations: Path, images: Path | ImageSource, *, max_pixels: int) -> Imported:
     """Read a COCO detection file.
 
     Args:
         annotations: the JSON file.
-        images: folder that ``file_name`` is relative to.
+        images: what ``file_name`` is relative to.
         max_pixels: images with more pixels are set aside undecoded.
 
     Raises:
         UserError: the file is missing, no COCO document, empty, or none of its images can be used.
     """
-    folder = ImageFolder(images, max_pixels)
+    folder = image_source(images, max_pixels=max_pixels)
     document = _document(annotations)
     findings = Findings()
     categories = _categories(document["categories"], findings, annotations.name)
@@ -98,15 +106,16 @@ def _parsed(raw: Iterable[Any], kind: type[AnEntry], findings: Findings, where: 
         try:
             yield kind.model_validate(entry)
         except ValidationError as error:
-            findings.refuse(_name(where, kind, position), _malformed(error))
+            findings.refuse(_name(where, kind, position), malformed(error))
 
 
-def _name(where: str, kind: type[_Entry], position: int) -> str:
-    lists = {_Category: "categories", _Image: "images", _Annotation: "annotations"}
+def _name(where: str, kind: type[CocoEntry], position: int) -> str:
+    lists = {CocoCategory: "categories", CocoImage: "images", CocoAnnotation: "annotations"}
     return f"{where}: {lists[kind]}[{position}]"
 
 
-def _malformed(error: ValidationError) -> str:
+def malformed(error: ValidationError) -> str:
+    """The first thing wrong with an entry, as a reason to set it aside."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"]) or "the entry"
     return f"{key} is {json.dumps(first['input'], default=str)[:60]}, expected a COCO field ({first['msg']})"
@@ -115,7 +124,7 @@ def _malformed(error: ValidationError) -> str:
 def _categories(raw: list[Any], findings: Findings, where: str) -> dict[Id, str]:
     names: dict[Id, str] = {}
     clashing: set[Id] = set()
-    for category in _parsed(raw, _Category, findings, where):
+    for category in _parsed(raw, CocoCategory, findings, where):
         try:
             name = checked_class_name(category.name)
         except BoxProblem as problem:
@@ -129,11 +138,11 @@ def _categories(raw: list[Any], findings: Findings, where: str) -> dict[Id, str]
     return names
 
 
-def _images(raw: list[Any], findings: Findings, where: str) -> dict[Id, _Image]:
+def _images(raw: list[Any], findings: Findings, where: str) -> dict[Id, CocoImage]:
     """Image entries by id. An id or a file name that stands for two things makes all of them unusable."""
-    entries: dict[Id, _Image] = {}
+    entries: dict[Id, CocoImage] = {}
     id_of_name: dict[str, Id] = {}
-    for image in _parsed(raw, _Image, findings, where):
+    for image in _parsed(raw, CocoImage, findings, where):
         known = entries.setdefault(image.id, image)
         if known != image:
             for one in (known, image):
@@ -145,25 +154,27 @@ def _images(raw: list[Any], findings: Findings, where: str) -> dict[Id, _Image]:
     return entries
 
 
-def _by_image(raw: list[Any], entries: dict[Id, _Image], findings: Findings, where: str) -> dict[Id, list[_Annotation]]:
+def _by_image(
+    raw: list[Any], entries: dict[Id, CocoImage], findings: Findings, where: str
+) -> dict[Id, list[CocoAnnotation]]:
     """Annotations of each image, copies left out; what cannot be read makes its image unusable."""
-    boxes_of: dict[Id, list[_Annotation]] = defaultdict(list)
-    seen: dict[Id, _Annotation] = {}
+    boxes_of: dict[Id, list[CocoAnnotation]] = defaultdict(list)
+    seen: dict[Id, CocoAnnotation] = {}
     for position, entry in enumerate(raw):
         try:
-            annotation = _Annotation.model_validate(entry)
+            annotation = CocoAnnotation.model_validate(entry)
         except ValidationError as error:
-            _refuse_annotation(entry, entries, findings, _name(where, _Annotation, position), _malformed(error))
+            _refuse_annotation(entry, entries, findings, _name(where, CocoAnnotation, position), malformed(error))
             continue
         if annotation.image_id not in entries:
             reason = f"image_id is {annotation.image_id!r}, expected the id of an image in the file"
-            findings.refuse(_name(where, _Annotation, position), reason)
+            findings.refuse(_name(where, CocoAnnotation, position), reason)
         elif _is_new(annotation, seen, entries, findings):
             boxes_of[annotation.image_id].append(annotation)
     return boxes_of
 
 
-def _refuse_annotation(entry: Any, entries: dict[Id, _Image], findings: Findings, where: str, reason: str) -> None:
+def _refuse_annotation(entry: Any, entries: dict[Id, CocoImage], findings: Findings, where: str, reason: str) -> None:
     image_id = entry.get("image_id") if isinstance(entry, dict) else None
     if isinstance(image_id, (int, str)) and image_id in entries:
         findings.refuse_image(entries[image_id].file_name, f"{where}: {reason}")
@@ -172,7 +183,7 @@ def _refuse_annotation(entry: Any, entries: dict[Id, _Image], findings: Findings
 
 
 def _is_new(
-    annotation: _Annotation, seen: dict[Id, _Annotation], entries: dict[Id, _Image], findings: Findings
+    annotation: CocoAnnotation, seen: dict[Id, CocoAnnotation], entries: dict[Id, CocoImage], findings: Findings
 ) -> bool:
     """Whether the annotation counts, given the ones with the same id.
 
@@ -197,10 +208,10 @@ def _is_new(
 
 
 def _records(
-    entries: dict[Id, _Image],
-    boxes_of: dict[Id, list[_Annotation]],
+    entries: dict[Id, CocoImage],
+    boxes_of: dict[Id, list[CocoAnnotation]],
     categories: dict[Id, str],
-    folder: ImageFolder,
+    folder: ImageSource,
     findings: Findings,
 ) -> Iterator[ImageRecord]:
     for image_id, entry in track(entries.items(), "reading images", total=len(entries)):
@@ -216,7 +227,7 @@ def _records(
         yield ImageRecord(entry.file_name, path, facts, boxes)
 
 
-def _check_size(entry: _Image, facts: ImageFacts) -> None:
+def _check_size(entry: CocoImage, facts: ImageFacts) -> None:
     stated = (entry.width or facts.width_px, entry.height or facts.height_px)
     if stated != (facts.width_px, facts.height_px):
         found = f"{facts.width_px} x {facts.height_px} px, as in the file"
@@ -224,7 +235,7 @@ def _check_size(entry: _Image, facts: ImageFacts) -> None:
 
 
 def _boxes(
-    annotations: list[_Annotation],
+    annotations: list[CocoAnnotation],
     categories: dict[Id, str],
     file_name: str,
     facts: ImageFacts,

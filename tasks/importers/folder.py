@@ -4,9 +4,29 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from tasks.errors import UserError
 from tasks.images import SUFFIXES, ImageFacts, ImageProblem, inspect_image
+
+
+class ImageSource(Protocol):
+    """Images by the names annotations use for them. Such names are untrusted text."""
+
+    def inspect(self, file_name: str) -> tuple[Path | str, ImageFacts]:
+        """Where the image lies (a local file, or an s3 uri), and what it is."""
+
+    def names(self) -> Iterator[str]:
+        """Names of everything that ends like a picture."""
+
+
+def image_source(images: Path | ImageSource, *, max_pixels: int) -> ImageSource:
+    """The images of a folder, or what was made a source already.
+
+    Raises:
+        UserError: no such folder.
+    """
+    return ImageFolder(images, max_pixels) if isinstance(images, Path) else images
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from tasks.errors import UserError
 from tasks.images import ImageProblem
 from tasks.importers import Format, read_annotations
-from tasks.importers.folder import ImageFolder
+from tasks.importers.folder import ImageSource, image_source
 from tasks.importers.records import Findings, ImageRecord, Imported
 from tasks.paths import image_id_of
 from tasks.progress import track
@@ -20,13 +20,13 @@ class Source:
     layout: Format
     annotations: Path
     """COCO: a JSON file. VOC: a folder of XML files."""
-    images: Path
+    images: Path | ImageSource
     """Every picture below it belongs to the pool, annotated or not."""
     val: Path | None
     """The fixed validation set: a COCO JSON file, a folder of VOC XML files, or a text file with one
     image of ``annotations`` a line (its name, or its name without ending). None: drawn at random."""
-    val_images: Path | None
-    """Images folder of ``val``; None: ``images``."""
+    val_images: Path | ImageSource | None
+    """Images of ``val``; None: ``images``."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def gather(source: Source, *, max_pixels: int) -> Gathered:
     findings = train.findings
     val, val_names = _read_val(source, train, max_pixels)
     known = {record.file_name for record in train.records} | findings.refused | val_names
-    bare = _bare(ImageFolder(source.images, max_pixels), known, findings)
+    bare = _bare(image_source(source.images, max_pixels=max_pixels), known, findings)
     pool = [record for record in train.records if record.file_name not in val_names] + bare
     unique_pool, collapsed = _unique(pool, findings)
     unique_val, collapsed_val = _unique(val or [], findings)
@@ -71,7 +71,7 @@ def gather(source: Source, *, max_pixels: int) -> Gathered:
     )
 
 
-def _bare(folder: ImageFolder, known: set[str], findings: Findings) -> list[ImageRecord]:
+def _bare(folder: ImageSource, known: set[str], findings: Findings) -> list[ImageRecord]:
     """Images of the folder that no annotation names."""
     names = [name for name in folder.names() if name not in known]
     records = []

@@ -15,7 +15,8 @@ class ImageRecord:
 
     file_name: str
     """Relative to the images folder, with forward slashes: the user's own name of the image."""
-    path: Path
+    path: Path | str
+    """A local file, or the s3 uri of an object, which stays where it is."""
     facts: ImageFacts
     boxes: tuple[Box, ...] | None
     """None: no annotation entry at all. Empty: somebody looked, and nothing was there."""

@@ -19,7 +19,7 @@ from tasks.contracts import Box
 from tasks.errors import UserError
 from tasks.images import ImageFacts, ImageProblem
 from tasks.importers.boxes import BoxProblem, checked_box, checked_class_name
-from tasks.importers.folder import ImageFolder
+from tasks.importers.folder import ImageSource, image_source
 from tasks.importers.records import Findings, ImageRecord, Imported, imported
 from tasks.progress import track
 
@@ -32,12 +32,13 @@ class XmlProblem(ValueError):
 
 
 @dataclass(frozen=True)
-class _Sheet:
+class Sheet:
     """What one XML file says, unchecked."""
 
     file_name: str
     size: tuple[str, str]
     objects: tuple[ET.Element, ...]
+    root: ET.Element
 
 
 class _NoDoctype(ET.TreeBuilder):
@@ -47,18 +48,18 @@ class _NoDoctype(ET.TreeBuilder):
         raise XmlProblem("the XML declares a DOCTYPE, expected none")
 
 
-def read_voc(annotations: Path, images: Path, *, max_pixels: int) -> Imported:
+def read_voc(annotations: Path, images: Path | ImageSource, *, max_pixels: int) -> Imported:
     """Read a folder of Pascal VOC annotations.
 
     Args:
         annotations: folder with one XML file per image.
-        images: folder with the image files.
+        images: the image files.
         max_pixels: images with more pixels are set aside undecoded.
 
     Raises:
         UserError: no such folder, no XML in it, or none of the images can be used.
     """
-    folder = ImageFolder(images, max_pixels)
+    folder = image_source(images, max_pixels=max_pixels)
     if not annotations.is_dir():
         problem = "the annotations are not a folder, expected a folder of Pascal VOC XML files"
         raise UserError(annotations, problem, "Check --annotations and --format.")
@@ -75,7 +76,7 @@ def read_voc(annotations: Path, images: Path, *, max_pixels: int) -> Imported:
     return imported(annotations, found, findings)
 
 
-def _by_stem(folder: ImageFolder) -> dict[str, list[str]]:
+def _by_stem(folder: ImageSource) -> dict[str, list[str]]:
     by_stem: dict[str, list[str]] = defaultdict(list)
     for name in folder.names():
         by_stem[PurePath(name).stem].append(name)
@@ -83,7 +84,7 @@ def _by_stem(folder: ImageFolder) -> dict[str, list[str]]:
 
 
 def _record(
-    sheet: Path, folder: ImageFolder, by_stem: dict[str, list[str]], findings: Findings
+    sheet: Path, folder: ImageSource, by_stem: dict[str, list[str]], findings: Findings
 ) -> Iterator[ImageRecord]:
     """The image of one XML file: one record, or none and an entry in ``findings``."""
     try:
@@ -102,27 +103,41 @@ def _record(
         findings.refuse_image(file_name, str(problem))
 
 
-def _parse(sheet: Path) -> _Sheet:
+def _parse(sheet: Path) -> Sheet:
     try:
         if sheet.stat().st_size > _MAX_XML_BYTES:
-            raise XmlProblem(f"the XML is {sheet.stat().st_size} bytes long, expected at most {_MAX_XML_BYTES}")
-        root = ET.fromstring(sheet.read_bytes(), parser=ET.XMLParser(target=_NoDoctype()))
+            raise _too_long(sheet.stat().st_size)
+        content = sheet.read_bytes()
+    except OSError as error:
+        raise XmlProblem(f"the XML is malformed ({error}), expected Pascal VOC") from None
+    return parse_sheet(content)
+
+
+def _too_long(length: int) -> XmlProblem:
+    return XmlProblem(f"the XML is {length} bytes long, expected at most {_MAX_XML_BYTES}")
+
+
+def parse_sheet(content: bytes) -> Sheet:
+    """One XML file's content.
+
+    Raises:
+        XmlProblem: too long, malformed, with a DOCTYPE, or no ``<annotation>``.
+    """
+    if len(content) > _MAX_XML_BYTES:
+        raise _too_long(len(content))
+    try:
+        root = ET.fromstring(content, parser=ET.XMLParser(target=_NoDoctype()))
     except XmlProblem:
         raise
-    except (
-        ET.ParseError,
-        ValueError,
-        LookupError,
-        OSError,
-    ) as error:  # LookupError: an encoding nobody knows
+    except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding nobody knows
         raise XmlProblem(f"the XML is malformed ({error}), expected Pascal VOC") from None
     if root.tag != "annotation":
         raise XmlProblem(f"the XML's root is <{root.tag[:40]}>, expected <annotation>")
     size = ((root.findtext("size/width") or "").strip(), (root.findtext("size/height") or "").strip())
-    return _Sheet((root.findtext("filename") or "").strip(), size, tuple(root.findall("object")))
+    return Sheet((root.findtext("filename") or "").strip(), size, tuple(root.findall("object")), root)
 
 
-def _image_name(sheet: Path, content: _Sheet, by_stem: dict[str, list[str]], findings: Findings) -> str:
+def _image_name(sheet: Path, content: Sheet, by_stem: dict[str, list[str]], findings: Findings) -> str:
     candidates = by_stem.get(sheet.stem, [])
     if not candidates:
         return content.file_name or f"{sheet.stem}.jpg"
@@ -138,7 +153,7 @@ def _image_name(sheet: Path, content: _Sheet, by_stem: dict[str, list[str]], fin
     return candidates[0]
 
 
-def _check_size(content: _Sheet, facts: ImageFacts) -> None:
+def _check_size(content: Sheet, facts: ImageFacts) -> None:
     """Zeros and blanks are what tools write that do not know the size; the boxes are checked all the same."""
     if all(text in ("", "0") for text in content.size):
         return
@@ -148,12 +163,12 @@ def _check_size(content: _Sheet, facts: ImageFacts) -> None:
         raise ImageProblem(f"the annotated image size is {stated} px, expected {found}")
 
 
-def _boxes(content: _Sheet, file_name: str, facts: ImageFacts, findings: Findings) -> tuple[Box, ...]:
+def _boxes(content: Sheet, file_name: str, facts: ImageFacts, findings: Findings) -> tuple[Box, ...]:
     boxes: list[Box] = []
     clipped = 0
     for element in content.objects:
         category = checked_class_name(element.findtext("name") or "")
-        corners = _corners(element, category)
+        corners = voc_corners(element, category)
         box, was_clipped = checked_box(category, corners, facts.width_px, facts.height_px)
         boxes.append(box)
         clipped += was_clipped
@@ -161,8 +176,13 @@ def _boxes(content: _Sheet, file_name: str, facts: ImageFacts, findings: Finding
     return tuple(boxes)
 
 
-def _corners(element: ET.Element, category: str) -> tuple[float, float, float, float]:
-    """Corners in 0-based continuous coordinates; the module's docstring says how."""
+def voc_corners(element: ET.Element, category: str) -> tuple[float, float, float, float]:
+    """Corners of an ``<object>`` in 0-based continuous coordinates; the module's docstring says how.
+
+    Raises:
+        XmlProblem: a corner is no number.
+        BoxProblem: no area.
+    """
     xmin, ymin, xmax, ymax = (_corner(element, key) for key in _CORNERS)
     if xmax <= xmin or ymax <= ymin:
         shown = f"[{xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}]"

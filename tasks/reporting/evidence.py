@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 from tasks import files
 from tasks.contracts import SCORES, SELECTION, WEIGHTS, HandoffTask
 from tasks.errors import UserError
+from tasks.label_store import read_batch, read_labels
 from tasks.paths import STAGES, Workspace
+from tasks.reporting.agreement import agreement_figures
 
 Document = Mapping[str, Any]
 
@@ -34,6 +36,8 @@ class Evidence:
     dwa: Document
     picked: Document
     """Summary of the selection."""
+    agreement: Document
+    """Of the newest label batch: with the pre-drawn boxes, and between annotators."""
     metrics_of: pd.DataFrame
     """contracts.SCORES joined with contracts.WEIGHTS, by image_id, for every unlabeled image."""
     selection: pd.DataFrame
@@ -56,6 +60,7 @@ def read_evidence(workspace: Workspace, classes: Sequence[str]) -> Evidence:
     """
     picked = workspace.derived("select")
     imported = files.read_json(workspace.import_report)
+    store = read_labels(workspace.labels)
     return Evidence(
         root=workspace.root,
         classes=classes,
@@ -66,6 +71,7 @@ def read_evidence(workspace: Workspace, classes: Sequence[str]) -> Evidence:
         metrics=files.read_json(workspace.derived("evaluate") / "metrics.json"),
         dwa=files.read_json(workspace.derived("weigh") / "dwa.json"),
         picked=files.read_json(picked / "summary.json"),
+        agreement=agreement_figures(read_batch(workspace.label_batch(store.newest_batch)), store.given),
         metrics_of=_metrics_of(workspace),
         selection=files.read_table(picked / "selection.parquet", SELECTION).to_pandas(),
         tasks=_tasks(workspace.derived("handoff") / "manifest.jsonl"),

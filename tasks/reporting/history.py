@@ -8,6 +8,7 @@ from tasks.reporting.evidence import Document, Evidence
 _ASSEMBLED = (
     "round", "labels", "labeled_images", "boxes", "boxes_per_class", "minutes_spent", "unlabeled_images",
 )  # fmt: skip
+_COSTS = ("minutes_per_image", "minutes_per_box", "fitted", "timed_answers", "left_out")
 _WEIGHED = ("mean_weights", "weight_quantiles", "class_weights")
 
 
@@ -24,6 +25,8 @@ def entry_of(evidence: Evidence) -> dict[str, Any]:
         "dwa_why": dwa["why"],
         **{key: dwa[key] for key in ("spearman_dwa", "spearman_equal", "pairs")},
         **{key: evidence.picked[key] for key in ("picked", "explored")},
+        "annotation_cost": {key: evidence.picked["annotation_cost"][key] for key in _COSTS},
+        "agreement": evidence.agreement,
         **{key: evidence.trained[key] for key in ("pseudo_boxes_per_image", "loss_ratio")},
         "mean_uncertainty": float(uncertainty.mean()) if len(uncertainty) else None,
     }

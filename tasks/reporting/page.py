@@ -33,6 +33,7 @@ def render(evidence: Evidence, history: Sequence[Document], scoring: ScoringPara
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(words, name) for name in ("number", "signed", "duration", "counted")}
+    environment.filters["summed"] = lambda row, keys: sum(row[key] for key in keys)
     return environment.get_template("report.html.j2").render(
         figures=_figures(evidence, history),
         picks=_picks(evidence, thumbnails),
@@ -50,6 +51,7 @@ def _in_words(evidence: Evidence, history: Sequence[Document], scoring: ScoringP
         "dwa_words": [words.dwa_verdict(evidence.dwa), words.dwa_caution(evidence.dwa)],
         "dwa_record": words.dwa_record(history),
         "corrections": words.corrections(evidence.imported),
+        "agreement_words": words.agreement(history),
         "captions": {
             "confidence": words.CONFIDENCE[scoring.confidence],
             "entropy": words.ENTROPY[scoring.entropy],

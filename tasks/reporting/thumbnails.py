@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from tasks.contracts import HandoffTask, Prediction
-from tasks.paths import resolve_uri
+from tasks.errors import UserError
+from tasks.pool_images import PoolImages
 
 _LONG_SIDE_PX = 400
 _JPEG_QUALITY = 82
@@ -68,7 +69,7 @@ def thumbnail(task: HandoffTask, root: Path, colour_of: Mapping[str, int]) -> Th
         _drawn(prediction, scale, size, text_px if named else 0.0, colour_of.get(prediction.category, 0))
         for prediction in task.predictions
     ]
-    return Thumbnail(_picture(task.uri, root, size), *size, text_px, boxes, _seen(task.predictions, colour_of))
+    return Thumbnail(_picture(task, root, size), *size, text_px, boxes, _seen(task.predictions, colour_of))
 
 
 def colours_of(classes: Sequence[str]) -> dict[str, int]:
@@ -76,14 +77,17 @@ def colours_of(classes: Sequence[str]) -> dict[str, int]:
     return {name: index % _BOX_COLOURS for index, name in enumerate(classes)}
 
 
-def _picture(uri: str, root: Path, size: tuple[int, int]) -> str:
-    try:
-        with Image.open(resolve_uri(root, uri)) as image:
+def _picture(task: HandoffTask, root: Path, size: tuple[int, int]) -> str:
+    def shrink(path: Path) -> Image.Image:
+        with Image.open(path) as image:
             image.draft("RGB", size)
             # As displayed: widths, heights and boxes are those of the image after its EXIF orientation.
-            small = ImageOps.exif_transpose(image).convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return ""  # an s3:// uri, or a picture that is not checked out: the page says so
+            return ImageOps.exif_transpose(image).convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+    try:
+        small = PoolImages(root).use(task.uri, task.image_id, shrink)
+    except (UserError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ""  # not checked out, or the object store is away: the page says so
     stream = io.BytesIO()
     small.save(stream, format="JPEG", quality=_JPEG_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

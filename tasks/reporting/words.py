@@ -165,3 +165,31 @@ def dwa_record(history: Sequence[Document]) -> str:
         return ""
     used = sum(bool(entry.get("dwa_used")) for entry in history)
     return f"Learned weights were used in {used} of {counted(len(history), 'round')} so far."
+
+
+def agreement(history: Sequence[Document]) -> list[str]:
+    """What people changed of the boxes they started from, and how alike they draw."""
+    now = history[-1]["agreement"]
+    return [_with_predrawn(now["with_predrawn"], history), _between_annotators(now["between_annotators"])]
+
+
+def _with_predrawn(now: Document, history: Sequence[Document]) -> str:
+    if not now["images"]:
+        return "No answer of the newest batch says what boxes it started from."
+    predrawn = now["kept"] + now["moved"] + now["renamed"] + now["removed"]
+    changed = listed([f"{number(now[what], 0)} were {what}" for what in ("kept", "moved", "renamed", "removed")])
+    added = f"{counted(now['added'], 'box was', 'boxes were')} added"
+    was = (
+        f"Of {counted(predrawn, 'pre-drawn box', 'pre-drawn boxes')} {changed}" if predrawn else "No box was pre-drawn"
+    )
+    known = [entry["agreement"]["with_predrawn"]["f1"] for entry in history if "agreement" in entry]
+    measured = [number(f1, 2) for f1 in known if f1 is not None]
+    course = f" F1 by round: {', '.join(measured)}." if len(measured) > 1 else ""
+    return f"{was}; {added}.{course}"
+
+
+def _between_annotators(now: Document) -> str:
+    if not now["images"]:
+        return "No image of the newest batch was labeled by two people."
+    alike = "" if now["f1"] is None else f", with an F1 of {number(now['f1'], 2)}"
+    return f"{counted(now['images'], 'time')} two people labeled the same image{alike}."

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from tasks.annotation_cost import AnnotationCost
 from tasks.sections import BudgetParams
 
 _TOLERANCE = 1e-9  # ten times 0.1 must fit into 1
@@ -21,9 +22,9 @@ class Batch:
     """Those of ``picked`` that are the uniform draw."""
 
 
-def expected_minutes(expected_boxes: pd.Series, budget: BudgetParams) -> pd.Series:
+def expected_minutes(expected_boxes: pd.Series, pace: AnnotationCost) -> pd.Series:
     """Minutes a person will need per image: opening it, and each box."""
-    return budget.minutes_per_image + expected_boxes * budget.minutes_per_box
+    return pace.minutes_per_image + expected_boxes * pace.minutes_per_box
 
 
 def costs(candidates: pd.DataFrame, budget: BudgetParams) -> dict[str, float]:

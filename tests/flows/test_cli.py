@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from flows.door.refusal import refusal
 from flows.environment import prepare_environment, uses_own_server
+from flows.quarantine import set_aside
 from tasks.paths import Workspace
 from tests.flows.tiny import CLASSES, REPOSITORY, draw_source, environment, gleaner
 
@@ -115,10 +117,9 @@ def test_status_of_a_new_campaign_says_what_comes_first(tiny: Workspace) -> None
 
 
 def test_status_counts_refusals(tiny: Workspace) -> None:
-    tiny.quarantine.mkdir()
-    (tiny.quarantine / "batch-0001-abc.json").write_text('{"where": "image [x]", "reason": "no area"}')
+    set_aside(tiny, [refusal("refused", 1, "no area", {"image_id": "[x]"}), refusal("note", 1, "twice", {})])
     shown = gleaner("status", cwd=tiny.root)
-    assert "Refused labels: 1, in quarantine/" in shown.stdout
+    assert "Refused labels: 1, shown by gleaner quarantine list" in shown.stdout
     assert "image [x]: no area" in shown.stdout
 
 

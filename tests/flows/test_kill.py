@@ -5,13 +5,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from uuid import UUID
 
 import psutil
 import pytest
 from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelling
 
 from flows import data_versions, vcs
+from flows.environment import tracking_uri
+from flows.identity import ProcessIdentity
+from flows.locks import read_holder
 from flows.stage_log import stage_log
+from flows.tracking import PROCESS
+from flows.unfinished import close_unfinished
 from flows.workspaces import night_lock
 from tasks.paths import Workspace
 from tests.flows.tiny import environment, gleaner, trouble
@@ -27,11 +37,11 @@ def until(happens: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def start_night(workspace: Workspace) -> subprocess.Popen[str]:
+def start_night(workspace: Workspace, **changes: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "night"],
         cwd=workspace.root,
-        env=environment(),
+        env=environment(**changes),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -95,7 +105,8 @@ def test_a_night_killed_in_train_and_in_infer_goes_on_and_does_nothing_twice(tin
     assert vcs.git(tiny.root, "status", "--porcelain") == ""
     assert "Round 0 is finished" in finished.stdout
     assert "Report: " in finished.stdout
-    assert finished.stderr == ""
+    assert "was killed; going on where it was" in " ".join(finished.stderr.split())
+    assert "Traceback" not in finished.stderr
 
 
 def test_ctrl_c_takes_the_stage_with_it(tiny: Workspace) -> None:
@@ -120,3 +131,56 @@ def test_a_second_night_says_so_and_leaves(tiny: Workspace) -> None:
     assert second.stderr.count("\n") == 1
     assert "another night is at work" in second.stderr
     assert not (tiny.root / "derived").exists()
+
+
+@pytest.mark.usefixtures("prefect_engine")
+def test_cancel_in_prefects_ui_ends_a_night_that_no_worker_has_started(tiny: Workspace) -> None:
+    api_url = PREFECT_API_URL.value()
+    assert api_url is not None
+    trouble(tiny, "train", "hang")
+    night = start_night(tiny, PREFECT_API_URL=api_url)
+    until(lambda: said(tiny, "train") == 1)
+    children = psutil.Process(night.pid).children(recursive=True)
+    holder = read_holder(tiny.lock.with_name("lock.holder"))
+    assert holder is not None
+    assert holder.identity.pid == night.pid
+    run_id = UUID(holder.notes["flow_runs"])
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run_id, Cancelling())
+        asked_s = time.monotonic()
+        words, _ = night.communicate(timeout=60)
+        assert time.monotonic() - asked_s < 30
+        assert night.returncode == -signal.SIGTERM, words
+        assert client.read_flow_run(run_id).state_name == "Cancelled"
+    assert "Traceback" not in words
+    until(lambda: all_gone(children))
+
+
+@pytest.mark.usefixtures("prefect_engine")
+def test_the_night_after_a_killed_one_closes_what_it_left_open(tiny: Workspace) -> None:
+    """And of another campaign's run, or of a night that lives, it touches nothing."""
+    api_url = PREFECT_API_URL.value()
+    assert api_url is not None
+    trouble(tiny, "train", "hang")
+    night = start_night(tiny, PREFECT_API_URL=api_url)
+    until(lambda: said(tiny, "train") == 1)
+    holder = read_holder(tiny.lock.with_name("lock.holder"))
+    assert holder is not None
+    dead_run = UUID(holder.notes["flow_runs"])
+    night.kill()
+    night.communicate()
+    client = MlflowClient(tracking_uri(tiny.root))
+    campaign = vcs.campaign_id(tiny.root)
+    experiment = client.create_experiment("tiny", tags={"gleaner.campaign": campaign})
+    others = [replace(holder.identity, pid=1), ProcessIdentity.own()]
+    left, *living = (
+        client.create_run(experiment, tags={PROCESS: str(identity)}).info.run_id
+        for identity in (holder.identity, *others)
+    )
+    with night_lock(tiny):  # buries the dead night
+        close_unfinished(tiny)
+    assert client.get_run(left).info.status == "KILLED"
+    assert {client.get_run(run).info.status for run in living} == {"RUNNING"}
+    with get_client(sync_client=True) as prefect:
+        assert prefect.read_flow_run(dead_run).state_name == "Crashed"
+    assert list(tiny.unfinished.iterdir()) == []

@@ -37,7 +37,7 @@ def test_without_labels_the_night_says_so_and_leaves(
     as_a_deployment_would: Any = str(after_two_rounds.root)
     for result in (night(as_a_deployment_would), campaign(after_two_rounds.root, 5)[-1]):
         assert (result.outcome, result.round_number) == ("waiting", 1)
-        assert "none of 3 images is labeled yet" in result.message
+        assert "No new labels" in result.message
     assert vcs.revision(after_two_rounds.root) == before
     assert logs_of(after_two_rounds, 2) == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.process import stream
+from flows.process import TookTooLong, stream
 from tests.flows.tiny import environment
 
 
@@ -52,6 +52,35 @@ def test_an_interruption_ends_the_whole_group(tmp_path: Path) -> None:
     while psutil.pid_exists(pids[0]) and psutil.Process(pids[0]).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+
+
+def test_a_grandchild_gets_the_time_to_keep_its_state_though_its_parent_goes_at_once(tmp_path: Path) -> None:
+    """As DVC, which leaves, and the training below it, which has to write its checkpoint first."""
+    grandchild = (
+        "import pathlib, signal, sys, time\n"
+        "def leave(*_):\n"
+        "    time.sleep(1)\n"
+        "    pathlib.Path('state').write_text('kept')\n"
+        "    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)"
+    )
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
+
+    def take(line: str) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        stream([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, on_line=take)
+    assert (tmp_path / "state").read_text() == "kept"
+
+
+def test_a_child_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    started_s = time.monotonic()
+    with pytest.raises(TookTooLong):
+        run("import time; print(1); time.sleep(60)", [], tmp_path, limit_s=1.0)
+    assert time.monotonic() - started_s < 10
 
 
 def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 
+import flows.promotion
 import flows.publish
 import flows.registry
 import flows.tracking
 from flows import data_versions, vcs
 from flows.environment import tracking_uri
 from flows.ledger import read_ledger
+from flows.promotion_log import broken_line, read_decisions
 from flows.publish import publish, push
-from flows.registry import Registered, decide
 from flows.round_metrics import round_metrics, round_params
 from tasks import files
 from tasks.params import load_params
@@ -30,6 +30,7 @@ def derived_template(two_rounds: Workspace, tmp_path_factory: pytest.TempPathFac
     workspace = Workspace(tmp_path_factory.mktemp("derived") / "tiny")
     shutil.copytree(two_rounds.root, workspace.root)
     vcs.git(workspace.root, "reset", "--quiet", "--mixed", "round-0001~2")  # before `Derive round 1`
+    vcs.git(workspace.root, "checkout", "--quiet", "HEAD", "--", "promotions.jsonl")
     vcs.git(workspace.root, "tag", "--delete", "round-0001")
     shutil.rmtree(workspace.delivery(2))
     workspace.ledger(1).unlink()
@@ -71,14 +72,16 @@ def everything(workspace: Workspace) -> dict[str, Any]:
 
 def test_a_round_is_logged_whole(derived: Workspace) -> None:
     published = publish(derived, load_params(derived.params), 1)
-    assert published.message == "Round 1 is finished: 8 labels, 8 boxes, teacher mAP 18.0."
+    assert published.message.startswith(
+        "Round 1 is finished: 8 labels, 8 boxes, teacher mAP 60.0. Version 1 is champion"
+    )
     client = client_of(derived)
     ledger = read_ledger(derived, 1)
     run = client.get_run(ledger["mlflow"]["run_id"])
     metrics = run.data.metrics
     assert run.info.status == "FINISHED"
-    assert (metrics["teacher/mAP"], metrics["labels"], metrics["boxes"]) == (18.0, 8.0, 8.0)
-    assert metrics["teacher/AP/bright"] == metrics["student/AP/bright"] == 10.0
+    assert (metrics["teacher/mAP"], metrics["labels"], metrics["boxes"]) == (60.0, 8.0, 8.0)
+    assert (metrics["teacher/AP/bright"], metrics["student/AP/bright"]) == (60.0, 50.0)
     assert "teacher/AP/dark" not in metrics  # unknown is not zero
     assert {f"weight_quantiles/entropy/{q}" for q in ("q10", "q50", "q90")} <= set(metrics)
     assert {"seconds/train", "class_weights/bright", "spearman_equal", "mean_weights/overlap"} <= set(metrics)
@@ -112,13 +115,53 @@ def test_inputs_lead_back_to_dvc_and_git(derived: Workspace) -> None:
     assert "dvc.lock" in vcs.git(derived.root, "show", "--name-only", "--format=", revision)
 
 
+def test_ledger_run_and_version_refer_to_each_other(derived: Workspace) -> None:
+    publish(derived, load_params(derived.params), 1)
+    ledger, client = read_ledger(derived, 1), client_of(derived)
+    version = client.get_model_version(ledger["mlflow"]["model_name"], str(ledger["mlflow"]["model_version"]))
+    run = client.get_run(ledger["mlflow"]["run_id"])
+    expected = {
+        "gleaner.ledger_sha256": files.sha256_file(derived.ledger(1)),
+        "gleaner.git_revision": ledger["git_revision"],
+        "gleaner.tag": "round-0001",
+        "gleaner.parent_round": "round-0000",
+        "gleaner.teacher_sha256": files.sha256_file(derived.derived("train") / "teacher.pth"),
+        "gleaner.labels_md5": ledger["stages"]["assemble"]["deps"]["data/labels"],
+    }
+    for tags in (run.data.tags, version.tags):
+        assert {name: tags.get(name) for name in expected} == expected
+    assert "| Labels | 8 images, 8 boxes, in 2 batches |" in run.data.tags["mlflow.note.content"]
+    assert vcs.git(derived.root, "tag", "--list", "--format=%(contents)", "round-0001").endswith(
+        f"Ledger-SHA256: {expected['gleaner.ledger_sha256']}"
+    )
+
+
+def test_a_ledger_says_what_the_round_was_made_of(derived: Workspace) -> None:
+    publish(derived, load_params(derived.params), 1)
+    ledger = read_ledger(derived, 1)
+    assert [(batch["batch"], batch["annotators"]) for batch in ledger["labels"]] == [
+        (0, {"imported": 3}), (1, {"simulated": 3})
+    ]  # fmt: skip
+    assert ledger["labels"][1]["sha256"] == ledger["labels_sha256"]
+    assert ledger["frozen_sha256"]["1"] == files.sha256_file(derived.frozen_batch(1))
+    teacher_before = files.sha256_file(derived.previous / "teacher.pth")
+    assert ledger["previous_model"] == {"round": 0, "model_version": 1, "sha256": teacher_before}
+    assert ledger["teacher"]["started_from_sha256"] is None  # from pretrained weights
+    lock = Path(__file__).parents[2] / "requirements.lock"
+    assert ledger["made_with"]["requirements_lock_sha256"] == files.sha256_file(lock)
+    assert ledger["made_with"]["gleaner"]["dirty"] in (True, False)
+
+
 def test_the_teacher_is_a_version_with_both_aliases(derived: Workspace) -> None:
     publish(derived, load_params(derived.params), 1)
     ledger = read_ledger(derived, 1)["mlflow"]
     client = client_of(derived)
     for alias in ("candidate", "champion"):
         assert int(client.get_model_version_by_alias(ledger["model_name"], alias).version) == ledger["model_version"]
-    assert ledger["promotion"]["why"] == "there is no champion yet"
+    (first, second) = read_decisions(derived)
+    assert (first.why, second.action) == ("there is no champion yet", "promote")
+    assert second.gate is not None
+    assert second.gate["candidate_map"] - second.gate["champion_map"] == 30.0
 
 
 STEPS = [
@@ -126,9 +169,10 @@ STEPS = [
     (flows.tracking, "_log_inputs"),
     (flows.tracking, "register_teacher"),
     (flows.registry, "_log_model"),
-    (flows.registry, "decide"),
     (flows.publish, "write_ledger"),
-    (flows.tracking.RoundRun, "log_ledger"),
+    (flows.tracking.RoundRun, "record"),
+    (flows.promotion, "append_decision"),
+    (flows.publish, "follow_log"),
     (vcs, "set_tag"),
 ]
 
@@ -139,7 +183,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("when", "place"),
-    [*(("before", step) for step in STEPS), ("after", STEPS[3]), ("after", STEPS[-1])],
+    [*(("before", step) for step in STEPS), ("after", STEPS[3]), ("after", STEPS[6]), ("after", STEPS[-1])],
     ids=lambda value: value if isinstance(value, str) else value[1],
 )
 def test_publishing_killed_anywhere_ends_the_same(
@@ -163,6 +207,10 @@ def test_publishing_killed_anywhere_ends_the_same(
     assert found["runs"] == [("round-0001", "FINISHED", "1")]
     assert found["versions"] == [("1", "1")]
     assert found["models"] == 1
+    assert [made.model.round for made in read_decisions(derived)] == [0, 1]
+    assert broken_line(derived) is None
+    name = read_ledger(derived, 1)["mlflow"]["model_name"]
+    assert str(client_of(derived).get_model_version_by_alias(name, "champion").version) == "1"
     assert set(found["histories"][0]) == {1}
     assert found["inputs"] == [["calibration", "labels", "pool", "validation"]]
     assert vcs.git(derived.root, "tag").splitlines() == ["round-0000", "round-0001"]
@@ -220,39 +268,9 @@ def test_data_goes_to_the_default_remote_and_comes_back(after_two_rounds: Worksp
         assert (root / "derived" / "train" / "teacher.pth").read_bytes() == content
 
 
-def reigning(version: int, teacher_map: float, validation: str = "v") -> ModelVersion:
-    tags = {"gleaner.teacher_map": repr(teacher_map), "gleaner.validation_md5": validation}
-    return ModelVersion("m", str(version), 0, tags=[_tag(key, value) for key, value in tags.items()])
-
-
-def _tag(key: str, value: str) -> Any:
-    from mlflow.entities.model_registry import ModelVersionTag
-
-    return ModelVersionTag(key, value)
-
-
-@pytest.mark.parametrize(
-    ("champion", "promoted", "why"),
-    [
-        (None, True, "no champion yet"),
-        (reigning(3, 40.0), True, "mAP 40.00 is not below the champion's 40.00"),
-        (reigning(3, 40.01), False, "mAP 40.00 is below the champion's 40.01"),
-        (reigning(3, 10.0, "another"), False, "another validation set"),
-    ],
-)
-def test_only_a_teacher_that_is_not_worse_on_the_same_images_becomes_champion(
-    champion: ModelVersion | None, promoted: bool, why: str
-) -> None:
-    teacher = Registered("m", "key", 4, Path(), Path(), 40.0, "v")
-    decision = decide(teacher, 7, champion)
-    assert decision["promoted"] is promoted
-    assert why in decision["why"]
-    assert (decision["from"], decision["to"]) == (None if champion is None else 3, 7)
-
-
 def test_class_names_mlflow_refuses_stay_apart(two_rounds: Workspace, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    per_class = {"a(b": 1.0, "a)b": 2.0, "größe": None}
+    per_class = {"a(b": 1.0, "a)b": 2.0, "größe": None, "../x": 3.0, ".": 4.0, "y/": 5.0, "": 6.0, "z" * 99: 7.0}
     measured = {"teacher": {"per_class": per_class}, "student": {"per_class": {}}}
     files.write_json(workspace.derived("evaluate") / "metrics.json", measured)
     figures = {"round": 3, "labels": 5, "teacher": {"mAP": 1.5, "per_class": per_class}, "dwa_why": "words"}
@@ -261,6 +279,11 @@ def test_class_names_mlflow_refuses_stay_apart(two_rounds: Workspace, tmp_path: 
         "teacher/mAP": 1.5,
         "teacher/AP/a_b": 1.0,
         "teacher/AP/a_b 2": 2.0,
+        "teacher/AP/.._x": 3.0,
+        "teacher/AP/_.": 4.0,
+        "teacher/AP/y_": 5.0,
+        "teacher/AP/_": 6.0,
+        f"teacher/AP/{'z' * 80}": 7.0,
     }
 
 

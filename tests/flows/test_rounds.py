@@ -120,8 +120,9 @@ def test_status_shows_rounds_open_delivery_and_next_step(two_rounds: Workspace) 
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"^ +0 +5 ", shown.stdout, re.MULTILINE)
     assert re.search(r"^ +1 +8 ", shown.stdout, re.MULTILINE)
-    assert "Batch 2: 3 images, delivered" in shown.stdout
-    assert "collects batch 2" in shown.stdout
+    assert re.search(r"^Picked images: .*, 3 leased, 0 offered, 0 expired$", shown.stdout, re.MULTILINE)
+    assert "Batch 2: 3 of 3 images open, delivered, leased until" in shown.stdout
+    assert "collects new labels as batch 2" in shown.stdout
 
 
 def test_commits_are_by_gleaner_where_git_knows_nobody(two_rounds: Workspace) -> None:

@@ -10,7 +10,7 @@ from tasks.errors import UserError
 from tasks.params import BudgetParams
 
 CLASSES = ("cat", "dog")
-PACE = BudgetParams(unit="images", amount=3.0, minutes_per_box=0.5, minutes_per_image=0.25)
+PACE = BudgetParams(unit="images", amount=3.0, minutes_per_box=0.5, minutes_per_image=0.25, min_timed_answers=20)
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import os
 import psutil
 import pytest
 
-from flows.stage import StageBusyError, StageError, reproduce
+from flows.stage import reproduce
+from flows.stage_errors import StageBusyError, StageError, StageTimeoutError
 from flows.stage_log import stage_log, stage_seconds
 from tasks.errors import GuardRailError, UserError
 from tasks.paths import Workspace
@@ -79,10 +80,12 @@ def test_a_stage_somebody_else_is_writing_is_tried_again(ready: Workspace) -> No
 
 
 def test_a_stage_that_takes_too_long_is_ended_with_all_its_processes(ready: Workspace) -> None:
+    text = ready.params.read_text()
+    ready.params.write_text(text.replace("stage_timeout_minutes: 720", "stage_timeout_minutes: 0.1"))
     trouble(ready, "train", "hang")
-    with pytest.raises(TimeoutError):
-        reproduce.with_options(timeout_seconds=4, retries=0)(ready.root, "train", 0)
-    assert "train is at work" in stage_log(ready, 0, "train").read_text()
+    with pytest.raises(StageTimeoutError, match=r"longer than nightly.stage_timeout_minutes \(0.1\)"):
+        reproduce(ready.root, "train", 0)
+    assert stage_log(ready, 0, "train").read_text().count("train is at work") == 1
     commands = [
         " ".join(process.info["cmdline"] or ())
         for process in psutil.process_iter(["cmdline", "cwd"])

@@ -183,10 +183,10 @@ def test_the_reading_claims_nothing_from_one_seed(ran: Ran) -> None:
 def test_full_is_trained_on_every_label(ran: Ran) -> None:
     full = files.read_json(ran.study.full_result(1))
     assert full["labels"] == 13
-    assert full["teacher"]["mAP"] == 23.0
+    assert full["teacher"]["mAP"] == 100.0
     summary = files.read_json(ran.study.results / "summary.json")
-    assert summary["full_map"] == {"1": 23.0}
-    # from 15 mAP at 5 labels to 18 at 8: 90 % of 23 is 20.7
+    assert summary["full_map"] == {"1": 100.0}
+    # from 30 mAP at 5 labels to 60 at 8: 90 % of 100 is not reached
     assert summary["arms"]["random"]["labels_needed"]["0.90"] == {"by_seed": {"1": None}, "median": None}
 
 
@@ -197,7 +197,7 @@ def test_mlflow_holds_the_study_and_its_nights_in_one_database(ran: Ran) -> None
     assert study is not None
     (run,) = client.search_runs([study.experiment_id])
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["random/last mAP"] == 18.0
+    assert run.data.metrics["random/last mAP"] == 60.0
     assert run.data.metrics["supervised minus random/last mAP"] == 0.0
     nights = [e.experiment_id for e in client.search_experiments() if e.name.startswith("seed-1-")]
     assert len(nights) == len(ARMS)

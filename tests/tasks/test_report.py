@@ -190,6 +190,61 @@ def test_history_is_the_earlier_one_and_this_round(made_up_campaign):
     assert history[-1]["mean_uncertainty"] == pytest.approx(sum(weights) / len(weights))
 
 
+def write_answers(workspace: Workspace, *annotators: str) -> None:
+    """Everybody keeps one of two pre-drawn boxes of an image, takes out the other and draws a third."""
+    predrawn = [{"category": "zero", "xyxy_px": [x, 0, x + 9, 9]} for x in (0, 20)]
+    answers = [
+        {
+            "image_id": "a" * 16, "status": "labeled",
+            "boxes": [predrawn[0], {"category": "one", "xyxy_px": [50, 0, 60, 9]}],
+            "annotator": annotator, "finished_at": f"2026-03-01T10:00:0{n}+00:00", "seconds_spent": 30.0,
+            "offered_in": 3, "predrawn": predrawn,
+        }
+        for n, annotator in enumerate(annotators)
+    ]  # fmt: skip
+    path = workspace.label_batch(3)
+    files.write_json(path, {**files.read_json(path), "images": answers[-1:], "others": answers[:-1]})
+
+
+def test_agreement_is_told_in_words_and_by_annotator(made_up_campaign):
+    workspace = made_up_campaign()
+    assert "No answer of the newest batch says what boxes it started from." in words_of(made(workspace))
+    write_answers(workspace, "ann", "<b>bob</b>")
+    page = made(workspace)
+    text = words_of(page)
+    assert (
+        "Of 4 pre-drawn boxes 2 were kept, 0 were moved, 0 were renamed and 2 were removed; 2 boxes were added." in text
+    )
+    assert "F1 by round: 0.67, 0.67, 0.67, 0.50." in text
+    assert "1 time two people labeled the same image, with an F1 of 1.00." in text
+    html = (workspace.derived("report") / "report.html").read_text(encoding="utf-8")
+    cells = " ".join(re.sub(r"<[^>]+>", " ", html).split())
+    assert "&lt;b&gt;bob&lt;/b&gt; 1 1 0 0 1 1 0.50 1.00" in cells
+    assert "Together 2 2 0 0 2 2 0.50 1.00" in cells
+    assert (page.unbalanced, page.open) == ([], [])
+    now = files.read_json(workspace.derived("report") / "history.json")[-1]
+    assert now["agreement"]["with_predrawn"]["annotators"]["ann"]["f1"] == 0.5
+    assert now["agreement"]["between_annotators"]["f1"] == 1.0
+
+
+def test_a_history_from_before_agreement_was_measured_is_no_obstacle(made_up_campaign):
+    workspace = made_up_campaign()
+    path = workspace.previous / "history.json"
+    old = [
+        {k: v for k, v in entry.items() if k not in ("agreement", "annotation_cost")} for entry in files.read_json(path)
+    ]
+    files.write_json(path, old)
+    write_answers(workspace, "ann")
+    text = words_of(made(workspace))
+    assert "F1 by round" not in text
+    assert "No image of the newest batch was labeled by two people." in text
+
+
+def test_the_cost_of_the_next_batch_says_where_it_comes_from(made_up_campaign):
+    text = words_of(made(made_up_campaign()))
+    assert "of work, at 0.25 minutes an image and 0.50 a box (fitted to 43 answers)." in text
+
+
 def test_page_grows_from_its_own_history(made_up_campaign):
     """The next round starts from what this one wrote."""
     workspace = made_up_campaign(rounds=1)

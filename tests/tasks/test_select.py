@@ -23,7 +23,7 @@ from tasks.sections import BudgetParams, SelectParams
 from tasks.select import select
 
 ROOT = Path(__file__).parents[2]
-IMAGES_24 = BudgetParams(unit="images", amount=24.0, minutes_per_box=0.5, minutes_per_image=0.2)
+IMAGES_24 = BudgetParams(unit="images", amount=24.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_answers=20)
 UNCERTAINTY = SelectParams(strategy="uncertainty", explore_frac=0.1)
 
 
@@ -54,7 +54,9 @@ def write_inputs(
     workspace = Workspace(root)
     unlabeled = {"image_id": ids, "uri": ids, "width_px": [64] * count, "height_px": [64] * count}
     paths = {
+        "labels": workspace.labels,
         "unlabeled": workspace.derived("assemble") / "unlabeled.parquet",
+        "leased": workspace.derived("assemble") / "leased.json",
         "infer": workspace.derived("infer"),
         "scores": workspace.derived("score") / "scores.parquet",
         "weights": workspace.derived("weigh") / "weights.parquet",
@@ -65,8 +67,25 @@ def write_inputs(
         ("weights", weighed, WEIGHTS),
     ]:
         files.write_table(paths[name], pa.table(table, schema=schema).take(rows))
+    files.write_json(paths["leased"], [])
+    write_answers(workspace, [])
     _write_shards(paths["infer"], [*ids, "ffff", "eeee"], [*boxes, 3, 3], [*rows, count, count + 1], shard)
     return paths
+
+
+def write_answers(workspace: Workspace, timed: list[tuple[int, float]]) -> None:
+    """A label batch with boxes and minutes of each answer."""
+    box = {"category": "a", "xyxy_px": [0, 0, 9, 9]}
+    images = [
+        {
+            "image_id": f"{number:015x}x", "status": "labeled" if boxes else "empty", "boxes": [box] * boxes,
+            "annotator": "ann", "finished_at": "2026-03-01T10:00:00+00:00", "seconds_spent": 60 * minutes,
+            "offered_in": 0,
+        }
+        for number, (boxes, minutes) in enumerate(timed)
+    ]  # fmt: skip
+    batch = {"batch": 0, "provider": "test", "collected_at": "2026-03-02T00:00:00+00:00", "images": images}
+    files.write_json(workspace.label_batch(0), batch)
 
 
 def _write_shards(folder: Path, ids: list[str], boxes: list[int], rows: list[int], size: int) -> None:
@@ -156,6 +175,17 @@ def test_empty_pool_gives_an_empty_selection_and_no_error(tmp_path, caplog):
     assert "nothing to select" in caplog.text
 
 
+def test_what_the_annotators_have_already_is_not_picked_again(tmp_path, caplog):
+    paths = write_inputs(tmp_path, 8)
+    everything = image_ids(8)
+    files.write_json(paths["leased"], everything[:5])
+    with caplog.at_level(logging.INFO):
+        summary = select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    assert sorted(row["image_id"] for row in selected(tmp_path / "out")) == everything[5:]
+    assert (summary["leased"], summary["candidates"], summary["picked"]) == (5, 3, 3)
+    assert "5 unlabeled images are with the annotators" in caplog.text
+
+
 def test_no_shard_at_all_is_an_empty_pool_too(tmp_path):
     paths = write_inputs(tmp_path, 0)
     for shard in paths["infer"].iterdir():
@@ -170,10 +200,38 @@ def test_unscored_image_is_named(tmp_path):
         select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
 
 
+@pytest.mark.parametrize("unit", ["images", "boxes", "minutes"])
+def test_measured_times_take_the_place_of_the_parameters(tmp_path, unit, caplog):
+    paths = write_inputs(tmp_path, 60)
+    write_answers(Workspace(tmp_path), [(n % 7, 1.0 + 2.0 * (n % 7)) for n in range(30)] + [(1, 90.0)])
+    budget = IMAGES_24.model_copy(update={"unit": unit, "amount": 20.0})
+    with caplog.at_level(logging.INFO):
+        summary = select(UNCERTAINTY, budget, 7, **paths, out=tmp_path / "out")
+    cost = summary["annotation_cost"]
+    assert (cost["minutes_per_image"], cost["minutes_per_box"]) == (1.0, 2.0)
+    assert (cost["fitted"], cost["timed_answers"], cost["left_out"]) == (True, 31, 1)
+    assert "1 minutes per image and 2 per box: fitted to 30 answers with a measured time; 1 that" in caplog.text
+    rows = selected(tmp_path / "out")
+    for row in rows:
+        assert row["expected_minutes"] == pytest.approx(1.0 + 2.0 * row["expected_boxes"])
+    if unit == "minutes":  # with the parameters' 0.2 and 0.5 four times as many images would fit
+        assert 12 <= sum(row["expected_minutes"] for row in rows) <= 20
+    elif unit == "images":
+        assert len(rows) == 20
+
+
+def test_without_enough_measured_times_the_parameters_count_and_the_summary_says_so(tmp_path):
+    paths = write_inputs(tmp_path, 30)
+    write_answers(Workspace(tmp_path), [(n, 9.0) for n in range(19)])
+    cost = select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")["annotation_cost"]
+    assert (cost["minutes_per_image"], cost["minutes_per_box"], cost["fitted"]) == (0.2, 0.5, False)
+    assert "are 19, fewer than budget.min_timed_answers (20)" in cost["why"]
+
+
 @pytest.mark.parametrize("unit", ["boxes", "minutes"])
 def test_one_image_is_picked_even_if_it_alone_is_over_budget(tmp_path, unit):
     paths = write_inputs(tmp_path, 30)
-    budget = BudgetParams(unit=unit, amount=0.01, minutes_per_box=0.5, minutes_per_image=0.2)
+    budget = BudgetParams(unit=unit, amount=0.01, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_answers=20)
     assert select(UNCERTAINTY, budget, 7, **paths, out=tmp_path / "out")["picked"] == 1
 
 
@@ -190,7 +248,7 @@ def test_result_is_within_budget_deterministic_and_blind_to_row_order(
     tmp_path, unit, amount, seed, strategy, explore_frac, shuffle
 ):
     params = SelectParams(strategy=strategy, explore_frac=explore_frac)
-    budget = BudgetParams(unit=unit, amount=amount, minutes_per_box=0.5, minutes_per_image=0.2)
+    budget = BudgetParams(unit=unit, amount=amount, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_answers=20)
     paths, shuffled = (
         write_inputs(tmp_path / "a", 40),
         write_inputs(tmp_path / "b", 40, shuffle=shuffle, shard=5),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tasks.annotation_cost import annotation_cost
 from tasks.contracts import SCORES, WEIGHTS
 from tasks.sections import BudgetParams, SelectParams
 from tasks.strategies.base import drawn
@@ -139,9 +140,9 @@ def test_registry_holds_every_name_that_params_allow():
 
 @pytest.mark.parametrize(("unit", "expected"), [("images", [1.0, 1.0]), ("boxes", [1.0, 4.0]), ("minutes", [0.2, 2.2])])
 def test_costs_by_unit(unit, expected):
-    budget = BudgetParams(unit=unit, amount=10.0, minutes_per_box=0.5, minutes_per_image=0.2)
+    budget = BudgetParams(unit=unit, amount=10.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_answers=20)
     table = candidates_of({"a": 0.1, "b": 0.2}, expected_boxes=[0.0, 4.0])
-    table["expected_minutes"] = expected_minutes(table["expected_boxes"], budget)
+    table["expected_minutes"] = expected_minutes(table["expected_boxes"], annotation_cost([], budget))
     assert list(costs(table, budget).values()) == pytest.approx(expected)
 
 
@@ -149,7 +150,9 @@ def test_costs_by_unit(unit, expected):
 def test_images_without_detections_do_not_fill_a_box_budget_for_free(nothing, amount):
     assume(len(nothing) > amount)
     table = candidates_of({f"{i:02d}": 0.5 for i in range(len(nothing))}, expected_boxes=nothing)
-    budget = BudgetParams(unit="boxes", amount=float(amount), minutes_per_box=0.5, minutes_per_image=0.2)
+    budget = BudgetParams(
+        unit="boxes", amount=float(amount), minutes_per_box=0.5, minutes_per_image=0.2, min_timed_answers=20
+    )
     order = list(table.index)
     assert len(fill(order, order, costs(table, budget), amount=amount, explore_frac=0).picked) == amount
 

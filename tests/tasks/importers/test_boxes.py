@@ -51,3 +51,14 @@ def test_class_names_lose_blanks_and_refuse_control_characters() -> None:
     for name in ("", "   ", "a\nb", "x" * 101):
         with pytest.raises(BoxProblem, match="class name"):
             checked_class_name(name)
+
+
+@pytest.mark.parametrize(("corners", "passes"), [((98, 10, 101, 20), True), ((99, 10, 101, 20), False)])
+def test_the_shortest_side_is_measured_inside_the_image(
+    corners: tuple[float, float, float, float], passes: bool
+) -> None:
+    if passes:
+        assert checked_box("a", corners, 100, 80, min_side_px=2.0)[1]
+    else:
+        with pytest.raises(BoxProblem, match="1 x 10 px, expected sides of at least 2 px"):
+            checked_box("a", corners, 100, 80, min_side_px=2.0)

@@ -1,0 +1,133 @@
+"""Checks on labels and images."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+from flows.doctor.context import Context
+from flows.doctor.finding import Finding, NotTriedError, failed, passed, warned
+from tasks import files
+from tasks.contracts import ANNOTATED, POOL
+from tasks.errors import UserError
+from tasks.images import ImageProblem, inspect_image
+from tasks.label_store import Answer, check_answer, read_labels
+from tasks.object_store import is_object_uri, read_object
+from tasks.paths import image_id_of, resolve_uri
+
+_SAMPLE = 64
+_STORED_SAMPLE = 16
+_DECODED_FOR_THEIR_SIZE = 300
+_NO_LIMIT_PX = 10**9
+
+
+def check_labels(context: Context) -> Finding:
+    """The label store is whole, knows its images, and no box leaves its image."""
+    if context.classes is None:
+        raise NotTriedError("classes in params.yaml are unreadable")
+    store = read_labels(context.workspace.labels)
+    known = {row["image_id"]: row for row in context.index}
+    unknown = [image_id for image_id in store.answers if image_id not in known]
+    if unknown:
+        return failed(
+            f"{len(unknown)} labeled images are not in the pool's index, the first is {unknown[0]}",
+            "Restore data/index.parquet (dvc checkout), or the label batch (git checkout -- data/labels).",
+        )
+    sizes_px = _sizes_px(context, store.answers, known)
+    problems = [problem for answer in store.answers.values() if (problem := _problem(answer, sizes_px, context))]
+    if problems:
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        return failed(f"{problems[0].where}: {problems[0].problem}{more}", problems[0].fix)
+    measured = f" ({len(sizes_px)} held against their image)" if len(sizes_px) < len(store.answers) else ""
+    return passed(f"{len(store.answers)} labeled images in {store.newest_batch + 1} batches{measured}")
+
+
+def check_sets(context: Context) -> Finding:
+    """Validation and calibration images are nobody's training images."""
+    labeled = set(read_labels(context.workspace.labels).answers)
+    counts = {}
+    for name, path in (("validation", context.workspace.val), ("calibration", context.workspace.calibration)):
+        ids = set(files.read_table(path, ANNOTATED)["image_id"].to_pylist())
+        leaked = sorted(ids & labeled)
+        if leaked:
+            return failed(
+                f"{len(leaked)} {name} images are labeled for training too, the first is {leaked[0]}",
+                "Restore the file (git checkout, dvc checkout): these sets are fixed for the whole campaign.",
+            )
+        counts[name] = len(ids)
+    if not counts["validation"]:
+        return failed("validation images are 0, expected at least 1", "Restore data/val.parquet from git.")
+    return passed(f"{counts['validation']} validation and {counts['calibration']} calibration images, none trained on")
+
+
+def check_images(context: Context) -> Finding:
+    """A sample of the pool is there with the bytes the index says; another sample each day."""
+    stored = [row for row in context.index if is_object_uri(row["uri"])]
+    local = [row for row in context.index if not is_object_uri(row["uri"])]
+    draw = random.Random(datetime.now(UTC).date().toordinal())
+    sample = draw.sample(local, min(_SAMPLE, len(local))) + draw.sample(stored, min(_STORED_SAMPLE, len(stored)))
+    with ThreadPoolExecutor() as threads:
+        problems = [problem for problem in threads.map(lambda row: _image_problem(context, row), sample) if problem]
+    if problems:
+        return failed(
+            f"{len(problems)} of {len(sample)} sampled images are not as the index says: {problems[0]}",
+            "Bring them back with dvc checkout or dvc pull, in a store from its versions or backup; gleaner pool sync "
+            "tells all changes. A night would set them aside and go on with fewer.",
+        )
+    return passed(f"{len(sample)} of {len(context.index)} images read, bytes as in the index")
+
+
+def check_pool(context: Context) -> Finding:
+    """How many images are left to choose from, in nights."""
+    if context.round_number is None:
+        raise NotTriedError("the label batches are broken")
+    held = set(files.read_table(context.workspace.calibration, ANNOTATED)["image_id"].to_pylist())
+    left = len({row["image_id"] for row in context.index} - set(read_labels(context.workspace.labels).answers) - held)
+    if not left:
+        return warned("no unlabeled image is left", "Add images to the pool, or end the campaign here.")
+    return passed(f"{left} images without a label")
+
+
+def _sizes_px(
+    context: Context, answers: dict[str, Answer], known: dict[str, dict[str, Any]]
+) -> dict[str, tuple[int, int]]:
+    """Width and height as prepare measured them; before the first night, of the images themselves."""
+    prepared = context.workspace.derived("prepare") / "pool.parquet"
+    measured: Sequence[dict[str, Any]] = files.read_table(prepared, POOL).to_pylist() if prepared.is_file() else []
+    sizes = {row["image_id"]: (row["width_px"], row["height_px"]) for row in measured if row["image_id"] in answers}
+    for image_id in [image_id for image_id in answers if image_id not in sizes][:_DECODED_FOR_THEIR_SIZE]:
+        try:
+            path = resolve_uri(context.workspace.root, known[image_id]["uri"])
+            facts = inspect_image(path, max_pixels=_NO_LIMIT_PX)
+        except (ImageProblem, ValueError):
+            continue  # the check on images says so
+        sizes[image_id] = (facts.width_px, facts.height_px)
+    return sizes
+
+
+def _problem(answer: Answer, sizes_px: dict[str, tuple[int, int]], context: Context) -> UserError | None:
+    if answer.label.image_id not in sizes_px:
+        return None
+    try:
+        check_answer(answer, sizes_px, context.classes or ())
+    except UserError as error:
+        return error
+    return None
+
+
+def _image_problem(context: Context, row: dict[str, Any]) -> str | None:
+    uri = row["uri"]
+    try:
+        if is_object_uri(uri):
+            digest = hashlib.sha256(read_object(uri)).hexdigest()
+        else:
+            digest = files.sha256_file(resolve_uri(context.workspace.root, uri))
+    except (UserError, ValueError) as error:
+        return str(error).rstrip(".")
+    except OSError as error:
+        return f"{uri} cannot be read ({error.strerror})"
+    if digest != row["sha256"] or image_id_of(digest) != row["image_id"]:
+        return f"{uri} has the SHA-256 {digest[:12]}…, expected {row['sha256'][:12]}…"
+    return None

@@ -1,0 +1,67 @@
+"""``python -m flows.doctor.probe_tracking``: write and read a run with an artifact in MLflow, then delete it.
+
+The run lives in an experiment of its own, so no campaign's figures ever see it. Prints one JSON object; ends
+with code 1 and one line where it cannot.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from flows.environment import tracking_uri
+from flows.tracking import quiet
+
+EXPERIMENT = "gleaner-doctor"
+_METRIC, _VALUE = "doctor", 1.0
+_NOTE = "doctor.txt"
+
+
+def main() -> None:
+    """Try the MLflow of the campaign in the current folder."""
+    quiet()
+    started_s = time.monotonic()
+    try:
+        _try(MlflowClient(tracking_uri(Path.cwd())))
+    except Exception as error:  # of the client, its database driver or its artifact store: it becomes one line
+        said = next((line for line in str(error).splitlines() if line.strip()), "")
+        sys.stderr.write(f"{type(error).__name__}: {said}\n")
+        sys.exit(1)
+    sys.stdout.write(json.dumps({"seconds": round(time.monotonic() - started_s, 2)}) + "\n")
+
+
+def _try(client: MlflowClient) -> None:
+    run = client.create_run(_experiment(client), run_name=EXPERIMENT)
+    try:
+        client.log_metric(run.info.run_id, _METRIC, _VALUE)
+        client.log_text(run.info.run_id, EXPERIMENT, _NOTE)
+        found = client.get_run(run.info.run_id).data.metrics.get(_METRIC)
+        listed = [item.path for item in client.list_artifacts(run.info.run_id)]
+        if found != _VALUE or listed != [_NOTE]:
+            raise MlflowException(f"the run came back with {found} and {listed}, expected what was written")
+        artifacts: Any = get_artifact_repository(str(run.info.artifact_uri))
+        artifacts.delete_artifacts(_NOTE)
+    finally:
+        client.set_terminated(run.info.run_id)
+        client.delete_run(run.info.run_id)
+
+
+def _experiment(client: MlflowClient) -> str:
+    """The doctor's own experiment; a server knows where artifacts go, a local database has to be told."""
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+    local = tracking_uri(Path.cwd()).startswith("sqlite:")
+    location = (Path.cwd() / "mlartifacts").as_uri() if local else None
+    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Checks on what is elsewhere: DVC's remote, MLflow, the label provider, and the detector in its own process."""
+
+import shutil
+
+from flows import vcs
+from flows.data_versions import has_default_remote
+from flows.deliveries import all_deliveries
+from flows.doctor.child import probe
+from flows.doctor.context import Context
+from flows.doctor.finding import Finding, NotTriedError, failed, passed, warned
+from flows.environment import tracking_uri
+from flows.providers.base import LabelProvider
+from flows.providers.choose import choose_provider
+from flows.secrets import without_secrets
+from tasks.errors import UserError
+
+REMOTE_LIMIT_S = 60.0
+TRACKING_LIMIT_S = 60.0
+DETECTOR_LIMIT_S = 240.0
+_MIB = 1 << 20
+_ANSWER_SOON = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+
+
+def check_remote(context: Context) -> Finding:
+    """An object can be written to, read from and deleted in DVC's default remote."""
+    root = context.workspace.root
+    if not has_default_remote(root):
+        return warned(
+            "no DVC remote: images, detections and models are on this disk only",
+            "Set one up: dvc remote add --default NAME URL; the next night pushes everything.",
+        )
+    try:
+        answer = probe("flows.doctor.probe_remote", [], cwd=root, limit_s=REMOTE_LIMIT_S - 5)
+    except UserError as error:
+        fix = "Check address, credentials (AWS_*) and permissions; dvc push says more."
+        return failed(f"the default remote is not writable ({error.problem})", fix)
+    left_out = _rounds_without_remote(context)
+    if left_out:
+        found = f"{answer['remote']} is writable, and DVC leaves out {len(left_out)} rounds, the first is {left_out[0]}"
+        fix = "They were published before it was set up; docs/operations.md, 'A remote that came later', sends them."
+        return warned(found, fix)
+    return passed(f"{answer['remote']}: an object written, read and deleted in {answer['seconds']} s")
+
+
+def check_tracking(context: Context) -> Finding:
+    """A run with an artifact can be written to, read from and deleted in MLflow."""
+    root = context.workspace.root
+    where = without_secrets(tracking_uri(root))
+    try:
+        answer = probe("flows.doctor.probe_tracking", [], cwd=root, limit_s=TRACKING_LIMIT_S - 5, env=_ANSWER_SOON)
+    except UserError as error:
+        fix = "Start MLflow, or correct MLFLOW_TRACKING_URI; a night would derive the round and stop before its tag."
+        return failed(f"{where} is not writable ({error.problem})", fix)
+    return passed(f"{where}: a run written, read and deleted in {answer['seconds']} s")
+
+
+def check_provider(context: Context) -> Finding:
+    """The label provider answers, takes our token and could take a batch."""
+    provider = _provider(context)
+    provider.check()
+    return passed(f"{provider.name} is ready")
+
+
+def check_open_work(context: Context) -> Finding:
+    """The provider knows the deliveries that are out."""
+    provider = _provider(context)
+    out = [delivery for delivery in all_deliveries(context.workspace) if delivery.state == "delivered"]
+    if not out:
+        return passed("nothing is with the annotators")
+    said = []
+    for delivery in out:
+        progress = provider.status(delivery)
+        said.append(f"batch {delivery.batch}: {progress.finished} of {progress.finished + progress.open} finished")
+    return passed("; ".join(said))
+
+
+def check_detector(context: Context) -> Finding:
+    """The newest weights load and find boxes on one image, on the device the night will use."""
+    try:
+        params = context.params
+    except UserError:
+        raise NotTriedError("params.yaml is broken") from None
+    del params
+    found = probe("tasks.probe", [], cwd=context.workspace.root, limit_s=DETECTOR_LIMIT_S - 5)
+    what = (
+        f"{found['weights']} loaded in {found['load_seconds']:.1f} s, one image in {found['forward_seconds']:.2f} s "
+        f"on {found['device_name']}; {found['peak_memory_bytes'] // _MIB} MiB at the most"
+    )
+    if found["device"] == "cpu" and shutil.which("nvidia-smi"):
+        fix = "The driver is too old for this torch, or CUDA_VISIBLE_DEVICES hides the GPU."
+        return failed(f"{what}; this machine has an NVIDIA driver and torch sees no GPU", fix)
+    return passed(what)
+
+
+def _rounds_without_remote(context: Context) -> list[str]:
+    """Tags whose own DVC configuration names no remote: ``dvc push --all-tags`` reads each round's, and skips those."""
+    root = context.workspace.root
+    tags = vcs.git(root, "tag", "--list", "round-*").split()
+    configs = vcs.git(root, "rev-parse", *(f"{tag}:.dvc/config" for tag in tags)).split() if tags else []
+    has_remote = {blob: "remote" in vcs.git(root, "cat-file", "blob", blob) for blob in set(configs)}
+    return [tag for tag, blob in zip(tags, configs, strict=True) if not has_remote[blob]]
+
+
+def _provider(context: Context) -> LabelProvider:
+    try:
+        return choose_provider(context.workspace, context.params)
+    except UserError as error:
+        if error.where == str(context.workspace.params):
+            raise NotTriedError("params.yaml is broken") from None
+        raise

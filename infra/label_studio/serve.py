@@ -1,0 +1,64 @@
+"""Starts Label Studio on this machine's loopback, unattended, and stays until it is told to stop.
+
+Reads  the images below --files, which the server hands to annotators' browsers
+Writes --data: database, uploads, server.log and account.env (the first user's password and token; mode 0600)
+
+Run it from the root of the repository: ``python -m infra.label_studio.serve --data DIR --files DIR``. It installs Label
+Studio first where that has not been done.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.label_studio.account import FILE, account_in
+from infra.label_studio.install import InstallError, install
+from infra.label_studio.service import label_studio
+from infra.stack import processes
+from infra.stack.ports import require_free
+from infra.stack.service import StackError
+from tasks.errors import UserError
+
+PORT = 9580
+"""Outside of 8000 to 8999, where Prefect puts its temporary servers."""
+
+
+def serve(
+    data: Annotated[Path, typer.Option(help="Folder of its database; made where it is missing.")],
+    files: Annotated[Path, typer.Option(help="Folder that the campaigns lie in.", exists=True, file_okay=False)],
+    port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = PORT,
+) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    data, files, log = data.absolute(), files.resolve(), data.absolute() / "server.log"
+    require_free("label-studio", (port,))
+    program = install()
+    account = account_in(data, os.environ)
+    service = label_studio(program, data, files, port, account)
+    service.prepare()
+    print("Label Studio: starting; the very first time takes a minute or two", flush=True)
+    process, record = processes.start(service, log, with_us=True), data / "process.json"
+    processes.remember(record, process.pid)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        processes.wait_until_ready(service, process, log)
+        print(f"Label Studio: {service.url}, user {account.email}", flush=True)
+        print(f"Its password and token: {data / FILE}", flush=True)
+        raise StackError(
+            service.name, f"the server ended with code {process.wait()}, expected it to stay", f"Log: {log}."
+        )
+    finally:
+        processes.end(record, service.stop_signal, service.stop_patience_s)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(serve)
+    except (InstallError, UserError) as error:
+        sys.exit(f"infra/label_studio: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"infra/label_studio: pip ended with {error.returncode}; its own words are above.")

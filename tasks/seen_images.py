@@ -1,0 +1,116 @@
+"""Images opened and measured once: what was found is kept under the version of the file or object it was found in.
+
+Asking a hundred thousand objects for their versions takes a hundred requests; fetching them takes a night.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import astuple, fields
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from tasks.image_cache import ImageCache
+from tasks.images import ImageFacts, ImageProblem, inspect_image
+from tasks.object_store import MissingObjectError, ObjectFacts, list_objects, split_uri
+from tasks.paths import Workspace
+
+_LENGTH_OF_REFUSAL = 2
+
+
+class SeenImages:
+    """Facts about images by (uri, version), kept in a file that only speeds things up."""
+
+    def __init__(self, record: Path, fetch: Callable[[str], Path]) -> None:
+        """Read what earlier calls found.
+
+        Args:
+            record: one JSON list a line, appended to; may be deleted at any time.
+            fetch: gives the local file of an uri.
+        """
+        self._record, self._fetch, self._lock = record, fetch, Lock()
+        self._known: dict[tuple[str, str], ImageFacts] = {}
+        self._refused: dict[tuple[str, str, int], str] = {}
+        """Why an image is none, by its limit in pixels too."""
+        if record.is_file():
+            for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, TypeError):  # the last line of a killed process
+                    self._learn(*json.loads(line))
+
+    def inspect(self, uri: str, version: str, *, max_pixels: int) -> ImageFacts:
+        """Hash and fully decode one image, unless these very bytes were seen before.
+
+        Args:
+            uri: of the image.
+            version: changes whenever its bytes do.
+            max_pixels: images with more are refused.
+
+        Raises:
+            ImageProblem: gone by now, no known format, too large, broken, or not 8 bits deep.
+            ObjectStoreError: away or refused.
+        """
+        reason = self._refused.get((uri, version, max_pixels))
+        if reason:
+            raise ImageProblem(reason)
+        facts = self._known.get((uri, version))
+        if facts is None or facts.width_px * facts.height_px > max_pixels:
+            facts = self._look(uri, version, max_pixels)
+            self._remember(uri, version, *astuple(facts))
+        return facts
+
+    def _look(self, uri: str, version: str, max_pixels: int) -> ImageFacts:
+        try:
+            path = self._fetch(uri)
+        except MissingObjectError as error:
+            raise ImageProblem(error.problem) from None
+        try:
+            return inspect_image(path, max_pixels=max_pixels)
+        except ImageProblem as problem:
+            cause = problem.__context__
+            passes = isinstance(cause, OSError) and cause.errno is not None  # the disk's fault, not the image's
+            if path.is_file() and not passes:
+                self._remember(uri, version, max_pixels, str(problem))
+            raise
+
+    def _learn(self, uri: str, version: str, *found: Any) -> None:
+        if len(found) == len(fields(ImageFacts)):
+            self._known[uri, version] = ImageFacts(*found)
+        elif len(found) == _LENGTH_OF_REFUSAL:
+            self._refused[uri, version, found[0]] = found[1]
+
+    def _remember(self, uri: str, version: str, *found: Any) -> None:
+        line = json.dumps([uri, version, *found]) + "\n"
+        with self._lock:
+            self._learn(uri, version, *found)
+            self._record.parent.mkdir(parents=True, exist_ok=True)
+            with self._record.open("a", encoding="utf-8") as stream:
+                stream.write(line)
+
+
+def seen_objects(workspace: Workspace, cache: ImageCache) -> SeenImages:
+    """What is known about the objects of a campaign, whose version is their ETag."""
+    return SeenImages(workspace.scratch("seen") / "objects.jsonl", lambda uri: cache.admit(uri)[0])
+
+
+def seen_files(workspace: Workspace) -> SeenImages:
+    """What is known about the files of a directory that a campaign takes its images from; uris are their paths."""
+    return SeenImages(workspace.scratch("seen") / "files.jsonl", Path)
+
+
+def listed_objects(uris: Iterable[str]) -> Mapping[str, ObjectFacts]:
+    """Which of these objects are there, by uri, with a thousand a request instead of one.
+
+    Raises:
+        ObjectStoreError: away, refused, or no such bucket.
+    """
+    wanted = set(uris)
+    keys_of: dict[str, list[str]] = {}
+    for uri in wanted:
+        bucket, key = split_uri(uri)
+        keys_of.setdefault(bucket, []).append(key)
+    # Letter by letter and then back to the last slash: keys are no paths, a//b is not a/b.
+    folders = {bucket: os.path.commonprefix(keys).rpartition("/")[0] for bucket, keys in keys_of.items()}  # noqa: RUF071
+    prefixes = [f"s3://{bucket}/{folder}" for bucket, folder in folders.items()]
+    return {facts.uri: facts for prefix in prefixes for facts in list_objects(prefix) if facts.uri in wanted}

@@ -1,0 +1,137 @@
+"""A label tool as a file: what it was given, what people did in it. It survives the death of a night, as a server does.
+
+It does what ``flows.providers.base`` asks of a provider, and notices what must never happen: a batch delivered
+twice as two, an image open in two batches.
+"""
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flows.providers.base import Delivery, LabelingProgress, ProviderError, Returned
+
+_T = TypeVar("_T")
+_START = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def nothing(_: str) -> None:
+    """No trouble."""
+
+
+class LabelTool:
+    """``before`` and ``after`` are called around each call's effect with the call's name; they may raise."""
+
+    name = "tool"
+
+    def __init__(
+        self, path: Path, before: Callable[[str], None] = nothing, after: Callable[[str], None] = nothing
+    ) -> None:
+        self.path, self.before, self.after = path, before, after
+        if not path.is_file():
+            self._write({"minutes": 0, "batches": {}})
+
+    # --- as a provider ---
+
+    def check(self) -> None:
+        self._around("check", lambda: None)
+
+    def deliver(self, delivery: Delivery) -> str:
+        def effect() -> str:
+            content = self.content
+            known = content["batches"].get(str(delivery.batch))
+            assert known is None or known["key"] == delivery.key, f"batch {delivery.batch} was delivered twice, as two"
+            if known is None:
+                taken = self.open_images() & set(delivery.image_ids)
+                assert not taken, f"images are open in two batches: {taken}"
+                tasks = {image_id: {"open": True, "answer": None} for image_id in delivery.image_ids}
+                content["batches"][str(delivery.batch)] = {"key": delivery.key, "tasks": tasks}
+                self._write(content)
+            return f"batch {delivery.batch}"
+
+        return self._around("deliver", effect)
+
+    def status(self, delivery: Delivery) -> LabelingProgress:
+        def effect() -> LabelingProgress:
+            tasks = self._tasks(self.content, delivery.batch).values()
+            finished = sum(task["answer"] is not None for task in tasks)
+            return LabelingProgress(finished, sum(task["open"] for task in tasks))
+
+        return self._around("status", effect)
+
+    def collect(self, delivery: Delivery) -> Sequence[Returned]:
+        def effect() -> Sequence[Returned]:
+            tasks = self._tasks(self.content, delivery.batch).values()
+            return [task["answer"] for task in tasks if task["answer"] is not None]
+
+        return self._around("collect", effect)
+
+    def withdraw(self, delivery: Delivery, image_ids: Collection[str]) -> None:
+        def effect() -> None:
+            content = self.content
+            for image_id in image_ids:
+                self._tasks(content, delivery.batch)[image_id]["open"] = False
+            self._write(content)
+
+        self._around("withdraw", effect)
+
+    # --- as people use it ---
+
+    @property
+    def now(self) -> datetime:
+        """The tool's clock: a minute passes with every answer."""
+        return _START + timedelta(minutes=self.content["minutes"])
+
+    def wait(self, days: float) -> None:
+        content = self.content
+        content["minutes"] += round(days * 24 * 60)
+        self._write(content)
+
+    def answer(self, batch: int, image_id: str, status: str = "labeled", width_px: float = 10, **changes: Any) -> None:
+        """Finish a task, or change one's mind about it; one that was withdrawn may still come in late."""
+        self.wait(1 / 24 / 60)
+        boxes = [{"category": "dark", "xyxy_px": [2, 2, 2 + width_px, 12]}] if status == "labeled" else []
+        content = self.content
+        times = {"finished_at": self.now.isoformat(), "seconds_spent": 30.0}
+        given = {"image_id": image_id, "status": status, "boxes": boxes, "annotator": "ann", **times, **changes}
+        self._tasks(content, batch)[image_id] |= {"open": False, "answer": given}
+        self._write(content)
+
+    def tasks(self) -> list[tuple[int, str]]:
+        """Batch and image of every task there ever was."""
+        batches = self.content["batches"]
+        return [(int(batch), image_id) for batch in batches for image_id in batches[batch]["tasks"]]
+
+    def answers(self) -> list[tuple[int, dict[str, Any]]]:
+        """What people say at present, with the batch they were asked in."""
+        content = self.content
+        found = [(batch, self._tasks(content, batch)[image_id]["answer"]) for batch, image_id in self.tasks()]
+        return [(batch, given) for batch, given in found if given is not None]
+
+    def open_images(self) -> set[str]:
+        content = self.content
+        return {image for batch, image in self.tasks() if self._tasks(content, batch)[image]["open"]}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Everything the tool knows."""
+        content: dict[str, Any] = json.loads(self.path.read_text())
+        return content
+
+    def _tasks(self, content: dict[str, Any], batch: int) -> dict[str, Any]:
+        if str(batch) not in content["batches"]:
+            raise ProviderError("tool", f"batch {batch} is unknown, expected one that was delivered")
+        tasks: dict[str, Any] = content["batches"][str(batch)]["tasks"]
+        return tasks
+
+    def _write(self, content: dict[str, Any]) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content))
+        temporary.replace(self.path)
+
+    def _around(self, call: str, effect: Callable[[], _T]) -> _T:
+        self.before(call)
+        result = effect()
+        self.after(call)
+        return result

@@ -1,0 +1,161 @@
+"""Whatever people do and whenever a night dies: no label is lost or doubled, no image asked for in two places."""
+
+import shutil
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from flows.deliveries import all_deliveries
+from flows.leases import image_states, open_images
+from flows.providers.base import ProviderError
+from flows.quarantine import read_entries
+from tasks.contracts import LabeledImage
+from tasks.errors import UserError
+from tasks.label_store import read_batch, read_labels
+from tests.flows.lifecycle.label_tool import LabelTool
+from tests.flows.lifecycle.plain_nights import (
+    LEASE_DAYS,
+    POOL,
+    Fuse,
+    Killed,
+    make_plain_campaign,
+    params_with,
+    plain_night,
+)
+
+_Said = tuple[str, int, str, str, float | None]
+
+
+def said(batch: int, answer: dict[str, Any]) -> _Said:
+    """An answer in the tool, told apart from every other."""
+    width_px = answer["boxes"][0]["xyxy_px"][2] - 2 if answer["boxes"] else None
+    return answer["image_id"], batch, answer["annotator"], answer["status"], width_px
+
+
+def stored(label: LabeledImage) -> _Said:
+    """The same, of one in a label batch."""
+    width_px = label.boxes[0].xyxy_px[2] - 2 if label.boxes else None
+    return label.image_id, label.offered_in, label.annotator, label.status, width_px
+
+
+class People(RuleBasedStateMachine):
+    """Two annotators, a clock, and nights that may be cut off."""
+
+    @initialize(rule=st.sampled_from(["skip", "proceed"]), most=st.sampled_from([4, 100]))
+    def start(self, rule: str, most: int) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="gleaner-people-"))
+        self.workspace = make_plain_campaign(self.folder / "campaign")
+        self.tool = LabelTool(self.folder / "tool.json")
+        self.params = params_with(on_few_labels=rule, min_labeled_images=2, max_open_images=most, lease_days=LEASE_DAYS)
+        self.width_px = 3.0
+        plain_night(self.workspace, self.tool, self.params)
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.tool.wait(LEASE_DAYS)  # nobody is waited for any more
+            for _ in range(3):
+                self.night()
+            self.every_answer_is_in_the_store_or_set_aside()
+            self.the_newest_answer_counts()
+            shutil.rmtree(self.folder)
+
+    @precondition(lambda self: self.tool.tasks())
+    @rule(
+        data=st.data(),
+        status=st.sampled_from(["labeled", "labeled", "empty", "skipped", "wrong"]),
+        who=st.sampled_from(["ann", "bob"]),
+    )
+    def answer(self, data: st.DataObject, status: str, who: str) -> None:
+        """Of any task there ever was: new ones, changed ones, late ones of withdrawn images."""
+        batch, image_id = data.draw(st.sampled_from(self.tool.tasks()))
+        self.width_px += 0.25
+        width_px = 500 + self.width_px if status == "wrong" else self.width_px
+        status = "labeled" if status == "wrong" else status
+        self.tool.answer(batch, image_id, status, width_px, annotator=who)
+
+    @rule(days=st.sampled_from([1, LEASE_DAYS]))
+    def time_passes(self, days: float) -> None:
+        self.tool.wait(days)
+
+    @rule()
+    def night(self) -> None:
+        try:
+            plain_night(self.workspace, self.tool, self.params)
+        except UserError as error:
+            if "usable labels are 0" not in str(error):
+                raise
+
+    @rule(effect=st.integers(1, 70))
+    def night_that_is_killed(self, effect: int) -> None:
+        try:
+            plain_night(self.workspace, self.tool, self.params, Fuse(effect))
+        except (Killed, UserError):
+            return
+
+    @rule(call=st.sampled_from(["check", "collect", "withdraw", "deliver"]), transient=st.booleans())
+    def night_without_provider(self, call: str, transient: bool) -> None:
+        def refuse(name: str) -> None:
+            if name == call:
+                raise ProviderError("tool", f"{call} failed, expected an answer", transient=transient)
+
+        try:
+            plain_night(self.workspace, LabelTool(self.tool.path, after=refuse), self.params)
+        except UserError:
+            return
+
+    @invariant()
+    def no_image_is_asked_for_twice(self) -> None:
+        """The tool itself refuses to open an image in two batches; nor will it come to that."""
+        if not hasattr(self, "folder"):
+            return
+        store = read_labels(self.workspace.labels)
+        kept = {image for delivery in all_deliveries(self.workspace) for image in open_images(delivery, store)}
+        assert self.tool.open_images() - set(store.answers) <= kept
+        states = image_states(self.workspace, all_deliveries(self.workspace))
+        assert states.total() == len({image for _, image in self.tool.tasks()} | self._prepared())
+
+    @invariant()
+    def no_answer_is_stored_twice(self) -> None:
+        if not hasattr(self, "folder"):
+            return
+        batches = [read_batch(path) for path in sorted(self.workspace.labels.iterdir())]
+        news = [stored(label) for batch in batches for label in (*batch.others, *batch.images)]
+        # An older answer may count again where a newer one was taken back; then it stands in a later batch too.
+        assert all(news.count(one) == 1 for one in news if one[4] is not None and not self._counts_again(one))
+
+    def every_answer_is_in_the_store_or_set_aside(self) -> None:
+        given = read_labels(self.workspace.labels).given
+        known = {stored(label) for labels in given.values() for label in labels}
+        aside = {said(entry.batch, entry.returned) for entry in read_entries(self.workspace)}
+        present = {said(batch, answer) for batch, answer in self.tool.answers()}
+        assert present <= known | aside
+        assert set(given) - {"f" * 16} <= set(POOL)
+
+    def the_newest_answer_counts(self) -> None:
+        """Of each person in each batch what they said last; among those, an answer before a skip, the latest first."""
+        store = read_labels(self.workspace.labels)
+        for image_id in POOL:
+            last = {(label.offered_in, label.annotator): label for label in store.given.get(image_id, ())}
+            if last:
+                wanted = max(
+                    last.values(),
+                    key=lambda label: (label.status != "skipped", datetime.fromisoformat(label.finished_at)),
+                )
+                assert stored(store.answers[image_id].label) == stored(wanted)
+
+    def _counts_again(self, one: _Said) -> bool:
+        given = read_labels(self.workspace.labels).given[one[0]]
+        return len({(label.offered_in, label.annotator) for label in given}) > 1
+
+    def _prepared(self) -> set[str]:
+        return {image for delivery in all_deliveries(self.workspace) for image in delivery.image_ids}
+
+
+TestPeople = pytest.mark.slow(People.TestCase)
+TestPeople.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)

@@ -1,0 +1,67 @@
+"""Nights as processes that can be killed, without paying for Python's imports each time."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from tasks.paths import STAGES
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["flows.night"])
+_PATIENCE_S = 120.0
+
+
+def _night(root: Path, api_url: str, stages: Sequence[str]) -> None:
+    os.setsid()
+    log = os.open(log_of(root), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows import night as module
+
+    vars(module)["STAGES"] = tuple(stages)
+    with temporary_settings({PREFECT_API_URL: api_url}):  # read when the server of these processes imported Prefect
+        module.night(root)
+
+
+def log_of(root: Path) -> Path:
+    """What the nights of a campaign print."""
+    return root.with_name(f"{root.name}.log")
+
+
+def start_night(root: Path, api_url: str, stages: Sequence[str] = STAGES) -> multiprocessing.process.BaseProcess:
+    """A night of its own process; ``stages`` leaves out what is known to be done."""
+    night = _SERVER.Process(target=_night, args=(root, api_url, stages))
+    night.start()
+    return night
+
+
+def kill_when(night: multiprocessing.process.BaseProcess, happened: Callable[[], bool], root: Path) -> None:
+    """SIGKILL a night at a moment seen from outside, and see that nothing it started lives on."""
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while not happened():
+        assert night.exitcode is None, f"it ended before it was killed: {log_of(root).read_text()[-3000:]}"
+        assert time.monotonic() < deadline_s, "it never happened"
+        time.sleep(0.002)
+    night.kill()
+    night.join()
+    assert night.exitcode == -9, "the night was over before it could be killed"
+    while living := working_in(root):
+        assert time.monotonic() < deadline_s, f"outlived its night: {living}"
+        time.sleep(0.02)
+
+
+def working_in(root: Path) -> list[str]:
+    """Commands of the processes whose folder is ``root``."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == root:
+                found.append(" ".join(process.cmdline()))
+    return found

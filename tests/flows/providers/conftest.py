@@ -1,0 +1,79 @@
+"""One real Label Studio for all tests. Its database is migrated once and kept in .cache, so it starts in seconds."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infra.label_studio.account import account_in
+from infra.label_studio.install import CHECKOUT, LOCK, installed
+from infra.label_studio.service import label_studio as describe
+from infra.stack.ports import free_ports
+from tasks import files
+from tests.flows.providers.team import Annotator, Team, new_team, sign_up
+from tests.services import S3Server, missing, serving
+
+
+@dataclass(frozen=True)
+class LabelStudioServer:
+    """A running Label Studio with two users; what lies below ``files`` can be shown to them."""
+
+    url: str
+    files: Path
+    owner: Annotator
+    second: Annotator
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[LabelStudioServer]:
+    """The server, with credentials of the S3 server; every test takes a campaign of its own, and with it a project."""
+    program = installed()
+    if program is None:
+        missing("Label Studio is not installed: python -m infra.label_studio.install")
+        return
+    folder = tmp_path_factory.mktemp("label_studio")
+    shutil.copytree(_migrated(program), folder / "data")
+    served = folder / "files"
+    served.mkdir()
+    account = account_in(folder / "data", {})
+    with pytest.MonkeyPatch.context() as patch:
+        s3_server.use(patch)
+        service = describe(program, folder / "data", served, free_ports(), account)
+    with serving(service):
+        owner = Annotator(account.email, account.password, account.token, service.url)
+        second = sign_up(owner, "second@example.com", "a password of theirs")
+        yield LabelStudioServer(service.url, served, owner, second)
+
+
+def _migrated(program: Path) -> Path:
+    """A data folder as a first start leaves it; made anew when the lock changes."""
+    kept = CHECKOUT / ".cache" / "label_studio" / files.sha256_file(LOCK)[:12]
+    if not kept.is_dir():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(dir=kept.parent, prefix=".building-"))
+        data = building / "data"
+        with serving(describe(program, data, building, free_ports(), account_in(data, {}))):
+            pass
+        data.rename(kept)
+        shutil.rmtree(building)
+    return kept
+
+
+@pytest.fixture
+def team(label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch) -> Team:
+    """A campaign that the server's owner works for."""
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
+    return new_team(label_studio.files / f"table-{secrets.token_hex(4)}", label_studio.url)
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    """Where pictures for people go: GLEANER_TEST_ARTIFACTS, or the test's own folder."""
+    folder = Path(os.environ.get("GLEANER_TEST_ARTIFACTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

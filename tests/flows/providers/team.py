@@ -1,0 +1,174 @@
+"""A campaign of six drawn images, its delivery, and annotators who work in Label Studio through its API."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from label_studio_sdk import LabelStudio
+from PIL import Image, ImageDraw
+
+from flows import vcs
+from flows.providers.base import Delivery
+from flows.providers.label_studio.labeling_config import CONTROL, IMAGE
+from flows.providers.label_studio.provider import LabelStudioAnnotators
+from tasks import files
+from tasks.contracts import HandoffTask, LabelBatch, Prediction
+from tasks.params import load_params
+from tasks.paths import Workspace, image_id_of
+from tests.flows.tiny import REPOSITORY
+
+CLASSES = ("cup", "fork & <knife>")
+WIDTH, HEIGHT = 320, 240
+BOXES = ((40.0, 30.0, 140.0, 120.5), (180.25, 90.0, 300.0, 220.0))
+"""Where the things are that are drawn on every picture."""
+
+
+def draw_picture(path: Path, number: int) -> None:
+    """A table with two things on it, different in each picture."""
+    noise = np.random.default_rng(number).integers(90, 110, size=(HEIGHT, WIDTH, 3))
+    picture = Image.fromarray(noise.astype(np.uint8))
+    pen = ImageDraw.Draw(picture)
+    pen.ellipse(BOXES[0], fill=(230, 200, 60))
+    pen.rectangle(BOXES[1], fill=(60, 90, 200))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """One user of a Label Studio."""
+
+    email: str
+    password: str
+    token: str
+    url: str
+
+    @property
+    def sdk(self) -> LabelStudio:
+        nothing_left_open = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+        return LabelStudio(base_url=self.url, api_key=self.token, max_retries=0, httpx_client=nothing_left_open)
+
+    def ask(self, method: str, path: str, **arguments: Any) -> Any:
+        """A call the SDK is too careful for."""
+        headers = {"Authorization": f"Token {self.token}"}
+        answer = httpx.request(method, self.url + path, headers=headers, timeout=60, **arguments)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def annotate(self, task: int, *boxes: dict[str, Any], **more: Any) -> int:
+        """Submit an annotation and return its number."""
+        return int(self.ask("POST", f"/api/tasks/{task}/annotations/", json={"result": list(boxes), **more})["id"])
+
+    def fetch(self, address: str) -> bytes:
+        """What this user's browser gets."""
+        headers = {"Authorization": f"Token {self.token}"}
+        answer = httpx.get(httpx.URL(self.url).join(address), headers=headers, timeout=60)
+        return answer.raise_for_status().content
+
+    def next_task(self, project: int) -> dict[str, Any] | None:
+        """What the label stream shows next."""
+        headers = {"Authorization": f"Token {self.token}"}
+        answer = httpx.get(f"{self.url}/api/projects/{project}/next", headers=headers, timeout=60)
+        return dict(answer.json()) if answer.status_code == 200 else None
+
+
+def sign_up(owner: Annotator, email: str, password: str) -> Annotator:
+    """Make another user, by the invitation link as a person would."""
+    invitation = owner.ask("GET", "/api/invite")["invite_url"]
+    with httpx.Client(base_url=owner.url, follow_redirects=True, timeout=60) as browser:
+        page = browser.get(invitation)
+        found = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
+        assert found is not None
+        form = {"csrfmiddlewaretoken": found[1], "email": email, "password": password, "allow_newsletters": "false"}
+        browser.post(invitation, data=form, headers={"Referer": str(page.url)}).raise_for_status()
+        token = browser.get("/api/current-user/token").raise_for_status().json()["token"]
+    return Annotator(email, password, token, owner.url)
+
+
+def drawn(category: str, x1: float, y1: float, x2: float, y2: float, **more: Any) -> dict[str, Any]:
+    """A box as Label Studio's editor submits it, from pixels."""
+    value = {
+        "x": 100 * x1 / WIDTH,
+        "y": 100 * y1 / HEIGHT,
+        "width": 100 * (x2 - x1) / WIDTH,
+        "height": 100 * (y2 - y1) / HEIGHT,
+        "rotation": 0,
+        "rectanglelabels": [category],
+    }
+    return {
+        "type": "rectanglelabels",
+        "from_name": CONTROL,
+        "to_name": IMAGE,
+        "original_width": WIDTH,
+        "original_height": HEIGHT,
+        "image_rotation": 0,
+        "value": value | more,
+    }
+
+
+@dataclass
+class Team:
+    """A campaign, and where its annotators work."""
+
+    workspace: Workspace
+    url: str
+    consensus_frac: float = 0.0
+    transport: httpx.BaseTransport | None = None
+
+    @property
+    def provider(self) -> LabelStudioAnnotators:
+        """A new one each time, as each night has."""
+        changed = {"kind": "label_studio", "location": self.url, "consensus_frac": self.consensus_frac}
+        params = load_params(REPOSITORY / "params.yaml").provider.model_copy(update=changed)
+        return LabelStudioAnnotators(self.workspace, CLASSES, params, self.transport)
+
+    def delivery(self, batch: int, images: Sequence[int], teacher: str = "a" * 64, bucket: str = "") -> Delivery:
+        """A prepared delivery of some of the drawn images, or of their copies in a bucket."""
+        tasks = [self._task(number, rank, teacher) for rank, number in enumerate(images, start=1)]
+        if bucket:
+            tasks = [task.model_copy(update={"uri": f"s3://{bucket}/{task.uri}"}) for task in tasks]
+        folder = self.workspace.delivery(batch)
+        files.write_bytes(folder / "manifest.jsonl", "".join(f"{t.model_dump_json()}\n" for t in tasks).encode())
+        ids = tuple(task.image_id for task in tasks)
+        key = files.sha256_json([vcs.campaign_id(self.workspace.root), batch, ids])
+        return Delivery(batch, key, folder, ids, "2026-03-01T00:00:00+00:00", "prepared", None)
+
+    def _task(self, number: int, rank: int, teacher: str) -> HandoffTask:
+        uri = f"data/images/{number}.png"
+        return HandoffTask(
+            image_id=image_id_of(files.sha256_file(self.workspace.root / uri)),
+            uri=uri,
+            width_px=WIDTH,
+            height_px=HEIGHT,
+            rank=rank,
+            reason="uncertainty 0.93, mostly by entropy",
+            uncertainty=0.93,
+            predictions=tuple(
+                Prediction(category=name, xyxy_px=box, score=score)
+                for name, box, score in zip(CLASSES, BOXES, (0.9, 0.4), strict=True)
+            ),
+            model_digest=teacher,
+        )
+
+    def offered(self, delivery: Delivery) -> Delivery:
+        """Deliver it, and record that as the night does."""
+        return replace(delivery, state="delivered", receipt=self.provider.deliver(delivery))
+
+
+def new_team(root: Path, url: str, images: int = 6) -> Team:
+    """A workspace in git with drawn images below a folder that Label Studio serves."""
+    workspace = Workspace(root)
+    for number in range(images):
+        draw_picture(workspace.images / f"{number}.png", number)
+    files.write_bytes(workspace.root / ".gitignore", b"data/\ndeliveries/\n")
+    seed = LabelBatch(batch=0, provider="import", collected_at="2026-03-01T00:00:00+00:00", images=())
+    files.write_json(workspace.label_batch(0), seed.model_dump(mode="json"))
+    vcs.create_repository(workspace.root)
+    vcs.ensure_identity(workspace.root)
+    vcs.git(workspace.root, "add", "--all")
+    vcs.git(workspace.root, "commit", "--quiet", "-m", f"A campaign in {root}")
+    return Team(workspace, url)

@@ -1,0 +1,260 @@
+"""Real servers that fail for a while, or for good, in the middle of a night."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from prefect.settings import PREFECT_API_URL
+
+from flows import data_versions, vcs
+from flows.causes import named_causes
+from flows.data_versions import DvcError
+from flows.night import publish_round, push_data
+from flows.publish import PublishError
+from flows.retries import DELAYS_S
+from flows.stage_log import stage_log
+from infra.stack.ports import free_ports
+from tasks import files
+from tasks.errors import DiskFullError
+from tasks.params import load_params
+from tasks.paths import Workspace
+from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
+from tests.flows.tiny import environment, gleaner
+from tests.services import S3Server
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_engine")]
+TEACHER_BYTES = 3 << 20
+SOON = [0.5] * len(DELAYS_S)
+PASSING: list[tuple[Fault, Callable[[FaultyProxy], None]]] = [
+    ("refused", lambda proxy: proxy.show("refused", heal_after_s=1.5)),
+    ("500", lambda proxy: proxy.show("500", connections=3)),
+    ("hang", lambda proxy: proxy.show("hang", connections=3)),
+    ("cut", lambda proxy: proxy.show("cut", connections=2, cut_after_bytes=TEACHER_BYTES // 4)),
+    ("slow", lambda proxy: proxy.show("slow")),
+]
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server on SQLite that keeps artifacts itself."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    port = free_ports()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    stores = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "a")]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [*command, *stores],
+            env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            _wait_for(f"{address}/health")
+            yield address
+        finally:
+            os.killpg(server.pid, 9)
+            server.wait()
+
+
+def _wait_for(url: str) -> None:
+    deadline_s = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.2)
+
+
+@pytest.fixture
+def unpublished(after_two_rounds: Workspace) -> Workspace:
+    """Round 1 is derived and not published; its teacher is large enough to be cut in the middle."""
+    vcs.git(after_two_rounds.root, "tag", "--delete", "round-0001")
+    teacher = after_two_rounds.derived("train") / "teacher.pth"
+    files.write_bytes(teacher, os.urandom(TEACHER_BYTES))
+    return after_two_rounds
+
+
+@pytest.fixture
+def through_proxy(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """Round 1 goes to the real server through a proxy; a request has little patience."""
+    with faulty_proxy(mlflow_server) as proxy:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        yield proxy
+
+
+def publish(workspace: Workspace) -> None:
+    """As a night does, with less patience."""
+    with named_causes("MLflow", PublishError):
+        publish_round.with_options(retry_delay_seconds=SOON)(workspace, load_params(workspace.params), 1)
+
+
+def published(workspace: Workspace, server: str) -> None:
+    """One run, one version, one tag, and the teacher is whole."""
+    client = MlflowClient(server)
+    campaign = vcs.campaign_id(workspace.root)
+    (experiment,) = client.search_experiments(filter_string=f"tags.`gleaner.campaign` = '{campaign}'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    (version,) = client.search_model_versions(f"name = '{experiment.name}'")
+    place = client.download_artifacts(run.info.run_id, "ledger")
+    assert [path.name for path in Path(place).iterdir()] == ["round-0001.json"]
+    import mlflow
+
+    mlflow.set_tracking_uri(server)
+    model = Path(mlflow.artifacts.download_artifacts(f"models:/{experiment.name}/{version.version}"))
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    (stored,) = model.rglob("teacher.pth")
+    assert files.sha256_file(stored) == files.sha256_file(workspace.derived("train") / "teacher.pth")
+    assert vcs.has_tag(workspace.root, "round-0001")
+    client.delete_registered_model(experiment.name)
+    client.rename_experiment(experiment.experiment_id, f"{experiment.name}-{run.info.run_id}")
+    client.set_experiment_tag(experiment.experiment_id, "gleaner.campaign", "an earlier test")
+
+
+@pytest.mark.parametrize("fault", [name for name, _ in PASSING])
+def test_an_mlflow_that_fails_for_a_while_gets_the_round_all_the_same(
+    unpublished: Workspace, through_proxy: FaultyProxy, mlflow_server: str, fault: str
+) -> None:
+    dict(PASSING)[fault](through_proxy)  # type: ignore[index]
+    publish(unpublished)
+    assert fault == "refused" or through_proxy.shown > 0
+    through_proxy.show("none")
+    published(unpublished, mlflow_server)
+
+
+@pytest.mark.parametrize("fault", ["refused", "500", "cut"])
+def test_an_mlflow_that_is_gone_is_named_and_the_next_night_goes_on(
+    unpublished: Workspace, through_proxy: FaultyProxy, mlflow_server: str, fault: Fault
+) -> None:
+    through_proxy.show(fault, cut_after_bytes=TEACHER_BYTES // 4)
+    with pytest.raises(PublishError, match="gleaner night goes on from there when MLflow answers") as caught:
+        publish(unpublished)
+    assert caught.value.exit_code == 1
+    assert "\n" not in str(caught.value)
+    assert not vcs.has_tag(unpublished.root, "round-0001")
+    through_proxy.show("none")
+    publish(unpublished)
+    published(unpublished, mlflow_server)
+
+
+@pytest.fixture
+def remote(
+    after_two_rounds: Workspace, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Workspace, FaultyProxy, str]]:
+    """A campaign whose DVC remote is an S3 server behind the proxy."""
+    bucket = s3_server.new_bucket()
+    s3_server.use(monkeypatch)
+    with faulty_proxy(s3_server.url) as proxy:
+        root = after_two_rounds.root
+        for arguments in (
+            ("add", "--local", "--default", "s3", f"s3://{bucket}/store"),
+            ("modify", "--local", "s3", "endpointurl", proxy.url),
+            ("modify", "--local", "s3", "read_timeout", "2"),
+            ("modify", "--local", "s3", "connect_timeout", "2"),
+        ):
+            data_versions.dvc(root, "remote", *arguments)
+        yield after_two_rounds, proxy, bucket
+
+
+def all_pushed(workspace: Workspace) -> bool:
+    return "in sync" in data_versions.dvc(workspace.root, "status", "--cloud", "--all-tags")
+
+
+def test_a_remote_that_fails_for_a_while_gets_everything(remote: tuple[Workspace, FaultyProxy, str]) -> None:
+    workspace, proxy, _ = remote
+    push = push_data.with_options(retry_delay_seconds=SOON)
+    for fault, connections, cut in (("reset", 3, 0), ("500", 3, 0), ("cut", 2, 300)):
+        proxy.show(fault, connections, cut)  # type: ignore[arg-type]
+        assert push(workspace)
+        assert proxy.shown > 0
+    proxy.show("none")
+    assert all_pushed(workspace)
+
+
+def test_a_remote_that_is_gone_or_refuses_is_named(remote: tuple[Workspace, FaultyProxy, str]) -> None:
+    workspace, proxy, _ = remote
+    push = push_data.with_options(retry_delay_seconds=[0.0] * len(DELAYS_S))
+    proxy.show("refused")
+    with pytest.raises(DvcError, match="dvc push ended with code") as caught:
+        push(workspace)
+    assert caught.value.transient
+    proxy.show("none")
+    assert push(workspace)
+    assert all_pushed(workspace)
+
+
+def test_a_remote_that_refuses_the_key_is_not_asked_again(
+    remote: tuple[Workspace, FaultyProxy, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, _, _ = remote
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(DvcError) as caught:
+        push_data(workspace)  # with its long delays: it would take minutes
+    assert not caught.value.transient
+
+
+def test_a_prefect_api_that_is_away_for_a_while_is_not_noticed_and_one_that_is_gone_is_named(tiny: Workspace) -> None:
+    api_url = PREFECT_API_URL.value()
+    assert api_url is not None
+    with faulty_proxy(api_url) as proxy:
+        impatient = {"PREFECT_API_URL": f"{proxy.url}/api", "PREFECT_CLIENT_MAX_RETRIES": "1"}
+        night = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "night"],
+            cwd=tiny.root,
+            env=environment(**impatient),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        _wait_until(lambda: stage_log(tiny, 0, "train").is_file())
+        proxy.show("refused")
+        said, _ = night.communicate(timeout=200)
+        assert night.returncode == 1, said
+        assert "Traceback" not in said
+        assert "Prefect: the answer is an error" in said
+
+        proxy.show("500", connections=4)
+        patient = {"PREFECT_API_URL": f"{proxy.url}/api", "PREFECT_CLIENT_RETRY_JITTER_FACTOR": "0"}
+        second = gleaner("night", cwd=tiny.root, **patient)
+        assert second.returncode == 0, second.stdout + second.stderr
+        assert proxy.shown == 4
+    assert vcs.has_tag(tiny.root, "round-0000")
+    assert stage_log(tiny, 0, "prepare").read_text().count("Running stage 'prepare'") == 1
+
+
+def _wait_until(happens: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 120
+    while not happens():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def test_a_disk_that_is_full_while_publishing_is_named_and_nothing_is_half_done(
+    unpublished: Workspace, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's artifacts lie on a file system with room for half a teacher."""
+    (small_disk / "ballast").write_bytes(b"x" * (6 << 20))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (unpublished.root / "mlflow.db").unlink()  # of the campaign it is a copy of, and so are its artifacts
+    artifacts = unpublished.root / "mlartifacts"
+    shutil.rmtree(artifacts, ignore_errors=True)
+    artifacts.symlink_to(small_disk, target_is_directory=True)
+    with pytest.raises(DiskFullError, match="the space left on the disk is 0"):
+        publish(unpublished)
+    assert not vcs.has_tag(unpublished.root, "round-0001")
+    (small_disk / "ballast").unlink()
+    publish(unpublished)
+    assert vcs.has_tag(unpublished.root, "round-0001")

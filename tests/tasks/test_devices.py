@@ -1,0 +1,89 @@
+"""The training stage as two processes: one outcome, written once."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from tasks import contracts, files
+from tasks.errors import GuardRailError, UserError
+from tasks.params import load
+from tasks.paths import image_id_of
+from tasks.train import train, train_on_device
+from tests.detectron_ext.in_two_processes import in_two_processes
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = {"iterations: 160": "iterations: 3", "burn_in_iterations: 110": "burn_in_iterations: 1"}
+SMALL |= {"short_side_px: 192": "short_side_px: 64", "long_side_px: 320": "long_side_px: 96"}
+SMALL |= {"fpn_channels: 64": "fpn_channels: 32", "loader_workers: 1": "loader_workers: 0"}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    text = (REPOSITORY / "params.yaml").read_text()
+    for before, after in SMALL.items():
+        assert before in text
+        text = text.replace(before, after)
+    (tmp_path / "params.yaml").write_text(text)
+    images = [draw(tmp_path, seed) for seed in range(4)]
+    boxes = {"boxes_xyxy": [10.0, 10.0, 40.0, 50.0], "classes": [1], "batch": 0}
+    files.write_table(
+        tmp_path / "assembled" / "labeled.parquet",
+        pa.Table.from_pylist([image | boxes for image in images[:2]], contracts.ANNOTATED),
+    )
+    files.write_table(
+        tmp_path / "assembled" / "unlabeled.parquet", pa.Table.from_pylist(images[2:], contracts.UNLABELED)
+    )
+    files.write_table(tmp_path / "previous" / "uncertainty.parquet", pa.Table.from_pylist([], contracts.UNCERTAINTY))
+    files.write_json(tmp_path / "previous" / "class_weights.json", {})
+    return tmp_path
+
+
+def draw(folder: Path, seed: int) -> dict[str, object]:
+    pixels = np.random.default_rng(seed).integers(0, 255, (64, 80, 3), dtype=np.uint8)
+    path = folder / f"{seed}.png"
+    Image.fromarray(pixels).save(path)
+    return {"image_id": image_id_of(files.sha256_file(path)), "uri": path.name, "width_px": 80, "height_px": 64}
+
+
+def train_here(rank: int, folder: Path) -> None:
+    sections = load(folder / "params.yaml", "seed", "classes", "model", "train", "views", "ssl")
+    places = [folder / name for name in ("assembled", "previous", "scratch", "out")]
+    train_on_device(sections, folder, *places)
+    torch.save(torch.tensor(rank), folder / f"{rank}.pth")
+
+
+@pytest.mark.slow
+def test_two_processes_leave_one_outcome(workspace: Path) -> None:
+    assert [int(rank) for rank in in_two_processes(train_here, workspace)] == [0, 1]
+    summary = files.read_json(workspace / "out" / "summary.json")
+    assert summary["iterations"] == 3
+    assert summary["teacher_sha256"] == files.sha256_file(workspace / "out" / "teacher.pth")
+    assert not list((workspace / "scratch").glob("*.pth"))
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.train.num_processes", lambda: 3)
+    sections = load(workspace / "params.yaml", "seed", "classes", "model", "train", "views", "ssl")
+    with pytest.raises(UserError, match=r"train\.labeled_images_per_step is 4, expected a multiple of the 3 GPUs"):
+        train(
+            sections,
+            root=workspace,
+            assembled=workspace / "assembled",
+            previous=workspace / "previous",
+            scratch=workspace / "scratch",
+            out=workspace / "out",
+        )
+
+
+@pytest.mark.parametrize("kind", [UserError, GuardRailError])
+def test_an_error_survives_the_way_between_processes(kind: type[UserError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("train", "loss is nan, expected a number", "Lower it.")))
+    assert type(error) is kind
+    assert str(error) == "train: loss is nan, expected a number. Lower it."
+    assert error.fix == "Lower it."
