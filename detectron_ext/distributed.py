@@ -65,7 +65,8 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     flat = torch.cat([gradient.flatten() for gradient in gradients])  # one message instead of hundreds
     dist.all_reduce(flat)
     flat /= num_processes()
-    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, mean in zip(gradients, torch.split(flat, sizes), strict=True):
         gradient.copy_(mean.view(gradient.shape))
 
 

@@ -10,6 +10,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -31,8 +33,8 @@ def heeding_cancellation() -> Iterator[None]:
         return
     over = threading.Event()
     run_ids = {UUID(text) for text in (runtime.flow_run.id, runtime.flow_run.root_flow_run_id) if text}
-    thread = threading.Thread(target=_watch, args=(run_ids, over), name="cancellation", daemon=True)
-    thread.start()
+    watch = partial(copy_context().run, _watch, run_ids, over)  # Prefect's settings are of the context: without it, a
+    threading.Thread(target=watch, name="cancellation", daemon=True).start()  # thread would start a server of its own
     try:
         yield
     finally:

@@ -37,7 +37,7 @@ app = typer.Typer(
     help="Finds, every night, the images whose labels will help a detector most, and learns from the rest "
     "without labels.",
     epilog="Exit codes: 0 done, 1 a stage or a service failed, 2 something to mend (said in one line), 3 training "
-    "out of bounds, 4 out of memory, 5 disk full, 130 interrupted.",
+    "out of bounds, 4 out of memory, 5 disk full, 6 object store out of reach, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -82,5 +82,5 @@ def _sentence(result: "Reproduction") -> str:
         return f"Reproduced to the byte: {maps}."
     if not result.differences:
         return f"Not reproduced, though machine, packages and code are the same: {maps}. Look in {result.folder}"
-    verdict = "Reproduced within the tolerance" if result.reproduced else "Not reproduced"
+    verdict = "Reproduced within the tolerance" if result.reproduced else "Not reproduced even within the tolerance"
     return f"{verdict} of {result.tolerance_points:g} points, not to the byte: {maps}. Look in {result.folder}"

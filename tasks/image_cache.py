@@ -119,6 +119,7 @@ class ImageCache:
                 self._under_way.pop(image_id, None)
 
     def _download(self, uri: str) -> tuple[Path, str]:
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._make_room()
         part = self.folder / f"{os.getpid()}-{secrets.token_hex(6)}{_PART}"
         for attempt in range(_ATTEMPTS):
@@ -138,7 +139,7 @@ class ImageCache:
     def _keep(self, part: Path, image_id: str) -> Path:
         """Not fsynced: after a power cut a file may be empty, so ``_make_room`` throws those away."""
         path = self._path(image_id)
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         size = part.stat().st_size
         part.replace(path)
         with self._lock:
@@ -151,7 +152,6 @@ class ImageCache:
             if self._unseen_bytes is not None and self._unseen_bytes < _LOOK_EVERY_FRAC * self._max_bytes:
                 return
             self._unseen_bytes = 0
-        self.folder.mkdir(parents=True, exist_ok=True)
         with suppress(Timeout), FileLock(self.folder / ".lock", timeout=0):  # somebody else is at it
             self._sweep()
 

@@ -27,7 +27,7 @@ _ENDS = re.compile(r"\s(?:&&|\|\||\||;|>>|>|2>&1)\s?|$")
 def commands(program: str) -> Iterator[str]:
     """Every call of a program in the guide: in blocks, and in inline code that is nothing else."""
     inline = [code for code in re.findall(r"`([^`\n]+)`", TEXT) if re.match(rf"({'|'.join(_PROGRAMS)}) [a-z]", code)]
-    lines = [line for block in BLOCKS for line in block.splitlines()] + inline
+    lines = [line for block in BLOCKS for line in block.replace("\\\n", "").splitlines()] + inline
     lines += [code for code in re.findall(r"`([^`\n]+)`", TEXT) if "/bin/gleaner " in code]
     for line in lines:
         for part in re.split(r"\s&&\s|;\s", line):

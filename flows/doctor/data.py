@@ -41,7 +41,7 @@ def check_labels(context: Context) -> Finding:
         more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
         return failed(f"{problems[0].where}: {problems[0].problem}{more}", problems[0].fix)
     measured = f" ({len(sizes_px)} held against their image)" if len(sizes_px) < len(store.answers) else ""
-    return passed(f"{len(store.answers)} labeled images in {store.newest_batch + 1} batches{measured}")
+    return passed(f"{len(store.answers)} labeled images, newest batch {store.newest_batch}{measured}")
 
 
 def check_sets(context: Context) -> Finding:

@@ -13,7 +13,7 @@ from tasks.paths import STAGES
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["flows.night"])
-_PATIENCE_S = 120.0
+_PATIENCE_S = 400.0
 
 
 def _night(root: Path, api_url: str, stages: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ def log_of(root: Path) -> Path:
 
 def start_night(root: Path, api_url: str, stages: Sequence[str] = STAGES) -> multiprocessing.process.BaseProcess:
     """A night of its own process; ``stages`` leaves out what is known to be done."""
-    night = _SERVER.Process(target=_night, args=(root, api_url, stages))
+    night = _SERVER.Process(target=_night, args=(root, api_url, stages), daemon=True)  # a failed test must not wait
     night.start()
     return night
 

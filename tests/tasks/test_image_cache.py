@@ -2,6 +2,8 @@
 
 import hashlib
 import multiprocessing
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,16 +13,10 @@ from typing import Any
 import pytest
 
 from tasks import image_cache, object_store
-from tasks.errors import UserError
 from tasks.image_cache import ChangedObjectError, ImageCache
 from tasks.object_store import (
     MissingObjectError,
     ObjectStoreAwayError,
-    ObjectStoreError,
-    list_objects,
-    read_object,
-    split_uri,
-    upload_file,
     write_object,
 )
 from tasks.paths import image_id_of
@@ -60,6 +56,14 @@ def test_an_image_is_fetched_once_and_read_from_the_disk_then(
     assert cache.use(f"{bucket}/a b/ü.png", image_id, Path.read_bytes) == b"pixels"
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")  # nobody is there
     assert cache.use(f"{bucket}/a b/ü.png", image_id, Path.read_bytes) == b"pixels"
+
+
+def test_the_folder_may_be_deleted_at_any_time(bucket: str, cache: ImageCache) -> None:
+    ids = [put(f"{bucket}/{n}", bytes([n])) for n in range(2)]
+    for n, image_id in enumerate(ids):
+        cache.use(f"{bucket}/{n}", image_id, Path.read_bytes)
+        shutil.rmtree(cache.folder)
+    assert cache.use(f"{bucket}/0", ids[0], Path.read_bytes) == bytes([0])
 
 
 def test_other_bytes_than_the_id_says_are_refused_and_leave_nothing(bucket: str, cache: ImageCache) -> None:
@@ -107,8 +111,6 @@ def test_remnants_of_killed_processes_are_swept_and_never_trusted(
     for path in (old, young):
         path.write_bytes(b"pix")
     long_ago = time.time() - 7200
-    import os
-
     os.utime(old, (long_ago, long_ago))
     empty = cache.folder / image_id[:2] / image_id
     empty.parent.mkdir()
@@ -249,46 +251,3 @@ def test_half_answers_and_server_errors_are_outages(
     assert caught.value.transient
     assert caught.value.exit_code == 6
     assert files_in(cache) == {}
-
-
-def test_refusals_name_what_to_mend_and_no_secret(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody-we-know")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
-    with pytest.raises(ObjectStoreError, match="Check AWS_ACCESS_KEY_ID") as caught:
-        read_object(f"{bucket}/a")
-    assert not caught.value.transient
-    assert "secret" not in str(caught.value)
-    assert "nobody-we-know" not in str(caught.value)
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-    with pytest.raises(ObjectStoreError, match="credentials in the environment are none"):
-        read_object(f"{bucket}/a")
-
-
-def test_a_listing_has_pages_and_knows_folders_from_prefixes(bucket: str, s3_server: S3Server) -> None:
-    for key in ("pool/1.png", "pool/sub/2.png", "pool2/3.png", "pool/"):
-        s3_server.client().put_object(Bucket=split_uri(bucket)[0], Key=key, Body=b"" if key == "pool/" else b"x")
-    for prefix in (f"{bucket}/pool", f"{bucket}/pool/"):
-        assert [facts.uri for facts in list_objects(prefix)] == [f"{bucket}/pool/1.png", f"{bucket}/pool/sub/2.png"]
-    assert len(list(list_objects(bucket))) == 3
-
-
-@pytest.mark.parametrize("uri", ["s3://", "s3:///a", "s3://UPPER/a", "/etc/passwd", "s3://a_b/c", "http://bucket/a"])
-def test_what_names_no_bucket_is_refused(uri: str) -> None:
-    with pytest.raises(UserError, match="expected s3://bucket/prefix"):
-        split_uri(uri)
-
-
-def test_an_upload_of_the_same_bytes_is_skipped(bucket: str, tmp_path: Path, s3_server: S3Server) -> None:
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"content")
-    digest = hashlib.sha256(b"content").hexdigest()
-    upload_file(path, f"{bucket}/a", digest)
-    (first,) = list_objects(bucket)
-    time.sleep(1.1)
-    upload_file(path, f"{bucket}/a", digest)
-    assert list(list_objects(bucket)) == [first]
-    path.write_bytes(b"changed")
-    upload_file(path, f"{bucket}/a", hashlib.sha256(b"changed").hexdigest())
-    assert read_object(f"{bucket}/a") == b"changed"

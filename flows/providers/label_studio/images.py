@@ -59,6 +59,7 @@ class Images:
         """Give the project leave to show the images, and look whether one of them really comes.
 
         Raises:
+            UserError: as ``check``, or an image is gone.
             ProviderError: Label Studio does not serve it, or serves another file of that name.
         """
         tasks = list(tasks)
@@ -66,6 +67,7 @@ class Images:
         for bucket in sorted(buckets - set(server.buckets(project)) if buckets else ()):
             server.allow_bucket(project, bucket)
         if local := [task for task in tasks if not _is_s3(task)]:
+            self.check()
             if str(self._folder) not in server.local_folders(project):
                 self._allow(server, project)
             self._look_at(local[0], server)

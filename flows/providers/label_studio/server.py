@@ -173,14 +173,13 @@ class Server:
     def allow_bucket(self, project: Project, bucket: str) -> None:
         """Let the project show a bucket's objects, through Label Studio: no address that expires leaves it.
 
-        It uses credentials of its own; ours are not handed on.
+        It uses the AWS_* variables of its own environment; credentials are not handed on, and an endpoint that is, it
+        refuses where that is in a private network.
         """
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         with self._told(f"allowing the bucket {bucket}"):
             self._sdk.import_storage.s3.create(
                 project=project.number,
                 bucket=bucket,
-                s3endpoint=endpoint,
                 region_name=os.environ.get("AWS_DEFAULT_REGION"),
                 presign=False,
                 use_blob_urls=True,
