@@ -4,9 +4,9 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.cancellation import call_it_cancelled
 from flows.night import campaign_name, night
 from flows.position import NightResult, finished_round
+from flows.safety.cancellation import call_it_cancelled
 from flows.workspaces import require_workspace
 
 

@@ -15,18 +15,18 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from flows.audit_command import audit
-from flows.doctor_command import doctor
+from flows.commands.audit import audit
+from flows.commands.doctor import doctor
+from flows.commands.gc import gc
+from flows.commands.lineage import lineage
+from flows.commands.pool import pool
+from flows.commands.promote import promote, rollback
+from flows.commands.quarantine import quarantine
+from flows.commands.reproduce import reproduce
+from flows.commands.serve import serve
+from flows.commands.study import study
 from flows.environment import prepare_environment
-from flows.gc_command import gc
-from flows.lineage_command import lineage
-from flows.pool_command import pool
-from flows.promote_command import promote, rollback
-from flows.quarantine_command import quarantine
-from flows.reproduce_command import reproduce
-from flows.serve_command import serve
-from flows.structured_log import LogFormat, asked_for_json, choose_log, error_line, wants_json
-from flows.study_command import study
+from flows.watching.structured_log import LogFormat, asked_for_json, choose_log, error_line, wants_json
 from tasks.errors import UserError
 from tasks.paths import Workspace
 
@@ -184,7 +184,7 @@ def campaign(
 @app.command()
 def status(workspace: WorkspaceOption = Path()) -> None:
     """Show the rounds so far, what is with the annotators, what was refused, and what comes next."""
-    from flows.status import print_status
+    from flows.watching.status import print_status
     from flows.workspaces import require_workspace
 
     print_status(require_workspace(workspace), _out)
@@ -212,7 +212,7 @@ def demo(
 
 def _run_nights(folder: Path, run: Callable[[Path], object]) -> None:
     """Everything that can be refused quickly is, before a server is started."""
-    from flows.alarm import alarmed
+    from flows.watching.alarm import alarmed
     from flows.workspaces import require_workspace
 
     workspace = require_workspace(folder)
@@ -223,8 +223,8 @@ def _run_nights(folder: Path, run: Callable[[Path], object]) -> None:
 
         ensure_prefect_api(workspace.root)
         import flows.campaign  # noqa: F401 (importing Prefect sets its logging up, which `shown` then changes)
-        from flows.causes import named_causes
-        from flows.console import shown
+        from flows.safety.causes import named_causes
+        from flows.watching.console import shown
 
         with shown(_out, lambda _: _print_rounds(workspace)), named_causes("Prefect"):
             run(workspace.root)
@@ -233,8 +233,8 @@ def _run_nights(folder: Path, run: Callable[[Path], object]) -> None:
 
 def _require_ready(workspace: Workspace) -> None:
     from flows.doctor.before_night import require_fit
-    from flows.providers.base import ProviderError
-    from flows.providers.choose import choose_provider
+    from flows.labels.providers.base import ProviderError
+    from flows.labels.providers.choose import choose_provider
     from flows.workspaces import require_free
     from tasks.params import load_params
 
@@ -257,8 +257,8 @@ def _several_nights(root: Path, rounds: int) -> None:
 
 
 def _print_rounds(workspace: Workspace) -> None:
-    from flows.ledger import all_ledgers
-    from flows.tables import rounds_table
+    from flows.records.ledger import all_ledgers
+    from flows.watching.tables import rounds_table
 
     if not wants_json():
         _out.print(rounds_table(all_ledgers(workspace)))

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 import tasks
-from flows.process import stream
+from flows.safety.process import stream
 from tasks.errors import UserError
 from tasks.paths import Workspace
 

@@ -23,9 +23,9 @@ from prefect.runner import Runner
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
-from flows.gpu import LIMIT
 from flows.night import night
-from flows.process import GRACE_S
+from flows.safety.gpu import LIMIT
+from flows.safety.process import GRACE_S
 from tasks.errors import UserError
 
 _TAG = "gleaner"

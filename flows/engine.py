@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 
 from flows.environment import prepare_environment, uses_own_server
-from flows.process import end_with_parent
+from flows.safety.process import end_with_parent
 from tasks.errors import UserError
 
 _STOP_GRACE_S = 5.0

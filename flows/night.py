@@ -14,21 +14,21 @@ from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from flows.cancellation import call_it_cancelled, heeding_cancellation
-from flows.causes import named_causes
 from flows.code_digests import refresh_code_digests
-from flows.collect import Collected, collect, settle
-from flows.deliver import COMPLETE, Delivered, deliver, is_outstanding
-from flows.deliveries import offered_deliveries
-from flows.leases import open_count
+from flows.labels.collect import Collected, collect, settle
+from flows.labels.deliver import COMPLETE, Delivered, deliver, is_outstanding
+from flows.labels.deliveries import offered_deliveries
+from flows.labels.leases import open_count
+from flows.labels.providers.base import Delivery, LabelProvider, ProviderError
+from flows.labels.providers.choose import choose_provider
 from flows.position import NightResult, is_published, newest_round
-from flows.providers.base import Delivery, LabelProvider, ProviderError
-from flows.providers.choose import choose_provider
-from flows.publish import Published, PublishError, publish, push
-from flows.retries import night_task
+from flows.records.publish import Published, PublishError, publish, push
+from flows.safety.cancellation import call_it_cancelled, heeding_cancellation
+from flows.safety.causes import named_causes
+from flows.safety.retries import night_task
+from flows.safety.unfinished import close_unfinished, note_flow_runs
 from flows.stage import reproduce
-from flows.unfinished import close_unfinished, note_flow_runs
-from flows.watch import show_published, watched
+from flows.watching.watch import show_published, watched
 from flows.workspaces import night_lock, require_workspace
 from tasks.errors import UserError
 from tasks.params import Params, load_params

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from flows import data_versions, vcs
-from flows.deliveries import all_deliveries
+from flows.labels.deliveries import all_deliveries
 from flows.workspaces import night_lock
 from tasks import files
 from tasks.contracts import ANNOTATED, INDEX

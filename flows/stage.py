@@ -11,10 +11,10 @@ from pathlib import Path
 from prefect.logging import get_run_logger
 
 from flows.data_versions import child_environment, dvc_command
-from flows.gpu import gpus_for
-from flows.process import TookTooLong, stream
-from flows.recovery import NIGHT_OF
-from flows.retries import night_task, once_more_with_half
+from flows.safety.gpu import gpus_for
+from flows.safety.process import TookTooLong, stream
+from flows.safety.recovery import NIGHT_OF
+from flows.safety.retries import night_task, once_more_with_half
 from flows.stage_errors import StageTimeoutError, is_chatter, stage_failure
 from flows.stage_log import record_seconds, stage_log
 from tasks.entry import BATCH_DIVISOR

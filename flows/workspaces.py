@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from flows.locks import Held, held
-from flows.recovery import bury, mend
+from flows.safety.locks import Held, held
+from flows.safety.recovery import bury, mend
 from tasks.errors import UserError
 from tasks.paths import Workspace
 

@@ -12,8 +12,8 @@ import typer
 
 from flows.cli import app
 from flows.doctor.checks import CHECKS
-from flows.notify import URL_VARIABLE, Event
-from flows.structured_log import VARIABLE
+from flows.watching.notify import URL_VARIABLE, Event
+from flows.watching.structured_log import VARIABLE
 from tasks.errors import DiskFullError, GuardRailError, OutOfMemoryError, UserError
 
 ROOT = Path(__file__).parents[1]

@@ -10,8 +10,8 @@ from signal import SIGKILL
 from typing import Any
 
 from flows.data_versions import child_environment
-from flows.process import end_with_parent
-from flows.secrets import without_secrets
+from flows.safety.process import end_with_parent
+from flows.watching.secrets import without_secrets
 from tasks.errors import UserError
 
 

@@ -15,10 +15,10 @@ from packaging.specifiers import SpecifierSet
 from flows import vcs
 from flows.code_digests import drifted_stages, packaged
 from flows.data_versions import locked_stages
-from flows.deliveries import all_deliveries
 from flows.doctor.context import Context
 from flows.doctor.finding import Finding, failed, passed, warned
-from flows.ledger import all_ledgers
+from flows.labels.deliveries import all_deliveries
+from flows.records.ledger import all_ledgers
 from tasks.errors import UserError
 from tasks.label_store import read_batch
 from tasks.paths import Workspace

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from flows.environment import tracking_uri
-from flows.tracking import quiet
+from flows.records.tracking import quiet
 
 EXPERIMENT = "gleaner-doctor"
 _METRIC, _VALUE = "doctor", 1.0

@@ -5,7 +5,7 @@ import re
 from flows import vcs
 from flows.doctor.context import Context
 from flows.doctor.finding import Finding, failed, passed, warned
-from flows.ledger import all_ledgers
+from flows.records.ledger import all_ledgers
 from tasks import files
 from tasks.paths import Workspace
 

@@ -7,7 +7,7 @@ from typing import Any
 from flows.doctor.context import Context
 from flows.doctor.finding import Finding, failed, passed, warned
 from flows.environment import uses_own_server
-from flows.secrets import without_secrets
+from flows.watching.secrets import without_secrets
 
 _ALIVE = timedelta(minutes=2)  # workers and served flows report every 10 to 30 s
 _START = "Start it: prefect worker start --pool POOL, or gleaner serve."

@@ -4,14 +4,14 @@ import shutil
 
 from flows import vcs
 from flows.data_versions import has_default_remote
-from flows.deliveries import all_deliveries
 from flows.doctor.child import probe
 from flows.doctor.context import Context
 from flows.doctor.finding import Finding, NotTriedError, failed, passed, warned
 from flows.environment import tracking_uri
-from flows.providers.base import LabelProvider
-from flows.providers.choose import choose_provider
-from flows.secrets import without_secrets
+from flows.labels.deliveries import all_deliveries
+from flows.labels.providers.base import LabelProvider
+from flows.labels.providers.choose import choose_provider
+from flows.watching.secrets import without_secrets
 from tasks.errors import UserError
 
 REMOTE_LIMIT_S = 60.0

@@ -20,7 +20,7 @@ from infra.label_studio.account import FILE, account_in
 from infra.label_studio.install import InstallError, install
 from infra.label_studio.service import label_studio
 from infra.stack import processes
-from infra.stack.ports import require_free
+from infra.stack.ports import is_taken
 from infra.stack.service import StackError
 from tasks.errors import UserError
 
@@ -35,11 +35,13 @@ def serve(
 ) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     data, files, log = data.absolute(), files.resolve(), data.absolute() / "server.log"
-    require_free("label-studio", (port,))
+    if is_taken(port):  # Label Studio would take the next free one without a word
+        raise StackError("label-studio", f"port {port} is taken, expected it free", "Choose another with --port.")
     program = install()
+    data.mkdir(parents=True, exist_ok=True)
+    data.chmod(0o700)  # its database holds everybody's tokens
     account = account_in(data, os.environ)
     service = label_studio(program, data, files, port, account)
-    service.prepare()
     print("Label Studio: starting; the very first time takes a minute or two", flush=True)
     process, record = processes.start(service, log, with_us=True), data / "process.json"
     processes.remember(record, process.pid)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from flows.identity import ProcessIdentity
-from flows.process import end_with_parent
+from flows.safety.identity import ProcessIdentity
+from flows.safety.process import end_with_parent
 from infra.stack.service import NotReady, Service, StackError
 from tasks import files
 

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL
 
 from flows import data_versions, vcs
-from flows.ledger import read_ledger
+from flows.records.ledger import read_ledger
 from flows.stage_log import stage_log
 from tasks import files
 from tasks.paths import STAGES, Workspace

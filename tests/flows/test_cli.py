@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.door.refusal import refusal
 from flows.environment import prepare_environment, uses_own_server
-from flows.quarantine import set_aside
+from flows.labels.door.refusal import refusal
+from flows.labels.quarantine import set_aside
 from tasks.paths import Workspace
 from tests.flows.tiny import CLASSES, REPOSITORY, draw_source, environment, gleaner
 

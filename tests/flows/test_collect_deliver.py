@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-import flows.collect
+import flows.labels.collect
 from flows import data_versions, vcs
-from flows.collect import Collected, collect, settle
-from flows.deliver import deliver
-from flows.deliveries import all_deliveries, prepare_delivery, read_delivery, read_manifest
-from flows.leases import lease_ends
+from flows.labels.collect import Collected, collect, settle
+from flows.labels.deliver import deliver
+from flows.labels.deliveries import all_deliveries, prepare_delivery, read_delivery, read_manifest
+from flows.labels.leases import lease_ends
+from flows.labels.providers.base import Delivery, LabelingProgress, LabelProvider, Returned
+from flows.labels.providers.choose import choose_provider
 from flows.position import finished_round, newest_round
-from flows.providers.base import Delivery, LabelingProgress, LabelProvider, Returned
-from flows.providers.choose import choose_provider
 from tasks import files
 from tasks.errors import UserError
 from tasks.params import Params, load_params
@@ -177,7 +177,7 @@ def test_a_collection_killed_anywhere_ends_the_same(
             "add": (data_versions, "add"),
             "commit": (vcs, "commit"),
             "write_batch": (files, "write_json"),
-        }.get(moment, (flows.collect, moment))
+        }.get(moment, (flows.labels.collect, moment))
         patch.setattr(*place, die)
         with pytest.raises(Killed):
             collect_two(after_two_rounds, provider, settings)

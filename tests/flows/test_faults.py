@@ -14,11 +14,11 @@ from mlflow import MlflowClient
 from prefect.settings import PREFECT_API_URL
 
 from flows import data_versions, vcs
-from flows.causes import named_causes
 from flows.data_versions import DvcError
 from flows.night import publish_round, push_data
-from flows.publish import PublishError
-from flows.retries import DELAYS_S
+from flows.records.publish import PublishError
+from flows.safety.causes import named_causes
+from flows.safety.retries import DELAYS_S
 from flows.stage_log import stage_log
 from infra.stack.ports import free_ports
 from tasks import files

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flows.gate import weigh_up
+from flows.records.gate import weigh_up
 from tasks.gate_sections import PromotionParams
 from tasks.paired_bootstrap import Comparison
 

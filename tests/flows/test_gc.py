@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from flows import data_versions, vcs
-from flows.audit.examine import audit
-from flows.dvc_objects import objects_of
-from flows.gc import find_garbage, remove
-from flows.publish import push
+from flows.records.audit.examine import audit
+from flows.records.dvc_objects import objects_of
+from flows.records.gc import find_garbage, remove
+from flows.records.publish import push
 from tasks import files
 from tasks.errors import UserError
 from tasks.paths import Workspace

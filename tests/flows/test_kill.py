@@ -17,11 +17,11 @@ from prefect.states import Cancelling
 
 from flows import data_versions, vcs
 from flows.environment import tracking_uri
-from flows.identity import ProcessIdentity
-from flows.locks import read_holder
+from flows.records.tracking import PROCESS
+from flows.safety.identity import ProcessIdentity
+from flows.safety.locks import read_holder
+from flows.safety.unfinished import close_unfinished
 from flows.stage_log import stage_log
-from flows.tracking import PROCESS
-from flows.unfinished import close_unfinished
 from flows.workspaces import night_lock
 from tasks.paths import Workspace
 from tests.flows.tiny import environment, gleaner, trouble

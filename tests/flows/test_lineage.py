@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from flows.deliveries import read_manifest
-from flows.ledger import read_ledger
-from flows.lineage import model_lineage
-from flows.lineage_image import image_story
-from flows.models import round_of_model
+from flows.labels.deliveries import read_manifest
+from flows.records.ledger import read_ledger
+from flows.records.lineage import model_lineage
+from flows.records.lineage_image import image_story
+from flows.records.models import round_of_model
 from tasks import files
 from tasks.annotated import read_annotated
 from tasks.errors import UserError

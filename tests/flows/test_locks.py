@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from flows import gpu, locks
-from flows.identity import ProcessIdentity
-from flows.locks import HeldError, Holder, held, read_holder, write_holder
+from flows.safety import gpu, locks
+from flows.safety.identity import ProcessIdentity
+from flows.safety.locks import HeldError, Holder, held, read_holder, write_holder
 from tests.flows.tiny import environment
 
 HOLD = (
     "import sys, time\n"
     "from pathlib import Path\n"
-    "from flows.locks import held\n"
+    "from flows.safety.locks import held\n"
     "with held(Path(sys.argv[1]), 'here', print):\n"
     "    print('held', flush=True)\n"
     "    time.sleep(60)"
@@ -29,7 +29,7 @@ HOLD = (
 QUEUE = (
     "import sys, time\n"
     "from pathlib import Path\n"
-    "from flows.gpu import turn\n"
+    "from flows.safety.gpu import turn\n"
     "def say(words): print(words, flush=True)\n"
     "with turn(Path(sys.argv[1]), sys.argv[2], say):\n"
     "    say('mine')\n"

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 import flows.night
-import flows.tracking
+import flows.records.tracking
 from flows import vcs
 from flows.campaign import campaign
-from flows.deliveries import read_delivery
+from flows.labels.deliveries import read_delivery
 from flows.night import night
 from flows.position import finished_round
-from flows.publish import PublishError
+from flows.records.publish import PublishError
 from tasks import files
 from tasks.errors import UserError
 from tasks.paths import Workspace
@@ -106,7 +106,7 @@ def test_an_mlflow_that_does_not_answer_is_told_and_the_next_night_goes_on(
 ) -> None:
     monkeypatch.setattr("flows.night.STAGES", ())
     monkeypatch.setattr("flows.night.publish_round", flows.night.publish_round.with_options(retries=0))
-    monkeypatch.setattr(flows.tracking, "round_fingerprint", lambda _: "0" * 64)
+    monkeypatch.setattr(flows.records.tracking, "round_fingerprint", lambda _: "0" * 64)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(PublishError, match="when MLflow answers") as caught:

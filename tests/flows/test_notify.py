@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from flows.alarm import alarmed
-from flows.locks import HeldError
-from flows.notify import URL_VARIABLE, Notice, notify
+from flows.safety.locks import HeldError
+from flows.watching.alarm import alarmed
+from flows.watching.notify import URL_VARIABLE, Notice, notify
 from tasks.errors import UserError
 from tasks.paths import Workspace
 

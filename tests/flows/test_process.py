@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.process import TookTooLong, stream
+from flows.safety.process import TookTooLong, stream
 from tests.flows.tiny import environment
 
 
@@ -98,7 +98,7 @@ def test_the_child_of_a_killed_parent_ends(tmp_path: Path) -> None:
     parent_code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from flows.process import stream\n"
+        "from flows.safety.process import stream\n"
         "child = [sys.executable, '-u', '-c', 'import os, time; print(os.getpid()); time.sleep(60)']\n"
         "stream(child, cwd=Path('.'), env=os.environ, on_line=lambda line: print(line, flush=True))"
     )

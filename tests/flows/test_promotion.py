@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-import flows.promotion
+import flows.records.promotion
 from flows import vcs
-from flows.audit.examine import audit
 from flows.environment import tracking_uri
 from flows.night import night
-from flows.promotion import PromotionRefusedError, follow_log, promote, rollback
-from flows.promotion_log import broken_line, read_decisions
-from flows.recorded import recorded_rounds
+from flows.records.audit.examine import audit
+from flows.records.promotion import PromotionRefusedError, follow_log, promote, rollback
+from flows.records.promotion_log import broken_line, read_decisions
+from flows.records.recorded import recorded_rounds
 from tasks import files
 from tasks.errors import UserError
 from tasks.params import load_params
@@ -122,7 +122,7 @@ def test_who_was_never_champion_is_nobody_to_go_back_to(campaign: Workspace) -> 
 def test_killed_between_log_and_alias_the_same_command_ends_it(
     campaign: Workspace, place: str, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = getattr(flows.promotion, place)
+    original = getattr(flows.records.promotion, place)
 
     def die(*arguments: Any, **named: Any) -> None:
         if when == "after":
@@ -130,7 +130,7 @@ def test_killed_between_log_and_alias_the_same_command_ends_it(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(flows.promotion, place, die)
+        patch.setattr(flows.records.promotion, place, die)
         with pytest.raises(Killed):
             rolled_back(campaign)
     rolled_back(campaign)

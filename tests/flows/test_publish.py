@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-import flows.promotion
-import flows.publish
-import flows.registry
-import flows.tracking
+import flows.records.promotion
+import flows.records.publish
+import flows.records.registry
+import flows.records.tracking
 from flows import data_versions, vcs
 from flows.environment import tracking_uri
-from flows.ledger import read_ledger
-from flows.promotion_log import broken_line, read_decisions
-from flows.publish import publish, push
-from flows.round_metrics import round_metrics, round_params
+from flows.records.ledger import read_ledger
+from flows.records.promotion_log import broken_line, read_decisions
+from flows.records.publish import publish, push
+from flows.records.round_metrics import round_metrics, round_params
 from tasks import files
 from tasks.params import load_params
 from tasks.paths import Workspace
@@ -165,14 +165,14 @@ def test_the_teacher_is_a_version_with_both_aliases(derived: Workspace) -> None:
 
 
 STEPS = [
-    (flows.tracking, "_log_round"),
-    (flows.tracking, "_log_inputs"),
-    (flows.tracking, "register_teacher"),
-    (flows.registry, "_log_model"),
-    (flows.publish, "write_ledger"),
-    (flows.tracking.RoundRun, "record"),
-    (flows.promotion, "append_decision"),
-    (flows.publish, "follow_log"),
+    (flows.records.tracking, "_log_round"),
+    (flows.records.tracking, "_log_inputs"),
+    (flows.records.tracking, "register_teacher"),
+    (flows.records.registry, "_log_model"),
+    (flows.records.publish, "write_ledger"),
+    (flows.records.tracking.RoundRun, "record"),
+    (flows.records.promotion, "append_decision"),
+    (flows.records.publish, "follow_log"),
     (vcs, "set_tag"),
 ]
 
@@ -228,7 +228,7 @@ def test_a_finished_round_is_left_alone(after_two_rounds: Workspace) -> None:
 def test_a_run_cut_off_and_derived_anew_is_closed(derived: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     params = load_params(derived.params)
     with monkeypatch.context() as patch:
-        patch.setattr(flows.publish, "write_ledger", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(flows.records.publish, "write_ledger", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             publish(derived, params, 1)
     derived.params.write_text(derived.params.read_text().replace("thumbnails: 12", "thumbnails: 3"))

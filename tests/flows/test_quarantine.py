@@ -8,15 +8,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from flows import quarantine_retry, vcs
+from flows import vcs
 from flows.cli import app
-from flows.deliveries import mark, read_delivery
-from flows.door.refusal import Kind, Refusal, answer_digest, refusal
-from flows.intake import Intake
-from flows.ledger import FORMAT
-from flows.providers.base import Delivery, LabelingProgress, Returned
-from flows.quarantine import confirmed_answers, read_entries, released, set_aside, state_of
-from flows.quarantine_retry import retry
+from flows.labels import quarantine_retry
+from flows.labels.deliveries import mark, read_delivery
+from flows.labels.door.refusal import Kind, Refusal, answer_digest, refusal
+from flows.labels.intake import Intake
+from flows.labels.providers.base import Delivery, LabelingProgress, Returned
+from flows.labels.quarantine import confirmed_answers, read_entries, released, set_aside, state_of
+from flows.labels.quarantine_retry import retry
+from flows.records.ledger import FORMAT
 from tasks import files
 from tasks.contracts import HandoffTask, LabelBatch, LabeledImage, Prediction
 from tasks.errors import UserError

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import flows.reproduce
+import flows.records.reproduce
 from flows import data_versions, vcs
-from flows.ledger import read_ledger
-from flows.publish import push
-from flows.reproduce import Reproduction, StageComparison, reproduce_round, what_differs
+from flows.records.ledger import read_ledger
+from flows.records.publish import push
+from flows.records.reproduce import Reproduction, StageComparison, reproduce_round, what_differs
 from tasks.errors import UserError
 from tasks.paths import STAGES, Workspace
 from tests.flows.tiny import gleaner
@@ -70,7 +70,7 @@ def test_only_rounds_that_exist(two_rounds: Workspace) -> None:
 def test_what_may_matter_is_said(two_rounds: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = read_ledger(two_rounds, 1)
     assert what_differs(ledger) == ()
-    monkeypatch.setattr(flows.reproduce, "processor", lambda: "another")
+    monkeypatch.setattr(flows.records.reproduce, "processor", lambda: "another")
     ledger["code"]["train"] = "0"
     ledger["made_with"]["device"] = "NVIDIA H100"
     found = what_differs(ledger)

@@ -13,10 +13,10 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
-from flows.causes import ServiceError, named_causes
 from flows.data_versions import DvcError
-from flows.providers.base import ProviderError
-from flows.retries import DELAYS_S, night_task, once_more_with_half, passes_by_itself
+from flows.labels.providers.base import ProviderError
+from flows.safety.causes import ServiceError, named_causes
+from flows.safety.retries import DELAYS_S, night_task, once_more_with_half, passes_by_itself
 from tasks.errors import DiskFullError, OutOfMemoryError, UserError
 from tasks.shortage import shortage
 

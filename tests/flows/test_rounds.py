@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import data_versions, vcs
-from flows.ledger import all_ledgers, read_ledger
 from flows.position import finished_round
+from flows.records.ledger import all_ledgers, read_ledger
 from tasks import files
 from tasks.contracts import LabelBatch
 from tasks.paths import STAGES, Workspace

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from flows.deployments import nightly, schedule
-from flows.gpu import LIMIT
+from flows.safety.gpu import LIMIT
 from flows.stage_log import stage_log
 from tasks.errors import UserError
 from tasks.paths import Workspace

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.providers.base import Delivery
-from flows.providers.simulated import SimulatedAnnotator
+from flows.labels.providers.base import Delivery
+from flows.labels.providers.simulated import SimulatedAnnotator
 from tasks.annotated import AnnotatedImage, write_annotated
 from tasks.contracts import Box
 from tasks.errors import UserError

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import recovery
-from flows.recovery import NIGHT_OF, end_orphans
-from flows.retries import DELAYS_S, passes_by_itself
+from flows.safety import recovery
+from flows.safety.recovery import NIGHT_OF, end_orphans
+from flows.safety.retries import DELAYS_S, passes_by_itself
 from flows.stage import reproduce
 from flows.stage_errors import StageBusyError, StageError, StageKilledError, stage_failure
 from flows.stage_log import stage_log

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-import flows.study
+import flows.study.nights
 from flows import vcs
+from flows.commands.study import run_apart
 from flows.create import OWN_DATA_SETTINGS
 from flows.position import NightResult, finished_round
 from flows.stage_log import skipped_stages, stage_log
-from flows.study_campaigns import Study, make_arm, make_base
-from flows.study_command import run_apart
+from flows.study.campaigns import Study, make_arm, make_base
 from tasks import files
 from tasks.errors import GuardRailError, UserError
 from tasks.params import load_params
@@ -228,12 +228,14 @@ def nights(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         rounds[arm] += 1
         return NightResult(rounds[arm], "finished", "")
 
-    monkeypatch.setattr(flows.study, "night", night)
-    monkeypatch.setattr(flows.study, "make_base", lambda study, seed: study.base(seed))
-    monkeypatch.setattr(flows.study, "make_arm", lambda study, seed, arm: study.campaign(seed, arm))
+    monkeypatch.setattr(flows.study.nights, "night", night)
+    monkeypatch.setattr(flows.study.nights, "make_base", lambda study, seed: study.base(seed))
+    monkeypatch.setattr(flows.study.nights, "make_arm", lambda study, seed, arm: study.campaign(seed, arm))
     for name in ("finished_round", "newest_round"):
-        monkeypatch.setattr(flows.study, name, lambda workspace: rounds[workspace.root.name.removeprefix("seed-1-")])
-    monkeypatch.setattr(flows.study, "_measure", lambda *_: None)
+        monkeypatch.setattr(
+            flows.study.nights, name, lambda workspace: rounds[workspace.root.name.removeprefix("seed-1-")]
+        )
+    monkeypatch.setattr(flows.study.nights, "_measure", lambda *_: None)
     return rounds
 
 
@@ -241,9 +243,9 @@ def test_an_arm_out_of_bounds_or_out_of_labels_stops_alone_and_says_so(tmp_path:
     text = STUDY.replace("full: [ssl.enabled=false]", "")
     study = open_study(write_study(tmp_path, text), tmp_path / "out")
     steps: list[tuple[str, int]] = []
-    flows.study.run_seed(study, 1, lambda _: None, lambda step: steps.append((step.arm, step.round_number)))
+    flows.study.nights.run_seed(study, 1, lambda _: None, lambda step: steps.append((step.arm, step.round_number)))
     assert steps == [("random", 0), ("random", 1), ("supervised", 0)]
-    assert flows.study.stops(study) == [
+    assert flows.study.nights.stops(study) == [
         "equal, seed 1, round 0: the loss ratio is 30, expected at most 20.",
         "supervised, seed 1, round 1: None of 3 images is labeled yet.",
     ]

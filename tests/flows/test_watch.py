@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from flows.flow_logs import heard_by, only_to
+from flows.labels.shortage import running_dry
 from flows.naming import campaign_key
 from flows.position import NightResult
-from flows.secrets import without_secrets
-from flows.shortage_of_labels import running_dry
-from flows.stage_progress import Progress, StageProgress, in_words
-from flows.structured_log import VARIABLE, JsonLines, told_as_json, wants_json
+from flows.watching.flow_logs import heard_by, only_to
+from flows.watching.secrets import without_secrets
+from flows.watching.stage_progress import Progress, StageProgress, in_words
+from flows.watching.structured_log import VARIABLE, JsonLines, told_as_json, wants_json
 from tasks import files
 from tasks.errors import UserError
 from tasks.params import Params, load_params
@@ -178,7 +178,7 @@ def artifacts(key: str) -> list[Any]:
 def test_the_pages_of_two_nights_and_a_repeated_one_adds_none(two_rounds: Workspace) -> None:
     from prefect import flow
 
-    from flows.artifacts import show_round
+    from flows.watching.artifacts import show_round
 
     key = campaign_key(two_rounds)
     rounds, picked, report = (artifacts(f"{key}-{page}") for page in ("rounds", "picked", "report"))
@@ -197,7 +197,7 @@ def test_the_pages_of_two_nights_and_a_repeated_one_adds_none(two_rounds: Worksp
 def test_progress_is_one_page_a_stage_and_moves(tiny: Workspace, prefect_engine: None, heard: None) -> None:
     from prefect import flow
 
-    from flows.artifacts import progress_shown
+    from flows.watching.artifacts import progress_shown
 
     @flow
     def stage() -> None:
@@ -214,7 +214,7 @@ def test_progress_is_one_page_a_stage_and_moves(tiny: Workspace, prefect_engine:
 def test_a_server_that_is_away_costs_a_stage_its_page_only(
     tiny: Workspace, heard: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import artifacts as pages
+    from flows.watching import artifacts as pages
 
     asked = []
 

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 
 from flows import vcs
 from flows.create import create_workspace
-from flows.ledger import read_ledger
+from flows.records.ledger import read_ledger
 from infra.stack import processes
 from tasks.paths import Workspace
 from tests.flows.tiny import draw_source, environment, fake_heavy_stages, new_campaign

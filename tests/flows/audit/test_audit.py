@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from flows import vcs
-from flows.audit.examine import audit
-from flows.audit.findings import Check
-from flows.recorded import recorded_rounds
+from flows.records.audit.examine import audit
+from flows.records.audit.findings import Check
+from flows.records.recorded import recorded_rounds
 from tasks import files
 from tasks.paths import Workspace
 from tests.flows.tiny import gleaner

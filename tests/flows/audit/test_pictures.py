@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-from flows.audit.pictures import close_pairs, perceptual_hash
+from flows.records.audit.pictures import close_pairs, perceptual_hash
 from tasks.params import load_params
 from tests.flows.tiny import REPOSITORY
 

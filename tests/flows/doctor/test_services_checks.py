@@ -17,7 +17,7 @@ from flows.doctor.child import probe
 from flows.doctor.context import Context
 from flows.doctor.finding import NotTriedError
 from flows.doctor.probe_tracking import EXPERIMENT
-from flows.providers.base import LabelingProgress, ProviderError
+from flows.labels.providers.base import LabelingProgress, ProviderError
 from tasks import files
 from tasks.contracts import INDEX
 from tasks.errors import UserError

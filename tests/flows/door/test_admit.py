@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.door.admit import Admitted, admit
-from flows.door.offer import Offer
-from flows.door.refusal import answer_digest
+from flows.labels.door.admit import Admitted, admit
+from flows.labels.door.offer import Offer
+from flows.labels.door.refusal import answer_digest
 from tasks.contracts import HandoffTask, LabeledImage, Prediction
 from tasks.people_sections import DoorParams
 

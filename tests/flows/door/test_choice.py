@@ -6,7 +6,7 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.door.choice import choose, newest_of_each, source_of
+from flows.labels.door.choice import choose, newest_of_each, source_of
 from tasks.contracts import Box, LabeledImage
 
 IMAGE = "a" * 16

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.providers.base import Delivery, Returned
-from flows.providers.folder import recognise
-from flows.providers.folder.place import place_at
-from flows.providers.folder.provider import FolderProvider
+from flows.labels.providers.base import Delivery, Returned
+from flows.labels.providers.folder import recognise
+from flows.labels.providers.folder.place import place_at
+from flows.labels.providers.folder.provider import FolderProvider
 from tasks import files
 from tasks.contracts import HandoffTask, Prediction
 from tasks.params import load_params

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.providers.folder import recognise
-from flows.providers.folder.layouts import voc, yolo
-from flows.providers.folder.outbox import offered_names
+from flows.labels.providers.folder import recognise
+from flows.labels.providers.folder.layouts import voc, yolo
+from flows.labels.providers.folder.outbox import offered_names
 from tests.flows.folder.conftest import CLASSES, HEIGHT, WIDTH, Team
 
 
@@ -217,7 +217,7 @@ def test_a_file_that_is_being_written_is_not_read(team: Team, monkeypatch: pytes
         now = time.time()
         os.utime(path, (now, now))
 
-    monkeypatch.setattr("flows.providers.folder.recognise.time.sleep", write_on)
+    monkeypatch.setattr("flows.labels.providers.folder.recognise.time.sleep", write_on)
     assert list(team.collect()[0]) == [first]
     assert 0 < waited_s[0] <= recognise._QUIET_S
 

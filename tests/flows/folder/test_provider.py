@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from flows.providers.base import ProviderError
-from flows.providers.folder import place
-from flows.providers.folder.place import Bucket, Directory, place_at
-from flows.providers.folder.provider import FolderProvider
+from flows.labels.providers.base import ProviderError
+from flows.labels.providers.folder import place
+from flows.labels.providers.folder.place import Bucket, Directory, place_at
+from flows.labels.providers.folder.provider import FolderProvider
 from tasks import files, object_store
 from tests.flows.folder.conftest import CLASSES, Team, make_team
 from tests.services import S3Server

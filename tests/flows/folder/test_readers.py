@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.providers.folder.layouts import Offered, coco, voc, yolo, yolo_names
-from flows.providers.folder.names import ImageNames, read_marks
-from flows.providers.folder.said import CutOffError, NotUnderstoodError, Said
-from flows.providers.folder.said_by_coco import said_by_coco
-from flows.providers.folder.said_by_voc import said_by_voc
-from flows.providers.folder.said_by_yolo import class_names, said_by_yolo
+from flows.labels.providers.folder.layouts import Offered, coco, voc, yolo, yolo_names
+from flows.labels.providers.folder.names import ImageNames, read_marks
+from flows.labels.providers.folder.said import CutOffError, NotUnderstoodError, Said
+from flows.labels.providers.folder.said_by_coco import said_by_coco
+from flows.labels.providers.folder.said_by_voc import said_by_voc
+from flows.labels.providers.folder.said_by_yolo import class_names, said_by_yolo
 from tasks.contracts import HandoffTask, Prediction
 
 CLASSES = ("cat", "dog, small", "Ü 3")

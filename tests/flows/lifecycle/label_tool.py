@@ -1,6 +1,6 @@
 """A label tool as a file: what it was given, what people did in it. It survives the death of a night, as a server does.
 
-It does what ``flows.providers.base`` asks of a provider, and notices what must never happen: a batch delivered
+It does what ``flows.labels.providers.base`` asks of a provider, and notices what must never happen: a batch delivered
 twice as two, an image open in two batches.
 """
 
@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flows.providers.base import Delivery, LabelingProgress, ProviderError, Returned
+from flows.labels.providers.base import Delivery, LabelingProgress, ProviderError, Returned
 
 _T = TypeVar("_T")
 _START = datetime(2026, 3, 1, tzinfo=UTC)

@@ -18,11 +18,11 @@ from unittest.mock import patch
 import pyarrow as pa
 
 import flows.night
-from flows.deliveries import all_deliveries, read_delivery
-from flows.leases import ImageState, image_states
-from flows.ledger import FORMAT
+from flows.labels.deliveries import all_deliveries, read_delivery
+from flows.labels.leases import ImageState, image_states
 from flows.night import Tonight, one_round_further
 from flows.position import NightResult
+from flows.records.ledger import FORMAT
 from tasks import files
 from tasks.contracts import FROZEN, UNCERTAINTY, WEIGHTS, HandoffTask, LabelBatch, LabeledImage
 from tasks.label_store import read_batch, read_labels
@@ -136,13 +136,13 @@ def _without_engine(tool: LabelTool, fuse: Fuse) -> Iterator[None]:
         f"{night}.deliver_batch": flows.night.deliver_batch.fn,
         f"{night}.derive_and_publish": lambda tonight, number: _derived(tonight.workspace, number),
         f"{night}.datetime": Clock,
-        "flows.deliveries.datetime": Clock,
+        "flows.labels.deliveries.datetime": Clock,
         "flows.vcs.commit": lambda *_: fuse("commit"),
         "flows.vcs.campaign_id": lambda _: "campaign",
         "flows.vcs.has_tag": lambda *_: True,
         "flows.data_versions.add": lambda *_: fuse("add"),
         "tasks.files.replacing": _announced_replacing(fuse),
-        "flows.deliveries.shutil.copyfile": _announced(fuse, shutil.copyfile, "copy"),
+        "flows.labels.deliveries.shutil.copyfile": _announced(fuse, shutil.copyfile, "copy"),
         "pathlib.Path.rename": _announced(fuse, Path.rename, "rename"),
         "pathlib.Path.unlink": _announced(fuse, Path.unlink, "unlink"),
     }

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from flows.deliveries import all_deliveries, read_delivery
-from flows.leases import image_states, open_images
-from flows.providers.base import ProviderError
+from flows.labels.deliveries import all_deliveries, read_delivery
+from flows.labels.leases import image_states, open_images
+from flows.labels.providers.base import ProviderError
 from tasks import files
 from tasks.label_store import read_labels
 from tasks.paths import Workspace

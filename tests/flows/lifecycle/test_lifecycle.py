@@ -2,8 +2,8 @@
 
 import pytest
 
-from flows.deliveries import all_deliveries
-from flows.quarantine import read_entries
+from flows.labels.deliveries import all_deliveries
+from flows.labels.quarantine import read_entries
 from tasks.errors import UserError
 from tasks.label_store import read_labels
 from tasks.paths import Workspace

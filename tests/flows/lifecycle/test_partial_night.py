@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from flows import data_versions, vcs
-from flows.deliveries import offered_deliveries, read_delivery
+from flows.labels.deliveries import offered_deliveries, read_delivery
+from flows.labels.providers.base import ProviderError
 from flows.night import night
 from flows.position import finished_round
-from flows.providers.base import ProviderError
 from tasks import files
 from tasks.label_store import read_labels
 from tasks.paths import Workspace

@@ -11,10 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from flows.deliveries import all_deliveries
-from flows.leases import image_states, open_images
-from flows.providers.base import ProviderError
-from flows.quarantine import read_entries
+from flows.labels.deliveries import all_deliveries
+from flows.labels.leases import image_states, open_images
+from flows.labels.providers.base import ProviderError
+from flows.labels.quarantine import read_entries
 from tasks.contracts import LabeledImage
 from tasks.errors import UserError
 from tasks.label_store import read_batch, read_labels

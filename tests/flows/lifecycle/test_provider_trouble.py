@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.deliveries import read_delivery
-from flows.providers.base import ProviderError
+from flows.labels.deliveries import read_delivery
+from flows.labels.providers.base import ProviderError
 from tasks import files
 from tasks.paths import Workspace
 from tests.flows.lifecycle.label_tool import LabelTool

@@ -12,9 +12,9 @@ from label_studio_sdk import LabelStudio
 from PIL import Image, ImageDraw
 
 from flows import vcs
-from flows.providers.base import Delivery
-from flows.providers.label_studio.labeling_config import CONTROL, IMAGE
-from flows.providers.label_studio.provider import LabelStudioAnnotators
+from flows.labels.providers.base import Delivery
+from flows.labels.providers.label_studio.labeling_config import CONTROL, IMAGE
+from flows.labels.providers.label_studio.provider import LabelStudioAnnotators
 from tasks import files
 from tasks.contracts import HandoffTask, LabelBatch, Prediction
 from tasks.params import load_params

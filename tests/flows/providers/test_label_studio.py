@@ -6,8 +6,8 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from flows.providers.base import Delivery, LabelingProgress, ProviderError, Returned
-from flows.providers.label_studio.offers import PREDRAWN_BY
+from flows.labels.providers.base import Delivery, LabelingProgress, ProviderError, Returned
+from flows.labels.providers.label_studio.offers import PREDRAWN_BY
 from tasks.errors import UserError
 from tests.flows.providers.conftest import LabelStudioServer
 from tests.flows.providers.team import BOXES, CLASSES, Team, drawn, new_team

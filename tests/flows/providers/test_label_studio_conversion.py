@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.door.answer import checked_answer
-from flows.door.offer import Offer
-from flows.door.refusal import Unacceptable
-from flows.providers.base import Delivery, Returned
-from flows.providers.consensus import drawn_for_two
-from flows.providers.label_studio.answers import answers_in
-from flows.providers.label_studio.labeling_config import flaw_of, labeling_config
-from flows.providers.label_studio.offers import PREDRAWN_BY, offer
+from flows.labels.door.answer import checked_answer
+from flows.labels.door.offer import Offer
+from flows.labels.door.refusal import Unacceptable
+from flows.labels.providers.base import Delivery, Returned
+from flows.labels.providers.consensus import drawn_for_two
+from flows.labels.providers.label_studio.answers import answers_in
+from flows.labels.providers.label_studio.labeling_config import flaw_of, labeling_config
+from flows.labels.providers.label_studio.offers import PREDRAWN_BY, offer
 from tasks.contracts import HandoffTask, Prediction
 from tasks.params import load_params
 from tests.flows.providers.team import CLASSES, HEIGHT, WIDTH, drawn

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from flows.providers.base import ProviderError
-from flows.providers.label_studio.server import OpenTask, Project, Server
+from flows.labels.providers.base import ProviderError
+from flows.labels.providers.label_studio.server import OpenTask, Project, Server
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 EXPIRED = (

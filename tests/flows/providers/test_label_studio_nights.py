@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from flows.create import NewCampaign, create_workspace
-from flows.deliveries import read_delivery
+from flows.labels.deliveries import read_delivery
+from flows.labels.providers.base import ProviderError
 from flows.night import night
 from flows.position import newest_round
-from flows.providers.base import ProviderError
 from tasks import files
 from tasks.importers.gather import Source
 from tasks.paths import Workspace

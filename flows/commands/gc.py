@@ -1,0 +1,67 @@
+"""``gleaner gc``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.environment import prepare_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flows.records.gc import Garbage
+
+
+def gc(
+    yes: Annotated[bool, typer.Option("--yes/--dry-run", help="Really delete, or only say what would go.")] = False,
+    remote: Annotated[bool, typer.Option("--remote", help="In the default DVC remote too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    workspace: Annotated[
+        Path, typer.Option("--workspace", "-w", help="Folder of the campaign.", show_default="the current folder")
+    ] = Path(),
+) -> None:
+    """Free what no round, champion, candidate or open batch needs; says what before it does.
+
+    Only what derivations left behind that were cut off or replaced: every tag can still be checked out.
+    """
+    from flows.workspaces import require_workspace
+
+    campaign = require_workspace(workspace)
+    prepare_environment(campaign.root)
+    from flows.records.gc import as_document, find_garbage, remove
+    from flows.workspaces import night_lock
+
+    console = Console(stderr=as_json)
+    with night_lock(campaign):
+        garbage = find_garbage(campaign, remote=remote)
+        _show(garbage, console)
+        if as_json:
+            typer.echo(as_document(garbage))
+        if yes:
+            remove(campaign, garbage)
+    total = sum(group.bytes for group in garbage)
+    words = f"Freed {_mib(total)}." if yes else f"Nothing was deleted. To free {_mib(total)}: gleaner gc --yes"
+    console.print(words if garbage else "Everything stored is needed.", highlight=False)
+
+
+def _show(garbage: "Sequence[Garbage]", console: Console) -> None:
+    if not garbage:
+        return
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    for header in ("where", "once", "objects", "size"):
+        table.add_column(header, justify="right" if header in ("objects", "size") else "left")
+    for group in garbage:
+        table.add_row(group.place, escape(group.what), str(len(group.md5s)), _mib(group.bytes))
+    table.add_section()
+    objects = sum(len(group.md5s) for group in garbage)
+    table.add_row("total", "", str(objects), _mib(sum(group.bytes for group in garbage)))
+    console.print(table)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.2f} MiB"

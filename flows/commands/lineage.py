@@ -1,0 +1,50 @@
+"""``gleaner lineage``."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows.environment import prepare_environment
+
+
+def lineage(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="As name@champion, name/3, @candidate, /3 or round-0003.",
+            show_default="the champion",
+        ),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="ID", help="Tell one image's whole story instead.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    workspace: Annotated[
+        Path, typer.Option("--workspace", "-w", help="Folder of the campaign.", show_default="the current folder")
+    ] = Path(),
+) -> None:
+    """Show where a model came from: labels by batch and annotator, why each image was picked, back to the seed."""
+    from flows.workspaces import require_workspace
+
+    campaign = require_workspace(workspace)
+    prepare_environment(campaign.root)
+    from flows.records.lineage import model_lineage
+    from flows.records.lineage_image import image_story
+    from flows.records.lineage_show import image_tree, model_tree
+    from flows.records.models import round_of_model
+
+    document: dict[str, Any]
+    if image is not None:
+        document = image_story(campaign, image)
+        shown = image_tree(document)
+    else:
+        document = model_lineage(campaign, round_of_model(campaign, model))
+        shown = model_tree(document)
+    if as_json:
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        Console().print(shown)

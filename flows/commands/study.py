@@ -1,0 +1,196 @@
+"""``gleaner study``: the command, its progress lines, and seeds side by side as processes of their own."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.environment import prepare_environment, tracking_uri
+from flows.watching.flow_logs import only_to
+from tasks.errors import UserError
+
+if TYPE_CHECKING:
+    from flows.study.campaigns import Study
+    from flows.study.nights import Progress
+    from tasks.study.results import StudyResults
+
+_POLL_S = 0.2
+
+
+def study(
+    plan: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="What to compare; docs/studies holds two.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the study: campaigns, shared cache, results.", show_default="studies/<name>"),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder that the data's paths are relative to.", show_default="that of STUDY.yaml"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds at work side by side.")] = 1,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="Only this seed of the study, as for a second machine; repeatable.", show_default="all"),
+    ] = None,
+) -> None:
+    """Compare ways of choosing and learning: arms x paired seeds x rounds, on data whose labels are known.
+
+    The arms random and equal are always among them. One that was cut off goes on where it was.
+    """
+    console = Console()
+    the_study = _read(plan, data, out)
+    seeds = _chosen(the_study, seed or [], plan)
+    prepare_environment(the_study.out)
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(the_study.out)  # one database for all arms
+    _announce(the_study, console)
+    from flows.engine import ensure_prefect_api
+
+    ensure_prefect_api(the_study.out)
+    from flows.study.nights import write_results
+    from flows.study.tracking import open_run
+
+    open_run(the_study)
+    if jobs > 1 and len(seeds) > 1:
+        arguments = [str(plan), "--out", str(the_study.out), "--data", str(the_study.data)]
+        run_apart(arguments, seeds, jobs)
+    else:
+        _run_here(the_study, seeds, console)
+    if seed:
+        console.print("Without --seed the same command writes the results.")
+        return
+    results = write_results(the_study)
+    console.print(_summary_table(results))
+    for sentence in results.stopped:
+        console.print(f"Stopped: {escape(sentence)}", style="yellow", soft_wrap=True)
+    console.print(f"Results: {escape(str(the_study.results / 'README.md'))}", soft_wrap=True)
+
+
+def _read(path: Path, data: Path | None, out: Path | None) -> "Study":
+    from flows.code_digests import packaged
+    from flows.create import OWN_DATA_SETTINGS
+    from flows.study.campaigns import Study
+    from tasks.study.plan import load_study
+
+    plan = load_study(path, packaged("params.yaml").read_text("utf-8"), own_data_settings=OWN_DATA_SETTINGS)
+    return Study(plan, (data or path.parent).resolve(), (out or Path("studies") / plan.name).resolve())
+
+
+def _chosen(the_study: "Study", wanted: Sequence[int], path: Path) -> list[int]:
+    for seed in wanted:
+        if seed not in the_study.plan.seeds:
+            raise UserError(path, f"--seed is {seed}, expected one of seeds {the_study.plan.seeds}")
+    return list(dict.fromkeys(wanted)) or the_study.plan.seeds
+
+
+def _announce(the_study: "Study", console: Console) -> None:
+    from tasks.study.plan import ENOUGH_SEEDS
+
+    plan = the_study.plan
+    nights = len(plan.arms) * len(plan.seeds) * (plan.rounds + 1)
+    console.print(f"[bold]{plan.name}[/bold]: {len(plan.arms)} arms x {len(plan.seeds)} seeds, {nights} nights")
+    if plan.added:
+        console.print(f"Arms added, no study may leave them out: {', '.join(plan.added)}.", style="yellow")
+    if len(plan.seeds) < ENOUGH_SEEDS:
+        console.print(f"Seeds are {len(plan.seeds)}: a claim needs at least {ENOUGH_SEEDS}.", style="yellow")
+
+
+def _run_here(the_study: "Study", seeds: Sequence[int], console: Console) -> None:
+    from flows.study.nights import nights_to_go, run_seed, write_results
+
+    to_go = nights_to_go(the_study, seeds)
+    done = 0
+
+    def before(step: "Progress") -> None:
+        console.print(f"[cyan]{time.strftime('%H:%M:%S')}[/cyan] {_words(step)} ...", highlight=False)
+
+    def after(step: "Progress") -> None:
+        nonlocal done
+        done += step.arm != "full"
+        console.print(f"         {_outcome(the_study, step)} [dim]({done} of {to_go} nights)[/dim]", highlight=False)
+
+    with only_to(_Warnings(console)):
+        for seed in seeds:
+            run_seed(the_study, seed, before, after)
+            if seed != seeds[-1]:
+                write_results(the_study)  # so that a long study can be read while it runs
+
+
+def _words(step: "Progress") -> str:
+    return f"seed {step.seed}, {escape(step.arm)}" + ("" if step.arm == "full" else f", round {step.round_number}")
+
+
+def _outcome(the_study: "Study", step: "Progress") -> str:
+    from flows.records.ledger import read_ledger
+    from tasks import files
+
+    if step.arm == "full":
+        figures = files.read_json(the_study.full_result(step.seed))
+    else:
+        figures = read_ledger(the_study.campaign(step.seed, step.arm), step.round_number)["figures"]
+    return f"{figures['labels']} labels, teacher mAP {figures['teacher']['mAP']:.1f}"
+
+
+def run_apart(arguments: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
+    """One process a seed: they share no training, so nothing is computed twice; all end with us."""
+    from flows.safety.process import end_with_parent
+
+    waiting = list(seeds)
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                seed = waiting.pop(0)
+                command = [sys.executable, "-m", "flows.cli", "study", *arguments, "--seed", str(seed)]
+                running[seed] = subprocess.Popen(command, preexec_fn=end_with_parent(signal.SIGTERM))
+            time.sleep(_POLL_S)
+            for seed, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[seed]
+                    if process.returncode:
+                        problem = f"its process ended with code {process.returncode}, expected 0"
+                        raise UserError(f"seed {seed}", problem, "Its own words stand above.")
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+class _Warnings(logging.Handler):
+    """Of what a hundred nights log, only warnings."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info is None:  # an error is told once, at the end
+            self._console.print(escape(record.getMessage()), style="yellow", soft_wrap=True)
+
+
+def _summary_table(results: "StudyResults") -> Table:
+    from tasks.study.results import area, comparisons, final
+
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1), caption_justify="left")
+    shown.caption = "mAP in percent, mean over seeds; differences of the mean mAP over all labels"
+    for header in ("arm", "seeds", "mean mAP", "last mAP", *(f"minus {name}" for name in results.plan.references)):
+        shown.add_column(header, justify="left" if header == "arm" else "right")
+    for name, arm in results.arms.items():
+        cells = []
+        for reference in results.plan.references:
+            found = comparisons(results, name, reference) if name != reference else None
+            cells.append(f"{found[0].mean:+.1f} {found[0].verdict}" if found else "-")
+        figures = [f"{value:.1f}" if value is not None else "-" for value in (area(arm), final(arm))]
+        shown.add_row(escape(name), str(len(arm.curves)), *figures, *cells)
+    return shown

@@ -1,0 +1,1 @@
+"""What goes out to people and comes back: deliveries, leases, the door, quarantine, label providers."""

@@ -1,0 +1,112 @@
+"""What goes out: one folder a batch that an outside tool can work with alone."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from flows.labels.providers.base import Delivery, ProviderError
+from flows.labels.providers.folder.instructions import instructions
+from flows.labels.providers.folder.layouts import Offered, coco, manifest_line, voc, yolo, yolo_names
+from flows.labels.providers.folder.place import COMPLETE, Place
+from tasks import files
+from tasks.contracts import HandoffTask
+from tasks.object_store import is_object_uri
+from tasks.paths import image_id_of, resolve_uri
+
+FORMAT = 1
+"""Raised when a field of ``_COMPLETE`` changes its meaning."""
+
+
+def publish_batch(
+    place: Place, name: str, delivery: Delivery, tasks: Sequence[HandoffTask], classes: Sequence[str], root: Path
+) -> None:
+    """Make ``outbox/<name>``, unless this very delivery is there already.
+
+    Args:
+        place: where.
+        name: ``batch-0003``, or ``batch-0003-second``.
+        delivery: whose it is.
+        tasks: the images of this folder.
+        classes: class names in the order of their numbers.
+        root: the campaign, which local image uris are relative to.
+
+    Raises:
+        ProviderError: the place is out of reach, or holds another campaign's batch of that name.
+    """
+    folder = f"outbox/{name}"
+    known = read_complete(place, name)
+    if known is not None:
+        if known.get("key") != delivery.key:
+            problem = "the batch is another campaign's, expected a location for this campaign alone"
+            raise ProviderError(place.where(folder), problem, "Give provider.location another directory or prefix.")
+        return
+    offered, images = _images(tasks, root)
+    contents: dict[str, bytes | Path] = {**_documents(offered, classes, name), **images}
+    digests = {
+        path: files.sha256_file(content) if isinstance(content, Path) else files.sha256_bytes(content)
+        for path, content in contents.items()
+    }
+    complete = {"format": FORMAT, "key": delivery.key, "batch": delivery.batch, "classes": list(classes)}
+    place.publish(folder, contents, _json({**complete, "created_at": delivery.created_at, "sha256": digests}))
+
+
+def read_complete(place: Place, name: str) -> dict[str, Any] | None:
+    """What ``_COMPLETE`` of an outbox folder says; None where there is none that can be read."""
+    content = place.find(f"outbox/{name}/{COMPLETE}")
+    try:
+        known = None if content is None else json.loads(content)
+    except ValueError:
+        return None
+    return known if isinstance(known, dict) else None
+
+
+def offered_names(tasks: Sequence[HandoffTask]) -> list[Offered]:
+    """The images under the names they went out with."""
+    return [Offered(task, _file_name(task), None) for task in tasks]
+
+
+def _file_name(task: HandoffTask) -> str:
+    """Images that lie in a bucket stay where they are; local ones come along."""
+    if is_object_uri(task.uri):
+        return task.uri
+    return f"images/{task.image_id}{PurePosixPath(task.uri).suffix}"
+
+
+def _images(tasks: Sequence[HandoffTask], root: Path) -> tuple[list[Offered], dict[str, bytes | Path]]:
+    """The images with their digests, and the files to send, each held against its id."""
+    offered, to_send = [], {}
+    for task in tasks:
+        name = _file_name(task)
+        if is_object_uri(task.uri):
+            offered.append(Offered(task, name, None))
+            continue
+        path = resolve_uri(root, task.uri)
+        if not path.is_file():
+            raise ProviderError(path, "the image is missing, expected it in the campaign", "Run: dvc checkout")
+        sha256 = files.sha256_file(path)
+        if image_id_of(sha256) != task.image_id:
+            problem = f"the SHA-256 begins with {image_id_of(sha256)}, expected {task.image_id}"
+            raise ProviderError(path, problem, "Restore the image: dvc checkout")
+        offered.append(Offered(task, name, sha256))
+        to_send[name] = path
+    return offered, dict(to_send)
+
+
+def _documents(offered: Sequence[Offered], classes: Sequence[str], name: str) -> dict[str, bytes]:
+    lines = [json.dumps(manifest_line(image)) + "\n" for image in offered]
+    documents = {
+        "README.md": instructions(name, classes, len(offered)).encode(),
+        "manifest.jsonl": "".join(lines).encode(),
+        "coco.json": _json(coco(offered, classes, pre_drawn=False)),
+        "preannotations/coco.json": _json(coco(offered, classes, pre_drawn=True)),
+        "preannotations/yolo/data.yaml": yolo_names(classes),
+    }
+    for image in offered:
+        documents[f"preannotations/yolo/labels/{image.task.image_id}.txt"] = yolo(image.task, classes)
+        documents[f"preannotations/voc/{image.task.image_id}.xml"] = voc(image)
+    return documents
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,77 @@
+"""An annotator who knows the answers: reads ``oracle/annotations.parquet`` and nothing else.
+
+The same delivery always returns the same labels, so a campaign can be repeated to the byte.
+"""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from flows.labels.providers.base import Delivery, LabelingProgress, Returned
+from tasks.annotated import read_annotated
+from tasks.errors import UserError
+from tasks.sections import BudgetParams
+
+
+class SimulatedAnnotator:
+    """Finishes every image at once, in the time the budget parameters say it takes."""
+
+    name = "simulated"
+
+    def __init__(self, oracle: Path, classes: Sequence[str], pace: BudgetParams) -> None:
+        """Take the path of the oracle, the names of its class indices and the working pace."""
+        self._oracle = oracle
+        self._classes = list(classes)
+        self._pace = pace
+
+    def check(self) -> None:
+        """Refuse a campaign that was made without an oracle.
+
+        Raises:
+            UserError: there are no annotations to copy from.
+        """
+        if not self._oracle.is_file():
+            raise UserError(
+                self._oracle,
+                "the file is missing, expected the annotations that the simulated annotator gives",
+                "Make the campaign with gleaner init --oracle.",
+            )
+
+    def deliver(self, delivery: Delivery) -> str:
+        """Nothing to send; the key names the batch."""
+        self.check()
+        return delivery.key
+
+    def status(self, delivery: Delivery) -> LabelingProgress:
+        """Everything is finished at once."""
+        return LabelingProgress(finished=len(delivery.image_ids), open=0)
+
+    def withdraw(self, delivery: Delivery, image_ids: Collection[str]) -> None:
+        """Nothing is ever open."""
+
+    def collect(self, delivery: Delivery) -> Sequence[Returned]:
+        """The oracle's boxes; an image it does not know comes back as skipped."""
+        self.check()
+        known = {image.image_id: image.boxes for image in read_annotated(self._oracle, self._classes)}
+        clock = datetime.fromisoformat(delivery.created_at)
+        returned: list[Returned] = []
+        for image_id in delivery.image_ids:
+            boxes = known.get(image_id)
+            seconds = self._seconds(boxes)
+            clock += timedelta(seconds=seconds)
+            returned.append(
+                {
+                    "image_id": image_id,
+                    "status": "skipped" if boxes is None else "labeled" if boxes else "empty",
+                    "boxes": [box.model_dump() for box in boxes or ()],
+                    "annotator": self.name,
+                    "finished_at": clock.isoformat(timespec="seconds"),
+                    "seconds_spent": seconds,
+                }
+            )
+        return returned
+
+    def _seconds(self, boxes: Sequence[object] | None) -> float:
+        if boxes is None:
+            return 0.0
+        return round(60 * (self._pace.minutes_per_image + len(boxes) * self._pace.minutes_per_box), 1)

@@ -1,0 +1,89 @@
+"""All checks of an audit in one go."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from flows.position import newest_round
+from flows.records.audit.data import data_checks
+from flows.records.audit.evaluation import evaluation_checks
+from flows.records.audit.findings import Audited, Check, check
+from flows.records.audit.pictures import picture_checks
+from flows.records.audit.records import record_checks
+from flows.records.audit.tracked import tracking_checks
+from flows.records.git_objects import blob
+from flows.records.recorded import recorded_rounds
+from tasks.errors import UserError
+from tasks.gate_sections import AuditParams
+from tasks.params import in_words
+from tasks.paths import Workspace
+
+
+def audit(
+    workspace: Workspace, round_number: int | None, *, recompute: bool, on_check: Callable[[Check], None]
+) -> list[Check]:
+    """Examine the rounds up to one, each check reported as it is done.
+
+    Args:
+        workspace: the campaign.
+        round_number: of the model; None: all rounds, and the workspace with them.
+        recompute: measure the model's weights once more.
+        on_check: hears of each check.
+
+    Raises:
+        UserError: there is no finished round, or a ledger cannot be read.
+    """
+    audited = _audited(workspace, round_number)
+    params = _audit_params(workspace)
+    areas = {
+        "records": record_checks(audited),
+        "data": data_checks(audited),
+        "pictures": picture_checks(audited, params.near_duplicate_bits),
+        "evaluation": evaluation_checks(audited, recompute),
+        "MLflow": tracking_checks(audited),
+    }
+    checks: list[Check] = []
+    for area, found in areas.items():
+        for one in _finished(area, found):
+            checks.append(one)
+            on_check(one)
+    return checks
+
+
+def _finished(area: str, found: Iterator[Check]) -> Iterator[Check]:
+    """The checks of an area, even where altered bytes cannot be read any more and end them early."""
+    try:
+        yield from found
+    except (UserError, OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        yield check(area, "can be read", "what is stored", [said])
+
+
+def _audit_params(workspace: Workspace) -> AuditParams:
+    """As committed: what somebody did to the file since then is for a check to find.
+
+    The other sections play no part, so that a campaign of an older Gleaner can be audited.
+    """
+    committed = blob(workspace.root, "HEAD", "params.yaml")  # None where git's own copy of it is damaged
+    content = yaml.safe_load(workspace.params.read_bytes() if committed is None else committed) or {}
+    try:
+        return AuditParams.model_validate(content.get("audit", {}))
+    except ValidationError as error:
+        problems = "; ".join(f"audit.{in_words(problem)}" for problem in error.errors())
+        raise UserError("params.yaml", problems) from None
+
+
+def _audited(workspace: Workspace, round_number: int | None) -> Audited:
+    rounds = recorded_rounds(workspace)
+    if not rounds:
+        fix = "Run: gleaner night"
+        raise UserError(Path("rounds"), "the folder holds no ledger, expected that of a finished round", fix)
+    last = max(rounds) if round_number is None else round_number
+    return Audited(
+        workspace,
+        {number: rounds[number] for number in sorted(rounds) if number <= last},
+        last == max(rounds),
+        newest_round(workspace) > max(rounds),
+    )

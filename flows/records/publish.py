@@ -1,0 +1,83 @@
+"""A derived round becomes a finished one: MLflow, ledger, promotion, git commit, tag, push.
+
+Each step finds what an earlier call left and adds only what is missing; the tag comes last and says that all
+of it is there.
+"""
+
+from dataclasses import dataclass
+
+from flows import data_versions, vcs
+from flows.records import tracking
+from flows.records.audit.records import LEDGER_TRAILER
+from flows.records.ledger import read_ledger, write_ledger
+from flows.records.promotion import consider, follow_log
+from flows.records.promotion_log import Decision, last_decision
+from tasks import files
+from tasks.errors import UserError
+from tasks.params import Params
+from tasks.paths import Workspace
+
+
+class PublishError(UserError):
+    """A service that records rounds does not do its part."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Published:
+    """A finished round in one sentence."""
+
+    round_number: int
+    message: str
+    decision: Decision | None
+    """What the gate decided about its model; None for a round of a Gleaner that kept no promotion log."""
+
+
+def publish(workspace: Workspace, params: Params, round_number: int) -> Published:
+    """Record a derived round everywhere.
+
+    Raises:
+        UserError: a file of the round is missing, or git refuses.
+    """
+    tag = vcs.round_tag(round_number)
+    if not vcs.has_tag(workspace.root, tag):
+        revision = vcs.commit(workspace, f"Derive round {round_number}", vcs.DERIVED)
+        with tracking.tracked_round(workspace, params, round_number, revision) as run:
+            write_ledger(workspace, round_number, revision, run.tracked)
+            run.record(workspace.ledger(round_number))
+            consider(workspace, params, round_number)
+            follow_log(workspace, run.client)
+        vcs.commit(workspace, f"Round {round_number}: {_figures(workspace, round_number)}")
+        vcs.set_tag(workspace.root, tag, _tag_message(workspace, round_number))
+    decision = last_decision(workspace, round_number)
+    message = f"Round {round_number} is finished: {_figures(workspace, round_number)}. {_verdict(decision)}"
+    return Published(round_number, message.strip(), decision)
+
+
+def push(workspace: Workspace) -> bool:
+    """Send what every round needs to the default remote, if there is one; only what it lacks is sent."""
+    if not data_versions.has_default_remote(workspace.root):
+        return False
+    data_versions.dvc(workspace.root, "push", "--quiet", "--all-tags")
+    return True
+
+
+def _figures(workspace: Workspace, round_number: int) -> str:
+    figures = read_ledger(workspace, round_number)["figures"]
+    return f"{figures['labels']} labels, {figures['boxes']} boxes, teacher mAP {figures['teacher']['mAP']:.1f}"
+
+
+def _tag_message(workspace: Workspace, round_number: int) -> str:
+    """Whoever signs the tag signs the ledger, and with it all rounds before."""
+    digest = files.sha256_file(workspace.ledger(round_number))
+    return f"{_figures(workspace, round_number)}\n\n{LEDGER_TRAILER}{digest}"
+
+
+def _verdict(decision: Decision | None) -> str:
+    if decision is None:
+        return ""
+    version = decision.model.version
+    if decision.action == "refuse":
+        return f"Version {version} does not become champion: {decision.why}."
+    return f"Version {version} is champion: {decision.why}."

@@ -1,0 +1,87 @@
+"""Where a round came from, for whoever sees MLflow alone: tags and a page of words on the run and the version.
+
+Everything here is taken from the ledger, whose digest is among the tags: the two refer to each other.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from flows import vcs
+from flows.records.ledger import Tracked
+from tasks import files
+
+_NOTE = "mlflow.note.content"  # what MLflow's pages show as the description
+LEDGER_SHA256, TEACHER_SHA256 = "gleaner.ledger_sha256", "gleaner.teacher_sha256"
+
+
+def record_origin(client: MlflowClient, tracked: Tracked, ledger_path: Path) -> None:
+    """Put a copy of the ledger, tags and words on the round's run and on its model version."""
+    ledger: dict[str, Any] = files.read_json(ledger_path)
+    client.log_artifact(tracked.run_id, str(ledger_path), "ledger")
+    tags = {**origin_tags(ledger), LEDGER_SHA256: files.sha256_file(ledger_path)}
+    words = _words(ledger, tags)
+    for key, value in {**tags, _NOTE: words}.items():
+        client.set_tag(tracked.run_id, key, value)
+    for key, value in tags.items():
+        client.set_model_version_tag(tracked.model_name, str(tracked.model_version), key, value)
+    client.update_model_version(tracked.model_name, str(tracked.model_version), words)
+
+
+def origin_tags(ledger: Mapping[str, Any]) -> dict[str, str]:
+    """Digests and names by which a round is found in git and DVC."""
+    code = ledger["made_with"]["gleaner"]
+    deps = {path: md5 for stage in ledger["stages"].values() for path, md5 in stage["deps"].items()}
+    return {
+        "gleaner.tag": ledger["tag"],
+        "gleaner.round": str(ledger["round"]),
+        "gleaner.parent_round": _parent(ledger),
+        "gleaner.git_revision": ledger["git_revision"],
+        TEACHER_SHA256: ledger["teacher"]["sha256"],
+        "gleaner.started_from_sha256": ledger["teacher"]["started_from_sha256"] or "none",
+        "gleaner.labels": str(ledger["figures"]["labels"]),
+        "gleaner.labels_md5": deps["data/labels"],
+        "gleaner.pool_md5": deps["data/index.parquet"],
+        "gleaner.validation_md5": deps["data/val.parquet"],
+        "gleaner.selection_sha256": ledger["selection_sha256"],
+        "gleaner.params_sha256": ledger["params_sha256"],
+        "gleaner.packages_sha256": ledger["made_with"]["packages_sha256"],
+        "gleaner.code_revision": str(code["git_revision"] or code["version"]),
+        "gleaner.code_dirty": str(code["dirty"]),
+    }
+
+
+def _parent(ledger: Mapping[str, Any]) -> str:
+    return vcs.round_tag(ledger["round"] - 1) if ledger["round"] else "none"
+
+
+def _words(ledger: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    """Markdown."""
+    figures = ledger["figures"]
+    annotators: dict[str, int] = {}
+    for batch in ledger["labels"]:
+        for name, count in batch["annotators"].items():
+            annotators[name] = annotators.get(name, 0) + count
+    rows = {
+        "Labels": f"{figures['labels']} images, {figures['boxes']} boxes, in {len(ledger['labels'])} batches",
+        "Annotators": ", ".join(f"{name} ({count})" for name, count in sorted(annotators.items())),
+        "Teacher mAP": f"{figures['teacher']['mAP']:.2f}",
+        "Parent round": tags["gleaner.parent_round"],
+        "Code revision": f"{tags['gleaner.code_revision']}" + (" with local changes" if _is_dirty(ledger) else ""),
+        "Campaign revision": f"{ledger['git_revision']} (tag {ledger['tag']})",
+        "Labels, MD5": tags["gleaner.labels_md5"],
+        "Pool, MD5": tags["gleaner.pool_md5"],
+        "Validation set, MD5": tags["gleaner.validation_md5"],
+        "Ledger, SHA-256": tags[LEDGER_SHA256],
+        "Teacher, SHA-256": tags[TEACHER_SHA256],
+        "Report": "artifact report/report.html of the run",
+    }
+    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    lineage = f"gleaner lineage {ledger['mlflow']['model_name']}/{ledger['mlflow']['model_version']}"
+    return f"| {ledger['tag']} | |\n| --- | --- |\n{table}\nWhere it came from: `{lineage}`. Proof: `gleaner audit`.\n"
+
+
+def _is_dirty(ledger: Mapping[str, Any]) -> bool:
+    return bool(ledger["made_with"]["gleaner"]["dirty"])

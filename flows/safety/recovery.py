@@ -1,0 +1,115 @@
+"""What a killed night leaves behind on the disk and among the processes, put right before the next one begins.
+
+What it leaves at MLflow and Prefect needs them to answer: ``flows.safety.unfinished``.
+"""
+
+import json
+import logging
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from flows import vcs
+from flows.safety.locks import Holder, write_holder
+from flows.safety.process import GRACE_S
+from tasks.paths import Workspace
+
+NIGHT_OF = "GLEANER_NIGHT_OF"
+"""Environment variable of all that a night starts: the folder of its campaign."""
+log = logging.getLogger(__name__)
+_STALE_S = 600.0
+_LOCKFILE = "dvc.lock"
+
+
+def mend(root: Path) -> None:
+    """Clear away orphans, dead locks and half-written files; only with the night's lock in hand."""
+    end_orphans(root)
+    _drop_stale_git_lock(root)
+    _drop_stale_dvc_lock(root)
+    _restore_broken_lockfile(root)
+
+
+def bury(workspace: Workspace, dead: Holder) -> None:
+    """Remember a night that was killed until what it left open elsewhere is closed."""
+    log.warning("The night of %s was killed; going on where it was", dead)
+    identity = dead.identity
+    write_holder(workspace.unfinished / f"{identity.pid}-{identity.start_ticks}.json", dead)
+
+
+def end_orphans(root: Path) -> None:
+    """End what a dead night's stages still do; a training is given the time to keep its state.
+
+    No night but the caller's may be at work. What people run by hand bears no mark of a night and is left alone.
+    """
+    orphans = [process for process in psutil.process_iter() if _works_for(process, root)]
+    if not orphans:
+        return
+    log.warning("%s: ending %d processes that a dead night left behind", root, len(orphans))
+    for orphan in orphans:
+        with suppress(psutil.Error):
+            orphan.terminate()
+    for orphan in psutil.wait_procs(orphans, timeout=GRACE_S)[1]:
+        with suppress(psutil.Error):
+            orphan.kill()
+
+
+def _works_for(process: psutil.Process, root: Path) -> bool:
+    try:
+        return Path(process.cwd()) == root.resolve() and process.environ().get(NIGHT_OF) == str(root.resolve())
+    except (psutil.Error, OSError):
+        return False
+
+
+def _drop_stale_git_lock(root: Path) -> None:
+    """A git that lost its power leaves index.lock for ever; one that is alive keeps it for seconds."""
+    lock = root / ".git" / "index.lock"
+    if lock.is_file() and time.time() - lock.stat().st_mtime > _STALE_S:
+        lock.unlink(missing_ok=True)
+
+
+def _drop_stale_dvc_lock(root: Path) -> None:
+    """DVC trusts the process ids in its lock file: half a file, or an id in use again, would stop every night."""
+    lock = root / ".dvc" / "tmp" / "rwlock"
+    try:
+        held = json.loads(lock.read_text(encoding="utf-8"))
+        writers = list(held.get("write", {}).values())
+        readers = [reader for readers in held.get("read", {}).values() for reader in readers]
+        if any(_is_dvc(holder["pid"]) for holder in writers + readers):
+            return
+    except FileNotFoundError:
+        return
+    except (ValueError, AttributeError, TypeError, KeyError):
+        pass  # no lock of DVC's: cut off while it was written
+    lock.unlink(missing_ok=True)
+
+
+def _is_dvc(pid: int) -> bool:
+    try:
+        return any("dvc" in argument for argument in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
+
+
+def _restore_broken_lockfile(root: Path) -> None:
+    """DVC writes dvc.lock in place. The last committed one loses nothing: DVC finds finished runs in its cache."""
+    path = root / _LOCKFILE
+    if not path.is_file() or _is_whole(path):
+        return
+    path.unlink()
+    if vcs.git(root, "ls-tree", "--name-only", "HEAD", _LOCKFILE):
+        vcs.git(root, "checkout", "HEAD", "--", _LOCKFILE)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+        items = [item for entry in stages.values() for kind in ("deps", "outs") for item in entry.get(kind, ())]
+        return all({"cmd", "outs"} <= set(entry) for entry in stages.values()) and all(
+            {"path", "md5"} <= set(item) for item in items
+        )
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        return False

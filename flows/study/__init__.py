@@ -1,0 +1,1 @@
+"""Comparisons: arms x paired seeds x rounds, every arm an ordinary campaign."""

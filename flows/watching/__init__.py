@@ -1,0 +1,1 @@
+"""What people see of nights: the terminal, logs, Prefect's pages, notifications."""

@@ -1,0 +1,51 @@
+"""A night that fails tells somebody, once, however many places see it fail."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flows.position import newest_round
+from flows.safety.locks import HeldError
+from flows.watching.notify import Notice, notify
+from tasks.errors import UserError
+from tasks.paths import Workspace
+
+_TOLD = "gleaner_told"
+
+
+@contextmanager
+def alarmed(workspace: Workspace) -> Iterator[None]:
+    """Notify about the error that ends this block, and let it pass.
+
+    No alarm is what a person did (Ctrl-C, SIGTERM and a cancelled run are not errors), and that another night is
+    at work already.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, HeldError) and not _is_told(error):
+            notify(Notice(workspace.root.name, _round(workspace), "night_failed", _in_words(error)))
+            setattr(error, _TOLD, True)
+        raise
+
+
+def _is_told(error: BaseException) -> bool:
+    """Whether this error, or the one it comes from, was reported further inside."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, _TOLD, False):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _round(workspace: Workspace) -> int | None:
+    try:
+        return newest_round(workspace)
+    except UserError:
+        return None

@@ -1,0 +1,71 @@
+"""``gleaner status``: read off the files, so it needs no server and no time."""
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.code_digests import drifted_stages
+from flows.labels.deliver import COMPLETE, is_outstanding
+from flows.labels.deliveries import all_deliveries
+from flows.labels.leases import image_states, lease_ends, open_count, open_images
+from flows.labels.quarantine import read_entries, state_of
+from flows.position import is_published, newest_round
+from flows.records.ledger import all_ledgers
+from flows.watching.tables import rounds_table
+from tasks.label_store import read_labels
+from tasks.params import load_params
+from tasks.paths import Workspace
+
+
+def print_status(workspace: Workspace, console: Console) -> None:
+    """Rounds, open deliveries, refusals, what comes next, and a warning where Gleaner has changed."""
+    ledgers = all_ledgers(workspace)
+    if ledgers:
+        console.print(rounds_table(ledgers))
+    _print_images(workspace, console)
+    _print_refusals(workspace, console)
+    console.print(f"Next: {_next_step(workspace)}")
+    drifted = drifted_stages(workspace)
+    if drifted:
+        console.print(
+            f"Gleaner's code has changed for {', '.join(drifted)}: the next round runs with it.",
+            style="yellow",
+        )
+
+
+def _print_images(workspace: Workspace, console: Console) -> None:
+    """What became of the images that were picked, and which batches are with the annotators."""
+    deliveries = all_deliveries(workspace)
+    states = image_states(workspace, deliveries)
+    if states.total():
+        counts = ", ".join(f"{count} {state}" for state, count in states.items())
+        console.print(f"Picked images: {counts}", highlight=False)
+    store, lease_days = read_labels(workspace.labels), load_params(workspace.params).provider.lease_days
+    for delivery in deliveries:
+        open_ones = len(open_images(delivery, store))
+        if not open_ones:
+            continue
+        until = lease_ends(delivery, lease_days).isoformat(timespec="minutes")
+        lease = "not delivered yet" if delivery.state == "prepared" else f"delivered, leased until {until}"
+        counts = f"{open_ones} of {len(delivery.image_ids)} images open"
+        console.print(f"Batch {delivery.batch}: {counts}, {lease}", soft_wrap=True, highlight=False)
+
+
+def _print_refusals(workspace: Workspace, console: Console) -> None:
+    """Only what waits for somebody; most refusals are settled by a newer answer."""
+    known = read_labels(workspace.labels).given
+    waiting = [entry for entry in read_entries(workspace) if state_of(entry, known) == "open"]
+    if waiting:
+        console.print(f"Refused labels: {len(waiting)}, shown by gleaner quarantine list", style="yellow")
+        last = waiting[-1]
+        console.print(f"  {escape(last.where)}: {escape(last.reason)}", soft_wrap=True)
+
+
+def _next_step(workspace: Workspace) -> str:
+    number = newest_round(workspace)
+    if not is_published(workspace, number):
+        return f"gleaner night derives round {number}."
+    if is_outstanding(workspace, number):
+        return f"gleaner night offers batch {number + 1}, if anything is left to ask for."
+    if open_count(workspace) == 0:
+        return f"nothing: {COMPLETE[0].lower()}{COMPLETE[1:]}"
+    return f"gleaner night collects new labels as batch {number + 1} and derives round {number + 1}."

@@ -1,0 +1,112 @@
+"""Logs for machines: with ``GLEANER_LOG=json`` every message is one JSON object on a line of standard output.
+
+Fields: time (ISO 8601, UTC), level, campaign, round, stage (null outside of one), message, and exception where there
+is one.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, TextIO
+
+from flows.position import newest_round
+from flows.watching.flow_logs import only_to
+from flows.watching.secrets import without_secrets
+from tasks.errors import UserError
+from tasks.paths import Workspace
+
+VARIABLE = "GLEANER_LOG"
+
+
+class LogFormat(StrEnum):
+    """How a night logs."""
+
+    text = "text"
+    json = "json"
+
+
+def wants_json() -> bool:
+    """Whether the user asked for it.
+
+    Raises:
+        UserError: the variable holds something else.
+    """
+    choice = os.environ.get(VARIABLE) or LogFormat.text
+    if choice not in set(LogFormat):
+        allowed = ", ".join(LogFormat)
+        raise UserError(VARIABLE, f"the value is {choice!r}, expected one of {allowed}")
+    return asked_for_json()
+
+
+def asked_for_json() -> bool:
+    """The same, without a word about another value."""
+    return os.environ.get(VARIABLE) == LogFormat.json
+
+
+def choose_log(choice: LogFormat | None) -> LogFormat | None:
+    """Let an option of the command line win over the environment, for us and the processes we start."""
+    if choice is not None:
+        os.environ[VARIABLE] = choice
+    return choice
+
+
+@contextmanager
+def told_as_json(workspace: Workspace) -> Iterator[None]:
+    """What a night logs inside this block goes out as JSON, if the user asked for it; otherwise nothing changes."""
+    if not wants_json():
+        yield
+        return
+    with only_to(JsonLines(workspace.root.name, _round(workspace), sys.stdout)):
+        yield
+
+
+class JsonLines(logging.Handler):
+    """Writes one line a record; remembers which round is at work."""
+
+    def __init__(self, campaign: str, round_number: int | None, stream: TextIO) -> None:
+        """Take the campaign's name, the round it stands at, and where to write."""
+        super().__init__(logging.INFO)
+        self._campaign = campaign
+        self._round = round_number
+        self._stream = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        try:
+            self._round = getattr(record, "gleaner_round", self._round)
+            self._stream.write(self._line(record) + "\n")
+            self._stream.flush()
+        except Exception:
+            self.handleError(record)
+
+    def _line(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "campaign": self._campaign,
+            "round": self._round,
+            "stage": getattr(record, "task_run_name", None),
+            "message": without_secrets(record.getMessage()),
+        }
+        if record.exc_info and not isinstance(record.exc_info[1], UserError):
+            entry["exception"] = without_secrets(logging.Formatter().formatException(record.exc_info))
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def error_line(message: str) -> str:
+    """The one line a command ends with when it fails."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    entry = {"time": now, "level": "error", "campaign": None, "round": None, "stage": None}
+    return json.dumps({**entry, "message": without_secrets(message)}, ensure_ascii=False)
+
+
+def _round(workspace: Workspace) -> int | None:
+    try:
+        return newest_round(workspace)
+    except UserError:
+        return None
