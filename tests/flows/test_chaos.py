@@ -22,7 +22,7 @@ from tasks import files
 from tasks.paths import STAGES, Workspace
 from tests.flows.nights import kill_when, start_night
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NAME = "chaos"
 
 

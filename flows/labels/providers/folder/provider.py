@@ -1,6 +1,5 @@
 """The label provider of kind ``folder``: work goes out through ``outbox/``, answers come back through ``inbox/``."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Collection, Sequence
@@ -8,10 +7,10 @@ from pathlib import Path
 
 from flows.labels.deliveries import MANIFEST, read_manifest
 from flows.labels.providers.base import Delivery, LabelingProgress, Returned
+from flows.labels.providers.consensus import drawn_for_two
 from flows.labels.providers.folder.inbox import Inbox, read_inbox
 from flows.labels.providers.folder.outbox import offered_names, publish_batch, read_complete
 from flows.labels.providers.folder.place import Place, place_at
-from tasks.contracts import HandoffTask
 from tasks.people_sections import ProviderParams
 
 _log = logging.getLogger(__name__)
@@ -48,7 +47,8 @@ class FolderProvider:
         tasks = read_manifest(delivery.folder / MANIFEST)
         first, second = _folder_names(delivery)
         publish_batch(self._place, first, delivery, tasks, self._classes, self._root)
-        doubled = _doubled(tasks, self._consensus_frac, delivery.key)
+        drawn = drawn_for_two(delivery.image_ids, self._consensus_frac, delivery.key)
+        doubled = [task for task in tasks if task.image_id in drawn]
         if doubled:
             publish_batch(self._place, second, delivery, doubled, self._classes, self._root)
         return self._place.where(f"outbox/{first}")
@@ -97,17 +97,6 @@ def _folder_names(delivery: Delivery) -> tuple[str, str]:
     """Of the batch, and of the share of it that goes to a second annotator."""
     name = f"batch-{delivery.batch:04d}"
     return name, f"{name}-second"
-
-
-def _doubled(tasks: Sequence[HandoffTask], consensus_frac: float, key: str) -> list[HandoffTask]:
-    """The images two annotators label: a share of them by rank, drawn so that a repeated call draws the same."""
-    count = round(consensus_frac * len(tasks)) or int(consensus_frac > 0)
-
-    def lot(task: HandoffTask) -> str:
-        return hashlib.sha256(f"{key}/{task.image_id}".encode()).hexdigest()
-
-    drawn = {task.image_id for task in sorted(tasks, key=lot)[:count]}
-    return [task for task in tasks if task.image_id in drawn]
 
 
 def _ids_in(content: bytes | None) -> set[str]:
