@@ -101,7 +101,7 @@ class FaultyProxy:
             for here, there in ((client, server), (server, client)):
                 if here not in ready:
                     continue
-                data = here.recv(_CHUNK_BYTES if fault != "slow" else 4096)
+                data = here.recv(_CHUNK_BYTES)
                 if not data:
                     return
                 if fault == "slow":

@@ -59,7 +59,7 @@ def push(workspace: Workspace) -> bool:
     """Send what every round needs to the default remote, if there is one; only what it lacks is sent."""
     if not data_versions.has_default_remote(workspace.root):
         return False
-    data_versions.dvc(workspace.root, "push", "--quiet", "--all-tags")
+    data_versions.dvc(workspace.root, "push", "--all-tags")
     return True
 
 

@@ -90,7 +90,7 @@ def through_proxy(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """Round 1 goes to the real server through a proxy; a request has little patience."""
     with faulty_proxy(mlflow_server) as proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         yield proxy
 

@@ -76,6 +76,14 @@ def digests_of(workspace: Workspace) -> dict[str, str]:
     return {path.name: files.sha256_file(path) for path in sorted(out.iterdir())}
 
 
+def wait_until_gone(family: list[int]) -> None:
+    """A worker that was killed may be on its way out for a moment on a busy machine."""
+    deadline_s = time.monotonic() + 15
+    while any(is_running(pid) for pid in family):
+        assert time.monotonic() < deadline_s, "something outlived the training"
+        time.sleep(0.05)
+
+
 def test_sigterm_to_the_whole_group_keeps_the_state_and_going_on_changes_nothing(
     assembled: Workspace, undisturbed: dict[str, str]
 ) -> None:
@@ -93,7 +101,7 @@ def test_sigterm_to_the_whole_group_keeps_the_state_and_going_on_changes_nothing
     assert training.returncode == LEFT_EARLY, said
     assert time.monotonic() - asked_s < 30
     assert len(family) > 1
-    assert not any(is_running(pid) for pid in family)
+    wait_until_gone(family)
     assert "asked to leave; saved at iteration" in said
     assert "Traceback" not in said
     assert not assembled.derived("train").exists()
