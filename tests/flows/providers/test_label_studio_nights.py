@@ -156,7 +156,7 @@ def test_three_nights_with_annotators_between_them(
     label_studio: LabelStudioServer, artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
-    workspace = make_campaign(label_studio, "table")
+    workspace = make_campaign(label_studio, "three-nights")
     assert night(workspace.root).outcome == "finished"  # round 0 on the seed labels; batch 1 goes out
     assert night(workspace.root).outcome == "waiting"
     ids = label_the_first_batch(label_studio, workspace, artifacts / "label-studio.png")
@@ -173,7 +173,7 @@ def test_three_nights_with_annotators_between_them(
     names = sorted(path.name for path in workspace.labels.glob("batch-*.json"))
     assert names == [f"batch-{number:04d}.json" for number in range(4)]
     titles = [project.title for project in label_studio.owner.sdk.projects.list(page_size=500)]
-    assert len([title for title in titles if title.startswith("table (")]) == 1
+    assert len([title for title in titles if title.startswith("three-nights (")]) == 1
 
 
 def test_a_night_without_label_studio_says_so_and_the_next_one_recovers(
