@@ -105,6 +105,23 @@ def test_going_on_from_a_checkpoint_repeats_the_uninterrupted_run(
         torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
 
 
+def test_half_a_batch_at_a_time_gives_the_same_losses_and_gradients(
+    batch_of: Callable[[int], StepBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which proposals are sampled depends on the order of the draws; without chance there is no difference."""
+    monkeypatch.setattr(torch, "randperm", lambda number, **_: torch.arange(number))
+    schedule = replace(SCHEDULE, burn_in=0, ramp=0)
+    z = {"a": 2.0, "b": -1.0}
+    whole, halves = new_run(schedule, z), new_run(schedule, z)
+    halves.micro_batches = 2
+    expected, got = whole.step(batch_of(2)), halves.step(batch_of(2))
+    assert got.loss_sup == pytest.approx(expected.loss_sup, rel=1e-5)
+    assert got.loss_unsup == pytest.approx(expected.loss_unsup, rel=1e-5)
+    for one, two in zip(halves.student.parameters(), whole.student.parameters(), strict=True):
+        if two.grad is not None:
+            torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_an_image_of_weight_zero_changes_nothing(batch_of: Callable[[int], StepBatch]) -> None:
     """W_j = sigmoid(-large) is 0 in float32: the update equals one on labels alone."""
     schedule = replace(SCHEDULE, burn_in=0, ramp=0)

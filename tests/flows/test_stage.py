@@ -85,7 +85,7 @@ def test_a_stage_that_takes_too_long_is_ended_with_all_its_processes(ready: Work
     trouble(ready, "train", "hang")
     with pytest.raises(StageTimeoutError, match=r"longer than nightly.stage_timeout_minutes \(0.1\)"):
         reproduce(ready.root, "train", 0)
-    assert stage_log(ready, 0, "train").read_text().count("train is at work") == 1
+    assert stage_log(ready, 0, "train").read_text().count("Running stage 'train'") <= 1  # not tried again
     commands = [
         " ".join(process.info["cmdline"] or ())
         for process in psutil.process_iter(["cmdline", "cwd"])

@@ -89,7 +89,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, somebody: None) -> Ran:
         text=True,
     )
     log = stage_log(study.campaign(1, "equal"), 0, "report")
-    deadline_s = time.monotonic() + 240
+    deadline_s = time.monotonic() + 900
     while not (log.is_file() and "report is at work" in log.read_text()):
         assert first.poll() is None, "it ended by itself"
         assert time.monotonic() < deadline_s, "it never got there"
