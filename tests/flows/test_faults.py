@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from flows.data_versions import DvcError
 from flows.night import publish_round, push_data
 from flows.records.publish import PublishError
 from flows.safety.causes import named_causes
+from flows.safety.process import end_with_parent
 from flows.safety.retries import DELAYS_S
 from flows.stage_log import stage_log
 from infra.stack.ports import free_ports
@@ -56,6 +58,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=end_with_parent(signal.SIGTERM),  # also when the tests are killed
         )
         try:
             _wait_for(f"{address}/health")

@@ -86,7 +86,7 @@ def test_a_campaign_without_oracle_is_refused_before_any_work(tiny: Workspace) -
 @pytest.mark.parametrize(
     ("breaking", "words"),
     [
-        (lambda tiny: shutil.rmtree(tiny.labels), "holds no label batch"),
+        (lambda tiny: shutil.rmtree(tiny.labels), "label batches are 0"),
         (lambda tiny: shutil.copy(tiny.label_batch(0), tiny.label_batch(2)), "batch-0001.json is missing"),
         (lambda tiny: vcs.git(tiny.root, "checkout", "--quiet", "--detach"), "expected a branch"),
         (lambda tiny: tiny.params.write_text("seed: [\n"), "the content is not YAML"),
