@@ -43,17 +43,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command()(study)
-app.command()(audit)
-app.command()(lineage)
-app.command()(promote)
-app.command()(rollback)
-app.command()(reproduce)
-app.command()(gc)
-app.command()(serve)
-app.add_typer(quarantine, name="quarantine")
-app.add_typer(pool, name="pool")
-app.command()(doctor)
 _out = Console()
 _err = Console(stderr=True)
 
@@ -278,6 +267,19 @@ def _say_error(message: str) -> None:
     else:
         _err.print(escape(message), style="red", soft_wrap=True, highlight=False)
 
+
+# After those of this file, in the order in which `gleaner --help` shows them.
+app.command()(doctor)
+app.add_typer(quarantine, name="quarantine")
+app.add_typer(pool, name="pool")
+app.command()(lineage)
+app.command()(audit)
+app.command()(promote)
+app.command()(rollback)
+app.command()(reproduce)
+app.command()(gc)
+app.command()(serve)
+app.command()(study)
 
 if __name__ == "__main__":
     main()
