@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from detectron_ext.batches import StepBatch
-from detectron_ext.distributed import average_gradients, mean_over_processes
+from detectron_ext.distributed import average_gradients, mean_over_processes, num_processes, rank
 from detectron_ext.losses import image_weight
 from detectron_ext.meta_arch import PerImageRCNN, autocast
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
@@ -111,7 +110,7 @@ class TeacherStudent:
             TrainingDiverged: a loss is not finite, or the unsupervised loss outgrew the supervised one.
         """
         # All randomness of an iteration follows from its number: a resumed run repeats it exactly.
-        torch.manual_seed((self.seed * 1_000_003 + self.iteration) * comm.get_world_size() + comm.get_rank())
+        torch.manual_seed((self.seed * 1_000_003 + self.iteration) * num_processes() + rank())
         learning_rate = self.schedule.learning_rate_at(self.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate

@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from detectron_ext.distributed import is_first, num_devices, run_on_all_devices
 from tasks.entry import die_with_parent
 from tasks.errors import LEFT_EARLY, UserError
-from tasks.shortage import shortage
+from tasks.shortage import in_one_line
 
 
 def on_all_devices(stage: str, function: Callable[..., None], *args: Any) -> None:
@@ -57,7 +57,7 @@ def _in_own_process(
     try:
         function(*args)
     except Exception as error:
-        named = error if isinstance(error, UserError) else shortage(stage, error)
+        named = in_one_line(stage, error)
         if named is not None:
             told.put(named)
         raise

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tasks import files
-from tasks.errors import UserError
 from tasks.paths import Workspace
-from tasks.shortage import shortage
+from tasks.shortage import in_one_line
 
 BATCH_DIVISOR = "GLEANER_BATCH_DIVISOR"
 _PR_SET_PDEATHSIG = 1
@@ -33,7 +32,7 @@ def run_stage(stage: str, body: Callable[[Workspace], None]) -> None:
         seconds = round(time.monotonic() - started_s, 3)
         files.write_json(workspace.timing(stage), {"stage": stage, "seconds": seconds, "device": _device()})
     except Exception as error:
-        named = error if isinstance(error, UserError) else shortage(stage, error)
+        named = in_one_line(stage, error)
         if named is None:
             raise
         sys.stderr.write(f"{named}\n")

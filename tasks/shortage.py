@@ -37,6 +37,11 @@ def shortage(where: str, error: BaseException) -> UserError | None:
     return None
 
 
+def in_one_line(where: str, error: Exception) -> UserError | None:
+    """The error as a user is told it: their own mistake, or a shortage; None for a bug."""
+    return error if isinstance(error, UserError) else shortage(where, error)
+
+
 def disk_full(where: str) -> DiskFullError:
     """The message about a full disk."""
     fix = "Free some and run the same command again: it goes on from here."

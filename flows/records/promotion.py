@@ -18,6 +18,7 @@ from flows.records.promotion_log import (
     Decision,
     LoggedModel,
     append_decision,
+    coronations,
     logged_model,
     read_decisions,
     reigning,
@@ -112,7 +113,7 @@ def rollback(workspace: Workspace, client: MlflowClient, to: int | None, reason:
         UserError: nobody was champion before, or the version never was.
     """
     rounds = recorded_rounds(workspace)
-    crowned = [decision for decision in read_decisions(workspace) if decision.action != "refuse"]
+    crowned = coronations(workspace)
     champion = _champion(workspace, rounds)
     if to is None and crowned and crowned[-1].action == "rollback":
         message = f"Rolled back already: version {crowned[-1].model.version} is champion. Further back: --to VERSION."
@@ -135,12 +136,11 @@ def rollback(workspace: Workspace, client: MlflowClient, to: int | None, reason:
 
 def follow_log(workspace: Workspace, client: MlflowClient) -> str | None:
     """Set MLflow's alias to what the log says; return a warning where MLflow does not know that model."""
-    decisions = read_decisions(workspace)
-    crowned = [decision.model for decision in decisions if decision.action != "refuse"]
+    crowned = coronations(workspace)
     if not crowned:
         return None
     name = _model_name(workspace)
-    champion = crowned[-1]
+    champion = crowned[-1].model
     try:
         version = client.get_model_version(name, str(champion.version))
     except MlflowException as error:
@@ -176,8 +176,7 @@ def _opponent(workspace: Workspace, champion: LoggedModel | None, round_number: 
     """Whom to beat: the champion, unless it is an earlier derivation of this very round, whose ledger is gone."""
     if champion is None or champion.round != round_number:
         return champion
-    crowned = [made.model for made in read_decisions(workspace) if made.action != "refuse"]
-    others = [model for model in crowned if model.round != round_number]
+    others = [made.model for made in coronations(workspace) if made.model.round != round_number]
     return others[-1] if others else None
 
 

@@ -113,6 +113,11 @@ def append_decision(
     return decision
 
 
+def coronations(workspace: Workspace) -> list[Decision]:
+    """The decisions that made a model champion, oldest first."""
+    return [decision for decision in read_decisions(workspace) if decision.action != "refuse"]
+
+
 def last_decision(workspace: Workspace, round_number: int) -> Decision | None:
     """The newest decision about the model of a round."""
     return next((made for made in reversed(read_decisions(workspace)) if made.model.round == round_number), None)
@@ -120,9 +125,9 @@ def last_decision(workspace: Workspace, round_number: int) -> Decision | None:
 
 def reigning(workspace: Workspace, ledgers: Mapping[int, Mapping[str, Any]]) -> LoggedModel | None:
     """The champion as the log has it; before there was a log, as ledgers of format 1 have it."""
-    crowned = [decision.model for decision in read_decisions(workspace) if decision.action != "refuse"]
+    crowned = coronations(workspace)
     if crowned:
-        return crowned[-1]
+        return crowned[-1].model
     for number in sorted(ledgers, reverse=True):
         if ledgers[number]["mlflow"].get("promotion", {}).get("promoted"):
             return logged_model(ledgers[number])
