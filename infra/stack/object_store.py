@@ -35,6 +35,8 @@ _INNER = (
     "filer.port.grpc",
 )
 _VOLUME_MB = 256  # the default, 30 GB, is refused as "no writable volumes" on a small disk
+_VOLUMES = 4096  # 1 TiB; 0, "what the disk has room for", counts 256 MB for every bucket that holds one small file
+_FREE_GIB = 1
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,15 @@ def object_store(folder: Path, port: int, key: S3Key) -> Service:
             str(Path(sys.executable).with_name("weed")),
             *("server", f"-dir={folder}", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}"),
             *("-filer", "-filer.disableHttp", "-s3", f"-s3.port={port}", *inner),
-            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=0", f"-master.volumeSizeLimitMB={_VOLUME_MB}"),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", f"-master.volumeSizeLimitMB={_VOLUME_MB}"),
+            *(f"-volume.max={_VOLUMES}", f"-volume.minFreeSpace={_FREE_GIB}GiB"),
         ),
         ready=partial(make_buckets, url, key, BUCKETS),
-        env={"AWS_ACCESS_KEY_ID": key.access, "AWS_SECRET_ACCESS_KEY": key.secret},  # makes this its only user
+        env={
+            "AWS_ACCESS_KEY_ID": key.access,  # makes this its only user
+            "AWS_SECRET_ACCESS_KEY": key.secret,
+            "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",  # by default every new bucket begins with seven volumes
+        },
         start_patience_s=120,  # on the data of an earlier run it looks for its volumes for 20 s
         stop_patience_s=60,  # SeaweedFS takes half a minute to say goodbye
     )

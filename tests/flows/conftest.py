@@ -57,7 +57,7 @@ def two_rounds(tmp_path_factory: pytest.TempPathFactory, tiny_template: Workspac
     """A campaign after two real nights, batch 2 delivered; nobody touches it either."""
     from flows.campaign import campaign
 
-    workspace = Workspace(tmp_path_factory.mktemp("two_rounds") / "tiny")
+    workspace = Workspace(tmp_path_factory.mktemp("two_rounds") / "two-rounds")
     shutil.copytree(tiny_template.root, workspace.root)
     results = campaign(workspace.root, 2)
     assert [result.outcome for result in results] == ["finished", "finished"]

@@ -176,8 +176,10 @@ def test_what_dead_nights_left_open_is_closed(disturbed: Workspace) -> None:
         found = client.read_flow_runs(flow_run_filter=filtered, limit=200)
     kills = len(IN_STAGES) + len(AFTER_STAGES) + len(IN_COLLECT)
     states = [run.state.type for run in found if run.state is not None]
-    assert states.count(StateType.CRASHED) == kills
-    assert states.count(StateType.COMPLETED) == len(states) - kills == 1
+    assert len(states) == kills + 1
+    assert set(states) == {StateType.CRASHED, StateType.COMPLETED}
+    # the night killed once its batch was delivered has nothing left to do, and may have said so already
+    assert states.count(StateType.COMPLETED) in (1, 2)
 
 
 def test_the_killed_campaign_can_be_checked_out_round_by_round(disturbed: Workspace, tmp_path: Path) -> None:
