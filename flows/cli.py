@@ -19,6 +19,7 @@ from flows.commands.audit import audit
 from flows.commands.doctor import doctor
 from flows.commands.gc import gc
 from flows.commands.lineage import lineage
+from flows.commands.options import WorkspaceOption
 from flows.commands.pool import pool
 from flows.commands.promote import promote, rollback
 from flows.commands.quarantine import quarantine
@@ -54,9 +55,6 @@ class Layout(StrEnum):
     voc = "voc"
 
 
-WorkspaceOption = Annotated[
-    Path, typer.Option("--workspace", "-w", help="Folder of the campaign.", show_default="the current folder")
-]
 LogOption = Annotated[
     LogFormat | None,
     typer.Option(

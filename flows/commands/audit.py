@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.commands.options import JsonOption, WorkspaceOption
 from flows.environment import prepare_environment
 
 if TYPE_CHECKING:
@@ -33,10 +34,8 @@ def audit(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Measure the stored weights of the model once more; takes minutes.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    workspace: Annotated[
-        Path, typer.Option("--workspace", "-w", help="Folder of the campaign.", show_default="the current folder")
-    ] = Path(),
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
 ) -> None:
     """Prove that nothing was altered: every digest is worked out again from the stored bytes.
 

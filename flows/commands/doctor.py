@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.commands.options import JsonOption, WorkspaceOption
 from flows.doctor.examine import Examined
 from flows.environment import prepare_environment
 from tasks.paths import Workspace
@@ -21,10 +22,8 @@ _FAILED = 1
 
 
 def doctor(
-    workspace: Annotated[
-        Path, typer.Option("--workspace", "-w", help="Folder of the campaign.", show_default="the current folder")
-    ] = Path(),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Only what a night itself tries before it begins; changes nothing anywhere.")
     ] = False,

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.commands.options import JsonOption, WorkspaceOption
 from flows.environment import prepare_environment
 
 if TYPE_CHECKING:
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
 def gc(
     yes: Annotated[bool, typer.Option("--yes/--dry-run", help="Really delete, or only say what would go.")] = False,
     remote: Annotated[bool, typer.Option("--remote", help="In the default DVC remote too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    workspace: Annotated[
-        Path, typer.Option("--workspace", "-w", help="Folder of the campaign.", show_default="the current folder")
-    ] = Path(),
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
 ) -> None:
     """Free what no round, champion, candidate or open batch needs; says what before it does.
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from flows.commands.options import JsonOption, WorkspaceOption
 from flows.environment import prepare_environment
 
 
@@ -22,10 +23,8 @@ def lineage(
     image: Annotated[
         str | None, typer.Option("--image", metavar="ID", help="Tell one image's whole story instead.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    workspace: Annotated[
-        Path, typer.Option("--workspace", "-w", help="Folder of the campaign.", show_default="the current folder")
-    ] = Path(),
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
 ) -> None:
     """Show where a model came from: labels by batch and annotator, why each image was picked, back to the seed."""
     from flows.workspaces import require_workspace

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -11,13 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.commands.options import WorkspaceOption
+
 if TYPE_CHECKING:
     from tasks.pool_changes import PoolChanges
 
 pool = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="The images a campaign chooses from.")
-WorkspaceOption = Annotated[
-    Path, typer.Option("--workspace", "-w", help="Folder of the campaign.", show_default="the current folder")
-]
 _SHOWN = 10
 _ALARM = 1
 

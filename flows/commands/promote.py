@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from flows.commands.options import WorkspaceOption
 from flows.environment import prepare_environment, tracking_uri
 from tasks.errors import UserError
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from tasks.paths import Workspace
 
 _Reason = Annotated[str, typer.Option(help="Why; it stands in the promotion log for ever.")]
-_Folder = Annotated[
-    Path, typer.Option("--workspace", "-w", help="Folder of the campaign.", show_default="the current folder")
-]
 
 
 def promote(
@@ -29,7 +27,7 @@ def promote(
     ],
     reason: _Reason,
     force: Annotated[bool, typer.Option("--force", help="Even if the gate objects; its objection is logged.")] = False,
-    workspace: _Folder = Path(),
+    workspace: WorkspaceOption = Path(),
 ) -> None:
     """Make a model version champion, if the gate does not find it worse than the reigning one.
 
@@ -55,7 +53,7 @@ def rollback(
             "--to", metavar="VERSION", help="A former champion.", show_default="the one before the last promotion"
         ),
     ] = None,
-    workspace: _Folder = Path(),
+    workspace: WorkspaceOption = Path(),
 ) -> None:
     """Give the title back to a former champion.
 

@@ -9,13 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.commands.options import WorkspaceOption
+
 if TYPE_CHECKING:
     from flows.labels.quarantine import Entry, State
 
 quarantine = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Answers that were refused at the door.")
-WorkspaceOption = Annotated[
-    Path, typer.Option("--workspace", "-w", help="Folder of the campaign.", show_default="the current folder")
-]
 _NONE = "-"
 
 

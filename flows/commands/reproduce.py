@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.commands.options import JsonOption, WorkspaceOption
 from flows.environment import prepare_environment
 
 if TYPE_CHECKING:
@@ -29,10 +30,8 @@ def reproduce(
         float,
         typer.Option("--tolerance", min=0, help="Percent points of mAP, on another machine or with other packages."),
     ] = 2.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    workspace: Annotated[
-        Path, typer.Option("--workspace", "-w", help="Folder of the campaign.", show_default="the current folder")
-    ] = Path(),
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
 ) -> None:
     """Make a round again from its labels, in a clone of its own, and compare every digest.
 
