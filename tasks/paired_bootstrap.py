@@ -6,7 +6,7 @@ anew. What is compared is the difference within a draw, so hard and easy images 
 Shape letters: I images, K classes, T IoU thresholds, D boxes of one class, B bootstrap samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,17 +68,33 @@ def compare(
     images = truth.num_rows
     once = np.ones(images, dtype=np.int64)
     new_ap, old_ap = average_precisions(new, once), average_precisions(old, once)
-    random = np.random.default_rng(seed)
     differences = np.empty((samples, len(classes)))
     map_differences = np.empty(samples)
-    for sample in range(samples):
-        counts = np.bincount(random.integers(images, size=images), minlength=images)
+    for sample, counts in enumerate(_draws(images, samples, seed)):
         new_drawn, old_drawn = average_precisions(new, counts), average_precisions(old, counts)
         differences[sample] = new_drawn - old_drawn
         map_differences[sample] = mean_over_classes(new_drawn) - mean_over_classes(old_drawn)
     return Comparison(
         mean_over_classes(new_ap), mean_over_classes(old_ap), new_ap, old_ap, map_differences, differences
     )
+
+
+def map_draws(truth: pa.Table, predictions: pa.Table, *, classes: Sequence[str], samples: int, seed: int) -> _Floats:
+    """One model's mAP in percent on every draw: with the same images and seed, the same draws for any model.
+
+    Args:
+        truth: contracts.ANNOTATED, with at least one image.
+        predictions: on those images: image_id, boxes_xyxy, scores, labels.
+        classes: names by class index.
+        samples: B.
+        seed: of the draws.
+
+    Returns:
+        (B,)
+    """
+    matches = match(truth, predictions, classes)
+    drawn = (average_precisions(matches, counts) for counts in _draws(truth.num_rows, samples, seed))
+    return np.array([mean_over_classes(ap) for ap in drawn])
 
 
 def match(truth: pa.Table, predictions: pa.Table, classes: Sequence[str]) -> list[Matches]:
@@ -118,6 +134,13 @@ def mean_over_classes(ap: _Floats) -> float:
     """COCO's mAP: over classes that have objects; 0 where none has."""
     present = ap[~np.isnan(ap)]
     return float(present.mean()) if present.size else 0.0
+
+
+def _draws(images: int, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """How often each image is drawn, (I,), sample by sample."""
+    random = np.random.default_rng(seed)
+    for _ in range(samples):
+        yield np.bincount(random.integers(images, size=images), minlength=images)
 
 
 def _average_precision(entry: Matches, counts: NDArray[np.int64]) -> float:

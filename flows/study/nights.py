@@ -18,6 +18,7 @@ from flows.night import night
 from flows.position import finished_round, newest_round
 from flows.safety.process import stream
 from flows.study.campaigns import FULL, Study, make_arm, make_base, make_full
+from flows.study.draws import image_draws
 from flows.study.rows import arm_rows
 from flows.study.tracking import track_study
 from flows.workspaces import night_lock
@@ -64,7 +65,7 @@ def write_results(study: Study) -> StudyResults:
     rows = arm_rows(study, campaigns)
     done = [seed for seed in plan.seeds if plan.full is not None and study.full_result(seed).is_file()]
     full_map = {seed: float(files.read_json(study.full_result(seed))["teacher"]["mAP"]) for seed in done}
-    results = collect_results(plan, rows, full_map, stops(study))
+    results = collect_results(plan, rows, full_map, stops(study), image_draws(study, campaigns))
     folder = study.results
     files.write_table(folder / "results.parquet", pa.Table.from_pylist(rows, schema=RESULTS))
     files.write_json(folder / "summary.json", summary(results))

@@ -20,7 +20,10 @@ _SHIFT = 0.006
 
 
 def draw(results: StudyResults, folder: Path) -> None:
-    """Write both files. Bars are bootstrap intervals of the mean over seeds; pairing makes differences surer."""
+    """Write both files.
+
+    Bars are bootstrap intervals of the mean over seeds and validation images; pairing makes differences surer.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.add_subplot(xlabel="images labeled (mean over seeds)", ylabel="teacher mAP in percent")
@@ -44,7 +47,11 @@ def _line(axes: Axes, name: str, arm: ArmResult, *, shift: float) -> None:
     labels_SR = np.array([curve.labels for curve in arm.curves.values()])  # seeds x rounds
     values_SR = np.array([curve.values for curve in arm.curves.values()])
     mean_R = values_SR.mean(axis=0)
-    bars = [paired_bootstrap(column.tolist(), seed=0) for column in values_SR.T]
+    drawn = [list(zip(*curve.drawn, strict=True)) for curve in arm.curves.values()]  # by seed, then round
+    bars = [
+        paired_bootstrap(column.tolist(), seed=0, redrawn=[rounds[number] for rounds in drawn] if all(drawn) else ())
+        for number, column in enumerate(values_SR.T)
+    ]
     error_2R = np.array(
         [[0.0, 0.0] if bar is None else [m - bar.low, bar.high - m] for m, bar in zip(mean_R, bars, strict=True)]
     ).T

@@ -68,9 +68,21 @@ class StudyResults:
 
 
 def collect_results(
-    plan: StudyPlan, rows: Sequence[Row], full_map: Mapping[int, float], stopped: Sequence[str]
+    plan: StudyPlan,
+    rows: Sequence[Row],
+    full_map: Mapping[int, float],
+    stopped: Sequence[str],
+    draws: Mapping[tuple[int, str, int], Sequence[float]] | None = None,
 ) -> StudyResults:
-    """Put the rows into the order of the plan's arms, seeds and rounds."""
+    """Put the rows into the order of the plan's arms, seeds and rounds.
+
+    Args:
+        plan: the study.
+        rows: of ``results.parquet``.
+        full_map: percent, by seed.
+        stopped: sentences on arms that did not get to the end.
+        draws: by seed, arm and round: teacher mAP on draws of the validation images, the same draws for all arms.
+    """
     arms = {}
     for name, settings in plan.arms.items():
         own = sorted((row for row in rows if row["arm"] == name), key=lambda row: (row["seed"], row["round"]))
@@ -78,11 +90,15 @@ def collect_results(
         for seed in plan.seeds:
             points = [row for row in own if row["seed"] == seed]
             if len(points) == plan.rounds + 1:
-                curves[seed] = Curve(
-                    tuple(float(row["labels"]) for row in points), tuple(float(row["teacher_map"]) for row in points)
-                )
+                curves[seed] = _curve(points, [(draws or {}).get((seed, name, row["round"]), ()) for row in points])
         arms[name] = ArmResult(list(settings), curves, list(own))
     return StudyResults(plan, arms, dict(full_map), list(stopped))
+
+
+def _curve(points: Sequence[Row], drawn: Sequence[Sequence[float]]) -> Curve:
+    """Labels and mAP by round; the draws only where every round has them."""
+    labels, values = (tuple(float(row[column]) for row in points) for column in ("labels", "teacher_map"))
+    return Curve(labels, values, tuple(zip(*drawn, strict=True)) if all(drawn) else ())
 
 
 def area(arm: ArmResult) -> float | None:

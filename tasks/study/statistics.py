@@ -1,6 +1,6 @@
 """What a comparison of two arms over paired seeds may claim: areas, intervals, labels needed. Pure functions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +21,12 @@ class Curve:
     """Images labeled, rising."""
     values: tuple[float, ...]
     """mAP in percent."""
+    drawn: tuple[tuple[float, ...], ...] = ()
+    """The same points on draws of the validation images, a draw each; empty where there are none."""
+
+    def redrawn(self) -> "list[Curve]":
+        """The curve as it would be on each draw of the images."""
+        return [Curve(self.labels, values) for values in self.drawn]
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Comparison:
     """By seed."""
     mean: float
     interval: Interval | None
-    """Paired bootstrap over seeds; None with a single seed."""
+    """Paired bootstrap over seeds and, where there are draws of them, validation images; None with a single seed."""
     t_interval: Interval | None
     """Student's t on the differences: wide where seeds are few, as it should be."""
 
@@ -81,48 +87,60 @@ def common_range(curves: Sequence[Curve]) -> tuple[float, float]:
 
 def compare_area(ours: Sequence[Curve], theirs: Sequence[Curve], *, seed: int) -> Comparison:
     """Mean height of ours minus theirs, paired by position, each over the labels both of the pair cover."""
-    differences = []
-    for mine, other in zip(ours, theirs, strict=True):
-        low, high = common_range([mine, other])
-        differences.append(mean_height(mine, low, high) - mean_height(other, low, high))
-    return compare(differences, seed=seed)
+    return _compare_curves(ours, theirs, _area_difference, seed)
 
 
 def compare_final(ours: Sequence[Curve], theirs: Sequence[Curve], *, seed: int) -> Comparison:
     """Last mAP of ours minus theirs, at the largest number of labels both of the pair reached."""
-    differences = []
-    for mine, other in zip(ours, theirs, strict=True):
-        _, at = common_range([mine, other])
-        differences.append(float(np.interp(at, mine.labels, mine.values) - np.interp(at, other.labels, other.values)))
-    return compare(differences, seed=seed)
+    return _compare_curves(ours, theirs, _final_difference, seed)
 
 
-def compare(differences: Sequence[float], *, seed: int) -> Comparison:
+def compare(differences: Sequence[float], *, seed: int, redrawn: Sequence[Sequence[float]] = ()) -> Comparison:
     """Mean, paired bootstrap interval and t interval of differences by seed; at least one."""
     return Comparison(
         tuple(differences),
         float(np.mean(differences)),
-        paired_bootstrap(differences, seed=seed),
+        paired_bootstrap(differences, seed=seed, redrawn=redrawn),
         t_interval(differences),
     )
 
 
 def paired_bootstrap(
-    differences: Sequence[float], *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+    differences: Sequence[float],
+    *,
+    seed: int,
+    redrawn: Sequence[Sequence[float]] = (),
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
 ) -> Interval | None:
-    """Percentile interval of the mean: seeds are drawn with replacement, a pair stays together.
+    """Percentile interval of the mean: seeds are drawn with replacement, and for each a draw of its images.
 
-    Of n seeds all of one sign the interval excludes 0, which chance alone brings about once in 2^(n-1).
+    Of n seeds all of one sign, far beyond what the images could turn, the interval excludes 0; chance alone brings
+    that about once in 2^(n-1).
+
+    Args:
+        differences: by seed.
+        seed: of the resampling.
+        redrawn: by seed, the difference on each draw of the validation images; where it is empty, or empty for any
+            seed, the images are taken as they are.
+        resamples: how many.
+        level: of the interval.
 
     Returns:
         None with fewer than two differences.
     """
     if len(differences) < 2:
         return None
-    values = np.asarray(differences, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
+    known = redrawn if redrawn and all(redrawn) else [[value] for value in differences]
+    random = np.random.default_rng(seed)
+    seeds = random.integers(0, len(differences), size=(resamples, len(differences)))
+    places = random.random(seeds.shape)
+    counts = np.array([len(values) for values in known])
+    flat = np.concatenate([np.asarray(values, dtype=np.float64) for values in known])
+    starts = np.cumsum(counts) - counts
+    means = flat[starts[seeds] + (places * counts[seeds]).astype(np.int64)].mean(axis=1)
     tail = (1 - level) / 2
-    low, high = np.quantile(values[drawn].mean(axis=1), [tail, 1 - tail])
+    low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 
@@ -147,3 +165,26 @@ def labels_to_reach(curve: Curve, target: float) -> float | None:
         if y1 >= target:
             return x0 + (x1 - x0) * (target - y0) / (y1 - y0)
     return None
+
+
+def _compare_curves(
+    ours: Sequence[Curve], theirs: Sequence[Curve], difference: Callable[[Curve, Curve], float], seed: int
+) -> Comparison:
+    pairs = list(zip(ours, theirs, strict=True))
+    redrawn = [
+        [difference(*drawn) for drawn in zip(mine.redrawn(), other.redrawn(), strict=True)]
+        if mine.drawn and other.drawn
+        else []
+        for mine, other in pairs
+    ]
+    return compare([difference(mine, other) for mine, other in pairs], seed=seed, redrawn=redrawn)
+
+
+def _area_difference(mine: Curve, other: Curve) -> float:
+    low, high = common_range([mine, other])
+    return mean_height(mine, low, high) - mean_height(other, low, high)
+
+
+def _final_difference(mine: Curve, other: Curve) -> float:
+    _, at = common_range([mine, other])
+    return float(np.interp(at, mine.labels, mine.values) - np.interp(at, other.labels, other.values))

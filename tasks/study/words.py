@@ -66,11 +66,13 @@ def _honesty(results: StudyResults) -> str:
     if seeds == 1:
         return "**One seed has no interval: nothing can be claimed from this study.**"
     chance = 2 ** (seeds - 1)
+    drawn = all(curve.drawn for arm in results.arms.values() for curve in arm.curves.values())
+    images = ", and of the validation images within each" if drawn else ""
     lines = [
         "Differences are paired by seed, in percentage points of mAP, with a 95 % interval from 10,000 bootstrap "
-        f"resamples of the seeds. With {seeds} seeds such an interval excludes 0 by chance alone at least once in "
-        f"{chance} comparisons (whenever all seeds fall on one side), so a Student t interval stands beside it. "
-        "No correction is made for the number of comparisons."
+        f"resamples of the seeds{images}. With {seeds} seeds an interval over the seeds excludes 0 by chance alone at "
+        f"least once in {chance} comparisons (whenever all seeds fall on one side), so a Student t interval stands "
+        "beside it. No correction is made for the number of comparisons."
     ]
     if seeds < ENOUGH_SEEDS:
         lines.insert(0, f"**Seeds are {seeds}, fewer than the {ENOUGH_SEEDS} a claim needs.**")

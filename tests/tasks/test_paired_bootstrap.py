@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tasks.coco_map import coco_map
 from tasks.contracts import ANNOTATED, PREDICTIONS
-from tasks.paired_bootstrap import average_precisions, compare, match, mean_over_classes
+from tasks.paired_bootstrap import average_precisions, compare, map_draws, match, mean_over_classes
 
 CLASSES = ("a", "b", "c", "never there")
 IMAGES = 25
@@ -89,3 +89,12 @@ def test_a_better_model_is_better_in_nearly_every_sample_and_the_seed_decides() 
     assert runs[0].candidate_map > runs[0].champion_map
     assert (runs[0].map_differences > 0).mean() > 0.95
     assert runs[0].map_differences.tolist() == runs[1].map_differences.tolist() != runs[2].map_differences.tolist()
+
+
+def test_models_drawn_one_by_one_are_drawn_alike() -> None:
+    truth, good = drawn(1.0)
+    _, poor = drawn(6.0)
+    together = compare(truth, good, poor, classes=CLASSES, samples=30, seed=5).map_differences
+    one, two = (map_draws(truth, found, classes=CLASSES, samples=30, seed=5) for found in (good, poor))
+    np.testing.assert_allclose(one - two, together)
+    assert np.ptp(one) > 0

@@ -9,6 +9,7 @@ from scipy import stats
 
 from tasks.study.statistics import (
     Curve,
+    Interval,
     compare,
     compare_area,
     compare_final,
@@ -92,6 +93,29 @@ def test_a_shift_shifts_the_interval(values: list[float], shift: float) -> None:
     assert here is not None
     assert there is not None
     assert (there.low, there.high) == pytest.approx((here.low + shift, here.high + shift), abs=1e-9)
+
+
+def test_draws_of_the_images_widen_the_interval_as_written_out() -> None:
+    """Two seeds, two draws each: 16 equally likely means, written down."""
+    redrawn = [[0.0, 2.0], [3.0, 9.0]]
+    means = [(a + b) / 2 for a, b in itertools.product([0.0, 2.0, 3.0, 9.0], repeat=2)]
+    low, high = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
+    interval = paired_bootstrap([1.0, 6.0], seed=0, redrawn=redrawn)
+    assert interval == Interval(low, high)
+    assert interval != paired_bootstrap([1.0, 6.0], seed=0)
+    assert paired_bootstrap([1.0, 6.0], seed=0, redrawn=[[1.0], []]) == paired_bootstrap([1.0, 6.0], seed=0)
+
+
+def test_curves_are_compared_draw_by_draw() -> None:
+    """Ours is 2 points better on every draw, however much the draws differ: pairing leaves no doubt."""
+    theirs = [Curve((10, 20), (30.0, 40.0), tuple((30.0 + d, 40.0 + 2 * d) for d in range(-3, 4))) for _ in range(3)]
+    ours = [
+        Curve(curve.labels, tuple(v + 2 for v in curve.values), tuple(tuple(v + 2 for v in d) for d in curve.drawn))
+        for curve in theirs
+    ]
+    for found in (compare_area(ours, theirs, seed=0), compare_final(ours, theirs, seed=0)):
+        assert found.interval is not None
+        assert (found.interval.low, found.interval.high) == pytest.approx((2.0, 2.0))
 
 
 @given(differences)
