@@ -153,3 +153,14 @@ def test_a_clone_without_mlflow_skips_it_and_says_so(after_two_rounds: Workspace
     assert [finding for check in checks for finding in check.findings] == []
     assert [check.area for check in checks if check.result == "skip"] == ["ledgers", "evaluation", "MLflow"]
     assert not (clone / "mlflow.db").exists()
+
+
+def test_a_clone_without_tags_lacks_the_tags_and_nothing_else(after_two_rounds: Workspace, tmp_path: Path) -> None:
+    """As after a ``git push`` that forgot them: the rounds before the newest one are not what HEAD is."""
+    clone = tmp_path / "clone"
+    vcs.git(after_two_rounds.root, "clone", "--quiet", "--no-tags", str(after_two_rounds.root), str(clone))
+    cache = Path(os.path.relpath(after_two_rounds.root / ".dvc" / "cache", clone / ".dvc"))
+    (clone / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n")
+    assert findings(Workspace(clone)) == [
+        f"tag round-000{number} is missing, expected an annotated tag" for number in (0, 1)
+    ]

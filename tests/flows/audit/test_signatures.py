@@ -1,0 +1,70 @@
+"""Signed tags: who signs a round's tag signs its ledger, and the audit holds them to it."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from flows import vcs
+from flows.records.audit.examine import audit
+from flows.records.audit.findings import Check
+from flows.records.git_objects import tag_object
+from tasks.paths import Workspace
+
+pytestmark = pytest.mark.slow
+TAG = "round-0001"
+
+
+@pytest.fixture
+def signed(after_two_rounds: Workspace, tmp_path: Path) -> Workspace:
+    """The newest round's tag signed with an SSH key that the team trusts."""
+    root, key, signers = after_two_rounds.root, tmp_path / "key", tmp_path / "signers"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", key], check=True)
+    signers.write_text(f"lead@plant.example {key.with_suffix('.pub').read_text()}")
+    for name, value in (
+        ("user.email", "lead@plant.example"),
+        ("gpg.format", "ssh"),
+        ("user.signingKey", str(key)),
+        ("gpg.ssh.allowedSignersFile", str(signers)),
+    ):
+        vcs.git(root, "config", "--local", name, value)
+    tag = tag_object(root, TAG)
+    assert tag is not None
+    vcs.git(root, "tag", "--sign", "--force", "--message", tag.message, TAG, tag.commit)
+    return after_two_rounds
+
+
+def signatures(workspace: Workspace) -> Check:
+    checks = audit(workspace, None, recompute=False, on_check=lambda _: None)
+    others = [finding for check in checks for finding in check.findings if check.name != "signatures of tags hold"]
+    assert others == []
+    (check,) = [check for check in checks if check.name == "signatures of tags hold"]
+    return check
+
+
+def test_a_tag_signed_by_somebody_trusted_passes(signed: Workspace) -> None:
+    check = signatures(signed)
+    assert (check.result, check.examined) == ("pass", "1 signed tags")
+
+
+def test_a_tag_changed_after_it_was_signed_is_named(signed: Workspace) -> None:
+    content = vcs.git(signed.root, "cat-file", "tag", TAG)
+    assert content.count("labels, ") == 1
+    forged = subprocess.run(
+        ["git", "hash-object", "-t", "tag", "-w", "--stdin"],
+        cwd=signed.root, input=content.replace("labels, ", "labels and ") + "\n", text=True, capture_output=True,
+        check=True,
+    ).stdout.strip()  # fmt: skip
+    vcs.git(signed.root, "update-ref", f"refs/tags/{TAG}", forged)
+    check = signatures(signed)
+    assert check.result == "fail"
+    assert check.findings[0].startswith(f"tag {TAG}: ")
+
+
+def test_a_tag_signed_by_a_stranger_is_named(signed: Workspace, tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", stranger], check=True)
+    (tmp_path / "signers").write_text(f"lead@plant.example {stranger.with_suffix('.pub').read_text()}")
+    check = signatures(signed)
+    assert check.result == "fail"
+    assert check.findings[0].startswith(f"tag {TAG}: ")
