@@ -9,7 +9,7 @@ import yaml
 
 from flows import vcs
 from flows.records.dvc_objects import DvcObjects, MissingBytesError, is_folder, objects_of
-from flows.records.git_objects import blob
+from flows.records.git_objects import blob, is_ancestor
 from flows.records.ledger import all_ledgers
 from tasks import files
 from tasks.paths import Workspace
@@ -23,7 +23,7 @@ class RecordedRound:
     objects: DvcObjects
     ledger: Mapping[str, Any]
     revision: str
-    """Its tag; HEAD while it is being published."""
+    """Its tag; where there is none, the commit of its derivation."""
     _folders: dict[str, dict[str, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -112,10 +112,16 @@ def recorded_rounds(workspace: Workspace) -> dict[int, RecordedRound]:
     folders: dict[str, dict[str, str]] = {}
     rounds = {}
     for ledger in all_ledgers(workspace):
-        tag = vcs.round_tag(ledger["round"])
-        revision = tag if vcs.has_tag(workspace.root, tag) else "HEAD"
-        rounds[ledger["round"]] = RecordedRound(workspace, objects, ledger, revision, folders)
+        rounds[ledger["round"]] = RecordedRound(workspace, objects, ledger, _revision(workspace, ledger), folders)
     return rounds
+
+
+def _revision(workspace: Workspace, ledger: Mapping[str, Any]) -> str:
+    """Where git has a round. A clone may lack the tags; HEAD, the last resort, is right for the newest round only."""
+    tag, derived = vcs.round_tag(ledger["round"]), str(ledger["git_revision"])
+    if vcs.has_tag(workspace.root, tag):
+        return tag
+    return derived if is_ancestor(workspace.root, derived, "HEAD") else "HEAD"
 
 
 def ledger_sha256(workspace: Workspace, round_number: int) -> str:

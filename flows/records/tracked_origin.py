@@ -14,6 +14,12 @@ from flows.records.ledger import Tracked
 from tasks import files
 
 _NOTE = "mlflow.note.content"  # what MLflow's pages show as the description
+_DATA_SETS = {
+    "Labels": "data/labels",
+    "Pool": "data/index.parquet",
+    "Validation set": "data/val.parquet",
+    "Calibration set": "data/calibration.parquet",
+}
 LEDGER_SHA256, TEACHER_SHA256 = "gleaner.ledger_sha256", "gleaner.teacher_sha256"
 
 
@@ -22,7 +28,7 @@ def record_origin(client: MlflowClient, tracked: Tracked, ledger_path: Path) -> 
     ledger: dict[str, Any] = files.read_json(ledger_path)
     client.log_artifact(tracked.run_id, str(ledger_path), "ledger")
     tags = {**origin_tags(ledger), LEDGER_SHA256: files.sha256_file(ledger_path)}
-    words = _words(ledger, tags)
+    words = _words(ledger, tags, _report_page(client, tracked))
     for key, value in {**tags, _NOTE: words}.items():
         client.set_tag(tracked.run_id, key, value)
     for key, value in tags.items():
@@ -33,7 +39,7 @@ def record_origin(client: MlflowClient, tracked: Tracked, ledger_path: Path) -> 
 def origin_tags(ledger: Mapping[str, Any]) -> dict[str, str]:
     """Digests and names by which a round is found in git and DVC."""
     code = ledger["made_with"]["gleaner"]
-    deps = {path: md5 for stage in ledger["stages"].values() for path, md5 in stage["deps"].items()}
+    deps = _inputs(ledger)
     return {
         "gleaner.tag": ledger["tag"],
         "gleaner.round": str(ledger["round"]),
@@ -53,34 +59,45 @@ def origin_tags(ledger: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _inputs(ledger: Mapping[str, Any]) -> dict[str, str]:
+    """MD5 of what the stages read, by path."""
+    return {path: md5 for stage in ledger["stages"].values() for path, md5 in stage["deps"].items()}
+
+
 def _parent(ledger: Mapping[str, Any]) -> str:
     return vcs.round_tag(ledger["round"] - 1) if ledger["round"] else "none"
 
 
-def _words(ledger: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-    """Markdown."""
-    figures = ledger["figures"]
+def _report_page(client: MlflowClient, tracked: Tracked) -> str:
+    """Where MLflow's own pages show the report; relative, so that it holds under whatever address they have."""
+    experiment = client.get_run(tracked.run_id).info.experiment_id
+    return f"#/experiments/{experiment}/runs/{tracked.run_id}/artifacts/report/report.html"
+
+
+def _words(ledger: Mapping[str, Any], tags: Mapping[str, str], report_page: str) -> str:
+    """Markdown. Lists show its first line alone, so that one says what matters most."""
+    figures, deps = ledger["figures"], _inputs(ledger)
     annotators: dict[str, int] = {}
     for batch in ledger["labels"]:
         for name, count in batch["annotators"].items():
             annotators[name] = annotators.get(name, 0) + count
     rows = {
-        "Labels": f"{figures['labels']} images, {figures['boxes']} boxes, in {len(ledger['labels'])} batches",
+        "Labels": f"{figures['labels']} images, the calibration set included, and {figures['boxes']} boxes",
         "Annotators": ", ".join(f"{name} ({count})" for name, count in sorted(annotators.items())),
         "Teacher mAP": f"{figures['teacher']['mAP']:.2f}",
         "Parent round": tags["gleaner.parent_round"],
         "Code revision": f"{tags['gleaner.code_revision']}" + (" with local changes" if _is_dirty(ledger) else ""),
         "Campaign revision": f"{ledger['git_revision']} (tag {ledger['tag']})",
-        "Labels, MD5": tags["gleaner.labels_md5"],
-        "Pool, MD5": tags["gleaner.pool_md5"],
-        "Validation set, MD5": tags["gleaner.validation_md5"],
+        **{f"{title}, MD5": deps[path] for title, path in _DATA_SETS.items()},
         "Ledger, SHA-256": tags[LEDGER_SHA256],
         "Teacher, SHA-256": tags[TEACHER_SHA256],
-        "Report": "artifact report/report.html of the run",
+        "Report": f"[report.html]({report_page}), an artifact of the run",
     }
+    first = f"{ledger['tag']}: {figures['labels']} labels, teacher mAP {figures['teacher']['mAP']:.1f}. "
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     lineage = f"gleaner lineage {ledger['mlflow']['model_name']}/{ledger['mlflow']['model_version']}"
-    return f"| {ledger['tag']} | |\n| --- | --- |\n{table}\nWhere it came from: `{lineage}`. Proof: `gleaner audit`.\n"
+    last = f"Where it came from: `{lineage}`. Proof: `gleaner audit`.\n"
+    return f"{first}[Report]({report_page})\n\n| {ledger['tag']} | |\n| --- | --- |\n{table}\n{last}"
 
 
 def _is_dirty(ledger: Mapping[str, Any]) -> bool:

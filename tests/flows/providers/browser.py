@@ -1,4 +1,4 @@
-"""Label Studio as an annotator sees it: in a real browser without a window."""
+"""Servers as people see them: in a real browser without a window."""
 
 import os
 import shutil
@@ -19,30 +19,35 @@ _PATIENCE_MS = 120_000
 
 
 @contextmanager
-def label_stream(annotator: Annotator, project: int) -> Iterator[Page]:
-    """The page where an annotator gets one task after the other; nothing may be loaded from elsewhere."""
+def browser_at(server: str) -> Iterator[Page]:
+    """An empty page for one server; nothing may be loaded from elsewhere, by this page or those it opens."""
     program = os.environ.get("GLEANER_CHROMIUM") or shutil.which("chromium")
     if program is None:
         missing("chromium is not installed: apt-get install chromium, or set GLEANER_CHROMIUM")
     elsewhere: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=_QUIET.split())
-        page = browser.new_page(viewport={"width": 1400, "height": 900})
-        page.set_default_timeout(_PATIENCE_MS)
-        page.on(
-            "request", lambda request: None if _is_local(request.url, annotator.url) else elsewhere.append(request.url)
-        )
+        context = browser.new_context(viewport={"width": 1400, "height": 900})
+        context.set_default_timeout(_PATIENCE_MS)
+        context.on("request", lambda request: None if _is_local(request.url, server) else elsewhere.append(request.url))
+        try:
+            yield context.new_page()
+        finally:
+            browser.close()
+    assert elsewhere == []
+
+
+@contextmanager
+def label_stream(annotator: Annotator, project: int) -> Iterator[Page]:
+    """The page of Label Studio where an annotator gets one task after the other."""
+    with browser_at(annotator.url) as page:
         page.goto(f"{annotator.url}/user/login/")
         page.fill("input[name=email]", annotator.email)
         page.fill("input[name=password]", annotator.password)
         page.click("button[type=submit]")
         page.wait_for_url(lambda url: "login" not in url)
         page.goto(f"{annotator.url}/projects/{project}/data?labeling=1")
-        try:
-            yield page
-        finally:
-            browser.close()
-    assert elsewhere == []
+        yield page
 
 
 def screenshot(page: Page, path: Path) -> Path:
