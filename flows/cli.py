@@ -123,6 +123,7 @@ def init(
     from flows.create import OWN_DATA_SETTINGS, NewCampaign, create_workspace, data_counts, pool_setting
     from tasks.importers.gather import Source
     from tasks.object_store import is_object_uri
+    from tasks.params import load_params
 
     campaign = NewCampaign(
         source=Source(layout.value, annotations, Path(images), val, val_images),
@@ -141,7 +142,7 @@ def init(
         _out.print(f"  {count:>7}  {label}")
     for entry in data.set_aside:
         _out.print(f"  set aside {escape(entry['where'])}: {escape(entry['reason'])}", style="yellow", soft_wrap=True)
-    if not oracle:
+    if not oracle and load_params(Workspace(directory).params).provider.kind == "simulated":
         _out.print(
             "Without --oracle the simulated annotator has nothing to give: gleaner night will say so.",
             style="yellow",

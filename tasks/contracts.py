@@ -138,6 +138,8 @@ class LabeledImage(_Document):
     """Batch in which the image was offered; 0 for the seed set."""
     predrawn: tuple[Box, ...] | None = None
     """Boxes the annotator started from; None where nobody knows, as in the seed set."""
+    claimed_at: str | None = None
+    """What the label tool gave as ``finished_at`` where that time had not come yet; None: its clock was believed."""
 
 
 class LabelBatch(_Document):

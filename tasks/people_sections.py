@@ -10,15 +10,18 @@ from tasks.sections import Fraction, NonNegative, Positive, PositiveInt, Section
 class DoorParams(Section):
     """What a returned label must be to become source data; read by no stage.
 
-    The last four make an answer *suspicious*: set aside until a person confirms it. They are lenient. A false alarm
-    costs a person's time and keeps a good label, often a surprising one, out of training; a wrong label that slips
-    through is one of many.
+    The four after ``clock_ahead_minutes`` make an answer *suspicious*: set aside until a person confirms it. They are
+    lenient. A false alarm costs a person's time and keeps a good label, often a surprising one, out of training; a
+    wrong label that slips through is one of many.
     """
 
     min_side_px: NonNegative
     """Boxes with a shorter side, in pixels of the original image, are refused: the marks of a slipped mouse."""
     duplicate_iou: Fraction
     """Of two boxes of one class overlapping more than this, the second is left out."""
+    clock_ahead_minutes: NonNegative
+    """How much later than its collection an answer may say it was finished. Beyond that a clock is wrong: the answer
+    counts as finished when it was collected."""
     trusted_ap50: NonNegative
     """AP50 in percent, on the validation set, that the teacher needs before its claims are held against an answer:
     a poor teacher is often sure and wrong, and early labels are there to tell it so. Above 100: never."""

@@ -119,13 +119,18 @@ def s3_server() -> Iterator[S3Server]:
                     path.unlink()
 
 
-@pytest.fixture(scope="session")
-def postgres_database() -> Iterator[Database]:
-    """A PostgreSQL cluster (Debian's)."""
+def require_postgres() -> None:
+    """Skip, or fail, a test where PostgreSQL's programs are not installed."""
     try:
         find_programs()
     except StackError as error:
         missing(str(error))
+
+
+@pytest.fixture(scope="session")
+def postgres_database() -> Iterator[Database]:
+    """A PostgreSQL cluster (Debian's)."""
+    require_postgres()
     database = Database(free_ports(), secrets.token_urlsafe(24))
     with server_folder() as folder:
         data = folder / "postgres"

@@ -60,17 +60,17 @@ def collect(
         settle(workspace, batch)
         images = read_batch(workspace.label_batch(batch)).images
         return Collected(len(images), 0, f"Batch {batch}: {len(images)} images labeled.")
-    intake = Intake(workspace, provider, params)
+    intake = Intake(workspace, provider, params, at)
     intake.fetch(deliveries)
     images, _ = intake.news()  # answers that do not count come along with the next that do
     few = len(images) < params.nightly.min_labeled_images and params.nightly.on_few_labels == "skip"
-    if not images or (few and intake.waits_for(deliveries, at)):
+    if not images or (few and intake.waits_for(deliveries)):
         return _nothing_yet(workspace, provider, deliveries, intake)
-    intake.take_back(deliveries, at)
+    intake.take_back(deliveries)
     written = _batch(batch, provider.name, at, intake)
     _append(workspace, written)
     counts = f"{len(written.images)} images labeled, {intake.newly_refused} refused, {intake.expired()} taken back"
-    message = f"Batch {batch}: {counts}, {len(written.leased)} still with the annotators."
+    message = f"Batch {batch}: {counts}, {len(written.leased)} still with the annotators.{_wrong_clocks(written)}"
     return Collected(len(written.images), intake.newly_refused, message, tuple(intake.troubles))
 
 
@@ -98,6 +98,12 @@ def _batch(number: int, provider: str, at: datetime, intake: Intake) -> LabelBat
     )
 
 
+def _wrong_clocks(written: LabelBatch) -> str:
+    answers = (*written.images, *written.others)
+    people = sorted({label.annotator for label in answers if label.claimed_at is not None})
+    return f" The clock of {', '.join(people)} is ahead: their answers count as finished tonight." if people else ""
+
+
 def _append(workspace: Workspace, batch: LabelBatch) -> None:
     delivery = read_delivery(workspace, batch.batch)
     if delivery is None:
@@ -113,8 +119,8 @@ def _nothing_yet(
     workspace: Workspace, provider: LabelProvider, deliveries: Sequence[Delivery], intake: Intake
 ) -> Collected:
     """Leave everything as it is, but for what was refused."""
-    if intake.newly_refused:
-        vcs.commit(workspace, f"Set aside {intake.newly_refused} refused answers", (workspace.quarantine.name,))
+    if intake.newly_set_aside:
+        vcs.commit(workspace, f"Set aside {len(intake.newly_set_aside)} answers", (workspace.quarantine.name,))
     images, _ = intake.news()
     if intake.newly_refused and not images and not intake.troubles:
         raise _nothing_usable(workspace, intake)

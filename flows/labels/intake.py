@@ -3,7 +3,7 @@
 Nothing here is remembered: a collection that was cut off asks again, and comes to the same.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from datetime import datetime
 
 from flows.labels.deliveries import all_deliveries
@@ -26,16 +26,17 @@ _Given = tuple[str, int]
 class Intake:
     """One collection at work."""
 
-    def __init__(self, workspace: Workspace, provider: LabelProvider, params: Params) -> None:
-        """Read what label batches and the quarantine hold."""
-        self._workspace, self._provider, self._params = workspace, provider, params
+    def __init__(self, workspace: Workspace, provider: LabelProvider, params: Params, at: datetime) -> None:
+        """Read what label batches and the quarantine hold; ``at`` is the time of the collection, with time zone."""
+        self._workspace, self._provider, self._params, self._at = workspace, provider, params, at
         self._store = read_labels(workspace.labels)
         self._let_go = released(workspace, self._store.given)
         self._labels: dict[int, tuple[LabeledImage, ...]] = {}
         self._taken_back: set[_Given] = set()
         self.refusals: list[Refusal] = []
         """Of all deliveries, those of earlier nights too."""
-        self.newly_refused = 0
+        self.newly_set_aside: list[Refusal] = []
+        """What the quarantine did not hold before tonight."""
         self.troubles: list[ProviderError] = []
         """What the provider refused to do for single deliveries."""
 
@@ -53,21 +54,29 @@ class Intake:
                     raise
                 self.troubles.append(error)
 
+    @property
+    def newly_refused(self) -> int:
+        """Answers that tonight are kept out for the first time; what is only noted of one that went in is none."""
+        return sum(refused.kind != "note" for refused in self.newly_set_aside)
+
     def news(self) -> tuple[tuple[LabeledImage, ...], tuple[LabeledImage, ...]]:
         """New answers so far: those that count, one an image, and the others; by image id."""
         return choose((label for labels in self._labels.values() for label in labels), self._store.given)
 
-    def waits_for(self, deliveries: Iterable[Delivery], at: datetime) -> bool:
+    def waits_for(self, deliveries: Iterable[Delivery]) -> bool:
         """Whether anything is with the annotators whose lease goes on."""
-        return any(self._unanswered(delivery) and not self._is_over(delivery, at) for delivery in deliveries)
+        answered = self._answered()
+        going_on = (delivery for delivery in deliveries if not self._is_over(delivery))
+        return any(self._unanswered(delivery, answered) for delivery in going_on)
 
-    def take_back(self, deliveries: Iterable[Delivery], at: datetime) -> None:
+    def take_back(self, deliveries: Iterable[Delivery]) -> None:
         """Withdraw what people had long enough, or what an answer to another delivery has settled.
 
         What somebody finished at the last moment is fetched. What the provider does not give back stays leased.
         """
+        answered = self._answered()
         for delivery in deliveries:
-            image_ids = self._to_take_back(delivery, at)
+            image_ids = self._to_take_back(delivery, answered)
             if not image_ids:
                 continue
             try:
@@ -76,6 +85,7 @@ class Intake:
             except ProviderError as error:
                 self.troubles.append(error)
             else:
+                answered = self._answered()
                 self._taken_back |= {(image_id, delivery.batch) for image_id in image_ids}
 
     def leased(self) -> dict[str, int]:
@@ -95,8 +105,9 @@ class Intake:
 
     def _fetch(self, delivery: Delivery) -> None:
         returned = [*self._provider.collect(delivery), *self._let_go.get(delivery.batch, ())]
-        admitted = admit(returned, offer_of(self._workspace, self._params, delivery), self._store.given)
-        self.newly_refused += set_aside(self._workspace, admitted.refusals)
+        offer = offer_of(self._workspace, self._params, delivery, self._at)
+        admitted = admit(returned, offer, self._store.given)
+        self.newly_set_aside += set_aside(self._workspace, admitted.refusals)
         self.refusals += admitted.refusals
         self._labels[delivery.batch] = (*admitted.images, *admitted.others)
 
@@ -105,14 +116,15 @@ class Intake:
         now = (label for labels in self._labels.values() for label in labels)
         return {(label.image_id, label.offered_in) for labels in (earlier, now) for label in labels}
 
-    def _unanswered(self, delivery: Delivery) -> Sequence[str]:
-        answered = self._answered()
+    def _unanswered(self, delivery: Delivery, answered: Set[_Given]) -> Sequence[str]:
         return [i for i in open_images(delivery, self._store) if (i, delivery.batch) not in answered]
 
-    def _to_take_back(self, delivery: Delivery, at: datetime) -> Collection[str]:
-        settled = {image_id for image_id, _ in self._answered()}
-        over = self._is_over(delivery, at)
-        return [image_id for image_id in self._unanswered(delivery) if over or image_id in settled]
+    def _to_take_back(self, delivery: Delivery, answered: Set[_Given]) -> Collection[str]:
+        unanswered = self._unanswered(delivery, answered)
+        if self._is_over(delivery):
+            return unanswered
+        settled = {image_id for image_id, _ in answered} if unanswered else ()
+        return [image_id for image_id in unanswered if image_id in settled]
 
-    def _is_over(self, delivery: Delivery, at: datetime) -> bool:
-        return at >= lease_ends(delivery, self._params.provider.lease_days)
+    def _is_over(self, delivery: Delivery) -> bool:
+        return self._at >= lease_ends(delivery, self._params.provider.lease_days)

@@ -36,9 +36,8 @@ def lease_ends(delivery: Delivery, lease_days: float) -> datetime:
     return datetime.fromisoformat(delivery.delivered_at or delivery.created_at) + timedelta(days=lease_days)
 
 
-def image_states(workspace: Workspace, deliveries: Collection[Delivery]) -> Counter[ImageState]:
+def image_states(deliveries: Collection[Delivery], store: LabelStore) -> Counter[ImageState]:
     """How many of the images that were ever picked are in which state; every state is a key."""
-    store = read_labels(workspace.labels)
     states: dict[str, ImageState] = {}
     for delivery in deliveries:
         still_open = set(open_images(delivery, store))

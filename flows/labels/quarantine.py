@@ -72,13 +72,13 @@ def read_entries(workspace: Workspace, batch: int | None = None) -> list[Entry]:
     return [_read(workspace, path.stem) for path in sorted(workspace.quarantine.glob(wanted))]
 
 
-def set_aside(workspace: Workspace, refusals: Iterable[Refusal]) -> int:
-    """Write down what was refused; returns how many of them are news.
+def set_aside(workspace: Workspace, refusals: Iterable[Refusal]) -> list[Refusal]:
+    """Write down what was refused; returns what of it is news.
 
     Raises:
         UserError: a file of the quarantine is broken.
     """
-    news = 0
+    news = []
     for refused in refusals:
         entry = _entry(refused)
         if (workspace.quarantine / f"{entry.name}.json").is_file():
@@ -87,7 +87,7 @@ def set_aside(workspace: Workspace, refusals: Iterable[Refusal]) -> int:
                 continue
             entry = entry.model_copy(update={"history": (*old.history, *entry.history)})
         write_entry(workspace, entry)
-        news += 1
+        news.append(refused)
     return news
 
 
@@ -113,9 +113,9 @@ def state_of(entry: Entry, known: Known) -> State:
         return "note"
     answers = known.get(entry.image_id or "", ())
     said, finished = (entry.returned.get(key) for key in ("annotator", "finished_at"))
-    if any((label.annotator, label.finished_at) == (said, finished) for label in answers):
+    if any((label.annotator, label.claimed_at or label.finished_at) == (said, finished) for label in answers):
         return "taken"
-    moment = _moment(finished)
+    moment = _moment(finished, entry)
     if moment is not None and any(datetime.fromisoformat(label.finished_at) >= moment for label in answers):
         return "superseded"
     return "released" if is_released(entry) else "open"
@@ -173,12 +173,15 @@ def _read(workspace: Workspace, name: str) -> Entry:
         raise UserError(path, f"{key}: {first['msg']}, expected a refused answer", fix) from None
 
 
-def _moment(text: Any) -> datetime | None:
+def _moment(text: Any, entry: Entry) -> datetime | None:
+    """When an answer was finished: before it was set aside, whatever its clock said."""
     try:
         moment = datetime.fromisoformat(text)
     except (TypeError, ValueError):
         return None
-    return moment if moment.tzinfo is not None else None
+    if moment.tzinfo is None:
+        return None
+    return min([moment, *(datetime.fromisoformat(event.at) for event in entry.history[:1])])
 
 
 def _text(value: Any) -> str | None:

@@ -7,6 +7,7 @@ along with what the annotators send; so a kill in between loses nothing, and a s
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from flows import vcs
 from flows.labels.deliveries import read_delivery
@@ -85,7 +86,7 @@ def _offers(workspace: Workspace, batches: set[int]) -> Mapping[int, Offer]:
             folder = workspace.delivery(batch)
             fix = f"Restore it: git checkout -- deliveries/{folder.name}"
             raise UserError(folder, "the delivery is missing, expected it as long as its answers wait", fix)
-        offers[batch] = offer_of(workspace, params, delivery)
+        offers[batch] = offer_of(workspace, params, delivery, datetime.now(UTC))
     return offers
 
 

@@ -1,17 +1,20 @@
 """``gleaner status``: read off the files, so it needs no server and no time."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 
 from flows.code_digests import drifted_stages
 from flows.labels.deliver import COMPLETE, is_outstanding
 from flows.labels.deliveries import all_deliveries
-from flows.labels.leases import image_states, lease_ends, open_count, open_images
+from flows.labels.leases import image_states, lease_ends, open_images
+from flows.labels.providers.base import Delivery
 from flows.labels.quarantine import read_entries, state_of
 from flows.position import is_published, newest_round
 from flows.records.ledger import all_ledgers
 from flows.watching.tables import rounds_table
-from tasks.label_store import read_labels
+from tasks.label_store import LabelStore, read_labels
 from tasks.params import load_params
 from tasks.paths import Workspace
 
@@ -21,9 +24,11 @@ def print_status(workspace: Workspace, console: Console) -> None:
     ledgers = all_ledgers(workspace)
     if ledgers:
         console.print(rounds_table(ledgers))
-    _print_images(workspace, console)
-    _print_refusals(workspace, console)
-    console.print(f"Next: {_next_step(workspace)}")
+    deliveries, store = all_deliveries(workspace), read_labels(workspace.labels)  # thousands of labels: read once
+    _print_images(deliveries, store, load_params(workspace.params).provider.lease_days, console)
+    _print_refusals(workspace, store, console)
+    is_open = any(open_images(delivery, store) for delivery in deliveries)
+    console.print(f"Next: {_next_step(workspace, is_open=is_open)}")
     drifted = drifted_stages(workspace)
     if drifted:
         console.print(
@@ -32,14 +37,12 @@ def print_status(workspace: Workspace, console: Console) -> None:
         )
 
 
-def _print_images(workspace: Workspace, console: Console) -> None:
+def _print_images(deliveries: Sequence[Delivery], store: LabelStore, lease_days: float, console: Console) -> None:
     """What became of the images that were picked, and which batches are with the annotators."""
-    deliveries = all_deliveries(workspace)
-    states = image_states(workspace, deliveries)
+    states = image_states(deliveries, store)
     if states.total():
         counts = ", ".join(f"{count} {state}" for state, count in states.items())
         console.print(f"Picked images: {counts}", highlight=False)
-    store, lease_days = read_labels(workspace.labels), load_params(workspace.params).provider.lease_days
     for delivery in deliveries:
         open_ones = len(open_images(delivery, store))
         if not open_ones:
@@ -50,22 +53,21 @@ def _print_images(workspace: Workspace, console: Console) -> None:
         console.print(f"Batch {delivery.batch}: {counts}, {lease}", soft_wrap=True, highlight=False)
 
 
-def _print_refusals(workspace: Workspace, console: Console) -> None:
+def _print_refusals(workspace: Workspace, store: LabelStore, console: Console) -> None:
     """Only what waits for somebody; most refusals are settled by a newer answer."""
-    known = read_labels(workspace.labels).given
-    waiting = [entry for entry in read_entries(workspace) if state_of(entry, known) == "open"]
+    waiting = [entry for entry in read_entries(workspace) if state_of(entry, store.given) == "open"]
     if waiting:
         console.print(f"Refused labels: {len(waiting)}, shown by gleaner quarantine list", style="yellow")
         last = waiting[-1]
         console.print(f"  {escape(last.where)}: {escape(last.reason)}", soft_wrap=True)
 
 
-def _next_step(workspace: Workspace) -> str:
+def _next_step(workspace: Workspace, *, is_open: bool) -> str:
     number = newest_round(workspace)
     if not is_published(workspace, number):
         return f"gleaner night derives round {number}."
     if is_outstanding(workspace, number):
         return f"gleaner night offers batch {number + 1}, if anything is left to ask for."
-    if open_count(workspace) == 0:
+    if not is_open:
         return f"nothing: {COMPLETE[0].lower()}{COMPLETE[1:]}"
     return f"gleaner night collects new labels as batch {number + 1} and derives round {number + 1}."

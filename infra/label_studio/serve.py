@@ -30,7 +30,9 @@ PORT = 9580
 
 def serve(
     data: Annotated[Path, typer.Option(help="Folder of its database; made where it is missing.")],
-    files: Annotated[Path, typer.Option(help="Folder that the campaigns lie in.", exists=True, file_okay=False)],
+    files: Annotated[
+        Path, typer.Option(help="Folder that the campaigns lie in; made where it is missing.", file_okay=False)
+    ],
     port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = PORT,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM."""
@@ -38,6 +40,7 @@ def serve(
     if is_taken(port):  # Label Studio would take the next free one without a word
         raise StackError("label-studio", f"port {port} is taken, expected it free", "Choose another with --port.")
     program = install()
+    files.mkdir(parents=True, exist_ok=True)
     data.mkdir(parents=True, exist_ok=True)
     data.chmod(0o700)  # its database holds everybody's tokens
     account = account_in(data, os.environ)
@@ -48,7 +51,7 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         processes.wait_until_ready(service, process, log)
-        print(f"Label Studio: {service.url}, user {account.email}", flush=True)
+        print(f"Label Studio: {service.url}, user {account.email}, images below {files}", flush=True)
         print(f"Its password and token: {data / FILE}", flush=True)
         raise StackError(
             service.name, f"the server ended with code {process.wait()}, expected it to stay", f"Log: {log}."

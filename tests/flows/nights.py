@@ -1,7 +1,10 @@
-"""Nights as processes that can be killed, without paying for Python's imports each time."""
+"""Nights as processes that can be killed: as somebody types them, or without paying for Python's imports each time."""
 
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,10 +13,38 @@ from pathlib import Path
 import psutil
 
 from tasks.paths import STAGES
+from tests.flows.tiny import environment
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["flows.night"])
+_SERVER.set_forkserver_preload(["flows.night", "tests.flows.tiny"])
 _PATIENCE_S = 400.0
+
+
+def until(happens: Callable[[], bool]) -> None:
+    """Wait for something seen from outside."""
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while not happens():
+        assert time.monotonic() < deadline_s, "it never happened"
+        time.sleep(0.05)
+
+
+def type_night(root: Path, **changes: str) -> subprocess.Popen[str]:
+    """``gleaner night`` as somebody types it in ``root``; its stdout is everything it says."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "night"],
+        cwd=root,
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_hear_ctrl_c,
+    )
+
+
+def _hear_ctrl_c() -> None:
+    """Shells start what runs in the background with SIGINT ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _night(root: Path, api_url: str, stages: Sequence[str]) -> None:

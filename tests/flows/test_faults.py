@@ -28,6 +28,7 @@ from tasks.errors import DiskFullError
 from tasks.params import load_params
 from tasks.paths import Workspace
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
+from tests.flows.nights import type_night, until
 from tests.flows.tiny import environment, gleaner
 from tests.services import S3Server
 
@@ -214,15 +215,8 @@ def test_a_prefect_api_that_is_away_for_a_while_is_not_noticed_and_one_that_is_g
     assert api_url is not None
     with faulty_proxy(api_url) as proxy:
         impatient = {"PREFECT_API_URL": f"{proxy.url}/api", "PREFECT_CLIENT_MAX_RETRIES": "1"}
-        night = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "night"],
-            cwd=tiny.root,
-            env=environment(**impatient),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        _wait_until(lambda: stage_log(tiny, 0, "train").is_file())
+        night = type_night(tiny.root, **impatient)
+        until(lambda: stage_log(tiny, 0, "train").is_file())
         proxy.show("refused")
         said, _ = night.communicate(timeout=200)
         assert night.returncode == 1, said
@@ -236,13 +230,6 @@ def test_a_prefect_api_that_is_away_for_a_while_is_not_noticed_and_one_that_is_g
         assert proxy.shown == 4
     assert vcs.has_tag(tiny.root, "round-0000")
     assert stage_log(tiny, 0, "prepare").read_text().count("Running stage 'prepare'") == 1
-
-
-def _wait_until(happens: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 120
-    while not happens():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 def test_a_disk_that_is_full_while_publishing_is_named_and_nothing_is_half_done(

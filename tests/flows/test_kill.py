@@ -2,10 +2,9 @@
 
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
 import psutil
@@ -24,35 +23,10 @@ from flows.safety.unfinished import close_unfinished
 from flows.stage_log import stage_log
 from flows.workspaces import night_lock
 from tasks.paths import Workspace
-from tests.flows.tiny import environment, gleaner, trouble
+from tests.flows.nights import type_night, until
+from tests.flows.tiny import gleaner, trouble
 
 pytestmark = pytest.mark.slow
-_PATIENCE_S = 120.0
-
-
-def until(happens: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + _PATIENCE_S
-    while not happens():
-        assert time.monotonic() < deadline_s, "it never happened"
-        time.sleep(0.1)
-
-
-def start_night(workspace: Workspace, **changes: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "night"],
-        cwd=workspace.root,
-        env=environment(**changes),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=hears_ctrl_c,
-    )
-
-
-def hears_ctrl_c() -> None:
-    """Shells start what runs in the background with SIGINT ignored, and that is inherited."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def said(workspace: Workspace, stage: str) -> int:
@@ -61,14 +35,20 @@ def said(workspace: Workspace, stage: str) -> int:
     return log.read_text().count(f"{stage} is at work") if log.is_file() else 0
 
 
+def night_hanging_in(workspace: Workspace, stage: str, **changes: str) -> tuple[subprocess.Popen[str], Path]:
+    """A night that has begun ``stage``, and the file that lets it hang there; without it the next one goes on."""
+    hanging = trouble(workspace, stage, "hang")
+    begun = said(workspace, stage)
+    night = type_night(workspace.root, **changes)
+    until(lambda: said(workspace, stage) > begun)
+    return night, hanging
+
+
 def stop_in(
     workspace: Workspace, stage: str, number: signal.Signals
 ) -> tuple[int, str, list[psutil.Process], list[str]]:
     """Let a night hang in ``stage``, send it a signal; its code, its words, its former children, their commands."""
-    hanging = trouble(workspace, stage, "hang")
-    begun = said(workspace, stage)
-    night = start_night(workspace)
-    until(lambda: said(workspace, stage) > begun)
+    night, hanging = night_hanging_in(workspace, stage)
     children = psutil.Process(night.pid).children(recursive=True)
     commands = [" ".join(child.cmdline()) for child in children]
     night.send_signal(number)
@@ -143,9 +123,7 @@ def test_a_second_night_says_so_and_leaves(tiny: Workspace) -> None:
 def test_cancel_in_prefects_ui_ends_a_night_that_no_worker_has_started(tiny: Workspace) -> None:
     api_url = PREFECT_API_URL.value()
     assert api_url is not None
-    trouble(tiny, "train", "hang")
-    night = start_night(tiny, PREFECT_API_URL=api_url)
-    until(lambda: said(tiny, "train") == 1)
+    night, _ = night_hanging_in(tiny, "train", PREFECT_API_URL=api_url)
     children = psutil.Process(night.pid).children(recursive=True)
     holder = read_holder(tiny.lock.with_name("lock.holder"))
     assert holder is not None
@@ -167,9 +145,7 @@ def test_the_night_after_a_killed_one_closes_what_it_left_open(tiny: Workspace) 
     """And of another campaign's run, or of a night that lives, it touches nothing."""
     api_url = PREFECT_API_URL.value()
     assert api_url is not None
-    trouble(tiny, "train", "hang")
-    night = start_night(tiny, PREFECT_API_URL=api_url)
-    until(lambda: said(tiny, "train") == 1)
+    night, _ = night_hanging_in(tiny, "train", PREFECT_API_URL=api_url)
     holder = read_holder(tiny.lock.with_name("lock.holder"))
     assert holder is not None
     dead_run = UUID(holder.notes["flow_runs"])

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 import flows.records.promotion
 from flows import vcs
-from flows.environment import tracking_uri
 from flows.night import night
 from flows.records.audit.examine import audit
 from flows.records.promotion import PromotionRefusedError, follow_log, promote, rollback
@@ -19,7 +17,7 @@ from tasks import files
 from tasks.errors import UserError
 from tasks.params import load_params
 from tasks.paths import Workspace
-from tests.flows.tiny import gleaner, trouble
+from tests.flows.tiny import client_of, gleaner, trouble
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_engine")]
 
@@ -43,10 +41,6 @@ def third_is_worse(two_rounds: Workspace, tmp_path_factory: pytest.TempPathFacto
 def campaign(third_is_worse: Workspace, tmp_path: Path) -> Workspace:
     shutil.copytree(third_is_worse.root, tmp_path / "tiny")
     return Workspace(tmp_path / "tiny")
-
-
-def client_of(workspace: Workspace) -> MlflowClient:
-    return MlflowClient(tracking_uri(workspace.root))
 
 
 def champion(workspace: Workspace) -> int:

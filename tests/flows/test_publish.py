@@ -20,6 +20,7 @@ from flows.records.round_metrics import round_metrics, round_params
 from tasks import files
 from tasks.params import load_params
 from tasks.paths import Workspace
+from tests.flows.tiny import client_of
 
 pytestmark = pytest.mark.slow
 
@@ -44,10 +45,6 @@ def derived_template(two_rounds: Workspace, tmp_path_factory: pytest.TempPathFac
 def derived(derived_template: Workspace, tmp_path: Path) -> Workspace:
     shutil.copytree(derived_template.root, tmp_path / "tiny")
     return Workspace(tmp_path / "tiny")
-
-
-def client_of(workspace: Workspace) -> MlflowClient:
-    return MlflowClient(tracking_uri(workspace.root))
 
 
 def everything(workspace: Workspace) -> dict[str, Any]:

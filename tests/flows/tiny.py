@@ -4,16 +4,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from flows import vcs
 from flows.create import NewCampaign, create_workspace
+from flows.environment import tracking_uri
 from tasks import files
 from tasks.importers.gather import Source
 from tasks.paths import Workspace
 from tests.flows.fake_stages import STAGES as FAKED
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 REPOSITORY = Path(__file__).parents[2]
 FAKE_STAGES = Path(__file__).with_name("fake_stages.py")
@@ -73,6 +78,13 @@ def fake_heavy_stages(workspace: Workspace) -> None:
         text = text.replace(command, f"cmd: python {FAKE_STAGES} {stage}\n")
     workspace.dvc_yaml.write_text(text)
     vcs.commit(workspace, "Replace the heavy stages")
+
+
+def client_of(workspace: Workspace) -> "MlflowClient":
+    """Of the MLflow that the campaign's nights write to."""
+    from mlflow import MlflowClient  # takes seconds to import
+
+    return MlflowClient(tracking_uri(workspace.root))
 
 
 def trouble(workspace: Workspace, stage: str, what: str) -> Path:

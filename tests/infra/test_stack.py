@@ -20,7 +20,7 @@ from infra.stack.private import write_private
 from infra.stack.processes import remember, running
 from infra.stack.service import StackError
 from infra.stack.settings import SERVICES, Settings, load, load_or_make
-from tests.services import missing, server_folder
+from tests.services import require_postgres, server_folder
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -44,10 +44,7 @@ def noted(folder: Path, service: str) -> int:
 @pytest.fixture(scope="module")
 def started() -> Iterator[Settings]:
     """A whole stack, once for this file."""
-    try:
-        find_programs()
-    except StackError as error:
-        missing(str(error))
+    require_postgres()
     with server_folder() as parent:
         folder = parent / "stack"
         ports = {name: free_ports(PORTS if name == "s3" else 1) for name in SERVICES}
@@ -222,10 +219,7 @@ def test_ports_that_cannot_be_are_refused(tmp_path: Path, port: str, words: str)
 
 @pytest.mark.service
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
-    try:
-        find_programs()
-    except StackError as error:
-        missing(str(error))
+    require_postgres()
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
         answer = stack("up", tmp_path / "stack", "--port", f"postgres={port}")

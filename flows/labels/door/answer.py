@@ -41,6 +41,30 @@ def checked_answer(answer: Returned, offer: Offer) -> tuple[LabeledImage, int]:
     return _label(answer, offer.batch, task, kept), len(boxes) - len(kept)
 
 
+def is_word_for_word(old: LabeledImage, answer: Returned, batch: int) -> bool:
+    """Whether a label is what an answer says, so that checking it again would find nothing to change.
+
+    Args:
+        old: from a label batch.
+        answer: to an image of the same id.
+        batch: of the delivery it answers.
+    """
+    said = tuple(answer.get(key) for key in ("annotator", "finished_at", "status"))
+    if (old.offered_in, old.annotator, old.claimed_at or old.finished_at, old.status) != (batch, *said):
+        return False
+    drawn = answer.get("boxes")
+    if answer.get("problem") or not isinstance(drawn, list | tuple) or len(drawn) != len(old.boxes):
+        return False
+    return all(_is_same_box(box, one) for box, one in zip(old.boxes, drawn, strict=True))
+
+
+def _is_same_box(old: Box, drawn: Any) -> bool:
+    if not isinstance(drawn, Mapping) or drawn.get("rotation_deg") not in (None, 0):
+        return False
+    corners = drawn.get("xyxy_px")
+    return drawn.get("category") == old.category and isinstance(corners, list | tuple) and [*corners] == [*old.xyxy_px]
+
+
 def _image_id(answer: Returned) -> str:
     image_id = answer.get("image_id")
     return image_id if isinstance(image_id, str) else ""

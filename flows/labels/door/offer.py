@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 
 from flows.labels.deliveries import MANIFEST, read_manifest
 from flows.labels.providers.base import Delivery
@@ -24,17 +26,25 @@ class Offer:
     rules: DoorParams
     teacher_trusted: bool
     """Whether the teacher that drew the boxes was good enough for an answer to be held against its claims."""
+    collected_at: datetime
+    """With time zone."""
     confirmed: frozenset[str] = frozenset()
     """Digests of suspicious answers that a person has confirmed (``flows.labels.door.refusal.answer_digest``)."""
 
-    @property
+    @cached_property
     def most_predrawn(self) -> int:
         """Boxes pre-drawn on the image that has most."""
         return max((len(task.predictions) for task in self.tasks.values()), default=0)
 
 
-def offer_of(workspace: Workspace, params: Params, delivery: Delivery) -> Offer:
+def offer_of(workspace: Workspace, params: Params, delivery: Delivery, at: datetime) -> Offer:
     """Read what was offered.
+
+    Args:
+        workspace: of the campaign.
+        params: hold the rules.
+        delivery: what was offered.
+        at: the time of the collection, with time zone.
 
     Raises:
         UserError: the manifest of the delivery, or an entry of the quarantine, is missing or broken.
@@ -46,6 +56,7 @@ def offer_of(workspace: Workspace, params: Params, delivery: Delivery) -> Offer:
         classes=params.classes,
         rules=params.door,
         teacher_trusted=_teacher_ap50(workspace, delivery.batch - 1) >= params.door.trusted_ap50,
+        collected_at=at,
         confirmed=confirmed_answers(workspace, delivery.batch),
     )
 

@@ -10,64 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.labels.door.admit import Admitted, admit
-from flows.labels.door.offer import Offer
 from flows.labels.door.refusal import answer_digest
-from tasks.contracts import HandoffTask, LabeledImage, Prediction
-from tasks.people_sections import DoorParams
-
-CLASSES = ("cat", "dog")
-WIDTH, HEIGHT = 100, 80
-
-
-RULES = DoorParams(
-    min_side_px=2.0, duplicate_iou=0.9, trusted_ap50=50.0, sure_score=0.95, sure_boxes=3, most_boxes_times=10.0
-)
-
-
-def task(image_id: str, *scores: float) -> HandoffTask:
-    """With a pre-drawn box of each score."""
-    predictions = [
-        Prediction(category="cat", xyxy_px=(10.0 * n, 1, 10.0 * n + 9, 9), score=s) for n, s in enumerate(scores)
-    ]
-    return HandoffTask(
-        image_id=image_id,
-        uri=f"data/images/{image_id}.png",
-        width_px=WIDTH,
-        height_px=HEIGHT,
-        rank=1,
-        reason="test",
-        uncertainty=0.5,
-        predictions=tuple(predictions),
-        model_digest="d",
-    )
-
-
-def offer(*tasks: HandoffTask, trusted: bool = True, confirmed: frozenset[str] = frozenset()) -> Offer:
-    offered = tasks or (task("a" * 16), task("b" * 16))
-    return Offer(
-        batch=3,
-        tasks={task.image_id: task for task in offered},
-        classes=CLASSES,
-        rules=RULES,
-        teacher_trusted=trusted,
-        confirmed=confirmed,
-    )
-
-
-def answer(**changes: Any) -> dict[str, Any]:
-    good = {
-        "image_id": "a" * 16,
-        "status": "labeled",
-        "boxes": [{"category": "cat", "xyxy_px": [10, 10, 30, 40]}],
-        "annotator": "ann",
-        "finished_at": "2026-03-01T10:00:00+01:00",
-        "seconds_spent": 12.5,
-    }
-    return {**good, **changes}
-
-
-def box(*corners: Any, category: Any = "cat", **more: Any) -> dict[str, Any]:
-    return {"category": category, "xyxy_px": list(corners), **more}
+from tasks.contracts import LabeledImage
+from tests.flows.door.offers import HEIGHT, WIDTH, answer, box, offer, task
 
 
 def through(*answers: dict[str, Any], known: dict[str, list[LabeledImage]] | None = None) -> Admitted:

@@ -88,12 +88,24 @@ class LabelTool:
         content["minutes"] += round(days * 24 * 60)
         self._write(content)
 
-    def answer(self, batch: int, image_id: str, status: str = "labeled", width_px: float = 10, **changes: Any) -> None:
-        """Finish a task, or change one's mind about it; one that was withdrawn may still come in late."""
+    def answer(
+        self,
+        batch: int,
+        image_id: str,
+        status: str = "labeled",
+        width_px: float = 10,
+        *,
+        ahead_days: float = 0,
+        **changes: Any,
+    ) -> None:
+        """Finish a task, or change one's mind about it; one that was withdrawn may still come in late.
+
+        ``ahead_days``: how wrong the annotator's clock is.
+        """
         self.wait(1 / 24 / 60)
         boxes = [{"category": "dark", "xyxy_px": [2, 2, 2 + width_px, 12]}] if status == "labeled" else []
         content = self.content
-        times = {"finished_at": self.now.isoformat(), "seconds_spent": 30.0}
+        times = {"finished_at": (self.now + timedelta(days=ahead_days)).isoformat(), "seconds_spent": 30.0}
         given = {"image_id": image_id, "status": status, "boxes": boxes, "annotator": "ann", **times, **changes}
         self._tasks(content, batch)[image_id] |= {"open": False, "answer": given}
         self._write(content)

@@ -230,4 +230,5 @@ def batch_file(workspace: Workspace, batch: int) -> LabelBatch:
 
 
 def states(workspace: Workspace) -> dict[ImageState, int]:
-    return {state: count for state, count in image_states(workspace, all_deliveries(workspace)).items() if count}
+    found = image_states(all_deliveries(workspace), read_labels(workspace.labels))
+    return {state: count for state, count in found.items() if count}

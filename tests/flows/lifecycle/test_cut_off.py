@@ -151,7 +151,7 @@ def test_a_provider_that_fails_at_any_call_is_told_and_the_next_night_recovers(
         if call in ("check", "deliver") or (call == "collect" and transient and nth <= 2):
             assert everything(workspace, tool) == wanted
         else:  # the night went on with what it had; the rest came a round later
-            counts = image_states(workspace, all_deliveries(workspace))
+            counts = image_states(all_deliveries(workspace), read_labels(workspace.labels))
             assert (counts["labeled"], counts["empty"]) == (1, 1)
             assert tool.open_images() <= open_in_the_books(workspace)
 

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,15 @@ class People(RuleBasedStateMachine):
         data=st.data(),
         status=st.sampled_from(["labeled", "labeled", "empty", "skipped", "wrong"]),
         who=st.sampled_from(["ann", "bob"]),
+        ahead_days=st.sampled_from([0, 0, 0, 1, 4000]),
     )
-    def answer(self, data: st.DataObject, status: str, who: str) -> None:
+    def answer(self, data: st.DataObject, status: str, who: str, ahead_days: int) -> None:
         """Of any task there ever was: new ones, changed ones, late ones of withdrawn images."""
         batch, image_id = data.draw(st.sampled_from(self.tool.tasks()))
         self.width_px += 0.25
         width_px = 500 + self.width_px if status == "wrong" else self.width_px
         status = "labeled" if status == "wrong" else status
-        self.tool.answer(batch, image_id, status, width_px, annotator=who)
+        self.tool.answer(batch, image_id, status, width_px, annotator=who, ahead_days=ahead_days)
 
     @rule(days=st.sampled_from([1, LEASE_DAYS]))
     def time_passes(self, days: float) -> None:
@@ -117,7 +118,7 @@ class People(RuleBasedStateMachine):
         store = read_labels(self.workspace.labels)
         kept = {image for delivery in all_deliveries(self.workspace) for image in open_images(delivery, store)}
         assert self.tool.open_images() - set(store.answers) <= kept
-        states = image_states(self.workspace, all_deliveries(self.workspace))
+        states = image_states(all_deliveries(self.workspace), store)
         assert states.total() == len({image for _, image in self.tool.tasks()} | self._prepared())
 
     @invariant()
@@ -128,6 +129,16 @@ class People(RuleBasedStateMachine):
         news = [stored(label) for batch in batches for label in (*batch.others, *batch.images)]
         # An older answer may count again where a newer one was taken back; then it stands in a later batch too.
         assert all(news.count(one) == 1 for one in news if one[4] is not None and not self._counts_again(one))
+
+    @invariant()
+    def nothing_is_finished_after_it_was_collected(self) -> None:
+        if not hasattr(self, "folder"):
+            return
+        for batch in (read_batch(path) for path in sorted(self.workspace.labels.iterdir())):
+            latest = datetime.fromisoformat(batch.collected_at) + timedelta(
+                minutes=self.params.door.clock_ahead_minutes
+            )
+            assert all(datetime.fromisoformat(one.finished_at) <= latest for one in (*batch.others, *batch.images))
 
     def every_answer_is_in_the_store_or_set_aside(self) -> None:
         given = read_labels(self.workspace.labels).given

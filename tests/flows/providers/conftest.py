@@ -37,7 +37,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) 
         missing("Label Studio is not installed: python -m infra.label_studio.install")
         return
     folder = tmp_path_factory.mktemp("label_studio")
-    shutil.copytree(_migrated(program), folder / "data")
+    shutil.copytree(migrated(program), folder / "data")
     served = folder / "files"
     served.mkdir()
     account = account_in(folder / "data", {})
@@ -50,7 +50,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) 
         yield LabelStudioServer(service.url, served, owner, second)
 
 
-def _migrated(program: Path) -> Path:
+def migrated(program: Path) -> Path:
     """A data folder as a first start leaves it; made anew when the lock changes."""
     kept = CHECKOUT / ".cache" / "label_studio" / files.sha256_file(LOCK)[:12]
     if not kept.is_dir():

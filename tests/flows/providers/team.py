@@ -12,7 +12,7 @@ from label_studio_sdk import LabelStudio
 from PIL import Image, ImageDraw
 
 from flows import vcs
-from flows.labels.providers.base import Delivery
+from flows.labels.providers.base import Delivery, Returned
 from flows.labels.providers.label_studio.labeling_config import CONTROL, IMAGE
 from flows.labels.providers.label_studio.provider import LabelStudioAnnotators
 from tasks import files
@@ -172,3 +172,24 @@ def new_team(root: Path, url: str, images: int = 6) -> Team:
     vcs.git(workspace.root, "add", "--all")
     vcs.git(workspace.root, "commit", "--quiet", "-m", f"A campaign in {root}")
     return Team(workspace, url)
+
+
+def project_of(delivery: Delivery) -> int:
+    """The number of the project it was offered in."""
+    assert delivery.receipt is not None
+    return int(delivery.receipt.rpartition("/")[2])
+
+
+def task_numbers(somebody: Annotator, delivery: Delivery) -> dict[str, int]:
+    """Task by image id; there must be one for each image."""
+    found = [t for t in somebody.sdk.tasks.list(project=project_of(delivery)) if t.data["delivery"] == delivery.key]
+    numbers = {task.data["image_id"]: task.id for task in found}
+    assert len(numbers) == len(found)
+    return {image_id: numbers[image_id] for image_id in delivery.image_ids if image_id in numbers}
+
+
+def said(answers: Sequence[Returned]) -> set[tuple[str, str, str]]:
+    """Image, annotator and status of each; no two the same."""
+    given = [(answer["image_id"], answer["annotator"], answer["status"]) for answer in answers]
+    assert len(set(given)) == len(given)
+    return set(given)

@@ -3,6 +3,7 @@
 import json
 import math
 import xml.etree.ElementTree as ET
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -60,7 +61,7 @@ def answers(*tasks: Any) -> list[Returned]:
 @cache
 def door() -> Offer:
     params = load_params(REPOSITORY / "params.yaml")
-    return Offer(3, {IMAGE_ID: a_task()}, CLASSES, params.door, teacher_trusted=False)
+    return Offer(3, {IMAGE_ID: a_task()}, CLASSES, params.door, teacher_trusted=False, collected_at=datetime.now(UTC))
 
 
 def at_the_door(answer: Returned) -> Any:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows import vcs
 from flows.create import NewCampaign, create_workspace
 from flows.labels.deliveries import read_delivery
 from flows.labels.providers.base import ProviderError
@@ -17,10 +19,11 @@ from flows.position import newest_round
 from tasks import files
 from tasks.importers.gather import Source
 from tasks.paths import Workspace
+from tests.faulty_proxy import faulty_proxy
 from tests.flows.providers.browser import label_stream, screenshot
 from tests.flows.providers.conftest import LabelStudioServer
 from tests.flows.providers.team import BOXES, CLASSES, HEIGHT, WIDTH, draw_picture, drawn
-from tests.flows.tiny import fake_heavy_stages
+from tests.flows.tiny import fake_heavy_stages, gleaner
 
 pytestmark = [
     pytest.mark.slow,
@@ -170,10 +173,34 @@ def test_three_nights_with_annotators_between_them(
         trained_on.append(files.read_json(workspace.derived("assemble") / "summary.json")["labels"])
     assert newest_round(workspace) == 3
     assert trained_on == sorted(set(trained_on))
+    assert len(list(workspace.quarantine.glob("*.json"))) == 2  # those of the first batch; nothing is refused since
     names = sorted(path.name for path in workspace.labels.glob("batch-*.json"))
     assert names == [f"batch-{number:04d}.json" for number in range(4)]
     titles = [project.title for project in label_studio.owner.sdk.projects.list(page_size=500)]
     assert len([title for title in titles if title.startswith("three-nights (")]) == 1
+
+
+def test_the_command_says_that_label_studio_is_down_and_the_next_one_recovers(
+    label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
+    with faulty_proxy(label_studio.url) as proxy:
+        workspace = make_campaign(replace(label_studio, url=proxy.url), "down")
+        proxy.show("refused")
+        alone = gleaner("night", cwd=workspace.root)
+        assert alone.returncode == 1, alone.stderr
+        assert "Traceback" not in alone.stdout + alone.stderr
+        last = alone.stderr.splitlines()[-1]
+        assert last.startswith(f"Label Studio at {proxy.url}: the connection fails on ")
+        assert last.endswith("Nothing is lost: the next night asks again.")
+        assert vcs.has_tag(workspace.root, "round-0000")  # what needs no annotators is done
+        assert not workspace.label_batch(1).exists()
+        proxy.show("none")
+        recovered = gleaner("night", cwd=workspace.root)
+        assert recovered.returncode == 0, recovered.stderr
+        assert f"Batch 1: {BUDGET} images are out for labeling (label_studio)." in recovered.stdout
+        _, tasks = tasks_of(label_studio, workspace, 1)
+        assert len(tasks) == BUDGET
 
 
 def test_a_night_without_label_studio_says_so_and_the_next_one_recovers(

@@ -8,7 +8,6 @@ that was handed out. A COCO file lists images nobody opened as well: there an im
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -21,7 +20,6 @@ from tasks.contracts import HandoffTask, Prediction
 
 _SAME_PX = 0.5
 """Tools round coordinates when they save."""
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Inbox:
     """Everything one inbox holds."""
 
     answers: Sequence[Returned]
-    """One for each image and annotator, the newest."""
+    """All of them, by image and annotator; which of several counts is decided at the door."""
     troubles: Sequence[Returned]
     """With a ``problem`` instead of boxes: the door sets them aside."""
     waiting: Sequence[str]
@@ -61,14 +59,14 @@ def read_inbox(
 
 
 class _Answering:
-    """From what the files say to one answer an image and annotator."""
+    """From what the files say to answers."""
 
     def __init__(
         self, found: InboxFiles, place: Place, folder: str, offered: Mapping[str, Offered], unnamed: str
     ) -> None:
         self._found, self._offered, self._unnamed = found, offered, unnamed
         self._place, self._folder, self._batch = place, folder, PurePosixPath(folder).name
-        self._newest: dict[tuple[str, str], Returned] = {}
+        self._answers: list[Returned] = []
         self._troubles = list(found.troubles)
         self._untouched: Counter[str] = Counter()
 
@@ -83,23 +81,23 @@ class _Answering:
         if problem := said.problem or _other_size(said, task):
             self._troubles.append(Trouble(source.entry, image_id, problem, said.annotator))
         elif image_id in self._found.marks or _is_finished(source, task):
-            self._keep_newest(self._answer(source.entry, image_id, said))
+            self._answers.append(self._answer(source.entry, image_id, said))
         else:
             self._untouched[source.entry.name] += 1
 
     def take_marks(self) -> None:
         """Lines of ``reviewed.csv`` that are answers by themselves."""
-        answered = {image_id for image_id, _ in self._newest}
+        answered = {answer["image_id"] for answer in self._answers}
         for image_id, (entry, mark) in self._found.marks.items():
             if mark.status in ("empty", "skipped") and image_id not in answered:
-                self._keep_newest(self._answer(entry, image_id, Said(image_id)))
+                self._answers.append(self._answer(entry, image_id, Said(image_id)))
 
     def result(self) -> Inbox:
         """Everything taken, by image."""
         reason = "neither marked as reviewed nor other than handed out"
         untouched = [f"{name}: {count} images are {reason}" for name, count in sorted(self._untouched.items())]
         return Inbox(
-            answers=[self._newest[key] for key in sorted(self._newest)],
+            answers=sorted(self._answers, key=lambda answer: (answer["image_id"], answer["annotator"])),
             troubles=[self._refused(trouble) for trouble in self._troubles],
             waiting=[*self._found.waiting, *untouched],
         )
@@ -122,12 +120,6 @@ class _Answering:
 
     def _link(self, entry: Entry) -> str:
         return self._place.where(f"{self._folder}/{entry.name}")
-
-    def _keep_newest(self, answer: Returned) -> None:
-        """One person's later answer to an image replaces the earlier one."""
-        key = answer["image_id"], answer["annotator"]
-        if key not in self._newest or _moment(answer) >= _moment(self._newest[key]):
-            self._newest[key] = answer
 
     def _refused(self, trouble: Trouble) -> Returned:
         return {
@@ -172,12 +164,3 @@ def _other_size(said: Said, task: HandoffTask) -> str | None:
 
 def _time_of(entry: Entry) -> str:
     return entry.modified_at.isoformat(timespec="seconds")
-
-
-def _moment(answer: Returned) -> datetime:
-    """When an answer was finished; long ago where that cannot be read."""
-    try:
-        moment = datetime.fromisoformat(str(answer["finished_at"]))
-    except ValueError:
-        return _LONG_AGO
-    return moment if moment.tzinfo else _LONG_AGO

@@ -142,7 +142,10 @@ class Server:
         doing = "exporting annotations"
         with self._told(doing):
             parts = self._sdk.projects.exports.download_sync(
-                project.number, export_type="JSON", download_all_tasks=False, ids=numbers
+                project.number,
+                export_type="JSON",
+                download_all_tasks=False,
+                request_options={"additional_query_parameters": {"ids[]": numbers}},  # the SDK's own `ids` is not heard
             )
             content = b"".join(parts)
         try:
