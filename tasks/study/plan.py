@@ -50,8 +50,8 @@ class StudyPlan(Section):
     source: StudySource
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
     """Each draws its own seed labels, calibration and, if need be, validation images, the same for all arms."""
-    rounds: PositiveInt
-    """Label batches asked for after the seed labels."""
+    rounds: Count
+    """Label batches asked for after the seed labels; 0: arms differ only in how they learn from those."""
     seed_labels: PositiveInt
     calibration_images: Count
     settings: Settings = Field(default_factory=list)

@@ -48,9 +48,10 @@ def reading(results: StudyResults) -> str:
 
 def _what_was_done(results: StudyResults) -> str:
     plan = results.plan
+    rounds = _count(plan.rounds, "round") if plan.rounds else "no round"
     lines = [
-        f"{len(plan.arms)} arms, {_count(len(plan.seeds), 'paired seed')}, {_count(plan.rounds, 'round')} after the "
-        f"seed labels. With one seed all arms share seed labels, calibration and validation images."
+        f"{len(plan.arms)} arms, {_count(len(plan.seeds), 'paired seed')}, {rounds} after the seed labels. With one "
+        "seed all arms share seed labels, calibration and validation images."
     ]
     if plan.added:
         lines.append(f"Added, because no study may leave them out: {', '.join(plan.added)}.")
@@ -86,6 +87,9 @@ def _claims(results: StudyResults) -> Iterable[str]:
             yield f"`{arm}` and `{reference}` have no seed in common yet."
             continue
         over, last = found
+        if not results.plan.rounds:
+            yield f"`{arm}` against `{reference}`: {_in_words(last, arm, reference)}."
+            continue
         yield (
             f"`{arm}` against `{reference}`: over all rounds {_in_words(over, arm, reference)}; "
             f"at the end {_in_words(last, arm, reference)}."
@@ -118,11 +122,11 @@ def _arms_table(results: StudyResults) -> str:
 
 def _comparison_table(results: StudyResults) -> str:
     head = ["arm", "minus", "measure", "difference", "bootstrap 95 %", "t 95 %", "verdict"]
+    skipped = 0 if results.plan.rounds else 1  # a single round is its own mean
     rows = []
     for arm, reference in pairs_compared(results):
-        for measure, found in zip(
-            ("mean over labels", "last"), comparisons(results, arm, reference) or (), strict=False
-        ):
+        measured = zip(("mean over labels", "last"), comparisons(results, arm, reference) or (), strict=False)
+        for measure, found in list(measured)[skipped:]:
             intervals = [_interval(found.interval), _interval(found.t_interval)]
             rows.append([arm, reference, measure, f"{found.mean:+.2f}", *intervals, found.verdict])
     return _markdown(head, rows) if rows else ""

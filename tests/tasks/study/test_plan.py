@@ -54,6 +54,7 @@ def test_data_of_ones_own_start_from_inits_settings(tmp_path: Path) -> None:
     source = {"kind": "voc", "images": "i", "annotations": "a"}
     assert load(tmp_path, source=source).settings[0] == "model.short_side_px=256"
     assert load(tmp_path).settings == SOUND["settings"]
+    assert load(tmp_path, rounds=0).rounds == 0
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_data_of_ones_own_start_from_inits_settings(tmp_path: Path) -> None:
     [
         ({"seeds": []}, "seeds is [], expected"),
         ({"seeds": [1, 1]}, "seeds is [1, 1], expected no seed twice"),
-        ({"rounds": 0}, "rounds is 0, expected"),
+        ({"rounds": -1}, "rounds is -1, expected"),
         ({"rounds": "3"}, "rounds is '3', expected"),
         ({"round": 3}, "round is an unknown parameter"),
         ({"added": []}, "added is an unknown parameter"),

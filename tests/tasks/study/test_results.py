@@ -89,6 +89,18 @@ def test_an_interval_with_zero_in_it_is_not_distinguishable() -> None:
     )
 
 
+def test_without_rounds_arms_differ_in_how_they_learn() -> None:
+    study = plan(rounds=0)
+    rows = [
+        row(seed, arm, 0, 20.0 + seed + (2.0 if arm == "better" else 0.0)) for seed in (1, 2, 3) for arm in study.arms
+    ]
+    words = reading(collect_results(study, rows, {}, []))
+    assert "3 paired seeds, no round after the seed labels." in words
+    assert "- `better` against `random`: **above** (+2.00, [+2.00, +2.00]; t [+2.00, +2.00])." in words
+    assert "| better | random | last | +2.00 |" in words
+    assert "| better | random | mean over labels" not in words
+
+
 def test_few_seeds_are_said_to_be_few() -> None:
     assert "Seeds are 2, fewer than the 3 a claim needs" in reading(made_up(plan(seeds=[1, 2])))
     assert "One seed has no interval" in reading(made_up(plan(seeds=[1])))
