@@ -25,7 +25,7 @@ def draw(results: StudyResults, folder: Path) -> None:
     Bars are bootstrap intervals of the mean over seeds and validation images; pairing makes differences surer.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(8, 5), layout="constrained")
+        figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.add_subplot(xlabel="images labeled (mean over seeds)", ylabel="teacher mAP in percent")
         complete = {name: arm for name, arm in results.arms.items() if arm.curves}
         spread = max((curve.labels[-1] for arm in complete.values() for curve in arm.curves.values()), default=1.0)
@@ -36,7 +36,7 @@ def draw(results: StudyResults, folder: Path) -> None:
             axes.axhline(level, color="#777777", linewidth=1, linestyle=":", label="all labels")
         axes.grid(axis="y", linewidth=0.5)
         if complete:
-            axes.legend(loc="lower right", fontsize=9)
+            figure.legend(loc="outside right upper", fontsize=9)
         formats: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 120}}
         for ending, options in formats.items():
             with files.replacing(folder / f"plot.{ending}") as temporary:
