@@ -103,7 +103,13 @@ SSL_ARMS = {"supervised", "ssl-none", "ssl-uncertain", "ssl-certain"}
 
 
 @pytest.mark.parametrize(
-    ("name", "arms"), [("bccd", SELECTION_ARMS), ("bccd-ssl", SSL_ARMS), ("demo", SELECTION_ARMS | SSL_ARMS)]
+    ("name", "arms"),
+    [
+        ("bccd", SELECTION_ARMS),
+        ("bccd-first", SELECTION_ARMS),
+        ("bccd-ssl", {"ssl", "supervised"}),
+        ("demo", SELECTION_ARMS | SSL_ARMS),
+    ],
 )
 def test_the_ready_studies_are_sound(name: str, arms: set[str]) -> None:
     plan = load_study(ROOT / "docs" / "studies" / f"{name}.yaml", TEMPLATE, own_data_settings=())
