@@ -127,7 +127,9 @@ def test_ledger_run_and_version_refer_to_each_other(derived: Workspace) -> None:
     }
     for tags in (run.data.tags, version.tags):
         assert {name: tags.get(name) for name in expected} == expected
-    assert "| Labels | 8 images, 8 boxes, in 2 batches |" in run.data.tags["mlflow.note.content"]
+    words = run.data.tags["mlflow.note.content"]
+    assert words.startswith("round-0001: 8 labels, teacher mAP 60.0. ")
+    assert "| Labels | 8 images, the calibration set included, and 8 boxes |" in words
     assert vcs.git(derived.root, "tag", "--list", "--format=%(contents)", "round-0001").endswith(
         f"Ledger-SHA256: {expected['gleaner.ledger_sha256']}"
     )
