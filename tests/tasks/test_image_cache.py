@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,22 +147,30 @@ def test_many_threads_fetch_an_image_once_and_prefetching_helps(
     assert sorted(fetched) == sorted(ids)
 
 
-def _read_all(folder: Path, images: dict[str, str]) -> None:
-    cache = ImageCache(folder, 40 * KIB, workers=2)
-    for _ in range(3):
-        for uri, image_id in images.items():
-            content = cache.use(uri, image_id, Path.read_bytes)
-            assert image_id_of(hashlib.sha256(content).hexdigest()) == image_id
+def _read_all(folder: Path, images: dict[str, str], trouble: Path) -> None:
+    try:
+        cache = ImageCache(folder, 40 * KIB, workers=2)
+        for _ in range(3):
+            for uri, image_id in images.items():
+                content = cache.use(uri, image_id, Path.read_bytes)
+                assert image_id_of(hashlib.sha256(content).hexdigest()) == image_id
+    except BaseException:
+        trouble.write_text(traceback.format_exc())  # a forked process's last words are lost with pytest's buffers
+    os._exit(0)  # libraries that other tests imported have their own ideas about the end of a fork
 
 
 def test_several_processes_share_one_small_folder(bucket: str, tmp_path: Path) -> None:
     images = {f"{bucket}/{n}": put(f"{bucket}/{n}", bytes([n]) * 8 * KIB) for n in range(12)}
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_read_all, args=(tmp_path / "shared", images)) for _ in range(3)]
+    workers = [
+        context.Process(target=_read_all, args=(tmp_path / "shared", images, tmp_path / f"trouble-{n}"))
+        for n in range(3)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
+    assert [path.read_text() for path in tmp_path.glob("trouble-*")] == []
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
 
 
