@@ -7,20 +7,26 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from detectron_ext.meta_arch import PerImageRCNN
+from detectron_ext.unsure import UNSURE
 
 
 class ScoreThreshold:
     """Score a box needs, per class (METHOD section 6).
 
     ``fixed``: the same for all. ``adaptive``: scaled by the class's running mean teacher score over that of the
-    surest class, so that a class the teacher is less sure of still gets pseudo-labels.
+    surest class, so that a class the teacher is less sure of still gets pseudo-labels. From ``unsure_score`` up to the
+    threshold the teacher is unsure.
     """
 
-    def __init__(self, mode: str, threshold: float, num_classes: int, momentum: float = 0.99) -> None:
-        """``threshold`` in [0, 1]; ``momentum`` of the running mean per image batch."""
+    def __init__(
+        self, mode: str, threshold: float, num_classes: int, momentum: float = 0.99, unsure_score: float = 1.0
+    ) -> None:
+        """``threshold`` and ``unsure_score`` in [0, 1]; ``momentum`` of the running mean per image batch."""
         self._adaptive = mode == "adaptive"
         self._threshold = threshold
+        self._unsure_score = unsure_score
         self._momentum = momentum
+        self.num_classes = num_classes
         self.mean_score_K = torch.ones(num_classes)
 
     def of_classes(self) -> Tensor:
@@ -28,6 +34,13 @@ class ScoreThreshold:
         if not self._adaptive:
             return torch.full_like(self.mean_score_K, self._threshold)
         return self._threshold * self.mean_score_K / self.mean_score_K.max()
+
+    def classify(self, scores_R: Tensor, classes_R: Tensor) -> Tensor:
+        """(R,) class of every detection as a target: its own, ``UNSURE``, or K where it is none at all."""
+        sure_R = scores_R >= self.of_classes()[classes_R]
+        unsure_R = ~sure_R & (scores_R >= self._unsure_score)
+        none_R = torch.full_like(classes_R, self.num_classes)
+        return torch.where(sure_R, classes_R, none_R.masked_fill(unsure_R, UNSURE))
 
     def observe(self, scores_R: Tensor, classes_R: Tensor) -> None:
         """Update the running means with the teacher's detections above half the threshold."""
@@ -47,15 +60,17 @@ def pseudo_label(teacher: PerImageRCNN, weak: list[dict[str, Any]], threshold: S
         threshold: updated by what the teacher sees.
 
     Returns:
-        One ``Instances`` per image with ``gt_boxes`` and ``gt_classes``, in pixels of the view.
+        One ``Instances`` per image with ``gt_boxes`` in pixels of the view and ``gt_classes``, of which some may be
+        ``UNSURE``.
     """
     targets = []
     for detections, _ in teacher(weak):
         scores_R, classes_R = detections.scores.cpu(), detections.pred_classes.cpu()
         threshold.observe(scores_R, classes_R)
-        kept = (scores_R >= threshold.of_classes()[classes_R]).nonzero().squeeze(1).to(detections.scores.device)
+        target_R = threshold.classify(scores_R, classes_R).to(detections.scores.device)
+        kept = (target_R < threshold.num_classes).nonzero().squeeze(1)
         target = Instances(detections.image_size)
         target.gt_boxes = Boxes(detections.pred_boxes.tensor[kept])
-        target.gt_classes = detections.pred_classes[kept]
+        target.gt_classes = target_R[kept]
         targets.append(target)
     return targets

@@ -15,6 +15,7 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 
 from detectron_ext.losses import focal_loss, per_image_mean
+from detectron_ext.unsure import near_unsure, objects
 
 
 class PosteriorBoxPredictor(FastRCNNOutputLayers):
@@ -109,6 +110,16 @@ class PosteriorBoxPredictor(FastRCNNOutputLayers):
 @ROI_HEADS_REGISTRY.register()
 class PosteriorROIHeads(StandardROIHeads):
     """Detectron2's standard heads with the predictor above."""
+
+    @torch.no_grad()
+    def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
+        """As in ``ROIHeads``; no proposal is sampled where the teacher is unsure."""
+        _, background_below_iou, *_ = self.proposal_matcher.thresholds
+        clear = [
+            image[~near_unsure(image.proposal_boxes, own, background_below_iou)]
+            for image, own in zip(proposals, targets, strict=True)
+        ]
+        return super().label_and_sample_proposals(clear, objects(targets))
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

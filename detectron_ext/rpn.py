@@ -3,10 +3,12 @@
 import torch
 from detectron2.layers import cat
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn import functional as F
+
+from detectron_ext.unsure import near_unsure, objects
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -15,6 +17,19 @@ class PerImageRPN(RPN):
 
     Shape shorthand: N images, A anchors of one image over all levels.
     """
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As in ``RPN``; anchors where the teacher is unsure are ignored instead of background."""
+        labels, boxes = super().label_and_sample_anchors(anchors, objects(gt_instances))
+        _, background_below_iou, *_ = self.anchor_matcher.thresholds
+        anchor_A4 = Boxes.cat(anchors)
+        for labels_A, targets in zip(labels, gt_instances, strict=True):
+            labels_A[near_unsure(anchor_A4, targets, background_below_iou) & (labels_A == 0)] = -1
+        return labels, boxes
 
     @torch.jit.unused
     def losses(

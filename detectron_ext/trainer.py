@@ -14,6 +14,7 @@ from detectron_ext.distributed import average_gradients, mean_over_processes, nu
 from detectron_ext.losses import image_weight
 from detectron_ext.meta_arch import PerImageRCNN, autocast
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
+from detectron_ext.unsure import objects
 
 _RATIO_MOMENTUM = 0.9
 
@@ -154,7 +155,7 @@ class TeacherStudent:
             weighted = (weight_N[part] * loss_N).mean() * _share(part, inputs)
             (self.schedule.lambda_at(self.iteration) * weighted).backward()
             loss_unsup += float(weighted.detach())
-        boxes_per_image = sum(len(target) for target in targets) / len(targets)
+        boxes_per_image = sum(map(len, objects(targets))) / len(targets)
         return loss_unsup, boxes_per_image, float(weight_N.mean())
 
     def _parts(self, num_images: int) -> list[slice]:

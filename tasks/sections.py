@@ -150,6 +150,8 @@ class SslParams(Section):
     """``adaptive`` lowers the threshold of classes whose mean pseudo-label score is lower (per-class EMA)."""
     pseudo_threshold: Fraction
     """Score a teacher's box needs to become a pseudo-label."""
+    unsure_score: Fraction
+    """From this score up to the threshold the teacher is unsure: neither object nor background. 1: it never is."""
     pseudo_box_regression: bool
     """Whether pseudo-boxes also train box regression; off in the paper's family of methods."""
     focal_gamma: NonNegative

@@ -109,7 +109,9 @@ def _networks(params: Sections, root: Path, previous: Path) -> TeacherStudent:
         teacher,
         _schedule(params.train, ssl),
         _image_weighting(previous / "uncertainty.parquet", ssl),
-        ScoreThreshold(ssl.pseudo_threshold_mode, ssl.pseudo_threshold, len(params.classes)),
+        ScoreThreshold(
+            ssl.pseudo_threshold_mode, ssl.pseudo_threshold, len(params.classes), unsure_score=ssl.unsure_score
+        ),
         ssl.pseudo_box_regression,
         params.train.mixed_precision,
         params.seed,

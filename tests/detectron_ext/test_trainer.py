@@ -14,6 +14,7 @@ from detectron_ext.batches import StepBatch
 from detectron_ext.meta_arch import build_detector
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
 from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudent, TrainingDiverged
+from detectron_ext.unsure import UNSURE
 from tests.detectron_ext.tiny import NUM_CLASSES, TINY
 
 SCHEDULE = Schedule(
@@ -197,6 +198,16 @@ class FixedTeacher:
 def test_pseudo_labels_are_the_boxes_above_the_threshold() -> None:
     targets = pseudo_label(FixedTeacher(), [{}], ScoreThreshold("fixed", 0.7, 3))  # type: ignore[arg-type]
     assert targets[0].gt_classes.tolist() == [0, 1]
+    assert targets[0].gt_boxes.tensor.tolist() == [[0, 0, 9, 9], [10, 10, 30, 30]]
+
+
+def test_detections_the_teacher_is_unsure_of_are_marked() -> None:
+    threshold = ScoreThreshold("fixed", 0.75, 3, unsure_score=0.3)
+    targets = pseudo_label(FixedTeacher(), [{}], threshold)  # type: ignore[arg-type]
+    assert targets[0].gt_classes.tolist() == [0, UNSURE, UNSURE]
+    threshold = ScoreThreshold("fixed", 0.75, 3, unsure_score=0.31)
+    targets = pseudo_label(FixedTeacher(), [{}], threshold)  # type: ignore[arg-type]
+    assert targets[0].gt_classes.tolist() == [0, UNSURE]
     assert targets[0].gt_boxes.tensor.tolist() == [[0, 0, 9, 9], [10, 10, 30, 30]]
 
 
