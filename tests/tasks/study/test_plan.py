@@ -106,8 +106,9 @@ SELECTION_ARMS = {"random", "equal", "entropy", "activeteacher", "dwa"}
     [
         ("bccd", SELECTION_ARMS),
         ("bccd-first", SELECTION_ARMS),
-        ("bccd-ssl", {"ssl", "supervised"}),
-        ("demo", SELECTION_ARMS | {"supervised"}),
+        ("bccd-ssl", {"random", "supervised"}),
+        ("bccd-weights", {"random", "certain", "none"}),
+        ("demo", SELECTION_ARMS),
     ],
 )
 def test_the_ready_studies_are_sound(name: str, arms: set[str]) -> None:
