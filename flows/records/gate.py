@@ -10,18 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from flows.records.dvc_objects import MissingBytesError
-from flows.records.recorded import RecordedRound
+from flows.records.recorded import RecordedRound, of_model
 from tasks import files
-from tasks.contracts import ANNOTATED, PREDICTIONS
+from tasks.contracts import PREDICTIONS
 from tasks.gate_sections import PromotionParams
 from tasks.paired_bootstrap import Comparison, compare
 from tasks.params import Params
 
-_VAL = "derived/assemble/val.parquet"
-_PREDICTIONS = "derived/evaluate/predictions.parquet"
 _MODEL = "teacher"
 
 
@@ -83,7 +80,7 @@ def weigh_up(comparison: Comparison, classes: Sequence[str], bounds: PromotionPa
 def _compare(candidate: RecordedRound, champion: RecordedRound, params: Params) -> tuple[Comparison, list[str]]:
     classes = candidate.classes()
     comparison = compare(
-        files.read_table(candidate.stored(_VAL), ANNOTATED),
+        candidate.validation_images(),
         _predictions(candidate, classes),
         _predictions(champion, classes),
         classes=classes,
@@ -95,8 +92,7 @@ def _compare(candidate: RecordedRound, champion: RecordedRound, params: Params) 
 
 def _predictions(recorded: RecordedRound, classes: Sequence[str]) -> pa.Table:
     """The teacher's boxes with the class indices of ``classes``: parameters may have been reordered since."""
-    table = files.read_table(recorded.stored(_PREDICTIONS), PREDICTIONS)
-    table = table.filter(pc.equal(table["model"], _MODEL))
+    table = of_model(recorded.predictions(), _MODEL)
     own = recorded.classes()
     if own == list(classes):
         return table

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from flows import vcs
@@ -12,6 +14,7 @@ from flows.records.dvc_objects import DvcObjects, MissingBytesError, is_folder, 
 from flows.records.git_objects import blob, is_ancestor
 from flows.records.ledger import all_ledgers
 from tasks import files
+from tasks.contracts import ANNOTATED, PREDICTIONS
 from tasks.paths import Workspace
 
 
@@ -64,7 +67,7 @@ class RecordedRound:
 
     def digest(self, path: str) -> str | None:
         """MD5 of an input or output of a stage, or of a file in one that is a folder; None where it has none."""
-        recorded = self._recorded()
+        recorded = self.digests()
         if path in recorded:
             return recorded[path]
         for parent in Path(path).parents:
@@ -91,19 +94,41 @@ class RecordedRound:
         Raises:
             MissingBytesError: the folder's list is nowhere.
         """
-        md5 = self._recorded().get(folder)
+        md5 = self.digests().get(folder)
         if md5 is None:
             raise MissingBytesError(f"{folder} of {self.name}", "it is not in the ledger, expected a stage's folder")
         return self._members(md5)
+
+    def digests(self) -> dict[str, str]:
+        """MD5 of each input and output of the stages, by path."""
+        stages = self.ledger["stages"].values()
+        return {path: md5 for entry in stages for kind in ("deps", "outs") for path, md5 in entry[kind].items()}
+
+    def validation_images(self) -> pa.Table:
+        """The images teacher and student were measured on, contracts.ANNOTATED.
+
+        Raises:
+            MissingBytesError: their bytes are nowhere.
+        """
+        return files.read_table(self.stored("derived/assemble/val.parquet"), ANNOTATED)
+
+    def predictions(self) -> pa.Table:
+        """What teacher and student found on them, contracts.PREDICTIONS; see ``of_model``.
+
+        Raises:
+            MissingBytesError: their bytes are nowhere.
+        """
+        return files.read_table(self.stored("derived/evaluate/predictions.parquet"), PREDICTIONS)
 
     def _members(self, md5: str) -> dict[str, str]:
         if md5 not in self._folders:
             self._folders[md5] = self.objects.folder(md5, f"a folder of {self.name}")
         return self._folders[md5]
 
-    def _recorded(self) -> dict[str, str]:
-        stages = self.ledger["stages"].values()
-        return {path: md5 for entry in stages for kind in ("deps", "outs") for path, md5 in entry[kind].items()}
+
+def of_model(predictions: pa.Table, model: str) -> pa.Table:
+    """The rows of ``teacher`` or of ``student``."""
+    return predictions.filter(pc.equal(predictions["model"], model))
 
 
 def recorded_rounds(workspace: Workspace) -> dict[int, RecordedRound]:

@@ -1,46 +1,43 @@
 """Teacher mAP on draws of the validation images: what another set of such images might have said of a round."""
 
-from collections.abc import Mapping
-
-import pyarrow.compute as pc
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
 
 from flows.records.dvc_objects import MissingBytesError
-from flows.records.recorded import RecordedRound, recorded_rounds
+from flows.records.recorded import RecordedRound, of_model, recorded_rounds
 from flows.study.campaigns import Study
 from tasks import files
-from tasks.contracts import ANNOTATED, PREDICTIONS
 from tasks.paired_bootstrap import map_draws
-from tasks.paths import Workspace
 
 DRAWS = 300
 _SEED = 0
 Draws = dict[tuple[int, str, int], tuple[float, ...]]
 
 
-def image_draws(study: Study, campaigns: Mapping[tuple[int, str], Workspace]) -> Draws:
+def image_draws(study: Study, rows: Iterable[Mapping[str, Any]]) -> Draws:
     """By seed, arm and round; worked out once, from what the round stored. Arms of a seed have the same draws.
 
-    A round whose predictions are gone from the cache is left out.
+    Args:
+        study: whose campaigns hold the rounds.
+        rows: of ``results.parquet``; a round whose predictions are gone from the cache is left out.
     """
+    recorded = cache(lambda seed, arm: recorded_rounds(study.campaign(seed, arm)))
     draws: Draws = {}
-    for (seed, arm), workspace in campaigns.items():
-        if not workspace.labels.is_dir():
-            continue
-        for number, recorded in recorded_rounds(workspace).items():
-            path = study.measured(seed, arm, number)
-            path = path.with_name(f"{path.stem}-draws.json")
+    for row in rows:
+        seed, arm, number = row["seed"], row["arm"], row["round"]
+        path = study.measured(seed, arm, number)
+        path = path.with_name(f"{path.stem}-draws.json")
+        try:
             if not path.is_file():
-                try:
-                    files.write_json(path, {"teacher_map": _drawn(recorded)})
-                except MissingBytesError:
-                    continue
-            draws[seed, arm, number] = tuple(files.read_json(path)["teacher_map"])
+                files.write_json(path, {"teacher_map": _drawn(recorded(seed, arm)[number])})
+        except MissingBytesError:
+            continue
+        draws[seed, arm, number] = tuple(files.read_json(path)["teacher_map"])
     return draws
 
 
 def _drawn(recorded: RecordedRound) -> list[float]:
-    truth = files.read_table(recorded.stored("derived/assemble/val.parquet"), ANNOTATED)
-    predictions = files.read_table(recorded.stored("derived/evaluate/predictions.parquet"), PREDICTIONS)
-    teacher = predictions.filter(pc.equal(predictions["model"], "teacher"))
-    drawn = map_draws(truth, teacher, classes=recorded.classes(), samples=DRAWS, seed=_SEED)
+    truth, found = recorded.validation_images(), of_model(recorded.predictions(), "teacher")
+    drawn = map_draws(truth, found, classes=recorded.classes(), samples=DRAWS, seed=_SEED)
     return [round(value, 4) for value in drawn.tolist()]

@@ -65,7 +65,7 @@ def write_results(study: Study) -> StudyResults:
     rows = arm_rows(study, campaigns)
     done = [seed for seed in plan.seeds if plan.full is not None and study.full_result(seed).is_file()]
     full_map = {seed: float(files.read_json(study.full_result(seed))["teacher"]["mAP"]) for seed in done}
-    results = collect_results(plan, rows, full_map, stops(study), image_draws(study, campaigns))
+    results = collect_results(plan, rows, full_map, stops(study), image_draws(study, rows))
     folder = study.results
     files.write_table(folder / "results.parquet", pa.Table.from_pylist(rows, schema=RESULTS))
     files.write_json(folder / "summary.json", summary(results))

@@ -121,8 +121,8 @@ def paired_bootstrap(
     Args:
         differences: by seed.
         seed: of the resampling.
-        redrawn: by seed, the difference on each draw of the validation images; where it is empty, or empty for any
-            seed, the images are taken as they are.
+        redrawn: by seed, the difference on each draw of the validation images, as many for all; where it is empty, or
+            empty for any seed, the images are taken as they are.
         resamples: how many.
         level: of the interval.
 
@@ -132,13 +132,11 @@ def paired_bootstrap(
     if len(differences) < 2:
         return None
     known = redrawn if redrawn and all(redrawn) else [[value] for value in differences]
+    values_SD = np.asarray(known, dtype=np.float64)  # seeds x draws
     random = np.random.default_rng(seed)
     seeds = random.integers(0, len(differences), size=(resamples, len(differences)))
-    places = random.random(seeds.shape)
-    counts = np.array([len(values) for values in known])
-    flat = np.concatenate([np.asarray(values, dtype=np.float64) for values in known])
-    starts = np.cumsum(counts) - counts
-    means = flat[starts[seeds] + (places * counts[seeds]).astype(np.int64)].mean(axis=1)
+    draws = (random.random(seeds.shape) * values_SD.shape[1]).astype(np.int64)
+    means = values_SD[seeds, draws].mean(axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(low), float(high))

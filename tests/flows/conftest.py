@@ -79,3 +79,11 @@ def after_two_rounds(two_rounds: Workspace, tmp_path: Path) -> Workspace:
 def _copy(original: Workspace, folder: Path) -> Workspace:
     shutil.copytree(original.root, folder / "tiny")
     return Workspace(folder / "tiny")
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    """Where pictures for people go: GLEANER_TEST_ARTIFACTS, or the test's own folder."""
+    folder = Path(os.environ.get("GLEANER_TEST_ARTIFACTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -15,7 +15,6 @@ from infra.stack.ports import LOOPBACK, free_ports
 from infra.stack.service import Service
 from tasks.paths import Workspace
 from tests.flows.providers.browser import browser_at, screenshot
-from tests.flows.providers.conftest import artifacts  # noqa: F401 (a fixture)
 from tests.services import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.service]
@@ -55,7 +54,7 @@ def mlflow_pages(after_two_rounds: Workspace) -> Iterator[str]:
 def test_a_new_user_finds_where_the_champion_came_from(
     after_two_rounds: Workspace,
     mlflow_pages: str,
-    artifacts: Path,  # noqa: F811
+    artifacts: Path,
 ) -> None:
     ledger = read_ledger(after_two_rounds, 1)
     with browser_at(mlflow_pages) as page:

@@ -57,16 +57,10 @@ def _used_objects(audited: Audited) -> dict[str, set[str]]:
     """MD5 of what DVC keeps of the rounds, and where each is used."""
     used: dict[str, set[str]] = defaultdict(set)
     for recorded in audited.rounds.values():
-        for path, md5 in recorded_files(recorded).items():
+        for path, md5 in recorded.digests().items():
             if not _in_git(recorded, path):
                 used[md5].add(f"{recorded.name}:{path}")
     return used
-
-
-def recorded_files(recorded: RecordedRound) -> dict[str, str]:
-    """MD5 of each input and output of the stages, by path."""
-    stages = recorded.ledger["stages"].values()
-    return {path: md5 for entry in stages for kind in ("deps", "outs") for path, md5 in entry[kind].items()}
 
 
 def _in_git(recorded: RecordedRound, path: str) -> bool:
@@ -110,7 +104,7 @@ def _label_findings(recorded: RecordedRound) -> Iterator[str]:
 
 def _git_source_findings(recorded: RecordedRound) -> Iterator[str]:
     """Files and folders that git keeps, with the MD5 that DVC saw."""
-    for path, md5 in recorded_files(recorded).items():
+    for path, md5 in recorded.digests().items():
         if not _in_git(recorded, path):
             continue
         actual = folder_md5(_git_members(recorded, path)) if is_folder(md5) else _git_md5(recorded, path)
@@ -122,7 +116,7 @@ def _git_members(recorded: RecordedRound, folder: str) -> dict[str, str]:
     """MD5 by relative path of a folder in git; of what DVC keeps in it (evaluate's boxes), the recorded one."""
     inside = f"{folder}/"
     kept = paths_at(recorded.workspace.root, recorded.revision, folder)  # a .gitignore that DVC put there counts
-    stored = {path: md5 for path, md5 in recorded_files(recorded).items() if path.startswith(inside)}
+    stored = {path: md5 for path, md5 in recorded.digests().items() if path.startswith(inside)}
     every = stored | {path: _git_md5(recorded, path) for path in kept}
     return {path.removeprefix(inside): md5 for path, md5 in every.items()}
 

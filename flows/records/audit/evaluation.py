@@ -6,17 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import yaml
 
 from flows.data_versions import child_environment
 from flows.records.audit.findings import Audited, Check, check
 from flows.records.dvc_objects import MissingBytesError, is_folder
-from flows.records.recorded import RecordedRound
+from flows.records.recorded import RecordedRound, of_model
 from flows.safety.process import stream
 from tasks import files
 from tasks.coco_map import coco_map
-from tasks.contracts import ANNOTATED, PREDICTIONS
 from tasks.errors import UserError
 
 TOLERANCE_POINTS = 1e-3
@@ -43,15 +41,13 @@ def evaluation_findings(recorded: RecordedRound) -> Iterator[str]:
     """Where the predictions, the metrics and the ledger of one round say different things."""
     try:
         metrics: dict[str, Any] = json.loads(recorded.blob(_METRICS))
-        truth = files.read_table(recorded.stored("derived/assemble/val.parquet"), ANNOTATED)
-        predictions = files.read_table(recorded.stored("derived/evaluate/predictions.parquet"), PREDICTIONS)
+        truth, predictions = recorded.validation_images(), recorded.predictions()
         classes = recorded.classes()
     except (UserError, ValueError, OSError) as error:  # altered bytes may be anything
         yield f"{recorded.name}: {error}"
         return
     for model in _MODELS:
-        boxes = predictions.filter(pc.equal(predictions["model"], model))
-        fresh = coco_map(truth, boxes, classes)
+        fresh = coco_map(truth, of_model(predictions, model), classes)
         where = f"{recorded.name}: {model} mAP"
         yield from _differences(where, "the ledger", recorded.ledger["figures"][model], fresh)
         yield from _differences(where, _METRICS, metrics[model], fresh)
@@ -102,8 +98,7 @@ def _lay_out(recorded: RecordedRound, folder: Path) -> str:
 
 def _inputs(recorded: RecordedRound) -> list[str]:
     """Every file that evaluate read; of the images, those of the validation set."""
-    truth = files.read_table(recorded.stored("derived/assemble/val.parquet"), ANNOTATED)
-    images = {uri for uri in truth["uri"].to_pylist() if "://" not in uri}
+    images = {uri for uri in recorded.validation_images()["uri"].to_pylist() if "://" not in uri}
     deps = recorded.ledger["stages"]["evaluate"]["deps"]
     assembled = [f"derived/assemble/{name}" for name in ("val.parquet", "summary.json")]
     return [*assembled, *(path for path, md5 in deps.items() if not is_folder(md5) and path not in assembled), *images]

@@ -45,7 +45,7 @@ def _pictures(audited: Audited) -> dict[str, tuple[str, str | None]]:
     found: dict[str, tuple[str, str | None]] = {}
     for row in files.read_table(newest.stored("data/index.parquet"), INDEX).to_pylist():
         found[row["image_id"]] = (row["uri"], row["sha256"])
-    for row in files.read_table(newest.stored("derived/assemble/val.parquet"), ANNOTATED).to_pylist():
+    for row in newest.validation_images().to_pylist():
         found.setdefault(row["image_id"], (row["uri"], None))
     return found
 

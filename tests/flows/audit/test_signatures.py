@@ -15,12 +15,17 @@ pytestmark = pytest.mark.slow
 TAG = "round-0001"
 
 
+def new_key(path: Path) -> str:
+    """Make an SSH key; returns the line by which the team trusts it."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path], check=True)
+    return f"lead@plant.example {path.with_suffix('.pub').read_text()}"
+
+
 @pytest.fixture
 def signed(after_two_rounds: Workspace, tmp_path: Path) -> Workspace:
     """The newest round's tag signed with an SSH key that the team trusts."""
     root, key, signers = after_two_rounds.root, tmp_path / "key", tmp_path / "signers"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", key], check=True)
-    signers.write_text(f"lead@plant.example {key.with_suffix('.pub').read_text()}")
+    signers.write_text(new_key(key))
     for name, value in (
         ("user.email", "lead@plant.example"),
         ("gpg.format", "ssh"),
@@ -62,9 +67,7 @@ def test_a_tag_changed_after_it_was_signed_is_named(signed: Workspace) -> None:
 
 
 def test_a_tag_signed_by_a_stranger_is_named(signed: Workspace, tmp_path: Path) -> None:
-    stranger = tmp_path / "stranger"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", stranger], check=True)
-    (tmp_path / "signers").write_text(f"lead@plant.example {stranger.with_suffix('.pub').read_text()}")
+    (tmp_path / "signers").write_text(new_key(tmp_path / "stranger"))
     check = signatures(signed)
     assert check.result == "fail"
     assert check.findings[0].startswith(f"tag {TAG}: ")

@@ -1,6 +1,5 @@
 """One real Label Studio for all tests. Its database is migrated once and kept in .cache, so it starts in seconds."""
 
-import os
 import secrets
 import shutil
 import tempfile
@@ -69,11 +68,3 @@ def team(label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch) -> Te
     """A campaign that the server's owner works for."""
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
     return new_team(label_studio.files / f"table-{secrets.token_hex(4)}", label_studio.url)
-
-
-@pytest.fixture
-def artifacts(tmp_path: Path) -> Path:
-    """Where pictures for people go: GLEANER_TEST_ARTIFACTS, or the test's own folder."""
-    folder = Path(os.environ.get("GLEANER_TEST_ARTIFACTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -38,6 +38,23 @@ def draw_picture(path: Path, number: int) -> None:
     picture.save(path)
 
 
+def draw_source(images: Path, annotations: Path, pictures: int, annotated: int) -> None:
+    """So many pictures, and a COCO file that knows the first of them."""
+    for number in range(pictures):
+        draw_picture(images / f"{number:03d}.png", number)
+    boxes = [(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in BOXES]
+    content: dict[str, Any] = {
+        "images": [{"id": n, "file_name": f"{n:03d}.png", "width": WIDTH, "height": HEIGHT} for n in range(annotated)],
+        "annotations": [
+            {"id": 2 * n + k, "image_id": n, "category_id": k, "bbox": box}
+            for n in range(annotated)
+            for k, box in enumerate(boxes)
+        ],
+        "categories": [{"id": k, "name": category} for k, category in enumerate(CLASSES)],
+    }
+    files.write_json(annotations, content)
+
+
 @dataclass(frozen=True)
 class Annotator:
     """One user of a Label Studio."""

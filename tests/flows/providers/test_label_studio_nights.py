@@ -22,7 +22,7 @@ from tasks.paths import Workspace
 from tests.faulty_proxy import faulty_proxy
 from tests.flows.providers.browser import label_stream, screenshot
 from tests.flows.providers.conftest import LabelStudioServer
-from tests.flows.providers.team import BOXES, CLASSES, HEIGHT, WIDTH, draw_picture, drawn
+from tests.flows.providers.team import BOXES, CLASSES, draw_source, drawn
 from tests.flows.tiny import fake_heavy_stages, gleaner
 
 pytestmark = [
@@ -40,19 +40,7 @@ PREDRAWN = (4.0, 4.0, 20.0, 20.0)
 def make_campaign(server: LabelStudioServer, name: str) -> Workspace:
     """22 pictures: 3 validation, 2 calibration, 3 seed, 14 left to choose from, 6 a night."""
     source = server.files.with_name(f"{name}-source")
-    for number in range(IMAGES):
-        draw_picture(source / "images" / f"{number:02d}.png", number)
-    boxes = [(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in BOXES]
-    content = {
-        "images": [{"id": n, "file_name": f"{n:02d}.png", "width": WIDTH, "height": HEIGHT} for n in range(IMAGES)],
-        "annotations": [
-            {"id": 2 * n + k, "image_id": n, "category_id": k, "bbox": box}
-            for n in range(IMAGES)
-            for k, box in enumerate(boxes)
-        ],
-        "categories": [{"id": k, "name": category} for k, category in enumerate(CLASSES)],
-    }
-    files.write_json(source / "annotations.json", content)
+    draw_source(source / "images", source / "annotations.json", IMAGES, IMAGES)
     settings = (f"budget.amount={BUDGET}", "provider.kind=label_studio", f"provider.location={server.url}")
     workspace = Workspace(server.files / name)
     create_workspace(

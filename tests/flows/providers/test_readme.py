@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,7 @@ from infra.stack.ports import free_ports
 from tasks import files
 from tasks.paths import Workspace
 from tests.flows.providers.conftest import migrated
-from tests.flows.providers.team import BOXES, CLASSES, HEIGHT, WIDTH, Annotator, draw_picture, drawn
+from tests.flows.providers.team import BOXES, CLASSES, Annotator, draw_source, drawn
 from tests.flows.tiny import REPOSITORY, client_of, environment, fake_heavy_stages
 from tests.services import missing
 
@@ -33,23 +32,6 @@ SERVER, CAMPAIGN = re.findall(r"^```sh\n(.*?)^```", SECTION, re.DOTALL | re.MULT
 COMMANDS = CAMPAIGN.replace("\\\n", "").splitlines()
 ANNOTATED, UNLABELED, SEED, BATCH = 65, 80, 50, 24
 """A fifth of the annotated pictures is for validation; the section's command takes 50 of the others as seed labels."""
-
-
-def draw_photos(folder: Path) -> None:
-    """``photos/`` and ``labels.json``, as a user has them."""
-    for number in range(ANNOTATED + UNLABELED):
-        draw_picture(folder / "photos" / f"{number:03d}.png", number)
-    boxes = [(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in BOXES]
-    content: dict[str, Any] = {
-        "images": [{"id": n, "file_name": f"{n:03d}.png", "width": WIDTH, "height": HEIGHT} for n in range(ANNOTATED)],
-        "annotations": [
-            {"id": 2 * n + k, "image_id": n, "category_id": k, "bbox": box}
-            for n in range(ANNOTATED)
-            for k, box in enumerate(boxes)
-        ],
-        "categories": [{"id": k, "name": category} for k, category in enumerate(CLASSES)],
-    }
-    files.write_json(folder / "labels.json", content)
 
 
 class Shell:
@@ -126,7 +108,7 @@ def test_the_section_as_it_stands(tmp_path: Path) -> None:
         return
     home, port = tmp_path / "home", free_ports()
     shutil.copytree(migrated(program), home / "label-studio")  # as its first start leaves it: that takes minutes
-    draw_photos(tmp_path)
+    draw_source(tmp_path / "photos", tmp_path / "labels.json", ANNOTATED + UNLABELED, ANNOTATED)
     env = {name: value for name, value in environment(HOME=str(home)).items() if not name.startswith("LABEL_STUDIO")}
     serve, rest = SERVER.rstrip().split("  #")
     account = account_in(home / "label-studio", {})
