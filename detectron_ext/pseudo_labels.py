@@ -24,9 +24,8 @@ class ScoreThreshold:
         """``threshold`` and ``unsure_score`` in [0, 1]; ``momentum`` of the running mean per image batch."""
         self._adaptive = mode == "adaptive"
         self._threshold = threshold
-        self._unsure_score = unsure_score
+        self.unsure_score = unsure_score
         self._momentum = momentum
-        self.num_classes = num_classes
         self.mean_score_K = torch.ones(num_classes)
 
     def of_classes(self) -> Tensor:
@@ -35,12 +34,9 @@ class ScoreThreshold:
             return torch.full_like(self.mean_score_K, self._threshold)
         return self._threshold * self.mean_score_K / self.mean_score_K.max()
 
-    def classify(self, scores_R: Tensor, classes_R: Tensor) -> Tensor:
-        """(R,) class of every detection as a target: its own, ``UNSURE``, or K where it is none at all."""
-        sure_R = scores_R >= self.of_classes()[classes_R]
-        unsure_R = ~sure_R & (scores_R >= self._unsure_score)
-        none_R = torch.full_like(classes_R, self.num_classes)
-        return torch.where(sure_R, classes_R, none_R.masked_fill(unsure_R, UNSURE))
+    def is_sure(self, scores_R: Tensor, classes_R: Tensor) -> Tensor:
+        """(R,) whether a detection becomes a pseudo-label."""
+        return scores_R >= self.of_classes()[classes_R]
 
     def observe(self, scores_R: Tensor, classes_R: Tensor) -> None:
         """Update the running means with the teacher's detections above half the threshold."""
@@ -67,10 +63,10 @@ def pseudo_label(teacher: PerImageRCNN, weak: list[dict[str, Any]], threshold: S
     for detections, _ in teacher(weak):
         scores_R, classes_R = detections.scores.cpu(), detections.pred_classes.cpu()
         threshold.observe(scores_R, classes_R)
-        target_R = threshold.classify(scores_R, classes_R).to(detections.scores.device)
-        kept = (target_R < threshold.num_classes).nonzero().squeeze(1)
+        sure_R = threshold.is_sure(scores_R, classes_R)
+        kept = (sure_R | (scores_R >= threshold.unsure_score)).nonzero().squeeze(1).to(detections.scores.device)
         target = Instances(detections.image_size)
         target.gt_boxes = Boxes(detections.pred_boxes.tensor[kept])
-        target.gt_classes = target_R[kept]
+        target.gt_classes = detections.pred_classes.where(sure_R.to(kept.device), UNSURE)[kept]
         targets.append(target)
     return targets
