@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from tasks.paths import STAGES
+from flows.safety.locks import read_holder
+from tasks.paths import STAGES, Workspace
 from tests.flows.tiny import environment
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -74,9 +75,12 @@ def start_night(root: Path, api_url: str, stages: Sequence[str] = STAGES) -> mul
 
 
 def kill_when(night: multiprocessing.process.BaseProcess, happened: Callable[[], bool], root: Path) -> None:
-    """SIGKILL a night at a moment seen from outside, and see that nothing it started lives on."""
+    """SIGKILL a night at a moment seen from outside, and see that nothing it started lives on.
+
+    A moment that has passed already, because the last night died a little late, is the first of this night's own.
+    """
     deadline_s = time.monotonic() + _PATIENCE_S
-    while not happened():
+    while not (happened() and _is_under_way(night, root)):
         assert night.exitcode is None, f"it ended before it was killed: {log_of(root).read_text()[-3000:]}"
         assert time.monotonic() < deadline_s, "it never happened"
         time.sleep(0.002)
@@ -86,6 +90,13 @@ def kill_when(night: multiprocessing.process.BaseProcess, happened: Callable[[],
     while living := working_in(root):
         assert time.monotonic() < deadline_s, f"outlived its night: {living}"
         time.sleep(0.02)
+
+
+def _is_under_way(night: multiprocessing.process.BaseProcess, root: Path) -> bool:
+    """Whether it holds the campaign, and has said which of Prefect's flow runs it is."""
+    lock = Workspace(root).lock
+    holder = read_holder(lock.with_name(f"{lock.name}.holder"))
+    return holder is not None and holder.identity.pid == night.pid and bool(holder.notes)
 
 
 def working_in(root: Path) -> list[str]:
