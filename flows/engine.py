@@ -14,7 +14,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from flows.environment import prepare_environment, uses_own_server
 from flows.safety.process import end_with_parent
@@ -33,10 +37,30 @@ def ensure_prefect_api(root: Path) -> None:
     if uses_own_server():
         return
     log = root / ".gleaner" / "logs" / "prefect-server.log"
-    server, port = _start(log)
-    atexit.register(_stop, server)  # not sooner: while the interpreter ends, Prefect still sends its last logs
-    _wait_until_ready(server, port, log)
+    with _only_one_starts(Path(os.environ["PREFECT_HOME"]).expanduser()):
+        server, port = _start(log)
+        atexit.register(_stop, server)  # not sooner: while the interpreter ends, Prefect still sends its last logs
+        _wait_until_ready(server, port, log)
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+
+
+@contextmanager
+def _only_one_starts(home: Path) -> Iterator[None]:
+    """Of two servers that lay out the same new database at the same time, Prefect lets one fail."""
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(home / "server-starts.lock", timeout=_start_timeout_s()):
+            yield
+    except Timeout as error:
+        raise UserError(
+            error.lock_file,
+            f"held for {_start_timeout_s():.0f} s, expected free",
+            "Another server starts there; try again.",
+        ) from None
+
+
+def _start_timeout_s() -> float:
+    return float(os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
 
 
 def _start(log: Path) -> tuple[subprocess.Popen[bytes], int]:
@@ -62,7 +86,7 @@ def _start(log: Path) -> tuple[subprocess.Popen[bytes], int]:
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline_s = time.monotonic() + float(os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
+    deadline_s = time.monotonic() + _start_timeout_s()
     while time.monotonic() < deadline_s and server.poll() is None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=deadline_s - time.monotonic()):
