@@ -97,7 +97,7 @@ def create_store(root: Path, cache: str | None = None) -> None:
         root: a git repository.
         cache: folder that several repositories share, absolute or relative to ``root/.dvc``; None: its own.
     """
-    dvc(root, "init", "--quiet")
+    dvc(root, "init")
     section: dict[str, dict[str, str]] = {}
     for key, value in (_SETTINGS | ({"cache.dir": cache} if cache else {})).items():
         group, name = key.split(".")
@@ -112,7 +112,7 @@ def create_store(root: Path, cache: str | None = None) -> None:
 
 def add(workspace: Workspace, *paths: Path) -> None:
     """Put source files under DVC; what it knows already stays as it is."""
-    dvc(workspace.root, "add", "--quiet", *(path.relative_to(workspace.root).as_posix() for path in paths))
+    dvc(workspace.root, "add", *(path.relative_to(workspace.root).as_posix() for path in paths))
 
 
 def has_default_remote(root: Path) -> bool:

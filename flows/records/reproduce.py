@@ -146,12 +146,12 @@ def _pull_sources(workspace: Workspace, copy: Workspace) -> None:
     if (cache / "files").is_dir():
         dvc(copy.root, "remote", "add", "--local", "--force", "gleaner-cache", str(cache))
         try:
-            dvc(copy.root, "pull", "--quiet", "--remote", "gleaner-cache", *pointers)
+            dvc(copy.root, "pull", "--remote", "gleaner-cache", *pointers)
             return
         except UserError:
             if not has_default_remote(copy.root):
                 raise
-    dvc(copy.root, "pull", "--quiet", *pointers)
+    dvc(copy.root, "pull", *pointers)
 
 
 def _compare(workspace: Workspace, copy: Workspace, ledger: Mapping[str, Any], tolerance_points: float) -> Reproduction:

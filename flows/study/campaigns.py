@@ -127,7 +127,7 @@ def _derive(
     if change is not None:
         change(building)
     vcs.create_repository(building.root)
-    data_versions.dvc(building.root, "checkout", "--quiet", "data/images.dvc")  # linked to the shared cache
+    data_versions.dvc(building.root, "checkout", "data/images.dvc")  # linked to the shared cache
     vcs.commit(building, message)
     building.root.rename(target.root)
     return target

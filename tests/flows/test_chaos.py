@@ -186,5 +186,5 @@ def test_the_killed_campaign_can_be_checked_out_round_by_round(disturbed: Worksp
     shutil.copytree(disturbed.root, tmp_path / "copy", symlinks=True)
     for tag in ("round-0000", "round-0001"):
         vcs.git(tmp_path / "copy", "checkout", "--quiet", tag)
-        data_versions.dvc(tmp_path / "copy", "checkout", "--quiet")
+        data_versions.dvc(tmp_path / "copy", "checkout")
         assert data_versions.is_clean(tmp_path / "copy")

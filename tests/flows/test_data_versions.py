@@ -1,0 +1,14 @@
+from pathlib import Path
+
+import pytest
+
+from flows import data_versions, vcs
+from tasks.paths import Workspace
+
+
+def test_a_refusal_of_dvc_says_why(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    vcs.create_repository(tmp_path)
+    data_versions.create_store(tmp_path)
+    with pytest.raises(data_versions.DvcError, match=r"dvc add ended with code 1 .*'images' does not exist"):
+        data_versions.add(workspace, tmp_path / "images")
