@@ -142,10 +142,15 @@ def _outcome(the_study: "Study", step: "Progress") -> str:
 
 
 def run_apart(arguments: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
-    """One process a seed: they share no training, so nothing is computed twice; all end with us."""
+    """One process a seed: they share no training, so nothing is computed twice; all end with us.
+
+    Raises:
+        UserError: names the seeds whose process failed, once all others are done.
+    """
     from flows.safety.process import end_with_parent
 
     waiting = list(seeds)
+    failed: list[str] = []
     running: dict[int, subprocess.Popen[bytes]] = {}
     try:
         while waiting or running:
@@ -158,13 +163,15 @@ def run_apart(arguments: Sequence[str], seeds: Sequence[int], jobs: int) -> None
                 if process.poll() is not None:
                     del running[seed]
                     if process.returncode:
-                        problem = f"its process ended with code {process.returncode}, expected 0"
-                        raise UserError(f"seed {seed}", problem, "Its own words stand above.")
+                        failed.append(f"{seed} (code {process.returncode})")
     finally:
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.wait()
+    if failed:
+        said = "Their own words stand above; the same command goes on with them."
+        raise UserError("study", f"failed seeds are {', '.join(failed)}, expected none", said)
 
 
 class _Warnings(logging.Handler):
