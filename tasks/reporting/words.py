@@ -79,6 +79,21 @@ def _change(points: float) -> str:
     return f"a {'gain' if points > 0 else 'loss'} of {number(abs(points))} mAP points"
 
 
+_CHANCE_POINTS = 2.0
+"""Of mAP: what a small validation set moves by chance, as the page says."""
+
+
+def teacher_lag(now: Document) -> str:
+    """Where the teacher, which is kept, is worse than the student it is averaged from, and what to do; else empty."""
+    teacher, student = now["teacher"]["mAP"], now["student"]["mAP"]
+    if teacher is None or student is None or student - teacher < _CHANCE_POINTS:
+        return ""
+    return (
+        f"The student is {number(student - teacher)} mAP points ahead: the moving average lags behind. "
+        "A lower ssl.ema_decay, or more iterations after the burn-in, let the teacher catch up."
+    )
+
+
 def _next_batch(evidence: Evidence) -> str:
     picked, left = evidence.picked["picked"], evidence.assembled["unlabeled_images"]
     if not left:

@@ -252,7 +252,7 @@ def test_an_arm_out_of_bounds_or_out_of_labels_stops_alone_and_says_so(tmp_path:
 
 
 def test_a_seed_whose_process_fails_takes_no_other_with_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="failed seeds are .*, expected none") as raised:
+    with pytest.raises(UserError, match=r"failed seeds are .*, expected none") as raised:
         run_apart([str(tmp_path / "missing.yaml")], [1, 2, 3], 2)
     assert all(f"{seed} (code 2)" in str(raised.value) for seed in (1, 2, 3))
 

@@ -70,6 +70,16 @@ def entry(number: int, reached: float | None) -> dict:
     return {"round": number, "labels": 10 * (number + 1), "teacher": {"mAP": reached}}
 
 
+@pytest.mark.parametrize(
+    ("teacher", "student", "said"),
+    [(28.5, 35.0, "6.5 mAP points ahead"), (28.5, 30.4, ""), (35.0, 28.5, ""), (None, 35.0, ""), (28.5, None, "")],
+)
+def test_a_teacher_behind_its_student_is_told(teacher, student, said):
+    told = words.teacher_lag({"teacher": {"mAP": teacher}, "student": {"mAP": student}})
+    assert said in told
+    assert bool(told) == bool(said)
+
+
 def test_headline_without_a_measurement():
     assert words.headline([entry(0, None)]) == "Round 0: 10 images labeled, and nothing to measure the teacher on"
 
