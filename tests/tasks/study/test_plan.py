@@ -107,8 +107,10 @@ SELECTION_ARMS = {"random", "equal", "entropy", "activeteacher", "dwa"}
         ("bccd", SELECTION_ARMS),
         ("bccd-first", SELECTION_ARMS),
         ("bccd-ssl", {"random", "supervised"}),
+        ("bccd-ssl-long", {"random", "supervised"}),
         ("bccd-weights", {"random", "certain", "none"}),
         ("demo", SELECTION_ARMS),
+        ("demo-ssl", {"random", "supervised", "ema90", "ema95", "threshold5", "lambda2", "ramp10", "mild", "long"}),
     ],
 )
 def test_the_ready_studies_are_sound(name: str, arms: set[str]) -> None:
