@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from flows import data_versions, vcs
 from flows.code_digests import packaged
 from flows.create import NewCampaign, create_workspace
@@ -58,6 +60,11 @@ class Study:
         return self.out / "measured" / f"seed-{seed}-{FULL}.json"
 
     @property
+    def cache_lock(self) -> Path:
+        """Held while images go into the DVC cache that all campaigns share."""
+        return self.out / "locks" / "cache"
+
+    @property
     def results(self) -> Path:
         """What is meant to be read, and kept."""
         return self.out / "results"
@@ -85,8 +92,21 @@ def make_base(study: Study, seed: int) -> Workspace:
             settings=(*plan.settings, f"seed={seed}"),
             imported_at=_MADE_AT,
         )
-        create_workspace(base.root, campaign, _CACHE)
+        with _only_one_fills(study.cache_lock):
+            create_workspace(base.root, campaign, _CACHE)
     return base
+
+
+@contextmanager
+def _only_one_fills(lock: Path) -> Iterator[None]:
+    """Seeds begin together with the same images, and DVC does not bear two that put the same file into one cache.
+
+    For the first file of a transfer it tries a reflink: it truncates the target, and removes it where the file system
+    has none, whoever has put it there in between.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        yield
 
 
 def make_arm(study: Study, seed: int, arm: str) -> Workspace:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 
+import flows.study.campaigns
 import flows.study.nights
 from flows import vcs
 from flows.commands.study import run_apart
@@ -255,6 +257,22 @@ def test_a_seed_whose_process_fails_takes_no_other_with_it(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"failed seeds are .*, expected none") as raised:
         run_apart([str(tmp_path / "missing.yaml")], [1, 2, 3], 2)
     assert all(f"{seed} (code 2)" in str(raised.value) for seed in (1, 2, 3))
+
+
+def test_seeds_put_their_images_into_the_cache_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_source(tmp_path / "source")
+    study = open_study(write_study(tmp_path), tmp_path / "out")
+
+    def another_seed(*_: object) -> None:
+        with pytest.raises(Timeout):
+            FileLock(study.cache_lock, timeout=0).acquire()
+
+    monkeypatch.setattr(flows.study.campaigns, "create_workspace", another_seed)
+    make_base(study, 1)
+    with FileLock(study.cache_lock, timeout=0):
+        pass
 
 
 def test_a_broken_study_file_ends_in_one_line(tmp_path: Path) -> None:
