@@ -147,31 +147,41 @@ def run_apart(arguments: Sequence[str], seeds: Sequence[int], jobs: int) -> None
     Raises:
         UserError: names the seeds whose process failed, once all others are done.
     """
-    from flows.safety.process import end_with_parent
+    from flows.safety.process import sigterm_ends_in_order
 
-    waiting = list(seeds)
-    failed: list[str] = []
     running: dict[int, subprocess.Popen[bytes]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                seed = waiting.pop(0)
-                command = [sys.executable, "-m", "flows.cli", "study", *arguments, "--seed", str(seed)]
-                running[seed] = subprocess.Popen(command, preexec_fn=end_with_parent(signal.SIGTERM))
-            time.sleep(_POLL_S)
-            for seed, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[seed]
-                    if process.returncode:
-                        failed.append(f"{seed} (code {process.returncode})")
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+    with sigterm_ends_in_order():  # they close their runs at a Prefect server that ends with us
+        try:
+            failed = _work_through(arguments, list(seeds), jobs, running)
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
     if failed:
         said = "Their own words stand above; the same command goes on with them."
         raise UserError("study", f"failed seeds are {', '.join(failed)}, expected none", said)
+
+
+def _work_through(
+    arguments: Sequence[str], waiting: list[int], jobs: int, running: dict[int, subprocess.Popen[bytes]]
+) -> list[str]:
+    """Run all seeds, ``jobs`` at a time; who failed."""
+    from flows.safety.process import end_with_parent
+
+    failed: list[str] = []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            seed = waiting.pop(0)
+            command = [sys.executable, "-m", "flows.cli", "study", *arguments, "--seed", str(seed)]
+            running[seed] = subprocess.Popen(command, preexec_fn=end_with_parent(signal.SIGTERM))
+        time.sleep(_POLL_S)
+        for seed, process in list(running.items()):
+            if process.poll() is not None:
+                del running[seed]
+                if process.returncode:
+                    failed.append(f"{seed} (code {process.returncode})")
+    return failed
 
 
 class _Warnings(logging.Handler):

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
+from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 GRACE_S = 25.0
@@ -112,6 +113,21 @@ def end_with_parent(signal_number: signal.Signals) -> Callable[[], None]:
         libc.prctl(_PR_SET_PDEATHSIG, signal_number)
 
     return ask
+
+
+@contextmanager
+def sigterm_ends_in_order() -> Iterator[None]:
+    """Within the block, in the main thread, SIGTERM raises ``SystemExit``: children can be waited for."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough; a second must not cut the clean-up short
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end_group(process: subprocess.Popen[str], output: _Output, grace_s: float) -> None:

@@ -26,6 +26,7 @@ from tasks.errors import GuardRailError, UserError
 from tasks.params import load_params
 from tasks.study.plan import load_study
 from tasks.study.results import RESULTS
+from tests.flows.nights import until
 from tests.flows.tiny import (
     BUDGET,
     CALIBRATION,
@@ -257,6 +258,30 @@ def test_a_seed_whose_process_fails_takes_no_other_with_it(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"failed seeds are .*, expected none") as raised:
         run_apart([str(tmp_path / "missing.yaml")], [1, 2, 3], 2)
     assert all(f"{seed} (code 2)" in str(raised.value) for seed in (1, 2, 3))
+
+
+def test_a_study_told_to_end_waits_for_its_seeds(tmp_path: Path) -> None:
+    """They close their runs at the Prefect server that goes when the study goes."""
+    seed = (
+        "import pathlib, signal, sys, time\n"
+        "def leave(*_):\n    time.sleep(0.5)\n    pathlib.Path('closed').touch()\n    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+        "pathlib.Path('begun').touch()\n"
+        "time.sleep(60)"
+    )
+    study = (
+        "import subprocess, sys\nfrom flows.commands.study import run_apart\n"
+        "class Seed(subprocess.Popen):\n"
+        "    def __init__(self, _, **options):\n"
+        f"        super().__init__([sys.executable, '-c', {seed!r}], **options)\n"
+        "subprocess.Popen = Seed\n"
+        "run_apart([], [1], 1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", study], cwd=tmp_path, env=environment())
+    until((tmp_path / "begun").exists)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert (tmp_path / "closed").exists()
 
 
 def test_seeds_put_their_images_into_the_cache_one_after_the_other(
