@@ -47,7 +47,6 @@ def ensure_prefect_api(root: Path) -> None:
 @contextmanager
 def _only_one_starts(home: Path) -> Iterator[None]:
     """Of two servers that lay out the same new database at the same time, Prefect lets one fail."""
-    home.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(home / "server-starts.lock", timeout=_start_timeout_s()):
             yield

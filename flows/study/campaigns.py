@@ -61,7 +61,11 @@ class Study:
 
     @property
     def cache_lock(self) -> Path:
-        """Held while images go into the DVC cache that all campaigns share."""
+        """Held while images go into the shared DVC cache: seeds begin together, and with the same images.
+
+        DVC does not bear two that put the same file there. For the first file of a transfer it tries a reflink: it
+        truncates the target, and removes it where the file system has none, whoever has put it there in between.
+        """
         return self.out / "locks" / "cache"
 
     @property
@@ -92,21 +96,9 @@ def make_base(study: Study, seed: int) -> Workspace:
             settings=(*plan.settings, f"seed={seed}"),
             imported_at=_MADE_AT,
         )
-        with _only_one_fills(study.cache_lock):
+        with FileLock(study.cache_lock):
             create_workspace(base.root, campaign, _CACHE)
     return base
-
-
-@contextmanager
-def _only_one_fills(lock: Path) -> Iterator[None]:
-    """Seeds begin together with the same images, and DVC does not bear two that put the same file into one cache.
-
-    For the first file of a transfer it tries a reflink: it truncates the target, and removes it where the file system
-    has none, whoever has put it there in between.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        yield
 
 
 def make_arm(study: Study, seed: int, arm: str) -> Workspace:

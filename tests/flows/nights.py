@@ -94,8 +94,7 @@ def kill_when(night: multiprocessing.process.BaseProcess, happened: Callable[[],
 
 def _is_under_way(night: multiprocessing.process.BaseProcess, root: Path) -> bool:
     """Whether it holds the campaign, and has said which of Prefect's flow runs it is."""
-    lock = Workspace(root).lock
-    holder = read_holder(lock.with_name(f"{lock.name}.holder"))
+    holder = read_holder(Workspace(root).lock.with_name("lock.holder"))
     return holder is not None and holder.identity.pid == night.pid and bool(holder.notes)
 
 
