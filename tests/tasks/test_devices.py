@@ -12,23 +12,27 @@ from PIL import Image
 from tasks import contracts, files
 from tasks.errors import GuardRailError, UserError
 from tasks.params import load
+from tasks.params_template import make_params
 from tasks.paths import image_id_of
 from tasks.train import train, train_on_device
 from tests.detectron_ext.in_two_processes import in_two_processes
 
 REPOSITORY = Path(__file__).parents[2]
-SMALL = {"iterations: 160": "iterations: 3", "burn_in_iterations: 110": "burn_in_iterations: 1"}
-SMALL |= {"short_side_px: 192": "short_side_px: 64", "long_side_px: 320": "long_side_px: 96"}
-SMALL |= {"fpn_channels: 64": "fpn_channels: 32", "loader_workers: 1": "loader_workers: 0"}
+SMALL = [
+    "train.iterations=3",
+    "train.burn_in_iterations=1",
+    "train.loader_workers=0",
+    "model.short_side_px=64",
+    "model.long_side_px=96",
+    "model.fpn_channels=32",
+]
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    text = (REPOSITORY / "params.yaml").read_text()
-    for before, after in SMALL.items():
-        assert before in text
-        text = text.replace(before, after)
-    (tmp_path / "params.yaml").write_text(text)
+    template = (REPOSITORY / "params.yaml").read_text()
+    params = make_params(template, classes=["square", "disc"], overrides=SMALL)
+    (tmp_path / "params.yaml").write_text(params)
     images = [draw(tmp_path, seed) for seed in range(4)]
     boxes = {"boxes_xyxy": [10.0, 10.0, 40.0, 50.0], "classes": [1], "batch": 0}
     files.write_table(
