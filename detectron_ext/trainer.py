@@ -77,8 +77,14 @@ class StepLog:
     loss_sup: float
     loss_unsup: float
     lambda_unsup: float
-    pseudo_boxes_per_image: float
     mean_image_weight: float
+    pseudo_boxes_K: list[float]
+    """Of each class, per unlabeled image."""
+
+    @property
+    def pseudo_boxes_per_image(self) -> float:
+        """Of all classes."""
+        return sum(self.pseudo_boxes_K)
 
 
 @dataclass
@@ -119,7 +125,7 @@ class TeacherStudent:
         with EventStorage(self.iteration):
             loss_sup = self._supervised(batch)
             seen = mean_over_processes(torch.tensor([loss_sup, *self._unsupervised(batch)], dtype=torch.float64))
-        loss_sup, loss_unsup, boxes_per_image, mean_weight = seen.tolist()
+        loss_sup, loss_unsup, mean_weight, *boxes_K = seen.tolist()
         self._guard(loss_sup, loss_unsup)
         average_gradients(self.student.parameters())
         nn.utils.clip_grad_norm_(self.student.parameters(), self.schedule.gradient_clip_norm)
@@ -127,7 +133,7 @@ class TeacherStudent:
         self._update_teacher()
         lambda_unsup = self.schedule.lambda_at(self.iteration)
         self.iteration += 1
-        return StepLog(self.iteration, learning_rate, loss_sup, loss_unsup, lambda_unsup, boxes_per_image, mean_weight)
+        return StepLog(self.iteration, learning_rate, loss_sup, loss_unsup, lambda_unsup, mean_weight, boxes_K)
 
     def _supervised(self, batch: StepBatch) -> float:
         loss_sup = 0.0
@@ -138,10 +144,11 @@ class TeacherStudent:
             loss_sup += float(loss.detach())
         return loss_sup
 
-    def _unsupervised(self, batch: StepBatch) -> tuple[float, float, float]:
-        """Loss before lambda, pseudo-boxes per image, mean W_j; zeros without unlabeled images."""
+    def _unsupervised(self, batch: StepBatch) -> list[float]:
+        """Loss before lambda, mean W_j, pseudo-boxes per image of each class; zeros without unlabeled images."""
+        num_classes = len(self.threshold.mean_score_K)
         if not batch.unlabeled_ids:
-            return 0.0, 0.0, 0.0
+            return [0.0] * (2 + num_classes)
         with self._autocast():
             targets = pseudo_label(self.teacher, batch.unlabeled_weak, self.threshold)
             self.threshold.mean_score_K = mean_over_processes(self.threshold.mean_score_K)
@@ -155,8 +162,9 @@ class TeacherStudent:
             weighted = (weight_N[part] * loss_N).mean() * _share(part, inputs)
             (self.schedule.lambda_at(self.iteration) * weighted).backward()
             loss_unsup += float(weighted.detach())
-        boxes_per_image = sum(map(len, objects(targets))) / len(targets)
-        return loss_unsup, boxes_per_image, float(weight_N.mean())
+        classes_R = torch.cat([own.gt_classes for own in objects(targets)])
+        boxes_K = torch.bincount(classes_R, minlength=num_classes) / len(targets)
+        return [loss_unsup, float(weight_N.mean()), *boxes_K.tolist()]
 
     def _parts(self, num_images: int) -> list[slice]:
         """The slices of a batch that the student sees one after the other; gradients add up."""

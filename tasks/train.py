@@ -190,7 +190,8 @@ def _write(
     for name, network in (("teacher", run.teacher), ("student", run.student)):
         write_state(weights_of(network), out / f"{name}.pth")
         digests[f"{name}_sha256"] = files.sha256_file(out / f"{name}.pth")
-    files.write_table(out / "curves.parquet", pa.Table.from_pylist([asdict(entry) for entry in logs]))
+    curves = [_row(entry) for entry in logs]
+    files.write_table(out / "curves.parquet", pa.Table.from_pylist(curves))
     tail = logs[-max(len(logs) // 5, 1) :]
     with_pseudo = [entry for entry in tail if entry.lambda_unsup > 0]
 
@@ -206,11 +207,23 @@ def _write(
         "loss_sup": mean("loss_sup", tail),
         "loss_unsup": mean("loss_unsup", with_pseudo),
         "pseudo_boxes_per_image": mean("pseudo_boxes_per_image", with_pseudo),
+        "pseudo_boxes_per_image_by_class": _by_class(with_pseudo, params.classes),
         "mean_image_weight": mean("mean_image_weight", with_pseudo),
         "loss_ratio": round(run.loss_ratio, 6),
         **digests,
     }
     files.write_json(out / "summary.json", summary)
+
+
+def _row(entry: StepLog) -> dict[str, float]:
+    row = asdict(entry) | {"pseudo_boxes_per_image": entry.pseudo_boxes_per_image}
+    del row["pseudo_boxes_K"]
+    return row
+
+
+def _by_class(entries: list[StepLog], classes: list[str]) -> dict[str, float]:
+    mean_K = np.mean([entry.pseudo_boxes_K for entry in entries], axis=0) if entries else np.zeros(len(classes))
+    return {name: round(float(mean), 6) for name, mean in zip(classes, mean_K, strict=True)}
 
 
 def _input_key(params: Sections, assembled: Path, previous: Path) -> str:

@@ -48,6 +48,7 @@ def _in_words(evidence: Evidence, history: Sequence[Document], scoring: ScoringP
         "headline": words.headline(history),
         "lead": words.lead(evidence, history),
         "teacher_lag": words.teacher_lag(history[-1]),
+        "pseudo_box_flood": words.pseudo_box_flood(evidence.trained, evidence.assembled),
         "tiles": _tiles(evidence, history),
         "dwa_words": [words.dwa_verdict(evidence.dwa), words.dwa_caution(evidence.dwa)],
         "dwa_record": words.dwa_record(history),

@@ -94,6 +94,25 @@ def teacher_lag(now: Document) -> str:
     )
 
 
+_FLOOD_TIMES = 3.0
+"""Labeled images are chosen, so classes are not equally frequent in the pool; but not as different as this."""
+
+
+def pseudo_box_flood(trained: Document, assembled: Document) -> str:
+    """Classes of which the teacher drew far more pseudo-boxes than people drew boxes, and what to do; else empty."""
+    labeled = {name: boxes / assembled["labeled_images"] for name, boxes in assembled["boxes_per_class"].items()}
+    drawn = trained["pseudo_boxes_per_image_by_class"]
+    flooded = [name for name, boxes in labeled.items() if boxes and drawn[name] >= _FLOOD_TIMES * boxes]
+    if not flooded:
+        return ""
+    times = [f"“{name}” {number(drawn[name] / labeled[name], 0)} times" for name in flooded]
+    return (
+        f"The teacher draws {listed(times)} as often in unlabeled images as people did in labeled ones: most of these "
+        "pseudo-boxes must be mistakes, and the student learns them. A higher ssl.pseudo_threshold, with "
+        "ssl.pseudo_threshold_mode “fixed”, keeps them out."
+    )
+
+
 def _next_batch(evidence: Evidence) -> str:
     picked, left = evidence.picked["picked"], evidence.assembled["unlabeled_images"]
     if not left:

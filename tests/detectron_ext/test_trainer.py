@@ -151,7 +151,22 @@ def test_images_without_pseudo_labels_stay_finite(batch_of: Callable[[int], Step
     run = new_run(replace(SCHEDULE, burn_in=0), threshold=1.0)
     log = run.step(batch_of(2))
     assert log.pseudo_boxes_per_image == 0
+    assert log.pseudo_boxes_K == [0.0] * NUM_CLASSES
     assert 0 < log.loss_unsup < 100
+
+
+def test_pseudo_boxes_are_counted_by_class_without_unsure_ones(batch_of: Callable[[int], StepBatch]) -> None:
+    run = new_run(replace(SCHEDULE, burn_in=0, ramp=0))
+    batch = batch_of(2)
+    scores_R = torch.cat([detections.scores for detections, _ in run.teacher(batch.unlabeled_weak)])
+    classes_R = torch.cat([detections.pred_classes for detections, _ in run.teacher(batch.unlabeled_weak)])
+    middle = float(scores_R.median())
+    run.threshold = ScoreThreshold("fixed", middle, NUM_CLASSES, unsure_score=0.0)
+    sure_R = scores_R >= middle
+    log = run.step(batch)
+    assert 0 < sure_R.sum() < len(sure_R)
+    assert log.pseudo_boxes_K == [(sure_R & (classes_R == k)).sum() / 2 for k in range(NUM_CLASSES)]
+    assert log.pseudo_boxes_per_image == sure_R.sum() / 2
 
 
 def test_nan_stops_before_the_update(batch_of: Callable[[int], StepBatch]) -> None:

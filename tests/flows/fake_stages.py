@@ -40,6 +40,7 @@ def train(workspace: Workspace, classes: list[str]) -> None:
             "iterations": 1,
             "labeled_images": summary["labeled_images"],
             "pseudo_boxes_per_image": 0.5,
+            "pseudo_boxes_per_image_by_class": dict.fromkeys(classes, 0.1),
             "loss_ratio": 0.1,
         },
     )

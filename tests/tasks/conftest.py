@@ -162,6 +162,7 @@ class MadeUpCampaign:
         trained = {"iterations": 240, "labeled_images": now["labeled_images"], "unlabeled_images": self.pool_images}
         trained |= {
             "pseudo_boxes_per_image": 1.9,
+            "pseudo_boxes_per_image_by_class": dict.fromkeys(self.classes, 1.9 / len(self.classes)),
             "loss_ratio": 0.21,
             "loss_sup": 0.61,
             "loss_unsup": 0.13,

@@ -245,6 +245,18 @@ def test_the_cost_of_the_next_batch_says_where_it_comes_from(made_up_campaign):
     assert "of work, at 0.25 minutes an image and 0.50 a box (fitted to 43 answers)." in text
 
 
+def test_a_class_that_floods_the_pseudo_labels_is_told(made_up_campaign):
+    workspace = made_up_campaign()
+    assert "pseudo-boxes must be mistakes" not in words_of(made(workspace))
+    assembled = files.read_json(workspace.derived("assemble") / "summary.json")
+    name, boxes = next(iter(assembled["boxes_per_class"].items()))
+    summary = workspace.derived("train") / "summary.json"
+    trained = files.read_json(summary)
+    trained["pseudo_boxes_per_image_by_class"][name] = 7 * boxes / assembled["labeled_images"]
+    files.write_json(summary, trained)
+    assert f"The teacher draws “{name}” 7 times as often in unlabeled images" in words_of(made(workspace))
+
+
 def test_page_grows_from_its_own_history(made_up_campaign):
     """The next round starts from what this one wrote."""
     workspace = made_up_campaign(rounds=1)

@@ -80,6 +80,24 @@ def test_a_teacher_behind_its_student_is_told(teacher, student, said):
     assert bool(told) == bool(said)
 
 
+LABELED = {"labeled_images": 10, "boxes_per_class": {"cup": 20, "jug": 5, "pan": 0}}
+
+
+@pytest.mark.parametrize(
+    ("drawn", "said"),
+    [
+        ({"cup": 5.9, "jug": 1.4, "pan": 9.0}, ""),
+        ({"cup": 6.0, "jug": 1.4, "pan": 0.0}, "draws “cup” 3 times as often"),
+        ({"cup": 8.2, "jug": 7.0, "pan": 0.0}, "draws “cup” 4 times and “jug” 14 times as often"),
+        ({"cup": 0.0, "jug": 0.0, "pan": 0.0}, ""),
+    ],
+)
+def test_pseudo_boxes_far_more_frequent_than_labels_are_told(drawn, said):
+    told = words.pseudo_box_flood({"pseudo_boxes_per_image_by_class": drawn}, LABELED)
+    assert said in told
+    assert bool(told) == bool(said)
+
+
 def test_headline_without_a_measurement():
     assert words.headline([entry(0, None)]) == "Round 0: 10 images labeled, and nothing to measure the teacher on"
 
