@@ -111,7 +111,7 @@ SELECTION_ARMS = {"random", "equal", "entropy", "activeteacher", "dwa"}
         ("bccd-weights", {"random", "certain", "none"}),
         ("demo", SELECTION_ARMS),
         ("demo-ssl", {"random", "supervised", "ema90", "ema95", "threshold5", "lambda2", "ramp10", "mild", "long"}),
-        ("demo-weights", {"random", "certain", "none", "supervised"}),
+        ("demo-weights", {"random", "certain", "none"}),
     ],
 )
 def test_the_ready_studies_are_sound(name: str, arms: set[str]) -> None:
