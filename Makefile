@@ -32,8 +32,8 @@ demo: $(STAMP) ## Run a whole campaign on the images that come along
 	@$(BIN)/gleaner demo
 
 .PHONY: test
-test: $(STAMP) ## Run every test
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## Run every test, files side by side
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: test-fast
 test-fast: $(STAMP) ## Run the tests that train no model and start no service

@@ -31,6 +31,9 @@ OWN_DATA_SETTINGS = (
     "views.flip_probability=0.5",
     "train.iterations=300",
     "train.burn_in_iterations=200",
+    # For 100 iterations with unlabeled images; the demo has 40.
+    "ssl.ema_decay=0.98",
+    "ssl.ramp_iterations=40",
 )
 
 

@@ -123,10 +123,15 @@ def comparisons(results: StudyResults, arm: str, reference: str) -> tuple[Compar
 
 
 def pairs_compared(results: StudyResults) -> list[tuple[str, str]]:
-    """Every arm with every reference; two references once, the later one first."""
+    """Every arm with every reference; two references once, the later one first.
+
+    A reference with the very curves of an earlier one would say everything twice: only that it is the same is said.
+    """
     before: dict[str, set[str]] = {}
     for reference in results.plan.references:
-        before[reference] = {reference, *before}
+        curves = results.arms[reference].curves
+        if not curves or all(curves != results.arms[other].curves for other in before):
+            before[reference] = {reference, *before}
     return [(arm, other) for other, known in before.items() for arm in results.arms if arm not in known]
 
 

@@ -69,13 +69,17 @@ def test_the_reading_says_what_is_and_what_is_not_to_be_told_apart() -> None:
     assert re.search(
         r"`better` against `random`: over all rounds \*\*above\*\* \(\+3\.15, \[\+3\.0\d, \+3\.2\d\]", words
     )
-    assert "`same` against `equal`: over all rounds identical; at the end identical." in words
+    assert "`same` against `random`: over all rounds identical; at the end identical." in words
+    assert "`same` against `equal`" not in words  # `equal` is `random` once more
     assert "once in 4 comparisons" in words
     assert "`better`: on held-out pairs from round 2 on" in words
     assert "is 0.40, above equal weights' 0.20 (mean of 3 rounds)" in words
     assert "Labels needed" not in words
     assert "`random` against" not in words
     assert words.count("`equal` against") == 1
+    words = reading(made_up(plan(compare_with=["better"])))
+    assert "`same` against `better`: over all rounds **below**" in words
+    assert words.count("against `equal`") == 0
 
 
 def test_an_interval_with_zero_in_it_is_not_distinguishable() -> None:
