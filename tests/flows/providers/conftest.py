@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from infra.label_studio.account import account_in
 from infra.label_studio.install import CHECKOUT, LOCK, installed
@@ -50,16 +51,17 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) 
 
 
 def migrated(program: Path) -> Path:
-    """A data folder as a first start leaves it; made anew when the lock changes."""
+    """A data folder as a first start leaves it; made anew when the lock changes, by one of the workers side by side."""
     kept = CHECKOUT / ".cache" / "label_studio" / files.sha256_file(LOCK)[:12]
-    if not kept.is_dir():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=kept.parent, prefix=".building-"))
-        data = building / "data"
-        with serving(describe(program, data, building, free_ports(), account_in(data, {}))):
-            pass
-        data.rename(kept)
-        shutil.rmtree(building)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{kept}.lock"):
+        if not kept.is_dir():
+            building = Path(tempfile.mkdtemp(dir=kept.parent, prefix=".building-"))
+            data = building / "data"
+            with serving(describe(program, data, building, free_ports(), account_in(data, {}))):
+                pass
+            data.rename(kept)
+            shutil.rmtree(building)
     return kept
 
 
