@@ -13,38 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detectron_ext.metrics import Floats, pairwise_iou, spearman_within
+from detectron_ext.metrics import Floats, spearman_within
 
-_SCORE_BINS = 5
 _RANK_TEMPERATURE = 0.1
 _COMMON_LEARNING_RATE = 0.05
-
-
-def image_features(
-    boxes_N4: NDArray[np.float32],
-    scores_N: NDArray[np.float32],
-    posteriors_NK: NDArray[np.float32],
-    metrics_3: Floats,
-    num_classes: int,
-) -> Floats:
-    """What inference knows about one image, (F,) with F = 15 + 2K whatever N is.
-
-    The three normalised metrics, ln(1 + N), histogram of scores, mean and deviation of log box size and of log
-    aspect, largest overlap and share of overlapping boxes, mean class posterior (K), class histogram (K).
-    Zeros stand for what an image without detections does not have.
-    """
-    count = len(scores_N)
-    if count == 0:
-        return np.concatenate([metrics_3, np.zeros(_SCORE_BINS + 7 + 2 * num_classes)])
-    histogram = np.histogram(scores_N, bins=_SCORE_BINS, range=(0, 1))[0] / count
-    sides = np.clip(boxes_N4[:, 2:] - boxes_N4[:, :2], 1, None).astype(np.float64)
-    size, aspect = np.log(sides.prod(axis=1)) / 2, np.log(sides[:, 1] / sides[:, 0])
-    largest_N = (pairwise_iou(boxes_N4, boxes_N4) - np.eye(count)).max(axis=1).clip(0, 1)
-    classes = np.bincount(posteriors_NK[:, :-1].argmax(axis=1), minlength=num_classes) / count
-    shape = [size.mean(), size.std(), aspect.mean(), aspect.std(), largest_N.max(), (largest_N > 0.3).mean()]
-    return np.concatenate(
-        [metrics_3, [np.log1p(count)], histogram, shape, posteriors_NK[:, :-1].mean(axis=0), classes]
-    ).astype(np.float64)
 
 
 class DWANetwork(nn.Module):
@@ -115,12 +87,13 @@ class DwaEnsemble:
     def weights(self, features_BF: Floats) -> tuple[Floats, Floats]:
         """Metric weights (B, 3) and class weights (B, K): the mean over the folds' networks."""
         with torch.no_grad():
-            outputs = [network(self._standardised(features_BF)) for network in self.networks]
+            outputs = [network(self.standardised(features_BF)) for network in self.networks]
         metric = torch.stack([weights for weights, _ in outputs]).mean(dim=0)
         classes = torch.stack([weights for _, weights in outputs]).mean(dim=0)
         return metric.double().numpy(), classes.double().numpy()
 
-    def _standardised(self, features_BF: Floats) -> Tensor:
+    def standardised(self, features_BF: Floats) -> Tensor:
+        """Features as the networks read them, (B, F): 0 is the pool's mean, 1 one standard deviation."""
         return torch.from_numpy(((features_BF - self.mean) / self.deviation).clip(-4, 4)).float()
 
 
@@ -199,7 +172,7 @@ def fit_dwa(pairs: Pairs, pool_features: Floats, class_share_K: Floats, spec: Dw
     """
     deviation = pool_features.std(axis=0)
     ensemble = DwaEnsemble((), pool_features.mean(axis=0), np.where(deviation > 1e-6, deviation, 1.0))
-    features = ensemble._standardised(pairs.features)
+    features = ensemble.standardised(pairs.features)
     fold_of = folds_of(pairs, spec.folds, spec.seed)
     held_out, networks = np.full((len(pairs), 3), 1 / 3), []
     for fold in range(spec.folds):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from detectron_ext.dwa import image_features
+from detectron_ext.image_features import image_features
 from detectron_ext.metrics import Floats
 from detectron_ext.realised_loss import RealisedLoss, realised_loss
 from tasks import contracts, files

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from detectron_ext.dwa import DwaFit, DwaSpec, Pairs, fit_dwa, image_features, rank_correlation
+from detectron_ext.dwa import DwaFit, DwaSpec, Pairs, fit_dwa, rank_correlation
+from detectron_ext.image_features import feature_names, image_features
 from detectron_ext.metrics import Floats, uncertainty
 from detectron_ext.realised_loss import class_difficulty
+from detectron_ext.weight_drivers import weight_drivers
 from tasks import contracts, files
 from tasks.detections import detections_in
 from tasks.entry import run_stage
@@ -89,7 +91,7 @@ def weigh(params: Sections, *, pairs: list[Pair], detections: Path, scores: Path
     files.write_json(out / "class_weights.json", named_weights)
     files.write_table(out / "pairs.parquet", _pairs_table(table, decision))
     document = _document(params.dwa, table, decision, named_weights, _by_class(classes, difficulty_K))
-    files.write_json(out / "dwa.json", document)
+    files.write_json(out / "dwa.json", document | {"drivers": _drivers(decision, pool, classes)})
     log.info("weigh: %s weights, %s", decision.used, decision.why)
 
 
@@ -226,6 +228,28 @@ def _document(
             name: [round(float(value), 6) for value in quantiles[:, index]]
             for index, name in enumerate(contracts.METRICS)
         },
+    }
+
+
+def _drivers(decision: Decision, pool: PoolFeatures, classes: list[str]) -> dict[str, Any] | None:
+    """What moves the weights from image to image, strongest first; None where all images have the same."""
+    if decision.used != "learned" or decision.fit is None:
+        return None
+    found = weight_drivers(decision.fit.ensemble, pool.features)
+    names = feature_names(classes)
+    return {
+        "spread": round(found.spread, 6),
+        "features": [
+            {
+                "feature": names[index],
+                "moved": round(float(found.moved_F[index]), 6),
+                "per_deviation": {
+                    name: round(float(shift), 6)
+                    for name, shift in zip(contracts.METRICS, found.per_deviation_F3[index], strict=True)
+                },
+            }
+            for index in np.argsort(-found.moved_F, kind="stable").tolist()
+        ],
     }
 
 

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from tasks.contracts import METRICS
 from tasks.reporting import plots, tables, words
+from tasks.reporting.drivers import driver_rows, drivers_in_words
 from tasks.reporting.evidence import Document, Evidence
 from tasks.reporting.thumbnails import colours_of, thumbnail
 from tasks.sections import ScoringParams
@@ -52,6 +53,7 @@ def _in_words(evidence: Evidence, history: Sequence[Document], scoring: ScoringP
         "tiles": _tiles(evidence, history),
         "dwa_words": [words.dwa_verdict(evidence.dwa), words.dwa_caution(evidence.dwa)],
         "dwa_record": words.dwa_record(history),
+        "drivers": drivers_in_words(evidence.dwa),
         "corrections": words.corrections(evidence.imported),
         "agreement_words": words.agreement(history),
         "captions": {
@@ -68,6 +70,7 @@ def _in_rows(evidence: Evidence, history: Sequence[Document]) -> dict[str, Any]:
         "class_rows": tables.class_rows(evidence.classes, history),
         "selection": evidence.selection.head(tables.PICKS_SHOWN).to_dict("records"),
         "reviewed": tables.review_rows(evidence),
+        "driver_rows": driver_rows(evidence.dwa),
         "stages": tables.stage_rows(evidence.seconds),
         "seconds": sum(evidence.seconds.values()),
         "set_aside": tables.set_aside_rows(evidence),

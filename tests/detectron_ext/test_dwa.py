@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectron_ext.dwa import DWANetwork, DwaSpec, Pairs, fit_dwa, folds_of, image_features, ranking_loss
+from detectron_ext.dwa import DWANetwork, DwaSpec, Pairs, fit_dwa, folds_of, ranking_loss
 
 SPEC = DwaSpec(
     hidden_units=8,
@@ -102,16 +102,3 @@ def test_the_fit_is_seeded() -> None:
     pairs = pairs_driven_by(2)
     first, second = (fit_dwa(pairs, pairs.features, np.full(4, 0.25), SPEC).held_out_weights for _ in range(2))
     np.testing.assert_array_equal(first, second)
-
-
-def test_features_have_one_length_whatever_is_seen() -> None:
-    rng = np.random.default_rng(0)
-    lengths = set()
-    for count in (0, 1, 7):
-        corner = rng.uniform(0, 50, (count, 2)).astype(np.float32)
-        boxes = np.concatenate([corner, corner + 10], axis=1)
-        posteriors = rng.dirichlet(np.ones(5), count).astype(np.float32).reshape(count, 5)
-        features = image_features(boxes, posteriors[:, :-1].max(axis=1, initial=0), posteriors, np.ones(3), 4)
-        assert np.isfinite(features).all()
-        lengths.add(len(features))
-    assert lengths == {15 + 2 * 4}

@@ -186,7 +186,22 @@ class MadeUpCampaign:
             for key in ("spearman_dwa", "spearman_equal", "class_weights", "mean_weights", "weight_quantiles")
         }
         dwa |= {"spearman_by_metric": {"confidence": 0.11, "entropy": 0.47, "overlap": -0.04}, "class_focal_loss": {}}
+        dwa |= {"drivers": self._drivers() if now["dwa_used"] else None}
         files.write_json(derived("weigh") / "dwa.json", dwa)
+
+    def _drivers(self) -> dict[str, Any]:
+        features = ("log_boxes", "entropy", "scores_0.2_to_0.4_frac", f"boxes_frac:{self.classes[0]}")
+        return {
+            "spread": 0.031,
+            "features": [
+                {
+                    "feature": name,
+                    "moved": 0.02 / (i + 1),
+                    "per_deviation": dict(zip(METRICS, (0.011, -0.02, 0.009), strict=True)),
+                }
+                for i, name in enumerate(features)
+            ],
+        }
 
     def _write_labels(self, newest: int) -> None:
         """Empty batches, as far as the report looks."""

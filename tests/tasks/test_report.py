@@ -87,6 +87,9 @@ def test_page_shows_every_part(made_up_campaign):
         "Uncertainty, and what was picked",
         "Learned weights were used. They rank the teacher’s mistakes better: 0.51 with learned and 0.37 with equal",
         "Metric weights by round",
+        "An image’s weights lie 0.031 from their mean, on average. What moves them most: number of boxes, entropy and "
+        "share of scores 0.2 to 0.4. The mean itself leans to entropy, which ranks the mistakes best by itself.",
+        "number of boxes0.020 +0.011−0.020+0.009",
         "random draw",
         "Time by stage",
         "Losses",
@@ -116,6 +119,7 @@ def test_first_round_says_in_words_what_cannot_be_drawn_yet(made_up_campaign):
     assert "Round 0: the teacher starts at 24.0 mAP with 48 images labeled" in text
     assert "there is nothing to compare it with yet" in text
     assert "The curve begins when the next batch of labels is back." in text
+    assert "What moves the weights" not in text
     assert "Equal weights were used: 12 images with both detections and human labels are too few" in text
     assert "first measurement" in text
     assert "None" not in text

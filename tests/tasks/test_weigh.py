@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from detectron_ext.image_features import feature_names
 from detectron_ext.realised_loss import RealisedLoss
 from tasks import contracts, files
 from tasks.pairs import Pair
@@ -135,6 +136,24 @@ def test_learned_weights_are_used_when_they_rank_better(scored: Path) -> None:
         weights = (row["w_confidence"], row["w_entropy"], row["w_overlap"])
         assert min(weights) > 0
         assert sum(weights) == pytest.approx(1)
+
+
+def test_learned_weights_come_with_what_moves_them(scored: Path) -> None:
+    document, rows = run(scored, pairs(40, driven_by=1))
+    drivers = document["drivers"]
+    names = [found["feature"] for found in drivers["features"]]
+    assert sorted(names) == sorted(feature_names(CLASSES))
+    moved = [found["moved"] for found in drivers["features"]]
+    assert moved == sorted(moved, reverse=True)
+    mean = document["mean_weights"]
+    apart = [sum(abs(row[f"w_{name}"] - mean[name]) for name in mean) / 2 for row in rows]
+    assert drivers["spread"] == pytest.approx(np.mean(apart), abs=1e-5)
+    assert drivers["spread"] > 0
+
+
+def test_weights_that_are_not_learned_have_no_drivers(scored: Path) -> None:
+    assert run(scored, [])[0]["drivers"] is None
+    assert run(scored, pairs(40, 1), mode="entropy")[0]["drivers"] is None
 
 
 def test_without_a_signal_it_falls_back_and_reports_both_figures(scored: Path) -> None:
