@@ -106,6 +106,7 @@ SELECTION_ARMS = {"random", "equal", "entropy", "activeteacher", "dwa"}
     [
         ("bccd", SELECTION_ARMS),
         ("bccd-first", SELECTION_ARMS),
+        ("bccd-schedule", {"random", "supervised", "late", "adaptive"}),
         ("bccd-ssl", {"random", "supervised"}),
         ("bccd-ssl-long", {"random", "supervised"}),
         ("bccd-weights", {"random", "certain", "none"}),
