@@ -1,7 +1,6 @@
 """One real training step at a time: who learns, who follows, and that a kill changes nothing."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -11,58 +10,11 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from detectron_ext.batches import StepBatch
-from detectron_ext.meta_arch import build_detector
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
-from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudent, TrainingDiverged
+from detectron_ext.trainer import TrainingDiverged
 from detectron_ext.unsure import UNSURE
-from tests.detectron_ext.tiny import NUM_CLASSES, TINY
-
-SCHEDULE = Schedule(
-    iterations=10,
-    burn_in=2,
-    warmup=2,
-    ramp=2,
-    learning_rate=1e-3,
-    final_learning_rate_frac=0.1,
-    weight_decay=1e-4,
-    gradient_clip_norm=5.0,
-    lambda_unsup=1.0,
-    ema_decay=0.9,
-    max_loss_ratio=50.0,
-)
-Example = Callable[..., dict[str, Any]]
-
-
-def new_run(schedule: Schedule = SCHEDULE, z: dict[str, float] | None = None, threshold: float = 0.0) -> TeacherStudent:
-    torch.manual_seed(0)
-    student, teacher = build_detector(TINY, "cpu"), build_detector(TINY, "cpu")
-    teacher.load_state_dict(student.state_dict())
-    return TeacherStudent(
-        student,
-        teacher,
-        schedule,
-        ImageWeighting(z or {}, "uncertain"),
-        ScoreThreshold("fixed", threshold, NUM_CLASSES),
-        pseudo_box_regression=False,
-        mixed_precision=True,
-        seed=3,
-    )
-
-
-@pytest.fixture
-def batch_of(example: Example) -> Callable[[int], StepBatch]:
-    def make(iteration: int) -> StepBatch:
-        labeled = [example(10 * iteration, [[5, 5, 30, 40]], [1]), example(10 * iteration + 1)]
-        if iteration < SCHEDULE.burn_in:
-            return StepBatch(labeled, [], [], [])
-        weak = [example(10 * iteration + 2), example(10 * iteration + 3)]
-        return StepBatch(labeled, ["a", "b"], weak, deepcopy(weak))
-
-    return make
-
-
-def steps(run: TeacherStudent, batch_of: Callable[[int], StepBatch], stop: int) -> list[StepLog]:
-    return [run.step(batch_of(i)) for i in range(run.iteration, stop)]
+from tests.detectron_ext.tiny import NUM_CLASSES
+from tests.detectron_ext.tiny_run import SCHEDULE, new_run, steps
 
 
 def test_the_teacher_follows_the_student_by_the_moving_average(batch_of: Callable[[int], StepBatch]) -> None:

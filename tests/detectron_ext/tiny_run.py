@@ -1,0 +1,45 @@
+"""A training of the tiny detector, a few steps long."""
+
+from collections.abc import Callable
+
+import torch
+
+from detectron_ext.batches import StepBatch
+from detectron_ext.meta_arch import build_detector
+from detectron_ext.pseudo_labels import ScoreThreshold
+from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudent
+from tests.detectron_ext.tiny import NUM_CLASSES, TINY
+
+SCHEDULE = Schedule(
+    iterations=10,
+    burn_in=2,
+    warmup=2,
+    ramp=2,
+    learning_rate=1e-3,
+    final_learning_rate_frac=0.1,
+    weight_decay=1e-4,
+    gradient_clip_norm=5.0,
+    lambda_unsup=1.0,
+    ema_decay=0.9,
+    max_loss_ratio=50.0,
+)
+
+
+def new_run(schedule: Schedule = SCHEDULE, z: dict[str, float] | None = None, threshold: float = 0.0) -> TeacherStudent:
+    torch.manual_seed(0)
+    student, teacher = build_detector(TINY, "cpu"), build_detector(TINY, "cpu")
+    teacher.load_state_dict(student.state_dict())
+    return TeacherStudent(
+        student,
+        teacher,
+        schedule,
+        ImageWeighting(z or {}, "uncertain"),
+        ScoreThreshold("fixed", threshold, NUM_CLASSES),
+        pseudo_box_regression=False,
+        mixed_precision=True,
+        seed=3,
+    )
+
+
+def steps(run: TeacherStudent, batch_of: Callable[[int], StepBatch], stop: int) -> list[StepLog]:
+    return [run.step(batch_of(i)) for i in range(run.iteration, stop)]
