@@ -170,11 +170,14 @@ def _work_through(
     from flows.safety.process import end_with_parent
 
     failed: list[str] = []
+    # Each its share of the cores: with a thread per core in every seed, their trainings would wait for each other.
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     while waiting or running:
         while waiting and len(running) < jobs:
             seed = waiting.pop(0)
             command = [sys.executable, "-m", "flows.cli", "study", *arguments, "--seed", str(seed)]
-            running[seed] = subprocess.Popen(command, preexec_fn=end_with_parent(signal.SIGTERM))
+            running[seed] = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent(signal.SIGTERM))
         time.sleep(_POLL_S)
         for seed, process in list(running.items()):
             if process.poll() is not None:

@@ -260,6 +260,31 @@ def test_a_seed_whose_process_fails_takes_no_other_with_it(tmp_path: Path) -> No
     assert all(f"{seed} (code 2)" in str(raised.value) for seed in (1, 2, 3))
 
 
+@pytest.mark.parametrize(("set_by_user", "expected"), [(None, "3"), ("5", "5")])
+def test_seeds_side_by_side_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, set_by_user: str | None, expected: str
+) -> None:
+    """Unless the user says how many threads each may have."""
+    given: list[str] = []
+
+    class Seed:
+        returncode = 0
+
+        def __init__(self, _: object, *, env: dict[str, str], **__: object) -> None:
+            given.append(env["OMP_NUM_THREADS"])
+
+        def poll(self) -> int:
+            return 0
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if set_by_user:
+        monkeypatch.setenv("OMP_NUM_THREADS", set_by_user)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(7)))
+    monkeypatch.setattr("subprocess.Popen", Seed)
+    run_apart([], [1, 2, 3], 2)
+    assert given == [expected] * 3
+
+
 def test_a_study_told_to_end_waits_for_its_seeds(tmp_path: Path) -> None:
     """They close their runs at the Prefect server that goes when the study goes."""
     seed = (
