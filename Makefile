@@ -36,7 +36,7 @@ test: $(STAMP) ## Run every test, files side by side
 	@cores=$$(nproc)
 	workers=$$((cores < 4 ? cores : 4))
 	# Each its share of the cores: where two trainings each started a thread per core, both took five times as long.
-	OMP_NUM_THREADS=$$((cores / workers)) $(BIN)/python -m pytest --numprocesses $$workers --dist loadfile
+	OMP_NUM_THREADS=$$((cores / workers)) $(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --no-loadscope-reorder
 
 .PHONY: test-fast
 test-fast: $(STAMP) ## Run the tests that train no model and start no service
