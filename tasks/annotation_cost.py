@@ -95,7 +95,7 @@ def _is_work(boxes_N: Floats, minutes_N: Floats) -> NDArray[np.bool_]:
     """False where the clock ran on."""
     median = QuantileRegressor(quantile=0.5, alpha=0.0).fit(boxes_N[:, None], minutes_N)
     expected_N = np.maximum(median.predict(boxes_N[:, None]), _LEAST_MINUTES)
-    factor_N = np.log(minutes_N / expected_N)
+    factor_N = np.log(np.maximum(minutes_N, _LEAST_MINUTES) / expected_N)
     spread = _MAD_TO_DEVIATION * float(np.median(np.abs(factor_N)))
     return np.asarray(factor_N <= max(math.log(_LONG_TIMES), _LONG_SPREADS * spread))
 

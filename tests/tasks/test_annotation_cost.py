@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tasks.annotation_cost import annotation_cost
@@ -133,6 +133,7 @@ def test_of_a_changed_answer_the_last_time_counts_once() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.none() | st.floats(0, 1e5)), max_size=30),
 )
+@example([(0, 2.0), (1, 2.0), (2, 5e-324), (3, 1.0), (4, 2.0), (5, 2.0)])  # over any other number it is 0
 def test_whatever_the_clock_says_the_cost_can_be_used(rows: list[tuple[int, float | None]]) -> None:
     cost = annotation_cost([answer(n, minutes) for n, minutes in rows], BUDGET)
     assert np.isfinite([cost.minutes_per_image, cost.minutes_per_box]).all()
