@@ -1,6 +1,7 @@
 """What the tests of several devices run in processes of their own, on CPUs and gloo instead of GPUs and NCCL."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +12,24 @@ from detectron2.structures import Boxes, Instances
 
 from detectron_ext.batches import StepBatch
 from detectron_ext.distributed import any_process, mean_over_processes
-from detectron_ext.meta_arch import build_detector
 from detectron_ext.pseudo_labels import ScoreThreshold
-from detectron_ext.trainer import ImageWeighting, Schedule, TeacherStudent
-from tests.detectron_ext.tiny import NUM_CLASSES, TINY
+from detectron_ext.trainer import TeacherStudent
+from tests.detectron_ext import tiny_run
+from tests.detectron_ext.tiny import NUM_CLASSES
 
-SCHEDULE = Schedule(
-    iterations=4,
-    burn_in=1,
-    warmup=1,
-    ramp=1,
-    learning_rate=1e-3,
-    final_learning_rate_frac=1.0,
-    weight_decay=1e-4,
-    gradient_clip_norm=5.0,
-    lambda_unsup=1.0,
-    ema_decay=0.9,
-    max_loss_ratio=1e6,
+SCHEDULE = replace(
+    tiny_run.SCHEDULE, iterations=4, burn_in=1, warmup=1, ramp=1, final_learning_rate_frac=1.0, max_loss_ratio=1e6
 )
 
 
 def new_run() -> TeacherStudent:
     """No sampling of anchors and ROIs: it would draw other ones in every process."""
-    torch.manual_seed(0)
-    student, teacher = build_detector(TINY, "cpu"), build_detector(TINY, "cpu")
-    teacher.load_state_dict(student.state_dict())
-    for network in (student, teacher):
+    run = tiny_run.new_run(SCHEDULE, z={"b": 2.0})
+    run.threshold = ScoreThreshold("adaptive", 0.0, NUM_CLASSES)
+    for network in (run.student, run.teacher):
         network.proposal_generator.batch_size_per_image = 10**6
         network.roi_heads.batch_size_per_image = 10**6
-    weighting = ImageWeighting({"b": 2.0}, "uncertain")
-    threshold = ScoreThreshold("adaptive", 0.0, NUM_CLASSES)
-    return TeacherStudent(student, teacher, SCHEDULE, weighting, threshold, False, False, seed=3)
+    return run
 
 
 def batch_of(iteration: int, rank: int = 0, world_size: int = 1) -> StepBatch:
