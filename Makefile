@@ -21,7 +21,7 @@ STAMP := .venv/.stamp-$(shell { cat $(SETUP_FILES); echo "$${GLEANER_DETECTRON2:
 
 .PHONY: help
 help: ## Show the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(STAMP) ## Set up .venv from requirements.lock (7 GB, some minutes; later calls take no time)
@@ -87,21 +87,21 @@ setup-services: $(STAMP) ## Install what the real services need: PostgreSQL, Chr
 	fi
 	$(BIN)/python -m infra.label_studio.install
 
-# Where: make stack STACK=/srv/stack. Other ports, kept from then on: make stack PORTS='prefect=4300 mlflow=5001'.
-.PHONY: stack
-stack: $(STAMP) ## Start PostgreSQL, an S3 server, MLflow and Prefect on loopback
+# Where: make services-up STACK=/srv/stack. Other ports, kept from then on: make services-up PORTS='prefect=4300 mlflow=5001'.
+.PHONY: services-up
+services-up: $(STAMP) ## Start PostgreSQL, an S3 server, MLflow and Prefect on loopback
 	@$(BIN)/python -m infra.stack up --dir '$(STACK)' $(foreach port,$(PORTS),--port $(port))
 
-.PHONY: stack-status
-stack-status: $(STAMP) ## Ask each of these services for some real work
+.PHONY: services-status
+services-status: $(STAMP) ## Ask each of these services for some real work
 	@$(BIN)/python -m infra.stack status --dir '$(STACK)'
 
-.PHONY: stack-down
-stack-down: $(STAMP) ## Stop them; their data stay
+.PHONY: services-down
+services-down: $(STAMP) ## Stop them; their data stay
 	@$(BIN)/python -m infra.stack down --dir '$(STACK)'
 
-.PHONY: stack-env
-stack-env: $(STAMP) ## Make the credentials only, for infra/compose.yaml
+.PHONY: services-env
+services-env: $(STAMP) ## Make the credentials only, for infra/compose.yaml
 	@$(BIN)/python -m infra.stack env --dir '$(STACK)'
 
 .PHONY: clean

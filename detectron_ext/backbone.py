@@ -79,16 +79,16 @@ def load_body_weights(backbone: TimmBackbone, state: Mapping[str, Tensor]) -> No
     Raises:
         ValueError: the file fits neither by name nor in order.
     """
-    own = backbone.body.state_dict()
-    if all(name in state and state[name].shape == tensor.shape for name, tensor in own.items()):
-        backbone.body.load_state_dict({name: state[name] for name in own})
+    model_state = backbone.body.state_dict()
+    if all(name in state and state[name].shape == tensor.shape for name, tensor in model_state.items()):
+        backbone.body.load_state_dict({name: state[name] for name in model_state})
         return
-    given = [tensor for tensor in state.values() if tensor.ndim > 0]
-    pairs = list(zip(own.items(), given, strict=False))
-    if len(given) < len(own) or any(tensor.shape != other.shape for (_, tensor), other in pairs):
-        raise ValueError(f"weights have {len(given)} tensors that do not fit the backbone's {len(own)}")
+    tensors = [tensor for tensor in state.values() if tensor.ndim > 0]
+    matches = list(zip(model_state.items(), tensors, strict=False))
+    if len(tensors) < len(model_state) or any(tensor.shape != other.shape for (_, tensor), other in matches):
+        raise ValueError(f"weights have {len(tensors)} tensors that do not fit the backbone's {len(model_state)}")
     with torch.no_grad():
-        for (_, tensor), other in pairs:
+        for (_, tensor), other in matches:
             tensor.copy_(other)
 
 

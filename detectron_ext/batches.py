@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from detectron_ext.views import Example, Pixels, ViewSpec, model_input, strong_view, training_input, weak_view
+from detectron_ext.views import (
+    AugmentationConfig,
+    Example,
+    Pixels,
+    model_input,
+    strong_augment,
+    training_input,
+    weak_augment,
+)
 
 ReadImage = Callable[[str], Pixels]
 
@@ -24,15 +32,15 @@ class StepBatch:
     unlabeled_strong: list[dict[str, Any]]
 
 
-class EndlessOrder:
+class InfiniteSampler:
     """Endless passes over ``length`` items, each pass a fresh permutation: nothing is left out for long."""
 
     def __init__(self, length: int, seed: int, stream: int) -> None:
         """``stream`` keeps several orders of one seed apart."""
         self._length, self._seed, self._stream = length, seed, stream
-        self._permutation = lru_cache(maxsize=2)(self._permutation_of)
+        self._permutation = lru_cache(maxsize=2)(self._epoch_permutation)
 
-    def _permutation_of(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _epoch_permutation(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.random.default_rng([self._seed, self._stream, epoch]).permutation(self._length)
 
     def __getitem__(self, position: int) -> int:
@@ -40,7 +48,7 @@ class EndlessOrder:
         return int(self._permutation(position // self._length)[position % self._length])
 
 
-class TrainingBatches(Dataset[StepBatch]):
+class SemiSupervisedBatches(Dataset[StepBatch]):
     """Item i is the batch of iteration i. Labeled images come as a strong view every second time."""
 
     def __init__(
@@ -48,7 +56,7 @@ class TrainingBatches(Dataset[StepBatch]):
         labeled: Sequence[Example],
         unlabeled: Sequence[Example],
         read_image: ReadImage,
-        views: ViewSpec,
+        augmentation: AugmentationConfig,
         *,
         batch_sizes: tuple[int, int],
         burn_in_iterations: int,
@@ -62,7 +70,7 @@ class TrainingBatches(Dataset[StepBatch]):
             labeled: at least one example.
             unlabeled: may be empty.
             read_image: gives the RGB pixels of an uri.
-            views: size and strength of the views.
+            augmentation: size and strength of the views.
             batch_sizes: labeled and unlabeled images per iteration.
             burn_in_iterations: iterations without unlabeled images.
             seed: of order and views.
@@ -78,31 +86,31 @@ class TrainingBatches(Dataset[StepBatch]):
             if size % world_size:
                 raise ValueError(f"{kind} images per step are {size}, expected a multiple of the {world_size} devices")
         self._labeled, self._unlabeled = labeled, unlabeled
-        self._read_image, self._views, self._seed = read_image, views, seed
+        self._read_image, self._augmentation, self._seed = read_image, augmentation, seed
         self._num_labeled, self._num_unlabeled = batch_sizes[0], batch_sizes[1] if unlabeled else 0
         self._burn_in, self._rank, self._world_size = burn_in_iterations, rank, world_size
-        self._labeled_order = EndlessOrder(len(labeled), seed, 0)
-        self._unlabeled_order = EndlessOrder(max(len(unlabeled), 1), seed, 1)
+        self._labeled_sampler = InfiniteSampler(len(labeled), seed, 0)
+        self._unlabeled_sampler = InfiniteSampler(max(len(unlabeled), 1), seed, 1)
 
     def __getitem__(self, iteration: int) -> StepBatch:
         """The batch of one iteration."""
         first = iteration * self._num_labeled
         labeled = [
-            self._labeled_input(self._labeled[self._labeled_order[first + slot]], self._rng(2, iteration, slot))
-            for slot in self._share(self._num_labeled)
+            self._labeled_input(self._labeled[self._labeled_sampler[first + slot]], self._rng(2, iteration, slot))
+            for slot in self._rank_slice(self._num_labeled)
         ]
         ids, weak, strong = [], [], []
-        for slot in self._share(self._num_unlabeled if iteration >= self._burn_in else 0):
+        for slot in self._rank_slice(self._num_unlabeled if iteration >= self._burn_in else 0):
             rng = self._rng(3, iteration, slot)
             position = (iteration - self._burn_in) * self._num_unlabeled + slot
-            example = self._unlabeled[self._unlabeled_order[position]]
-            pixels, _ = weak_view(self._read_image(example.uri), example, self._views, rng)
+            example = self._unlabeled[self._unlabeled_sampler[position]]
+            pixels, _ = weak_augment(self._read_image(example.uri), example, self._augmentation, rng)
             ids.append(example.image_id)
             weak.append(model_input(pixels))
-            strong.append(model_input(strong_view(pixels, self._views, rng)))
+            strong.append(model_input(strong_augment(pixels, self._augmentation, rng)))
         return StepBatch(labeled, ids, weak, strong)
 
-    def _share(self, num_slots: int) -> range:
+    def _rank_slice(self, num_slots: int) -> range:
         """This process's slots of a batch; order and views do not depend on how many processes there are."""
         return range(self._rank, num_slots, self._world_size)
 
@@ -110,25 +118,25 @@ class TrainingBatches(Dataset[StepBatch]):
         return np.random.default_rng([self._seed, stream, iteration, slot])
 
     def _labeled_input(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
-        pixels, boxes = weak_view(self._read_image(example.uri), example, self._views, rng)
+        pixels, boxes = weak_augment(self._read_image(example.uri), example, self._augmentation, rng)
         if rng.random() < 0.5:
-            pixels = strong_view(pixels, self._views, rng)
+            pixels = strong_augment(pixels, self._augmentation, rng)
         return training_input(pixels, boxes, example)
 
-    def iterate(self, start: int, stop: int, workers: int) -> Iterator[StepBatch]:
+    def iterate(self, start: int, stop: int, num_workers: int) -> Iterator[StepBatch]:
         """Batches of iterations ``start`` to ``stop - 1``, read ahead by ``workers`` processes."""
         return iter(
             DataLoader(
                 self,
                 batch_size=None,
                 sampler=range(start, stop),
-                num_workers=workers,
-                worker_init_fn=_leave_signals_to_the_training,
+                num_workers=num_workers,
+                worker_init_fn=_ignore_signals,
             )
         )
 
 
-def _leave_signals_to_the_training(_worker: int) -> None:
+def _ignore_signals(_worker: int) -> None:
     """SIGTERM reaches the whole group; a worker that went at once would break the iteration still to be finished."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

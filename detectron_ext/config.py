@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, get_cfg
 from yaml import YAMLError
 
 # Lowest score a detection may have; callers filter further. Below it boxes are noise and only cost NMS time.
-LOWEST_SCORE = 0.02
+MIN_SCORE = 0.02
 _TWO_STAGE = ("GeneralizedRCNN", "RPN", "StandardROIHeads")
 
 
@@ -27,8 +27,8 @@ class DetectorSpec:
     num_classes: int
     anchor_sizes_px: tuple[float, ...]
     anchor_aspect_ratios: tuple[float, ...]
-    nms_iou: float
-    detections_per_image: int
+    nms_iou_threshold: float
+    max_detections_per_image: int
     focal_gamma: float = 0.0
     config_file: str | None = None
 
@@ -56,12 +56,12 @@ def build_cfg(spec: DetectorSpec, device: str) -> CfgNode:
     cfg.MODEL.DEVICE = device
     cfg.MODEL.META_ARCHITECTURE = "PerImageRCNN"
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PerImageRPN"
-    cfg.MODEL.ROI_HEADS.NAME = "PosteriorROIHeads"
+    cfg.MODEL.ROI_HEADS.NAME = "PerImageROIHeads"
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = spec.num_classes
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = LOWEST_SCORE
-    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = spec.nms_iou
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = MIN_SCORE
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = spec.nms_iou_threshold
     cfg.MODEL.ROI_HEADS.FOCAL_GAMMA = spec.focal_gamma
-    cfg.TEST.DETECTIONS_PER_IMAGE = spec.detections_per_image
+    cfg.TEST.DETECTIONS_PER_IMAGE = spec.max_detections_per_image
     return cfg
 
 

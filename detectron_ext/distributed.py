@@ -24,22 +24,22 @@ def rank() -> int:
     return int(comm.get_rank())
 
 
-def num_processes() -> int:
+def world_size() -> int:
     """Processes that train as one, this one among them."""
     return int(comm.get_world_size())
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks; alone it is."""
     return bool(comm.is_main_process())
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return when every process has come here."""
     comm.synchronize()
 
 
-def run_on_all_devices(function: Callable[..., None], *args: Any) -> None:
+def launch_processes(function: Callable[..., None], *args: Any) -> None:
     """Call ``function`` once per CUDA device, each in a process of its own; here, where there is but one device.
 
     Args:
@@ -54,7 +54,7 @@ def run_on_all_devices(function: Callable[..., None], *args: Any) -> None:
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Give every process the mean gradient; a parameter without one counts as 0."""
-    if num_processes() == 1:
+    if world_size() == 1:
         return
     gradients = []
     for parameter in parameters:
@@ -64,22 +64,22 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             gradients.append(parameter.grad)
     flat = torch.cat([gradient.flatten() for gradient in gradients])  # one message instead of hundreds
     dist.all_reduce(flat)
-    flat /= num_processes()
+    flat /= world_size()
     sizes = [gradient.numel() for gradient in gradients]
     for gradient, mean in zip(gradients, torch.split(flat, sizes), strict=True):
         gradient.copy_(mean.view(gradient.shape))
 
 
-def mean_over_processes(values: Tensor) -> Tensor:
+def all_reduce_mean(values: Tensor) -> Tensor:
     """The same mean on every process, shape and device as given."""
-    if num_processes() == 1:
+    if world_size() == 1:
         return values
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     summed = values.to(device, copy=True)
     dist.all_reduce(summed)
-    return (summed / num_processes()).to(values.device)
+    return (summed / world_size()).to(values.device)
 
 
-def any_process(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether it is true on one of them."""
-    return bool(mean_over_processes(torch.tensor(float(flag))) > 0)
+    return bool(all_reduce_mean(torch.tensor(float(flag))) > 0)

@@ -13,7 +13,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from numpy.typing import NDArray
 
 from detectron_ext.meta_arch import PerImageRCNN, autocast
-from detectron_ext.views import Pixels, ViewSpec, model_input, resize
+from detectron_ext.views import AugmentationConfig, Pixels, model_input, resize
 
 
 @dataclass(frozen=True)
@@ -22,45 +22,45 @@ class Detections:
 
     boxes_xyxy: NDArray[np.float32]  # (N, 4) px of the original image
     scores: NDArray[np.float32]  # (N,) largest foreground posterior
-    labels: NDArray[np.int64]  # (N,) its class
-    posteriors: NDArray[np.float32]  # (N, K+1), sums to 1, background last
+    class_ids: NDArray[np.int64]  # (N,) its class
+    class_probs: NDArray[np.float32]  # (N, K+1), sums to 1, background last
     embedding: NDArray[np.float32]  # (C,)
 
-    def above(self, score: float) -> "Detections":
+    def filter_by_score(self, min_score: float) -> "Detections":
         """Only the detections with at least this score."""
-        kept = self.scores >= score
+        kept = self.scores >= min_score
         return Detections(
-            self.boxes_xyxy[kept], self.scores[kept], self.labels[kept], self.posteriors[kept], self.embedding
+            self.boxes_xyxy[kept], self.scores[kept], self.class_ids[kept], self.class_probs[kept], self.embedding
         )
 
 
 @torch.inference_mode()
 def detect(
-    model: PerImageRCNN, images: Sequence[Pixels], views: ViewSpec, mixed_precision: bool = True
+    model: PerImageRCNN, images: Sequence[Pixels], augmentation: AugmentationConfig, mixed_precision: bool = True
 ) -> list[Detections]:
     """Detections of RGB images of any sizes, in one batch.
 
     Args:
         model: in eval mode.
         images: each (H, W, 3) uint8.
-        views: only the sides are used.
+        augmentation: only the sides are used.
         mixed_precision: on CUDA; without effect on a CPU.
     """
-    inputs = [model_input(resize(pixels, views)[0]) for pixels in images]
+    inputs = [model_input(resize(pixels, augmentation)[0]) for pixels in images]
     with autocast(str(model.device), mixed_precision):
         outputs = model(inputs)
     return [
-        _in_original_pixels(instances, embedding, pixels.shape[0], pixels.shape[1])
+        _to_original_size(instances, embedding, pixels.shape[0], pixels.shape[1])
         for (instances, embedding), pixels in zip(outputs, images, strict=True)
     ]
 
 
-def _in_original_pixels(instances: Any, embedding: torch.Tensor, height_px: int, width_px: int) -> Detections:
+def _to_original_size(instances: Any, embedding: torch.Tensor, height_px: int, width_px: int) -> Detections:
     scaled = detector_postprocess(instances, height_px, width_px)
     return Detections(
         scaled.pred_boxes.tensor.float().cpu().numpy(),
         scaled.scores.float().cpu().numpy(),
         scaled.pred_classes.cpu().numpy(),
-        scaled.posteriors.float().cpu().numpy(),
+        scaled.class_probs.float().cpu().numpy(),
         embedding.float().cpu().numpy(),
     )

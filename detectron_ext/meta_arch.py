@@ -25,7 +25,7 @@ class PerImageRCNN(GeneralizedRCNN):
     """
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Normalise, pad and batch; a model-zoo detector gets the blue channel first, as it was trained."""
+        """Normalize, pad and batch; a model-zoo detector gets the blue channel first, as it was trained."""
         if self.input_format == "BGR":
             batched_inputs = [{**example, "image": example["image"].flip(0)} for example in batched_inputs]
         return super().preprocess_image(batched_inputs)
@@ -67,18 +67,18 @@ def build_detector(spec: DetectorSpec, device: str, backbone_state: Mapping[str,
     return model
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
+def cpu_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The model's state on the CPU, as saved to disk."""
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def load_start(model: nn.Module, state: Mapping[str, Tensor], *, rename: bool) -> int:
+def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], *, convert_names: bool) -> int:
     """Start from a checkpoint of another data set: what fits by name and shape is taken, the rest stays random.
 
     Args:
         model: a new detector.
         state: the checkpoint's tensors.
-        rename: the names are those of Detectron or of an ImageNet backbone; translate them first.
+        convert_names: the names are those of Detectron or of an ImageNet backbone; translate them first.
 
     Returns:
         How many tensors were taken.
@@ -86,14 +86,18 @@ def load_start(model: nn.Module, state: Mapping[str, Tensor], *, rename: bool) -
     Raises:
         ValueError: none fits.
     """
-    own = model.state_dict()
-    if rename:
-        state = align_and_update_state_dicts(own, dict(state), c2_conversion=True)
-    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
-    if not fitting:
-        raise ValueError(f"weights have {len(state)} tensors of which none fits the model's {len(own)}")
-    model.load_state_dict(fitting, strict=False)
-    return len(fitting)
+    model_state = model.state_dict()
+    if convert_names:
+        state = align_and_update_state_dicts(model_state, dict(state), c2_conversion=True)
+    matching = {
+        name: tensor
+        for name, tensor in state.items()
+        if name in model_state and model_state[name].shape == tensor.shape
+    }
+    if not matching:
+        raise ValueError(f"weights have {len(state)} tensors of which none fits the model's {len(model_state)}")
+    model.load_state_dict(matching, strict=False)
+    return len(matching)
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:

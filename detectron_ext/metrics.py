@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 Floats = NDArray[np.floating[Any]]
 
 
-class ImageMetrics(NamedTuple):
+class UncertaintyMetrics(NamedTuple):
     """Raw metrics of one image; all 0 without a detection."""
 
     confidence: float
@@ -23,38 +23,38 @@ class ImageMetrics(NamedTuple):
 
 
 def confidence(scores_N: Floats, mode: str) -> float:
-    """``sum``: sum of the scores, >= 0 (paper). ``mean_doubt``: mean of 1 - score, in [0, 1]. 0 for N = 0."""
+    """``sum``: sum of the scores, >= 0 (paper). ``least_confidence``: mean of 1 - score, in [0, 1]. 0 for N = 0."""
     if len(scores_N) == 0:
         return 0.0
     return float(scores_N.sum()) if mode == "sum" else float((1 - scores_N).mean())
 
 
-def posterior_entropy(posteriors_NK: Floats) -> Floats:
+def posterior_entropy(class_probs_NK: Floats) -> Floats:
     """``H(p) = -sum_k p_k ln p_k`` of every row, (N,) nats in [0, ln(K+1)]; 0 ln 0 is 0."""
-    p_NK = np.clip(posteriors_NK.astype(np.float64), 0, 1)
+    p_NK = np.clip(class_probs_NK.astype(np.float64), 0, 1)
     logs_NK = np.zeros_like(p_NK)
     np.log(p_NK, out=logs_NK, where=p_NK > 0)
     return np.asarray(-(p_NK * logs_NK).sum(axis=1))
 
 
-def entropy(posteriors_NK: Floats, mode: str) -> float:
+def entropy(class_probs_NK: Floats, mode: str) -> float:
     """``sum`` (paper) or ``mean`` over boxes of the posterior entropy, nats. 0 for N = 0."""
-    if len(posteriors_NK) == 0:
+    if len(class_probs_NK) == 0:
         return 0.0
-    entropies_N = posterior_entropy(posteriors_NK)
+    entropies_N = posterior_entropy(class_probs_NK)
     return float(entropies_N.sum() if mode == "sum" else entropies_N.mean())
 
 
 def pairwise_iou(first_A4: Floats, second_B4: Floats) -> Floats:
     """Intersection over union of XYXY boxes, (A, B) in [0, 1]; 0 where a box has no area."""
     first, second = first_A4.astype(np.float64), second_B4.astype(np.float64)
-    corner = np.maximum(first[:, None, :2], second[None, :, :2])
-    sides = np.clip(np.minimum(first[:, None, 2:], second[None, :, 2:]) - corner, 0, None)
-    shared_AB = sides.prod(axis=2)
+    top_left = np.maximum(first[:, None, :2], second[None, :, :2])
+    sides = np.clip(np.minimum(first[:, None, 2:], second[None, :, 2:]) - top_left, 0, None)
+    intersection_AB = sides.prod(axis=2)
     area_A = np.clip(first[:, 2:] - first[:, :2], 0, None).prod(axis=1)
     area_B = np.clip(second[:, 2:] - second[:, :2], 0, None).prod(axis=1)
-    union_AB = area_A[:, None] + area_B[None, :] - shared_AB
-    return np.divide(shared_AB, union_AB, out=np.zeros_like(shared_AB), where=union_AB > 0)
+    union_AB = area_A[:, None] + area_B[None, :] - intersection_AB
+    return np.divide(intersection_AB, union_AB, out=np.zeros_like(intersection_AB), where=union_AB > 0)
 
 
 def overlap(boxes_N4: Floats) -> float:
@@ -65,14 +65,16 @@ def overlap(boxes_N4: Floats) -> float:
     return float(pairwise_iou(boxes_N4, boxes_N4)[np.triu_indices(count, k=1)].mean())
 
 
-def image_metrics(
-    boxes_N4: Floats, scores_N: Floats, posteriors_NK: Floats, *, confidence_mode: str, entropy_mode: str
-) -> ImageMetrics:
+def uncertainty_metrics(
+    boxes_N4: Floats, scores_N: Floats, class_probs_NK: Floats, *, confidence_mode: str, entropy_mode: str
+) -> UncertaintyMetrics:
     """The three raw metrics of one image."""
-    return ImageMetrics(confidence(scores_N, confidence_mode), entropy(posteriors_NK, entropy_mode), overlap(boxes_N4))
+    return UncertaintyMetrics(
+        confidence(scores_N, confidence_mode), entropy(class_probs_NK, entropy_mode), overlap(boxes_N4)
+    )
 
 
-def normalise(raw_P: Floats, mode: str) -> Floats:
+def normalize(raw_P: Floats, mode: str) -> Floats:
     """Put one metric on [0, 1] over the pool.
 
     Args:
@@ -95,19 +97,19 @@ def normalise(raw_P: Floats, mode: str) -> Floats:
     return (raw - low) / (high - low) if mode == "minmax" else raw / high
 
 
-def with_zero_detections(values_P: Floats, zero_P: NDArray[np.bool_], policy: str) -> Floats:
-    """Normalised metric with the images without detections set by policy.
+def impute_no_detections(values_P: Floats, no_detections_P: NDArray[np.bool_], policy: str) -> Floats:
+    """Normalized metric with the images without detections set by policy.
 
     Args:
-        values_P: (P,) normalised metric.
-        zero_P: (P,) true where the teacher found nothing.
-        policy: ``floor`` gives 0, ``median`` the median and ``top`` the maximum of the other images.
+        values_P: (P,) normalized metric.
+        no_detections_P: (P,) true where the teacher found nothing.
+        policy: ``min`` gives 0, ``median`` the median and ``max`` the maximum of the other images.
     """
-    others = values_P[~zero_P]
-    level = 0.0
-    if policy != "floor" and len(others):
-        level = float(np.median(others) if policy == "median" else others.max())
-    return np.where(zero_P, level, values_P)
+    detected = values_P[~no_detections_P]
+    fill_value = 0.0
+    if policy != "min" and len(detected):
+        fill_value = float(np.median(detected) if policy == "median" else detected.max())
+    return np.where(no_detections_P, fill_value, values_P)
 
 
 def uncertainty(metrics_P3: Floats, weights_P3: Floats) -> Floats:
@@ -115,7 +117,7 @@ def uncertainty(metrics_P3: Floats, weights_P3: Floats) -> Floats:
     return np.asarray((metrics_P3 * weights_P3).sum(axis=1))
 
 
-def spearman_within(groups: Sequence[tuple[Floats, Floats]]) -> float | None:
+def grouped_spearman(groups: Sequence[tuple[Floats, Floats]]) -> float | None:
     """Mean Spearman rank correlation over groups, weighted by size.
 
     Groups are images of one teacher: the loss of an old teacher says nothing about that of a new one.

@@ -15,10 +15,10 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 
 from detectron_ext.losses import focal_loss, per_image_mean
-from detectron_ext.unsure import near_unsure, objects
+from detectron_ext.unsure import foreground, overlaps_ignored
 
 
-class PosteriorBoxPredictor(FastRCNNOutputLayers):
+class PerImageBoxPredictor(FastRCNNOutputLayers):
     """Box predictor with focal loss per image and one detection per ROI.
 
     Stock Detectron2 turns one ROI into a detection for every class above the threshold and drops the
@@ -48,81 +48,81 @@ class PosteriorBoxPredictor(FastRCNNOutputLayers):
         num_images = len(proposals)
         sizes_N = torch.tensor([len(image) for image in proposals], device=logits_RK.device)
         image_index_R = torch.repeat_interleave(torch.arange(num_images, device=logits_RK.device), sizes_N)
-        classes_R = cat([image.gt_classes for image in proposals])
-        class_loss_R = focal_loss(logits_RK, classes_R, self.focal_gamma, self.class_weight_K)
+        class_ids_R = cat([image.gt_classes for image in proposals])
+        class_loss_R = focal_loss(logits_RK, class_ids_R, self.focal_gamma, self.class_weight_K)
         losses = {
             "loss_cls": per_image_mean(class_loss_R, image_index_R, num_images),
             "loss_box_reg": per_image_mean(
-                self._box_loss(deltas.float(), classes_R, proposals), image_index_R, num_images
+                self._box_loss(deltas.float(), class_ids_R, proposals), image_index_R, num_images
             ),
         }
         return {name: self.loss_weight.get(name, 1.0) * loss_N for name, loss_N in losses.items()}
 
-    def _box_loss(self, deltas: Tensor, classes_R: Tensor, proposals: list[Instances]) -> Tensor:
+    def _box_loss(self, deltas: Tensor, class_ids_R: Tensor, proposals: list[Instances]) -> Tensor:
         """(R,) smooth L1 loss of the box deltas; 0 for background ROIs."""
         proposal_boxes = cat([image.proposal_boxes.tensor for image in proposals])
         # An image without ground truth carries no gt_boxes; its ROIs are background and never looked up.
         gt_boxes = cat(
             [(image.gt_boxes if image.has("gt_boxes") else image.proposal_boxes).tensor for image in proposals]
         )
-        foreground_F = (classes_R < self.num_classes).nonzero().squeeze(1)
-        own_deltas_F4 = self._deltas_of_class(deltas[foreground_F], classes_R[foreground_F])
+        foreground_F = (class_ids_R < self.num_classes).nonzero().squeeze(1)
+        class_deltas_F4 = self._select_class_deltas(deltas[foreground_F], class_ids_R[foreground_F])
         targets_F4 = self.box2box_transform.get_deltas(proposal_boxes[foreground_F], gt_boxes[foreground_F])
-        loss_F = smooth_l1_loss(own_deltas_F4, targets_F4, self.smooth_l1_beta, reduction="none").sum(dim=1)
-        return deltas.new_zeros(len(classes_R)).index_add(0, foreground_F, loss_F)
+        loss_F = smooth_l1_loss(class_deltas_F4, targets_F4, self.smooth_l1_beta, reduction="none").sum(dim=1)
+        return deltas.new_zeros(len(class_ids_R)).index_add(0, foreground_F, loss_F)
 
-    def _deltas_of_class(self, deltas: Tensor, classes: Tensor) -> Tensor:
+    def _select_class_deltas(self, deltas: Tensor, class_ids_R: Tensor) -> Tensor:
         """(R, 4) rows for the given classes, from (R, 4) class-agnostic or (R, K*4) class-specific values."""
         if deltas.shape[1] == 4:
             return deltas
-        return deltas.view(len(deltas), -1, 4)[torch.arange(len(deltas), device=deltas.device), classes]
+        return deltas.view(len(deltas), -1, 4)[torch.arange(len(deltas), device=deltas.device), class_ids_R]
 
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """Detections of every image with ``posteriors`` (R, K+1), and the ROIs they come from."""
+        """Detections of every image with ``class_probs`` (R, K+1), and the ROIs they come from."""
         logits_RK, deltas = predictions
         predictions = (logits_RK.float(), deltas.float())
         boxes = self.predict_boxes(predictions, proposals)
-        posteriors = self.predict_probs(predictions, proposals)
+        class_probs = self.predict_probs(predictions, proposals)
         results = [
-            self._detect(boxes_i, posteriors_i, image.image_size)
-            for boxes_i, posteriors_i, image in zip(boxes, posteriors, proposals, strict=True)
+            self._detect(boxes_i, class_probs_i, image.image_size)
+            for boxes_i, class_probs_i, image in zip(boxes, class_probs, proposals, strict=True)
         ]
         return [instances for instances, _ in results], [kept for _, kept in results]
 
-    def _detect(self, boxes: Tensor, posteriors_RK: Tensor, image_size: tuple[int, int]) -> tuple[Instances, Tensor]:
-        scores_R, classes_R = posteriors_RK[:, :-1].max(dim=1)
-        boxes_R4 = Boxes(self._deltas_of_class(boxes, classes_R))
+    def _detect(self, boxes: Tensor, class_probs_RK: Tensor, image_size: tuple[int, int]) -> tuple[Instances, Tensor]:
+        scores_R, class_ids_R = class_probs_RK[:, :-1].max(dim=1)
+        boxes_R4 = Boxes(self._select_class_deltas(boxes, class_ids_R))
         boxes_R4.clip(image_size)
-        finite_R = torch.isfinite(boxes_R4.tensor).all(dim=1) & torch.isfinite(posteriors_RK).all(dim=1)
+        finite_R = torch.isfinite(boxes_R4.tensor).all(dim=1) & torch.isfinite(class_probs_RK).all(dim=1)
         kept = (finite_R & (scores_R > self.test_score_thresh) & boxes_R4.nonempty()).nonzero().squeeze(1)
-        survivors = batched_nms(boxes_R4.tensor[kept], scores_R[kept], classes_R[kept], self.test_nms_thresh)
-        kept = kept[survivors[: self.test_topk_per_image]]
+        nms_kept = batched_nms(boxes_R4.tensor[kept], scores_R[kept], class_ids_R[kept], self.test_nms_thresh)
+        kept = kept[nms_kept[: self.test_topk_per_image]]
         instances = Instances(image_size)
         instances.pred_boxes = boxes_R4[kept]
         instances.scores = scores_R[kept]
-        instances.pred_classes = classes_R[kept]
-        instances.posteriors = posteriors_RK[kept]
+        instances.pred_classes = class_ids_R[kept]
+        instances.class_probs = class_probs_RK[kept]
         return instances, kept
 
 
 @ROI_HEADS_REGISTRY.register()
-class PosteriorROIHeads(StandardROIHeads):
+class PerImageROIHeads(StandardROIHeads):
     """Detectron2's standard heads with the predictor above."""
 
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         """As in ``ROIHeads``; no proposal is sampled where the teacher is unsure."""
         _, background_below_iou, *_ = self.proposal_matcher.thresholds
-        clear = [
-            image[~near_unsure(image.proposal_boxes, own, background_below_iou)]
+        candidates = [
+            image[~overlaps_ignored(image.proposal_boxes, own, background_below_iou)]
             for image, own in zip(proposals, targets, strict=True)
         ]
-        return super().label_and_sample_proposals(clear, objects(targets))
+        return super().label_and_sample_proposals(candidates, foreground(targets))
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         parts = super()._init_box_head(cfg, input_shape)
-        parts["box_predictor"] = PosteriorBoxPredictor(cfg, parts["box_head"].output_shape)
+        parts["box_predictor"] = PerImageBoxPredictor(cfg, parts["box_head"].output_shape)
         return parts

@@ -8,7 +8,7 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn import functional as F
 
-from detectron_ext.unsure import near_unsure, objects
+from detectron_ext.unsure import foreground, overlaps_ignored
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -24,11 +24,11 @@ class PerImageRPN(RPN):
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """As in ``RPN``; anchors where the teacher is unsure are ignored instead of background."""
-        labels, boxes = super().label_and_sample_anchors(anchors, objects(gt_instances))
+        labels, boxes = super().label_and_sample_anchors(anchors, foreground(gt_instances))
         _, background_below_iou, *_ = self.anchor_matcher.thresholds
         anchor_A4 = Boxes.cat(anchors)
         for labels_A, targets in zip(labels, gt_instances, strict=True):
-            labels_A[near_unsure(anchor_A4, targets, background_below_iou) & (labels_A == 0)] = -1
+            labels_A[overlaps_ignored(anchor_A4, targets, background_below_iou) & (labels_A == 0)] = -1
         return labels, boxes
 
     @torch.jit.unused

@@ -10,11 +10,11 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from detectron_ext.batches import StepBatch
-from detectron_ext.distributed import average_gradients, mean_over_processes, num_processes, rank
+from detectron_ext.distributed import all_reduce_mean, average_gradients, rank, world_size
 from detectron_ext.losses import image_weight
 from detectron_ext.meta_arch import PerImageRCNN, autocast
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
-from detectron_ext.unsure import objects
+from detectron_ext.unsure import foreground
 
 _RATIO_MOMENTUM = 0.9
 
@@ -26,29 +26,29 @@ class Schedule:
     iterations: int
     burn_in: int
     warmup: int
-    ramp: int
+    rampup: int
     learning_rate: float
-    final_learning_rate_frac: float
+    min_lr_ratio: float
     weight_decay: float
-    gradient_clip_norm: float
+    grad_clip_norm: float
     lambda_unsup: float
     ema_decay: float
-    max_loss_ratio: float
+    divergence_loss_ratio: float
 
     def learning_rate_at(self, iteration: int) -> float:
         """Linear warm-up, then half a cosine down to the final fraction."""
         if iteration < self.warmup:
             return self.learning_rate * (iteration + 1) / self.warmup
         progress = (iteration - self.warmup) / max(self.iterations - self.warmup, 1)
-        low = self.final_learning_rate_frac
-        return self.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+        min_ratio = self.min_lr_ratio
+        return self.learning_rate * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def lambda_at(self, iteration: int) -> float:
         """Weight of the unsupervised loss: 0 in burn-in, then a linear ramp."""
-        since = iteration - self.burn_in
-        if since < 0:
+        elapsed = iteration - self.burn_in
+        if elapsed < 0:
             return 0.0
-        return self.lambda_unsup * min((since + 1) / max(self.ramp, 1), 1.0)
+        return self.lambda_unsup * min((elapsed + 1) / max(self.rampup, 1), 1.0)
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class ImageWeighting:
     """z_j of every unlabeled image and how W_j follows from it; unknown images get z = 0."""
 
     z: dict[str, float]
-    direction: str
+    mode: str
 
-    def of(self, image_ids: list[str], device: torch.device) -> Tensor:
+    def weights_for(self, image_ids: list[str], device: torch.device) -> Tensor:
         """(N,) W_j."""
         z_N = torch.tensor([self.z.get(image_id, 0.0) for image_id in image_ids], device=device)
-        return image_weight(z_N, self.direction)
+        return image_weight(z_N, self.mode)
 
 
 class TrainingDiverged(RuntimeError):
@@ -88,7 +88,7 @@ class StepLog:
 
 
 @dataclass
-class TeacherStudent:
+class TeacherStudentTrainer:
     """Student, its moving average, and everything that changes while they train."""
 
     student: PerImageRCNN
@@ -96,10 +96,10 @@ class TeacherStudent:
     schedule: Schedule
     weighting: ImageWeighting
     threshold: ScoreThreshold
-    pseudo_box_regression: bool
+    pseudo_label_box_loss: bool
     mixed_precision: bool
     seed: int
-    micro_batches: int = 1
+    num_micro_batches: int = 1
     """Parts the student takes a batch in, one after the other: less memory, the same loss and gradient."""
     iteration: int = 0
     loss_ratio: float = 0.0
@@ -117,81 +117,83 @@ class TeacherStudent:
             TrainingDiverged: a loss is not finite, or the unsupervised loss outgrew the supervised one.
         """
         # All randomness of an iteration follows from its number: a resumed run repeats it exactly.
-        torch.manual_seed((self.seed * 1_000_003 + self.iteration) * num_processes() + rank())
+        torch.manual_seed((self.seed * 1_000_003 + self.iteration) * world_size() + rank())
         learning_rate = self.schedule.learning_rate_at(self.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         with EventStorage(self.iteration):
-            loss_sup = self._supervised(batch)
-            seen = mean_over_processes(torch.tensor([loss_sup, *self._unsupervised(batch)], dtype=torch.float64))
-        loss_sup, loss_unsup, mean_weight, *boxes_K = seen.tolist()
-        self._guard(loss_sup, loss_unsup)
+            loss_sup = self._backward_supervised(batch)
+            means = all_reduce_mean(torch.tensor([loss_sup, *self._backward_unsupervised(batch)], dtype=torch.float64))
+        loss_sup, loss_unsup, mean_weight, *boxes_K = means.tolist()
+        self._check_divergence(loss_sup, loss_unsup)
         average_gradients(self.student.parameters())
-        nn.utils.clip_grad_norm_(self.student.parameters(), self.schedule.gradient_clip_norm)
+        nn.utils.clip_grad_norm_(self.student.parameters(), self.schedule.grad_clip_norm)
         self.optimizer.step()
         self._update_teacher()
         lambda_unsup = self.schedule.lambda_at(self.iteration)
         self.iteration += 1
         return StepLog(self.iteration, learning_rate, loss_sup, loss_unsup, lambda_unsup, mean_weight, boxes_K)
 
-    def _supervised(self, batch: StepBatch) -> float:
+    def _backward_supervised(self, batch: StepBatch) -> float:
         loss_sup = 0.0
-        for part in self._parts(len(batch.labeled)):
+        for part in self._micro_batches(len(batch.labeled)):
             with self._autocast():
-                loss = self.student(batch.labeled[part]).total().mean() * _share(part, batch.labeled)
+                loss = self.student(batch.labeled[part]).total().mean() * _fraction(part, batch.labeled)
             loss.backward()
             loss_sup += float(loss.detach())
         return loss_sup
 
-    def _unsupervised(self, batch: StepBatch) -> list[float]:
+    def _backward_unsupervised(self, batch: StepBatch) -> list[float]:
         """Loss before lambda, mean W_j, pseudo-boxes per image of each class; zeros without unlabeled images."""
         num_classes = len(self.threshold.mean_score_K)
         if not batch.unlabeled_ids:
             return [0.0] * (2 + num_classes)
         with self._autocast():
             targets = pseudo_label(self.teacher, batch.unlabeled_weak, self.threshold)
-            self.threshold.mean_score_K = mean_over_processes(self.threshold.mean_score_K)
+            self.threshold.mean_score_K = all_reduce_mean(self.threshold.mean_score_K)
             inputs = [{**strong, "instances": own} for strong, own in zip(batch.unlabeled_strong, targets, strict=True)]
-        weight_N = self.weighting.of(batch.unlabeled_ids, self.student.device)
+        weight_N = self.weighting.weights_for(batch.unlabeled_ids, self.student.device)
         loss_unsup = 0.0
-        for part in self._parts(len(inputs)):
+        for part in self._micro_batches(len(inputs)):
             with self._autocast():
                 losses = self.student(inputs[part])
-            loss_N = losses.total() if self.pseudo_box_regression else losses.classification()
-            weighted = (weight_N[part] * loss_N).mean() * _share(part, inputs)
+            loss_N = losses.total() if self.pseudo_label_box_loss else losses.classification()
+            weighted = (weight_N[part] * loss_N).mean() * _fraction(part, inputs)
             (self.schedule.lambda_at(self.iteration) * weighted).backward()
             loss_unsup += float(weighted.detach())
-        classes_R = torch.cat([own.gt_classes for own in objects(targets)])
-        boxes_K = torch.bincount(classes_R, minlength=num_classes) / len(targets)
+        class_ids_R = torch.cat([own.gt_classes for own in foreground(targets)])
+        boxes_K = torch.bincount(class_ids_R, minlength=num_classes) / len(targets)
         return [loss_unsup, float(weight_N.mean()), *boxes_K.tolist()]
 
-    def _parts(self, num_images: int) -> list[slice]:
+    def _micro_batches(self, num_images: int) -> list[slice]:
         """The slices of a batch that the student sees one after the other; gradients add up."""
-        size = math.ceil(num_images / self.micro_batches)
+        size = math.ceil(num_images / self.num_micro_batches)
         return [slice(first, min(first + size, num_images)) for first in range(0, num_images, size)]
 
-    def _guard(self, loss_sup: float, loss_unsup: float) -> None:
+    def _check_divergence(self, loss_sup: float, loss_unsup: float) -> None:
         for name, loss in (("supervised", loss_sup), ("unsupervised", loss_unsup)):
             if not math.isfinite(loss):
                 raise TrainingDiverged(f"{name} loss is {loss} at iteration {self.iteration}, expected a finite number")
         if loss_unsup > 0:
             ratio = loss_unsup / max(loss_sup, 1e-6)
             self.loss_ratio = _RATIO_MOMENTUM * self.loss_ratio + (1 - _RATIO_MOMENTUM) * ratio
-        if self.loss_ratio > self.schedule.max_loss_ratio:
+        if self.loss_ratio > self.schedule.divergence_loss_ratio:
             raise TrainingDiverged(
                 f"unsupervised over supervised loss is {self.loss_ratio:.3g} at iteration {self.iteration},"
-                f" expected at most {self.schedule.max_loss_ratio:g}"
+                f" expected at most {self.schedule.divergence_loss_ratio:g}"
             )
 
     @torch.no_grad()
     def _update_teacher(self) -> None:
         """Copy at the end of burn-in, exponential moving average after it."""
         decay = self.schedule.ema_decay if self.iteration >= self.schedule.burn_in else 0.0
-        own = list(self.teacher.state_dict().values())
-        new = list(self.student.state_dict().values())
-        floating = [index for index, tensor in enumerate(own) if tensor.is_floating_point()]
-        torch._foreach_lerp_([own[i] for i in floating], [new[i] for i in floating], 1 - decay)
+        teacher_state = list(self.teacher.state_dict().values())
+        student_state = list(self.student.state_dict().values())
+        float_indices = [index for index, tensor in enumerate(teacher_state) if tensor.is_floating_point()]
+        torch._foreach_lerp_(
+            [teacher_state[i] for i in float_indices], [student_state[i] for i in float_indices], 1 - decay
+        )
 
     def _autocast(self) -> torch.autocast:
         return autocast(str(self.student.device), self.mixed_precision)
@@ -217,7 +219,7 @@ class TeacherStudent:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _share(part: slice, whole: Sequence[object]) -> float:
+def _fraction(part: slice, whole: Sequence[object]) -> float:
     return (part.stop - part.start) / len(whole)
 
 

@@ -11,24 +11,24 @@ import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
-UNSURE = -1
+IGNORE_LABEL = -1
 """``gt_classes`` of such a box."""
 
 
-def is_object(targets: Instances) -> Tensor:
+def is_foreground(targets: Instances) -> Tensor:
     """(G,) whether a target is an object."""
-    return targets.gt_classes != UNSURE
+    return targets.gt_classes != IGNORE_LABEL
 
 
-def objects(targets: Sequence[Instances]) -> list[Instances]:
+def foreground(targets: Sequence[Instances]) -> list[Instances]:
     """The targets of each image without unsure ones."""
-    return [image[is_object(image)] for image in targets]
+    return [image[is_foreground(image)] for image in targets]
 
 
-def near_unsure(boxes: Boxes, targets: Instances, min_iou: float) -> Tensor:
+def overlaps_ignored(boxes: Boxes, targets: Instances, min_iou: float) -> Tensor:
     """(R,) whether a box overlaps an unsure target by ``min_iou`` at least, and no object by as much."""
-    object_G = is_object(targets)
-    if object_G.all():
+    foreground_G = is_foreground(targets)
+    if foreground_G.all():
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    near_GR = pairwise_iou(targets.gt_boxes, boxes) >= min_iou
-    return near_GR[~object_G].any(dim=0) & ~near_GR[object_G].any(dim=0)
+    overlaps_GR = pairwise_iou(targets.gt_boxes, boxes) >= min_iou
+    return overlaps_GR[~foreground_G].any(dim=0) & ~overlaps_GR[foreground_G].any(dim=0)

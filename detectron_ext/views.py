@@ -16,14 +16,14 @@ Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 
 
 @dataclass(frozen=True)
-class ViewSpec:
+class AugmentationConfig:
     """How far views may go. Lengths in pixels, the rest in 0..1."""
 
     short_side_px: int
     long_side_px: int
     flip_probability: float = 0.0
     scale_jitter_frac: float = 0.0
-    strength: float = 1.0
+    strong_magnitude: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,25 @@ class Example:
     image_id: str
     uri: str
     boxes_xyxy: NDArray[np.float32]  # (N, 4)
-    classes: NDArray[np.int64]  # (N,)
+    class_ids: NDArray[np.int64]  # (N,)
 
 
-def resize(pixels: Pixels, spec: ViewSpec, scale: float = 1.0) -> tuple[Pixels, float, float]:
+def resize(pixels: Pixels, config: AugmentationConfig, scale: float = 1.0) -> tuple[Pixels, float, float]:
     """Resize to the short side, times ``scale``, bounded by the long side; returns the factors for x and y."""
     height, width = pixels.shape[:2]
-    factor = min(scale * spec.short_side_px / min(height, width), scale * spec.long_side_px / max(height, width))
+    factor = min(scale * config.short_side_px / min(height, width), scale * config.long_side_px / max(height, width))
     new_width, new_height = max(round(width * factor), 1), max(round(height * factor), 1)
     resized = Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BILINEAR)
     return np.asarray(resized), new_width / width, new_height / height
 
 
-def weak_view(
-    pixels: Pixels, example: Example, spec: ViewSpec, rng: np.random.Generator
+def weak_augment(
+    pixels: Pixels, example: Example, config: AugmentationConfig, rng: np.random.Generator
 ) -> tuple[Pixels, NDArray[np.float32]]:
     """Scale jitter and horizontal flip; returns the pixels and the boxes (N, 4) that go with them."""
-    scale = 1 + spec.scale_jitter_frac * rng.uniform(-1, 1)
-    flip = rng.random() < spec.flip_probability
-    resized, factor_x, factor_y = resize(pixels, spec, scale)
+    scale = 1 + config.scale_jitter_frac * rng.uniform(-1, 1)
+    flip = rng.random() < config.flip_probability
+    resized, factor_x, factor_y = resize(pixels, config, scale)
     boxes = example.boxes_xyxy * np.array([factor_x, factor_y, factor_x, factor_y], dtype=np.float32)
     if flip:
         resized = np.ascontiguousarray(resized[:, ::-1])
@@ -59,23 +59,23 @@ def weak_view(
     return resized, boxes.astype(np.float32)
 
 
-def strong_view(pixels: Pixels, spec: ViewSpec, rng: np.random.Generator) -> Pixels:
+def strong_augment(pixels: Pixels, config: AugmentationConfig, rng: np.random.Generator) -> Pixels:
     """Colour jitter, grey, blur and cut-out on a weak view (Unbiased Teacher's list); boxes stay true."""
     image = Image.fromarray(pixels)
     if rng.random() < 0.8:
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            image = enhance(image).enhance(1 + 0.4 * spec.strength * rng.uniform(-1, 1))
-    if rng.random() < 0.2 * spec.strength:
+            image = enhance(image).enhance(1 + 0.4 * config.strong_magnitude * rng.uniform(-1, 1))
+    if rng.random() < 0.2 * config.strong_magnitude:
         image = image.convert("L").convert("RGB")
-    if rng.random() < 0.5 * spec.strength:
+    if rng.random() < 0.5 * config.strong_magnitude:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 1.5)))
     jittered = np.array(image)
-    if rng.random() < 0.5 * spec.strength:
-        _cut_out(jittered, rng)
+    if rng.random() < 0.5 * config.strong_magnitude:
+        _cutout(jittered, rng)
     return jittered
 
 
-def _cut_out(pixels: Pixels, rng: np.random.Generator) -> None:
+def _cutout(pixels: Pixels, rng: np.random.Generator) -> None:
     """Replace one rectangle of 2-10 % of the image by noise."""
     height, width = pixels.shape[:2]
     area, aspect = rng.uniform(0.02, 0.10) * height * width, rng.uniform(0.5, 2.0)
@@ -93,5 +93,5 @@ def training_input(pixels: Pixels, boxes: NDArray[np.float32], example: Example)
     """Detectron2's input dict with ``instances``."""
     instances = Instances((pixels.shape[0], pixels.shape[1]))
     instances.gt_boxes = Boxes(torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 4)))
-    instances.gt_classes = torch.from_numpy(np.array(example.classes, dtype=np.int64))
+    instances.gt_classes = torch.from_numpy(np.array(example.class_ids, dtype=np.int64))
     return {**model_input(pixels), "instances": instances}

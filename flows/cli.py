@@ -24,14 +24,20 @@ from flows.commands.pool import pool
 from flows.commands.promote import promote, rollback
 from flows.commands.quarantine import quarantine
 from flows.commands.reproduce import reproduce
-from flows.commands.serve import serve
+from flows.commands.serve import schedule
 from flows.commands.study import study
 from flows.environment import prepare_environment
-from flows.watching.structured_log import LogFormat, asked_for_json, choose_log, error_line, wants_json
+from flows.watching.structured_log import (
+    LogFormat,
+    is_json_logging,
+    is_json_logging_unchecked,
+    json_error_line,
+    set_log_format,
+)
 from tasks.errors import UserError
 from tasks.paths import Workspace
 
-_INTERRUPTED = 130
+_EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="gleaner",
@@ -48,7 +54,7 @@ _out = Console()
 _err = Console(stderr=True)
 
 
-class Layout(StrEnum):
+class AnnotationFormat(StrEnum):
     """How annotations are written."""
 
     coco = "coco"
@@ -58,7 +64,10 @@ class Layout(StrEnum):
 LogOption = Annotated[
     LogFormat | None,
     typer.Option(
-        "--log", help="json: one JSON object a line.", show_default="GLEANER_LOG, or text", callback=choose_log
+        "--log",
+        help="json: one JSON object a line.",
+        show_default="GLEANER_LOG_FORMAT, or text",
+        callback=set_log_format,
     ),
 ]
 
@@ -72,11 +81,11 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _say_error(str(error))
+        _print_error(str(error))
         sys.exit(error.exit_code)
     except SystemExit as end:
-        if end.code == _INTERRUPTED:
-            _say_error("Interrupted. The same command goes on from here.")
+        if end.code == _EXIT_INTERRUPTED:
+            _print_error("Interrupted. The same command goes on from here.")
         raise
 
 
@@ -88,7 +97,7 @@ def init(
         typer.Option(help="Folder of images, or s3:// prefix; every picture below it belongs to the pool."),
     ],
     annotations: Annotated[Path, typer.Option(help="COCO: a JSON file. VOC: a folder of XML files.")],
-    layout: Annotated[Layout, typer.Option("--format", help="Layout of the annotations.")],
+    annotation_format: Annotated[AnnotationFormat, typer.Option("--format", help="Layout of the annotations.")],
     val: Annotated[
         Path | None,
         typer.Option(
@@ -120,53 +129,48 @@ def init(
 ) -> None:
     """Make a campaign: git, DVC, dvc.yaml, params.yaml, pool, fixed validation set and seed batch."""
     prepare_environment(directory)
-    from flows.create import OWN_DATA_SETTINGS, NewCampaign, create_workspace, data_counts, pool_setting
-    from tasks.importers.gather import Source
+    from flows.create import OWN_DATA_OVERRIDES, WorkspaceConfig, create_workspace, pool_source_override, summary_counts
+    from tasks.importers.gather import DatasetSource
     from tasks.object_store import is_object_uri
     from tasks.params import load_params
 
-    campaign = NewCampaign(
-        source=Source(layout.value, annotations, Path(images), val, val_images),
+    campaign = WorkspaceConfig(
+        source=DatasetSource(annotation_format.value, annotations, Path(images), val, val_images),
         classes=None,
         seed_labels=seed_labels,
         calibration_images=calibration_images,
         val_frac=val_frac,
         oracle=oracle,
-        settings=(*OWN_DATA_SETTINGS, pool_setting(images), *(settings or ())),
+        overrides=(*OWN_DATA_OVERRIDES, pool_source_override(images), *(settings or ())),
         imported_at=datetime.now(UTC).isoformat(timespec="seconds"),
         bucket=images if is_object_uri(images) else None,
     )
     data = create_workspace(directory, campaign)
     _out.print(f"[bold]{escape(str(directory))}[/bold] classes: {escape(', '.join(data.classes))}")
-    for label, count in data_counts(data):
+    for label, count in summary_counts(data):
         _out.print(f"  {count:>7}  {label}")
-    for entry in data.set_aside:
-        _out.print(f"  set aside {escape(entry['where'])}: {escape(entry['reason'])}", style="yellow", soft_wrap=True)
-    if not oracle and load_params(Workspace(directory).params).provider.kind == "simulated":
+    for entry in data.rejected:
+        _out.print(f"  set aside {escape(entry['item'])}: {escape(entry['reason'])}", style="yellow", soft_wrap=True)
+    if not oracle and load_params(Workspace(directory).params).provider.kind == "oracle":
         _out.print(
-            "Without --oracle the simulated annotator has nothing to give: gleaner night will say so.",
+            "Without --oracle the simulated annotator has nothing to give: gleaner run will say so.",
             style="yellow",
         )
-    _out.print(f"Next: cd {escape(str(directory))} && gleaner night")
+    _out.print(f"Next: cd {escape(str(directory))} && gleaner run")
 
 
 @app.command()
-def night(workspace: WorkspaceOption = Path(), log: LogOption = None) -> None:
-    """Run one nightly round: collect labels, derive, publish, deliver the next batch.
-
-    A night that was cut off goes on where it was.
-    """
-    _run_nights(workspace, _one_night)
-
-
-@app.command()
-def campaign(
-    rounds: Annotated[int, typer.Option("--rounds", "-n", min=1, help="Rounds to finish.")],
+def run(
+    rounds: Annotated[int, typer.Option("--rounds", "-n", min=1, help="Rounds to run.")] = 1,
     workspace: WorkspaceOption = Path(),
     log: LogOption = None,
 ) -> None:
-    """Run several nights in a row; stops early when no labels come back or nothing is left to ask for."""
-    _run_nights(workspace, lambda root: _several_nights(root, rounds))
+    """Run nightly rounds: collect labels, derive, publish, offer the next batch.
+
+    An interrupted run resumes where it stopped. With --rounds, it stops early when no labels come back or no image is
+    left to label.
+    """
+    _run_flow(workspace, lambda root: _run_rounds(root, rounds))
 
 
 @app.command()
@@ -187,82 +191,80 @@ def demo(
     One that was cut off goes on where it was.
     """
     prepare_environment(directory)
-    from flows.demo import prepare_demo, rounds_to_go
+    from flows.demo import prepare_demo, remaining_rounds
 
     prepare_demo(directory)
-    to_go = rounds_to_go(Workspace(directory.resolve()))
-    if to_go > 0:
-        _run_nights(directory, lambda root: _several_nights(root, to_go))
+    remaining = remaining_rounds(Workspace(directory.resolve()))
+    if remaining > 0:
+        _run_flow(directory, lambda root: _run_rounds(root, remaining))
     else:
         _print_rounds(Workspace(directory.resolve()))
-        _print_places(Workspace(directory.resolve()))
+        _print_locations(Workspace(directory.resolve()))
 
 
-def _run_nights(folder: Path, run: Callable[[Path], object]) -> None:
+def _run_flow(folder: Path, start_flow: Callable[[Path], object]) -> None:
     """Everything that can be refused quickly is, before a server is started."""
-    from flows.watching.alarm import alarmed
+    from flows.watching.alarm import notify_on_failure
     from flows.workspaces import require_workspace
 
     workspace = require_workspace(folder)
     prepare_environment(workspace.root)
-    with alarmed(workspace):
+    with notify_on_failure(workspace):
         _require_ready(workspace)
         from flows.engine import ensure_prefect_api
 
         ensure_prefect_api(workspace.root)
-        import flows.campaign  # noqa: F401 (importing Prefect sets its logging up, which `shown` then changes)
-        from flows.safety.causes import named_causes
-        from flows.watching.console import shown
+        import flows.campaign  # noqa: F401 (sets up Prefect's logging, which `live_progress` changes)
+        from flows.safety.causes import translate_service_errors
+        from flows.watching.console import live_progress
 
-        with shown(_out, lambda _: _print_rounds(workspace)), named_causes("Prefect"):
-            run(workspace.root)
-    _print_places(workspace)
+        with live_progress(_out, lambda _: _print_rounds(workspace)), translate_service_errors("Prefect"):
+            start_flow(workspace.root)
+    _print_locations(workspace)
 
 
 def _require_ready(workspace: Workspace) -> None:
-    from flows.doctor.before_night import require_fit
+    from flows.doctor.before_night import require_ready
     from flows.labels.providers.base import ProviderError
-    from flows.labels.providers.choose import choose_provider
-    from flows.workspaces import require_free
+    from flows.labels.providers.choose import create_provider
+    from flows.workspaces import require_unlocked
     from tasks.params import load_params
 
-    require_fit(workspace)
+    require_ready(workspace)
     with suppress(ProviderError):  # the night says so, after all that it can do without the provider
-        choose_provider(workspace, load_params(workspace.params)).check()
-    require_free(workspace)
+        create_provider(workspace, load_params(workspace.params)).check()
+    require_unlocked(workspace)
 
 
-def _one_night(root: Path) -> None:
-    from flows.night import night as night_flow
+def _run_rounds(root: Path, rounds: int) -> None:
+    from flows.campaign import run_rounds
+    from flows.night import nightly
 
-    night_flow(root)
-
-
-def _several_nights(root: Path, rounds: int) -> None:
-    from flows.campaign import campaign as campaign_flow
-
-    campaign_flow(root, rounds)
+    if rounds == 1:
+        nightly(root)
+    else:
+        run_rounds(root, rounds)
 
 
 def _print_rounds(workspace: Workspace) -> None:
     from flows.records.ledger import all_ledgers
     from flows.watching.tables import rounds_table
 
-    if not wants_json():
+    if not is_json_logging():
         _out.print(rounds_table(all_ledgers(workspace)))
 
 
-def _print_places(workspace: Workspace) -> None:
-    if wants_json():
+def _print_locations(workspace: Workspace) -> None:
+    if is_json_logging():
         return
     _out.print(f"Report: {workspace.derived('report') / 'report.html'}", soft_wrap=True)
     if "MLFLOW_TRACKING_URI" not in os.environ:  # theirs they know, and it may hold a password
         _out.print(f"MLflow: {workspace.root / 'mlflow.db'}", soft_wrap=True)
 
 
-def _say_error(message: str) -> None:
-    if asked_for_json():
-        sys.stdout.write(error_line(message) + "\n")
+def _print_error(message: str) -> None:
+    if is_json_logging_unchecked():
+        sys.stdout.write(json_error_line(message) + "\n")
     else:
         _err.print(escape(message), style="red", soft_wrap=True, highlight=False)
 
@@ -277,7 +279,7 @@ app.command()(promote)
 app.command()(rollback)
 app.command()(reproduce)
 app.command()(gc)
-app.command()(serve)
+app.command()(schedule)
 app.command()(study)
 
 if __name__ == "__main__":

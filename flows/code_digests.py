@@ -1,4 +1,4 @@
-"""``code.json``: which source each stage is made of: an upgrade of Gleaner re-runs just what it changed."""
+"""``code_versions.json``: which source each stage is made of: an upgrade of Gleaner re-runs just what it changed."""
 
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,24 @@ from tasks.errors import UserError
 from tasks.paths import Workspace
 
 _CODE_ROOTS = ("tasks", "detectron_ext")
-_PACKAGES = Path(tasks.__file__).parents[1]
+_PACKAGE_ROOT = Path(tasks.__file__).parents[1]
 
 
-def packaged(name: str) -> Path:
+def packaged_file(name: str) -> Path:
     """The repository's ``dvc.yaml`` or ``params.yaml``, wherever this Gleaner is installed.
 
     Raises:
         UserError: the installation lacks the file.
     """
-    for folder in (_PACKAGES / "tasks" / "workspace", _PACKAGES):
+    for folder in (_PACKAGE_ROOT / "tasks" / "workspace", _PACKAGE_ROOT):
         if (folder / name).is_file():
             return folder / name
-    raise UserError(_PACKAGES, f"{name} is missing, expected it beside the packages", "Install Gleaner again.")
+    raise UserError(_PACKAGE_ROOT, f"{name} is missing, expected it beside the packages", "Install Gleaner again.")
 
 
 def packaged_stages() -> dict[str, Any]:
     """``stages`` of the repository's dvc.yaml, in order."""
-    stages: dict[str, Any] = yaml.safe_load(packaged("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages: dict[str, Any] = yaml.safe_load(packaged_file("dvc.yaml").read_text(encoding="utf-8"))["stages"]
     return stages
 
 
@@ -42,22 +42,22 @@ def code_digests() -> dict[str, str]:
     digests: dict[str, str] = {}
     for stage, entry in packaged_stages().items():
         sources = sorted(path for path in entry.get("deps", ()) if is_code(path))
-        digests[stage] = files.sha256_json([[path, _digest(_PACKAGES / path)] for path in sources])
+        digests[stage] = files.sha256_json([[path, _digest(_PACKAGE_ROOT / path)] for path in sources])
     del digests["draw"]  # the repository's own demo data; no campaign has this stage
     return digests
 
 
-def drifted_stages(workspace: Workspace) -> list[str]:
-    """Stages whose installed source is not the one ``code.json`` recorded."""
-    recorded = files.read_json(workspace.code_digests)
+def stale_stages(workspace: Workspace) -> list[str]:
+    """Stages whose installed source is not the one ``code_versions.json`` recorded."""
+    recorded = files.read_json(workspace.code_versions)
     return [stage for stage, digest in code_digests().items() if recorded.get(stage) != digest]
 
 
 def refresh_code_digests(workspace: Workspace) -> None:
-    """Write ``code.json`` where it is not up to date."""
+    """Write ``code_versions.json`` where it is not up to date."""
     digests = code_digests()
-    if not workspace.code_digests.is_file() or files.read_json(workspace.code_digests) != digests:
-        files.write_json(workspace.code_digests, digests)
+    if not workspace.code_versions.is_file() or files.read_json(workspace.code_versions) != digests:
+        files.write_json(workspace.code_versions, digests)
 
 
 def _digest(path: Path) -> str:

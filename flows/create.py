@@ -7,41 +7,41 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows import data_versions, vcs
-from flows.code_digests import packaged, refresh_code_digests
-from flows.template import campaign_dvc_yaml, dvc_ignore, git_ignore
+from flows.code_digests import packaged_file, refresh_code_digests
+from flows.template import dvcignore_text, gitignore_text, workspace_dvc_yaml
 from flows.workspaces import is_workspace
 from tasks import files
 from tasks.campaign import CampaignData, CampaignPlan, create_campaign_data
 from tasks.errors import UserError
 from tasks.image_cache import image_cache
 from tasks.importers.bucket import ImageBucket
-from tasks.importers.gather import Source
+from tasks.importers.gather import DatasetSource
 from tasks.object_store import is_object_uri
 from tasks.params import Params, load_params
-from tasks.params_template import make_params
+from tasks.params_template import render_params
 from tasks.paths import Workspace
-from tasks.seen_images import seen_objects
+from tasks.seen_images import object_metadata_cache
 
-_NO_CLASSES_YET = ("object",)
+_PLACEHOLDER_CLASSES = ("object",)
 
 # Where a user's own campaign starts from other numbers than the demo's small drawn digits; --set overrides them.
-OWN_DATA_SETTINGS = (
+OWN_DATA_OVERRIDES = (
     "model.short_side_px=256",
     "model.long_side_px=512",
-    "views.flip_probability=0.5",
+    "augmentation.flip_probability=0.5",
     "train.iterations=300",
     "train.burn_in_iterations=200",
     # For 100 iterations with unlabeled images; the demo has 40.
     "ssl.ema_decay=0.98",
-    "ssl.ramp_iterations=40",
+    "ssl.rampup_iterations=40",
 )
 
 
 @dataclass(frozen=True)
-class NewCampaign:
+class WorkspaceConfig:
     """What ``gleaner init`` is asked for; all else stands in params.yaml."""
 
-    source: Source
+    source: DatasetSource
     classes: tuple[str, ...] | None
     """None: those found in the annotations, the most frequent first."""
     seed_labels: int | None
@@ -50,7 +50,7 @@ class NewCampaign:
     val_frac: float
     """Share of the annotated images drawn for validation, unless the source brings its own."""
     oracle: bool
-    settings: tuple[str, ...]
+    overrides: tuple[str, ...]
     """``section.key=value``, in the order they are applied."""
     imported_at: str
     """ISO 8601 with time zone; the time the seed labels carry."""
@@ -58,7 +58,7 @@ class NewCampaign:
     """s3:// prefix of the images, which stay there; takes the place of ``source.images``."""
 
 
-def create_workspace(target: Path, campaign: NewCampaign, cache: str | None = None) -> CampaignData:
+def create_workspace(target: Path, config: WorkspaceConfig, cache: str | None = None) -> CampaignData:
     """Make the workspace ``target``.
 
     It is built beside its place and renamed at the end: a kill leaves only a hidden folder, which the next
@@ -67,84 +67,86 @@ def create_workspace(target: Path, campaign: NewCampaign, cache: str | None = No
     Args:
         target: a new or an empty folder.
         campaign: what it is made of.
-        cache: DVC cache shared with other workspaces, see ``data_versions.create_store``.
+        cache: DVC cache shared with other workspaces, see ``dvc.init_dvc``.
 
     Raises:
         UserError: the target holds something already, or the source or a setting is unusable.
     """
     target = target.absolute()
-    _require_free(target)
-    building = target.with_name(f".{target.name}.gleaner-init")
-    shutil.rmtree(building, ignore_errors=True)
+    _require_empty_target(target)
+    staging = target.with_name(f".{target.name}.gleaner-init")
+    shutil.rmtree(staging, ignore_errors=True)
     try:
-        building.mkdir(parents=True)
-        data = _build(Workspace(building), campaign, cache)
-        building.rename(target)
+        staging.mkdir(parents=True)
+        data = _build_workspace(Workspace(staging), config, cache)
+        staging.rename(target)
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     return data
 
 
-def _require_free(target: Path) -> None:
+def _require_empty_target(target: Path) -> None:
     if is_workspace(target):
-        raise UserError(target, "the folder is a campaign already, expected a new one", "Go on with: gleaner night")
+        raise UserError(target, "the folder is a campaign already, expected a new one", "Go on with: gleaner run")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(target, "the place is taken, expected an empty or a new folder", "Choose another name.")
 
 
-def _build(workspace: Workspace, campaign: NewCampaign, cache: str | None) -> CampaignData:
+def _build_workspace(workspace: Workspace, config: WorkspaceConfig, cache: str | None) -> CampaignData:
     root = workspace.root
-    params = _write_params(workspace, campaign, campaign.classes or _NO_CLASSES_YET)
-    source = _with_bucket(campaign, params, workspace)
-    data = create_campaign_data(source, _plan(campaign, params), workspace)
-    _write_params(workspace, campaign, data.classes)
-    vcs.create_repository(root)
-    data_versions.create_store(root, cache)
-    files.write_bytes(workspace.dvc_yaml, campaign_dvc_yaml().encode())
-    files.write_bytes(root / ".gitignore", git_ignore().encode())
-    files.write_bytes(root / ".dvcignore", dvc_ignore().encode())
+    params = _write_params(workspace, config, config.classes or _PLACEHOLDER_CLASSES)
+    source = _resolve_source(config, params, workspace)
+    data = create_campaign_data(source, _data_plan(config, params), workspace)
+    _write_params(workspace, config, data.classes)
+    vcs.init_repository(root)
+    data_versions.init_dvc(root, cache)
+    files.write_bytes(workspace.dvc_yaml, workspace_dvc_yaml().encode())
+    files.write_bytes(root / ".gitignore", gitignore_text().encode())
+    files.write_bytes(root / ".dvcignore", dvcignore_text().encode())
     refresh_code_digests(workspace)
-    data_versions.add(workspace, workspace.images, workspace.index, workspace.frozen, workspace.previous)
+    data_versions.add(
+        workspace, workspace.images, workspace.index, workspace.detections_at_selection, workspace.warm_start
+    )
     vcs.commit(workspace, f"Start the campaign: {data.counts['seed_images']} seed images")
     return data
 
 
-def _with_bucket(campaign: NewCampaign, params: Params, workspace: Workspace) -> Source:
+def _resolve_source(config: WorkspaceConfig, params: Params, workspace: Workspace) -> DatasetSource:
     """The source, with its images looked at where they are objects."""
-    if campaign.bucket is None:
-        return campaign.source
-    seen = seen_objects(workspace, image_cache(workspace))
+    if config.bucket is None:
+        return config.source
+    metadata_cache = object_metadata_cache(workspace, image_cache(workspace))
     pool, max_pixels = params.pool, params.prepare.max_pixels
-    images = ImageBucket(campaign.bucket, seen, workers=pool.download_workers, max_pixels=max_pixels)
-    return replace(campaign.source, images=images)
+    images = ImageBucket(config.bucket, metadata_cache, num_workers=pool.num_download_workers, max_pixels=max_pixels)
+    return replace(config.source, images=images)
 
 
-def _write_params(workspace: Workspace, campaign: NewCampaign, classes: Sequence[str]) -> Params:
-    text = make_params(packaged("params.yaml").read_text("utf-8"), classes=classes, overrides=campaign.settings)
+def _write_params(workspace: Workspace, config: WorkspaceConfig, classes: Sequence[str]) -> Params:
+    text = render_params(packaged_file("params.yaml").read_text("utf-8"), classes=classes, overrides=config.overrides)
     files.write_bytes(workspace.params, text.encode())
     return load_params(workspace.params)
 
 
-def _plan(campaign: NewCampaign, params: Params) -> CampaignPlan:
+def _data_plan(config: WorkspaceConfig, params: Params) -> CampaignPlan:
     return CampaignPlan(
         seed=params.seed,
-        classes=campaign.classes,
-        seed_images=campaign.seed_labels,
-        calibration_images=campaign.calibration_images,
-        val_frac=campaign.val_frac,
-        oracle=campaign.oracle,
-        imported_at=campaign.imported_at,
+        classes=config.classes,
+        seed_images=config.seed_labels,
+        calibration_images=config.calibration_images,
+        val_frac=config.val_frac,
+        oracle=config.oracle,
+        imported_at=config.imported_at,
         max_pixels=params.prepare.max_pixels,
     )
 
 
-def pool_setting(images: str) -> str:
+def pool_source_override(images: str) -> str:
     """The setting that lets ``gleaner pool sync`` find the images again."""
-    place = images if is_object_uri(images) else str(Path(images).absolute())
-    return f"pool.source={json.dumps(place, ensure_ascii=False)}"
+    uri = images if is_object_uri(images) else str(Path(images).absolute())
+    return f"pool.images_uri={json.dumps(uri, ensure_ascii=False)}"
 
 
-def data_counts(data: CampaignData) -> Sequence[tuple[str, int]]:
+def summary_counts(data: CampaignData) -> Sequence[tuple[str, int]]:
     """What a person wants to know of a new campaign, in order."""
     names = (
         ("pool images", "pool_images"), ("seed images", "seed_images"), ("seed boxes", "seed_boxes"),

@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 import tasks
-from flows.safety.process import stream
+from flows.safety.process import run_streaming
 from tasks.errors import UserError
 from tasks.paths import Workspace
 
-_SETTINGS = {
+_DVC_CONFIG = {
     "core.analytics": "false",
     "core.check_update": "false",
     "core.autostage": "false",  # it would stage dvc.lock, and `git checkout -- .` then keeps the new one
@@ -25,7 +25,7 @@ _SETTINGS = {
 }
 
 
-_OUTAGE = re.compile(
+_OUTAGE_PATTERN = re.compile(
     r"could not connect|connection|timed? ?out|disconnected|temporar|unavailable|name or service|slowdown"
     r"|internal ?error|internal server error|bad gateway|\b50[0234]\b|try again",
     re.IGNORECASE,
@@ -35,10 +35,10 @@ _OUTAGE = re.compile(
 class DvcError(UserError):
     """DVC refuses, or its remote is away."""
 
-    def __init__(self, root: Path, command: str, code: int, said: str) -> None:
+    def __init__(self, root: Path, command: str, code: int, message: str) -> None:
         """Take the repository, DVC's command, its exit code and its last words."""
-        super().__init__(root, f"dvc {command} ended with code {code} ({said}), expected 0")
-        self.transient = bool(_OUTAGE.search(said))
+        super().__init__(root, f"dvc {command} ended with code {code} ({message}), expected 0")
+        self.transient = bool(_OUTAGE_PATTERN.search(message))
 
 
 def dvc_command(*arguments: str) -> list[str]:
@@ -46,7 +46,7 @@ def dvc_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "dvc", *arguments]
 
 
-def child_environment() -> dict[str, str]:
+def dvc_env() -> dict[str, str]:
     """Environment in which ``python -m tasks.<stage>`` is this Python and this Gleaner."""
     package_parent = str(Path(tasks.__file__).parents[1])
     python_path = os.environ.get("PYTHONPATH")
@@ -56,7 +56,7 @@ def child_environment() -> dict[str, str]:
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
-        "SHELL": _shell(),
+        "SHELL": _dvc_shell(),
         "DVC_NO_ANALYTICS": "1",
         # Waiting threads spin only briefly. On a busy machine, spinning as long as they like by default made a
         # training step 4 times slower; never spinning costs a fifth on an idle one.
@@ -67,7 +67,7 @@ def child_environment() -> dict[str, str]:
     return {**environment, "PYTHONPATH": python_path} if python_path else environment
 
 
-def _shell() -> str:
+def _dvc_shell() -> str:
     """The shell through which DVC starts a stage.
 
     Bash replaces itself by a single command, so that the stage is DVC's own child and ends when DVC is killed;
@@ -76,30 +76,30 @@ def _shell() -> str:
     return shutil.which("bash") or "/bin/sh"
 
 
-def dvc(root: Path, *arguments: str) -> str:
+def run_dvc(root: Path, *arguments: str) -> str:
     """Run DVC in ``root``, return what it prints.
 
     Raises:
         DvcError: carries DVC's last line.
     """
     lines: list[str] = []
-    code = stream(dvc_command(*arguments), cwd=root, env=child_environment(), on_line=lines.append)
+    code = run_streaming(dvc_command(*arguments), cwd=root, env=dvc_env(), on_line=lines.append)
     if code:
-        said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
-        raise DvcError(root, arguments[0], code, said)
+        last_error = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
+        raise DvcError(root, arguments[0], code, last_error)
     return "\n".join(lines)
 
 
-def create_store(root: Path, cache: str | None = None) -> None:
+def init_dvc(root: Path, cache: str | None = None) -> None:
     """Make the repository ``root`` a DVC one, with settings that suit a nightly run.
 
     Args:
         root: a git repository.
         cache: folder that several repositories share, absolute or relative to ``root/.dvc``; None: its own.
     """
-    dvc(root, "init")
+    run_dvc(root, "init")
     section: dict[str, dict[str, str]] = {}
-    for key, value in (_SETTINGS | ({"cache.dir": cache} if cache else {})).items():
+    for key, value in (_DVC_CONFIG | ({"cache.dir": cache} if cache else {})).items():
         group, name = key.split(".")
         section.setdefault(group, {})[name] = value
     # One file of four lines; asking `dvc config` for each takes a second a line.
@@ -112,7 +112,7 @@ def create_store(root: Path, cache: str | None = None) -> None:
 
 def add(workspace: Workspace, *paths: Path) -> None:
     """Put source files under DVC; what it knows already stays as it is."""
-    dvc(workspace.root, "add", *(path.relative_to(workspace.root).as_posix() for path in paths))
+    run_dvc(workspace.root, "add", *(path.relative_to(workspace.root).as_posix() for path in paths))
 
 
 def has_default_remote(root: Path) -> bool:
@@ -133,14 +133,12 @@ def locked_stages(workspace: Workspace) -> Mapping[str, Any]:
     return content
 
 
-def recorded_digests(entry: Mapping[str, Any], kind: str) -> dict[str, str]:
+def recorded_md5s(entry: Mapping[str, Any], kind: str) -> dict[str, str]:
     """Path to MD5 of a stage's ``deps`` or ``outs``, sorted by path."""
     return {item["path"]: item["md5"] for item in sorted(entry.get(kind, ()), key=lambda item: str(item["path"]))}
 
 
 def is_clean(root: Path) -> bool:
     """Whether ``dvc status`` finds nothing to say."""
-    quiet = subprocess.run(
-        dvc_command("status", "--quiet"), cwd=root, env=child_environment(), capture_output=True, check=False
-    )
-    return quiet.returncode == 0
+    result = subprocess.run(dvc_command("status", "--quiet"), cwd=root, env=dvc_env(), capture_output=True, check=False)
+    return result.returncode == 0

@@ -3,18 +3,18 @@
 import tempfile
 from pathlib import Path
 
-from flows.code_digests import packaged
-from flows.create import NewCampaign, create_workspace
-from flows.position import finished_round
+from flows.code_digests import packaged_file
+from flows.create import WorkspaceConfig, create_workspace
+from flows.position import last_published_round
 from flows.workspaces import is_workspace
-from tasks.demo import draw_demo
+from tasks.demo import generate_dataset
 from tasks.errors import UserError
-from tasks.importers.gather import Source
+from tasks.importers.gather import DatasetSource
 from tasks.params import load_params
 from tasks.paths import Workspace
 
 LAST_ROUND = 2
-_DRAWN_AT = "2026-01-01T00:00:00+00:00"  # a fixed time: the same images, labels and parameters give the same bytes
+_IMPORTED_AT = "2026-01-01T00:00:00+00:00"  # a fixed time: the same images, labels and parameters give the same bytes
 
 
 def prepare_demo(target: Path) -> None:
@@ -28,25 +28,27 @@ def prepare_demo(target: Path) -> None:
     if target.exists() and any(target.iterdir()):
         fix = "Name another folder with --dir."
         raise UserError(target, "the place is taken, expected a free one or an earlier demo", fix)
-    params = load_params(packaged("params.yaml"))
+    params = load_params(packaged_file("params.yaml"))
     assert params.draw is not None
     with tempfile.TemporaryDirectory(prefix="gleaner-demo-") as folder:
-        drawn = Path(folder)
-        draw_demo(drawn, params=params.draw, classes=params.classes, seed=params.seed)
-        source = Source("coco", drawn / "annotations.json", drawn / "images", drawn / "val.json", None)
-        campaign = NewCampaign(
+        dataset_dir = Path(folder)
+        generate_dataset(dataset_dir, params=params.draw, classes=params.classes, seed=params.seed)
+        source = DatasetSource(
+            "coco", dataset_dir / "annotations.json", dataset_dir / "images", dataset_dir / "val.json", None
+        )
+        campaign = WorkspaceConfig(
             source=source,
             classes=tuple(params.classes),
             seed_labels=params.draw.seed_images,
             calibration_images=params.draw.calibration_images,
             val_frac=0.2,  # unused: the demo brings its own validation set
             oracle=True,
-            settings=(),
-            imported_at=_DRAWN_AT,
+            overrides=(),
+            imported_at=_IMPORTED_AT,
         )
         create_workspace(target, campaign)
 
 
-def rounds_to_go(workspace: Workspace) -> int:
+def remaining_rounds(workspace: Workspace) -> int:
     """How many rounds the demo still lacks."""
-    return LAST_ROUND - finished_round(workspace)
+    return LAST_ROUND - last_published_round(workspace)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flows.environment import prepare_environment, uses_own_server
-from flows.safety.process import end_with_parent
+from flows.environment import has_prefect_server, prepare_environment
+from flows.safety.process import set_pdeathsig
 from tasks.errors import UserError
 
 _STOP_GRACE_S = 5.0
@@ -34,10 +34,10 @@ def ensure_prefect_api(root: Path) -> None:
         UserError: the private server does not start; names its log.
     """
     prepare_environment(root)
-    if uses_own_server():
+    if has_prefect_server():
         return
     log = root / ".gleaner" / "logs" / "prefect-server.log"
-    with _only_one_starts(Path(os.environ["PREFECT_HOME"]).expanduser()):
+    with _startup_lock(Path(os.environ["PREFECT_HOME"]).expanduser()):
         server, port = _start(log)
         atexit.register(_stop, server)  # not sooner: while the interpreter ends, Prefect still sends its last logs
         _wait_until_ready(server, port, log)
@@ -45,7 +45,7 @@ def ensure_prefect_api(root: Path) -> None:
 
 
 @contextmanager
-def _only_one_starts(home: Path) -> Iterator[None]:
+def _startup_lock(home: Path) -> Iterator[None]:
     """Of two servers that lay out the same new database at the same time, Prefect lets one fail."""
     try:
         with FileLock(home / "server-starts.lock", timeout=_start_timeout_s()):
@@ -73,7 +73,7 @@ def _start(log: Path) -> tuple[subprocess.Popen[bytes], int]:
             stderr=subprocess.STDOUT,
             pass_fds=[listening.fileno()],
             start_new_session=True,
-            preexec_fn=end_with_parent(signal.SIGKILL),  # its database is transactional
+            preexec_fn=set_pdeathsig(signal.SIGKILL),  # its database is transactional
             env={
                 **os.environ,
                 "PREFECT__SERVER_EPHEMERAL": "1",

@@ -7,7 +7,7 @@ import os
 import tomllib
 from pathlib import Path
 
-_QUIET = {
+_DEFAULT_ENV = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
     "GIT_TERMINAL_PROMPT": "0",
@@ -29,13 +29,13 @@ _QUIET = {
 
 def prepare_environment(root: Path) -> None:
     """Set the defaults for work in the workspace ``root``."""
-    for name, value in _QUIET.items():
+    for name, value in _DEFAULT_ENV.items():
         os.environ.setdefault(name, value)
-    if "PREFECT_HOME" not in os.environ and not uses_own_server():
+    if "PREFECT_HOME" not in os.environ and not has_prefect_server():
         os.environ["PREFECT_HOME"] = str(root.resolve() / ".prefect")
 
 
-def uses_own_server() -> bool:
+def has_prefect_server() -> bool:
     """Whether the user has named a Prefect server, in the environment or in the active profile."""
     return bool(os.environ.get("PREFECT_API_URL") or _profile_api_url())
 

@@ -15,21 +15,21 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.code_digests import refresh_code_digests
-from flows.labels.collect import Collected, collect, settle
-from flows.labels.deliver import COMPLETE, Delivered, deliver, is_outstanding
-from flows.labels.deliveries import offered_deliveries
-from flows.labels.leases import open_count
-from flows.labels.providers.base import Delivery, LabelProvider, ProviderError
-from flows.labels.providers.choose import choose_provider
-from flows.position import NightResult, is_published, newest_round
-from flows.records.publish import Published, PublishError, publish, push
-from flows.safety.cancellation import call_it_cancelled, heeding_cancellation
-from flows.safety.causes import named_causes
-from flows.safety.retries import night_task
-from flows.safety.unfinished import close_unfinished, note_flow_runs
-from flows.stage import reproduce
-from flows.watching.watch import show_published, watched
-from flows.workspaces import night_lock, require_workspace
+from flows.labels.collect import CollectionResult, collect, finalize_collection
+from flows.labels.deliver import CAMPAIGN_COMPLETE, DeliveryResult, deliver, has_pending_delivery
+from flows.labels.deliveries import offered_annotation_batches
+from flows.labels.leases import num_open
+from flows.labels.providers.base import AnnotationBatch, LabelProvider, ProviderError
+from flows.labels.providers.choose import create_provider
+from flows.position import RunResult, is_published, newest_round
+from flows.records.publish import PublishError, PublishResult, publish, push
+from flows.safety.cancellation import mark_cancelled, watch_for_cancellation
+from flows.safety.causes import translate_service_errors
+from flows.safety.retries import retrying_task
+from flows.safety.unfinished import close_crashed_runs, record_flow_runs
+from flows.stage import run_stage
+from flows.watching.watch import after_publish, monitored
+from flows.workspaces import require_workspace, run_lock
 from tasks.errors import UserError
 from tasks.params import Params, load_params
 from tasks.paths import STAGES, Workspace
@@ -41,23 +41,23 @@ def campaign_name() -> str:
 
 
 @dataclass(frozen=True)
-class Tonight:
+class RunContext:
     """What all parts of a night need."""
 
     workspace: Workspace
     params: Params
     provider: LabelProvider
-    troubles: list[ProviderError] = field(default_factory=list)
+    provider_errors: list[ProviderError] = field(default_factory=list)
     """What the provider did not do."""
 
-    def go_on_without(self, error: ProviderError) -> None:
+    def record_provider_error(self, error: ProviderError) -> None:
         """Remember for the end of the night, say it now."""
-        self.troubles.append(error)
+        self.provider_errors.append(error)
         get_run_logger().warning("%s The night goes on with what needs no annotators.", error)
 
 
-@flow(name="night", flow_run_name=campaign_name, on_crashed=[call_it_cancelled])
-def night(root: Path) -> NightResult:
+@flow(name="nightly", flow_run_name=campaign_name, on_crashed=[mark_cancelled])
+def nightly(root: Path) -> RunResult:
     """Bring the campaign in ``root`` one round further, or to the end of the round that was cut off.
 
     Raises:
@@ -65,96 +65,96 @@ def night(root: Path) -> NightResult:
         ProviderError: the label provider did not do its part; all that could be done without it is done.
     """
     workspace = require_workspace(root)
-    with night_lock(workspace) as lock, heeding_cancellation(), watched(workspace) as watch:
-        note_flow_runs(lock)
-        close_unfinished(workspace)
-        watch.begun()
+    with run_lock(workspace) as lock, watch_for_cancellation(), monitored(workspace) as hooks:
+        record_flow_runs(lock)
+        close_crashed_runs(workspace)
+        hooks.before_run()
         params = load_params(workspace.params)
-        tonight = Tonight(workspace, params, choose_provider(workspace, params))
-        result = one_round_further(tonight)
-        if tonight.troubles:
-            raise tonight.troubles[0]
-        return watch.ended(result)
+        context = RunContext(workspace, params, create_provider(workspace, params))
+        result = advance_round(context)
+        if context.provider_errors:
+            raise context.provider_errors[0]
+        return hooks.after_run(result)
 
 
-def one_round_further(tonight: Tonight) -> NightResult:
+def advance_round(context: RunContext) -> RunResult:
     """The night, once it is the only one at work."""
-    workspace = tonight.workspace
+    workspace = context.workspace
     number = newest_round(workspace)
-    settle(workspace, number)
+    finalize_collection(workspace, number)
     published = is_published(workspace, number)
-    _check(tonight, needed=published)
+    _check_provider(context, required=published)
     if not published:
-        return _round(tonight, number)
-    offered = offered_deliveries(workspace)
-    delivered = _hand_over(tonight, number) if is_outstanding(workspace, number) else None
-    collected = _collect(tonight, number + 1, offered)
-    if collected is not None and collected.images:
-        return _round(tonight, number + 1)
+        return _run_round(context, number)
+    offered = offered_annotation_batches(workspace)
+    delivered = _offer_next_batch(context, number) if has_pending_delivery(workspace, number) else None
+    collected = _collect(context, number + 1, offered)
+    if collected is not None and collected.num_images:
+        return _run_round(context, number + 1)
     if delivered is not None:  # the last night was cut off right there
-        return _ended(number, delivered)
-    if open_count(workspace) == 0:
-        return NightResult(number, "exhausted", COMPLETE)
-    return NightResult(number, "waiting", "" if collected is None else collected.message)
+        return _result(number, delivered)
+    if num_open(workspace) == 0:
+        return RunResult(number, "pool_exhausted", CAMPAIGN_COMPLETE)
+    return RunResult(number, "waiting_for_labels", "" if collected is None else collected.message)
 
 
-def _check(tonight: Tonight, *, needed: bool) -> None:
+def _check_provider(context: RunContext, *, required: bool) -> None:
     """A provider that is away stops a night only where there is nothing to do without it."""
     try:
-        tonight.provider.check()
+        context.provider.check()
     except ProviderError as error:
-        if needed and not error.transient:
+        if required and not error.transient:
             raise
-        tonight.go_on_without(error)
+        context.record_provider_error(error)
 
 
-def _collect(tonight: Tonight, batch: int, offered: Sequence[Delivery]) -> Collected | None:
+def _collect(context: RunContext, batch: int, offered: Sequence[AnnotationBatch]) -> CollectionResult | None:
     """Labels of all deliveries the provider had before tonight; None where it is away."""
     try:
-        collected = collect_labels(tonight.workspace, tonight.provider, tonight.params, batch, offered)
+        collected = collect_labels(context.workspace, context.provider, context.params, batch, offered)
     except ProviderError as error:
-        tonight.go_on_without(error)
+        context.record_provider_error(error)
         return None
-    for trouble in collected.troubles:
-        tonight.go_on_without(trouble)
+    for provider_error in collected.provider_errors:
+        context.record_provider_error(provider_error)
     return collected
 
 
-def _round(tonight: Tonight, number: int) -> NightResult:
+def _run_round(context: RunContext, number: int) -> RunResult:
     """Derive and publish round ``number``, whose labels are there; offer the next batch."""
-    published = derive_and_publish(tonight, number)
-    delivered = _hand_over(tonight, number)
-    return NightResult(number, "finished", published.message) if delivered is None else _ended(number, delivered)
+    published = derive_and_publish(context, number)
+    delivered = _offer_next_batch(context, number)
+    return RunResult(number, "completed", published.message) if delivered is None else _result(number, delivered)
 
 
-def derive_and_publish(tonight: Tonight, number: int) -> Published:
+def derive_and_publish(context: RunContext, number: int) -> PublishResult:
     """The part of a round that needs no annotators."""
-    log, workspace = get_run_logger(), tonight.workspace
+    log, workspace = get_run_logger(), context.workspace
     refresh_code_digests(workspace)
     log.info("round %d", number, extra={"gleaner_round": number})
     for stage in STAGES:
-        reproduce(workspace.root, stage, number)
-    with named_causes("MLflow", PublishError):
-        published = publish_round(workspace, tonight.params, number)
+        run_stage(workspace.root, stage, number)
+    with translate_service_errors("MLflow", PublishError):
+        published = publish_round(workspace, context.params, number)
     log.info("%s", published.message, extra={"gleaner_published": number})
-    show_published(workspace, number)
+    after_publish(workspace, number)
     _push(workspace)
     return published
 
 
-def _hand_over(tonight: Tonight, number: int) -> Delivered | None:
+def _offer_next_batch(context: RunContext, number: int) -> DeliveryResult | None:
     """Offer the next batch; None where the provider does not take it."""
     try:
-        delivered = deliver_batch(tonight.workspace, tonight.provider, tonight.params, number)
+        delivered = deliver_batch(context.workspace, context.provider, context.params, number)
     except ProviderError as error:
-        tonight.go_on_without(error)
+        context.record_provider_error(error)
         return None
     get_run_logger().info("%s", delivered.message)
     return delivered
 
 
-def _ended(number: int, delivered: Delivered) -> NightResult:
-    return NightResult(number, "finished" if delivered.open_images else "exhausted", delivered.message)
+def _result(number: int, delivered: DeliveryResult) -> RunResult:
+    return RunResult(number, "completed" if delivered.num_open else "pool_exhausted", delivered.message)
 
 
 def _push(workspace: Workspace) -> None:
@@ -165,29 +165,29 @@ def _push(workspace: Workspace) -> None:
         get_run_logger().warning("The data of this round was not pushed: %s The next night tries again.", error)
 
 
-@night_task("collect")
+@retrying_task("collect")
 def collect_labels(
-    workspace: Workspace, provider: LabelProvider, params: Params, batch: int, deliveries: Sequence[Delivery]
-) -> Collected:
+    workspace: Workspace, provider: LabelProvider, params: Params, batch: int, deliveries: Sequence[AnnotationBatch]
+) -> CollectionResult:
     """Fetch finished labels."""
     collected = collect(workspace, provider, params, batch, deliveries, datetime.now(UTC))
     get_run_logger().info("%s", collected.message)
     return collected
 
 
-@night_task("publish")
-def publish_round(workspace: Workspace, params: Params, number: int) -> Published:
+@retrying_task("publish")
+def publish_round(workspace: Workspace, params: Params, number: int) -> PublishResult:
     """MLflow, ledger, commit and tag."""
     return publish(workspace, params, number)
 
 
-@night_task("push")
+@retrying_task("push")
 def push_data(workspace: Workspace) -> bool:
     """Send data to the default DVC remote, where there is one."""
     return push(workspace)
 
 
-@night_task("deliver")
-def deliver_batch(workspace: Workspace, provider: LabelProvider, params: Params, number: int) -> Delivered:
+@retrying_task("deliver")
+def deliver_batch(workspace: Workspace, provider: LabelProvider, params: Params, number: int) -> DeliveryResult:
     """Offer the next batch."""
     return deliver(workspace, provider, params, number)

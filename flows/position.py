@@ -8,7 +8,7 @@ from flows import vcs
 from tasks.errors import UserError
 from tasks.paths import Workspace
 
-_BATCH = re.compile(r"batch-(\d{4,})\.json")
+_BATCH_FILE_PATTERN = re.compile(r"batch-(\d{4,})\.json")
 
 
 def newest_round(workspace: Workspace) -> int:
@@ -18,7 +18,7 @@ def newest_round(workspace: Workspace) -> int:
         UserError: there is no batch, or one is missing in between.
     """
     names = [path.name for path in workspace.labels.glob("batch-*.json")] if workspace.labels.is_dir() else []
-    batches = sorted(int(match[1]) for name in names if (match := _BATCH.fullmatch(name)))
+    batches = sorted(int(match[1]) for name in names if (match := _BATCH_FILE_PATTERN.fullmatch(name)))
     if not batches:
         raise UserError(
             workspace.labels, "the folder holds no label batch, expected batch-0000.json", "Run: gleaner init"
@@ -40,17 +40,17 @@ def is_published(workspace: Workspace, round_number: int) -> bool:
     return ledger.is_file() and vcs.has_tag(workspace.root, vcs.round_tag(round_number))
 
 
-def finished_round(workspace: Workspace) -> int:
+def last_published_round(workspace: Workspace) -> int:
     """The newest finished round; -1 before the first."""
     newest = newest_round(workspace)
     return newest if is_published(workspace, newest) else newest - 1
 
 
 @dataclass(frozen=True)
-class NightResult:
+class RunResult:
     """How a night ended."""
 
     round_number: int
-    outcome: Literal["finished", "waiting", "exhausted"]
+    outcome: Literal["completed", "waiting_for_labels", "pool_exhausted"]
     """A round was published; no labels came back; or nothing is left to ask for."""
     message: str

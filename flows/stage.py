@@ -10,14 +10,14 @@ from pathlib import Path
 
 from prefect.logging import get_run_logger
 
-from flows.data_versions import child_environment, dvc_command
-from flows.safety.gpu import gpus_for
-from flows.safety.process import TookTooLong, stream
-from flows.safety.recovery import NIGHT_OF
-from flows.safety.retries import night_task, once_more_with_half
-from flows.stage_errors import StageTimeoutError, is_chatter, stage_failure
+from flows.data_versions import dvc_command, dvc_env
+from flows.safety.gpu import gpu_locks
+from flows.safety.process import ProcessTimeout, run_streaming
+from flows.safety.recovery import WORKSPACE_ENV
+from flows.safety.retries import retry_with_half_batch, retrying_task
+from flows.stage_errors import StageTimeoutError, is_noise, stage_failure
 from flows.stage_log import record_seconds, stage_log
-from tasks.entry import BATCH_DIVISOR
+from tasks.entry import MICRO_BATCHES_ENV
 from tasks.params import load_params
 from tasks.paths import Workspace
 
@@ -32,8 +32,8 @@ class StageRun:
     """DVC found nothing changed, or took the outputs from its cache."""
 
 
-@night_task("{stage}")
-def reproduce(root: Path, stage: str, round_number: int) -> StageRun:
+@retrying_task("{stage}")
+def run_stage(root: Path, stage: str, round_number: int) -> StageRun:
     """Bring one stage up to date and record how long it took.
 
     Raises:
@@ -46,43 +46,47 @@ def reproduce(root: Path, stage: str, round_number: int) -> StageRun:
     log = get_run_logger()
     log.info("%s", stage, extra={"gleaner_stage": stage})
     limit_s = 60 * load_params(workspace.params).nightly.stage_timeout_minutes
-    with gpus_for(stage, str(root), log.info):
-        run = once_more_with_half(lambda divisor: _run(workspace, stage, round_number, divisor, limit_s), log.warning)
+    with gpu_locks(stage, str(root), log.info):
+        run = retry_with_half_batch(
+            lambda micro_batches: _run(workspace, stage, round_number, micro_batches, limit_s), log.warning
+        )
     record_seconds(workspace, round_number, stage, run.seconds, skipped=run.skipped)
     return run
 
 
-def repeat_arguments(stage: str) -> list[str]:
+def dvc_args(stage: str) -> list[str]:
     """The command behind a stage."""
     return dvc_command("repro", "--single-item", stage)
 
 
-def _run(workspace: Workspace, stage: str, round_number: int, divisor: int, limit_s: float) -> StageRun:
+def _run(workspace: Workspace, stage: str, round_number: int, micro_batches: int, limit_s: float) -> StageRun:
     log, log_file = get_run_logger(), stage_log(workspace, round_number, stage)
-    environment = {**child_environment(), NIGHT_OF: str(workspace.root.resolve()), BATCH_DIVISOR: str(divisor)}
+    environment = {**dvc_env(), WORKSPACE_ENV: str(workspace.root.resolve()), MICRO_BATCHES_ENV: str(micro_batches)}
     lines: list[str] = []
     started_s = time.monotonic()
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    with log_file.open("a", encoding="utf-8") as kept:
-        kept.write(f"--- {datetime.now(UTC).isoformat(timespec='seconds')}\n")
+    with log_file.open("a", encoding="utf-8") as log_stream:
+        log_stream.write(f"--- {datetime.now(UTC).isoformat(timespec='seconds')}\n")
 
-        def take(line: str) -> None:
+        def on_line(line: str) -> None:
             lines.append(line)
-            kept.write(f"{line}\n")
-            kept.flush()
-            if not is_chatter(line):
+            log_stream.write(f"{line}\n")
+            log_stream.flush()
+            if not is_noise(line):
                 log.info("%s", line, extra={"gleaner_line": stage})
 
         try:
-            code = stream(repeat_arguments(stage), cwd=workspace.root, env=environment, on_line=take, limit_s=limit_s)
-        except TookTooLong:
-            raise _too_slow(stage, limit_s) from None
+            code = run_streaming(dvc_args(stage), cwd=workspace.root, env=environment, on_line=on_line, limit_s=limit_s)
+        except ProcessTimeout:
+            raise _timeout_error(stage, limit_s) from None
     if code:
         raise stage_failure(workspace.root, stage, code, lines, log_file)
     skipped = not any(line.startswith("Running stage '") for line in lines)
     return StageRun(stage, round(time.monotonic() - started_s, 3), skipped)
 
 
-def _too_slow(stage: str, limit_s: float) -> StageTimeoutError:
-    took = f"it took longer than nightly.stage_timeout_minutes ({limit_s / 60:g}), expected less"
-    return StageTimeoutError(stage, took, "What it kept is kept: gleaner night goes on from there, or raise the limit.")
+def _timeout_error(stage: str, limit_s: float) -> StageTimeoutError:
+    problem = f"it took longer than nightly.stage_timeout_minutes ({limit_s / 60:g}), expected less"
+    return StageTimeoutError(
+        stage, problem, "What it kept is kept: gleaner run goes on from there, or raise the limit."
+    )

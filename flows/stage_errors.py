@@ -5,19 +5,23 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.errors import LEFT_EARLY, OUT_OF_REACH, DiskFullError, GuardRailError, OutOfMemoryError, UserError
-from tasks.shortage import disk_full, says_disk_full
+from tasks.errors import EXIT_INTERRUPTED, EXIT_UNREACHABLE, DiskFullError, GuardRailError, OutOfMemoryError, UserError
+from tasks.shortage import disk_full_error, mentions_disk_full
 
-_EXITED = re.compile(r"^ERROR: .*\bexited with (-?\d+)")
-_BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
-_CHATTER = re.compile(
+_EXIT_CODE_PATTERN = re.compile(r"^ERROR: .*\bexited with (-?\d+)")
+_LOCK_BUSY_PATTERN = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
+_NOISE_PATTERN = re.compile(
     r"^(Running stage '|> python -m |(Generating|Updating) lock file|Use `dvc push`"
     r"|To (track the changes|enable auto staging)|\tgit add |\tdvc config core.autostage"
     r"|Data and pipelines are up to date|ERROR: failed to reproduce|$)"
 )
-_OWN_WORDS = {kind.exit_code: kind for kind in (UserError, GuardRailError, OutOfMemoryError, DiskFullError)}
-_ENDED_BY = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_KILLED = {LEFT_EARLY, *(-number for number in _ENDED_BY), *(128 + number for number in _ENDED_BY)}
+_ERROR_BY_EXIT_CODE = {kind.exit_code: kind for kind in (UserError, GuardRailError, OutOfMemoryError, DiskFullError)}
+_TERMINATION_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_KILLED_EXIT_CODES = {
+    EXIT_INTERRUPTED,
+    *(-number for number in _TERMINATION_SIGNALS),
+    *(128 + number for number in _TERMINATION_SIGNALS),
+}
 
 
 class StageError(UserError):
@@ -38,7 +42,7 @@ class StageKilledError(StageError):
     transient = True
 
 
-class StageCutOffError(StageError):
+class StageServiceUnavailableError(StageError):
     """A service outside, as the object store with the images, gave a stage no answer."""
 
     transient = True
@@ -48,38 +52,40 @@ class StageTimeoutError(StageError):
     """A stage took longer than it may; what it kept is kept."""
 
 
-def is_chatter(line: str) -> bool:
+def is_noise(line: str) -> bool:
     """Whether a line is DVC's own and tells an operator nothing."""
-    return bool(_CHATTER.search(line))
+    return bool(_NOISE_PATTERN.search(line))
 
 
 def stage_failure(root: Path, stage: str, code: int, lines: Sequence[str], log_file: Path) -> UserError:
     """The error behind a ``dvc repro`` of ``stage`` that ended with ``code`` after printing ``lines``."""
-    repeat = f"Repeat it alone with: {repeat_command(root, stage)}"
+    rerun_hint = f"Repeat it alone with: {rerun_command(root, stage)}"
     errors = [line for line in lines if line.startswith("ERROR: ")]
-    said = [line for line in lines if line.strip() and not line.startswith("ERROR: ") and not is_chatter(line)]
-    exits = [int(match[1]) for line in errors if (match := _EXITED.search(line))]
-    ended = exits[-1] if exits else code
-    if exits and ended in _OWN_WORDS:
-        return _OWN_WORDS[ended](stage, _sentence(said), repeat)
-    if any(map(says_disk_full, (*errors, *said[-1:]))):
-        return disk_full(stage)
-    where = f"All it said: {log_file}. {repeat}"
-    if exits and ended == OUT_OF_REACH:
-        return StageCutOffError(stage, _sentence(said), where)
-    if ended in _KILLED:
-        return StageKilledError(stage, f"it was ended from outside (code {ended}), expected it to finish", where)
-    if any(_BUSY.search(line) for line in errors):
-        return StageBusyError(stage, _sentence(errors), repeat)
-    if exits:
-        return StageError(stage, f"the stage ended with code {ended} ({_sentence(said)}), expected 0", where)
-    return StageError(stage, _sentence([line.removeprefix("ERROR: ") for line in errors] or lines), where)
+    output = [line for line in lines if line.strip() and not line.startswith("ERROR: ") and not is_noise(line)]
+    exit_codes = [int(match[1]) for line in errors if (match := _EXIT_CODE_PATTERN.search(line))]
+    exit_code = exit_codes[-1] if exit_codes else code
+    if exit_codes and exit_code in _ERROR_BY_EXIT_CODE:
+        return _ERROR_BY_EXIT_CODE[exit_code](stage, _error_summary(output), rerun_hint)
+    if any(map(mentions_disk_full, (*errors, *output[-1:]))):
+        return disk_full_error(stage)
+    log_hint = f"All it said: {log_file}. {rerun_hint}"
+    if exit_codes and exit_code == EXIT_UNREACHABLE:
+        return StageServiceUnavailableError(stage, _error_summary(output), log_hint)
+    if exit_code in _KILLED_EXIT_CODES:
+        return StageKilledError(stage, f"it was ended from outside (code {exit_code}), expected it to finish", log_hint)
+    if any(_LOCK_BUSY_PATTERN.search(line) for line in errors):
+        return StageBusyError(stage, _error_summary(errors), rerun_hint)
+    if exit_codes:
+        return StageError(
+            stage, f"the stage ended with code {exit_code} ({_error_summary(output)}), expected 0", log_hint
+        )
+    return StageError(stage, _error_summary([line.removeprefix("ERROR: ") for line in errors] or lines), log_hint)
 
 
-def repeat_command(root: Path, stage: str) -> str:
+def rerun_command(root: Path, stage: str) -> str:
     """What a person types to run a stage alone."""
     return f"cd {root} && dvc repro --single-item {stage}"
 
 
-def _sentence(lines: Sequence[str]) -> str:
+def _error_summary(lines: Sequence[str]) -> str:
     return (lines[-1].strip() if lines else "it said nothing").rstrip(".")

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from flows.safety.locks import Held, held
-from flows.safety.recovery import bury, mend
+from flows.safety.locks import Lock, acquire
+from flows.safety.recovery import record_crashed_run, recover
 from tasks.errors import UserError
 from tasks.paths import Workspace
 
@@ -14,7 +14,7 @@ from tasks.paths import Workspace
 def is_workspace(root: Path) -> bool:
     """Whether a campaign lives here."""
     workspace = Workspace(root)
-    return workspace.code_digests.is_file() and workspace.dvc_yaml.is_file() and (root / ".dvc").is_dir()
+    return workspace.code_versions.is_file() and workspace.dvc_yaml.is_file() and (root / ".dvc").is_dir()
 
 
 def require_workspace(root: Path) -> Workspace:
@@ -34,22 +34,22 @@ def require_workspace(root: Path) -> Workspace:
 
 
 @contextmanager
-def night_lock(workspace: Workspace) -> Iterator[Held]:
+def run_lock(workspace: Workspace) -> Iterator[Lock]:
     """Be the only night; what a dead one left in the workspace is put right first.
 
     Raises:
         UserError: another night is at work.
     """
-    with held(workspace.lock, workspace.root, partial(bury, workspace)) as lock:
-        mend(workspace.root)
+    with acquire(workspace.lock, workspace.root, partial(record_crashed_run, workspace)) as lock:
+        recover(workspace.root)
         yield lock
 
 
-def require_free(workspace: Workspace) -> None:
+def require_unlocked(workspace: Workspace) -> None:
     """Refuse quickly, before a server is started for a night that could not begin.
 
     Raises:
         UserError: another night is at work.
     """
-    with night_lock(workspace):
+    with run_lock(workspace):
         pass

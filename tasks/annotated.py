@@ -46,7 +46,7 @@ def write_annotated(path: Path, images: Iterable[AnnotatedImage], classes: Seque
             "width_px": image.width_px,
             "height_px": image.height_px,
             "boxes_xyxy": [corner for box in image.boxes for corner in box.xyxy_px],
-            "classes": [index_of[box.category] for box in image.boxes],
+            "class_ids": [index_of[box.category] for box in image.boxes],
             "batch": image.batch,
         }
         for image in sorted(images, key=lambda image: image.image_id)
@@ -66,7 +66,7 @@ def read_annotated(path: Path, classes: Sequence[str]) -> list[AnnotatedImage]:
         UserError: missing, unreadable, other columns, or a class that ``classes`` does not have.
     """
     table = files.read_table(path, ANNOTATED)
-    names = _names_in(path, classes)
+    names = _stored_class_names(path, classes)
     return [
         AnnotatedImage(
             image_id=row["image_id"],
@@ -80,13 +80,13 @@ def read_annotated(path: Path, classes: Sequence[str]) -> list[AnnotatedImage]:
     ]
 
 
-def _names_in(path: Path, classes: Sequence[str]) -> list[str]:
+def _stored_class_names(path: Path, classes: Sequence[str]) -> list[str]:
     stored = (pq.read_schema(path).metadata or {}).get(_CLASSES_KEY)
     return list(classes) if stored is None else list(json.loads(stored))
 
 
 def _boxes(row: dict[str, list[float]], names: list[str], classes: Sequence[str], path: Path) -> tuple[Box, ...]:
-    corners, indices = row["boxes_xyxy"], [int(index) for index in row["classes"]]
+    corners, indices = row["boxes_xyxy"], [int(index) for index in row["class_ids"]]
     if len(corners) != 4 * len(indices):
         problem = f"image {row['image_id']} has {len(corners)} corners for {len(indices)} classes, expected 4 each"
         raise UserError(path, problem)

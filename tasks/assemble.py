@@ -17,10 +17,10 @@ import pyarrow as pa
 from tasks import files
 from tasks.annotated import AnnotatedImage, read_annotated, write_annotated
 from tasks.contracts import POOL, UNLABELED
-from tasks.entry import run_stage
+from tasks.entry import stage_main
 from tasks.errors import UserError
-from tasks.label_store import LabelStore, check_answer, read_labels
-from tasks.params import load
+from tasks.label_store import LabelStore, check_annotation, read_labels
+from tasks.params import load_stage_params
 from tasks.paths import Workspace
 from tasks.sections import AssembleParams
 
@@ -32,7 +32,7 @@ class _Pool:
     """The usable images, and the ids of those that ``prepare`` set aside."""
 
     rows: dict[str, dict[str, Any]]
-    set_aside: frozenset[str]
+    rejected: frozenset[str]
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self.rows
@@ -73,14 +73,14 @@ def assemble(
     store = read_labels(labels)
     val_images = read_annotated(val, classes)
     calibration_images = read_annotated(calibration, classes)
-    _refuse_leaks(store, val_images, calibration_images, val, calibration)
+    _check_leakage(store, val_images, calibration_images, val, calibration)
     calibration_images = [image for image in calibration_images if image.image_id in pool]
-    reviewed = _reviewed(store, pool, classes)
+    reviewed = _reviewed_images(store, pool, classes)
     _require_boxes(reviewed, labels, "Label some images first.")
     _require_boxes(val_images, val, "Make the campaign anew with another validation set.")
     labeled = [image for image in reviewed if image.boxes or params.empty_images == "keep"]
-    elsewhere = {image.image_id for image in (*val_images, *calibration_images)} | set(store.answers)
-    unlabeled = [row for image_id, row in pool.rows.items() if image_id not in elsewhere]
+    used_ids = {image.image_id for image in (*val_images, *calibration_images)} | set(store.current)
+    unlabeled = [row for image_id, row in pool.rows.items() if image_id not in used_ids]
     for name, images in (("labeled", labeled), ("val", val_images), ("calibration", calibration_images)):
         write_annotated(out / f"{name}.parquet", images, classes)
     files.write_table(out / "unlabeled.parquet", pa.Table.from_pylist(unlabeled, schema=UNLABELED))
@@ -102,11 +102,11 @@ def _require_boxes(images: Iterable[AnnotatedImage], where: Path, fix: str) -> N
 
 def _read_pool(prepared: Path) -> _Pool:
     rows = sorted(files.read_table(prepared / "pool.parquet", POOL).to_pylist(), key=lambda row: row["image_id"])
-    set_aside = frozenset(entry["where"] for entry in files.read_json(prepared / "quarantine.json"))
-    return _Pool({row["image_id"]: row for row in rows}, set_aside)
+    rejected = frozenset(entry["item"] for entry in files.read_json(prepared / "quarantine.json"))
+    return _Pool({row["image_id"]: row for row in rows}, rejected)
 
 
-def _refuse_leaks(
+def _check_leakage(
     store: LabelStore,
     val_images: Iterable[AnnotatedImage],
     calibration_images: Iterable[AnnotatedImage],
@@ -114,35 +114,35 @@ def _refuse_leaks(
     calibration: Path,
 ) -> None:
     """A model measured on what it was trained on measures nothing."""
-    held_out: dict[str, Path] = {}
+    heldout_file: dict[str, Path] = {}
     for path, images in ((val, val_images), (calibration, calibration_images)):
         for image in images:
-            if image.image_id in held_out:
-                other = held_out[image.image_id].name
+            if image.image_id in heldout_file:
+                other = heldout_file[image.image_id].name
                 problem = f"image {image.image_id} is also in {other}, expected it once"
                 raise UserError(path, problem, "Restore both files from git.")
-            held_out[image.image_id] = path
-    for image_id, answer in store.answers.items():
-        if image_id in held_out:
-            problem = f"image {image_id} is also in {held_out[image_id].name}, expected it once"
-            raise UserError(answer.file, problem, "Training on it would leak: restore both files from git.")
+            heldout_file[image.image_id] = path
+    for image_id, annotation in store.current.items():
+        if image_id in heldout_file:
+            problem = f"image {image_id} is also in {heldout_file[image_id].name}, expected it once"
+            raise UserError(annotation.file, problem, "Training on it would leak: restore both files from git.")
 
 
-def _reviewed(store: LabelStore, pool: _Pool, classes: Sequence[str]) -> list[AnnotatedImage]:
+def _reviewed_images(store: LabelStore, pool: _Pool, classes: Sequence[str]) -> list[AnnotatedImage]:
     """Images somebody looked at, with their boxes; those with none are empty."""
     reviewed = []
-    for image_id, answer in store.answers.items():
-        if image_id in pool.set_aside:
-            _log.warning("%s: image %s was set aside by prepare, its labels wait", answer.file.name, image_id)
+    for image_id, annotation in store.current.items():
+        if image_id in pool.rejected:
+            _log.warning("%s: image %s was set aside by prepare, its labels wait", annotation.file.name, image_id)
             continue
         if image_id not in pool:
             problem = f"image {image_id} is unknown, expected an image of the pool"
-            raise UserError(answer.file, problem, "Restore the file and data/index.parquet (git, dvc checkout).")
-        check_answer(answer, pool.sizes_px, classes)
-        if answer.label.status != "skipped":
+            raise UserError(annotation.file, problem, "Restore the file and data/index.parquet (git, dvc checkout).")
+        check_annotation(annotation, pool.sizes_px, classes)
+        if annotation.label.status != "skipped":
             row = pool.rows[image_id]
             size_px = row["width_px"], row["height_px"]
-            reviewed.append(AnnotatedImage(image_id, row["uri"], *size_px, answer.label.boxes, answer.batch))
+            reviewed.append(AnnotatedImage(image_id, row["uri"], *size_px, annotation.label.boxes, annotation.batch))
     return reviewed
 
 
@@ -160,7 +160,7 @@ def _summary(
         "labels": len(reviewed) + len(calibration_images),
         "labeled_images": labeled,
         "empty_images": len(reviewed) - labeled,
-        "skipped_images": sum(answer.label.status == "skipped" for answer in store.answers.values()),
+        "skipped_images": sum(answer.label.status == "skipped" for answer in store.current.values()),
         "calibration_images": len(calibration_images),
         "boxes": boxes.total(),
         "boxes_per_class": {name: boxes[name] for name in classes},
@@ -169,7 +169,7 @@ def _summary(
 
 
 def _body(workspace: Workspace) -> None:
-    sections = load(workspace.params, "classes", "assemble")
+    sections = load_stage_params(workspace.params, "classes", "assemble")
     assemble(
         sections.assemble,
         classes=sections.classes,
@@ -183,7 +183,7 @@ def _body(workspace: Workspace) -> None:
 
 def main() -> None:
     """``python -m tasks.assemble``."""
-    run_stage("assemble", _body)
+    stage_main("assemble", _body)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ import pyarrow as pa
 
 from tasks import files
 from tasks.annotated import AnnotatedImage, write_annotated
-from tasks.contracts import FROZEN, INDEX, UNCERTAINTY, LabelBatch, LabeledImage
+from tasks.contracts import DETECTIONS_AT_SELECTION, INDEX, PREVIOUS_UNCERTAINTY, LabelBatch, LabeledImage
 from tasks.errors import UserError
-from tasks.importers.gather import Gathered, Source, gather, image_id
-from tasks.importers.records import Findings, ImageRecord
+from tasks.importers.gather import DatasetSource, ImportedDataset, image_id, import_dataset
+from tasks.importers.records import ImageRecord, ImportReport
 from tasks.paths import Workspace
 from tasks.progress import track
 
-_UNBATCHED = -1
+_NO_BATCH = -1
 
 
 @dataclass(frozen=True)
@@ -43,27 +43,27 @@ class CampaignPlan:
 
 @dataclass(frozen=True)
 class _Splits:
-    """Records of each part, sorted by image id; ``rest`` are annotated images of no other part."""
+    """Records of each part, sorted by image id; ``remaining`` are annotated images of no other part."""
 
     val: tuple[ImageRecord, ...]
     calibration: tuple[ImageRecord, ...]
     seed: tuple[ImageRecord, ...]
-    rest: tuple[ImageRecord, ...]
+    remaining: tuple[ImageRecord, ...]
     pool: tuple[ImageRecord, ...]
     """All but validation, annotated or not."""
 
 
 @dataclass(frozen=True)
 class CampaignData:
-    """What was made; also in ``data/import.json``."""
+    """What was made; also in ``data/import_report.json``."""
 
     classes: tuple[str, ...]
     counts: dict[str, Any]
-    set_aside: tuple[dict[str, str], ...]
+    rejected: tuple[dict[str, str], ...]
     notes: tuple[dict[str, str], ...]
 
 
-def create_campaign_data(source: Source, plan: CampaignPlan, workspace: Workspace) -> CampaignData:
+def create_campaign_data(source: DatasetSource, plan: CampaignPlan, workspace: Workspace) -> CampaignData:
     """Write everything below ``data/`` and, if planned, ``oracle/``. Same input and seed, same bytes.
 
     Images are copied, never linked: DVC makes its files read-only, and through a link the user's too.
@@ -75,95 +75,101 @@ def create_campaign_data(source: Source, plan: CampaignPlan, workspace: Workspac
         raise UserError(
             workspace.index, "the campaign exists already, expected a folder without one", "Choose another."
         )
-    gathered = gather(source, max_pixels=plan.max_pixels)
-    classes, gathered = _with_classes(gathered, plan.classes, source)
-    splits = _split(gathered, plan, source)
+    dataset = import_dataset(source, max_pixels=plan.max_pixels)
+    classes, dataset = _filter_classes(dataset, plan.classes, source)
+    splits = _split(dataset, plan, source)
     _check_boxes(splits, source)
-    _note_unseen(splits, classes, gathered.findings)
+    _note_missing_classes(splits, classes, dataset.report)
     _copy_images((*splits.pool, *splits.val), workspace)
     _write_sets(splits, plan, classes, workspace)
-    _write_start(workspace)
-    data = _summary(gathered, splits, plan, classes)
+    _write_initial_warm_start(workspace)
+    data = _summary(dataset, splits, plan, classes)
     report: dict[str, Any] = {
-        "layout": source.layout,
+        "layout": source.annotation_format,
         "seed": plan.seed,
         "classes": list(classes),
         "counts": data.counts,
     }
-    report |= {"set_aside": list(data.set_aside), "notes": list(data.notes)}
+    report |= {"set_aside": list(data.rejected), "notes": list(data.notes)}
     files.write_json(workspace.import_report, report)
-    files.write_table(workspace.index, _index(splits.pool))  # last: its presence says that the rest is whole
+    files.write_table(workspace.index, _index_table(splits.pool))  # last: its presence says that the rest is whole
     return data
 
 
-def _with_classes(
-    gathered: Gathered, given: tuple[str, ...] | None, source: Source
-) -> tuple[tuple[str, ...], Gathered]:
+def _filter_classes(
+    dataset: ImportedDataset, class_names: tuple[str, ...] | None, source: DatasetSource
+) -> tuple[tuple[str, ...], ImportedDataset]:
     """The class list, and the records without those that carry a box of another class."""
-    everything = (*gathered.pool, *(gathered.val or ()))
-    counts = Counter(box.category for record in everything for box in record.boxes or ())
+    all_records = (*dataset.pool, *(dataset.val or ()))
+    counts = Counter(box.category for record in all_records for box in record.boxes or ())
     if not counts:
         problem = "boxes in all annotations are 0, expected at least 1"
         raise UserError(source.annotations, problem, "Annotate some images first: training starts from labels.")
-    if given is None:
-        return tuple(sorted(counts, key=lambda name: (-counts[name], name))), gathered
-    known = set(given)
-    for record in everything:
-        foreign = sorted({box.category for box in record.boxes or ()} - known)
-        if foreign:
-            gathered.findings.refuse_image(record.file_name, f"class is {foreign[0]!r}, expected one of {list(given)}")
-    refused = {image_id(r) for r in everything if {box.category for box in r.boxes or ()} - known}
-    pool = tuple(r for r in gathered.pool if image_id(r) not in refused)
-    val = None if gathered.val is None else tuple(r for r in gathered.val if image_id(r) not in refused)
-    return given, Gathered(pool, val, gathered.findings, gathered.duplicates_collapsed, gathered.val_duplicates_dropped)
+    if class_names is None:
+        return tuple(sorted(counts, key=lambda name: (-counts[name], name))), dataset
+    known = set(class_names)
+    for record in all_records:
+        unknown = sorted({box.category for box in record.boxes or ()} - known)
+        if unknown:
+            dataset.report.reject_image(
+                record.file_name, f"class is {unknown[0]!r}, expected one of {list(class_names)}"
+            )
+    rejected_ids = {image_id(r) for r in all_records if {box.category for box in r.boxes or ()} - known}
+    pool = tuple(r for r in dataset.pool if image_id(r) not in rejected_ids)
+    val = None if dataset.val is None else tuple(r for r in dataset.val if image_id(r) not in rejected_ids)
+    return class_names, ImportedDataset(
+        pool, val, dataset.report, dataset.duplicates_collapsed, dataset.val_duplicates_dropped
+    )
 
 
-def _split(gathered: Gathered, plan: CampaignPlan, source: Source) -> _Splits:
+def _split(dataset: ImportedDataset, plan: CampaignPlan, source: DatasetSource) -> _Splits:
     """Draw validation, calibration and seed images, in this order, from one random permutation."""
-    annotated = [record for record in gathered.pool if record.boxes is not None]
-    order = [annotated[i] for i in np.random.default_rng(plan.seed).permutation(len(annotated))]
-    val = gathered.val
+    annotated = [record for record in dataset.pool if record.boxes is not None]
+    shuffled = [annotated[i] for i in np.random.default_rng(plan.seed).permutation(len(annotated))]
+    val = dataset.val
     if val is None:
-        num_val = max(1, round(plan.val_frac * len(order)))
-        val, order = tuple(order[:num_val]), order[num_val:]
-    num_seed = len(order) - plan.calibration_images if plan.seed_images is None else plan.seed_images
-    wanted = max(num_seed, 1) + plan.calibration_images
-    if wanted > len(order):
-        problem = f"annotated images besides validation are {len(order)}, expected at least {wanted}"
+        num_val = max(1, round(plan.val_frac * len(shuffled)))
+        val, shuffled = tuple(shuffled[:num_val]), shuffled[num_val:]
+    num_seed = len(shuffled) - plan.calibration_images if plan.seed_images is None else plan.seed_images
+    num_required = max(num_seed, 1) + plan.calibration_images
+    if num_required > len(shuffled):
+        problem = f"annotated images besides validation are {len(shuffled)}, expected at least {num_required}"
         parts = f"{max(num_seed, 1)} for the seed set and {plan.calibration_images} for calibration"
         raise UserError(source.annotations, problem, f"{parts} were asked for: ask for fewer, or annotate more.")
-    calibration, seed = order[: plan.calibration_images], order[plan.calibration_images : wanted]
+    calibration, seed = shuffled[: plan.calibration_images], shuffled[plan.calibration_images : num_required]
     in_val = {image_id(record) for record in val}
-    pool = tuple(record for record in gathered.pool if image_id(record) not in in_val)
-    if len(pool) == wanted:
+    pool = tuple(record for record in dataset.pool if image_id(record) not in in_val)
+    if len(pool) == num_required:
         problem = f"images left to choose from are 0 of {len(pool)}, expected at least 1"
         raise UserError(source.images, problem, "Give fewer seed labels (--seed-labels), or add images.")
-    return _Splits(_sorted(val), _sorted(calibration), _sorted(seed), _sorted(order[wanted:]), pool)
+    return _Splits(
+        _sort_by_id(val), _sort_by_id(calibration), _sort_by_id(seed), _sort_by_id(shuffled[num_required:]), pool
+    )
 
 
-def _sorted(records: Sequence[ImageRecord]) -> tuple[ImageRecord, ...]:
+def _sort_by_id(records: Sequence[ImageRecord]) -> tuple[ImageRecord, ...]:
     return tuple(sorted(records, key=image_id))
 
 
-def _check_boxes(splits: _Splits, source: Source) -> None:
-    for what, records in (("the seed set", splits.seed), ("the validation set", splits.val)):
+def _check_boxes(splits: _Splits, source: DatasetSource) -> None:
+    for split, records in (("the seed set", splits.seed), ("the validation set", splits.val)):
         if not any(record.boxes for record in records):
-            problem = f"boxes on the {len(records)} images of {what} are 0, expected at least 1"
+            problem = f"boxes on the {len(records)} images of {split} are 0, expected at least 1"
             raise UserError(source.annotations, problem, "Take more images for it, or another seed.")
 
 
-def _note_unseen(splits: _Splits, classes: Sequence[str], findings: Findings) -> None:
-    for where, records in (("seed set", splits.seed), ("validation set", splits.val)):
-        seen = {box.category for record in records for box in record.boxes or ()}
+def _note_missing_classes(splits: _Splits, classes: Sequence[str], report: ImportReport) -> None:
+    for split, records in (("seed set", splits.seed), ("validation set", splits.val)):
+        present = {box.category for record in records for box in record.boxes or ()}
         for name in classes:
-            if name not in seen:
-                findings.note(where, f"class {name!r} has no box in it")
+            if name not in present:
+                report.note(split, f"class {name!r} has no box in it")
 
 
 def _uri(record: ImageRecord) -> str:
     if isinstance(record.path, str):
         return record.path
-    return f"data/images/{image_id(record)}{record.facts.suffix}"
+    return f"data/images/{image_id(record)}{record.metadata.suffix}"
 
 
 def _copy_images(records: Sequence[ImageRecord], workspace: Workspace) -> None:
@@ -175,15 +181,15 @@ def _copy_images(records: Sequence[ImageRecord], workspace: Workspace) -> None:
             continue
         target = workspace.root / _uri(record)
         target.write_bytes(record.path.read_bytes())
-        if files.sha256_file(target) != record.facts.sha256:
+        if files.sha256_file(target) != record.metadata.sha256:
             raise UserError(record.path, "the file changed while it was read, expected it to stay", "Start again.")
 
 
 def _write_sets(splits: _Splits, plan: CampaignPlan, classes: Sequence[str], workspace: Workspace) -> None:
-    write_annotated(workspace.val, _rows(splits.val), classes)
-    write_annotated(workspace.calibration, _rows(splits.calibration), classes)
+    write_annotated(workspace.val, _annotated_images(splits.val), classes)
+    write_annotated(workspace.calibration, _annotated_images(splits.calibration), classes)
     if plan.oracle:
-        write_annotated(workspace.oracle, _rows(splits.rest), classes)
+        write_annotated(workspace.oracle, _annotated_images(splits.remaining), classes)
     batch = LabelBatch(
         batch=0,
         provider="imported",
@@ -193,15 +199,15 @@ def _write_sets(splits: _Splits, plan: CampaignPlan, classes: Sequence[str], wor
     files.write_json(workspace.label_batch(0), batch.model_dump(mode="json"))
 
 
-def _rows(records: Sequence[ImageRecord]) -> list[AnnotatedImage]:
+def _annotated_images(records: Sequence[ImageRecord]) -> list[AnnotatedImage]:
     return [
         AnnotatedImage(
             image_id(record),
             _uri(record),
-            record.facts.width_px,
-            record.facts.height_px,
+            record.metadata.width_px,
+            record.metadata.height_px,
             record.boxes or (),
-            _UNBATCHED,
+            _NO_BATCH,
         )
         for record in records
     ]
@@ -215,35 +221,35 @@ def _seed_label(record: ImageRecord, imported_at: str) -> LabeledImage:
         annotator="imported",
         finished_at=imported_at,
         seconds_spent=None,
-        offered_in=0,
+        offered_batch=0,
     )
 
 
-def _write_start(workspace: Workspace) -> None:
+def _write_initial_warm_start(workspace: Workspace) -> None:
     """What the round before hands over, when there was none."""
-    files.write_table(workspace.frozen_batch(0), FROZEN.empty_table())
-    files.write_table(workspace.previous / "uncertainty.parquet", UNCERTAINTY.empty_table())
-    files.write_json(workspace.previous / "history.json", [])
-    files.write_json(workspace.previous / "class_weights.json", {})
+    files.write_table(workspace.detections_at_selection_batch(0), DETECTIONS_AT_SELECTION.empty_table())
+    files.write_table(workspace.warm_start / "uncertainty.parquet", PREVIOUS_UNCERTAINTY.empty_table())
+    files.write_json(workspace.warm_start / "history.json", [])
+    files.write_json(workspace.warm_start / "class_weights.json", {})
 
 
-def _index(records: Sequence[ImageRecord]) -> pa.Table:
+def _index_table(records: Sequence[ImageRecord]) -> pa.Table:
     rows = [
         {
             "image_id": image_id(record),
             "uri": _uri(record),
-            "bytes": record.facts.bytes,
-            "sha256": record.facts.sha256,
-            "source": record.file_name,
+            "size_bytes": record.metadata.size_bytes,
+            "sha256": record.metadata.sha256,
+            "file_name": record.file_name,
         }
         for record in records
     ]
     return pa.Table.from_pylist(rows, schema=INDEX)
 
 
-def _summary(gathered: Gathered, splits: _Splits, plan: CampaignPlan, classes: Sequence[str]) -> CampaignData:
-    findings = gathered.findings
-    annotated = (*splits.val, *splits.calibration, *splits.seed, *splits.rest)
+def _summary(dataset: ImportedDataset, splits: _Splits, plan: CampaignPlan, classes: Sequence[str]) -> CampaignData:
+    report = dataset.report
+    annotated = (*splits.val, *splits.calibration, *splits.seed, *splits.remaining)
     boxes = Counter(box.category for record in annotated for box in record.boxes or ())
     counts = {
         "pool_images": len(splits.pool),
@@ -256,15 +262,15 @@ def _summary(gathered: Gathered, splits: _Splits, plan: CampaignPlan, classes: S
         "seed_boxes": sum(len(record.boxes or ()) for record in splits.seed),
         "calibration_images": len(splits.calibration),
         "val_images": len(splits.val),
-        "oracle_images": len(splits.rest) if plan.oracle else 0,
-        "unused_annotations": 0 if plan.oracle else len(splits.rest),
-        "set_aside": len(findings.set_aside),
-        "duplicates_collapsed": gathered.duplicates_collapsed,
-        "val_duplicates_dropped": gathered.val_duplicates_dropped,
-        "clipped_boxes": findings.clipped_boxes,
+        "oracle_images": len(splits.remaining) if plan.oracle else 0,
+        "unused_annotations": 0 if plan.oracle else len(splits.remaining),
+        "set_aside": len(report.rejected),
+        "duplicates_collapsed": dataset.duplicates_collapsed,
+        "val_duplicates_dropped": dataset.val_duplicates_dropped,
+        "clipped_boxes": report.clipped_boxes,
     }
-    set_aside, notes = (
-        tuple(sorted((entry.model_dump() for entry in entries), key=lambda e: (e["where"], e["reason"])))
-        for entries in (findings.set_aside, findings.notes)
+    rejected, notes = (
+        tuple(sorted((entry.model_dump() for entry in entries), key=lambda e: (e["item"], e["reason"])))
+        for entries in (report.rejected, report.notes)
     )
-    return CampaignData(tuple(classes), counts, set_aside, notes)
+    return CampaignData(tuple(classes), counts, rejected, notes)

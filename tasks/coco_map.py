@@ -26,7 +26,7 @@ def coco_map(truth: pa.Table, predictions: pa.Table, classes: Sequence[str], max
         classes: names by class index.
         max_detections: boxes per image and class that count.
     """
-    ground_truth = coco_truth(truth, classes)
+    ground_truth = coco_ground_truth(truth, classes)
     found = coco_results(truth, predictions)
     if not ground_truth.dataset["annotations"]:
         return MapMetrics(mAP=0.0, AP50=0.0, AP75=0.0, per_class=dict.fromkeys(classes))
@@ -40,9 +40,9 @@ def coco_map(truth: pa.Table, predictions: pa.Table, classes: Sequence[str], max
     return _summary(evaluation.eval["precision"], classes)
 
 
-def coco_truth(truth: pa.Table, classes: Sequence[str]) -> COCO:
+def coco_ground_truth(truth: pa.Table, classes: Sequence[str]) -> COCO:
     """A validation set in COCO's words: image and class numbers count from 1, in the order of ``truth``."""
-    number = _numbers(truth)
+    number = _image_numbers(truth)
     ground_truth = COCO()
     ground_truth.dataset = {
         "images": _images(truth, number),
@@ -54,11 +54,11 @@ def coco_truth(truth: pa.Table, classes: Sequence[str]) -> COCO:
 
 
 def coco_results(truth: pa.Table, predictions: pa.Table) -> list[dict[str, Any]]:
-    """Predictions as COCO results, with the numbers of ``coco_truth``."""
-    return _results(predictions, _numbers(truth))
+    """Predictions as COCO results, with the numbers of ``coco_ground_truth``."""
+    return _results(predictions, _image_numbers(truth))
 
 
-def _numbers(truth: pa.Table) -> dict[str, int]:
+def _image_numbers(truth: pa.Table) -> dict[str, int]:
     return {image_id: index + 1 for index, image_id in enumerate(truth["image_id"].to_pylist())}
 
 
@@ -94,7 +94,7 @@ def _boxes(truth: pa.Table, number: dict[str, int]) -> list[dict[str, Any]]:
     annotations: list[dict[str, Any]] = []
     for row in truth.to_pylist():
         boxes = np.array(row["boxes_xyxy"], dtype=np.float64).reshape(-1, 4)
-        for (x1, y1, x2, y2), label in zip(boxes.tolist(), row["classes"], strict=True):
+        for (x1, y1, x2, y2), label in zip(boxes.tolist(), row["class_ids"], strict=True):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -112,7 +112,7 @@ def _results(predictions: pa.Table, number: dict[str, int]) -> list[dict[str, An
     results = []
     for row in predictions.to_pylist():
         boxes = np.array(row["boxes_xyxy"], dtype=np.float64).reshape(-1, 4)
-        for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), row["scores"], row["labels"], strict=True):
+        for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), row["scores"], row["class_ids"], strict=True):
             results.append(
                 {
                     "image_id": number[row["image_id"]],

@@ -14,15 +14,15 @@ METRICS = ("confidence", "entropy", "overlap")
 """The three metrics, always in this order (METHOD section 2)."""
 
 _FLOATS = pa.list_(pa.float32())
-_HALVES = pa.list_(pa.float16())
+_HALF_FLOATS = pa.list_(pa.float16())
 
 INDEX = pa.schema(
     [
         ("image_id", pa.string()),
         ("uri", pa.string()),  # relative to the workspace, or s3://
-        ("bytes", pa.int64()),
+        ("size_bytes", pa.int64()),
         ("sha256", pa.string()),
-        ("source", pa.string()),  # the user's own name of the image
+        ("file_name", pa.string()),  # the user's own name of the image
     ]
 )
 POOL = pa.schema(
@@ -31,9 +31,9 @@ POOL = pa.schema(
         ("uri", pa.string()),
         ("width_px", pa.int32()),
         ("height_px", pa.int32()),
-        ("bytes", pa.int64()),
+        ("size_bytes", pa.int64()),
         ("sha256", pa.string()),
-        ("source", pa.string()),
+        ("file_name", pa.string()),
     ]
 )
 ANNOTATED = pa.schema(
@@ -43,7 +43,7 @@ ANNOTATED = pa.schema(
         ("width_px", pa.int32()),
         ("height_px", pa.int32()),
         ("boxes_xyxy", _FLOATS),  # N*4
-        ("classes", pa.list_(pa.int32())),  # N
+        ("class_ids", pa.list_(pa.int32())),  # N
         ("batch", pa.int32()),  # label batch it came in; -1 for validation and calibration
     ]
 )
@@ -55,14 +55,16 @@ DETECTIONS = pa.schema(
         ("image_id", pa.string()),
         ("boxes_xyxy", _FLOATS),  # N*4
         ("scores", _FLOATS),  # N, the largest foreground posterior
-        ("labels", pa.list_(pa.int16())),  # N, its class
-        ("posteriors", _HALVES),  # N*(K+1), softmax, background last
-        ("embedding", _HALVES),  # one pooled feature vector per image
+        ("class_ids", pa.list_(pa.int16())),  # N, its class
+        ("class_probs", _HALF_FLOATS),  # N*(K+1), softmax, background last
+        ("embedding", _HALF_FLOATS),  # one pooled feature vector per image
         ("model_digest", pa.string()),  # SHA-256 of the teacher file
     ]
 )
-# Detections frozen at handoff, with the image's normalised metrics of that day: what DWA learns from.
-FROZEN = pa.schema([*DETECTIONS, ("confidence", pa.float64()), ("entropy", pa.float64()), ("overlap", pa.float64())])
+# Detections at the moment of selection, with the image's normalized metrics of that day: what DWA learns from.
+DETECTIONS_AT_SELECTION = pa.schema(
+    [*DETECTIONS, ("confidence", pa.float64()), ("entropy", pa.float64()), ("overlap", pa.float64())]
+)
 SCORES = pa.schema(
     [
         ("image_id", pa.string()),
@@ -70,13 +72,13 @@ SCORES = pa.schema(
         ("confidence_raw", pa.float64()),
         ("entropy_raw", pa.float64()),
         ("overlap_raw", pa.float64()),
-        ("confidence", pa.float64()),  # normalised over the pool, [0, 1]
+        ("confidence", pa.float64()),  # normalized over the pool, [0, 1]
         ("entropy", pa.float64()),
         ("overlap", pa.float64()),
-        ("zero_detections", pa.bool_()),
+        ("has_no_detections", pa.bool_()),
     ]
 )
-WEIGHTS = pa.schema(
+UNCERTAINTY = pa.schema(
     [
         ("image_id", pa.string()),
         ("w_confidence", pa.float64()),
@@ -85,7 +87,7 @@ WEIGHTS = pa.schema(
         ("uncertainty", pa.float64()),  # Eq. 15, [0, 1]
     ]
 )
-UNCERTAINTY = pa.schema([("image_id", pa.string()), ("uncertainty", pa.float64())])
+PREVIOUS_UNCERTAINTY = pa.schema([("image_id", pa.string()), ("uncertainty", pa.float64())])
 SELECTION = pa.schema(
     [
         ("image_id", pa.string()),
@@ -102,11 +104,11 @@ PREDICTIONS = pa.schema(
         ("image_id", pa.string()),
         ("boxes_xyxy", _FLOATS),
         ("scores", _FLOATS),
-        ("labels", pa.list_(pa.int16())),
+        ("class_ids", pa.list_(pa.int16())),
     ]
 )
 
-Status = Literal["labeled", "empty", "skipped"]
+LabelStatus = Literal["labeled", "empty", "skipped"]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -127,18 +129,18 @@ class LabeledImage(_Document):
     """What a person said about one image. ``empty`` means reviewed, and nothing there."""
 
     image_id: str
-    status: Status
+    status: LabelStatus
     boxes: tuple[Box, ...]
     annotator: str
     finished_at: str
     """ISO 8601 with time zone."""
     seconds_spent: float | None
     """Working time the label tool measured; None where it measures none."""
-    offered_in: int
+    offered_batch: int
     """Batch in which the image was offered; 0 for the seed set."""
-    predrawn: tuple[Box, ...] | None = None
+    preannotations: tuple[Box, ...] | None = None
     """Boxes the annotator started from; None where nobody knows, as in the seed set."""
-    claimed_at: str | None = None
+    reported_finished_at: str | None = None
     """What the label tool gave as ``finished_at`` where that time had not come yet; None: its clock was believed."""
 
 
@@ -150,7 +152,7 @@ class LabelBatch(_Document):
     collected_at: str
     images: tuple[LabeledImage, ...]
     """The answers that count, one an image."""
-    others: tuple[LabeledImage, ...] = ()
+    other_annotations: tuple[LabeledImage, ...] = ()
     """Further answers to images of this or of an earlier batch; they count for agreement and for time spent."""
     leased: dict[str, Annotated[int, Field(gt=0)]] = {}
     """Images that stayed with the annotators, by image id, and the batch they were offered in: not to be picked."""
@@ -164,7 +166,7 @@ class Prediction(_Document):
     score: UnitInterval
 
 
-class HandoffTask(_Document):
+class AnnotationTask(_Document):
     """One line of ``derived/handoff/manifest.jsonl``."""
 
     image_id: str
@@ -181,6 +183,6 @@ class HandoffTask(_Document):
 class Quarantined(_Document):
     """Something that was set aside, and why; never dropped in silence."""
 
-    where: str
+    item: str
     """File, image or task."""
     reason: str

@@ -19,35 +19,35 @@ class StoredDetections:
     image_id: str
     boxes_xyxy: NDArray[np.float32]  # (N, 4) px of the original
     scores: NDArray[np.float32]  # (N,)
-    labels: NDArray[np.int64]  # (N,)
-    posteriors: NDArray[np.float32]  # (N, K+1); (0, 0) without boxes
+    class_ids: NDArray[np.int64]  # (N,)
+    class_probs: NDArray[np.float32]  # (N, K+1); (0, 0) without boxes
 
 
-def detections_in(folder: Path) -> Iterator[StoredDetections]:
+def read_detections(folder: Path) -> Iterator[StoredDetections]:
     """All detections of an ``infer`` folder, by image id, one shard in memory at a time."""
-    for shard in shards_in(folder):
-        yield from detections_of(shard)
+    for shard in read_shards(folder):
+        yield from detections_from_table(shard)
 
 
-def shards_in(folder: Path) -> Iterator[pa.Table]:
+def read_shards(folder: Path) -> Iterator[pa.Table]:
     """The shards of an ``infer`` folder as tables, one in memory at a time."""
     for path in sorted(folder.glob("shard-*.parquet")):
         yield files.read_table(path, contracts.DETECTIONS)
 
 
-def detections_of(table: pa.Table) -> Iterator[StoredDetections]:
+def detections_from_table(table: pa.Table) -> Iterator[StoredDetections]:
     """Detections of a table that has the columns of contracts.DETECTIONS."""
-    columns = table.select(["image_id", "boxes_xyxy", "scores", "labels", "posteriors"])
+    columns = table.select(["image_id", "boxes_xyxy", "scores", "class_ids", "class_probs"])
     for row in columns.to_pylist():
-        yield _arrays(row)
+        yield _from_row(row)
 
 
-def _arrays(row: dict[str, Any]) -> StoredDetections:
+def _from_row(row: dict[str, Any]) -> StoredDetections:
     count = len(row["scores"])
     return StoredDetections(
         row["image_id"],
         np.array(row["boxes_xyxy"], dtype=np.float32).reshape(count, 4),
         np.array(row["scores"], dtype=np.float32),
-        np.array(row["labels"], dtype=np.int64),
-        np.array(row["posteriors"], dtype=np.float32).reshape(count, -1 if count else 0),
+        np.array(row["class_ids"], dtype=np.int64),
+        np.array(row["class_probs"], dtype=np.float32).reshape(count, -1 if count else 0),
     )

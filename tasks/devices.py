@@ -13,13 +13,13 @@ from typing import Any
 
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from detectron_ext.distributed import is_first, num_devices, run_on_all_devices
-from tasks.entry import die_with_parent
-from tasks.errors import LEFT_EARLY, UserError
-from tasks.shortage import in_one_line
+from detectron_ext.distributed import is_main_process, launch_processes, num_devices
+from tasks.entry import set_pdeathsig
+from tasks.errors import EXIT_INTERRUPTED, UserError
+from tasks.shortage import as_user_error
 
 
-def on_all_devices(stage: str, function: Callable[..., None], *args: Any) -> None:
+def launch(stage: str, function: Callable[..., None], *args: Any) -> None:
     """Call ``function`` in one process per GPU; right here where there is one GPU or none.
 
     Args:
@@ -33,48 +33,48 @@ def on_all_devices(stage: str, function: Callable[..., None], *args: Any) -> Non
     if num_devices() == 1:
         function(*args)
         return
-    told: SimpleQueue[UserError] = multiprocessing.get_context("spawn").SimpleQueue()
+    error_queue: SimpleQueue[UserError] = multiprocessing.get_context("spawn").SimpleQueue()
     try:
-        with _signals_passed_on():
-            run_on_all_devices(_in_own_process, stage, told, function, args)
+        with _forward_signals():
+            launch_processes(_run_worker, stage, error_queue, function, args)
     except ProcessRaisedException:
-        if told.empty():
+        if error_queue.empty():
             raise
-        raise told.get() from None
+        raise error_queue.get() from None
     except ProcessExitedException as error:
-        if error.exit_code != LEFT_EARLY:
+        if error.exit_code != EXIT_INTERRUPTED:
             raise
         sys.stdout.flush()
-        os._exit(LEFT_EARLY)  # asked to leave: every process has, and the state is saved
+        os._exit(EXIT_INTERRUPTED)  # asked to leave: every process has, and the state is saved
 
 
-def _in_own_process(
-    stage: str, told: "SimpleQueue[UserError]", function: Callable[..., None], args: tuple[Any, ...]
+def _run_worker(
+    stage: str, error_queue: "SimpleQueue[UserError]", function: Callable[..., None], args: tuple[Any, ...]
 ) -> None:
-    die_with_parent()
-    level = logging.INFO if is_first() else logging.WARNING  # one voice is enough
+    set_pdeathsig()
+    level = logging.INFO if is_main_process() else logging.WARNING  # one voice is enough
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     try:
         function(*args)
     except Exception as error:
-        named = in_one_line(stage, error)
-        if named is not None:
-            told.put(named)
+        user_error = as_user_error(stage, error)
+        if user_error is not None:
+            error_queue.put(user_error)
         raise
 
 
 @contextmanager
-def _signals_passed_on() -> Iterator[None]:
+def _forward_signals() -> Iterator[None]:
     """Whoever is asked to leave asks the others, and waits until they have saved their state."""
 
-    def pass_on(signum: int, frame: FrameType | None) -> None:
+    def forward(signum: int, frame: FrameType | None) -> None:
         del signum, frame
         for child in multiprocessing.active_children():
             child.terminate()
 
-    former = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous_handlers = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        for number, handler in former.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

@@ -1,7 +1,7 @@
 """Draws the repository's own demo campaign, so that `dvc repro` has data to work on.
 
 Reads  nothing
-Writes data/images, data/index.parquet, data/val.parquet, data/calibration.parquet, data/import.json, data/labels, data/frozen, data/previous, oracle/annotations.parquet
+Writes data/images, data/index.parquet, data/val.parquet, data/calibration.parquet, data/import_report.json, data/labels, data/detections_at_selection, data/warm_start, oracle/annotations.parquet
 Params seed, classes, draw
 """  # noqa: E501
 
@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.campaign import CampaignData, CampaignPlan, create_campaign_data
-from tasks.demo import draw_demo
-from tasks.entry import run_stage
-from tasks.importers.gather import Source
-from tasks.params import load
+from tasks.demo import generate_dataset
+from tasks.entry import stage_main
+from tasks.importers.gather import DatasetSource
+from tasks.params import load_stage_params
 from tasks.paths import Workspace
-from tasks.sections import DrawParams
+from tasks.sections import DigitsParams
 
-_DRAWN_AT = "2026-01-01T00:00:00+00:00"  # a fixed time: the same seed gives the same files
+_CREATED_AT = "2026-01-01T00:00:00+00:00"  # a fixed time: the same seed gives the same files
 _MAX_PIXELS = 1_000_000
 
 
-def draw(params: DrawParams, *, classes: Sequence[str], seed: int, workspace: Workspace) -> CampaignData:
+def draw(params: DigitsParams, *, classes: Sequence[str], seed: int, workspace: Workspace) -> CampaignData:
     """Draw the demo data in COCO layout and take them in as a user's would be, with the rest as oracle.
 
     Args:
@@ -42,19 +42,19 @@ def draw(params: DrawParams, *, classes: Sequence[str], seed: int, workspace: Wo
         calibration_images=params.calibration_images,
         val_frac=0.0,  # the drawn data bring their own validation set
         oracle=True,
-        imported_at=_DRAWN_AT,
+        imported_at=_CREATED_AT,
         max_pixels=_MAX_PIXELS,
     )
     with tempfile.TemporaryDirectory(prefix="gleaner-draw-") as scratch:
-        drawn = Path(scratch)
-        draw_demo(drawn, params=params, classes=classes, seed=seed)
-        source = Source("coco", drawn / "annotations.json", drawn / "images", drawn / "val.json", None)
+        folder = Path(scratch)
+        generate_dataset(folder, params=params, classes=classes, seed=seed)
+        source = DatasetSource("coco", folder / "annotations.json", folder / "images", folder / "val.json", None)
         return create_campaign_data(source, plan, workspace)
 
 
 def _clear(workspace: Workspace) -> None:
     """DVC removes outputs before it runs a stage; `python -m tasks.draw` by hand does the same."""
-    for folder in (workspace.images, workspace.labels, workspace.frozen, workspace.previous):
+    for folder in (workspace.images, workspace.labels, workspace.detections_at_selection, workspace.warm_start):
         shutil.rmtree(folder, ignore_errors=True)
     for file in (
         workspace.index,
@@ -67,13 +67,13 @@ def _clear(workspace: Workspace) -> None:
 
 
 def _body(workspace: Workspace) -> None:
-    sections = load(workspace.params, "seed", "classes", "draw")
+    sections = load_stage_params(workspace.params, "seed", "classes", "draw")
     draw(sections.draw, classes=sections.classes, seed=sections.seed, workspace=workspace)
 
 
 def main() -> None:
     """Stage entry point."""
-    run_stage("draw", _body)
+    stage_main("draw", _body)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,20 @@ from pathlib import Path
 
 from tasks import files
 from tasks.paths import Workspace
-from tasks.shortage import in_one_line
+from tasks.shortage import as_user_error
 
-BATCH_DIVISOR = "GLEANER_BATCH_DIVISOR"
+MICRO_BATCHES_ENV = "GLEANER_MICRO_BATCHES"
 _PR_SET_PDEATHSIG = 1
 
 
-def run_stage(stage: str, body: Callable[[Workspace], None]) -> None:
+def stage_main(stage: str, body: Callable[[Workspace], None]) -> None:
     """Run one stage in the current folder.
 
     A user's mistake, and a machine without memory or disk space, end in one line and an exit code of their own.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("fvcore").setLevel(logging.WARNING)
-    die_with_parent()
+    set_pdeathsig()
     workspace = Workspace(Path.cwd())
     started_s = time.monotonic()
     try:
@@ -32,19 +32,19 @@ def run_stage(stage: str, body: Callable[[Workspace], None]) -> None:
         seconds = round(time.monotonic() - started_s, 3)
         files.write_json(workspace.timing(stage), {"stage": stage, "seconds": seconds, "device": _device()})
     except Exception as error:
-        named = in_one_line(stage, error)
-        if named is None:
+        user_error = as_user_error(stage, error)
+        if user_error is None:
             raise
-        sys.stderr.write(f"{named}\n")
-        sys.exit(named.exit_code)
+        sys.stderr.write(f"{user_error}\n")
+        sys.exit(user_error.exit_code)
 
 
-def batch_divisor() -> int:
+def num_micro_batches() -> int:
     """By how much a stage divides what it works on at once: more than 1 after it has run out of memory.
 
     It comes by the environment, not by params.yaml: the parameters of the round, and what they mean, stay the same.
     """
-    return int(os.environ.get(BATCH_DIVISOR, "1"))
+    return int(os.environ.get(MICRO_BATCHES_ENV, "1"))
 
 
 def _device() -> str | None:
@@ -55,7 +55,7 @@ def _device() -> str | None:
     return str(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else "cpu"
 
 
-def die_with_parent() -> None:
+def set_pdeathsig() -> None:
     """Ask Linux to end this process when its parent dies, so that a killed night leaves no orphan."""
     if sys.platform == "linux":
         parent = os.getppid()

@@ -49,9 +49,9 @@ class DiskFullError(UserError):
     exit_code = 5
 
 
-LEFT_EARLY = 75
+EXIT_INTERRUPTED = 75
 """Exit code of a stage that was asked to leave and has kept its state: running it again goes on from there.
 The number is EX_TEMPFAIL of sysexits.h, which asks for just that."""
 
-OUT_OF_REACH = 6
+EXIT_UNREACHABLE = 6
 """Exit code of a stage that a service outside gave no answer: running it again in a while goes on from there."""

@@ -13,16 +13,16 @@ import pyarrow as pa
 
 from tasks import contracts, files
 from tasks.coco_map import coco_map
-from tasks.detector import detect, image_reader, load_detector, read_ahead
-from tasks.entry import batch_divisor, run_stage
-from tasks.params import Sections, load
+from tasks.detector import detect, image_reader, load_detector, prefetch
+from tasks.entry import num_micro_batches, stage_main
+from tasks.params import StageParams, load_stage_params
 from tasks.paths import Workspace
 
 log = logging.getLogger(__name__)
 MODELS = ("teacher", "student")
 
 
-def evaluate(params: Sections, *, root: Path, val: Path, weights: dict[str, Path], out: Path) -> None:
+def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, Path], out: Path) -> None:
     """Write every validation prediction and the COCO metrics of each model.
 
     Args:
@@ -36,31 +36,31 @@ def evaluate(params: Sections, *, root: Path, val: Path, weights: dict[str, Path
     rows: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
     for name, path in weights.items():
-        own = _predict(params, name, path, truth, root)
-        metrics[name] = coco_map(truth, pa.Table.from_pylist(own, contracts.PREDICTIONS), params.classes)
+        predictions = _predict(params, name, path, truth, root)
+        metrics[name] = coco_map(truth, pa.Table.from_pylist(predictions, contracts.PREDICTIONS), params.classes)
         log.info("evaluate %s: mAP %.1f, AP50 %.1f", name, metrics[name]["mAP"], metrics[name]["AP50"])
-        rows += own
+        rows += predictions
     files.write_table(out / "predictions.parquet", pa.Table.from_pylist(rows, contracts.PREDICTIONS))
     files.write_json(out / "metrics.json", {**metrics, "val_images": truth.num_rows})
 
 
-def _predict(params: Sections, name: str, weights: Path, truth: pa.Table, root: Path) -> list[dict[str, Any]]:
+def _predict(params: StageParams, name: str, weights: Path, truth: pa.Table, root: Path) -> list[dict[str, Any]]:
     detector = load_detector(params.model, len(params.classes), weights)
     images = truth.select(["image_id", "uri"]).to_pylist()
-    size = max(params.evaluate.images_per_batch // batch_divisor(), 1)
+    size = max(params.evaluate.batch_size // num_micro_batches(), 1)
     batches = [images[first : first + size] for first in range(0, len(images), size)]
-    read = image_reader(root, images, ahead=True)
+    read_image = image_reader(root, images, prefetch_remote=True)
     rows = []
-    for batch, pixels in read_ahead(batches, lambda image: read(image["uri"])):
+    for batch, pixels in prefetch(batches, lambda image: read_image(image["uri"])):
         for image, found in zip(batch, detect(detector, pixels, params.model), strict=True):
-            kept = found.above(params.evaluate.score_threshold)
+            kept = found.filter_by_score(params.evaluate.score_threshold)
             rows.append(
                 {
                     "model": name,
                     "image_id": image["image_id"],
                     "boxes_xyxy": kept.boxes_xyxy.ravel(),
                     "scores": kept.scores,
-                    "labels": kept.labels,
+                    "class_ids": kept.class_ids,
                 }
             )
     return rows
@@ -68,7 +68,7 @@ def _predict(params: Sections, name: str, weights: Path, truth: pa.Table, root: 
 
 def _body(workspace: Workspace) -> None:
     evaluate(
-        load(workspace.params, "classes", "model", "evaluate"),
+        load_stage_params(workspace.params, "classes", "model", "evaluate"),
         root=workspace.root,
         val=workspace.derived("assemble") / "val.parquet",
         weights={name: workspace.derived("train") / f"{name}.pth" for name in MODELS},
@@ -78,7 +78,7 @@ def _body(workspace: Workspace) -> None:
 
 def main() -> None:
     """``python -m tasks.evaluate``."""
-    run_stage("evaluate", _body)
+    stage_main("evaluate", _body)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Reads  derived/assemble/unlabeled.parquet, derived/infer, derived/score, derived/select
 Writes derived/handoff
-Params classes, handoff
+Params classes, preannotation
 """
 
 import json
@@ -15,13 +15,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks import files
-from tasks.contracts import DETECTIONS, FROZEN, METRICS, SCORES, SELECTION, UNLABELED, HandoffTask, Prediction
-from tasks.detections import shards_in
-from tasks.entry import run_stage
+from tasks.contracts import (
+    DETECTIONS,
+    DETECTIONS_AT_SELECTION,
+    METRICS,
+    SCORES,
+    SELECTION,
+    UNLABELED,
+    AnnotationTask,
+    Prediction,
+)
+from tasks.detections import read_shards
+from tasks.entry import stage_main
 from tasks.errors import UserError
-from tasks.params import load
+from tasks.params import load_stage_params
 from tasks.paths import Workspace
-from tasks.sections import HandoffParams
+from tasks.sections import PreannotationParams
 
 _DECIMALS_PX = 2
 _log = logging.getLogger(__name__)
@@ -30,7 +39,7 @@ _Row = dict[str, Any]
 
 
 def handoff(
-    params: HandoffParams,
+    params: PreannotationParams,
     *,
     classes: Sequence[str],
     unlabeled: Path,
@@ -39,7 +48,7 @@ def handoff(
     selection: Path,
     out: Path,
 ) -> None:
-    """Write ``manifest.jsonl`` (HandoffTask), ``detections.parquet`` (FROZEN) and ``coco.json``.
+    """Write ``manifest.jsonl`` (AnnotationTask), ``detections.parquet`` (DETECTIONS_AT_SELECTION) and ``coco.json``.
 
     Args:
         params: score a detection needs to be drawn.
@@ -53,80 +62,83 @@ def handoff(
     Raises:
         UserError: a picked image is not among the unlabeled ones, was not seen by the teacher, or not scored.
     """
-    picked = sorted(files.read_table(selection, SELECTION).to_pylist(), key=lambda row: row["rank"])
+    selected = sorted(files.read_table(selection, SELECTION).to_pylist(), key=lambda row: row["rank"])
     images = {row["image_id"]: row for row in files.read_table(unlabeled, UNLABELED).to_pylist()}
-    found = _detections_of([row["image_id"] for row in picked], detections)
-    seen = {row["image_id"]: row for row in found.to_pylist()}
-    scored = {row["image_id"]: row for row in files.read_table(scores, SCORES).to_pylist()}
-    for known, where, what in (
+    detection_table = _load_detections([row["image_id"] for row in selected], detections)
+    detected = {row["image_id"]: row for row in detection_table.to_pylist()}
+    scores_by_id = {row["image_id"]: row for row in files.read_table(scores, SCORES).to_pylist()}
+    for known, where, problem_text in (
         (images, selection, "is not among the unlabeled images"),
-        (seen, detections, "has no detections"),
-        (scored, scores, "has no scores"),
+        (detected, detections, "has no detections"),
+        (scores_by_id, scores, "has no scores"),
     ):
-        _require_all(picked, known, where, what)
+        _check_complete(selected, known, where, problem_text)
     tasks = [
-        _task(row, images[row["image_id"]], seen[row["image_id"]], classes, params.score_threshold) for row in picked
+        _annotation_task(row, images[row["image_id"]], detected[row["image_id"]], classes, params.score_threshold)
+        for row in selected
     ]
     # ASCII, so that no reader takes a line separator inside a class name for the end of the line.
     lines = [json.dumps(task.model_dump(mode="json")) + "\n" for task in tasks]
     files.write_bytes(out / "manifest.jsonl", "".join(lines).encode())
-    files.write_table(out / "detections.parquet", _frozen(found, scored))
+    files.write_table(out / "detections.parquet", _frozen(detection_table, scores_by_id))
     files.write_json(out / "coco.json", _coco(tasks, classes))
     _log.info("%d images, %d boxes pre-drawn", len(tasks), sum(len(task.predictions) for task in tasks))
 
 
-def _require_all(picked: Sequence[_Row], known: Mapping[str, _Row], where: Path, what: str) -> None:
-    for row in picked:
+def _check_complete(selected: Sequence[_Row], known: Mapping[str, _Row], where: Path, problem_text: str) -> None:
+    for row in selected:
         if row["image_id"] not in known:
-            problem = f"picked image {row['image_id']} {what}, expected every picked image to be complete"
+            problem = f"picked image {row['image_id']} {problem_text}, expected every picked image to be complete"
             raise UserError(where, problem, "Run: dvc repro handoff")
 
 
-def _detections_of(image_ids: Sequence[str], shards: Path) -> pa.Table:
+def _load_detections(image_ids: Sequence[str], shards: Path) -> pa.Table:
     """Rows of the picked images from all shards, sorted by image id."""
-    wanted = pa.array(image_ids, type=pa.string())
-    parts = [table.filter(pc.is_in(table["image_id"], value_set=wanted)) for table in shards_in(shards)]
+    wanted_ids = pa.array(image_ids, type=pa.string())
+    parts = [table.filter(pc.is_in(table["image_id"], value_set=wanted_ids)) for table in read_shards(shards)]
     found: pa.Table = pa.concat_tables([DETECTIONS.empty_table(), *parts]).sort_by("image_id")
     return found
 
 
-def _frozen(found: pa.Table, scored: Mapping[str, _Row]) -> pa.Table:
-    """The detections with today's normalised metrics: in later rounds the pool they were ranked in is gone."""
-    rows = [scored[image_id] for image_id in found["image_id"].to_pylist()]
+def _frozen(found: pa.Table, scores_by_id: Mapping[str, _Row]) -> pa.Table:
+    """The detections with today's normalized metrics: in later rounds the pool they were ranked in is gone."""
+    rows = [scores_by_id[image_id] for image_id in found["image_id"].to_pylist()]
     for name in METRICS:
         found = found.append_column(name, pa.array([row[name] for row in rows], pa.float64()))
-    return found.cast(FROZEN)
+    return found.cast(DETECTIONS_AT_SELECTION)
 
 
-def _task(picked: _Row, image: _Row, seen: _Row, classes: Sequence[str], score_threshold: float) -> HandoffTask:
-    boxes = [seen["boxes_xyxy"][i : i + 4] for i in range(0, len(seen["boxes_xyxy"]), 4)]
+def _annotation_task(
+    selected: _Row, image: _Row, detected: _Row, classes: Sequence[str], score_threshold: float
+) -> AnnotationTask:
+    boxes = [detected["boxes_xyxy"][i : i + 4] for i in range(0, len(detected["boxes_xyxy"]), 4)]
     predictions = [
-        Prediction(category=classes[label], xyxy_px=_inside(box, image), score=min(max(score, 0.0), 1.0))
-        for box, label, score in zip(boxes, seen["labels"], seen["scores"], strict=True)
+        Prediction(category=classes[label], xyxy_px=_clip_box(box, image), score=min(max(score, 0.0), 1.0))
+        for box, label, score in zip(boxes, detected["class_ids"], detected["scores"], strict=True)
         if score >= score_threshold
     ]
-    drawable = [p for p in predictions if p.xyxy_px[0] < p.xyxy_px[2] and p.xyxy_px[1] < p.xyxy_px[3]]
-    return HandoffTask(
-        image_id=picked["image_id"],
+    non_empty = [p for p in predictions if p.xyxy_px[0] < p.xyxy_px[2] and p.xyxy_px[1] < p.xyxy_px[3]]
+    return AnnotationTask(
+        image_id=selected["image_id"],
         uri=image["uri"],
         width_px=image["width_px"],
         height_px=image["height_px"],
-        rank=picked["rank"],
-        reason=picked["reason"],
-        uncertainty=picked["uncertainty"],
-        predictions=tuple(sorted(drawable, key=lambda p: (-p.score, p.category, p.xyxy_px))),
-        model_digest=seen["model_digest"],
+        rank=selected["rank"],
+        reason=selected["reason"],
+        uncertainty=selected["uncertainty"],
+        predictions=tuple(sorted(non_empty, key=lambda p: (-p.score, p.category, p.xyxy_px))),
+        model_digest=detected["model_digest"],
     )
 
 
-def _inside(box: Sequence[float], image: _Row) -> tuple[float, float, float, float]:
+def _clip_box(box: Sequence[float], image: _Row) -> tuple[float, float, float, float]:
     """Rounded for the eye and clipped: label tools refuse a box that sticks out by a rounding error."""
     x1, y1, x2, y2 = (round(corner, _DECIMALS_PX) for corner in box)
     width, height = float(image["width_px"]), float(image["height_px"])
     return max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
 
 
-def _coco(tasks: Sequence[HandoffTask], classes: Sequence[str]) -> dict[str, Any]:
+def _coco(tasks: Sequence[AnnotationTask], classes: Sequence[str]) -> dict[str, Any]:
     """The manifest for tools that read COCO: pre-drawn boxes as annotations with a ``score``."""
     images = [
         {
@@ -138,10 +150,10 @@ def _coco(tasks: Sequence[HandoffTask], classes: Sequence[str]) -> dict[str, Any
         }
         for n, task in enumerate(tasks, start=1)
     ]
-    drawn = [(n, prediction) for n, task in enumerate(tasks, start=1) for prediction in task.predictions]
+    numbered = [(n, prediction) for n, task in enumerate(tasks, start=1) for prediction in task.predictions]
     annotations = [
         _coco_annotation(number, image, prediction, classes)
-        for number, (image, prediction) in enumerate(drawn, start=1)
+        for number, (image, prediction) in enumerate(numbered, start=1)
     ]
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
@@ -162,9 +174,9 @@ def _coco_annotation(number: int, image: int, prediction: Prediction, classes: S
 
 
 def _body(workspace: Workspace) -> None:
-    sections = load(workspace.params, "classes", "handoff")
+    sections = load_stage_params(workspace.params, "classes", "preannotation")
     handoff(
-        sections.handoff,
+        sections.preannotation,
         classes=sections.classes,
         unlabeled=workspace.derived("assemble") / "unlabeled.parquet",
         detections=workspace.derived("infer"),
@@ -176,7 +188,7 @@ def _body(workspace: Workspace) -> None:
 
 def main() -> None:
     """``python -m tasks.handoff``."""
-    run_stage("handoff", _body)
+    stage_main("handoff", _body)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ _SUFFIX_OF_FORMAT = {
     "WEBP": ".webp",
     "TIFF": ".tif",
 }
-_OPENERS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+_ALLOWED_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
+_TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
 # Converting 16-bit or float pixels to RGB saturates them to white without a word.
-_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_HIGH_BIT_DEPTH_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 """File name endings that are taken for pictures, in lower case."""
 
 
@@ -31,7 +31,7 @@ class ImageProblem(ValueError):
 
 
 @dataclass(frozen=True)
-class ImageFacts:
+class ImageMetadata:
     """What was found by reading and decoding a whole image file."""
 
     width_px: int
@@ -39,11 +39,11 @@ class ImageFacts:
     height_px: int
     suffix: str
     """Of the format found inside, whatever the file is called."""
-    bytes: int
+    size_bytes: int
     sha256: str
 
 
-def inspect_image(path: Path, *, max_pixels: int) -> ImageFacts:
+def inspect_image(path: Path, *, max_pixels: int) -> ImageMetadata:
     """Hash and fully decode one image file.
 
     Args:
@@ -57,7 +57,7 @@ def inspect_image(path: Path, *, max_pixels: int) -> ImageFacts:
         if not path.is_file():  # a FIFO named a.jpg would block for ever
             raise ImageProblem("the image file is missing, expected a file")
         width_px, height_px, suffix = _decode(path, max_pixels)
-        return ImageFacts(width_px, height_px, suffix, path.stat().st_size, files.sha256_file(path))
+        return ImageMetadata(width_px, height_px, suffix, path.stat().st_size, files.sha256_file(path))
     except ImageProblem:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...: no list
@@ -70,19 +70,19 @@ def open_rgb(path: Path) -> Image.Image:
     Raises:
         OSError: missing or broken.
     """
-    with Image.open(path, formats=_OPENERS) as image:
+    with Image.open(path, formats=_ALLOWED_FORMATS) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _decode(path: Path, max_pixels: int) -> tuple[int, int, str]:
-    with Image.open(path, formats=_OPENERS) as image:
+    with Image.open(path, formats=_ALLOWED_FORMATS) as image:
         width_px, height_px = image.size
         if width_px * height_px > max_pixels:
             raise ImageProblem(f"the image has {width_px * height_px} pixels, expected at most {max_pixels}")
-        if image.mode in _DEEP_MODES:
+        if image.mode in _HIGH_BIT_DEPTH_MODES:
             raise ImageProblem(f"the pixel mode is {image.mode}, expected 8 bits a channel")
         image.load()
-        if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
+        if image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED_ORIENTATIONS:
             width_px, height_px = height_px, width_px
         return width_px, height_px, _SUFFIX_OF_FORMAT[str(image.format)]
 

@@ -16,17 +16,17 @@ import pyarrow as pa
 
 from detectron_ext.inference import Detections
 from tasks import contracts, files
-from tasks.detector import detect, image_reader, load_detector, read_ahead
-from tasks.entry import batch_divisor, run_stage
+from tasks.detector import detect, image_reader, load_detector, prefetch
+from tasks.entry import num_micro_batches, stage_main
 from tasks.errors import UserError
-from tasks.params import Sections, load
+from tasks.params import StageParams, load_stage_params
 from tasks.paths import Workspace
 
 log = logging.getLogger(__name__)
 
 
 def infer(
-    params: Sections,
+    params: StageParams,
     *,
     root: Path,
     unlabeled: Path,
@@ -47,11 +47,13 @@ def infer(
         out: output folder.
     """
     digest = files.sha256_file(teacher)
-    shards = _shards(unlabeled, calibration, params.infer.images_per_shard)
+    shards = _shards(unlabeled, calibration, params.infer.shard_size)
     key = files.sha256_json([digest, params.classes, params.model.model_dump(), params.infer.model_dump()])[:16]
-    finished = scratch / key
+    finished_folder = scratch / key
     detector = None
-    paths = [finished / f"shard-{number:04d}-{_ids_digest(images)}.parquet" for number, images in enumerate(shards)]
+    paths = [
+        finished_folder / f"shard-{number:04d}-{_ids_digest(images)}.parquet" for number, images in enumerate(shards)
+    ]
     for number, (images, path) in enumerate(zip(shards, paths, strict=True)):
         if not path.is_file():
             detector = detector or load_detector(params.model, len(params.classes), teacher)
@@ -64,14 +66,14 @@ def infer(
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _shards(unlabeled: Path, calibration: Path, images_per_shard: int) -> list[list[dict[str, str]]]:
+def _shards(unlabeled: Path, calibration: Path, shard_size: int) -> list[list[dict[str, str]]]:
     tables = (
         files.read_table(unlabeled, contracts.UNLABELED),
         files.read_table(calibration, contracts.ANNOTATED),
     )
     rows = [row for table in tables for row in table.select(["image_id", "uri"]).to_pylist()]
     rows.sort(key=lambda row: row["image_id"])
-    return [rows[first : first + images_per_shard] for first in range(0, len(rows), images_per_shard)]
+    return [rows[first : first + shard_size] for first in range(0, len(rows), shard_size)]
 
 
 def _ids_digest(images: Sequence[dict[str, str]]) -> str:
@@ -79,11 +81,11 @@ def _ids_digest(images: Sequence[dict[str, str]]) -> str:
 
 
 def _detect_shard(
-    params: Sections, detector: Any, images: Sequence[dict[str, str]], root: Path, digest: str
+    params: StageParams, detector: Any, images: Sequence[dict[str, str]], root: Path, digest: str
 ) -> pa.Table:
-    size = max(params.infer.images_per_batch // batch_divisor(), 1)
+    size = max(params.infer.batch_size // num_micro_batches(), 1)
     batches = [images[first : first + size] for first in range(0, len(images), size)]
-    read = image_reader(root, images, ahead=True)
+    read = image_reader(root, images, prefetch_remote=True)
 
     def read_pool_image(image: dict[str, str]) -> np.ndarray[Any, np.dtype[np.uint8]]:
         try:
@@ -96,9 +98,9 @@ def _detect_shard(
             ) from None
 
     rows = []
-    for batch, pixels in read_ahead(batches, read_pool_image):
+    for batch, pixels in prefetch(batches, read_pool_image):
         for image, found in zip(batch, detect(detector, pixels, params.model), strict=True):
-            rows.append(_row(image["image_id"], found.above(params.infer.score_threshold), digest))
+            rows.append(_row(image["image_id"], found.filter_by_score(params.infer.score_threshold), digest))
     return pa.Table.from_pylist(rows, contracts.DETECTIONS)
 
 
@@ -107,8 +109,8 @@ def _row(image_id: str, found: Detections, digest: str) -> dict[str, Any]:
         "image_id": image_id,
         "boxes_xyxy": found.boxes_xyxy.ravel(),
         "scores": found.scores,
-        "labels": found.labels,
-        "posteriors": found.posteriors.astype(np.float16).ravel(),
+        "class_ids": found.class_ids,
+        "class_probs": found.class_probs.astype(np.float16).ravel(),
         "embedding": found.embedding.astype(np.float16),
         "model_digest": digest,
     }
@@ -117,7 +119,7 @@ def _row(image_id: str, found: Detections, digest: str) -> dict[str, Any]:
 def _body(workspace: Workspace) -> None:
     assembled = workspace.derived("assemble")
     infer(
-        load(workspace.params, "classes", "model", "infer"),
+        load_stage_params(workspace.params, "classes", "model", "infer"),
         root=workspace.root,
         unlabeled=assembled / "unlabeled.parquet",
         calibration=assembled / "calibration.parquet",
@@ -129,7 +131,7 @@ def _body(workspace: Workspace) -> None:
 
 def main() -> None:
     """``python -m tasks.infer``."""
-    run_stage("infer", _body)
+    stage_main("infer", _body)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ _RESTORE = "Label batches are append-only: restore the file from git."
 
 
 @dataclass(frozen=True)
-class Answer:
+class Annotation:
     """What a person said about an image, and where it stands."""
 
     label: LabeledImage
@@ -34,9 +34,9 @@ class LabelStore:
 
     newest_batch: int
     """The round's number."""
-    answers: dict[str, Answer]
+    current: dict[str, Annotation]
     """The newest answer to each image, by image id, sorted."""
-    given: dict[str, tuple[LabeledImage, ...]]
+    all_annotations: dict[str, tuple[LabeledImage, ...]]
     """Every answer there ever was, by image id, in the order they came in; of one batch, the one that counts last."""
     leased: dict[str, int]
     """Images that were with the annotators when the newest batch was collected, and the batch they were offered in."""
@@ -50,30 +50,30 @@ def read_labels(folder: Path) -> LabelStore:
     Raises:
         UserError: no batch, one missing in between, or one that is no label batch.
     """
-    batches = [(path, read_batch(path)) for path in _paths(folder)]
-    answers: dict[str, Answer] = {}
-    given: dict[str, tuple[LabeledImage, ...]] = {}
+    batches = [(path, read_batch(path)) for path in _batch_paths(folder)]
+    current: dict[str, Annotation] = {}
+    all_annotations: dict[str, tuple[LabeledImage, ...]] = {}
     for path, batch in batches:
-        answers |= {label.image_id: Answer(label, batch.batch, path) for label in batch.images}
-        for label in (*batch.others, *batch.images):
-            given[label.image_id] = (*given.get(label.image_id, ()), label)
+        current |= {label.image_id: Annotation(label, batch.batch, path) for label in batch.images}
+        for label in (*batch.other_annotations, *batch.images):
+            all_annotations[label.image_id] = (*all_annotations.get(label.image_id, ()), label)
     return LabelStore(
         newest_batch=batches[-1][1].batch,
-        answers=dict(sorted(answers.items())),
-        given=given,
+        current=dict(sorted(current.items())),
+        all_annotations=all_annotations,
         leased=batches[-1][1].leased,
-        minutes_spent=_minutes(label for labels in given.values() for label in labels),
+        minutes_spent=_minutes(label for labels in all_annotations.values() for label in labels),
     )
 
 
-def _minutes(given: Iterable[LabeledImage]) -> float | None:
+def _minutes(annotations: Iterable[LabeledImage]) -> float | None:
     """Working time of all people. That of a changed answer includes the time of the answer it replaces."""
-    newest = {(label.image_id, label.offered_in, label.annotator): label.seconds_spent for label in given}
-    seconds = [spent for spent in newest.values() if spent is not None]
+    latest = {(label.image_id, label.offered_batch, label.annotator): label.seconds_spent for label in annotations}
+    seconds = [spent for spent in latest.values() if spent is not None]
     return sum(seconds) / 60 if seconds else None
 
 
-def _paths(folder: Path) -> list[Path]:
+def _batch_paths(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.glob("*.json")):
         match = _NAME.fullmatch(path.name)
@@ -108,34 +108,34 @@ def read_batch(path: Path) -> LabelBatch:
         raise UserError(path, f"batch is {batch.batch}, expected the number in the file's name", _RESTORE)
     ids = [label.image_id for label in batch.images]
     if len(set(ids)) != len(ids):
-        twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
-        raise UserError(path, f"image {twice} stands in it twice, expected once", _RESTORE)
+        duplicate_id = next(image_id for image_id in ids if ids.count(image_id) > 1)
+        raise UserError(path, f"image {duplicate_id} stands in it twice, expected once", _RESTORE)
     return batch
 
 
-def check_answer(answer: Answer, sizes_px: Mapping[str, tuple[int, int]], classes: Sequence[str]) -> None:
+def check_annotation(annotation: Annotation, sizes_px: Mapping[str, tuple[int, int]], classes: Sequence[str]) -> None:
     """Hold one answer against its image. Labels are checked on their way in, so this finds edits and bugs.
 
     Args:
-        answer: of an image in ``sizes_px``.
+        annotation: of an image in ``sizes_px``.
         sizes_px: width and height by image id.
         classes: class names of params.yaml.
 
     Raises:
         UserError: boxes against the status, outside the image, without area, or of an unknown class.
     """
-    label = answer.label
+    label = annotation.label
     if (label.status == "labeled") != bool(label.boxes):
         problem = f"image {label.image_id} has status {label.status!r} with {len(label.boxes)} boxes"
-        raise UserError(answer.file, f"{problem}, expected boxes just where it is 'labeled'", _RESTORE)
+        raise UserError(annotation.file, f"{problem}, expected boxes just where it is 'labeled'", _RESTORE)
     width_px, height_px = sizes_px[label.image_id]
     for box in label.boxes:
         if box.category not in classes:
             problem = f"image {label.image_id} has a box of class {box.category!r}, expected one of {list(classes)}"
-            raise UserError(answer.file, problem, "Add the class to classes in params.yaml.")
+            raise UserError(annotation.file, problem, "Add the class to classes in params.yaml.")
         x1, y1, x2, y2 = box.xyxy_px
         right, bottom = width_px + _ROUNDING_PX, height_px + _ROUNDING_PX
         if not (-_ROUNDING_PX <= x1 < x2 <= right and -_ROUNDING_PX <= y1 < y2 <= bottom):
             problem = f"image {label.image_id} has a box {list(box.xyxy_px)}"
             expected = f"expected x1 < x2 and y1 < y2 inside {width_px} x {height_px} px"
-            raise UserError(answer.file, f"{problem}, {expected}", _RESTORE)
+            raise UserError(annotation.file, f"{problem}, {expected}", _RESTORE)

@@ -31,14 +31,16 @@ def match_boxes(first: Sequence[Box], second: Sequence[Box]) -> list[BoxPair]:
     """
     iou_AB = pairwise_iou(_corners(first), _corners(second))
     same_AB = np.array([[a.category == b.category for b in second] for a in first], dtype=bool).reshape(iou_AB.shape)
-    close_AB = np.where(iou_AB >= MATCH_IOU, iou_AB, 0.0)
-    pairs = _assigned(np.where(same_AB, close_AB, 0.0), same_class=True)
+    matching_iou_AB = np.where(iou_AB >= MATCH_IOU, iou_AB, 0.0)
+    pairs = _assign(np.where(same_AB, matching_iou_AB, 0.0), same_class=True)
     for pair in pairs:
-        close_AB[pair.first, :] = close_AB[:, pair.second] = 0.0
-    return sorted(pairs + _assigned(np.where(same_AB, 0.0, close_AB), same_class=False), key=lambda pair: pair.first)
+        matching_iou_AB[pair.first, :] = matching_iou_AB[:, pair.second] = 0.0
+    return sorted(
+        pairs + _assign(np.where(same_AB, 0.0, matching_iou_AB), same_class=False), key=lambda pair: pair.first
+    )
 
 
-def without_doubles(boxes: Sequence[Box], iou: float) -> tuple[Box, ...]:
+def drop_duplicates(boxes: Sequence[Box], iou: float) -> tuple[Box, ...]:
     """The boxes in their order, without those that lie on an earlier one of their class.
 
     Args:
@@ -48,20 +50,20 @@ def without_doubles(boxes: Sequence[Box], iou: float) -> tuple[Box, ...]:
     iou_NN = pairwise_iou(_corners(boxes), _corners(boxes))
     kept: list[int] = []
     for n, box in enumerate(boxes):
-        doubled = any(
+        is_duplicate = any(
             boxes[k].category == box.category and (iou_NN[k, n] > iou or boxes[k].xyxy_px == box.xyxy_px) for k in kept
         )
-        if not doubled:
+        if not is_duplicate:
             kept.append(n)
     return tuple(boxes[k] for k in kept)
 
 
-def _assigned(worth_AB: Floats, *, same_class: bool) -> list[BoxPair]:
-    rows, columns = linear_sum_assignment(worth_AB, maximize=True)
+def _assign(score_AB: Floats, *, same_class: bool) -> list[BoxPair]:
+    rows, columns = linear_sum_assignment(score_AB, maximize=True)
     return [
-        BoxPair(int(a), int(b), float(worth_AB[a, b]), same_class)
+        BoxPair(int(a), int(b), float(score_AB[a, b]), same_class)
         for a, b in zip(rows, columns, strict=True)
-        if worth_AB[a, b] > 0
+        if score_AB[a, b] > 0
     ]
 
 

@@ -17,18 +17,18 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from tasks.errors import OUT_OF_REACH, UserError
+from tasks.errors import EXIT_UNREACHABLE, UserError
 
 SCHEME = "s3://"
 _CHUNK_BYTES = 1 << 20
 _CONNECTIONS = 64
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 5, 60
-_ATTEMPTS = 4
+_MAX_ATTEMPTS = 4
 """Of botocore, with exponential delay and jitter, for one request."""
-_DIGEST = "sha256"
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_MISSING = {"404", "NoSuchKey", "NotFound"}
-_MEND = {
+_DIGEST_KEY = "sha256"
+_BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_NOT_FOUND_CODES = {"404", "NoSuchKey", "NotFound"}
+_HINTS = {
     "NoSuchBucket": "Create the bucket, or correct its name.",
     "AccessDenied": "Give the credentials in the environment the right to it.",
     "403": "Give the credentials in the environment the right to it.",
@@ -42,10 +42,10 @@ class ObjectStoreError(UserError):
     """The object store refuses: what it was asked for, or by whom."""
 
 
-class ObjectStoreAwayError(ObjectStoreError):
+class ObjectStoreUnavailable(ObjectStoreError):
     """The object store gives no answer, or one that it recovers from."""
 
-    exit_code = OUT_OF_REACH
+    exit_code = EXIT_UNREACHABLE
     transient = True
 
 
@@ -54,11 +54,11 @@ class MissingObjectError(ObjectStoreError):
 
 
 @dataclass(frozen=True)
-class ObjectFacts:
+class ObjectMetadata:
     """What a listing says of one object."""
 
     uri: str
-    bytes: int
+    size_bytes: int
     etag: str
     """Changes whenever the content does; how it is computed is the server's affair."""
     modified_at: datetime
@@ -76,12 +76,12 @@ def split_uri(uri: str) -> tuple[str, str]:
         UserError: no s3 uri, or no name a bucket can have.
     """
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
-    if not is_object_uri(uri) or not _BUCKET.fullmatch(bucket):
+    if not is_object_uri(uri) or not _BUCKET_NAME.fullmatch(bucket):
         raise UserError(uri[:200], f"the bucket is {bucket[:80]!r}, expected s3://bucket/prefix")
     return bucket, key
 
 
-def list_objects(prefix_uri: str) -> Iterator[ObjectFacts]:
+def list_objects(prefix_uri: str) -> Iterator[ObjectMetadata]:
     """Everything below a prefix, a thousand a request; ``s3://b/a`` is a folder and does not list ``s3://b/ab``.
 
     Raises:
@@ -89,12 +89,12 @@ def list_objects(prefix_uri: str) -> Iterator[ObjectFacts]:
     """
     bucket, key = split_uri(prefix_uri)
     prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
-    with _said_clearly(prefix_uri):
+    with _translate_errors(prefix_uri):
         for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # how consoles mark an empty folder
                     uri = f"{SCHEME}{bucket}/{entry['Key']}"
-                    yield ObjectFacts(uri, entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
+                    yield ObjectMetadata(uri, entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
 
 
 def read_object(uri: str) -> bytes:
@@ -105,7 +105,7 @@ def read_object(uri: str) -> bytes:
         ObjectStoreError: away or refused.
     """
     bucket, key = split_uri(uri)
-    with _said_clearly(uri):
+    with _translate_errors(uri):
         content: bytes = _client().get_object(Bucket=bucket, Key=key)["Body"].read()
         return content
 
@@ -122,7 +122,7 @@ def fetch_object(uri: str, into: IO[bytes]) -> str:
     """
     bucket, key = split_uri(uri)
     digest = hashlib.sha256()
-    with _said_clearly(uri):
+    with _translate_errors(uri):
         body = _client().get_object(Bucket=bucket, Key=key)["Body"]
         with body:
             for chunk in body.iter_chunks(_CHUNK_BYTES):
@@ -138,8 +138,8 @@ def write_object(uri: str, content: bytes) -> None:
         ObjectStoreError: away or refused.
     """
     bucket, key = split_uri(uri)
-    with _said_clearly(uri):
-        metadata = {_DIGEST: hashlib.sha256(content).hexdigest()}
+    with _translate_errors(uri):
+        metadata = {_DIGEST_KEY: hashlib.sha256(content).hexdigest()}
         _client().put_object(Bucket=bucket, Key=key, Body=content, Metadata=metadata)
 
 
@@ -150,16 +150,16 @@ def upload_file(path: Path, uri: str, sha256: str) -> None:
         ObjectStoreError: away or refused.
     """
     bucket, key = split_uri(uri)
-    with _said_clearly(uri):
+    with _translate_errors(uri):
         try:
-            known = _client().head_object(Bucket=bucket, Key=key)
-        except _botocore().ClientError as error:
-            if _code(error) not in _MISSING:
+            existing = _client().head_object(Bucket=bucket, Key=key)
+        except _botocore_exceptions().ClientError as error:
+            if _error_code(error) not in _NOT_FOUND_CODES:
                 raise
         else:
-            if known["ContentLength"] == path.stat().st_size and known["Metadata"].get(_DIGEST) == sha256:
+            if existing["ContentLength"] == path.stat().st_size and existing["Metadata"].get(_DIGEST_KEY) == sha256:
                 return
-        _client().upload_file(str(path), bucket, key, ExtraArgs={"Metadata": {_DIGEST: sha256}})
+        _client().upload_file(str(path), bucket, key, ExtraArgs={"Metadata": {_DIGEST_KEY: sha256}})
 
 
 def delete_object(uri: str) -> None:
@@ -169,53 +169,55 @@ def delete_object(uri: str) -> None:
         ObjectStoreError: away or refused.
     """
     bucket, key = split_uri(uri)
-    with _said_clearly(uri):
+    with _translate_errors(uri):
         _client().delete_object(Bucket=bucket, Key=key)
 
 
 @contextmanager
-def _said_clearly(uri: str) -> Iterator[None]:
+def _translate_errors(uri: str) -> Iterator[None]:
     """Turn what boto3 raises into one sentence. Its own texts may quote a signed request, so none is passed on."""
     from boto3.exceptions import S3UploadFailedError
     from urllib3.exceptions import HTTPError
 
-    names = _botocore()
+    exceptions = _botocore_exceptions()
     try:
         yield
-    except names.ClientError as error:
-        raise _refused(uri, error) from None
+    except exceptions.ClientError as error:
+        raise _request_error(uri, error) from None
     except S3UploadFailedError as error:
         cause = error.__context__
-        raise (_refused(uri, cause) if isinstance(cause, names.ClientError) else _away(uri, error)) from None
-    except (names.NoCredentialsError, names.PartialCredentialsError, names.ProfileNotFound):
+        raise (
+            _request_error(uri, cause) if isinstance(cause, exceptions.ClientError) else _unavailable(uri, error)
+        ) from None
+    except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.ProfileNotFound):
         problem = "the credentials in the environment are none, or not whole, expected those of the object store"
         raise ObjectStoreError(uri, problem, "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.") from None
-    except (names.HTTPClientError, names.BotoCoreError, HTTPError, ConnectionError, TimeoutError) as error:
-        raise _away(uri, error) from None
+    except (exceptions.HTTPClientError, exceptions.BotoCoreError, HTTPError, ConnectionError, TimeoutError) as error:
+        raise _unavailable(uri, error) from None
 
 
-def _refused(uri: str, error: Any) -> ObjectStoreError:
-    code = _code(error)
-    if code in _MISSING:
+def _request_error(uri: str, error: Any) -> ObjectStoreError:
+    code = _error_code(error)
+    if code in _NOT_FOUND_CODES:
         return MissingObjectError(uri, "the object is missing, expected it there")
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     transient = status >= 500 or status == 429 or code in {"SlowDown", "RequestTimeout"}
-    kind = ObjectStoreAwayError if transient else ObjectStoreError
-    fix = _MEND.get(code, "Try again in a while." if transient else "")
-    return kind(uri, f"the object store's answer is {code}, expected success", fix)
+    error_class = ObjectStoreUnavailable if transient else ObjectStoreError
+    fix = _HINTS.get(code, "Try again in a while." if transient else "")
+    return error_class(uri, f"the object store's answer is {code}, expected success", fix)
 
 
-def _away(uri: str, error: BaseException) -> ObjectStoreError:
+def _unavailable(uri: str, error: BaseException) -> ObjectStoreError:
     problem = f"the object store is out of reach ({type(error).__name__}), expected an answer"
     fix = "Check the network and AWS_ENDPOINT_URL_S3, or try again in a while."
-    return ObjectStoreAwayError(uri, problem, fix)
+    return ObjectStoreUnavailable(uri, problem, fix)
 
 
-def _code(error: Any) -> str:
+def _error_code(error: Any) -> str:
     return str(error.response.get("Error", {}).get("Code", "unknown"))
 
 
-def _botocore() -> Any:
+def _botocore_exceptions() -> Any:
     from botocore import exceptions  # a quarter of a second, paid by those who have objects
 
     return exceptions
@@ -233,7 +235,7 @@ def _new_client(_pid: int, environment: tuple[tuple[str, str], ...]) -> Any:
 
     for name in ("botocore", "boto3", "s3transfer"):  # where they found the credentials is no news to an operator
         logging.getLogger(name).setLevel(logging.WARNING)
-    own_server = {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & dict(environment).keys()
+    custom_endpoint = {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & dict(environment).keys()
     session = boto3.session.Session()
     return session.client(
         "s3",
@@ -241,8 +243,8 @@ def _new_client(_pid: int, environment: tuple[tuple[str, str], ...]) -> Any:
         config=Config(
             connect_timeout=_CONNECT_TIMEOUT_S,
             read_timeout=_READ_TIMEOUT_S,
-            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS},
             max_pool_connections=_CONNECTIONS,
-            s3={"addressing_style": "path" if own_server else "auto"},
+            s3={"addressing_style": "path" if custom_endpoint else "auto"},
         ),
     )

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
-from tasks.coco_map import coco_results, coco_truth
+from tasks.coco_map import coco_ground_truth, coco_results
 
 _Floats = NDArray[np.float64]
 _RECALLS = np.linspace(0.0, 1.0, 101)
@@ -26,11 +26,11 @@ _MAX_DETECTIONS = 100
 class Matches:
     """One class of one model, matched against the truth once and for all; boxes by descending score."""
 
-    image: NDArray[np.int64]
+    image_index: NDArray[np.int64]
     """(D,) index of each box's image."""
-    hit: NDArray[np.bool_]
+    is_true_positive: NDArray[np.bool_]
     """(T, D) whether the box found an object, by IoU threshold."""
-    objects: NDArray[np.int64]
+    num_gt: NDArray[np.int64]
     """(I,) objects of the class on each image."""
 
 
@@ -50,7 +50,7 @@ class Comparison:
     """(B, K)"""
 
 
-def compare(
+def compare_models(
     truth: pa.Table, candidate: pa.Table, champion: pa.Table, *, classes: Sequence[str], samples: int, seed: int
 ) -> Comparison:
     """Compare two models by paired bootstrap over images.
@@ -63,23 +63,25 @@ def compare(
         samples: B.
         seed: the same seed gives the same samples.
     """
-    new = match(truth, candidate, classes)
-    old = match(truth, champion, classes)
+    new_matches = match_detections(truth, candidate, classes)
+    old_matches = match_detections(truth, champion, classes)
     images = truth.num_rows
-    once = np.ones(images, dtype=np.int64)
-    new_ap, old_ap = average_precisions(new, once), average_precisions(old, once)
+    unit_counts = np.ones(images, dtype=np.int64)
+    new_ap, old_ap = average_precisions(new_matches, unit_counts), average_precisions(old_matches, unit_counts)
     differences = np.empty((samples, len(classes)))
     map_differences = np.empty(samples)
-    for sample, counts in enumerate(_draws(images, samples, seed)):
-        new_drawn, old_drawn = average_precisions(new, counts), average_precisions(old, counts)
-        differences[sample] = new_drawn - old_drawn
-        map_differences[sample] = mean_over_classes(new_drawn) - mean_over_classes(old_drawn)
+    for sample, counts in enumerate(_bootstrap_counts(images, samples, seed)):
+        new_sample_ap, old_sample_ap = average_precisions(new_matches, counts), average_precisions(old_matches, counts)
+        differences[sample] = new_sample_ap - old_sample_ap
+        map_differences[sample] = mean_over_classes(new_sample_ap) - mean_over_classes(old_sample_ap)
     return Comparison(
         mean_over_classes(new_ap), mean_over_classes(old_ap), new_ap, old_ap, map_differences, differences
     )
 
 
-def map_draws(truth: pa.Table, predictions: pa.Table, *, classes: Sequence[str], samples: int, seed: int) -> _Floats:
+def bootstrap_map(
+    truth: pa.Table, predictions: pa.Table, *, classes: Sequence[str], samples: int, seed: int
+) -> _Floats:
     """One model's mAP in percent on every draw: with the same images and seed, the same draws for any model.
 
     Args:
@@ -92,27 +94,27 @@ def map_draws(truth: pa.Table, predictions: pa.Table, *, classes: Sequence[str],
     Returns:
         (B,)
     """
-    matches = match(truth, predictions, classes)
-    drawn = (average_precisions(matches, counts) for counts in _draws(truth.num_rows, samples, seed))
-    return np.array([mean_over_classes(ap) for ap in drawn])
+    matches = match_detections(truth, predictions, classes)
+    sample_aps = (average_precisions(matches, counts) for counts in _bootstrap_counts(truth.num_rows, samples, seed))
+    return np.array([mean_over_classes(ap) for ap in sample_aps])
 
 
-def match(truth: pa.Table, predictions: pa.Table, classes: Sequence[str]) -> list[Matches]:
+def match_detections(truth: pa.Table, predictions: pa.Table, classes: Sequence[str]) -> list[Matches]:
     """Match boxes with objects at the ten COCO thresholds, class by class; K entries."""
-    evaluation = COCOeval(coco_truth(truth, classes), None, "bbox")
+    evaluation = COCOeval(coco_ground_truth(truth, classes), None, "bbox")
     results = coco_results(truth, predictions)
-    evaluation.cocoDt = evaluation.cocoGt.loadRes(results) if results else coco_truth(truth.slice(0, 0), classes)
+    evaluation.cocoDt = evaluation.cocoGt.loadRes(results) if results else coco_ground_truth(truth.slice(0, 0), classes)
     parameters = evaluation.params
     parameters.imgIds = list(range(1, truth.num_rows + 1))
     parameters.catIds = list(range(1, len(classes) + 1))
     evaluation._prepare()
-    found = []
+    matches = []
     for category in parameters.catIds:
         evaluation.ious = {(image, category): evaluation.computeIoU(image, category) for image in parameters.imgIds}
-        whole = [0, 1e10]
-        images = [evaluation.evaluateImg(image, category, whole, _MAX_DETECTIONS) for image in parameters.imgIds]
-        found.append(_matches(images, len(parameters.iouThrs)))
-    return found
+        area_range = [0, 1e10]
+        images = [evaluation.evaluateImg(image, category, area_range, _MAX_DETECTIONS) for image in parameters.imgIds]
+        matches.append(_collect_matches(images, len(parameters.iouThrs)))
+    return matches
 
 
 def average_precisions(matches: Sequence[Matches], counts: NDArray[np.int64]) -> _Floats:
@@ -136,45 +138,47 @@ def mean_over_classes(ap: _Floats) -> float:
     return float(present.mean()) if present.size else 0.0
 
 
-def _draws(images: int, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+def _bootstrap_counts(images: int, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:
     """How often each image is drawn, (I,), sample by sample."""
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     for _ in range(samples):
-        yield np.bincount(random.integers(images, size=images), minlength=images)
+        yield np.bincount(rng.integers(images, size=images), minlength=images)
 
 
 def _average_precision(entry: Matches, counts: NDArray[np.int64]) -> float:
-    objects = int((entry.objects * counts).sum())
-    if not objects:
+    num_gt = int((entry.num_gt * counts).sum())
+    if not num_gt:
         return float("nan")
-    if not entry.image.size:
+    if not entry.image_index.size:
         return 0.0
-    weights = counts[entry.image]
-    hits = np.cumsum(entry.hit * weights, axis=1)  # (T, D)
+    weights = counts[entry.image_index]
+    true_positives = np.cumsum(entry.is_true_positive * weights, axis=1)  # (T, D)
     boxes = np.cumsum(weights)
-    precision = hits / np.maximum(boxes, 1)
+    precision = true_positives / np.maximum(boxes, 1)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    recall = hits / objects
+    recall = true_positives / num_gt
     total = 0.0
     for threshold in range(len(recall)):
-        places = np.searchsorted(recall[threshold], _RECALLS, side="left")
-        reached = places[places < recall.shape[1]]
+        positions = np.searchsorted(recall[threshold], _RECALLS, side="left")
+        reached = positions[positions < recall.shape[1]]
         total += float(envelope[threshold][reached].sum()) / _RECALLS.size
     return 100 * total / len(recall)
 
 
-def _matches(images: Sequence[dict[str, Any] | None], thresholds: int) -> Matches:
+def _collect_matches(images: Sequence[dict[str, Any] | None], thresholds: int) -> Matches:
     """From pycocotools' results of one class; None where an image has neither boxes nor objects of it."""
     scores: list[_Floats] = [np.zeros(0)]
-    places: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
-    hits: list[NDArray[np.bool_]] = [np.zeros((thresholds, 0), dtype=np.bool_)]
-    for place, image in enumerate(images):
+    image_indices: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+    true_positives: list[NDArray[np.bool_]] = [np.zeros((thresholds, 0), dtype=np.bool_)]
+    for index, image in enumerate(images):
         if image is not None:
             scores.append(np.asarray(image["dtScores"], dtype=np.float64))
-            places.append(np.full(len(image["dtScores"]), place, dtype=np.int64))
-            hits.append(np.asarray(image["dtMatches"]).reshape(thresholds, -1) > 0)
+            image_indices.append(np.full(len(image["dtScores"]), index, dtype=np.int64))
+            true_positives.append(np.asarray(image["dtMatches"]).reshape(thresholds, -1) > 0)
     order = np.argsort(-np.concatenate(scores), kind="mergesort")  # stable, as COCO's own
-    objects = [0 if image is None else len(image["gtIds"]) for image in images]
+    num_gt = [0 if image is None else len(image["gtIds"]) for image in images]
     return Matches(
-        np.concatenate(places)[order], np.concatenate(hits, axis=1)[:, order], np.array(objects, dtype=np.int64)
+        np.concatenate(image_indices)[order],
+        np.concatenate(true_positives, axis=1)[:, order],
+        np.array(num_gt, dtype=np.int64),
     )

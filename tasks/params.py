@@ -11,19 +11,20 @@ from pydantic import Field, ValidationError, model_validator
 
 from tasks.errors import UserError
 from tasks.gate_sections import AuditParams, PromotionParams
-from tasks.people_sections import DoorParams, ProviderParams
+from tasks.people_sections import LabelValidationParams, ProviderParams
 from tasks.sections import (
     AssembleParams,
+    AugmentationParams,
     BudgetParams,
     ClassName,
-    DrawParams,
+    DigitsParams,
     DwaParams,
     EvaluateParams,
-    HandoffParams,
     InferParams,
     ModelParams,
     NightlyParams,
     PoolParams,
+    PreannotationParams,
     PrepareParams,
     ReportParams,
     ScoringParams,
@@ -31,7 +32,6 @@ from tasks.sections import (
     SelectParams,
     SslParams,
     TrainParams,
-    ViewsParams,
 )
 
 
@@ -40,13 +40,13 @@ class Params(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     classes: Annotated[list[ClassName], Field(min_length=1)]
-    draw: DrawParams | None = None
+    draw: DigitsParams | None = None
     model: ModelParams
     pool: PoolParams
     prepare: PrepareParams
     assemble: AssembleParams
     train: TrainParams
-    views: ViewsParams
+    augmentation: AugmentationParams
     ssl: SslParams
     evaluate: EvaluateParams
     infer: InferParams
@@ -54,22 +54,22 @@ class Params(Section):
     dwa: DwaParams
     budget: BudgetParams
     select: SelectParams
-    handoff: HandoffParams
+    preannotation: PreannotationParams
     report: ReportParams
-    door: DoorParams
+    label_validation: LabelValidationParams
     nightly: NightlyParams
     provider: ProviderParams
     promotion: PromotionParams
     audit: AuditParams
 
     @model_validator(mode="after")
-    def _unique(self) -> Self:
+    def _check_unique_classes(self) -> Self:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes is {self.classes}, expected no name twice")
         return self
 
 
-class Sections:
+class StageParams:
     """The sections one stage declared; any other is an error, so that no dependency stays hidden from DVC."""
 
     def __init__(self, params: Params, names: tuple[str, ...]) -> None:
@@ -98,10 +98,10 @@ def load_params(path: Path) -> Params:
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(path, f"the content is not YAML ({' '.join(str(error).split())}), expected YAML") from None
-    return check_params(content, path)
+    return validate_params(content, path)
 
 
-def check_params(content: object, where: object) -> Params:
+def validate_params(content: object, source: object) -> Params:
     """Hold parsed YAML against the classes above.
 
     Raises:
@@ -110,23 +110,23 @@ def check_params(content: object, where: object) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise UserError(where, "; ".join(in_words(problem) for problem in error.errors())) from None
+        raise UserError(source, "; ".join(format_validation_error(problem) for problem in error.errors())) from None
 
 
-def load(path: Path, *names: str) -> Sections:
+def load_stage_params(path: Path, *names: str) -> StageParams:
     """Check the whole file, hand out only the sections named."""
-    return Sections(load_params(path), names)
+    return StageParams(load_params(path), names)
 
 
-def in_words(problem: Any) -> str:
+def format_validation_error(error: Any) -> str:
     """One pydantic error as ``<key> is <value>, expected <allowed>``."""
-    key = ".".join(str(part) for part in problem["loc"]) or "the file"
-    if problem["type"] == "extra_forbidden":
+    key = ".".join(str(part) for part in error["loc"]) or "the file"
+    if error["type"] == "extra_forbidden":
         return f"{key} is an unknown parameter, expected none of that name"
-    if problem["type"] == "missing":
+    if error["type"] == "missing":
         return f"{key} is missing, expected a value"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
         return f"{key}: {message}"
     expected = message.removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{key} is {problem['input']!r}, expected {expected}"
+    return f"{key} is {error['input']!r}, expected {expected}"

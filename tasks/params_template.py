@@ -13,15 +13,15 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from tasks.errors import UserError
-from tasks.params import check_params
+from tasks.params import validate_params
 
 # Cut out as text, with its comments and the blank line after it; ruamel would keep parts of both.
 _DEMO_SECTION = re.compile(r"^draw:.*\n(?:[ \t]+.*\n|\n)*", re.MULTILINE)
-_OVERRIDES = "--set"
-_PLAIN = re.compile(r"[A-Za-z_][\w./-]*(?: [\w./-]+)*", re.ASCII)
+_OVERRIDES_SOURCE = "--set"
+_PLAIN_SCALAR = re.compile(r"[A-Za-z_][\w./-]*(?: [\w./-]+)*", re.ASCII)
 
 
-def make_params(template_text: str, *, classes: Sequence[str], overrides: Sequence[str]) -> str:
+def render_params(template_text: str, *, classes: Sequence[str], overrides: Sequence[str]) -> str:
     """Fill in the template.
 
     Args:
@@ -37,13 +37,15 @@ def make_params(template_text: str, *, classes: Sequence[str], overrides: Sequen
     """
     round_trip = _round_trip()
     document: CommentedMap = round_trip.load(_DEMO_SECTION.sub("", template_text))
-    document["classes"][:] = [_safe_scalar(name) for name in classes]  # in place: the blank line after it hangs on it
+    document["classes"][:] = [
+        _quote_if_ambiguous(name) for name in classes
+    ]  # in place: the blank line after it hangs on it
     for override in overrides:
-        _apply(document, override)
+        _apply_override(document, override)
     stream = io.StringIO()
     round_trip.dump(document, stream)
     text = stream.getvalue()
-    check_params(yaml.safe_load(text), _OVERRIDES if overrides else "params.yaml")
+    validate_params(yaml.safe_load(text), _OVERRIDES_SOURCE if overrides else "params.yaml")
     return text
 
 
@@ -69,36 +71,40 @@ def _represent_float(representer: RoundTripRepresenter, value: float) -> Any:
 _Representer.add_representer(float, _represent_float)
 
 
-def _apply(document: CommentedMap, override: str) -> None:
+def _apply_override(document: CommentedMap, override: str) -> None:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise UserError(_OVERRIDES, f"the override is {override!r}, expected section.key=value")
+        raise UserError(_OVERRIDES_SOURCE, f"the override is {override!r}, expected section.key=value")
     if key == "classes":
-        raise UserError(_OVERRIDES, "classes comes from the annotations, expected another parameter here")
-    node, last = _find(document, key)
+        raise UserError(_OVERRIDES_SOURCE, "classes comes from the annotations, expected another parameter here")
+    node, last = _find_key(document, key)
     if isinstance(node[last], dict):
-        raise UserError(_OVERRIDES, f"{key} is a section, expected one of its parameters: {', '.join(node[last])}")
-    node[last] = _parse(key, text)
+        raise UserError(
+            _OVERRIDES_SOURCE, f"{key} is a section, expected one of its parameters: {', '.join(node[last])}"
+        )
+    node[last] = _parse_value(key, text)
 
 
-def _find(document: CommentedMap, key: str) -> tuple[dict[str, Any], str]:
+def _find_key(document: CommentedMap, key: str) -> tuple[dict[str, Any], str]:
     """The map that holds the parameter, and the parameter's name in it."""
     node: Any = document
     *path, last = key.split(".")
     for part in path:
         node = node.get(part) if isinstance(node, dict) else None
     if not isinstance(node, dict) or last not in node:
-        close = difflib.get_close_matches(key, _keys(document), n=1)
-        raise UserError(_OVERRIDES, f"{key} is an unknown parameter, expected one of params.yaml", _hint(close))
+        close = difflib.get_close_matches(key, _parameter_names(document), n=1)
+        raise UserError(
+            _OVERRIDES_SOURCE, f"{key} is an unknown parameter, expected one of params.yaml", _suggestion(close)
+        )
     return node, last
 
 
-def _hint(close: list[str]) -> str:
+def _suggestion(close: list[str]) -> str:
     return f"Did you mean {close[0]}?" if close else ""
 
 
-def _keys(document: CommentedMap) -> list[str]:
+def _parameter_names(document: CommentedMap) -> list[str]:
     return [
         f"{section}.{key}" if isinstance(content, dict) else section
         for section, content in document.items()
@@ -106,33 +112,33 @@ def _keys(document: CommentedMap) -> list[str]:
     ]
 
 
-def _parse(key: str, text: str) -> Any:
+def _parse_value(key: str, text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError(_OVERRIDES, f"{key} is {text!r}, expected a value in YAML") from None
-    return _plain(value)
+        raise UserError(_OVERRIDES_SOURCE, f"{key} is {text!r}, expected a value in YAML") from None
+    return _normalize_value(value)
 
 
-def _plain(value: Any) -> Any:
+def _normalize_value(value: Any) -> Any:
     """What the user meant: numbers like 1e-3, which YAML 1.1 reads as text, and lists on one line."""
     if isinstance(value, list):
-        return _flow([_plain(item) for item in value])
+        return _flow_sequence([_normalize_value(item) for item in value])
     if not isinstance(value, str):
         return value
     try:
         return float(value)
     except ValueError:
-        return _safe_scalar(value)
+        return _quote_if_ambiguous(value)
 
 
-def _safe_scalar(text: str) -> str:
+def _quote_if_ambiguous(text: str) -> str:
     """Plain where it is plainly a text; quoted where a YAML reader may take it for more: no, 12:30, a: b."""
-    plain = _PLAIN.fullmatch(text) is not None and yaml.safe_load(text) == text
-    return text if plain else DoubleQuotedScalarString(text)
+    is_unambiguous = _PLAIN_SCALAR.fullmatch(text) is not None and yaml.safe_load(text) == text
+    return text if is_unambiguous else DoubleQuotedScalarString(text)
 
 
-def _flow(items: list[Any]) -> CommentedSeq:
+def _flow_sequence(items: list[Any]) -> CommentedSeq:
     sequence = CommentedSeq(items)
     sequence.fa.set_flow_style()
     return sequence

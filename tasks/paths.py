@@ -43,9 +43,9 @@ class Workspace:
         """Labels of one batch, as a person gave them; batch 0 is the seed set."""
         return self.labels / f"batch-{batch:04d}.json"
 
-    def frozen_batch(self, batch: int) -> Path:
+    def detections_at_selection_batch(self, batch: int) -> Path:
         """The teacher's detections on the images of a batch, frozen when the batch was offered."""
-        return self.frozen / f"batch-{batch:04d}.parquet"
+        return self.detections_at_selection / f"batch-{batch:04d}.parquet"
 
     def delivery(self, batch: int) -> Path:
         """What was offered to the annotators as one batch, and everything to carry over when it returns."""
@@ -71,9 +71,9 @@ class Workspace:
         return self.root / "dvc.yaml"
 
     @property
-    def code_digests(self) -> Path:
+    def code_versions(self) -> Path:
         """Digest of the installed source of each stage, so that DVC sees an upgrade of Gleaner."""
-        return self.root / "code.json"
+        return self.root / "code_versions.json"
 
     @property
     def images(self) -> Path:
@@ -101,19 +101,19 @@ class Workspace:
         return self.root / "data" / "labels"
 
     @property
-    def frozen(self) -> Path:
-        """Detections frozen when a batch was offered, one file per batch: contracts.FROZEN."""
-        return self.root / "data" / "frozen"
+    def detections_at_selection(self) -> Path:
+        """Detections frozen when a batch was offered, one file per batch: contracts.DETECTIONS_AT_SELECTION."""
+        return self.root / "data" / "detections_at_selection"
 
     @property
-    def previous(self) -> Path:
+    def warm_start(self) -> Path:
         """What the round before hands over: history.json, uncertainty.parquet, class_weights.json, teacher.pth."""
-        return self.root / "data" / "previous"
+        return self.root / "data" / "warm_start"
 
     @property
     def import_report(self) -> Path:
         """What ``gleaner init`` took in and what it set aside."""
-        return self.root / "data" / "import.json"
+        return self.root / "data" / "import_report.json"
 
     @property
     def quarantine(self) -> Path:
@@ -131,12 +131,12 @@ class Workspace:
         return self.root / ".gleaner" / "lock"
 
     @property
-    def unfinished(self) -> Path:
+    def crashed_runs(self) -> Path:
         """Nights that were killed and left something open at MLflow or Prefect, one file each."""
-        return self.root / ".gleaner" / "unfinished"
+        return self.root / ".gleaner" / "crashed_runs"
 
 
-def image_id_of(sha256: str) -> str:
+def image_id_from_sha256(sha256: str) -> str:
     """Identity of an image: the first 16 hex digits of the SHA-256 of its bytes."""
     return sha256[:16]
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from tasks.image_cache import ImageCache, image_cache
-from tasks.object_store import ObjectStoreAwayError, ObjectStoreError, is_object_uri
+from tasks.object_store import ObjectStoreError, ObjectStoreUnavailable, is_object_uri
 from tasks.paths import Workspace, resolve_uri
 
-_TOLD = re.compile(r"^tasks\.(?:object_store|image_cache)\.(\w+): (.+)$", re.MULTILINE)
+_WORKER_ERROR = re.compile(r"^tasks\.(?:object_store|image_cache)\.(\w+): (.+)$", re.MULTILINE)
 _Result = TypeVar("_Result")
 
 
 @contextmanager
-def loader_errors(stage: str) -> Iterator[None]:
+def translate_worker_errors(stage: str) -> Iterator[None]:
     """Give an error of the object store its class back, which a loader process can only tell in words.
 
     Raises:
@@ -24,14 +24,14 @@ def loader_errors(stage: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        told = _TOLD.findall(str(error))
-        if not told:
+        messages = _WORKER_ERROR.findall(str(error))
+        if not messages:
             raise
-        kind = ObjectStoreAwayError if told[-1][0] == ObjectStoreAwayError.__name__ else ObjectStoreError
-        raise kind(stage, told[-1][1].rstrip(".")) from None
+        error_class = ObjectStoreUnavailable if messages[-1][0] == ObjectStoreUnavailable.__name__ else ObjectStoreError
+        raise error_class(stage, messages[-1][1].rstrip(".")) from None
 
 
-class PoolImages:
+class ImageSource:
     """Image files of the workspace at ``root`` by their uris.
 
     Only objects need ``params.yaml``, for the size of their cache.
@@ -42,17 +42,17 @@ class PoolImages:
         self._root = root
         self._cache: ImageCache | None = None
 
-    def use(self, uri: str, image_id: str, use: Callable[[Path], _Result]) -> _Result:
-        """Hand the image's local file to ``use``.
+    def open(self, uri: str, image_id: str, reader: Callable[[Path], _Result]) -> _Result:
+        """Hand the image's local file to ``reader``.
 
         Raises:
             ValueError: a path that leaves the workspace.
             ObjectStoreError: an object that is missing, changed, or out of reach.
-            Exception: what ``use`` raises.
+            Exception: what ``reader`` raises.
         """
         if is_object_uri(uri):
-            return self.cache.use(uri, image_id, use)
-        return use(resolve_uri(self._root, uri))
+            return self.cache.open(uri, image_id, reader)
+        return reader(resolve_uri(self._root, uri))
 
     def prefetch(self, images: Iterable[Mapping[str, str]]) -> None:
         """Begin to fetch images (rows with ``uri`` and ``image_id``) that will be used soon."""

@@ -16,16 +16,16 @@ import pyarrow as pa
 
 from tasks import files
 from tasks.contracts import INDEX, POOL
-from tasks.entry import run_stage
+from tasks.entry import stage_main
 from tasks.errors import UserError
 from tasks.image_cache import image_cache
-from tasks.images import ImageFacts, ImageProblem, inspect_image
-from tasks.object_store import ObjectFacts, is_object_uri
-from tasks.params import load, load_params
-from tasks.paths import Workspace, image_id_of, resolve_uri
+from tasks.images import ImageMetadata, ImageProblem, inspect_image
+from tasks.object_store import ObjectMetadata, is_object_uri
+from tasks.params import load_params, load_stage_params
+from tasks.paths import Workspace, image_id_from_sha256, resolve_uri
 from tasks.progress import track
 from tasks.sections import PrepareParams
-from tasks.seen_images import listed_objects, seen_objects
+from tasks.seen_images import list_existing_objects, object_metadata_cache
 
 _log = logging.getLogger(__name__)
 
@@ -47,18 +47,18 @@ def prepare(params: PrepareParams, *, index: Path, root: Path, out: Path) -> Non
     rows = sorted(files.read_table(index, INDEX).to_pylist(), key=lambda row: (row["image_id"], row["uri"]))
     if not rows:
         raise UserError(index, "images in the pool are 0, expected at least 1", "Run gleaner init with images.")
-    times_listed = Counter(row["image_id"] for row in rows)
+    listing_counts = Counter(row["image_id"] for row in rows)
     pool: list[_Row] = []
     quarantine: list[dict[str, str]] = []
-    for row, found in _inspected(rows, _Looker(params, Workspace(root), rows)):
-        if isinstance(found, ImageFacts) and times_listed[row["image_id"]] > 1:
-            found = ImageProblem(f"the image id is listed {times_listed[row['image_id']]} times, expected once")
-        if isinstance(found, ImageFacts):
+    for row, found in _inspect_all(rows, _ImageInspector(params, Workspace(root), rows)):
+        if isinstance(found, ImageMetadata) and listing_counts[row["image_id"]] > 1:
+            found = ImageProblem(f"the image id is listed {listing_counts[row['image_id']]} times, expected once")
+        if isinstance(found, ImageMetadata):
             pool.append(row | {"width_px": found.width_px, "height_px": found.height_px})
         else:
-            quarantine.append({"where": row["image_id"], "reason": f"{row['source']} ({row['uri']}): {found}"})
+            quarantine.append({"item": row["image_id"], "reason": f"{row['file_name']} ({row['uri']}): {found}"})
     for entry in quarantine:
-        _log.warning("set aside %s: %s", entry["where"], entry["reason"])
+        _log.warning("set aside %s: %s", entry["item"], entry["reason"])
     if not pool:
         raise UserError(
             index,
@@ -70,31 +70,31 @@ def prepare(params: PrepareParams, *, index: Path, root: Path, out: Path) -> Non
     files.write_json(out / "quarantine.json", quarantine)
 
 
-class _Looker:
+class _ImageInspector:
     """Opens images, those of the workspace and those of an object store."""
 
     def __init__(self, params: PrepareParams, workspace: Workspace, rows: list[_Row]) -> None:
         self._params, self._root = params, workspace.root
         remote = [row["uri"] for row in rows if is_object_uri(row["uri"])]
-        self.workers: int | None = None
-        self._listed: Mapping[str, ObjectFacts] = {}
+        self.num_workers: int | None = None
+        self._objects: Mapping[str, ObjectMetadata] = {}
         if remote:
-            self._listed = listed_objects(remote)
-            self.workers = load_params(workspace.params).pool.download_workers
-            self._seen = seen_objects(workspace, image_cache(workspace))
+            self._objects = list_existing_objects(remote)
+            self.num_workers = load_params(workspace.params).pool.num_download_workers
+            self._metadata_cache = object_metadata_cache(workspace, image_cache(workspace))
 
-    def look(self, row: _Row) -> ImageFacts | ImageProblem:
+    def inspect(self, row: _Row) -> ImageMetadata | ImageProblem:
         """What a row's image turned out to be."""
         try:
-            return _checked(row, self._facts(row["uri"]), self._params)
+            return _validate(row, self._metadata(row["uri"]), self._params)
         except ImageProblem as problem:
             return problem
 
-    def _facts(self, uri: str) -> ImageFacts:
+    def _metadata(self, uri: str) -> ImageMetadata:
         if is_object_uri(uri):
-            if uri not in self._listed:
+            if uri not in self._objects:
                 raise ImageProblem("the object is missing, expected it in the bucket")
-            return self._seen.inspect(uri, self._listed[uri].etag, max_pixels=self._params.max_pixels)
+            return self._metadata_cache.inspect(uri, self._objects[uri].etag, max_pixels=self._params.max_pixels)
         try:
             path = resolve_uri(self._root, uri)
         except ValueError as error:
@@ -102,31 +102,33 @@ class _Looker:
         return inspect_image(path, max_pixels=self._params.max_pixels)
 
 
-def _inspected(rows: list[_Row], looker: _Looker) -> Iterator[tuple[_Row, ImageFacts | ImageProblem]]:
+def _inspect_all(rows: list[_Row], inspector: _ImageInspector) -> Iterator[tuple[_Row, ImageMetadata | ImageProblem]]:
     """Each row with what its file turned out to be; decoding runs on all cores, the order stays."""
-    with ThreadPoolExecutor(looker.workers) as threads:
-        yield from zip(rows, track(threads.map(looker.look, rows), "checking images", total=len(rows)), strict=True)
+    with ThreadPoolExecutor(inspector.num_workers) as threads:
+        yield from zip(
+            rows, track(threads.map(inspector.inspect, rows), "checking images", total=len(rows)), strict=True
+        )
 
 
-def _checked(row: _Row, facts: ImageFacts, params: PrepareParams) -> ImageFacts:
-    if facts.sha256 != row["sha256"]:
-        raise ImageProblem(f"the SHA-256 is {facts.sha256[:12]}…, expected {row['sha256'][:12]}… as in the index")
-    if row["image_id"] != image_id_of(facts.sha256):
-        raise ImageProblem(f"the image id is {row['image_id']}, expected {image_id_of(facts.sha256)}")
-    short_side_px = min(facts.width_px, facts.height_px)
-    if short_side_px < params.min_side_px:
-        raise ImageProblem(f"the shorter side is {short_side_px} px, expected at least {params.min_side_px}")
-    return facts
+def _validate(row: _Row, metadata: ImageMetadata, params: PrepareParams) -> ImageMetadata:
+    if metadata.sha256 != row["sha256"]:
+        raise ImageProblem(f"the SHA-256 is {metadata.sha256[:12]}…, expected {row['sha256'][:12]}… as in the index")
+    if row["image_id"] != image_id_from_sha256(metadata.sha256):
+        raise ImageProblem(f"the image id is {row['image_id']}, expected {image_id_from_sha256(metadata.sha256)}")
+    short_side_px = min(metadata.width_px, metadata.height_px)
+    if short_side_px < params.min_image_side_px:
+        raise ImageProblem(f"the shorter side is {short_side_px} px, expected at least {params.min_image_side_px}")
+    return metadata
 
 
 def _body(workspace: Workspace) -> None:
-    params = load(workspace.params, "prepare").prepare
+    params = load_stage_params(workspace.params, "prepare").prepare
     prepare(params, index=workspace.index, root=workspace.root, out=workspace.derived("prepare"))
 
 
 def main() -> None:
     """``python -m tasks.prepare``."""
-    run_stage("prepare", _body)
+    stage_main("prepare", _body)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,15 @@ import torch
 from tasks import files
 from tasks.contracts import ANNOTATED
 from tasks.detector import default_device, detect, image_reader, load_detector, new_detector
-from tasks.entry import die_with_parent
+from tasks.entry import set_pdeathsig
 from tasks.errors import UserError
-from tasks.params import Sections, load
+from tasks.params import StageParams, load_stage_params
 from tasks.paths import Workspace
 
 _KIB = 1 << 10
 
 
-def probe(workspace: Workspace, params: Sections) -> dict[str, Any]:
+def smoke_test(workspace: Workspace, params: StageParams) -> dict[str, Any]:
     """Load the detector and run it on one image twice; the second run is timed.
 
     Args:
@@ -41,7 +41,7 @@ def probe(workspace: Workspace, params: Sections) -> dict[str, Any]:
     """
     device = default_device()
     started_s = time.monotonic()
-    name, detector = _newest(workspace, params, device)
+    name, detector = _load_newest_detector(workspace, params, device)
     loaded_s = time.monotonic()
     image = files.read_table(workspace.val, ANNOTATED).select(["image_id", "uri"]).slice(0, 1).to_pylist()[0]
     uri = image["uri"]
@@ -51,7 +51,7 @@ def probe(workspace: Workspace, params: Sections) -> dict[str, Any]:
         raise UserError(uri, f"the image is unreadable ({error}), expected a validation image") from None
     detect(detector, [pixels], params.model)  # the first run pays for memory and kernels
     warm_s = time.monotonic()
-    found = detect(detector, [pixels], params.model)[0]
+    detections = detect(detector, [pixels], params.model)[0]
     return {
         "weights": name,
         "device": device,
@@ -59,33 +59,33 @@ def probe(workspace: Workspace, params: Sections) -> dict[str, Any]:
         "torch": torch.__version__,
         "load_seconds": round(loaded_s - started_s, 3),
         "forward_seconds": round(time.monotonic() - warm_s, 3),
-        "detections": len(found.scores),
+        "detections": len(detections.scores),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else 0,
     }
 
 
-def _newest(workspace: Workspace, params: Sections, device: str) -> tuple[str, Any]:
+def _load_newest_detector(workspace: Workspace, params: StageParams, device: str) -> tuple[str, Any]:
     teacher = workspace.derived("train") / "teacher.pth"
     num_classes = len(params.classes)
     if teacher.is_file():
         return "the teacher", load_detector(params.model, num_classes, teacher, device)
     detector = new_detector(params.model, num_classes, params.ssl.focal_gamma, workspace.root, device)
     detector.eval()
-    return f"the start weights ({params.model.weights})", detector
+    return f"the start weights ({params.model.pretrained_weights})", detector
 
 
 def main() -> None:
     """Try the detector of the campaign in the current folder."""
     logging.disable(logging.WARNING)
-    die_with_parent()
+    set_pdeathsig()
     workspace = Workspace(Path.cwd())
     try:
-        found = probe(workspace, load(workspace.params, "classes", "model", "ssl"))
+        result = smoke_test(workspace, load_stage_params(workspace.params, "classes", "model", "ssl"))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
-    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from rich.console import Console
 Item = TypeVar("Item")
 
 
-def track(items: Iterable[Item], what: str, *, total: int) -> Iterable[Item]:
+def track(items: Iterable[Item], description: str, *, total: int) -> Iterable[Item]:
     """Hand ``items`` through; when stderr is a terminal, show how many of ``total`` are done."""
     console = Console(stderr=True)
     if not console.is_terminal:
         return items
-    return progress.track(items, what, total=total, console=console, transient=True)
+    return progress.track(items, description, total=total, console=console, transient=True)

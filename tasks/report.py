@@ -1,6 +1,6 @@
 """One HTML page on the campaign so far, and the history that the next round's page starts from.
 
-Reads  data/images, data/import.json, data/labels, data/previous, derived/prepare/quarantine.json, derived/assemble, derived/train/summary.json, derived/train/curves.parquet, derived/evaluate, derived/score, derived/weigh, derived/select, derived/handoff
+Reads  data/images, data/import_report.json, data/labels, data/warm_start, derived/prepare/quarantine.json, derived/assemble, derived/train/summary.json, derived/train/curves.parquet, derived/evaluate, derived/score, derived/weigh, derived/select, derived/handoff
 Writes derived/report
 Params classes, scoring, report
 """  # noqa: E501
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks import files
-from tasks.entry import run_stage
-from tasks.params import load
+from tasks.entry import stage_main
+from tasks.params import load_stage_params
 from tasks.paths import Workspace
-from tasks.reporting.evidence import read_evidence
-from tasks.reporting.history import entry_of, extended
+from tasks.reporting.evidence import load_report_data
+from tasks.reporting.history import append_round, round_entry
 from tasks.reporting.page import render
 from tasks.sections import ReportParams, ScoringParams
 
@@ -36,21 +36,21 @@ def report(
     Raises:
         UserError: an output of another stage is missing or malformed.
     """
-    evidence = read_evidence(workspace, classes)
-    history = extended(evidence.previous, entry_of(evidence))
+    data = load_report_data(workspace, classes)
+    history = append_round(data.past_rounds, round_entry(data))
     files.write_json(out / "history.json", history)
-    files.write_bytes(out / "report.html", render(evidence, history, scoring, params.thumbnails).encode())
-    _log.info("report: %d rounds, %d images to label next", len(history), evidence.picked["picked"])
+    files.write_bytes(out / "report.html", render(data, history, scoring, params.thumbnails).encode())
+    _log.info("report: %d rounds, %d images to label next", len(history), data.selection_summary["selected"])
 
 
 def _body(workspace: Workspace) -> None:
-    params = load(workspace.params, "classes", "scoring", "report")
+    params = load_stage_params(workspace.params, "classes", "scoring", "report")
     report(params.classes, params.scoring, params.report, workspace=workspace, out=workspace.derived("report"))
 
 
 def main() -> None:
     """Run the stage in the current folder."""
-    run_stage("report", _body)
+    stage_main("report", _body)
 
 
 if __name__ == "__main__":

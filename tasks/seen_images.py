@@ -13,33 +13,33 @@ from threading import Lock
 from typing import Any
 
 from tasks.image_cache import ImageCache
-from tasks.images import ImageFacts, ImageProblem, inspect_image
-from tasks.object_store import MissingObjectError, ObjectFacts, list_objects, split_uri
+from tasks.images import ImageMetadata, ImageProblem, inspect_image
+from tasks.object_store import MissingObjectError, ObjectMetadata, list_objects, split_uri
 from tasks.paths import Workspace
 
-_LENGTH_OF_REFUSAL = 2
+_REJECTION_LENGTH = 2
 
 
-class SeenImages:
+class ImageMetadataCache:
     """Facts about images by (uri, version), kept in a file that only speeds things up."""
 
-    def __init__(self, record: Path, fetch: Callable[[str], Path]) -> None:
+    def __init__(self, path: Path, fetch: Callable[[str], Path]) -> None:
         """Read what earlier calls found.
 
         Args:
-            record: one JSON list a line, appended to; may be deleted at any time.
+            path: one JSON list a line, appended to; may be deleted at any time.
             fetch: gives the local file of an uri.
         """
-        self._record, self._fetch, self._lock = record, fetch, Lock()
-        self._known: dict[tuple[str, str], ImageFacts] = {}
-        self._refused: dict[tuple[str, str, int], str] = {}
+        self._path, self._fetch, self._lock = path, fetch, Lock()
+        self._metadata: dict[tuple[str, str], ImageMetadata] = {}
+        self._rejected: dict[tuple[str, str, int], str] = {}
         """Why an image is none, by its limit in pixels too."""
-        if record.is_file():
-            for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(ValueError, TypeError):  # the last line of a killed process
-                    self._learn(*json.loads(line))
+                    self._load_entry(*json.loads(line))
 
-    def inspect(self, uri: str, version: str, *, max_pixels: int) -> ImageFacts:
+    def inspect(self, uri: str, version: str, *, max_pixels: int) -> ImageMetadata:
         """Hash and fully decode one image, unless these very bytes were seen before.
 
         Args:
@@ -51,16 +51,16 @@ class SeenImages:
             ImageProblem: gone by now, no known format, too large, broken, or not 8 bits deep.
             ObjectStoreError: away or refused.
         """
-        reason = self._refused.get((uri, version, max_pixels))
+        reason = self._rejected.get((uri, version, max_pixels))
         if reason:
             raise ImageProblem(reason)
-        facts = self._known.get((uri, version))
-        if facts is None or facts.width_px * facts.height_px > max_pixels:
-            facts = self._look(uri, version, max_pixels)
-            self._remember(uri, version, *astuple(facts))
-        return facts
+        metadata = self._metadata.get((uri, version))
+        if metadata is None or metadata.width_px * metadata.height_px > max_pixels:
+            metadata = self._inspect_file(uri, version, max_pixels)
+            self._append_entry(uri, version, *astuple(metadata))
+        return metadata
 
-    def _look(self, uri: str, version: str, max_pixels: int) -> ImageFacts:
+    def _inspect_file(self, uri: str, version: str, max_pixels: int) -> ImageMetadata:
         try:
             path = self._fetch(uri)
         except MissingObjectError as error:
@@ -69,37 +69,37 @@ class SeenImages:
             return inspect_image(path, max_pixels=max_pixels)
         except ImageProblem as problem:
             cause = problem.__context__
-            passes = isinstance(cause, OSError) and cause.errno is not None  # the disk's fault, not the image's
-            if path.is_file() and not passes:
-                self._remember(uri, version, max_pixels, str(problem))
+            is_transient = isinstance(cause, OSError) and cause.errno is not None  # the disk's fault, not the image's
+            if path.is_file() and not is_transient:
+                self._append_entry(uri, version, max_pixels, str(problem))
             raise
 
-    def _learn(self, uri: str, version: str, *found: Any) -> None:
-        if len(found) == len(fields(ImageFacts)):
-            self._known[uri, version] = ImageFacts(*found)
-        elif len(found) == _LENGTH_OF_REFUSAL:
-            self._refused[uri, version, found[0]] = found[1]
+    def _load_entry(self, uri: str, version: str, *found: Any) -> None:
+        if len(found) == len(fields(ImageMetadata)):
+            self._metadata[uri, version] = ImageMetadata(*found)
+        elif len(found) == _REJECTION_LENGTH:
+            self._rejected[uri, version, found[0]] = found[1]
 
-    def _remember(self, uri: str, version: str, *found: Any) -> None:
+    def _append_entry(self, uri: str, version: str, *found: Any) -> None:
         line = json.dumps([uri, version, *found]) + "\n"
         with self._lock:
-            self._learn(uri, version, *found)
-            self._record.parent.mkdir(parents=True, exist_ok=True)
-            with self._record.open("a", encoding="utf-8") as stream:
+            self._load_entry(uri, version, *found)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(line)
 
 
-def seen_objects(workspace: Workspace, cache: ImageCache) -> SeenImages:
+def object_metadata_cache(workspace: Workspace, cache: ImageCache) -> ImageMetadataCache:
     """What is known about the objects of a campaign, whose version is their ETag."""
-    return SeenImages(workspace.scratch("seen") / "objects.jsonl", lambda uri: cache.admit(uri)[0])
+    return ImageMetadataCache(workspace.scratch("seen") / "objects.jsonl", lambda uri: cache.add(uri)[0])
 
 
-def seen_files(workspace: Workspace) -> SeenImages:
+def file_metadata_cache(workspace: Workspace) -> ImageMetadataCache:
     """What is known about the files of a directory that a campaign takes its images from; uris are their paths."""
-    return SeenImages(workspace.scratch("seen") / "files.jsonl", Path)
+    return ImageMetadataCache(workspace.scratch("seen") / "files.jsonl", Path)
 
 
-def listed_objects(uris: Iterable[str]) -> Mapping[str, ObjectFacts]:
+def list_existing_objects(uris: Iterable[str]) -> Mapping[str, ObjectMetadata]:
     """Which of these objects are there, by uri, with a thousand a request instead of one.
 
     Raises:

@@ -16,17 +16,17 @@ import pandas as pd
 import pyarrow as pa
 
 from tasks import files
-from tasks.annotation_cost import AnnotationCost, annotation_cost
-from tasks.contracts import SCORES, SELECTION, UNLABELED, WEIGHTS
-from tasks.detections import shards_in
-from tasks.entry import run_stage
+from tasks.annotation_cost import AnnotationCost, fit_annotation_cost
+from tasks.contracts import SCORES, SELECTION, UNCERTAINTY, UNLABELED
+from tasks.detections import read_shards
+from tasks.entry import stage_main
 from tasks.errors import UserError
 from tasks.label_store import read_labels
-from tasks.params import load
+from tasks.params import load_stage_params
 from tasks.paths import Workspace
 from tasks.sections import BudgetParams, SelectParams
 from tasks.strategies import budget as budgets
-from tasks.strategies.base import Strategy, drawn
+from tasks.strategies.base import Strategy, seeded_shuffle
 from tasks.strategies.registry import STRATEGIES
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def select(
     leased: Path,
     infer: Path,
     scores: Path,
-    weights: Path,
+    uncertainty: Path,
     out: Path,
 ) -> dict[str, Any]:
     """Pick the images that are asked for next; returns the summary.
@@ -56,45 +56,45 @@ def select(
         leased: ids of those among them that are with the annotators already, and cannot be picked again.
         infer: folder of detection shards (contracts.DETECTIONS), read one after the other.
         scores: metrics (contracts.SCORES).
-        weights: uncertainties (contracts.WEIGHTS).
+        uncertainty: uncertainties (contracts.UNCERTAINTY).
         out: folder for ``selection.parquet`` (contracts.SELECTION, by rank) and ``summary.json``.
 
     Raises:
         UserError: an input is malformed, or an unlabeled image was not scored.
     """
-    with_annotators = set(files.read_json(leased))
-    pace = _pace(labels, budget)
-    candidates = _candidates(unlabeled, with_annotators, infer, scores, weights, pace)
+    leased_ids = set(files.read_json(leased))
+    cost_model = _fit_cost_model(labels, budget)
+    candidates = _candidates(unlabeled, leased_ids, infer, scores, uncertainty, cost_model)
     strategy = STRATEGIES[params.strategy]
-    order = strategy.order(candidates, seed=seed)
-    draw = drawn(order, seed=seed, purpose="explore")
+    ranking = strategy.rank(candidates, seed=seed)
+    shuffled = seeded_shuffle(ranking, seed=seed, purpose="explore")
     cost = budgets.costs(candidates, budget)
-    batch = budgets.fill(order, draw, cost, amount=budget.amount, explore_frac=params.explore_frac)
-    selection = _with_reasons(candidates, batch, strategy, order)
+    batch = budgets.fill_budget(ranking, shuffled, cost, amount=budget.amount, random_frac=params.random_frac)
+    selection = _selection_rows(candidates, batch, strategy, ranking)
     summary = _summary(selection, batch, candidates=len(candidates), params=params, budget=budget)
-    summary |= {"leased": len(with_annotators), "annotation_cost": asdict(pace)}
+    summary |= {"leased": len(leased_ids), "annotation_cost": asdict(cost_model)}
     rows = selection.to_dict("records")
     files.write_table(out / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
     files.write_json(out / "summary.json", summary)
-    _say(summary)
+    _log_summary(summary)
     return summary
 
 
-def _pace(labels: Path, budget: BudgetParams) -> AnnotationCost:
+def _fit_cost_model(labels: Path, budget: BudgetParams) -> AnnotationCost:
     """Minutes per image and per box, from all answers so far."""
-    given = read_labels(labels).given
-    return annotation_cost((label for answers in given.values() for label in answers), budget)
+    all_annotations = read_labels(labels).all_annotations
+    return fit_annotation_cost((label for answers in all_annotations.values() for label in answers), budget)
 
 
 def _candidates(
-    unlabeled: Path, leased: Set[str], infer: Path, scores: Path, weights: Path, pace: AnnotationCost
+    unlabeled: Path, leased: Set[str], infer: Path, scores: Path, uncertainty: Path, cost_model: AnnotationCost
 ) -> pd.DataFrame:
     """Everything known about each image that can be picked, by image_id, in the order of the ids."""
-    free = set(files.read_table(unlabeled, UNLABELED)["image_id"].to_pylist()) - leased
-    ids = pd.Index(sorted(free), name="image_id")
+    available = set(files.read_table(unlabeled, UNLABELED)["image_id"].to_pylist()) - leased
+    ids = pd.Index(sorted(available), name="image_id")
     known = (
         _by_image(scores, SCORES)
-        .join(_by_image(weights, WEIGHTS), how="inner")
+        .join(_by_image(uncertainty, UNCERTAINTY), how="inner")
         .join(_expected_boxes(infer), how="inner")
     )
     missing = ids.difference(known.index)
@@ -104,7 +104,7 @@ def _candidates(
             f"unlabeled images without a score is {len(missing)} (first: {missing[0]}), expected 0",
             "Run: dvc repro select",
         )
-    minutes = budgets.expected_minutes(known["expected_boxes"], pace)
+    minutes = budgets.expected_minutes(known["expected_boxes"], cost_model)
     candidates: pd.DataFrame = known.assign(expected_minutes=minutes).loc[ids]
     return candidates
 
@@ -120,42 +120,46 @@ def _expected_boxes(infer: Path) -> pd.Series:
     Were the scores calibrated probabilities, this would be the expected number of right detections. What
     the teacher misses is not in it, so hard images cost more than they are booked for.
     """
-    found: dict[str, float] = {}
-    for table in shards_in(infer):
+    expected: dict[str, float] = {}
+    for table in read_shards(infer):
         rows = table["scores"].to_pylist()
-        found.update(
+        expected.update(
             zip(
                 table["image_id"].to_pylist(),
                 (float(np.sum(row, dtype=np.float64)) for row in rows),
                 strict=True,
             )
         )
-    return pd.Series(found, name="expected_boxes", dtype="float64").rename_axis("image_id").clip(lower=0.0)
+    return pd.Series(expected, name="expected_boxes", dtype="float64").rename_axis("image_id").clip(lower=0.0)
 
 
-def _with_reasons(candidates: pd.DataFrame, batch: budgets.Batch, strategy: Strategy, order: list[str]) -> pd.DataFrame:
+def _selection_rows(
+    candidates: pd.DataFrame, batch: budgets.Batch, strategy: Strategy, ranking: list[str]
+) -> pd.DataFrame:
     """The rows of contracts.SELECTION, rank 1 first."""
-    picked = candidates.loc[list(batch.picked)].reset_index()
-    picked["rank"] = range(1, len(picked) + 1)
-    places = {image: place for place, image in enumerate(order, start=1)}
-    picked["reason"] = [
+    selected = candidates.loc[list(batch.selected)].reset_index()
+    selected["rank"] = range(1, len(selected) + 1)
+    positions = {image: place for place, image in enumerate(ranking, start=1)}
+    selected["reason"] = [
         _reason(
             row,
             strategy,
-            explored=str(row.image_id) in batch.explored,
-            place=places[str(row.image_id)],
-            of=len(order),
+            is_random_pick=str(row.image_id) in batch.random_picks,
+            position=positions[str(row.image_id)],
+            num_candidates=len(ranking),
         )
-        for _, row in picked.iterrows()
+        for _, row in selected.iterrows()
     ]
-    rows: pd.DataFrame = picked[SELECTION.names]
+    rows: pd.DataFrame = selected[SELECTION.names]
     return rows
 
 
-def _reason(candidate: pd.Series, strategy: Strategy, *, explored: bool, place: int, of: int) -> str:
-    wanted = strategy.reason(candidate, place=place, of=of)
-    text = f"explore: uniform draw; {wanted}" if explored else wanted
-    return f"{text}; no detections: the teacher saw nothing here" if candidate.zero_detections else text
+def _reason(
+    candidate: pd.Series, strategy: Strategy, *, is_random_pick: bool, position: int, num_candidates: int
+) -> str:
+    strategy_reason = strategy.reason(candidate, position=position, num_candidates=num_candidates)
+    text = f"random pick; {strategy_reason}" if is_random_pick else strategy_reason
+    return f"{text}; no detections: the teacher saw nothing here" if candidate.has_no_detections else text
 
 
 def _summary(
@@ -167,8 +171,8 @@ def _summary(
     budget: BudgetParams,
 ) -> dict[str, Any]:
     return {
-        "picked": len(selection),
-        "explored": len(batch.explored),
+        "selected": len(selection),
+        "random_picks": len(batch.random_picks),
         "budget_unit": budget.unit,
         "budget_amount": budget.amount,
         "expected_boxes": round(float(selection["expected_boxes"].sum()), 3),
@@ -179,7 +183,7 @@ def _summary(
     }
 
 
-def _say(summary: dict[str, Any]) -> None:
+def _log_summary(summary: dict[str, Any]) -> None:
     if summary["leased"]:
         _log.info("%d unlabeled images are with the annotators", summary["leased"])
     if not summary["candidates"]:
@@ -187,17 +191,17 @@ def _say(summary: dict[str, Any]) -> None:
         return
     _log.info(
         "picked %d of %d unlabeled images, %d of them by uniform draw: about %.0f boxes, %.0f minutes",
-        *(summary[key] for key in ("picked", "candidates", "explored", "expected_boxes", "expected_minutes")),
+        *(summary[key] for key in ("selected", "candidates", "random_picks", "expected_boxes", "expected_minutes")),
     )
-    pace = summary["annotation_cost"]
-    minutes = pace["minutes_per_image"], pace["minutes_per_box"]
-    _log.info("%.2g minutes per image and %.2g per box: %s", *minutes, pace["why"])
+    cost = summary["annotation_cost"]
+    minutes = cost["minutes_per_image"], cost["minutes_per_box"]
+    _log.info("%.2g minutes per image and %.2g per box: %s", *minutes, cost["reason"])
     if summary["pool_exhausted"]:
         _log.info("that is all that is left: the pool is not larger than the budget")
 
 
 def _body(workspace: Workspace) -> None:
-    params = load(workspace.params, "seed", "select", "budget")
+    params = load_stage_params(workspace.params, "seed", "select", "budget")
     select(
         params.select,
         params.budget,
@@ -207,14 +211,14 @@ def _body(workspace: Workspace) -> None:
         leased=workspace.derived("assemble") / "leased.json",
         infer=workspace.derived("infer"),
         scores=workspace.derived("score") / "scores.parquet",
-        weights=workspace.derived("weigh") / "weights.parquet",
+        uncertainty=workspace.derived("weigh") / "uncertainty.parquet",
         out=workspace.derived("select"),
     )
 
 
 def main() -> None:
     """Run the stage in the current folder."""
-    run_stage("select", _body)
+    stage_main("select", _body)
 
 
 if __name__ == "__main__":

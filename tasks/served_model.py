@@ -13,18 +13,18 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks.params import load
+from tasks.params import load_stage_params
 
 _CHANNELS = 3
 
 
-class ServedDetector(PythonModel):
+class PyfuncDetector(PythonModel):
     """A teacher with the parameters it was trained under."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Remember where the artifacts are."""
-        self._weights = Path(context.artifacts["teacher"])
-        self._params = load(Path(context.artifacts["params"]), "classes", "model")
+        self._teacher_path = Path(context.artifacts["teacher"])
+        self._params = load_stage_params(Path(context.artifacts["params"]), "classes", "model")
         self._detector: Any = None
 
     def predict(
@@ -47,29 +47,29 @@ class ServedDetector(PythonModel):
         from tasks.detector import detect, load_detector
 
         if self._detector is None:
-            self._detector = load_detector(self._params.model, len(self._params.classes), self._weights)
+            self._detector = load_detector(self._params.model, len(self._params.classes), self._teacher_path)
         results = []
-        for picture in model_input:  # one at a time: pictures of any size in little memory
-            found = detect(self._detector, [_pixels(picture)], self._params.model)[0]
+        for image in model_input:  # one at a time: pictures of any size in little memory
+            detections = detect(self._detector, [_to_rgb(image)], self._params.model)[0]
             results.append(
                 {
-                    "boxes_xyxy_px": found.boxes_xyxy.tolist(),
-                    "classes": [self._params.classes[label] for label in found.labels],
-                    "scores": found.scores.tolist(),
+                    "boxes_xyxy_px": detections.boxes_xyxy.tolist(),
+                    "classes": [self._params.classes[label] for label in detections.class_ids],
+                    "scores": detections.scores.tolist(),
                 }
             )
         return results
 
 
-def _pixels(picture: Any) -> NDArray[np.uint8]:
+def _to_rgb(source_image: Any) -> NDArray[np.uint8]:
     """RGB (H, W, 3) uint8, in the stored orientation."""
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != _CHANNELS or picture.shape[2] != _CHANNELS:
-            raise ValueError(f"picture is {picture.dtype} {picture.shape}, expected uint8 (H, W, 3), RGB")
-        return picture
-    source = io.BytesIO(picture) if isinstance(picture, bytes | bytearray) else picture
+    if isinstance(source_image, np.ndarray):
+        if source_image.dtype != np.uint8 or source_image.ndim != _CHANNELS or source_image.shape[2] != _CHANNELS:
+            raise ValueError(f"picture is {source_image.dtype} {source_image.shape}, expected uint8 (H, W, 3), RGB")
+        return source_image
+    source = io.BytesIO(source_image) if isinstance(source_image, bytes | bytearray) else source_image
     with Image.open(source) as image:
         return np.asarray(image.convert("RGB"))
 
 
-mlflow.models.set_model(ServedDetector())
+mlflow.models.set_model(PyfuncDetector())

@@ -1,6 +1,6 @@
 """Train the DWA network on what people found, and give every unlabeled image its uncertainty.
 
-Reads  data/labels, data/frozen, derived/assemble/calibration.parquet, derived/infer, derived/score
+Reads  data/labels, data/detections_at_selection, derived/assemble/calibration.parquet, derived/infer, derived/score
 Writes derived/weigh
 Params seed, classes, scoring, dwa
 """
@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from detectron_ext.dwa import DwaFit, DwaSpec, Pairs, fit_dwa, rank_correlation
+from detectron_ext.dwa import DwaConfig, DwaResult, DwaSamples, fit_dwa, rank_correlation
 from detectron_ext.image_features import feature_names, image_features
 from detectron_ext.metrics import Floats, uncertainty
 from detectron_ext.realised_loss import class_difficulty
-from detectron_ext.weight_drivers import weight_drivers
+from detectron_ext.weight_drivers import feature_importance
 from tasks import contracts, files
-from tasks.detections import detections_in
-from tasks.entry import run_stage
-from tasks.pairs import Pair, all_pairs, metrics_of
-from tasks.params import Sections, load
+from tasks.detections import read_detections
+from tasks.entry import stage_main
+from tasks.pairs import DwaSample, all_samples, metrics_of
+from tasks.params import StageParams, load_stage_params
 from tasks.paths import Workspace
 from tasks.sections import DwaParams
 
 log = logging.getLogger(__name__)
-EQUAL = (1 / 3, 1 / 3, 1 / 3)
+EQUAL_WEIGHTS = (1 / 3, 1 / 3, 1 / 3)
 # Modes that give every image the same metric weights.
-FIXED_WEIGHTS = {"equal": EQUAL, "entropy": (0.0, 1.0, 0.0)}
+FIXED_WEIGHTS = {"equal": EQUAL_WEIGHTS, "entropy": (0.0, 1.0, 0.0)}
 
 
 @dataclass(frozen=True)
@@ -38,98 +38,102 @@ class PoolFeatures:
 
     image_ids: list[str]
     features: Floats  # (P, F)
-    metrics: Floats  # (P, 3) normalised
+    metrics: Floats  # (P, 3) normalized
     active_teacher: Floats  # (P, 3) raw confidence, raw entropy, distinct classes
 
 
 @dataclass(frozen=True)
-class Decision:
+class DwaDecision:
     """Weights of the pool's images, and why they are what they are."""
 
     used: str
-    why: str
+    reason: str
     weights: Floats  # (P, 3)
     uncertainty: Floats  # (P,)
-    fit: DwaFit | None
+    fit: DwaResult | None
 
 
-def weigh(params: Sections, *, pairs: list[Pair], detections: Path, scores: Path, out: Path) -> None:
-    """Write weights.parquet, class_weights.json, pairs.parquet and dwa.json.
+def weigh(params: StageParams, *, samples: list[DwaSample], detections: Path, scores: Path, out: Path) -> None:
+    """Write uncertainty.parquet, class_weights.json, dwa_samples.parquet and dwa.json.
 
     Args:
         params: sections seed, classes, scoring, dwa.
-        pairs: images a teacher had not been trained on, with what people found there.
+        samples: images a teacher had not been trained on, with what people found there.
         detections: output of infer.
         scores: scores.parquet of the pool.
         out: output folder.
     """
     classes: list[str] = params.classes
     pool = _pool_features(detections, scores, len(classes))
-    difficulty_K = class_difficulty([pair.losses for pair in pairs]) if pairs else np.full(len(classes), np.nan)
-    share_K = class_share(difficulty_K, params.dwa.class_weight_max)
-    class_weights = len(classes) * share_K
-    table = Pairs(
-        [pair.image_id for pair in pairs],
-        np.array([pair.group for pair in pairs], dtype=np.int64),
-        np.array([pair.features for pair in pairs]).reshape(len(pairs), -1 if pairs else 0),
-        np.array([pair.metrics for pair in pairs]).reshape(-1, 3),
-        np.array([pair.losses.weighted(class_weights) for pair in pairs]),
+    difficulty_K = class_difficulty([pair.losses for pair in samples]) if samples else np.full(len(classes), np.nan)
+    class_prior_K = class_prior(difficulty_K, params.dwa.class_weight_max)
+    class_weights = len(classes) * class_prior_K
+    table = DwaSamples(
+        [pair.image_id for pair in samples],
+        np.array([pair.group for pair in samples], dtype=np.int64),
+        np.array([pair.features for pair in samples]).reshape(len(samples), -1 if samples else 0),
+        np.array([pair.metrics for pair in samples]).reshape(-1, 3),
+        np.array([pair.losses.weighted(class_weights) for pair in samples]),
     )
-    decision = decide(params.dwa, params.seed, table, pool, share_K)
+    decision = fit_or_fallback(params.dwa, params.seed, table, pool, class_prior_K)
     columns = {f"w_{name}": decision.weights[:, index] for index, name in enumerate(contracts.METRICS)}
     files.write_table(
-        out / "weights.parquet",
+        out / "uncertainty.parquet",
         pa.table(
             {"image_id": pool.image_ids, **columns, "uncertainty": decision.uncertainty},
-            schema=contracts.WEIGHTS,
+            schema=contracts.UNCERTAINTY,
         ),
     )
     if decision.used == "learned" and decision.fit is not None and len(pool.image_ids):
-        learned_K = decision.fit.ensemble.weights(pool.features)[1].mean(axis=0)
-        class_weights = bounded(learned_K, params.dwa.class_weight_max)
+        learned_class_K = decision.fit.ensemble.weights(pool.features)[1].mean(axis=0)
+        class_weights = cap(learned_class_K, params.dwa.class_weight_max)
     named_weights = _by_class(classes, class_weights)
     files.write_json(out / "class_weights.json", named_weights)
-    files.write_table(out / "pairs.parquet", _pairs_table(table, decision))
+    files.write_table(out / "dwa_samples.parquet", _samples_table(table, decision))
     document = _document(params.dwa, table, decision, named_weights, _by_class(classes, difficulty_K))
-    files.write_json(out / "dwa.json", document | {"drivers": _drivers(decision, pool, classes)})
-    log.info("weigh: %s weights, %s", decision.used, decision.why)
+    files.write_json(out / "dwa.json", document | {"feature_importance": _feature_importance(decision, pool, classes)})
+    log.info("weigh: %s weights, %s", decision.used, decision.reason)
 
 
-def decide(dwa: DwaParams, seed: int, pairs: Pairs, pool: PoolFeatures, share_K: Floats) -> Decision:
+def fit_or_fallback(
+    dwa: DwaParams, seed: int, samples: DwaSamples, pool: PoolFeatures, class_prior_K: Floats
+) -> DwaDecision:
     """Weights of this round; learned ones only if they rank held-out losses better than equal ones."""
 
-    def fixed(used: str, why: str, fit: DwaFit | None = None) -> Decision:
-        row = dwa.fixed_weights if used == "fixed" else FIXED_WEIGHTS.get(used, EQUAL)
+    def fixed(used: str, reason: str, fit: DwaResult | None = None) -> DwaDecision:
+        row = dwa.fixed_weights if used == "fixed" else FIXED_WEIGHTS.get(used, EQUAL_WEIGHTS)
         weights = np.tile(np.array(row, dtype=np.float64), (len(pool.image_ids), 1))
-        return Decision(used, why, weights, uncertainty(pool.metrics, weights), fit)
+        return DwaDecision(used, reason, weights, uncertainty(pool.metrics, weights), fit)
 
     if dwa.mode == "activeteacher":
         return _active_teacher(pool)
     if dwa.mode != "learned":
         return fixed(dwa.mode, f"dwa.mode is {dwa.mode}")
-    if len(pairs) < max(dwa.min_pairs, dwa.folds) or not len(pool.image_ids):
-        return fixed("equal", f"cold start: {len(pairs)} pairs, dwa.min_pairs is {dwa.min_pairs}")
-    spec = DwaSpec(
+    if len(samples) < max(dwa.min_training_samples, dwa.cv_folds) or not len(pool.image_ids):
+        return fixed(
+            "equal", f"cold start: {len(samples)} pairs, dwa.min_training_samples is {dwa.min_training_samples}"
+        )
+    config = DwaConfig(
         hidden_units=dwa.hidden_units,
         epochs=dwa.epochs,
         learning_rate=dwa.learning_rate,
         weight_decay=dwa.weight_decay,
-        spread_penalty=dwa.spread_penalty,
-        uniform_penalty=dwa.uniform_penalty,
-        folds=dwa.folds,
+        weight_variance_penalty=dwa.weight_variance_penalty,
+        uniform_prior_penalty=dwa.uniform_prior_penalty,
+        cv_folds=dwa.cv_folds,
         seed=seed,
     )
-    fit = fit_dwa(pairs, pool.features, share_K, spec)
+    fit = fit_dwa(samples, pool.features, class_prior_K, config)
     if fit.spearman_dwa is None or fit.spearman_equal is None:
         return fixed("equal", "the held-out pairs allow no rank correlation", fit)
-    figures = f"held-out rank correlation {fit.spearman_dwa:.2f} against {fit.spearman_equal:.2f} of equal weights"
+    comparison = f"held-out rank correlation {fit.spearman_dwa:.2f} against {fit.spearman_equal:.2f} of equal weights"
     if fit.spearman_dwa <= fit.spearman_equal:
-        return fixed("equal", f"fallback: {figures}", fit)
+        return fixed("equal", f"fallback: {comparison}", fit)
     weights = fit.ensemble.weights(pool.features)[0]
-    return Decision("learned", figures, weights, uncertainty(pool.metrics, weights), fit)
+    return DwaDecision("learned", comparison, weights, uncertainty(pool.metrics, weights), fit)
 
 
-def class_share(difficulty_K: Floats, weight_max: float) -> Floats:
+def class_prior(difficulty_K: Floats, weight_max: float) -> Floats:
     """q_c proportional to the mean focal loss of the class, bounded; sums to 1.
 
     A class nobody has seen yet counts as the mean of the others. Without any pair all are equal.
@@ -137,37 +141,37 @@ def class_share(difficulty_K: Floats, weight_max: float) -> Floats:
     if np.isnan(difficulty_K).all():
         return np.full(len(difficulty_K), 1 / len(difficulty_K))
     filled_K = np.where(np.isnan(difficulty_K), np.nanmean(difficulty_K), difficulty_K)
-    return bounded(filled_K / max(filled_K.mean(), 1e-9), weight_max) / len(difficulty_K)
+    return cap(filled_K / max(filled_K.mean(), 1e-9), weight_max) / len(difficulty_K)
 
 
-def bounded(weight_K: Floats, weight_max: float) -> Floats:
+def cap(weight_K: Floats, weight_max: float) -> Floats:
     """Weights of mean 1 within [1 / weight_max, weight_max], before the mean is set back to 1."""
     clipped_K = np.clip(weight_K, 1 / weight_max, weight_max)
     return np.asarray(clipped_K / clipped_K.mean())
 
 
-def _active_teacher(pool: PoolFeatures) -> Decision:
+def _active_teacher(pool: PoolFeatures) -> DwaDecision:
     """ActiveTeacher's: confidence, entropy and number of classes, each over its maximum, equal weights."""
-    largest_3 = pool.active_teacher.max(axis=0, initial=0)
-    scaled = pool.active_teacher / np.where(largest_3 > 0, largest_3, 1)
-    weights = np.tile(np.array(EQUAL), (len(pool.image_ids), 1))
-    why = "dwa.mode is activeteacher: number of classes stands in for overlap"
-    return Decision("activeteacher", why, weights, scaled.mean(axis=1), None)
+    max_3 = pool.active_teacher.max(axis=0, initial=0)
+    scaled = pool.active_teacher / np.where(max_3 > 0, max_3, 1)
+    weights = np.tile(np.array(EQUAL_WEIGHTS), (len(pool.image_ids), 1))
+    reason = "dwa.mode is activeteacher: number of classes stands in for overlap"
+    return DwaDecision("activeteacher", reason, weights, scaled.mean(axis=1), None)
 
 
 def _pool_features(detections: Path, scores: Path, num_classes: int) -> PoolFeatures:
     rows = {row["image_id"]: row for row in files.read_table(scores, contracts.SCORES).to_pylist()}
     ids, features, metrics, active_teacher = [], [], [], []
-    for found in detections_in(detections):
+    for found in read_detections(detections):
         row = rows.get(found.image_id)
         if row is None:  # a calibration image
             continue
-        posteriors = found.posteriors.reshape(len(found.scores), num_classes + 1)
-        own = metrics_of(row)
+        posteriors = found.class_probs.reshape(len(found.scores), num_classes + 1)
+        image_metrics = metrics_of(row)
         ids.append(found.image_id)
-        metrics.append(own)
-        features.append(image_features(found.boxes_xyxy, found.scores, posteriors, own, num_classes))
-        active_teacher.append([row["confidence_raw"], row["entropy_raw"], float(len(set(found.labels.tolist())))])
+        metrics.append(image_metrics)
+        features.append(image_features(found.boxes_xyxy, found.scores, posteriors, image_metrics, num_classes))
+        active_teacher.append([row["confidence_raw"], row["entropy_raw"], float(len(set(found.class_ids.tolist())))])
     count = len(ids)
     return PoolFeatures(
         ids,
@@ -182,47 +186,49 @@ def _by_class(classes: list[str], values_K: Floats) -> dict[str, float | None]:
     return dict(zip(classes, rounded, strict=True))
 
 
-def _pairs_table(pairs: Pairs, decision: Decision) -> pa.Table:
+def _samples_table(samples: DwaSamples, decision: DwaDecision) -> pa.Table:
     """Every pair with its loss and the two scores that were compared; one row per pair."""
-    held_out = decision.fit.held_out_weights if decision.fit else np.full((len(pairs), 3), np.nan)
+    held_out = decision.fit.held_out_weights if decision.fit else np.full((len(samples), 3), np.nan)
     return pa.table(
         {
-            "image_id": pa.array(pairs.image_ids, pa.string()),
-            "group": pa.array(pairs.group, pa.int64()),
-            "loss": pa.array(pairs.loss, pa.float64()),
-            **{name: pa.array(pairs.metrics[:, index], pa.float64()) for index, name in enumerate(contracts.METRICS)},
-            "score_equal": pa.array(pairs.metrics.mean(axis=1), pa.float64()),
-            "score_dwa_held_out": pa.array((held_out * pairs.metrics).sum(axis=1), pa.float64()),
+            "image_id": pa.array(samples.image_ids, pa.string()),
+            "group": pa.array(samples.group, pa.int64()),
+            "loss": pa.array(samples.loss, pa.float64()),
+            **{name: pa.array(samples.metrics[:, index], pa.float64()) for index, name in enumerate(contracts.METRICS)},
+            "score_equal": pa.array(samples.metrics.mean(axis=1), pa.float64()),
+            "score_dwa_held_out": pa.array((held_out * samples.metrics).sum(axis=1), pa.float64()),
         }
     )
 
 
 def _document(
     dwa: DwaParams,
-    pairs: Pairs,
-    decision: Decision,
+    samples: DwaSamples,
+    decision: DwaDecision,
     class_weights: dict[str, float | None],
     difficulty: dict[str, float | None],
 ) -> dict[str, Any]:
     fit = decision.fit
-    equal = rank_correlation(pairs, np.full((len(pairs), 3), 1 / 3)) if len(pairs) else None
+    equal = rank_correlation(samples, np.full((len(samples), 3), 1 / 3)) if len(samples) else None
     held_out = fit.spearman_dwa if fit else None
     quantiles = np.quantile(decision.weights, [0.1, 0.5, 0.9], axis=0) if len(decision.weights) else np.zeros((3, 3))
     mean = decision.weights.mean(axis=0) if len(decision.weights) else np.zeros(3)
     return {
         "mode": dwa.mode,
         "used": decision.used,
-        "why": decision.why,
-        "pairs": len(pairs),
-        "holdout_pairs": len(pairs) if fit else 0,
+        "reason": decision.reason,
+        "num_samples": len(samples),
+        "num_holdout_samples": len(samples) if fit else 0,
         "spearman_dwa": None if held_out is None else round(held_out, 6),
         "spearman_equal": None if equal is None else round(equal, 6),
         "spearman_by_metric": {
-            name: _rounded(rank_correlation(pairs, np.tile(np.eye(3)[index], (len(pairs), 1)))) if len(pairs) else None
+            name: _rounded(rank_correlation(samples, np.tile(np.eye(3)[index], (len(samples), 1))))
+            if len(samples)
+            else None
             for index, name in enumerate(contracts.METRICS)
         },
         "class_weights": class_weights,
-        "class_focal_loss": difficulty,
+        "class_difficulty": difficulty,
         "mean_weights": {name: round(float(mean[index]), 6) for index, name in enumerate(contracts.METRICS)},
         "weight_quantiles": {
             name: [round(float(value), 6) for value in quantiles[:, index]]
@@ -231,24 +237,24 @@ def _document(
     }
 
 
-def _drivers(decision: Decision, pool: PoolFeatures, classes: list[str]) -> dict[str, Any] | None:
+def _feature_importance(decision: DwaDecision, pool: PoolFeatures, classes: list[str]) -> dict[str, Any] | None:
     """What moves the weights from image to image, strongest first; None where all images have the same."""
     if decision.used != "learned" or decision.fit is None:
         return None
-    found = weight_drivers(decision.fit.ensemble, pool.features)
+    found = feature_importance(decision.fit.ensemble, pool.features)
     names = feature_names(classes)
     return {
-        "spread": round(found.spread, 6),
+        "std": round(found.std, 6),
         "features": [
             {
                 "feature": names[index],
-                "moved": round(float(found.moved_F[index]), 6),
-                "per_deviation": {
+                "importance": round(float(found.importance_F[index]), 6),
+                "effect_per_std": {
                     name: round(float(shift), 6)
-                    for name, shift in zip(contracts.METRICS, found.per_deviation_F3[index], strict=True)
+                    for name, shift in zip(contracts.METRICS, found.effect_per_std_F3[index], strict=True)
                 },
             }
-            for index in np.argsort(-found.moved_F, kind="stable").tolist()
+            for index in np.argsort(-found.importance_F, kind="stable").tolist()
         ],
     }
 
@@ -258,10 +264,10 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _body(workspace: Workspace) -> None:
-    params = load(workspace.params, "seed", "classes", "scoring", "dwa")
+    params = load_stage_params(workspace.params, "seed", "classes", "scoring", "dwa")
     weigh(
         params,
-        pairs=all_pairs(workspace, params.classes, params.dwa.window_batches, params.dwa.focal_gamma),
+        samples=all_samples(workspace, params.classes, params.dwa.history_batches, params.dwa.focal_gamma),
         detections=workspace.derived("infer"),
         scores=workspace.derived("score") / "scores.parquet",
         out=workspace.derived("weigh"),
@@ -270,7 +276,7 @@ def _body(workspace: Workspace) -> None:
 
 def main() -> None:
     """``python -m tasks.weigh``."""
-    run_stage("weigh", _body)
+    stage_main("weigh", _body)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # All that a pickle of NumPy arrays needs; anything else in it would be code.
-_HARMLESS = {
+_ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy.core.multiarray", "scalar"),
@@ -20,15 +20,15 @@ _HARMLESS = {
 }
 
 
-class Weights(NamedTuple):
+class PretrainedWeights(NamedTuple):
     """Tensors of a checkpoint by name."""
 
     tensors: dict[str, Tensor]
-    foreign_names: bool
+    has_caffe2_names: bool
     """Named as in Detectron or Caffe2, not as in Detectron2."""
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path) -> PretrainedWeights:
     """Tensors of a PyTorch file or of a Detectron2 model-zoo pickle.
 
     Raises:
@@ -42,20 +42,20 @@ def read_weights(path: Path) -> Weights:
         raise ValueError(f"{path.name} holds a {type(content).__name__}, expected tensors by name")
     inner: dict[str, Any] = content.get("model") or content.get("blobs") or content
     tensors = {name: torch.as_tensor(value) for name, value in inner.items() if _is_array(value)}
-    return Weights(tensors, foreign_names=path.suffix == ".pkl" and "__author__" not in content)
+    return PretrainedWeights(tensors, has_caffe2_names=path.suffix == ".pkl" and "__author__" not in content)
 
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor) or type(value).__module__ == "numpy"
 
 
-class _ArraysOnly(pickle.Unpickler):
+class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _HARMLESS:
+        if (module, name) not in _ALLOWED_GLOBALS:
             raise pickle.UnpicklingError(f"it names {module}.{name}, expected arrays only")
         return super().find_class(module, name)
 
 
 def _read_pickle(path: Path) -> Any:
     with path.open("rb") as stream:
-        return _ArraysOnly(stream, encoding="latin1").load()
+        return _ArrayUnpickler(stream, encoding="latin1").load()

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from tasks import files
 from tasks.campaign import CampaignPlan, create_campaign_data
-from tasks.importers.gather import Source
-from tasks.params_template import make_params
+from tasks.importers.gather import DatasetSource
+from tasks.params_template import render_params
 from tasks.paths import Workspace
 from tests.services import (  # noqa: F401 (fixtures for every test)
     mlflow_url,
@@ -19,7 +19,7 @@ from tests.services import (  # noqa: F401 (fixtures for every test)
     prefect_url,
     s3_server,
 )
-from tests.small_disk import small_disk  # noqa: F401
+from tests.small_disk import full_disk  # noqa: F401
 
 TINY_CLASSES = ("square", "disc")
 
@@ -61,9 +61,9 @@ def tiny_coco(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny_source(tiny_coco: Path) -> Source:
+def tiny_source(tiny_coco: Path) -> DatasetSource:
     """``tiny_coco`` as ``gleaner init`` is pointed at it."""
-    return Source("coco", tiny_coco / "annotations.json", tiny_coco / "images", None, None)
+    return DatasetSource("coco", tiny_coco / "annotations.json", tiny_coco / "images", None, None)
 
 
 @pytest.fixture
@@ -82,10 +82,10 @@ def tiny_plan() -> CampaignPlan:
 
 
 @pytest.fixture
-def tiny_campaign(tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan) -> Workspace:
+def tiny_campaign(tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan) -> Workspace:
     """A workspace with params.yaml, ``data/`` and ``oracle/``; no git, no DVC."""
     workspace = Workspace(tmp_path / "tiny_campaign")
     create_campaign_data(tiny_source, tiny_plan, workspace)
     template = (Path(__file__).parents[1] / "params.yaml").read_text()
-    files.write_bytes(workspace.params, make_params(template, classes=TINY_CLASSES, overrides=()).encode())
+    files.write_bytes(workspace.params, render_params(template, classes=TINY_CLASSES, overrides=()).encode())
     return workspace

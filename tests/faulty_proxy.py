@@ -25,13 +25,13 @@ class FaultyProxy:
         address = urlsplit(server_url)
         assert address.port is not None
         self._server = (address.hostname or "127.0.0.1", address.port)
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self._port = self._listening.getsockname()[1]
-        self._over = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._port = self._listener.getsockname()[1]
+        self._stop_event = threading.Event()
         self._fault: Fault = "none"
-        self._left = 0
+        self._remaining = 0
         self._cut_after_bytes = 0
-        self.shown = 0
+        self.num_faults = 0
         """Connections that met the fault."""
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -40,47 +40,47 @@ class FaultyProxy:
         """Where clients find it."""
         return f"http://127.0.0.1:{self._port}"
 
-    def show(
-        self, fault: Fault, connections: int = 1_000_000, cut_after_bytes: int = 0, heal_after_s: float | None = None
+    def inject(
+        self, fault: Fault, connections: int = 1_000_000, cut_after_bytes: int = 0, recover_after_s: float | None = None
     ) -> None:
         """Treat the next connections so; a cut leaves alone those that send less than ``cut_after_bytes``."""
-        self.shown, self._left, self._cut_after_bytes = 0, connections, cut_after_bytes
+        self.num_faults, self._remaining, self._cut_after_bytes = 0, connections, cut_after_bytes
         if fault == "refused":
-            self._listening.close()
+            self._listener.close()
         elif self._fault == "refused":
-            self._listening = socket.create_server(("127.0.0.1", self._port))
+            self._listener = socket.create_server(("127.0.0.1", self._port))
         self._fault = fault
-        if heal_after_s is not None:
-            healer = threading.Timer(heal_after_s, self.show, ["none"])
-            healer.daemon = True
-            healer.start()
+        if recover_after_s is not None:
+            timer = threading.Timer(recover_after_s, self.inject, ["none"])
+            timer.daemon = True
+            timer.start()
 
     def close(self) -> None:
         """Be gone."""
-        self._over.set()
-        self._listening.close()
+        self._stop_event.set()
+        self._listener.close()
 
     def _accept(self) -> None:
-        while not self._over.is_set():
-            listening = self._listening
+        while not self._stop_event.is_set():
+            listener = self._listener
             try:
-                if not select.select([listening], [], [], 0.05)[0]:
+                if not select.select([listener], [], [], 0.05)[0]:
                     continue
-                client, _ = listening.accept()
+                client, _ = listener.accept()
             except (OSError, ValueError):  # closed: connections are refused
                 time.sleep(0.02)
                 continue
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        fault = self._fault if self._left > 0 else "none"
+        fault = self._fault if self._remaining > 0 else "none"
         with client, suppress(OSError):
             if fault in ("reset", "500", "hang"):
-                self._count()
+                self._count_fault()
                 self._fail(client, fault)
             else:
                 with socket.create_connection(self._server) as server:
-                    self._pass_on(client, server, fault)
+                    self._forward(client, server, fault)
 
     def _fail(self, client: socket.socket, fault: Fault) -> None:
         if fault == "reset":
@@ -92,31 +92,31 @@ class FaultyProxy:
             while client.recv(_CHUNK_BYTES):  # until the client loses patience
                 pass
 
-    def _pass_on(self, client: socket.socket, server: socket.socket, fault: Fault) -> None:
+    def _forward(self, client: socket.socket, server: socket.socket, fault: Fault) -> None:
         sent_bytes = 0
         if fault == "slow":
-            self._count()
+            self._count_fault()
         while True:
             ready = select.select([client, server], [], [], 60)[0]
-            for here, there in ((client, server), (server, client)):
-                if here not in ready:
+            for source, target in ((client, server), (server, client)):
+                if source not in ready:
                     continue
-                data = here.recv(_CHUNK_BYTES)
+                data = source.recv(_CHUNK_BYTES)
                 if not data:
                     return
                 if fault == "slow":
                     time.sleep(_SLOW_S)
-                sent_bytes += len(data) if here is client else 0
-                if fault == "cut" and sent_bytes > self._cut_after_bytes and self._left > 0:
-                    self._count()
-                    there.sendall(data[: len(data) // 2])  # the server has half of it
+                sent_bytes += len(data) if source is client else 0
+                if fault == "cut" and sent_bytes > self._cut_after_bytes and self._remaining > 0:
+                    self._count_fault()
+                    target.sendall(data[: len(data) // 2])  # the server has half of it
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                     return
-                there.sendall(data)
+                target.sendall(data)
 
-    def _count(self) -> None:
-        self.shown += 1
-        self._left -= 1
+    def _count_fault(self) -> None:
+        self.num_faults += 1
+        self._remaining -= 1
 
 
 @contextmanager

@@ -21,13 +21,13 @@ import pytest
 from infra.stack import mlflow_server as mlflow
 from infra.stack import prefect_server as prefect
 from infra.stack import processes
-from infra.stack.object_store import PORTS, REGION, S3Key, object_store, s3_client
+from infra.stack.object_store import NUM_PORTS, REGION, S3Key, object_store, s3_client
 from infra.stack.ports import free_ports
-from infra.stack.postgres import Database, create_databases, find_programs, postgres
-from infra.stack.service import Service, StackError
+from infra.stack.postgres import Database, create_databases, find_bin_dir, postgres
+from infra.stack.service import LocalServiceError, Service
 
 
-def missing(reason: str) -> None:
+def skip_or_fail(reason: str) -> None:
     """Skip a test whose program is not installed; where all must be there, fail it."""
     if os.environ.get("GLEANER_REQUIRE_SERVICES") == "1":
         pytest.fail(f"{reason} (GLEANER_REQUIRE_SERVICES=1: skipping is not allowed)", pytrace=False)
@@ -35,11 +35,11 @@ def missing(reason: str) -> None:
 
 
 @contextmanager
-def serving(service: Service) -> Iterator[Service]:
+def running_service(service: Service) -> Iterator[Service]:
     """The service at work; at the end it is killed, since nobody wants its data."""
     service.prepare()
     log = service.folder.parent / f"{service.name}.log"
-    process = processes.start(service, log, with_us=True)
+    process = processes.start(service, log, die_with_parent=True)
     try:
         processes.wait_until_ready(service, process, log)
         yield service
@@ -48,7 +48,7 @@ def serving(service: Service) -> Iterator[Service]:
 
 
 @contextmanager
-def server_folder() -> Iterator[Path]:
+def traversable_folder() -> Iterator[Path]:
     """A folder everybody may enter: pytest's own are closed to the user PostgreSQL runs as."""
     folder = Path(tempfile.mkdtemp(prefix="gleaner-services-"))
     folder.chmod(0o711)
@@ -77,7 +77,7 @@ class S3Server:
             "MLFLOW_S3_ENDPOINT_URL": self.url,
         }
 
-    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def set_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Set those variables for one test."""
         for name, value in self.environment().items():
             monkeypatch.setenv(name, value)
@@ -93,7 +93,7 @@ class S3Server:
         return name
 
 
-def ask(prefect_url: str, path: str, **body: Any) -> Any:
+def call_prefect_api(prefect_url: str, path: str, **body: Any) -> Any:
     """One call of Prefect's REST API: a test shares no settings with the processes it watches."""
     request = urllib.request.Request(
         f"{prefect_url}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -106,12 +106,12 @@ def ask(prefect_url: str, path: str, **body: Any) -> Any:
 def s3_server() -> Iterator[S3Server]:
     """An S3 server (SeaweedFS); one for all tests, so each takes a ``new_bucket``."""
     key = S3Key("test-access-key", secrets.token_urlsafe(24))
-    with server_folder() as folder:
+    with traversable_folder() as folder:
         data = folder / "s3"
         data.mkdir()
-        service = object_store(data, free_ports(PORTS), key)
+        service = object_store(data, free_ports(NUM_PORTS), key)
         try:
-            with serving(service):
+            with running_service(service):
                 yield S3Server(service.url, key)
         finally:
             for port in service.ports:  # SeaweedFS leaves its sockets behind when it is killed
@@ -122,9 +122,9 @@ def s3_server() -> Iterator[S3Server]:
 def require_postgres() -> None:
     """Skip, or fail, a test where PostgreSQL's programs are not installed."""
     try:
-        find_programs()
-    except StackError as error:
-        missing(str(error))
+        find_bin_dir()
+    except LocalServiceError as error:
+        skip_or_fail(str(error))
 
 
 @pytest.fixture(scope="session")
@@ -132,10 +132,10 @@ def postgres_database() -> Iterator[Database]:
     """A PostgreSQL cluster (Debian's)."""
     require_postgres()
     database = Database(free_ports(), secrets.token_urlsafe(24))
-    with server_folder() as folder:
+    with traversable_folder() as folder:
         data = folder / "postgres"
         data.mkdir()
-        with serving(postgres(data, database, ())):
+        with running_service(postgres(data, database, ())):
             yield database
 
 
@@ -143,10 +143,10 @@ def postgres_database() -> Iterator[Database]:
 def prefect_url(postgres_database: Database) -> Iterator[str]:
     """Base URL of a Prefect server on PostgreSQL; its API is below ``/api``."""
     create_databases(postgres_database, (prefect.DATABASE,))
-    with server_folder() as folder:
+    with traversable_folder() as folder:
         (folder / "prefect").mkdir()
         database_url = postgres_database.url(prefect.DATABASE, "asyncpg")
-        with serving(prefect.prefect_server(folder / "prefect", free_ports(), database_url)) as service:
+        with running_service(prefect.prefect_server(folder / "prefect", free_ports(), database_url)) as service:
             yield service.url
 
 
@@ -154,11 +154,11 @@ def prefect_url(postgres_database: Database) -> Iterator[str]:
 def mlflow_url(postgres_database: Database, s3_server: S3Server) -> Iterator[str]:
     """URL of an MLflow server on PostgreSQL that keeps artifacts in the S3 server."""
     create_databases(postgres_database, (mlflow.DATABASE,))
-    with server_folder() as folder:
+    with traversable_folder() as folder:
         (folder / "mlflow").mkdir()
         database_url = postgres_database.url(mlflow.DATABASE, "psycopg2")
         service = mlflow.mlflow_server(folder / "mlflow", free_ports(), database_url, s3_server.url, s3_server.key)
-        with serving(service):
+        with running_service(service):
             yield service.url
 
 

@@ -8,16 +8,16 @@ import pytest
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def full_disk(tmp_path: Path) -> Iterator[Path]:
     """8 MiB in memory."""
-    place = tmp_path / "small_disk"
-    place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], capture_output=True, check=False
+    mount_point = tmp_path / "full_disk"
+    mount_point.mkdir()
+    result = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(mount_point)], capture_output=True, check=False
     )
-    if made.returncode:
-        pytest.skip(f"a file system of its own cannot be mounted here: {made.stderr.decode().strip()}")
+    if result.returncode:
+        pytest.skip(f"a file system of its own cannot be mounted here: {result.stderr.decode().strip()}")
     try:
-        yield place
+        yield mount_point
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(mount_point)], check=True)

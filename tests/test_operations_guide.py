@@ -12,8 +12,8 @@ import typer
 
 from flows.cli import app
 from flows.doctor.checks import CHECKS
-from flows.watching.notify import URL_VARIABLE, Event
-from flows.watching.structured_log import VARIABLE
+from flows.watching.notify import WEBHOOK_URL_ENV, Event
+from flows.watching.structured_log import LOG_FORMAT_ENV
 from tasks.errors import DiskFullError, GuardRailError, OutOfMemoryError, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -91,8 +91,8 @@ def test_every_notification_has_its_line() -> None:
 
 def test_every_exit_code_has_its_line() -> None:
     rows = {int(row) for row in re.findall(r"^\| (\d+) \|", TEXT, re.MULTILINE)}
-    given = {kind.exit_code for kind in (UserError, GuardRailError, OutOfMemoryError, DiskFullError)}
-    assert rows == {0, 1, 130} | given
+    exit_codes = {kind.exit_code for kind in (UserError, GuardRailError, OutOfMemoryError, DiskFullError)}
+    assert rows == {0, 1, 130} | exit_codes
 
 
 def test_links_lead_somewhere() -> None:
@@ -105,4 +105,4 @@ def test_links_lead_somewhere() -> None:
             assert target[1:] in headings, target
         else:
             assert (GUIDE.parent / target).is_file(), target
-    assert {URL_VARIABLE, VARIABLE} <= set(re.findall(r"`(GLEANER_\w+)`", TEXT))
+    assert {WEBHOOK_URL_ENV, LOG_FORMAT_ENV} <= set(re.findall(r"`(GLEANER_\w+)`", TEXT))

@@ -17,7 +17,7 @@ from flows import data_versions, vcs
 from flows.create import create_workspace
 from flows.stage_log import stage_log
 from tasks.paths import STAGES, Workspace
-from tests.flows.tiny import draw_source, environment, gleaner, new_campaign
+from tests.flows.tiny import make_source, run_gleaner, subprocess_env, workspace_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -29,12 +29,12 @@ SETTINGS = (
     "train.iterations=12",
     "train.burn_in_iterations=6",
     "train.checkpoint_every_iterations=2",
-    "train.labeled_images_per_step=2",
-    "train.loader_workers=0",
-    "ssl.pseudo_threshold=0.05",
-    "infer.images_per_shard=4",
-    "infer.images_per_batch=2",
-    "dwa.min_pairs=5",
+    "train.labeled_batch_size=2",
+    "train.num_workers=0",
+    "ssl.pseudo_label_threshold=0.05",
+    "infer.shard_size=4",
+    "infer.batch_size=2",
+    "dwa.min_training_samples=5",
     "dwa.epochs=20",
 )
 
@@ -42,34 +42,34 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     folder = tmp_path_factory.mktemp("real")
-    create_workspace(folder / "campaign", new_campaign(draw_source(folder / "source"), *SETTINGS))
+    create_workspace(folder / "campaign", workspace_config(make_source(folder / "source"), *SETTINGS))
     return Workspace(folder / "campaign")
 
 
-def kill_in(workspace: Workspace, stage: str, sign: Path) -> None:
-    """SIGKILL a night as soon as ``sign`` stands on the disk, and see that nothing of it lives on."""
+def kill_during_stage(workspace: Workspace, stage: str, marker: Path) -> None:
+    """SIGKILL a night as soon as ``marker`` stands on the disk, and see that nothing of it lives on."""
     killed = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "night"],
+        [sys.executable, "-m", "flows.cli", "run"],
         cwd=workspace.root,
-        env=environment(),
+        env=subprocess_env(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     deadline_s = time.monotonic() + 300
-    while not list(sign.parent.glob(sign.name)):
+    while not list(marker.parent.glob(marker.name)):
         assert killed.poll() is None, f"the night ended before it was killed in {stage}"
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     deadline_s = time.monotonic() + 30
-    while working_in(workspace.root):
+    while running_stages(workspace.root):
         assert time.monotonic() < deadline_s, f"{stage} outlived its night"
         time.sleep(0.2)
 
 
-def working_in(folder: Path) -> list[str]:
+def running_stages(folder: Path) -> list[str]:
     """Stages that run in ``folder``."""
     found = []
     for process in psutil.process_iter():
@@ -79,18 +79,18 @@ def working_in(folder: Path) -> list[str]:
     return found
 
 
-def night(workspace: Workspace) -> None:
-    done = gleaner("night", cwd=workspace.root)
+def run_gleaner(workspace: Workspace) -> None:
+    done = run_gleaner("night", cwd=workspace.root)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_killed_night_ends_as_one_round(workspace: Workspace) -> None:
-    kill_in(workspace, "train", workspace.scratch("train") / "checkpoint.pth")
+    kill_during_stage(workspace, "train", workspace.scratch("train") / "checkpoint.pth")
     assert not (workspace.derived("train") / "teacher.pth").exists()
-    kill_in(workspace, "infer", workspace.scratch("infer") / "*")
+    kill_during_stage(workspace, "infer", workspace.scratch("infer") / "*")
     lock_before = (workspace.root / "dvc.lock").read_text()
     assert "train:" in lock_before
-    night(workspace)
+    run_gleaner(workspace)
 
     train_log = stage_log(workspace, 0, "train").read_text()
     assert "going on at iteration" in train_log
@@ -98,22 +98,22 @@ def test_a_killed_night_ends_as_one_round(workspace: Workspace) -> None:
     assert "Stage 'train' didn't change, skipping" in train_log
     assert sorted(path.name for path in workspace.labels.iterdir()) == ["batch-0000.json"]
     assert [path.name for path in (workspace.root / "deliveries").iterdir()] == ["batch-0001"]
-    assert data_versions.dvc(workspace.root, "status").strip() == "Data and pipelines are up to date."
+    assert data_versions.run_dvc(workspace.root, "status").strip() == "Data and pipelines are up to date."
 
 
 def test_the_second_round_learns_from_the_first(workspace: Workspace) -> None:
-    night(workspace)
+    run_gleaner(workspace)
     ledger = json.loads(workspace.ledger(1).read_text())
     assert set(ledger["stages"]) >= set(STAGES)
     history = json.loads((workspace.derived("report") / "history.json").read_text())
     assert [entry["round"] for entry in history] == [0, 1]
     assert history[1]["labels"] == history[0]["labels"] + 3
     dwa = json.loads((workspace.derived("weigh") / "dwa.json").read_text())
-    assert dwa["pairs"] == 5  # two calibration images and the three that came back
+    assert dwa["num_samples"] == 5  # two calibration images and the three that came back
     assert abs(sum(dwa["mean_weights"].values()) - 1) < 1e-4
     summary = json.loads((workspace.derived("train") / "summary.json").read_text())
     assert 0 < summary["mean_image_weight"] < 1
-    assert data_versions.dvc(workspace.root, "status").strip() == "Data and pipelines are up to date."
+    assert data_versions.run_dvc(workspace.root, "status").strip() == "Data and pipelines are up to date."
 
 
 def test_the_registered_teachers_are_the_rounds_own(workspace: Workspace) -> None:
@@ -131,9 +131,9 @@ def test_a_tag_brings_the_whole_round_back(workspace: Workspace) -> None:
     teachers = {}
     for name in ("round-0000", "round-0001"):
         subprocess.run(["git", "checkout", "-q", name], cwd=root, check=True)
-        data_versions.dvc(root, "checkout")
+        data_versions.run_dvc(root, "checkout")
         teachers[name] = (workspace.derived("train") / "teacher.pth").read_bytes()
-        assert data_versions.dvc(root, "status").strip() == "Data and pipelines are up to date."
+        assert data_versions.run_dvc(root, "status").strip() == "Data and pipelines are up to date."
         assert f'"round": {int(name[-1])}' in (workspace.derived("assemble") / "summary.json").read_text()
     assert teachers["round-0000"] != teachers["round-0001"]
     assert vcs.has_tag(root, "round-0001")

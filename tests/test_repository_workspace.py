@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from tasks.paths import STAGES
-from tests.flows.tiny import environment
+from tests.flows.tiny import subprocess_env
 
 ROOT = Path(__file__).parents[1]
-SMALLER = {
+SMALL_PARAMS = {
     "draw": {"pool_images": 20, "val_images": 6, "seed_images": 4, "calibration_images": 4},
     "model": {"fpn_channels": 32, "short_side_px": 64, "long_side_px": 96},
-    "train": {"iterations": 4, "burn_in_iterations": 2, "warmup_iterations": 1, "loader_workers": 0},
+    "train": {"iterations": 4, "burn_in_iterations": 2, "warmup_iterations": 1, "num_workers": 0},
     "budget": {"amount": 5},
 }
 
@@ -30,7 +30,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, tmp_path / name)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for section, values in SMALLER.items():
+    for section, values in SMALL_PARAMS.items():
         params[section] |= values
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
@@ -41,7 +41,7 @@ def repro(folder: Path, *targets: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "repro", *targets],
         cwd=folder,
-        env={**environment(), "PYTHONPATH": str(folder)},
+        env={**subprocess_env(), "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
         check=False,
@@ -52,16 +52,16 @@ def repro(folder: Path, *targets: str) -> str:
 
 @pytest.mark.slow
 def test_dvc_repro_makes_the_round_and_then_only_what_changed(checkout: Path) -> None:
-    said = repro(checkout)
+    output = repro(checkout)
     for stage in ("draw", *STAGES):
-        assert f"Running stage '{stage}'" in said
-    picked = json.loads((checkout / "derived" / "select" / "summary.json").read_text())["picked"]
+        assert f"Running stage '{stage}'" in output
+    picked = json.loads((checkout / "derived" / "select" / "summary.json").read_text())["selected"]
     assert picked == 5
     assert (checkout / "derived" / "report" / "report.html").stat().st_size > 10_000
 
     params = yaml.safe_load((checkout / "params.yaml").read_text())
     params["budget"]["amount"] = 3
     (checkout / "params.yaml").write_text(yaml.safe_dump(params))
-    said = repro(checkout)
-    rerun = [stage for stage in ("draw", *STAGES) if f"Running stage '{stage}'" in said]
+    output = repro(checkout)
+    rerun = [stage for stage in ("draw", *STAGES) if f"Running stage '{stage}'" in output]
     assert rerun == ["select", "handoff", "report"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from flows.records.audit.findings import Check
 
-_FAILED = 1
+_EXIT_FAILED = 1
 _STYLES = {"pass": "green", "fail": "red", "skip": "yellow"}
 
 
@@ -45,22 +45,22 @@ def audit(
 
     campaign = require_workspace(workspace)
     prepare_environment(campaign.root)
-    from flows.records.audit.examine import audit as examine
-    from flows.records.models import round_of_model
+    from flows.records.audit.examine import run_audit
+    from flows.records.models import resolve_model_ref
 
     console = Console()
-    number = None if model is None else round_of_model(campaign, model)
+    number = None if model is None else resolve_model_ref(campaign, model)
     with console.status("auditing ...") as status:
-        checks = examine(
+        checks = run_audit(
             campaign, number, recompute=recompute,
             on_check=lambda done: status.update(f"{done.area}: {done.name} {done.result}"),
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(_document(checks), indent=2, ensure_ascii=False))
     else:
-        _show(checks, console)
+        _print_table(checks, console)
     if any(check.result == "fail" for check in checks):
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(_EXIT_FAILED)
 
 
 def _document(checks: "Sequence[Check]") -> dict[str, object]:
@@ -72,7 +72,7 @@ def _document(checks: "Sequence[Check]") -> dict[str, object]:
     return {"passed": all(check.result != "fail" for check in checks), "checks": rows}
 
 
-def _show(checks: "Sequence[Check]", console: Console) -> None:
+def _print_table(checks: "Sequence[Check]", console: Console) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     for header in ("", "check", "examined", "result"):
         table.add_column(header)
@@ -86,5 +86,5 @@ def _show(checks: "Sequence[Check]", console: Console) -> None:
     for finding in findings:
         console.print(escape(finding), style="red", soft_wrap=True, highlight=False)
     skipped = sum(check.result == "skip" for check in checks)
-    words = f"{len(findings)} findings" if findings else "Nothing was altered"
-    console.print(f"{words}: {len(checks) - skipped} checks done, {skipped} skipped.", highlight=False)
+    summary = f"{len(findings)} findings" if findings else "Nothing was altered"
+    console.print(f"{summary}: {len(checks) - skipped} checks done, {skipped} skipped.", highlight=False)

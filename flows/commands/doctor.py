@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.commands.options import JsonOption, WorkspaceOption
-from flows.doctor.examine import Examined
+from flows.doctor.examine import CheckResult
 from flows.environment import prepare_environment
 from tasks.paths import Workspace
 
 _STYLE = {"pass": "green", "warn": "yellow", "fail": "bold red"}
-_FAILED = 1
+_EXIT_FAILED = 1
 
 
 def doctor(
@@ -38,28 +38,28 @@ def doctor(
     campaign = require_workspace(workspace)
     prepare_environment(campaign.root)
     from flows.doctor.checks import CHECKS
-    from flows.doctor.context import Context
-    from flows.doctor.examine import examine
+    from flows.doctor.context import CheckContext
+    from flows.doctor.examine import run_checks
 
     console = Console(stderr=as_json)
     with console.status("trying everything a night needs"):
-        answers = examine(Context(campaign), [check for check in CHECKS if check.quick or not quick])
+        results = run_checks(CheckContext(campaign), [check for check in CHECKS if check.quick or not quick])
     if as_json:
-        sys.stdout.write(json.dumps(_document(campaign, answers), indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(_document(campaign, results), indent=2, ensure_ascii=False) + "\n")
     else:
-        _print(console, answers)
+        _print_table(console, results)
     sys.stdout.flush()
-    if any(answer.cut_off for answer in answers):
-        os._exit(_exit_code(answers))  # a check that hangs must not hold the end up in some library's clean-up
-    raise typer.Exit(_exit_code(answers))
+    if any(result.timed_out for result in results):
+        os._exit(_exit_code(results))  # a check that hangs must not hold the end up in some library's clean-up
+    raise typer.Exit(_exit_code(results))
 
 
-def _exit_code(answers: list[Examined]) -> int:
-    return _FAILED if any(answer.finding.state == "fail" for answer in answers) else 0
+def _exit_code(results: list[CheckResult]) -> int:
+    return _EXIT_FAILED if any(result.finding.state == "fail" for result in results) else 0
 
 
-def _document(campaign: Workspace, answers: list[Examined]) -> dict[str, Any]:
-    states = [answer.finding.state for answer in answers]
+def _document(campaign: Workspace, results: list[CheckResult]) -> dict[str, Any]:
+    states = [result.finding.state for result in results]
     return {
         "campaign": str(campaign.root),
         "state": next(state for state in ("fail", "warn", "pass") if state in states),
@@ -67,25 +67,25 @@ def _document(campaign: Workspace, answers: list[Examined]) -> dict[str, Any]:
             {
                 "name": answer.name,
                 "state": answer.finding.state,
-                "what": answer.finding.what,
+                "message": answer.finding.message,
                 "fix": answer.finding.fix,
                 "seconds": answer.seconds,
             }
-            for answer in answers
+            for answer in results
         ],
     }
 
 
-def _print(console: Console, answers: list[Examined]) -> None:
+def _print_table(console: Console, results: list[CheckResult]) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     for header in ("check", "", "found, and what to do"):
         table.add_column(header, overflow="fold")
-    for answer in answers:
-        state = answer.finding.state
-        found = escape(answer.finding.what)
-        if answer.finding.fix:
-            found += f"\n[dim]> {escape(answer.finding.fix)}[/dim]"
-        table.add_row(answer.name, f"[{_STYLE[state]}]{state}[/]", found)
+    for result in results:
+        state = result.finding.state
+        message = escape(result.finding.message)
+        if result.finding.fix:
+            message += f"\n[dim]> {escape(result.finding.fix)}[/dim]"
+        table.add_row(result.name, f"[{_STYLE[state]}]{state}[/]", message)
     console.print(table)
-    counts = [f"{sum(a.finding.state == state for a in answers)} {state}" for state in ("pass", "warn", "fail")]
+    counts = [f"{sum(a.finding.state == state for a in results)} {state}" for state in ("pass", "warn", "fail")]
     console.print(", ".join(counts))

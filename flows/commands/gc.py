@@ -32,33 +32,33 @@ def gc(
 
     campaign = require_workspace(workspace)
     prepare_environment(campaign.root)
-    from flows.records.gc import as_document, find_garbage, remove
-    from flows.workspaces import night_lock
+    from flows.records.gc import find_garbage, remove_garbage, to_json
+    from flows.workspaces import run_lock
 
     console = Console(stderr=as_json)
-    with night_lock(campaign):
+    with run_lock(campaign):
         garbage = find_garbage(campaign, remote=remote)
-        _show(garbage, console)
+        _print_table(garbage, console)
         if as_json:
-            typer.echo(as_document(garbage))
+            typer.echo(to_json(garbage))
         if yes:
-            remove(campaign, garbage)
-    total = sum(group.bytes for group in garbage)
-    words = f"Freed {_mib(total)}." if yes else f"Nothing was deleted. To free {_mib(total)}: gleaner gc --yes"
-    console.print(words if garbage else "Everything stored is needed.", highlight=False)
+            remove_garbage(campaign, garbage)
+    total = sum(group.size_bytes for group in garbage)
+    message = f"Freed {_mib(total)}." if yes else f"Nothing was deleted. To free {_mib(total)}: gleaner gc --yes"
+    console.print(message if garbage else "Everything stored is needed.", highlight=False)
 
 
-def _show(garbage: "Sequence[Garbage]", console: Console) -> None:
+def _print_table(garbage: "Sequence[Garbage]", console: Console) -> None:
     if not garbage:
         return
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     for header in ("where", "once", "objects", "size"):
         table.add_column(header, justify="right" if header in ("objects", "size") else "left")
     for group in garbage:
-        table.add_row(group.place, escape(group.what), str(len(group.md5s)), _mib(group.bytes))
+        table.add_row(group.location, escape(group.path), str(len(group.md5s)), _mib(group.size_bytes))
     table.add_section()
     objects = sum(len(group.md5s) for group in garbage)
-    table.add_row("total", "", str(objects), _mib(sum(group.bytes for group in garbage)))
+    table.add_row("total", "", str(objects), _mib(sum(group.size_bytes for group in garbage)))
     console.print(table)
 
 

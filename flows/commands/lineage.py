@@ -32,18 +32,18 @@ def lineage(
     campaign = require_workspace(workspace)
     prepare_environment(campaign.root)
     from flows.records.lineage import model_lineage
-    from flows.records.lineage_image import image_story
+    from flows.records.lineage_image import image_lineage
     from flows.records.lineage_show import image_tree, model_tree
-    from flows.records.models import round_of_model
+    from flows.records.models import resolve_model_ref
 
     document: dict[str, Any]
     if image is not None:
-        document = image_story(campaign, image)
-        shown = image_tree(document)
+        document = image_lineage(campaign, image)
+        tree = image_tree(document)
     else:
-        document = model_lineage(campaign, round_of_model(campaign, model))
-        shown = model_tree(document)
+        document = model_lineage(campaign, resolve_model_ref(campaign, model))
+        tree = model_tree(document)
     if as_json:
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
     else:
-        Console().print(shown)
+        Console().print(tree)

@@ -14,11 +14,11 @@ from rich.table import Table
 from flows.commands.options import WorkspaceOption
 
 if TYPE_CHECKING:
-    from tasks.pool_changes import PoolChanges
+    from tasks.pool_changes import PoolDiff
 
 pool = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="The images a campaign chooses from.")
-_SHOWN = 10
-_ALARM = 1
+_MAX_LISTED = 10
+_EXIT_LABELED_IMAGES_LOST = 1
 
 
 @pool.callback()
@@ -28,7 +28,7 @@ def _group() -> None:
 
 @pool.command()
 def sync(workspace: WorkspaceOption = Path()) -> None:
-    """Take in images that arrived in pool.source, and tell what changed or vanished there.
+    """Take in images that arrived in pool.images_uri, and tell what changed or vanished there.
 
     Exit code 1: images that people labeled, or are asked to label, are gone or were replaced.
     """
@@ -41,28 +41,28 @@ def sync(workspace: WorkspaceOption = Path()) -> None:
     changes = sync_pool(campaign)
     console = Console()
     console.print(changes_table(changes))
-    for entry in changes.lost:
-        console.print(f"[red]{escape(entry.where)}: {escape(entry.reason)}[/red]", soft_wrap=True)
-    if changes.lost:
+    for entry in changes.missing:
+        console.print(f"[red]{escape(entry.item)}: {escape(entry.reason)}[/red]", soft_wrap=True)
+    if changes.missing:
         console.print("Put the bytes back where they were. Their labels are safe, and wait until then.")
-        sys.exit(_ALARM)
+        sys.exit(_EXIT_LABELED_IMAGES_LOST)
 
 
-def changes_table(changes: "PoolChanges") -> Table:
+def changes_table(changes: "PoolDiff") -> Table:
     """One line for each kind of change."""
-    aside = [f"{entry.where} ({entry.reason})" for entry in changes.set_aside]
+    rejected = [f"{entry.item} ({entry.reason})" for entry in changes.rejected]
     lines: list[tuple[str, int, Sequence[str]]] = [
         ("added", len(changes.added), changes.added),
         ("changed", len(changes.changed), changes.changed),
         ("moved", len(changes.moved), changes.moved),
-        ("vanished", len(changes.vanished), changes.vanished),
-        ("lost, with labels", len(changes.lost), [entry.where for entry in changes.lost]),
-        ("set aside", len(aside), aside),
+        ("vanished", len(changes.removed), changes.removed),
+        ("lost, with labels", len(changes.missing), [entry.item for entry in changes.missing]),
+        ("set aside", len(rejected), rejected),
         ("exact copies", changes.duplicates, ()),
-        ("copies of validation images", changes.held_out, ()),
+        ("copies of validation images", changes.heldout_duplicates, ()),
     ]
     table = Table("what", "images", "which", box=SIMPLE_HEAD)
-    for what, count, names in lines:
-        more = ["..."] if len(names) > _SHOWN else []
-        table.add_row(what, str(count), escape(", ".join([*names[:_SHOWN], *more])))
+    for kind, count, names in lines:
+        more = ["..."] if len(names) > _MAX_LISTED else []
+        table.add_row(kind, str(count), escape(", ".join([*names[:_MAX_LISTED], *more])))
     return table

@@ -15,7 +15,7 @@ from tasks.errors import UserError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from flows.records.promotion import Outcome
+    from flows.records.promotion import PromotionResult
     from tasks.paths import Workspace
 
 _Reason = Annotated[str, typer.Option(help="Why; it stands in the promotion log for ever.")]
@@ -36,7 +36,7 @@ def promote(
     from flows.records.promotion import promote as decide
     from tasks.params import load_params
 
-    _run(
+    _apply_decision(
         workspace,
         reason,
         lambda campaign, client: decide(
@@ -61,10 +61,10 @@ def rollback(
     """
     from flows.records.promotion import rollback as decide
 
-    _run(workspace, reason, lambda campaign, client: decide(campaign, client, to, reason.strip()))
+    _apply_decision(workspace, reason, lambda campaign, client: decide(campaign, client, to, reason.strip()))
 
 
-def _run(folder: Path, reason: str, decide: "Callable[[Workspace, MlflowClient], Outcome]") -> None:
+def _apply_decision(folder: Path, reason: str, decide: "Callable[[Workspace, MlflowClient], PromotionResult]") -> None:
     from flows.workspaces import require_workspace
 
     if not reason.strip():
@@ -76,16 +76,16 @@ def _run(folder: Path, reason: str, decide: "Callable[[Workspace, MlflowClient],
 
     from flows import vcs
     from flows.records.publish import PublishError
-    from flows.records.tracking import quiet
-    from flows.workspaces import night_lock
+    from flows.records.tracking import silence_mlflow
+    from flows.workspaces import run_lock
 
-    quiet()
-    with night_lock(workspace):
+    silence_mlflow()
+    with run_lock(workspace):
         vcs.require_branch(workspace.root)
         try:
             outcome = decide(workspace, MlflowClient(tracking_uri(workspace.root)))
         except MlflowException as error:
-            said = str(error).splitlines()[0]
+            message = str(error).splitlines()[0]
             fix = "The decision is written down: the same command, or the next round, tells MLflow."
-            raise PublishError("MLflow", f"the answer is an error ({said}), expected none", fix) from error
+            raise PublishError("MLflow", f"the answer is an error ({message}), expected none", fix) from error
     Console().print(escape(outcome.message), soft_wrap=True, highlight=False)

@@ -17,7 +17,7 @@ from flows.environment import prepare_environment
 if TYPE_CHECKING:
     from flows.records.reproduce import Reproduction
 
-_DIFFERS = 1
+_EXIT_DIFFERENT = 1
 
 
 def reproduce(
@@ -51,35 +51,35 @@ def reproduce(
     if as_json:
         typer.echo(json.dumps(_document(result), indent=2, ensure_ascii=False))
     else:
-        _show(result, console)
-    if not result.reproduced:
-        raise typer.Exit(_DIFFERS)
+        _print_table(result, console)
+    if not result.is_reproduced:
+        raise typer.Exit(_EXIT_DIFFERENT)
 
 
 def _document(result: "Reproduction") -> dict[str, object]:
     return {
-        **asdict(result), "folder": str(result.folder), "same_bytes": result.same_bytes, "reproduced": result.reproduced
+        **asdict(result), "folder": str(result.folder), "is_bit_identical": result.is_bit_identical, "is_reproduced": result.is_reproduced
     }  # fmt: skip
 
 
-def _show(result: "Reproduction", console: Console) -> None:
+def _print_table(result: "Reproduction", console: Console) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     for header in ("stage", "output", "recorded", "made", ""):
         table.add_column(header)
     for output in result.outputs:
-        verdict = "[green]same[/]" if output.same else "[red]differs[/]"
-        table.add_row(output.stage, output.path, output.recorded[:12], (output.made or "-")[:12], verdict)
+        verdict = "[green]same[/]" if output.is_same else "[red]differs[/]"
+        table.add_row(output.stage, output.path, output.recorded[:12], (output.reproduced or "-")[:12], verdict)
     console.print(table)
     for difference in result.differences:
         console.print(escape(difference), style="yellow", soft_wrap=True, highlight=False)
-    console.print(escape(_sentence(result)), soft_wrap=True, highlight=False)
+    console.print(escape(_format_result(result)), soft_wrap=True, highlight=False)
 
 
-def _sentence(result: "Reproduction") -> str:
-    maps = f"mAP {result.made_map:.4f}, recorded {result.recorded_map:.4f}"
-    if result.same_bytes:
+def _format_result(result: "Reproduction") -> str:
+    maps = f"mAP {result.reproduced_map:.4f}, recorded {result.recorded_map:.4f}"
+    if result.is_bit_identical:
         return f"Reproduced to the byte: {maps}."
     if not result.differences:
         return f"Not reproduced, though machine, packages and code are the same: {maps}. Look in {result.folder}"
-    verdict = "Reproduced within the tolerance" if result.reproduced else "Not reproduced even within the tolerance"
+    verdict = "Reproduced within the tolerance" if result.is_reproduced else "Not reproduced even within the tolerance"
     return f"{verdict} of {result.tolerance_points:g} points, not to the byte: {maps}. Look in {result.folder}"

@@ -1,4 +1,4 @@
-"""``gleaner serve``: nights by schedule, for teams that run no Prefect worker."""
+"""``gleaner schedule``: nights by schedule, for teams that run no Prefect worker."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flows.environment import prepare_environment, uses_own_server
+from flows.environment import has_prefect_server, prepare_environment
 from tasks.errors import UserError
 
 
@@ -19,7 +19,7 @@ class NoServerError(UserError):
     exit_code = 1
 
 
-def serve(
+def schedule(
     campaigns: Annotated[
         list[Path] | None,
         typer.Argument(metavar="[CAMPAIGN]...", help="Folders of campaigns.", show_default="the current folder"),
@@ -29,22 +29,22 @@ def serve(
 ) -> None:
     """Run the nights of one or more campaigns by schedule, side by side, until stopped.
 
-    Needs a Prefect server (make stack, or prefect server start) named by PREFECT_API_URL. The campaigns take turns
+    Needs a Prefect server (make services-up, or prefect server start) named by PREFECT_API_URL. The campaigns take turns
     on the GPU. For workers, containers and Kubernetes, see prefect.yaml.
     """
-    roots = _workspaces(campaigns or [Path()])
+    roots = _campaign_roots(campaigns or [Path()])
     prepare_environment(roots[0])
-    _require_server()
-    from flows.deployments import schedule, serve_nights
+    _require_prefect_server()
+    from flows.deployments import cron_schedule, run_schedules
 
-    when = schedule(cron, timezone)
+    when = cron_schedule(cron, timezone)
     console = Console()
     for root in roots:
         console.print(f"{escape(root.name)}: nights at '{escape(cron)}' {escape(timezone)}", soft_wrap=True)
-    serve_nights(roots, when)
+    run_schedules(roots, when)
 
 
-def _workspaces(folders: Sequence[Path]) -> list[Path]:
+def _campaign_roots(folders: Sequence[Path]) -> list[Path]:
     """Their roots, each once, each with a name of its own."""
     from flows.workspaces import require_workspace
 
@@ -56,14 +56,16 @@ def _workspaces(folders: Sequence[Path]) -> list[Path]:
     return roots
 
 
-def _require_server() -> None:
+def _require_prefect_server() -> None:
     """A temporary server can not schedule: nights would silently never begin."""
-    if not uses_own_server():
+    if not has_prefect_server():
         problem = "the value is missing, expected a running Prefect server"
-        fix = "Start one (make stack, or prefect server start) and name it in that variable."
+        fix = "Start one (make services-up, or prefect server start) and name it in that variable."
         raise NoServerError("PREFECT_API_URL", problem, fix)
     from flows.deployments import server_problem
 
-    said = server_problem()
-    if said:
-        raise NoServerError("Prefect server", f"the answer is {said}, expected it to be healthy", "Is it running?")
+    health_problem = server_problem()
+    if health_problem:
+        raise NoServerError(
+            "Prefect server", f"the answer is {health_problem}, expected it to be healthy", "Is it running?"
+        )

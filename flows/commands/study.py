@@ -17,12 +17,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.environment import prepare_environment, tracking_uri
-from flows.watching.flow_logs import only_to
+from flows.watching.flow_logs import redirect_to
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
     from flows.study.campaigns import Study
-    from flows.study.nights import Progress
+    from flows.study.nights import StudyStep
     from tasks.study.results import StudyResults
 
 _POLL_S = 0.2
@@ -49,135 +49,137 @@ def study(
     The arms random and equal are always among them. One that was cut off goes on where it was.
     """
     console = Console()
-    the_study = _read(plan, data, out)
-    seeds = _chosen(the_study, seed or [], plan)
+    the_study = _load_study(plan, data, out)
+    seeds = _selected_seeds(the_study, seed or [], plan)
     prepare_environment(the_study.out)
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(the_study.out)  # one database for all arms
-    _announce(the_study, console)
+    _print_plan(the_study, console)
     from flows.engine import ensure_prefect_api
 
     ensure_prefect_api(the_study.out)
     from flows.study.nights import write_results
-    from flows.study.tracking import open_run
+    from flows.study.tracking import open_study_run
 
-    open_run(the_study)
+    open_study_run(the_study)
     if jobs > 1 and len(seeds) > 1:
         arguments = [str(plan), "--out", str(the_study.out), "--data", str(the_study.data)]
-        run_apart(arguments, seeds, jobs)
+        run_in_processes(arguments, seeds, jobs)
     else:
-        _run_here(the_study, seeds, console)
+        _run_in_sequence(the_study, seeds, console)
     if seed:
         console.print("Without --seed the same command writes the results.")
         return
     results = write_results(the_study)
     console.print(_summary_table(results))
-    for sentence in results.stopped:
-        console.print(f"Stopped: {escape(sentence)}", style="yellow", soft_wrap=True)
+    for message in results.failures:
+        console.print(f"Stopped: {escape(message)}", style="yellow", soft_wrap=True)
     console.print(f"Results: {escape(str(the_study.results / 'README.md'))}", soft_wrap=True)
 
 
-def _read(path: Path, data: Path | None, out: Path | None) -> "Study":
-    from flows.code_digests import packaged
-    from flows.create import OWN_DATA_SETTINGS
+def _load_study(path: Path, data: Path | None, out: Path | None) -> "Study":
+    from flows.code_digests import packaged_file
+    from flows.create import OWN_DATA_OVERRIDES
     from flows.study.campaigns import Study
     from tasks.study.plan import load_study
 
-    plan = load_study(path, packaged("params.yaml").read_text("utf-8"), own_data_settings=OWN_DATA_SETTINGS)
+    plan = load_study(path, packaged_file("params.yaml").read_text("utf-8"), own_data_settings=OWN_DATA_OVERRIDES)
     return Study(plan, (data or path.parent).resolve(), (out or Path("studies") / plan.name).resolve())
 
 
-def _chosen(the_study: "Study", wanted: Sequence[int], path: Path) -> list[int]:
-    for seed in wanted:
+def _selected_seeds(the_study: "Study", requested: Sequence[int], path: Path) -> list[int]:
+    for seed in requested:
         if seed not in the_study.plan.seeds:
             raise UserError(path, f"--seed is {seed}, expected one of seeds {the_study.plan.seeds}")
-    return list(dict.fromkeys(wanted)) or the_study.plan.seeds
+    return list(dict.fromkeys(requested)) or the_study.plan.seeds
 
 
-def _announce(the_study: "Study", console: Console) -> None:
-    from tasks.study.plan import ENOUGH_SEEDS
+def _print_plan(the_study: "Study", console: Console) -> None:
+    from tasks.study.plan import MIN_SEEDS
 
     plan = the_study.plan
-    nights = len(plan.arms) * len(plan.seeds) * (plan.rounds + 1)
-    console.print(f"[bold]{plan.name}[/bold]: {len(plan.arms)} arms x {len(plan.seeds)} seeds, {nights} nights")
+    num_runs = len(plan.arms) * len(plan.seeds) * (plan.rounds + 1)
+    console.print(f"[bold]{plan.name}[/bold]: {len(plan.arms)} arms x {len(plan.seeds)} seeds, {num_runs} nights")
     if plan.added:
         console.print(f"Arms added, no study may leave them out: {', '.join(plan.added)}.", style="yellow")
-    if len(plan.seeds) < ENOUGH_SEEDS:
-        console.print(f"Seeds are {len(plan.seeds)}: a claim needs at least {ENOUGH_SEEDS}.", style="yellow")
+    if len(plan.seeds) < MIN_SEEDS:
+        console.print(f"Seeds are {len(plan.seeds)}: a claim needs at least {MIN_SEEDS}.", style="yellow")
 
 
-def _run_here(the_study: "Study", seeds: Sequence[int], console: Console) -> None:
-    from flows.study.nights import nights_to_go, run_seed, write_results
+def _run_in_sequence(the_study: "Study", seeds: Sequence[int], console: Console) -> None:
+    from flows.study.nights import remaining_runs, run_seed, write_results
 
-    to_go = nights_to_go(the_study, seeds)
+    remaining = remaining_runs(the_study, seeds)
     done = 0
 
-    def before(step: "Progress") -> None:
-        console.print(f"[cyan]{time.strftime('%H:%M:%S')}[/cyan] {_words(step)} ...", highlight=False)
+    def on_start(step: "StudyStep") -> None:
+        console.print(f"[cyan]{time.strftime('%H:%M:%S')}[/cyan] {_format_step(step)} ...", highlight=False)
 
-    def after(step: "Progress") -> None:
+    def on_finish(step: "StudyStep") -> None:
         nonlocal done
         done += step.arm != "full"
-        console.print(f"         {_outcome(the_study, step)} [dim]({done} of {to_go} nights)[/dim]", highlight=False)
+        console.print(
+            f"         {_format_result(the_study, step)} [dim]({done} of {remaining} nights)[/dim]", highlight=False
+        )
 
-    with only_to(_Warnings(console)):
+    with redirect_to(_WarningHandler(console)):
         for seed in seeds:
-            run_seed(the_study, seed, before, after)
+            run_seed(the_study, seed, on_start, on_finish)
             if seed != seeds[-1]:
                 write_results(the_study)  # so that a long study can be read while it runs
 
 
-def _words(step: "Progress") -> str:
+def _format_step(step: "StudyStep") -> str:
     return f"seed {step.seed}, {escape(step.arm)}" + ("" if step.arm == "full" else f", round {step.round_number}")
 
 
-def _outcome(the_study: "Study", step: "Progress") -> str:
+def _format_result(the_study: "Study", step: "StudyStep") -> str:
     from flows.records.ledger import read_ledger
     from tasks import files
 
     if step.arm == "full":
-        figures = files.read_json(the_study.full_result(step.seed))
+        figures = files.read_json(the_study.full_labels_result_path(step.seed))
     else:
-        figures = read_ledger(the_study.campaign(step.seed, step.arm), step.round_number)["figures"]
+        figures = read_ledger(the_study.workspace(step.seed, step.arm), step.round_number)["metrics"]
     return f"{figures['labels']} labels, teacher mAP {figures['teacher']['mAP']:.1f}"
 
 
-def run_apart(arguments: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
+def run_in_processes(arguments: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
     """One process a seed: they share no training, so nothing is computed twice; all end with us.
 
     Raises:
         UserError: names the seeds whose process failed, once all others are done.
     """
-    from flows.safety.process import sigterm_ends_in_order
+    from flows.safety.process import sigterm_as_systemexit
 
     running: dict[int, subprocess.Popen[bytes]] = {}
-    with sigterm_ends_in_order():  # they close their runs at a Prefect server that ends with us
+    with sigterm_as_systemexit():  # they close their runs at a Prefect server that ends with us
         try:
-            failed = _work_through(arguments, list(seeds), jobs, running)
+            failed = _run_seed_processes(arguments, list(seeds), jobs, running)
         finally:
             for process in running.values():
                 process.terminate()
             for process in running.values():
                 process.wait()
     if failed:
-        said = "Their own words stand above; the same command goes on with them."
-        raise UserError("study", f"failed seeds are {', '.join(failed)}, expected none", said)
+        fix = "Their own words stand above; the same command goes on with them."
+        raise UserError("study", f"failed seeds are {', '.join(failed)}, expected none", fix)
 
 
-def _work_through(
-    arguments: Sequence[str], waiting: list[int], jobs: int, running: dict[int, subprocess.Popen[bytes]]
+def _run_seed_processes(
+    arguments: Sequence[str], pending: list[int], jobs: int, running: dict[int, subprocess.Popen[bytes]]
 ) -> list[str]:
     """Run all seeds, ``jobs`` at a time; who failed."""
-    from flows.safety.process import end_with_parent
+    from flows.safety.process import set_pdeathsig
 
     failed: list[str] = []
     # Each its share of the cores: with a thread per core in every seed, their trainings would wait for each other.
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            seed = waiting.pop(0)
+    while pending or running:
+        while pending and len(running) < jobs:
+            seed = pending.pop(0)
             command = [sys.executable, "-m", "flows.cli", "study", *arguments, "--seed", str(seed)]
-            running[seed] = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent(signal.SIGTERM))
+            running[seed] = subprocess.Popen(command, env=environment, preexec_fn=set_pdeathsig(signal.SIGTERM))
         time.sleep(_POLL_S)
         for seed, process in list(running.items()):
             if process.poll() is not None:
@@ -187,7 +189,7 @@ def _work_through(
     return failed
 
 
-class _Warnings(logging.Handler):
+class _WarningHandler(logging.Handler):
     """Of what a hundred nights log, only warnings."""
 
     def __init__(self, console: Console) -> None:
@@ -200,17 +202,17 @@ class _Warnings(logging.Handler):
 
 
 def _summary_table(results: "StudyResults") -> Table:
-    from tasks.study.results import area, comparisons, final
+    from tasks.study.results import area, comparisons, final_map
 
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1), caption_justify="left")
-    shown.caption = "mAP in percent, mean over seeds; differences of the mean mAP over all labels"
-    for header in ("arm", "seeds", "mean mAP", "last mAP", *(f"minus {name}" for name in results.plan.references)):
-        shown.add_column(header, justify="left" if header == "arm" else "right")
+    summary_table = Table(box=SIMPLE_HEAD, padding=(0, 1), caption_justify="left")
+    summary_table.caption = "mAP in percent, mean over seeds; differences of the mean mAP over all labels"
+    for header in ("arm", "seeds", "mean mAP", "last mAP", *(f"minus {name}" for name in results.config.all_baselines)):
+        summary_table.add_column(header, justify="left" if header == "arm" else "right")
     for name, arm in results.arms.items():
         cells = []
-        for reference in results.plan.references:
+        for reference in results.config.all_baselines:
             found = comparisons(results, name, reference) if name != reference else None
             cells.append(f"{found[0].mean:+.1f} {found[0].verdict}" if found else "-")
-        figures = [f"{value:.1f}" if value is not None else "-" for value in (area(arm), final(arm))]
-        shown.add_row(escape(name), str(len(arm.curves)), *figures, *cells)
-    return shown
+        figures = [f"{value:.1f}" if value is not None else "-" for value in (area(arm), final_map(arm))]
+        summary_table.add_row(escape(name), str(len(arm.curves)), *figures, *cells)
+    return summary_table

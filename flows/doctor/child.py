@@ -9,13 +9,13 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
-from flows.data_versions import child_environment
-from flows.safety.process import end_with_parent
-from flows.watching.secrets import without_secrets
+from flows.data_versions import dvc_env
+from flows.safety.process import set_pdeathsig
+from flows.watching.secrets import redact
 from tasks.errors import UserError
 
 
-def probe(
+def run_probe(
     module: str, arguments: Sequence[str], *, cwd: Path, limit_s: float, env: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Run ``python -m <module>`` and return the JSON object on its last line.
@@ -33,23 +33,23 @@ def probe(
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
-        env={**child_environment(), "PYTHONWARNINGS": "ignore", **(env or {})},
+        env={**dvc_env(), "PYTHONWARNINGS": "ignore", **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=end_with_parent(SIGKILL),
+        preexec_fn=set_pdeathsig(SIGKILL),
     )
     try:
-        output, said = process.communicate(timeout=limit_s)
+        stdout, stderr = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, SIGKILL)
         process.communicate()
         raise UserError(module, f"the answer took more than {limit_s:g} s, expected it sooner") from None
-    lines = [line for line in said.splitlines() if line.strip()]
+    lines = [line for line in stderr.splitlines() if line.strip()]
     if process.returncode:
-        last = without_secrets(lines[-1].strip()) if lines else f"it ended with code {process.returncode}"
-        raise UserError(module, f"{last.rstrip('.')}")
-    answer: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return answer
+        last_line = redact(lines[-1].strip()) if lines else f"it ended with code {process.returncode}"
+        raise UserError(module, f"{last_line.rstrip('.')}")
+    result: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+    return result

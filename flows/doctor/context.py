@@ -13,7 +13,7 @@ from tasks.params import Params, load_params
 from tasks.paths import Workspace
 
 
-class Context:
+class CheckContext:
     """One campaign under examination."""
 
     def __init__(self, workspace: Workspace) -> None:

@@ -6,68 +6,68 @@ from dataclasses import dataclass
 from queue import Empty, Queue
 from threading import Thread
 
-from flows.doctor.context import Context
-from flows.doctor.finding import Check, Finding, NotTriedError, State
+from flows.doctor.context import CheckContext
+from flows.doctor.finding import Check, CheckSkipped, Finding, State
 from tasks.errors import UserError
 
 
 @dataclass(frozen=True)
-class Examined:
+class CheckResult:
     """One check with its answer."""
 
     name: str
     finding: Finding
     seconds: float
-    cut_off: bool = False
+    timed_out: bool = False
     """It gave no answer in time, and may still be waiting for something."""
 
 
-def examine(context: Context, checks: Sequence[Check]) -> list[Examined]:
+def run_checks(context: CheckContext, checks: Sequence[Check]) -> list[CheckResult]:
     """Try every check; answers in the order of ``checks``.
 
     A check that hangs is left behind in its thread, which ends with the command: Python cannot stop it. The
     ones that talk to a service do so in a process of their own, which is stopped.
     """
     started_s = time.monotonic()
-    answers = [_start(context, check) for check in checks]
-    return [_answer(check, queue, started_s) for check, queue in zip(checks, answers, strict=True)]
+    queues = [_start(context, check) for check in checks]
+    return [_await_result(check, queue, started_s) for check, queue in zip(checks, queues, strict=True)]
 
 
-def _start(context: Context, check: Check) -> "Queue[Examined]":
-    queue: Queue[Examined] = Queue()
+def _start(context: CheckContext, check: Check) -> "Queue[CheckResult]":
+    queue: Queue[CheckResult] = Queue()
 
     def work() -> None:
         started_s = time.monotonic()
-        finding = _tried(context, check)
-        queue.put(Examined(check.name, finding, round(time.monotonic() - started_s, 3)))
+        finding = _run_check(context, check)
+        queue.put(CheckResult(check.name, finding, round(time.monotonic() - started_s, 3)))
 
     Thread(target=work, name=f"doctor-{check.name}", daemon=True).start()
     return queue
 
 
-def _tried(context: Context, check: Check) -> Finding:
+def _run_check(context: CheckContext, check: Check) -> Finding:
     try:
         return check.run(context)
-    except NotTriedError as reason:
+    except CheckSkipped as reason:
         return Finding("warn", f"not tried: {reason}", "Mend that first.")
     except UserError as error:
         where = "" if error.where == str(context.workspace.root) else f"{error.where}: "
         return Finding("fail", f"{where}{error.problem}", error.fix)
     except Exception as error:  # whatever it is, the other checks have their say
-        said = (str(error).splitlines() or [""])[0]
-        broke = f"the check itself broke ({type(error).__name__}: {said})"
-        return Finding(_unknown(check), broke, "Report this as a bug.")
+        message = (str(error).splitlines() or [""])[0]
+        problem = f"the check itself broke ({type(error).__name__}: {message})"
+        return Finding(_unknown_state(check), problem, "Report this as a bug.")
 
 
-def _answer(check: Check, queue: "Queue[Examined]", started_s: float) -> Examined:
+def _await_result(check: Check, queue: "Queue[CheckResult]", started_s: float) -> CheckResult:
     left_s = started_s + check.limit_s - time.monotonic()
     try:
         return queue.get(timeout=max(left_s, 0.01))
     except Empty:
-        slow = f"no answer within {check.limit_s:g} s"
-        finding = Finding(_unknown(check), slow, "See what it waits for, and try again.")
-        return Examined(check.name, finding, check.limit_s, cut_off=True)
+        problem = f"no answer within {check.limit_s:g} s"
+        finding = Finding(_unknown_state(check), problem, "See what it waits for, and try again.")
+        return CheckResult(check.name, finding, check.limit_s, timed_out=True)
 
 
-def _unknown(check: Check) -> State:
-    return "warn" if check.lenient else "fail"
+def _unknown_state(check: Check) -> State:
+    return "warn" if check.allow_unknown else "fail"

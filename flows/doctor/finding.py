@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from flows.doctor.context import Context
+from flows.doctor.context import CheckContext
 
 State = Literal["pass", "warn", "fail"]
 
@@ -15,13 +15,13 @@ class Finding:
 
     state: State
     """``warn``: the night will run, and somebody should know. ``fail``: the night would not, or not rightly."""
-    what: str
+    message: str
     """What was found, as one sentence without its dot."""
     fix: str = ""
     """What to do about it; empty where nothing has to be done."""
 
 
-class NotTriedError(Exception):
+class CheckSkipped(Exception):
     """A check cannot be tried, because of something another check reports."""
 
 
@@ -31,26 +31,26 @@ class Check:
 
     name: str
     """Unique; an anchor of docs/operations.md."""
-    run: Callable[[Context], Finding]
-    """May raise UserError, which is a ``fail``, or NotTriedError, which is a ``warn``."""
+    run: Callable[[CheckContext], Finding]
+    """May raise UserError, which is a ``fail``, or CheckSkipped, which is a ``warn``."""
     limit_s: float
     """After this the answer is ``fail``, and nobody waits for it any longer."""
     quick: bool = False
     """Takes well under a second, changes nothing and needs no service: a night tries it before it begins."""
-    lenient: bool = False
+    allow_unknown: bool = False
     """No answer, or a broken check, is a ``warn`` instead of a ``fail``."""
 
 
-def passed(what: str) -> Finding:
+def passed(message: str) -> Finding:
     """All is well."""
-    return Finding("pass", what)
+    return Finding("pass", message)
 
 
-def warned(what: str, fix: str) -> Finding:
+def warned(message: str, fix: str) -> Finding:
     """Somebody should know."""
-    return Finding("warn", what, fix)
+    return Finding("warn", message, fix)
 
 
-def failed(what: str, fix: str) -> Finding:
+def failed(message: str, fix: str) -> Finding:
     """A night would not run, or not rightly."""
-    return Finding("fail", what, fix)
+    return Finding("fail", message, fix)

@@ -20,15 +20,15 @@ def main() -> None:
     started_s = time.monotonic()
     try:
         remote = Repo(".").cloud.get_remote()
-        _try(remote.fs, remote.path)
+        _write_read_delete(remote.fs, remote.path)
     except Exception as error:  # of any driver: it becomes one line
-        said = next((line for line in str(error).splitlines() if line.strip()), "")
-        sys.stderr.write(f"{type(error).__name__}: {said}\n")
+        message = next((line for line in str(error).splitlines() if line.strip()), "")
+        sys.stderr.write(f"{type(error).__name__}: {message}\n")
         sys.exit(1)
     sys.stdout.write(json.dumps({"remote": remote.name, "seconds": round(time.monotonic() - started_s, 2)}) + "\n")
 
 
-def _try(remote: Any, folder: str) -> None:
+def _write_read_delete(remote: Any, folder: str) -> None:
     path = remote.join(folder, "gleaner-doctor", uuid.uuid4().hex)
     remote.makedirs(remote.parent(path), exist_ok=True)
     remote.pipe_file(path, _CONTENT)

@@ -15,37 +15,39 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from flows.environment import tracking_uri
-from flows.records.tracking import quiet
+from flows.records.tracking import silence_mlflow
 
 EXPERIMENT = "gleaner-doctor"
 _METRIC, _VALUE = "doctor", 1.0
-_NOTE = "doctor.txt"
+_ARTIFACT_NAME = "doctor.txt"
 
 
 def main() -> None:
     """Try the MLflow of the campaign in the current folder."""
-    quiet()
+    silence_mlflow()
     started_s = time.monotonic()
     try:
-        _try(MlflowClient(tracking_uri(Path.cwd())))
+        _write_read_delete(MlflowClient(tracking_uri(Path.cwd())))
     except Exception as error:  # of the client, its database driver or its artifact store: it becomes one line
-        said = next((line for line in str(error).splitlines() if line.strip()), "")
-        sys.stderr.write(f"{type(error).__name__}: {said}\n")
+        message = next((line for line in str(error).splitlines() if line.strip()), "")
+        sys.stderr.write(f"{type(error).__name__}: {message}\n")
         sys.exit(1)
     sys.stdout.write(json.dumps({"seconds": round(time.monotonic() - started_s, 2)}) + "\n")
 
 
-def _try(client: MlflowClient) -> None:
+def _write_read_delete(client: MlflowClient) -> None:
     run = client.create_run(_experiment(client), run_name=EXPERIMENT)
     try:
         client.log_metric(run.info.run_id, _METRIC, _VALUE)
-        client.log_text(run.info.run_id, EXPERIMENT, _NOTE)
-        found = client.get_run(run.info.run_id).data.metrics.get(_METRIC)
-        listed = [item.path for item in client.list_artifacts(run.info.run_id)]
-        if found != _VALUE or listed != [_NOTE]:
-            raise MlflowException(f"the run came back with {found} and {listed}, expected what was written")
+        client.log_text(run.info.run_id, EXPERIMENT, _ARTIFACT_NAME)
+        metric_value = client.get_run(run.info.run_id).data.metrics.get(_METRIC)
+        artifact_paths = [item.path for item in client.list_artifacts(run.info.run_id)]
+        if metric_value != _VALUE or artifact_paths != [_ARTIFACT_NAME]:
+            raise MlflowException(
+                f"the run came back with {metric_value} and {artifact_paths}, expected what was written"
+            )
         artifacts: Any = get_artifact_repository(str(run.info.artifact_uri))
-        artifacts.delete_artifacts(_NOTE)
+        artifacts.delete_artifacts(_ARTIFACT_NAME)
     finally:
         client.set_terminated(run.info.run_id)
         client.delete_run(run.info.run_id)

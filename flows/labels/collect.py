@@ -9,10 +9,16 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from flows import data_versions, vcs
-from flows.labels.deliveries import all_deliveries, carry_over, discard_copies, mark, read_delivery
-from flows.labels.intake import Intake
+from flows.labels.deliveries import (
+    all_annotation_batches,
+    archive_round_outputs,
+    read_annotation_batch,
+    remove_archived_files,
+    set_state,
+)
+from flows.labels.intake import LabelCollector
 from flows.labels.leases import open_images
-from flows.labels.providers.base import Delivery, LabelProvider, ProviderError
+from flows.labels.providers.base import AnnotationBatch, LabelProvider, ProviderError
 from tasks import files
 from tasks.contracts import LabelBatch
 from tasks.errors import UserError
@@ -22,15 +28,15 @@ from tasks.paths import Workspace
 
 
 @dataclass(frozen=True)
-class Collected:
+class CollectionResult:
     """What a collection brought."""
 
-    images: int
+    num_images: int
     """Images of the new label batch; 0: there is none yet."""
-    refused: int
+    num_rejected: int
     """Answers refused tonight for the first time."""
     message: str
-    troubles: tuple[ProviderError, ...] = ()
+    provider_errors: tuple[ProviderError, ...] = ()
     """What the provider did not do; the rest of the collection went on."""
 
 
@@ -39,9 +45,9 @@ def collect(
     provider: LabelProvider,
     params: Params,
     batch: int,
-    deliveries: Sequence[Delivery],
-    at: datetime,
-) -> Collected:
+    deliveries: Sequence[AnnotationBatch],
+    collected_at: datetime,
+) -> CollectionResult:
     """Fetch what is finished; make it the label batch ``batch`` if it is enough.
 
     Args:
@@ -57,95 +63,105 @@ def collect(
         ProviderError: the provider is away.
     """
     if workspace.label_batch(batch).is_file():  # an attempt before this one failed right after writing it
-        settle(workspace, batch)
+        finalize_collection(workspace, batch)
         images = read_batch(workspace.label_batch(batch)).images
-        return Collected(len(images), 0, f"Batch {batch}: {len(images)} images labeled.")
-    intake = Intake(workspace, provider, params, at)
-    intake.fetch(deliveries)
-    images, _ = intake.news()  # answers that do not count come along with the next that do
-    few = len(images) < params.nightly.min_labeled_images and params.nightly.on_few_labels == "skip"
-    if not images or (few and intake.waits_for(deliveries)):
-        return _nothing_yet(workspace, provider, deliveries, intake)
-    intake.take_back(deliveries)
-    written = _batch(batch, provider.name, at, intake)
-    _append(workspace, written)
-    counts = f"{len(written.images)} images labeled, {intake.newly_refused} refused, {intake.expired()} taken back"
-    message = f"Batch {batch}: {counts}, {len(written.leased)} still with the annotators.{_wrong_clocks(written)}"
-    return Collected(len(written.images), intake.newly_refused, message, tuple(intake.troubles))
-
-
-def settle(workspace: Workspace, round_number: int) -> None:
-    """Finish what a kill right after the new batch was written may have left; otherwise change nothing."""
-    store = read_labels(workspace.labels)
-    for delivery in all_deliveries(workspace):
-        if delivery.batch > round_number:
-            continue
-        if delivery.state == "delivered" and not open_images(delivery, store):
-            mark(delivery, "collected", delivery.receipt)
-        discard_copies(delivery)
-    vcs.commit(workspace, f"Collect labels of batch {round_number}", vcs.SOURCES)
-
-
-def _batch(number: int, provider: str, at: datetime, intake: Intake) -> LabelBatch:
-    images, others = intake.news()
-    return LabelBatch(
-        batch=number,
-        provider=provider,
-        collected_at=at.isoformat(timespec="seconds"),
-        images=images,
-        others=others,
-        leased=intake.leased(),
+        return CollectionResult(len(images), 0, f"Batch {batch}: {len(images)} images labeled.")
+    collector = LabelCollector(workspace, provider, params, collected_at)
+    collector.fetch(deliveries)
+    images, _ = collector.new_annotations()  # answers that do not count come along with the next that do
+    has_too_few = len(images) < params.nightly.min_new_labels and params.nightly.on_few_labels == "skip"
+    if not images or (has_too_few and collector.has_active_leases(deliveries)):
+        return _finish_without_batch(workspace, provider, deliveries, collector)
+    collector.withdraw(deliveries)
+    label_batch = _label_batch(batch, provider.name, collected_at, collector)
+    _write_label_batch(workspace, label_batch)
+    counts = f"{len(label_batch.images)} images labeled, {collector.num_new_rejections} refused, {collector.num_expired()} taken back"
+    message = f"Batch {batch}: {counts}, {len(label_batch.leased)} still with the annotators.{_clock_skew_warning(label_batch)}"
+    return CollectionResult(
+        len(label_batch.images), collector.num_new_rejections, message, tuple(collector.provider_errors)
     )
 
 
-def _wrong_clocks(written: LabelBatch) -> str:
-    answers = (*written.images, *written.others)
-    people = sorted({label.annotator for label in answers if label.claimed_at is not None})
-    return f" The clock of {', '.join(people)} is ahead: their answers count as finished tonight." if people else ""
+def finalize_collection(workspace: Workspace, round_number: int) -> None:
+    """Finish what a kill right after the new batch was written may have left; otherwise change nothing."""
+    store = read_labels(workspace.labels)
+    for delivery in all_annotation_batches(workspace):
+        if delivery.batch > round_number:
+            continue
+        if delivery.state == "delivered" and not open_images(delivery, store):
+            set_state(delivery, "collected", delivery.receipt)
+        remove_archived_files(delivery)
+    vcs.commit(workspace, f"Collect labels of batch {round_number}", vcs.SOURCE_PATHS)
 
 
-def _append(workspace: Workspace, batch: LabelBatch) -> None:
-    delivery = read_delivery(workspace, batch.batch)
+def _label_batch(number: int, provider: str, collected_at: datetime, collector: LabelCollector) -> LabelBatch:
+    images, secondary = collector.new_annotations()
+    return LabelBatch(
+        batch=number,
+        provider=provider,
+        collected_at=collected_at.isoformat(timespec="seconds"),
+        images=images,
+        other_annotations=secondary,
+        leased=collector.leased_images(),
+    )
+
+
+def _clock_skew_warning(label_batch: LabelBatch) -> str:
+    annotations = (*label_batch.images, *label_batch.other_annotations)
+    annotators = sorted({label.annotator for label in annotations if label.reported_finished_at is not None})
+    return (
+        f" The clock of {', '.join(annotators)} is ahead: their answers count as finished tonight."
+        if annotators
+        else ""
+    )
+
+
+def _write_label_batch(workspace: Workspace, batch: LabelBatch) -> None:
+    delivery = read_annotation_batch(workspace, batch.batch)
     if delivery is None:
         folder = workspace.delivery(batch.batch)
         raise UserError(folder, "the delivery is missing, expected what the round before hands over", "Restore it.")
-    carry_over(workspace, delivery)
-    data_versions.add(workspace, workspace.frozen, workspace.previous)
+    archive_round_outputs(workspace, delivery)
+    data_versions.add(workspace, workspace.detections_at_selection, workspace.warm_start)
     files.write_json(workspace.label_batch(batch.batch), batch.model_dump(mode="json"))
-    settle(workspace, batch.batch)
+    finalize_collection(workspace, batch.batch)
 
 
-def _nothing_yet(
-    workspace: Workspace, provider: LabelProvider, deliveries: Sequence[Delivery], intake: Intake
-) -> Collected:
+def _finish_without_batch(
+    workspace: Workspace, provider: LabelProvider, deliveries: Sequence[AnnotationBatch], collector: LabelCollector
+) -> CollectionResult:
     """Leave everything as it is, but for what was refused."""
-    if intake.newly_set_aside:
-        vcs.commit(workspace, f"Set aside {len(intake.newly_set_aside)} answers", (workspace.quarantine.name,))
-    images, _ = intake.news()
-    if intake.newly_refused and not images and not intake.troubles:
-        raise _nothing_usable(workspace, intake)
-    few = f"{len(images)} images are newly labeled, fewer than nightly.min_labeled_images"
-    message = few if images else _progress(workspace, provider, deliveries, intake)
-    return Collected(0, intake.newly_refused, f"{message}, nothing to do tonight.", tuple(intake.troubles))
+    if collector.new_rejections:
+        vcs.commit(workspace, f"Set aside {len(collector.new_rejections)} answers", (workspace.quarantine.name,))
+    images, _ = collector.new_annotations()
+    if collector.num_new_rejections and not images and not collector.provider_errors:
+        raise _all_rejected_error(workspace, collector)
+    too_few = f"{len(images)} images are newly labeled, fewer than nightly.min_new_labels"
+    message = too_few if images else _no_labels_message(workspace, provider, deliveries, collector)
+    return CollectionResult(
+        0, collector.num_new_rejections, f"{message}, nothing to do tonight.", tuple(collector.provider_errors)
+    )
 
 
-def _progress(workspace: Workspace, provider: LabelProvider, deliveries: Sequence[Delivery], intake: Intake) -> str:
+def _no_labels_message(
+    workspace: Workspace, provider: LabelProvider, deliveries: Sequence[AnnotationBatch], collector: LabelCollector
+) -> str:
     """What is out, in the provider's own count."""
     store = read_labels(workspace.labels)
-    words = []
+    counts = []
     for delivery in deliveries:
         if not open_images(delivery, store):
             continue
         try:
             progress = provider.status(delivery)
         except ProviderError as error:
-            intake.troubles.append(error)
+            collector.provider_errors.append(error)
             continue
-        words.append(f"batch {delivery.batch}: {progress.finished} finished, {progress.open} open")
-    return f"No new labels ({'; '.join(words) or 'nothing is with the annotators'})"
+        counts.append(f"batch {delivery.batch}: {progress.finished} finished, {progress.open} open")
+    return f"No new labels ({'; '.join(counts) or 'nothing is with the annotators'})"
 
 
-def _nothing_usable(workspace: Workspace, intake: Intake) -> UserError:
-    first = intake.refusals[0].quarantined
-    problem = f"usable labels are 0 of {len(intake.refusals)}, expected at least 1"
-    return UserError(workspace.quarantine, problem, f"The first one refused is {first.where}: {first.reason}.")
+def _all_rejected_error(workspace: Workspace, collector: LabelCollector) -> UserError:
+    first = collector.rejections[0].quarantined
+    problem = f"usable labels are 0 of {len(collector.rejections)}, expected at least 1"
+    return UserError(workspace.quarantine, problem, f"The first one refused is {first.item}: {first.reason}.")

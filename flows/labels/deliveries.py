@@ -12,41 +12,41 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from flows.labels.providers.base import Delivery
+from flows.labels.providers.base import AnnotationBatch
 from tasks import files
-from tasks.contracts import UNCERTAINTY, WEIGHTS, HandoffTask
+from tasks.contracts import PREVIOUS_UNCERTAINTY, UNCERTAINTY, AnnotationTask
 from tasks.errors import UserError
 from tasks.paths import Workspace
 
 MANIFEST = "manifest.jsonl"
 _RECORD = "delivery.json"
-_KEPT = (_RECORD, MANIFEST)
+_TRACKED_FILES = (_RECORD, MANIFEST)
 _UNCERTAINTY = "uncertainty.parquet"
 _DETECTIONS = "detections.parquet"
 
 
-def read_delivery(workspace: Workspace, batch: int) -> Delivery | None:
+def read_annotation_batch(workspace: Workspace, batch: int) -> AnnotationBatch | None:
     """What was prepared or delivered as a batch; None where nothing was."""
     folder = workspace.delivery(batch)
     if not (folder / _RECORD).is_file():
         return None
     record = files.read_json(folder / _RECORD)
-    return Delivery(**{**record, "image_ids": tuple(record["image_ids"]), "folder": folder})
+    return AnnotationBatch(**{**record, "image_ids": tuple(record["image_ids"]), "folder": folder})
 
 
-def all_deliveries(workspace: Workspace) -> list[Delivery]:
+def all_annotation_batches(workspace: Workspace) -> list[AnnotationBatch]:
     """Every delivery of the campaign, by batch."""
     folders = sorted((workspace.root / "deliveries").glob("batch-[0-9]*"))
-    found = (read_delivery(workspace, int(folder.name.removeprefix("batch-"))) for folder in folders)
+    found = (read_annotation_batch(workspace, int(folder.name.removeprefix("batch-"))) for folder in folders)
     return [delivery for delivery in found if delivery is not None]
 
 
-def offered_deliveries(workspace: Workspace) -> list[Delivery]:
+def offered_annotation_batches(workspace: Workspace) -> list[AnnotationBatch]:
     """Every delivery the provider has, by batch; those that asked for nothing are none."""
-    return [found for found in all_deliveries(workspace) if found.image_ids and found.state != "prepared"]
+    return [found for found in all_annotation_batches(workspace) if found.image_ids and found.state != "prepared"]
 
 
-def read_manifest(path: Path) -> list[HandoffTask]:
+def read_manifest(path: Path) -> list[AnnotationTask]:
     """The tasks of a manifest, by rank.
 
     Raises:
@@ -54,14 +54,16 @@ def read_manifest(path: Path) -> list[HandoffTask]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        return [HandoffTask.model_validate_json(line) for line in lines if line]
+        return [AnnotationTask.model_validate_json(line) for line in lines if line]
     except FileNotFoundError:
         raise UserError(path, "the file is missing, expected the manifest of handoff", "Run: dvc checkout") from None
     except ValueError as error:
         raise UserError(path, f"a line is not a task ({' '.join(str(error).split())}), expected one a line") from None
 
 
-def prepare_delivery(workspace: Workspace, campaign: str, batch: int, tasks: Sequence[HandoffTask]) -> Delivery:
+def prepare_annotation_batch(
+    workspace: Workspace, campaign: str, batch: int, tasks: Sequence[AnnotationTask]
+) -> AnnotationBatch:
     """Put together everything of one delivery, on disk before anybody hears of it.
 
     Args:
@@ -72,7 +74,7 @@ def prepare_delivery(workspace: Workspace, campaign: str, batch: int, tasks: Seq
     """
     manifest = workspace.derived("handoff") / MANIFEST
     folder = workspace.delivery(batch)
-    delivery = Delivery(
+    delivery = AnnotationBatch(
         batch=batch,
         key=files.sha256_json([campaign, batch, files.sha256_file(manifest)]),
         folder=folder,
@@ -81,56 +83,58 @@ def prepare_delivery(workspace: Workspace, campaign: str, batch: int, tasks: Seq
         state="prepared" if tasks else "collected",
         receipt=None,
     )
-    building = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    for name, source in _contents(workspace).items():
-        shutil.copyfile(source, building / name)
+    staging = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    for name, source in _batch_files(workspace).items():
+        shutil.copyfile(source, staging / name)
     if not tasks:
-        (building / MANIFEST).write_bytes(b"")
-    weights = files.read_table(workspace.derived("weigh") / "weights.parquet", WEIGHTS)
-    files.write_table(building / _UNCERTAINTY, weights.select(UNCERTAINTY.names))
-    _write(building, delivery)
+        (staging / MANIFEST).write_bytes(b"")
+    weights = files.read_table(workspace.derived("weigh") / "uncertainty.parquet", UNCERTAINTY)
+    files.write_table(staging / _UNCERTAINTY, weights.select(PREVIOUS_UNCERTAINTY.names))
+    _write_record(staging, delivery)
     shutil.rmtree(folder, ignore_errors=True)  # a remnant without its delivery.json
-    building.rename(folder)
+    staging.rename(folder)
     return delivery
 
 
-def mark(delivery: Delivery, state: Literal["delivered", "collected"], receipt: str | None) -> Delivery:
+def set_state(
+    delivery: AnnotationBatch, state: Literal["delivered", "collected"], receipt: str | None
+) -> AnnotationBatch:
     """Record how far a delivery has come."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     delivered_at = now if state == "delivered" else delivery.delivered_at
-    marked = replace(delivery, state=state, receipt=receipt, delivered_at=delivered_at)
-    _write(delivery.folder, marked)
-    return marked
+    updated = replace(delivery, state=state, receipt=receipt, delivered_at=delivered_at)
+    _write_record(delivery.folder, updated)
+    return updated
 
 
-def carry_over(workspace: Workspace, delivery: Delivery) -> None:
+def archive_round_outputs(workspace: Workspace, delivery: AnnotationBatch) -> None:
     """Copy to ``data/`` what the round before handed over with this batch.
 
     Raises:
         UserError: a file of the delivery is gone.
     """
-    targets = {name: workspace.previous / name for name in (*_previous(workspace), _UNCERTAINTY)}
-    targets[_DETECTIONS] = workspace.frozen_batch(delivery.batch)
+    targets = {name: workspace.warm_start / name for name in (*_warm_start_files(workspace), _UNCERTAINTY)}
+    targets[_DETECTIONS] = workspace.detections_at_selection_batch(delivery.batch)
     for name, target in targets.items():
         source = delivery.folder / name
         if not source.is_file():
             fix = f"Copy {workspace.delivery(delivery.batch).name} from the machine that delivered it."
             raise UserError(source, "the file is missing, expected it until its labels are back", fix)
-        with files.replacing(target) as temporary:  # never in place: DVC's cache shares the file
+        with files.atomic_write(target) as temporary:  # never in place: DVC's cache shares the file
             shutil.copyfile(source, temporary)
 
 
-def discard_copies(delivery: Delivery) -> None:
+def remove_archived_files(delivery: AnnotationBatch) -> None:
     """Remove what ``data/`` holds by now."""
     for path in delivery.folder.iterdir():
-        if path.name not in _KEPT:
+        if path.name not in _TRACKED_FILES:
             path.unlink()
 
 
-def _previous(workspace: Workspace) -> dict[str, Path]:
-    """Files of data/previous that a stage wrote as they are."""
+def _warm_start_files(workspace: Workspace) -> dict[str, Path]:
+    """Files of data/warm_start that a stage wrote as they are."""
     return {
         "history.json": workspace.derived("report") / "history.json",
         "class_weights.json": workspace.derived("weigh") / "class_weights.json",
@@ -138,12 +142,12 @@ def _previous(workspace: Workspace) -> dict[str, Path]:
     }
 
 
-def _contents(workspace: Workspace) -> dict[str, Path]:
+def _batch_files(workspace: Workspace) -> dict[str, Path]:
     handoff = workspace.derived("handoff")
-    return {MANIFEST: handoff / MANIFEST, _DETECTIONS: handoff / _DETECTIONS, **_previous(workspace)}
+    return {MANIFEST: handoff / MANIFEST, _DETECTIONS: handoff / _DETECTIONS, **_warm_start_files(workspace)}
 
 
-def _write(folder: Path, delivery: Delivery) -> None:
+def _write_record(folder: Path, delivery: AnnotationBatch) -> None:
     record = asdict(delivery)
     del record["folder"]
     files.write_json(folder / _RECORD, record)

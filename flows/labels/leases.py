@@ -9,8 +9,8 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Literal, get_args
 
-from flows.labels.deliveries import all_deliveries
-from flows.labels.providers.base import Delivery
+from flows.labels.deliveries import all_annotation_batches
+from flows.labels.providers.base import AnnotationBatch
 from tasks.label_store import LabelStore, read_labels
 from tasks.paths import Workspace
 
@@ -18,32 +18,32 @@ ImageState = Literal["labeled", "empty", "skipped", "leased", "offered", "expire
 """What became of a picked image: a person's answer; with the annotators; about to be handed to them; taken back."""
 
 
-def open_images(delivery: Delivery, store: LabelStore) -> tuple[str, ...]:
+def open_images(delivery: AnnotationBatch, store: LabelStore) -> tuple[str, ...]:
     """Images of a delivery that are, or are about to be, with the annotators, as far as collections tell."""
     if delivery.batch > store.newest_batch:
         return delivery.image_ids
     return tuple(image_id for image_id in delivery.image_ids if store.leased.get(image_id) == delivery.batch)
 
 
-def open_count(workspace: Workspace) -> int:
+def num_open(workspace: Workspace) -> int:
     """How many images are, or are about to be, with the annotators."""
     store = read_labels(workspace.labels)
-    return sum(len(open_images(delivery, store)) for delivery in all_deliveries(workspace))
+    return sum(len(open_images(delivery, store)) for delivery in all_annotation_batches(workspace))
 
 
-def lease_ends(delivery: Delivery, lease_days: float) -> datetime:
+def lease_expires_at(delivery: AnnotationBatch, lease_days: float) -> datetime:
     """When the images of a delivery that nobody has finished may be taken back."""
     return datetime.fromisoformat(delivery.delivered_at or delivery.created_at) + timedelta(days=lease_days)
 
 
-def image_states(deliveries: Collection[Delivery], store: LabelStore) -> Counter[ImageState]:
+def image_states(deliveries: Collection[AnnotationBatch], store: LabelStore) -> Counter[ImageState]:
     """How many of the images that were ever picked are in which state; every state is a key."""
     states: dict[str, ImageState] = {}
     for delivery in deliveries:
-        still_open = set(open_images(delivery, store))
-        out: ImageState = "offered" if delivery.state == "prepared" else "leased"
-        states |= {image_id: out if image_id in still_open else "expired" for image_id in delivery.image_ids}
-    states |= {image_id: store.answers[image_id].label.status for image_id in states if image_id in store.answers}
+        open_ids = set(open_images(delivery, store))
+        pending_state: ImageState = "offered" if delivery.state == "prepared" else "leased"
+        states |= {image_id: pending_state if image_id in open_ids else "expired" for image_id in delivery.image_ids}
+    states |= {image_id: store.current[image_id].label.status for image_id in states if image_id in store.current}
     counts: Counter[ImageState] = Counter(dict.fromkeys(get_args(ImageState), 0))
     counts.update(states.values())
     return counts

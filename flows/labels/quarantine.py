@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows.labels.door.choice import Known
-from flows.labels.door.refusal import Kind, Refusal, answer_digest
-from flows.labels.providers.base import Returned
+from flows.labels.door.choice import ExistingAnnotations
+from flows.labels.door.refusal import Rejection, RejectionKind, annotation_digest
+from flows.labels.providers.base import RawAnnotation
 from tasks import files
 from tasks.errors import UserError
 from tasks.paths import Workspace
 
-State = Literal["open", "released", "taken", "superseded", "note"]
+EntryState = Literal["open", "released", "taken", "superseded", "note"]
 """``open``: waits for somebody. ``released``: goes through the door with the next collection. ``taken``: is in a label
 batch. ``superseded``: the image has a newer answer. ``note``: was never to be taken in."""
 
@@ -26,35 +26,35 @@ class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Event(_Document):
+class QuarantineEvent(_Document):
     """Something that happened to an answer."""
 
     at: str
     """ISO 8601 with time zone."""
-    what: Literal["set aside", "confirmed", "released"]
-    why: str
+    event: Literal["set aside", "confirmed", "released"]
+    reason: str
 
 
-class Entry(_Document):
+class QuarantineEntry(_Document):
     """One file."""
 
-    where: str
+    item: str
     reason: str
-    kind: Kind = "refused"
+    kind: RejectionKind = "refused"
     batch: int
     image_id: str | None = None
     annotator: str | None = None
-    link: str | None = None
+    url: str | None = None
     """Where a person can look at it."""
-    returned: dict[str, Any]
+    raw_annotation: dict[str, Any]
     """What came in, as far as JSON can say it."""
-    history: tuple[Event, ...] = ()
+    history: tuple[QuarantineEvent, ...] = ()
     """Oldest first."""
 
     @property
     def digest(self) -> str:
         """Of the answer."""
-        return answer_digest(self.batch, self.returned)
+        return annotation_digest(self.batch, self.raw_annotation)
 
     @property
     def name(self) -> str:
@@ -62,47 +62,49 @@ class Entry(_Document):
         return f"batch-{self.batch:04d}-{self.digest[:12]}"
 
 
-def read_entries(workspace: Workspace, batch: int | None = None) -> list[Entry]:
+def read_entries(workspace: Workspace, batch: int | None = None) -> list[QuarantineEntry]:
     """The entries of one delivery, or all, by batch and name.
 
     Raises:
         UserError: a file is no entry.
     """
-    wanted = "batch-*.json" if batch is None else f"batch-{batch:04d}-*.json"
-    return [_read(workspace, path.stem) for path in sorted(workspace.quarantine.glob(wanted))]
+    pattern = "batch-*.json" if batch is None else f"batch-{batch:04d}-*.json"
+    return [_read_entry(workspace, path.stem) for path in sorted(workspace.quarantine.glob(pattern))]
 
 
-def set_aside(workspace: Workspace, refusals: Iterable[Refusal]) -> list[Refusal]:
+def add_to_quarantine(workspace: Workspace, rejections: Iterable[Rejection]) -> list[Rejection]:
     """Write down what was refused; returns what of it is news.
 
     Raises:
         UserError: a file of the quarantine is broken.
     """
-    news = []
-    for refused in refusals:
-        entry = _entry(refused)
+    added = []
+    for rejection in rejections:
+        entry = _to_entry(rejection)
         if (workspace.quarantine / f"{entry.name}.json").is_file():
-            old = _read(workspace, entry.name)
+            old = _read_entry(workspace, entry.name)
             if (old.kind, old.reason) == (entry.kind, entry.reason) and not is_released(old):
                 continue
             entry = entry.model_copy(update={"history": (*old.history, *entry.history)})
         write_entry(workspace, entry)
-        news.append(refused)
-    return news
+        added.append(rejection)
+    return added
 
 
-def write_entry(workspace: Workspace, entry: Entry) -> None:
+def write_entry(workspace: Workspace, entry: QuarantineEntry) -> None:
     """Replace one file."""
     files.write_json(workspace.quarantine / f"{entry.name}.json", entry.model_dump(mode="json"))
 
 
-def happened(entry: Entry, what: Literal["set aside", "confirmed", "released"], why: str) -> Entry:
+def append_event(
+    entry: QuarantineEntry, kind: Literal["set aside", "confirmed", "released"], reason: str
+) -> QuarantineEntry:
     """The entry with one more line of history."""
-    event = Event(at=datetime.now(UTC).isoformat(timespec="seconds"), what=what, why=why)
+    event = QuarantineEvent(at=datetime.now(UTC).isoformat(timespec="seconds"), event=kind, reason=reason)
     return entry.model_copy(update={"history": (*entry.history, event)})
 
 
-def state_of(entry: Entry, known: Known) -> State:
+def entry_state(entry: QuarantineEntry, existing: ExistingAnnotations) -> EntryState:
     """What became of an answer.
 
     Args:
@@ -111,61 +113,66 @@ def state_of(entry: Entry, known: Known) -> State:
     """
     if entry.kind == "note":
         return "note"
-    answers = known.get(entry.image_id or "", ())
-    said, finished = (entry.returned.get(key) for key in ("annotator", "finished_at"))
-    if any((label.annotator, label.claimed_at or label.finished_at) == (said, finished) for label in answers):
+    annotations = existing.get(entry.image_id or "", ())
+    annotator, finished_at = (entry.raw_annotation.get(key) for key in ("annotator", "finished_at"))
+    if any(
+        (label.annotator, label.reported_finished_at or label.finished_at) == (annotator, finished_at)
+        for label in annotations
+    ):
         return "taken"
-    moment = _moment(finished, entry)
-    if moment is not None and any(datetime.fromisoformat(label.finished_at) >= moment for label in answers):
+    latest_finish = _latest_finish(finished_at, entry)
+    if latest_finish is not None and any(
+        datetime.fromisoformat(label.finished_at) >= latest_finish for label in annotations
+    ):
         return "superseded"
     return "released" if is_released(entry) else "open"
 
 
-def released(workspace: Workspace, known: Known) -> dict[int, list[Returned]]:
+def released_annotations(workspace: Workspace, existing: ExistingAnnotations) -> dict[int, list[RawAnnotation]]:
     """Answers that somebody let go and no label batch holds yet, by batch; they go through the door once more.
 
     Raises:
         UserError: a file of the quarantine is broken.
     """
-    found: dict[int, list[Returned]] = {}
+    found: dict[int, list[RawAnnotation]] = {}
     for entry in read_entries(workspace):
-        if state_of(entry, known) == "released":
-            found.setdefault(entry.batch, []).append(entry.returned)
+        if entry_state(entry, existing) == "released":
+            found.setdefault(entry.batch, []).append(entry.raw_annotation)
     return found
 
 
-def confirmed_answers(workspace: Workspace, batch: int) -> frozenset[str]:
+def approved_annotations(workspace: Workspace, batch: int) -> frozenset[str]:
     """Digests of the suspicious answers to one delivery that a person has confirmed."""
     return frozenset(
         entry.digest
         for entry in read_entries(workspace, batch)
-        if any(event.what == "confirmed" for event in entry.history)
+        if any(event.event == "confirmed" for event in entry.history)
     )
 
 
-def is_released(entry: Entry) -> bool:
+def is_released(entry: QuarantineEntry) -> bool:
     """Whether somebody let it go, and it was not refused since."""
-    return bool(entry.history) and entry.history[-1].what == "released"
+    return bool(entry.history) and entry.history[-1].event == "released"
 
 
-def _entry(refused: Refusal) -> Entry:
-    returned = dict(refused.returned)
-    entry = Entry(
-        **refused.quarantined.model_dump(),
-        kind=refused.kind,
-        batch=refused.batch,
-        image_id=_text(returned.get("image_id")),
-        annotator=_text(returned.get("annotator")),
-        link=_text(returned.get("link")),
-        returned=returned,
+def _to_entry(rejection: Rejection) -> QuarantineEntry:
+    raw = dict(rejection.raw_annotation)
+    entry = QuarantineEntry(
+        **rejection.quarantined.model_dump(),
+        kind=rejection.kind,
+        batch=rejection.batch,
+        image_id=_str_or_none(raw.get("image_id")),
+        annotator=_str_or_none(raw.get("annotator")),
+        url=_str_or_none(raw.get("url")),
+        raw_annotation=raw,
     )
-    return happened(entry, "set aside", entry.reason)
+    return append_event(entry, "set aside", entry.reason)
 
 
-def _read(workspace: Workspace, name: str) -> Entry:
+def _read_entry(workspace: Workspace, name: str) -> QuarantineEntry:
     path = workspace.quarantine / f"{name}.json"
     try:
-        return Entry.model_validate(files.read_json(path))
+        return QuarantineEntry.model_validate(files.read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the content"
@@ -173,16 +180,16 @@ def _read(workspace: Workspace, name: str) -> Entry:
         raise UserError(path, f"{key}: {first['msg']}, expected a refused answer", fix) from None
 
 
-def _moment(text: Any, entry: Entry) -> datetime | None:
+def _latest_finish(text: Any, entry: QuarantineEntry) -> datetime | None:
     """When an answer was finished: before it was set aside, whatever its clock said."""
     try:
-        moment = datetime.fromisoformat(text)
+        finished_at = datetime.fromisoformat(text)
     except (TypeError, ValueError):
         return None
-    if moment.tzinfo is None:
+    if finished_at.tzinfo is None:
         return None
-    return min([moment, *(datetime.fromisoformat(event.at) for event in entry.history[:1])])
+    return min([finished_at, *(datetime.fromisoformat(event.at) for event in entry.history[:1])])
 
 
-def _text(value: Any) -> str | None:
+def _str_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None

@@ -10,30 +10,30 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from flows import vcs
-from flows.labels.deliveries import read_delivery
-from flows.labels.door.admit import admit
-from flows.labels.door.choice import Known
-from flows.labels.door.offer import Offer, offer_of
-from flows.labels.door.refusal import Refusal
-from flows.labels.quarantine import Entry, happened, is_released, read_entries, state_of, write_entry
+from flows.labels.deliveries import read_annotation_batch
+from flows.labels.door.admit import validate_batch
+from flows.labels.door.choice import ExistingAnnotations
+from flows.labels.door.offer import ValidationContext, read_validation_context
+from flows.labels.door.refusal import Rejection
+from flows.labels.quarantine import QuarantineEntry, append_event, entry_state, is_released, read_entries, write_entry
 from tasks.errors import UserError
 from tasks.label_store import read_labels
 from tasks.params import load_params
 from tasks.paths import Workspace
 
-_IN = "goes in with the next night"
+_ACCEPTED_MESSAGE = "goes in with the next night"
 
 
 @dataclass(frozen=True)
-class Retried:
+class RetryResult:
     """How one answer fared."""
 
-    entry: Entry
-    passed: bool
-    verdict: str
+    entry: QuarantineEntry
+    accepted: bool
+    message: str
 
 
-def retry(workspace: Workspace, names: Sequence[str], *, accept: bool) -> list[Retried]:
+def retry(workspace: Workspace, names: Sequence[str], *, approve: bool) -> list[RetryResult]:
     """Send answers to the door again, mark those that pass, and commit the marks.
 
     Args:
@@ -45,66 +45,75 @@ def retry(workspace: Workspace, names: Sequence[str], *, accept: bool) -> list[R
         UserError: an unknown name, one that waits for nobody, or a broken file.
     """
     vcs.require_branch(workspace.root)
-    known = read_labels(workspace.labels).given
-    waiting = _chosen(workspace, names, known)
-    offers = _offers(workspace, {entry.batch for entry in waiting})
-    retried = [_once_more(entry, offers[entry.batch], accept=accept) for entry in waiting]
-    for old, new in zip(waiting, retried, strict=True):
+    existing = read_labels(workspace.labels).all_annotations
+    open_entries = _select_entries(workspace, names, existing)
+    contexts = _validation_contexts(workspace, {entry.batch for entry in open_entries})
+    results = [_revalidate(entry, contexts[entry.batch], approve=approve) for entry in open_entries]
+    for old, new in zip(open_entries, results, strict=True):
         if new.entry != old:
             write_entry(workspace, new.entry)
-    if retried:
-        passed = sum(result.passed for result in retried)
-        vcs.commit(workspace, f"Retry {len(retried)} refused answers: {passed} pass", (workspace.quarantine.name,))
-    return retried
+    if results:
+        num_accepted = sum(result.accepted for result in results)
+        vcs.commit(
+            workspace, f"Retry {len(results)} refused answers: {num_accepted} pass", (workspace.quarantine.name,)
+        )
+    return results
 
 
-def _chosen(workspace: Workspace, names: Sequence[str], known: Known) -> list[Entry]:
+def _select_entries(workspace: Workspace, names: Sequence[str], existing: ExistingAnnotations) -> list[QuarantineEntry]:
     entries = {entry.name: entry for entry in read_entries(workspace)}
     if not names:
-        return [entry for entry in entries.values() if state_of(entry, known) == "open"]
-    chosen = []
+        return [entry for entry in entries.values() if entry_state(entry, existing) == "open"]
+    selected = []
     for name in dict.fromkeys(name.removesuffix(".json") for name in names):
         if name not in entries:
             close = difflib.get_close_matches(name, entries, n=1, cutoff=0.3)
             fix = f"Did you mean {close[0]}?" if close else ""
             problem = f"the name is {name[:100]!r}, expected one that gleaner quarantine list shows"
             raise UserError(workspace.quarantine, problem, fix)
-        state = state_of(entries[name], known)
+        state = entry_state(entries[name], existing)
         if state not in ("open", "released"):
             problem = f"the answer {name} is {state}, expected one that is open"
             raise UserError(workspace.quarantine, problem, "There is nothing to do about it.")
-        chosen.append(entries[name])
-    return chosen
+        selected.append(entries[name])
+    return selected
 
 
-def _offers(workspace: Workspace, batches: set[int]) -> Mapping[int, Offer]:
+def _validation_contexts(workspace: Workspace, batches: set[int]) -> Mapping[int, ValidationContext]:
     params = load_params(workspace.params)
-    offers = {}
+    contexts = {}
     for batch in sorted(batches):
-        delivery = read_delivery(workspace, batch)
+        delivery = read_annotation_batch(workspace, batch)
         if delivery is None:
             folder = workspace.delivery(batch)
             fix = f"Restore it: git checkout -- deliveries/{folder.name}"
             raise UserError(folder, "the delivery is missing, expected it as long as its answers wait", fix)
-        offers[batch] = offer_of(workspace, params, delivery, datetime.now(UTC))
-    return offers
+        contexts[batch] = read_validation_context(workspace, params, delivery, datetime.now(UTC))
+    return contexts
 
 
-def _once_more(entry: Entry, offer: Offer, *, accept: bool) -> Retried:
-    refused = _refused(entry, offer)
-    if refused is None:
-        return _passed(entry)
-    reason = refused.quarantined.reason
-    if refused.kind == "suspicious" and accept:  # the door looks for suspicion last: all else is in order
-        return _passed(happened(entry, "confirmed", reason))
-    if (entry.kind, entry.reason) != (refused.kind, reason) or is_released(entry):
-        entry = happened(entry, "set aside", reason).model_copy(update={"kind": refused.kind, "reason": reason})
-    return Retried(entry, False, reason)
+def _revalidate(entry: QuarantineEntry, context: ValidationContext, *, approve: bool) -> RetryResult:
+    rejection = _rejection(entry, context)
+    if rejection is None:
+        return _accepted_result(entry)
+    reason = rejection.quarantined.reason
+    if rejection.kind == "suspicious" and approve:  # the door looks for suspicion last: all else is in order
+        return _accepted_result(append_event(entry, "confirmed", reason))
+    if (entry.kind, entry.reason) != (rejection.kind, reason) or is_released(entry):
+        entry = append_event(entry, "set aside", reason).model_copy(update={"kind": rejection.kind, "reason": reason})
+    return RetryResult(entry, False, reason)
 
 
-def _passed(entry: Entry) -> Retried:
-    return Retried(entry if is_released(entry) else happened(entry, "released", "passed the door on retry"), True, _IN)
+def _accepted_result(entry: QuarantineEntry) -> RetryResult:
+    return RetryResult(
+        entry if is_released(entry) else append_event(entry, "released", "passed the door on retry"),
+        True,
+        _ACCEPTED_MESSAGE,
+    )
 
 
-def _refused(entry: Entry, offer: Offer) -> Refusal | None:
-    return next((found for found in admit([entry.returned], offer, {}).refusals if found.kind != "note"), None)
+def _rejection(entry: QuarantineEntry, context: ValidationContext) -> Rejection | None:
+    return next(
+        (found for found in validate_batch([entry.raw_annotation], context, {}).rejections if found.kind != "note"),
+        None,
+    )

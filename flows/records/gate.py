@@ -11,27 +11,27 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.records.dvc_objects import MissingBytesError
-from flows.records.recorded import RecordedRound, of_model
+from flows.records.dvc_objects import MissingDataError
+from flows.records.recorded import RoundSnapshot, filter_by_model
 from tasks import files
 from tasks.contracts import PREDICTIONS
 from tasks.gate_sections import PromotionParams
-from tasks.paired_bootstrap import Comparison, compare
+from tasks.paired_bootstrap import Comparison, compare_models
 from tasks.params import Params
 
 _MODEL = "teacher"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateResult:
     """What the gate says, and the figures behind it."""
 
     passed: bool
-    why: str
-    figures: dict[str, Any]
+    reason: str
+    metrics: dict[str, Any]
 
 
-def judge(candidate: RecordedRound, champion: RecordedRound | None, params: Params) -> Verdict:
+def evaluate_gate(candidate: RoundSnapshot, champion: RoundSnapshot | None, params: Params) -> GateResult:
     """Hold a model against the champion.
 
     Args:
@@ -39,21 +39,21 @@ def judge(candidate: RecordedRound, champion: RecordedRound | None, params: Para
         champion: the round of the reigning one; None: there is none.
         params: whose ``promotion`` and ``seed`` count, and whose ``ssl`` bounds the guard rails.
     """
-    off = _off_the_rails(candidate, params)
-    if off is not None:
-        return Verdict(False, off, {})
+    violation = _guardrail_violation(candidate, params)
+    if violation is not None:
+        return GateResult(False, violation, {})
     if champion is None:
-        return Verdict(True, "there is no champion yet", {})
-    if candidate.digest("data/val.parquet") != champion.digest("data/val.parquet"):
-        return Verdict(False, "the champion was measured on another validation set", {})
+        return GateResult(True, "there is no champion yet", {})
+    if candidate.md5("data/val.parquet") != champion.md5("data/val.parquet"):
+        return GateResult(False, "the champion was measured on another validation set", {})
     try:
         comparison, classes = _compare(candidate, champion, params)
-    except MissingBytesError as error:
-        return Verdict(False, f"the two cannot be compared: {error}", {})
-    return weigh_up(comparison, classes, params.promotion)
+    except MissingDataError as error:
+        return GateResult(False, f"the two cannot be compared: {error}", {})
+    return decide(comparison, classes, params.promotion)
 
 
-def weigh_up(comparison: Comparison, classes: Sequence[str], bounds: PromotionParams) -> Verdict:
+def decide(comparison: Comparison, classes: Sequence[str], bounds: PromotionParams) -> GateResult:
     """The decision behind a comparison.
 
     Args:
@@ -62,81 +62,92 @@ def weigh_up(comparison: Comparison, classes: Sequence[str], bounds: PromotionPa
         bounds: tolerances and how sure the gate wants to be.
     """
     tolerated = comparison.map_differences >= -bounds.map_tolerance_points
-    share = float(tolerated.mean())
-    lost = _lost_classes(comparison, classes, bounds)
-    figures = {**_figures(comparison, classes, bounds), "not_worse_frac": round(share, 4), "lost_classes": lost}
-    maps = f"mAP {comparison.candidate_map:.2f} against the champion's {comparison.champion_map:.2f}"
-    sure = f"not more than {bounds.map_tolerance_points:g} points worse in {share:.0%} of {bounds.samples} samples"
-    if share < bounds.confidence_frac:
-        return Verdict(False, f"{maps}: {sure}, expected at least {bounds.confidence_frac:.0%}", figures)
-    if lost:
-        words = ", ".join(
-            f"{name} {change['champion']:.1f} to {change['candidate']:.1f}" for name, change in lost.items()
+    not_worse_frac = float(tolerated.mean())
+    regressed = _regressed_classes(comparison, classes, bounds)
+    metrics = {
+        **_comparison_metrics(comparison, classes, bounds),
+        "not_worse_frac": round(not_worse_frac, 4),
+        "lost_classes": regressed,
+    }
+    map_text = f"mAP {comparison.candidate_map:.2f} against the champion's {comparison.champion_map:.2f}"
+    bootstrap_text = f"not more than {bounds.map_tolerance_points:g} points worse in {not_worse_frac:.0%} of {bounds.bootstrap_samples} samples"
+    if not_worse_frac < bounds.confidence_level:
+        return GateResult(
+            False, f"{map_text}: {bootstrap_text}, expected at least {bounds.confidence_level:.0%}", metrics
         )
-        return Verdict(False, f"{maps}, but AP fell for {words}", figures)
-    return Verdict(True, f"{maps}: {sure}, no class lost more than tolerated", figures)
+    if regressed:
+        class_text = ", ".join(
+            f"{name} {change['champion']:.1f} to {change['candidate']:.1f}" for name, change in regressed.items()
+        )
+        return GateResult(False, f"{map_text}, but AP fell for {class_text}", metrics)
+    return GateResult(True, f"{map_text}: {bootstrap_text}, no class lost more than tolerated", metrics)
 
 
-def _compare(candidate: RecordedRound, champion: RecordedRound, params: Params) -> tuple[Comparison, list[str]]:
+def _compare(candidate: RoundSnapshot, champion: RoundSnapshot, params: Params) -> tuple[Comparison, list[str]]:
     classes = candidate.classes()
-    comparison = compare(
+    comparison = compare_models(
         candidate.validation_images(),
         _predictions(candidate, classes),
         _predictions(champion, classes),
         classes=classes,
-        samples=params.promotion.samples,
+        samples=params.promotion.bootstrap_samples,
         seed=params.seed,
     )
     return comparison, classes
 
 
-def _predictions(recorded: RecordedRound, classes: Sequence[str]) -> pa.Table:
+def _predictions(snapshot: RoundSnapshot, classes: Sequence[str]) -> pa.Table:
     """The teacher's boxes with the class indices of ``classes``: parameters may have been reordered since."""
-    table = of_model(recorded.predictions(), _MODEL)
-    own = recorded.classes()
-    if own == list(classes):
+    table = filter_by_model(snapshot.predictions(), _MODEL)
+    own_classes = snapshot.classes()
+    if own_classes == list(classes):
         return table
-    index = [classes.index(name) if name in classes else None for name in own]
+    index = [classes.index(name) if name in classes else None for name in own_classes]
     rows = []
     for row in table.to_pylist():
-        boxes = [row["boxes_xyxy"][4 * place : 4 * place + 4] for place in range(len(row["labels"]))]
-        kept = [place for place, label in enumerate(row["labels"]) if index[label] is not None]
+        boxes = [row["boxes_xyxy"][4 * place : 4 * place + 4] for place in range(len(row["class_ids"]))]
+        kept = [place for place, label in enumerate(row["class_ids"]) if index[label] is not None]
         row["boxes_xyxy"] = [corner for place in kept for corner in boxes[place]]
         row["scores"] = [row["scores"][place] for place in kept]
-        row["labels"] = [index[row["labels"][place]] for place in kept]
+        row["class_ids"] = [index[row["class_ids"][place]] for place in kept]
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=PREDICTIONS)
 
 
-def _off_the_rails(candidate: RecordedRound, params: Params) -> str | None:
+def _guardrail_violation(candidate: RoundSnapshot, params: Params) -> str | None:
     """Training stops by itself when it leaves its bounds; this holds the record of it against today's bounds."""
     try:
-        summary = files.read_json(candidate.stored("derived/train/summary.json"))
-    except MissingBytesError as error:
+        summary = files.read_json(candidate.cached_path("derived/train/summary.json"))
+    except MissingDataError as error:
         return f"the record of its training is gone: {error}"
     ratio = float(summary.get("loss_ratio", 0.0))
-    if not math.isfinite(ratio) or ratio > params.ssl.max_loss_ratio:
-        return f"loss_ratio is {ratio:g}, expected at most ssl.max_loss_ratio = {params.ssl.max_loss_ratio:g}"
-    value = float(candidate.ledger["figures"]["teacher"]["mAP"])
+    if not math.isfinite(ratio) or ratio > params.ssl.divergence_loss_ratio:
+        return f"loss_ratio is {ratio:g}, expected at most ssl.divergence_loss_ratio = {params.ssl.divergence_loss_ratio:g}"
+    value = float(candidate.ledger["metrics"]["teacher"]["mAP"])
     return None if math.isfinite(value) else f"mAP is {value}, expected a number"
 
 
-def _lost_classes(
+def _regressed_classes(
     comparison: Comparison, classes: Sequence[str], bounds: PromotionParams
 ) -> dict[str, dict[str, float]]:
     """Classes that fell by more than tolerated, and not by the luck of a few images."""
-    lost = {}
+    regressed = {}
     for index, name in enumerate(classes):
         candidate, champion = float(comparison.candidate_ap[index]), float(comparison.champion_ap[index])
-        drawn = comparison.ap_differences[:, index]
-        drawn = drawn[drawn == drawn]  # samples that hold the class at all
-        if champion - candidate > bounds.class_tolerance_points and (drawn < 0).mean() >= bounds.confidence_frac:
-            lost[name] = {"candidate": round(candidate, 4), "champion": round(champion, 4)}
-    return lost
+        class_differences = comparison.ap_differences[:, index]
+        class_differences = class_differences[
+            class_differences == class_differences
+        ]  # samples that hold the class at all
+        if (
+            champion - candidate > bounds.class_tolerance_points
+            and (class_differences < 0).mean() >= bounds.confidence_level
+        ):
+            regressed[name] = {"candidate": round(candidate, 4), "champion": round(champion, 4)}
+    return regressed
 
 
-def _figures(comparison: Comparison, classes: Sequence[str], bounds: PromotionParams) -> dict[str, Any]:
-    tail = (1 - bounds.confidence_frac) / 2
+def _comparison_metrics(comparison: Comparison, classes: Sequence[str], bounds: PromotionParams) -> dict[str, Any]:
+    tail = (1 - bounds.confidence_level) / 2
     ordered = sorted(comparison.map_differences.tolist())
     low, high = (ordered[min(int(share * len(ordered)), len(ordered) - 1)] for share in (tail, 1 - tail))
     changes = comparison.candidate_ap - comparison.champion_ap

@@ -18,24 +18,24 @@ class TagObject:
     signed: bool
 
 
-def blob(root: Path, revision: str, path: str) -> bytes | None:
+def read_blob(root: Path, revision: str, path: str) -> bytes | None:
     """A file's bytes at a revision; None where it was not there or cannot be read."""
-    done = subprocess.run(
+    result = subprocess.run(
         ["git", "cat-file", "blob", f"{revision}:{path}"], cwd=root, stdin=subprocess.DEVNULL, capture_output=True
     )
-    return None if done.returncode else done.stdout
+    return None if result.returncode else result.stdout
 
 
-def paths_at(root: Path, revision: str, folder: str) -> list[str]:
+def list_paths(root: Path, revision: str, folder: str) -> list[str]:
     """Paths below ``folder`` at a revision, relative to the root."""
-    listed = vcs.git(root, "ls-tree", "-r", "-z", "--name-only", revision, "--", folder)
+    listed = vcs.run_git(root, "ls-tree", "-r", "-z", "--name-only", revision, "--", folder)
     return [path for path in listed.split("\0") if path]
 
 
-def tag_object(root: Path, name: str) -> TagObject | None:
+def read_tag_object(root: Path, name: str) -> TagObject | None:
     """The tag, if it is there and annotated."""
     try:
-        content = vcs.git(root, "cat-file", "tag", f"refs/tags/{name}")
+        content = vcs.run_git(root, "cat-file", "tag", f"refs/tags/{name}")
     except UserError:
         return None
     header, _, message = content.partition("\n\n")
@@ -45,8 +45,8 @@ def tag_object(root: Path, name: str) -> TagObject | None:
 
 def is_ancestor(root: Path, earlier: str, later: str) -> bool:
     """Whether ``later`` holds the history of ``earlier``."""
-    done = subprocess.run(
+    result = subprocess.run(
         ["git", "merge-base", "--is-ancestor", earlier, later],
         cwd=root, stdin=subprocess.DEVNULL, capture_output=True, check=False,
     )  # fmt: skip
-    return done.returncode == 0
+    return result.returncode == 0

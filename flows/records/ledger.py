@@ -8,24 +8,30 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flows import vcs
-from flows.data_versions import locked_stages, recorded_digests
+from flows.data_versions import locked_stages, recorded_md5s
 from flows.labels.deliveries import MANIFEST
 from flows.position import newest_round
-from flows.records.ledger_sources import frozen_digests, label_batches, params_sha256, previous_model, teacher_record
-from flows.records.provenance import provenance
+from flows.records.ledger_sources import (
+    label_batches,
+    params_sha256,
+    selection_model_record,
+    selection_snapshot_digests,
+    teacher_record,
+)
+from flows.records.provenance import collect_environment
 from flows.stage_log import stage_seconds
 from tasks import files
 from tasks.errors import UserError
 from tasks.paths import STAGES, Workspace
 
-FORMAT = 2
-"""Raised when a field changes its meaning. 1 lacked labels, frozen_sha256, teacher, previous_model and made_with, and
+LEDGER_FORMAT = 2
+"""Raised when a field changes its meaning. 1 lacked labels, detections_at_selection_sha256, teacher, selection_model and environment, and
 had the promotion in mlflow; it is now in promotions.jsonl. Format 1 can still be read."""
-_READABLE = (1, FORMAT)
+_READABLE_FORMATS = (1, LEDGER_FORMAT)
 
 
 @dataclass(frozen=True)
-class Tracked:
+class MlflowRef:
     """Where MLflow keeps a round."""
 
     experiment: str
@@ -47,8 +53,8 @@ def read_ledger(workspace: Workspace, round_number: int) -> dict[str, Any]:
     """
     path = workspace.ledger(round_number)
     content: dict[str, Any] = files.read_json(path)
-    if content.get("format") not in _READABLE:
-        problem = f"format is {content.get('format')!r}, expected one of {list(_READABLE)}"
+    if content.get("format") not in _READABLE_FORMATS:
+        problem = f"format is {content.get('format')!r}, expected one of {list(_READABLE_FORMATS)}"
         raise UserError(path, problem, "Use the Gleaner that wrote it, or a newer one.")
     return content
 
@@ -59,39 +65,39 @@ def all_ledgers(workspace: Workspace) -> list[dict[str, Any]]:
     return [read_ledger(workspace, number) for number in range(last + 1) if workspace.ledger(number).is_file()]
 
 
-def write_ledger(workspace: Workspace, round_number: int, git_revision: str, tracked: Tracked) -> None:
+def write_ledger(workspace: Workspace, round_number: int, git_revision: str, mlflow_ref: MlflowRef) -> None:
     """Record a round; a ledger of the very same derivation and run stays as it is, with its times."""
     path = workspace.ledger(round_number)
     fingerprint = round_fingerprint(workspace)
     if path.is_file():
         old = files.read_json(path)
-        if old["derivation_sha256"] == fingerprint and old["mlflow"] == _mlflow(tracked):
+        if old["derivation_sha256"] == fingerprint and old["mlflow"] == _mlflow_entry(mlflow_ref):
             return
     files.write_json(
         path,
         {
-            "format": FORMAT,
+            "format": LEDGER_FORMAT,
             "round": round_number,
             "tag": vcs.round_tag(round_number),
             "campaign": vcs.campaign_id(workspace.root),
-            "previous_ledger_sha256": _previous(workspace, round_number),
+            "previous_ledger_sha256": _previous_ledger_sha256(workspace, round_number),
             "git_revision": git_revision,
             **_digests(workspace, round_number),
             "labels": label_batches(workspace, round_number),
-            "frozen_sha256": frozen_digests(workspace),
+            "detections_at_selection_sha256": selection_snapshot_digests(workspace),
             "teacher": teacher_record(workspace),
-            "previous_model": _previous_model(workspace, round_number),
+            "selection_model": _selection_model(workspace, round_number),
             "derivation_sha256": fingerprint,
-            "stages": _stages(workspace),
-            "mlflow": _mlflow(tracked),
-            "made_with": provenance(workspace),
-            "figures": round_figures(workspace, round_number),
+            "stages": _stage_entries(workspace),
+            "mlflow": _mlflow_entry(mlflow_ref),
+            "environment": collect_environment(workspace),
+            "metrics": read_history_entry(workspace, round_number),
             "times": _times(workspace, round_number),
         },
     )
 
 
-def round_figures(workspace: Workspace, round_number: int) -> dict[str, Any]:
+def read_history_entry(workspace: Workspace, round_number: int) -> dict[str, Any]:
     """The round's entry in the campaign's history, as the report stage wrote it.
 
     Raises:
@@ -102,8 +108,8 @@ def round_figures(workspace: Workspace, round_number: int) -> dict[str, Any]:
     if len(entries) != 1:
         problem = f"entries of round {round_number} are {len(entries)}, expected 1"
         raise UserError(path, problem, "Run: dvc repro --single-item report")
-    figures: dict[str, Any] = entries[0]
-    return figures
+    entry: dict[str, Any] = entries[0]
+    return entry
 
 
 def _digests(workspace: Workspace, round_number: int) -> dict[str, Any]:
@@ -112,26 +118,26 @@ def _digests(workspace: Workspace, round_number: int) -> dict[str, Any]:
         "selection_sha256": files.sha256_file(workspace.derived("select") / "selection.parquet"),
         "manifest_sha256": files.sha256_file(workspace.derived("handoff") / MANIFEST),
         "params_sha256": files.sha256_file(workspace.params),
-        "code": files.read_json(workspace.code_digests),
+        "code": files.read_json(workspace.code_versions),
     }
 
 
-def _previous(workspace: Workspace, round_number: int) -> str | None:
+def _previous_ledger_sha256(workspace: Workspace, round_number: int) -> str | None:
     return files.sha256_file(workspace.ledger(round_number - 1)) if round_number else None
 
 
-def _previous_model(workspace: Workspace, round_number: int) -> dict[str, Any] | None:
+def _selection_model(workspace: Workspace, round_number: int) -> dict[str, Any] | None:
     """The model whose claims decided which images batch ``round_number`` asked for."""
-    return previous_model(workspace, read_ledger(workspace, round_number - 1)) if round_number else None
+    return selection_model_record(workspace, read_ledger(workspace, round_number - 1)) if round_number else None
 
 
-def _stages(workspace: Workspace) -> dict[str, Any]:
+def _stage_entries(workspace: Workspace) -> dict[str, Any]:
     """MD5 of each stage's inputs and outputs, and of the parameter values it read."""
     locked = locked_stages(workspace)
     return {
         stage: {
-            "deps": recorded_digests(locked[stage], "deps"),
-            "outs": recorded_digests(locked[stage], "outs"),
+            "deps": recorded_md5s(locked[stage], "deps"),
+            "outs": recorded_md5s(locked[stage], "outs"),
             "params_sha256": params_sha256(locked[stage]),
         }
         for stage in STAGES
@@ -139,12 +145,12 @@ def _stages(workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def _mlflow(tracked: Tracked) -> dict[str, Any]:
+def _mlflow_entry(mlflow_ref: MlflowRef) -> dict[str, Any]:
     return {
-        "experiment": tracked.experiment,
-        "run_id": tracked.run_id,
-        "model_name": tracked.model_name,
-        "model_version": tracked.model_version,
+        "experiment": mlflow_ref.experiment,
+        "run_id": mlflow_ref.run_id,
+        "model_name": mlflow_ref.model_name,
+        "model_version": mlflow_ref.model_version,
     }
 
 

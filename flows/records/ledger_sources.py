@@ -10,7 +10,7 @@ from tasks.label_store import read_batch
 from tasks.params import load_params
 from tasks.paths import Workspace
 
-_FROZEN = re.compile(r"batch-(\d{4,})\.parquet")
+_SNAPSHOT_FILE = re.compile(r"batch-(\d{4,})\.parquet")
 
 
 def label_batches(workspace: Workspace, round_number: int) -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def label_batches(workspace: Workspace, round_number: int) -> list[dict[str, Any
     for number in range(round_number + 1):
         path = workspace.label_batch(number)
         batch = read_batch(path)
-        annotators = Counter(label.annotator for label in (*batch.images, *batch.others))
+        annotators = Counter(label.annotator for label in (*batch.images, *batch.other_annotations))
         batches.append(
             {
                 "batch": number,
@@ -33,29 +33,41 @@ def label_batches(workspace: Workspace, round_number: int) -> list[dict[str, Any
     return batches
 
 
-def frozen_digests(workspace: Workspace) -> dict[str, str]:
+def selection_snapshot_digests(workspace: Workspace) -> dict[str, str]:
     """SHA-256 of the detections frozen with each delivery whose labels have come back, by its number."""
-    found = {match[1]: path for path in workspace.frozen.glob("*") if (match := _FROZEN.fullmatch(path.name))}
+    found = {
+        match[1]: path
+        for path in workspace.detections_at_selection.glob("*")
+        if (match := _SNAPSHOT_FILE.fullmatch(path.name))
+    }
     return {str(int(number)): files.sha256_file(found[number]) for number in sorted(found, key=int)}
 
 
 def teacher_record(workspace: Workspace) -> dict[str, Any]:
     """The round's model, and the one its training started from."""
-    before = workspace.previous / "teacher.pth"
-    initialisation = load_params(workspace.params).train.initialisation
-    started = initialisation == "previous" and before.is_file()
+    previous_teacher = workspace.warm_start / "teacher.pth"
+    init_from = load_params(workspace.params).train.init_from
+    started = init_from == "previous_round" and previous_teacher.is_file()
     return {
         "sha256": files.sha256_file(workspace.derived("train") / "teacher.pth"),
-        "initialisation": initialisation,
-        "started_from_sha256": files.sha256_file(before) if started else None,
+        "init_from": init_from,
+        "started_from_sha256": files.sha256_file(previous_teacher) if started else None,
     }
 
 
-def previous_model(workspace: Workspace, earlier: Mapping[str, Any]) -> dict[str, Any]:
+def selection_model_record(workspace: Workspace, previous_ledger: Mapping[str, Any]) -> dict[str, Any]:
     """The model of the round before, as its ledger has it; its file came along with the labels."""
-    handed_over = workspace.previous / "teacher.pth"
-    digest = files.sha256_file(handed_over) if handed_over.is_file() else earlier.get("teacher", {}).get("sha256")
-    return {"round": earlier["round"], "model_version": earlier["mlflow"]["model_version"], "sha256": digest}
+    previous_teacher = workspace.warm_start / "teacher.pth"
+    digest = (
+        files.sha256_file(previous_teacher)
+        if previous_teacher.is_file()
+        else previous_ledger.get("teacher", {}).get("sha256")
+    )
+    return {
+        "round": previous_ledger["round"],
+        "model_version": previous_ledger["mlflow"]["model_version"],
+        "sha256": digest,
+    }
 
 
 def params_sha256(locked: Mapping[str, Any]) -> str:

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from flows.labels.deliveries import MANIFEST
-from flows.records.git_objects import blob
-from flows.records.promotion_log import read_decisions, reigning
-from flows.records.recorded import RecordedRound, recorded_rounds
+from flows.records.git_objects import read_blob
+from flows.records.promotion_log import current_champion, read_decisions
+from flows.records.recorded import RoundSnapshot, load_snapshots
 from flows.records.registry import CANDIDATE, CHAMPION
-from tasks.contracts import HandoffTask, LabelBatch, LabeledImage
+from tasks.contracts import AnnotationTask, LabelBatch, LabeledImage
 from tasks.paths import Workspace
 
-SEED = 0
+SEED_BATCH = 0
 
 
 def model_lineage(workspace: Workspace, round_number: int) -> dict[str, Any]:
@@ -30,47 +30,47 @@ def model_lineage(workspace: Workspace, round_number: int) -> dict[str, Any]:
         entry a batch with its digest, annotators and selection. A selection holds the images with rank and reason,
         and under ``by`` the lineage of the model that picked them, down to the seed.
     """
-    rounds = recorded_rounds(workspace)
-    return _model(workspace, rounds, round_number)
+    rounds = load_snapshots(workspace)
+    return _model_node(workspace, rounds, round_number)
 
 
-def _model(workspace: Workspace, rounds: Mapping[int, RecordedRound], number: int) -> dict[str, Any]:
-    recorded = rounds[number]
-    ledger = recorded.ledger
+def _model_node(workspace: Workspace, rounds: Mapping[int, RoundSnapshot], number: int) -> dict[str, Any]:
+    snapshot = rounds[number]
+    ledger = snapshot.ledger
     return {
         "model": {
             "name": ledger["mlflow"]["model_name"],
-            "version": recorded.model_version,
-            "aliases": _aliases(workspace, rounds, number),
+            "version": snapshot.model_version,
+            "aliases": _model_aliases(workspace, rounds, number),
             "sha256": ledger.get("teacher", {}).get("sha256"),
-            "teacher_map": ledger["figures"]["teacher"]["mAP"],
-            "promotions": _promotions(workspace, recorded.model_version),
+            "teacher_map": ledger["metrics"]["teacher"]["mAP"],
+            "promotions": _promotion_entries(workspace, snapshot.model_version),
         },
-        "training": _training(recorded),
-        "labels": _batches(workspace, rounds, number),
+        "training": _training_entry(snapshot),
+        "labels": _label_batches(workspace, rounds, number),
     }
 
 
-def _training(recorded: RecordedRound) -> dict[str, Any]:
-    ledger = recorded.ledger
+def _training_entry(snapshot: RoundSnapshot) -> dict[str, Any]:
+    ledger = snapshot.ledger
     return {
-        "round": recorded.number,
-        "tag": recorded.name,
+        "round": snapshot.number,
+        "tag": snapshot.tag,
         "git_revision": ledger["git_revision"],
         "finished_at": ledger["times"]["published_at"],
-        "labels": ledger["figures"]["labels"],
-        "boxes": ledger["figures"]["boxes"],
+        "labels": ledger["metrics"]["labels"],
+        "boxes": ledger["metrics"]["boxes"],
         "started_from_sha256": ledger.get("teacher", {}).get("started_from_sha256"),
         "params_sha256": ledger["params_sha256"],
-        "code": ledger.get("made_with", {}).get("gleaner"),
-        "host": ledger.get("made_with", {}).get("host"),
-        "device": ledger.get("made_with", {}).get("device"),
-        "validation_md5": recorded.digest("data/val.parquet"),
-        "pool_md5": recorded.digest("data/index.parquet"),
+        "code": ledger.get("environment", {}).get("gleaner"),
+        "host": ledger.get("environment", {}).get("host"),
+        "device": ledger.get("environment", {}).get("device"),
+        "validation_md5": snapshot.md5("data/val.parquet"),
+        "pool_md5": snapshot.md5("data/index.parquet"),
     }
 
 
-def _batches(workspace: Workspace, rounds: Mapping[int, RecordedRound], number: int) -> list[dict[str, Any]]:
+def _label_batches(workspace: Workspace, rounds: Mapping[int, RoundSnapshot], number: int) -> list[dict[str, Any]]:
     """Newest first; only the newest one tells the story of the model that picked it, which tells the rest."""
     batches = []
     for batch_number in range(number, -1, -1):
@@ -81,56 +81,56 @@ def _batches(workspace: Workspace, rounds: Mapping[int, RecordedRound], number: 
             "sha256": _batch_sha256(rounds[number], batch_number),
             "provider": batch.provider,
             "collected_at": batch.collected_at,
-            "annotators": annotators(batch),
+            "annotators": count_annotations(batch),
             "deliveries": _deliveries(rounds[number], batch),
         }
-        if batch_number == number and number > SEED and number - 1 in rounds:
-            entry["selected_by"] = _model(workspace, rounds, number - 1)
+        if batch_number == number and number > SEED_BATCH and number - 1 in rounds:
+            entry["selected_by"] = _model_node(workspace, rounds, number - 1)
         batches.append(entry)
     return batches
 
 
-def read_batch_at(recorded: RecordedRound, batch: int) -> LabelBatch:
+def read_batch_at(snapshot: RoundSnapshot, batch: int) -> LabelBatch:
     """A label batch as a round had it."""
-    return LabelBatch.model_validate_json(recorded.blob(f"data/labels/batch-{batch:04d}.json"))
+    return LabelBatch.model_validate_json(snapshot.read_blob(f"data/labels/batch-{batch:04d}.json"))
 
 
-def manifest_at(recorded: RecordedRound, batch: int) -> dict[str, HandoffTask]:
+def read_manifest_at(snapshot: RoundSnapshot, batch: int) -> dict[str, AnnotationTask]:
     """What was offered as a delivery, by image id; empty for the seed, and where git has no manifest of it."""
-    content = blob(recorded.workspace.root, recorded.revision, f"deliveries/batch-{batch:04d}/{MANIFEST}")
-    tasks = (HandoffTask.model_validate_json(line) for line in (content or b"").splitlines() if line)
+    content = read_blob(snapshot.workspace.root, snapshot.revision, f"deliveries/batch-{batch:04d}/{MANIFEST}")
+    tasks = (AnnotationTask.model_validate_json(line) for line in (content or b"").splitlines() if line)
     return {task.image_id: task for task in tasks}
 
 
-def annotators(batch: LabelBatch) -> dict[str, dict[str, int]]:
+def count_annotations(batch: LabelBatch) -> dict[str, dict[str, int]]:
     """Answers by annotator and status."""
     counted: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for label in (*batch.images, *batch.others):
+    for label in (*batch.images, *batch.other_annotations):
         counted[label.annotator][label.status] += 1
     return {name: dict(sorted(counts.items())) for name, counts in sorted(counted.items())}
 
 
-def _deliveries(recorded: RecordedRound, batch: LabelBatch) -> list[dict[str, Any]]:
+def _deliveries(snapshot: RoundSnapshot, batch: LabelBatch) -> list[dict[str, Any]]:
     """The images of a batch by the delivery they were offered in, and why each was picked."""
     by_delivery: dict[int, list[LabeledImage]] = defaultdict(list)
     for label in batch.images:
-        by_delivery[label.offered_in].append(label)
+        by_delivery[label.offered_batch].append(label)
     found = []
     for delivery, labels in sorted(by_delivery.items()):
-        offered = manifest_at(recorded, delivery) if delivery != SEED else {}
-        images = [_picked(label, offered.get(label.image_id)) for label in labels]
-        picker = {task.model_digest for task in offered.values()}
+        manifest = read_manifest_at(snapshot, delivery) if delivery != SEED_BATCH else {}
+        images = [_selected_image(label, manifest.get(label.image_id)) for label in labels]
+        selection_models = {task.model_digest for task in manifest.values()}
         found.append(
             {
                 "delivery": delivery,
-                "picked_by_sha256": sorted(picker)[0] if picker else None,
+                "selected_by_sha256": sorted(selection_models)[0] if selection_models else None,
                 "images": sorted(images, key=lambda image: (image["rank"] is None, image["rank"], image["image_id"])),
             }
         )
     return found
 
 
-def _picked(label: LabeledImage, task: HandoffTask | None) -> dict[str, Any]:
+def _selected_image(label: LabeledImage, task: AnnotationTask | None) -> dict[str, Any]:
     return {
         "image_id": label.image_id,
         "annotator": label.annotator,
@@ -142,32 +142,32 @@ def _picked(label: LabeledImage, task: HandoffTask | None) -> dict[str, Any]:
     }
 
 
-def _aliases(workspace: Workspace, rounds: Mapping[int, RecordedRound], number: int) -> list[str]:
-    champion = reigning(workspace, {key: recorded.ledger for key, recorded in rounds.items()})
+def _model_aliases(workspace: Workspace, rounds: Mapping[int, RoundSnapshot], number: int) -> list[str]:
+    champion = current_champion(workspace, {key: snapshot.ledger for key, snapshot in rounds.items()})
     is_champion = champion is not None and champion.round == number
     return [alias for alias, holds in ((CHAMPION, is_champion), (CANDIDATE, number == max(rounds))) if holds]
 
 
-def _promotions(workspace: Workspace, version: int) -> list[dict[str, Any]]:
+def _promotion_entries(workspace: Workspace, version: int) -> list[dict[str, Any]]:
     return [
-        {"action": made.action, "when": made.when, "who": made.who, "why": made.why}
+        {"action": made.action, "timestamp": made.timestamp, "author": made.author, "reason": made.reason}
         for made in read_decisions(workspace)
         if made.model.version == version
     ]
 
 
-def _batch_sha256(recorded: RecordedRound, batch: int) -> str | None:
-    if batch == recorded.number:
-        return str(recorded.ledger["labels_sha256"])
-    listed = {entry["batch"]: entry["sha256"] for entry in recorded.ledger.get("labels", ())}
+def _batch_sha256(snapshot: RoundSnapshot, batch: int) -> str | None:
+    if batch == snapshot.number:
+        return str(snapshot.ledger["labels_sha256"])
+    listed = {entry["batch"]: entry["sha256"] for entry in snapshot.ledger.get("labels", ())}
     return listed.get(batch)
 
 
-def shortened(digest: str | None) -> str:
+def short_hash(digest: str | None) -> str:
     """Enough of a digest for the eye."""
     return digest[:12] if digest else "-"
 
 
-def as_text(value: float | None, digits: int = 3) -> str:
+def format_value(value: float | None, digits: int = 3) -> str:
     """A number, or a dash."""
     return "-" if value is None else f"{value:.{digits}f}"

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from flows.records.ledger import all_ledgers
-from flows.records.promotion_log import reigning
+from flows.records.promotion_log import current_champion
 from flows.records.registry import CANDIDATE, CHAMPION
 from tasks.errors import UserError
 from tasks.paths import Workspace
 
-_MODEL = re.compile(r"(?:models:/)?(?P<name>[^@/]*)(?:@(?P<alias>[^@/]+)|/(?P<version>\d+))?")
-_ROUND = re.compile(r"round-(\d{4,})")
+_MODEL_REF = re.compile(r"(?:models:/)?(?P<name>[^@/]*)(?:@(?P<alias>[^@/]+)|/(?P<version>\d+))?")
+_ROUND_TAG = re.compile(r"round-(\d{4,})")
 
 
-def round_of_model(workspace: Workspace, model: str | None) -> int:
+def resolve_model_ref(workspace: Workspace, model_ref: str | None) -> int:
     """The round whose teacher a model is. Ledgers and the promotion log answer; no server is asked.
 
     Args:
@@ -26,37 +26,37 @@ def round_of_model(workspace: Workspace, model: str | None) -> int:
     """
     ledgers = {ledger["round"]: ledger for ledger in all_ledgers(workspace)}
     if not ledgers:
-        raise UserError(workspace.root / "rounds", "ledgers are 0, expected a finished round", "Run: gleaner night")
-    by_tag = _ROUND.fullmatch(model or "")
+        raise UserError(workspace.root / "rounds", "ledgers are 0, expected a finished round", "Run: gleaner run")
+    by_tag = _ROUND_TAG.fullmatch(model_ref or "")
     if by_tag:
-        return _known(int(by_tag[1]), ledgers, model)
-    asked = _MODEL.fullmatch(model or "")
+        return _existing(int(by_tag[1]), ledgers, model_ref)
+    match = _MODEL_REF.fullmatch(model_ref or "")
     name = ledgers[max(ledgers)]["mlflow"]["model_name"]
-    if asked is None or asked["name"] not in ("", name):
+    if match is None or match["name"] not in ("", name):
         expected = f"expected {name}@{CHAMPION}, {name}/VERSION or round-0000"
-        raise UserError("MODEL", f"the model is {model!r}, {expected}")
-    if asked["version"]:
-        version = int(asked["version"])
+        raise UserError("MODEL", f"the model is {model_ref!r}, {expected}")
+    if match["version"]:
+        version = int(match["version"])
         found = [number for number, ledger in ledgers.items() if ledger["mlflow"]["model_version"] == version]
-        return _known(found[-1] if found else -1, ledgers, model)
-    return _aliased(workspace, ledgers, asked["alias"] or CHAMPION)
+        return _existing(found[-1] if found else -1, ledgers, model_ref)
+    return _by_alias(workspace, ledgers, match["alias"] or CHAMPION)
 
 
-def _aliased(workspace: Workspace, ledgers: Mapping[int, Mapping[str, Any]], alias: str) -> int:
+def _by_alias(workspace: Workspace, ledgers: Mapping[int, Mapping[str, Any]], alias: str) -> int:
     if alias == CANDIDATE:
         return max(ledgers)
     if alias != CHAMPION:
         raise UserError("MODEL", f"the alias is {alias!r}, expected {CHAMPION} or {CANDIDATE}")
-    champion = reigning(workspace, ledgers)
+    champion = current_champion(workspace, ledgers)
     if champion is None:
         fix = f"Name {CANDIDATE}, a version or a round."
         raise UserError("MODEL", "the champion is none, expected a model that was promoted", fix)
-    return _known(champion.round, ledgers, alias)
+    return _existing(champion.round, ledgers, alias)
 
 
-def _known(number: int, ledgers: Mapping[int, Mapping[str, Any]], model: str | None) -> int:
+def _existing(number: int, ledgers: Mapping[int, Mapping[str, Any]], model_ref: str | None) -> int:
     if number not in ledgers:
         versions = [ledger["mlflow"]["model_version"] for ledger in ledgers.values()]
         known = f"versions {versions}, rounds {sorted(ledgers)}"
-        raise UserError("MODEL", f"the model is {model!r}, expected one of this campaign: {known}")
+        raise UserError("MODEL", f"the model is {model_ref!r}, expected one of this campaign: {known}")
     return number

@@ -18,11 +18,11 @@ from tasks.paths import Workspace
 Action = Literal["promote", "refuse", "rollback"]
 
 
-class _Line(BaseModel):
+class _LogEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class LoggedModel(_Line):
+class ModelRecord(_LogEntry):
     """A model version, and which model that is."""
 
     version: int
@@ -31,7 +31,7 @@ class LoggedModel(_Line):
     """Of the teacher's file; None where a ledger of format 1 did not say."""
 
 
-class Decision(_Line):
+class Decision(_LogEntry):
     """One line of the log."""
 
     number: int
@@ -41,14 +41,14 @@ class Decision(_Line):
     key: str
     """The same decision, made again after a kill, has the same key and is not written again."""
     action: Action
-    when: str
+    timestamp: str
     """ISO 8601 with time zone."""
-    who: str
-    before: LoggedModel | None
+    author: str
+    previous_champion: ModelRecord | None
     """Champion until then."""
-    model: LoggedModel
+    model: ModelRecord
     """Champion from then on; with ``refuse``, the one that does not become it."""
-    why: str
+    reason: str
     gate: dict[str, Any] | None
     """What the gate found, and its figures; None where it was not asked."""
 
@@ -60,7 +60,7 @@ def read_decisions(workspace: Workspace) -> list[Decision]:
         UserError: a line is not one.
     """
     decisions = []
-    for number, line in enumerate(_lines(workspace)):
+    for number, line in enumerate(_read_lines(workspace)):
         try:
             decisions.append(Decision.model_validate_json(line))
         except ValidationError as error:
@@ -70,10 +70,10 @@ def read_decisions(workspace: Workspace) -> list[Decision]:
     return decisions
 
 
-def broken_line(workspace: Workspace) -> int | None:
+def first_corrupt_line(workspace: Workspace) -> int | None:
     """Number, from 1, of the first line that does not follow from the one before; None: the log is whole."""
     previous = None
-    for number, (line, decision) in enumerate(zip(_lines(workspace), read_decisions(workspace), strict=True)):
+    for number, (line, decision) in enumerate(zip(_read_lines(workspace), read_decisions(workspace), strict=True)):
         if decision.number != number or decision.previous_sha256 != previous:
             return number + 1
         previous = _sha256(line)
@@ -85,14 +85,14 @@ def append_decision(
     key: str,
     action: Action,
     *,
-    who: str,
-    before: LoggedModel | None,
-    model: LoggedModel,
-    why: str,
+    author: str,
+    previous_champion: ModelRecord | None,
+    model: ModelRecord,
+    reason: str,
     gate: dict[str, Any] | None,
 ) -> Decision:
     """Write one decision down, once; the file is whole at any moment."""
-    decisions, lines = read_decisions(workspace), _lines(workspace)
+    decisions, lines = read_decisions(workspace), _read_lines(workspace)
     for decision in decisions:
         if decision.key == key:
             return decision
@@ -101,11 +101,11 @@ def append_decision(
         previous_sha256=_sha256(lines[-1]) if lines else None,
         key=key,
         action=action,
-        when=datetime.now(UTC).isoformat(timespec="seconds"),
-        who=who,
-        before=before,
+        timestamp=datetime.now(UTC).isoformat(timespec="seconds"),
+        author=author,
+        previous_champion=previous_champion,
         model=model,
-        why=why,
+        reason=reason,
         gate=gate,
     )
     content = "".join(f"{line}\n" for line in (*lines, decision.model_dump_json()))
@@ -113,7 +113,7 @@ def append_decision(
     return decision
 
 
-def coronations(workspace: Workspace) -> list[Decision]:
+def promotions(workspace: Workspace) -> list[Decision]:
     """The decisions that made a model champion, oldest first."""
     return [decision for decision in read_decisions(workspace) if decision.action != "refuse"]
 
@@ -123,24 +123,24 @@ def last_decision(workspace: Workspace, round_number: int) -> Decision | None:
     return next((made for made in reversed(read_decisions(workspace)) if made.model.round == round_number), None)
 
 
-def reigning(workspace: Workspace, ledgers: Mapping[int, Mapping[str, Any]]) -> LoggedModel | None:
+def current_champion(workspace: Workspace, ledgers: Mapping[int, Mapping[str, Any]]) -> ModelRecord | None:
     """The champion as the log has it; before there was a log, as ledgers of format 1 have it."""
-    crowned = coronations(workspace)
-    if crowned:
-        return crowned[-1].model
+    promoted = promotions(workspace)
+    if promoted:
+        return promoted[-1].model
     for number in sorted(ledgers, reverse=True):
         if ledgers[number]["mlflow"].get("promotion", {}).get("promoted"):
-            return logged_model(ledgers[number])
+            return model_record(ledgers[number])
     return None
 
 
-def logged_model(ledger: Mapping[str, Any]) -> LoggedModel:
+def model_record(ledger: Mapping[str, Any]) -> ModelRecord:
     """A round's model as the log names it."""
     digest = ledger.get("teacher", {}).get("sha256")
-    return LoggedModel(version=ledger["mlflow"]["model_version"], round=ledger["round"], sha256=digest)
+    return ModelRecord(version=ledger["mlflow"]["model_version"], round=ledger["round"], sha256=digest)
 
 
-def _lines(workspace: Workspace) -> list[str]:
+def _read_lines(workspace: Workspace) -> list[str]:
     if not workspace.promotions.is_file():
         return []
     return workspace.promotions.read_bytes().decode("utf-8", errors="replace").splitlines()

@@ -7,7 +7,7 @@ from typing import Any
 
 import tasks
 from flows import vcs
-from flows.code_digests import packaged
+from flows.code_digests import packaged_file
 from tasks import files
 from tasks.errors import UserError
 from tasks.paths import Workspace
@@ -15,21 +15,21 @@ from tasks.paths import Workspace
 _PACKAGES = ("flows", "tasks", "detectron_ext")
 
 
-def provenance(workspace: Workspace) -> dict[str, Any]:
+def collect_environment(workspace: Workspace) -> dict[str, Any]:
     """Everything besides labels and parameters that the result of a round may depend on."""
     return {
-        "gleaner": gleaner_code(),
+        "gleaner": gleaner_version(),
         "python": platform.python_version(),
         "packages_sha256": packages_sha256(),
         "requirements_lock_sha256": _requirements_lock_sha256(),
         "host": platform.node(),
         "system": platform.platform(),
-        "processor": processor(),
+        "processor": cpu_model(),
         "device": _training_device(workspace),
     }
 
 
-def gleaner_code() -> dict[str, Any]:
+def gleaner_version() -> dict[str, Any]:
     """Version of Gleaner; of a checkout also its commit, and whether its packages differ from that commit.
 
     What each stage's source was, installed or checked out, the ledger says in ``code``.
@@ -42,8 +42,8 @@ def gleaner_code() -> dict[str, Any]:
     if not (root / ".git").exists():
         return {"version": version, "git_revision": None, "dirty": None}
     try:
-        changed = vcs.git(root, "status", "--porcelain", "--", *_PACKAGES)
-        return {"version": version, "git_revision": vcs.revision(root), "dirty": bool(changed)}
+        changed = vcs.run_git(root, "status", "--porcelain", "--", *_PACKAGES)
+        return {"version": version, "git_revision": vcs.head_commit(root), "dirty": bool(changed)}
     except UserError:  # not a repository after all, or one of somebody else's
         return {"version": version, "git_revision": None, "dirty": None}
 
@@ -57,7 +57,7 @@ def packages_sha256() -> str:
     return files.sha256_json(sorted(installed))
 
 
-def processor() -> str:
+def cpu_model() -> str:
     """Model of the CPU: another one may round differently."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -70,7 +70,7 @@ def processor() -> str:
 def _requirements_lock_sha256() -> str | None:
     """The lock file this Gleaner was shipped with; None where an installation has none."""
     try:
-        return files.sha256_file(packaged("requirements.lock"))
+        return files.sha256_file(packaged_file("requirements.lock"))
     except UserError:
         return None
 

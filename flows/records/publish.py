@@ -10,7 +10,7 @@ from flows import data_versions, vcs
 from flows.records import tracking
 from flows.records.audit.records import LEDGER_TRAILER
 from flows.records.ledger import read_ledger, write_ledger
-from flows.records.promotion import consider, follow_log
+from flows.records.promotion import evaluate_candidate, sync_alias
 from flows.records.promotion_log import Decision, last_decision
 from tasks import files
 from tasks.errors import UserError
@@ -25,7 +25,7 @@ class PublishError(UserError):
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishResult:
     """A finished round in one sentence."""
 
     round_number: int
@@ -34,7 +34,7 @@ class Published:
     """What the gate decided about its model; None for a round of a Gleaner that kept no promotion log."""
 
 
-def publish(workspace: Workspace, params: Params, round_number: int) -> Published:
+def publish(workspace: Workspace, params: Params, round_number: int) -> PublishResult:
     """Record a derived round everywhere.
 
     Raises:
@@ -42,42 +42,42 @@ def publish(workspace: Workspace, params: Params, round_number: int) -> Publishe
     """
     tag = vcs.round_tag(round_number)
     if not vcs.has_tag(workspace.root, tag):
-        revision = vcs.commit(workspace, f"Derive round {round_number}", vcs.DERIVED)
-        with tracking.tracked_round(workspace, params, round_number, revision) as run:
-            write_ledger(workspace, round_number, revision, run.tracked)
-            run.record(workspace.ledger(round_number))
-            consider(workspace, params, round_number)
-            follow_log(workspace, run.client)
-        vcs.commit(workspace, f"Round {round_number}: {_figures(workspace, round_number)}")
+        revision = vcs.commit(workspace, f"Derive round {round_number}", vcs.DERIVED_PATHS)
+        with tracking.mlflow_run(workspace, params, round_number, revision) as run:
+            write_ledger(workspace, round_number, revision, run.mlflow_ref)
+            run.record_ledger(workspace.ledger(round_number))
+            evaluate_candidate(workspace, params, round_number)
+            sync_alias(workspace, run.client)
+        vcs.commit(workspace, f"Round {round_number}: {_metrics_text(workspace, round_number)}")
         vcs.set_tag(workspace.root, tag, _tag_message(workspace, round_number))
     decision = last_decision(workspace, round_number)
-    message = f"Round {round_number} is finished: {_figures(workspace, round_number)}. {_verdict(decision)}"
-    return Published(round_number, message.strip(), decision)
+    message = f"Round {round_number} is finished: {_metrics_text(workspace, round_number)}. {_decision_text(decision)}"
+    return PublishResult(round_number, message.strip(), decision)
 
 
 def push(workspace: Workspace) -> bool:
     """Send what every round needs to the default remote, if there is one; only what it lacks is sent."""
     if not data_versions.has_default_remote(workspace.root):
         return False
-    data_versions.dvc(workspace.root, "push", "--all-tags")
+    data_versions.run_dvc(workspace.root, "push", "--all-tags")
     return True
 
 
-def _figures(workspace: Workspace, round_number: int) -> str:
-    figures = read_ledger(workspace, round_number)["figures"]
-    return f"{figures['labels']} labels, {figures['boxes']} boxes, teacher mAP {figures['teacher']['mAP']:.1f}"
+def _metrics_text(workspace: Workspace, round_number: int) -> str:
+    metrics = read_ledger(workspace, round_number)["metrics"]
+    return f"{metrics['labels']} labels, {metrics['boxes']} boxes, teacher mAP {metrics['teacher']['mAP']:.1f}"
 
 
 def _tag_message(workspace: Workspace, round_number: int) -> str:
     """Whoever signs the tag signs the ledger, and with it all rounds before."""
     digest = files.sha256_file(workspace.ledger(round_number))
-    return f"{_figures(workspace, round_number)}\n\n{LEDGER_TRAILER}{digest}"
+    return f"{_metrics_text(workspace, round_number)}\n\n{LEDGER_TRAILER}{digest}"
 
 
-def _verdict(decision: Decision | None) -> str:
+def _decision_text(decision: Decision | None) -> str:
     if decision is None:
         return ""
     version = decision.model.version
     if decision.action == "refuse":
-        return f"Version {version} does not become champion: {decision.why}."
-    return f"Version {version} is champion: {decision.why}."
+        return f"Version {version} does not become champion: {decision.reason}."
+    return f"Version {version} is champion: {decision.reason}."

@@ -14,8 +14,8 @@ from mlflow.exceptions import MlflowException
 import tasks
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-_KEY = "gleaner.round_key"
-_RUNTIME = (
+_ROUND_KEY_TAG = "gleaner.round_key"
+_RUNTIME_PACKAGES = (
     "gleaner",
     "torch",
     "torchvision",
@@ -30,7 +30,7 @@ _RUNTIME = (
 
 
 @dataclass(frozen=True)
-class Registered:
+class ModelRegistration:
     """What is registered."""
 
     model_name: str
@@ -40,15 +40,15 @@ class Registered:
     params: Path
 
 
-def register_teacher(client: MlflowClient, experiment_id: str, teacher: Registered) -> int:
+def register_teacher(client: MlflowClient, experiment_id: str, teacher: ModelRegistration) -> int:
     """The round's model version, made once; the newest one is the candidate."""
-    version = _find_version(client, teacher) or _register(client, experiment_id, teacher)
+    version = _find_version(client, teacher) or _register_version(client, experiment_id, teacher)
     number = str(version.version)
     client.set_registered_model_alias(teacher.model_name, CANDIDATE, number)
     return int(number)
 
 
-def aliased_version(client: MlflowClient, model_name: str, alias: str) -> ModelVersion | None:
+def version_by_alias(client: MlflowClient, model_name: str, alias: str) -> ModelVersion | None:
     """The version an alias names, if it is set."""
     try:
         return client.get_model_version_by_alias(model_name, alias)
@@ -56,14 +56,16 @@ def aliased_version(client: MlflowClient, model_name: str, alias: str) -> ModelV
         return None
 
 
-def _find_version(client: MlflowClient, teacher: Registered) -> ModelVersion | None:
-    found = client.search_model_versions(f"name = '{teacher.model_name}' and tags.`{_KEY}` = '{teacher.round_key}'")
+def _find_version(client: MlflowClient, teacher: ModelRegistration) -> ModelVersion | None:
+    found = client.search_model_versions(
+        f"name = '{teacher.model_name}' and tags.`{_ROUND_KEY_TAG}` = '{teacher.round_key}'"
+    )
     return found[0] if found else None
 
 
-def _register(client: MlflowClient, experiment_id: str, teacher: Registered) -> ModelVersion:
-    model_id = _find_logged(client, experiment_id, teacher) or _log_model(teacher)
-    tags = {_KEY: teacher.round_key, "gleaner.round": str(teacher.round_number)}
+def _register_version(client: MlflowClient, experiment_id: str, teacher: ModelRegistration) -> ModelVersion:
+    model_id = _find_logged_model(client, experiment_id, teacher) or _log_model(teacher)
+    tags = {_ROUND_KEY_TAG: teacher.round_key, "gleaner.round": str(teacher.round_number)}
     with redirect_stderr(io.StringIO()):  # MLflow prints what it did past all logging
         mlflow.register_model(f"models:/{model_id}", teacher.model_name, tags=tags)
     version = _find_version(client, teacher)
@@ -71,31 +73,33 @@ def _register(client: MlflowClient, experiment_id: str, teacher: Registered) -> 
     return version
 
 
-def _find_logged(client: MlflowClient, experiment_id: str, teacher: Registered) -> str | None:
+def _find_logged_model(client: MlflowClient, experiment_id: str, teacher: ModelRegistration) -> str | None:
     """A model that an earlier attempt logged whole and could not register any more."""
-    found = client.search_logged_models([experiment_id], filter_string=f"tags.`{_KEY}` = '{teacher.round_key}'")
+    found = client.search_logged_models(
+        [experiment_id], filter_string=f"tags.`{_ROUND_KEY_TAG}` = '{teacher.round_key}'"
+    )
     ready = [model.model_id for model in found if str(model.status) == "READY"]
     return ready[0] if ready else None
 
 
-def _log_model(teacher: Registered) -> str:
+def _log_model(teacher: ModelRegistration) -> str:
     logged = mlflow.pyfunc.log_model(
         name="teacher",
         python_model=str(Path(tasks.__file__).parent / "served_model.py"),
         artifacts={"teacher": str(teacher.weights), "params": str(teacher.params)},
-        pip_requirements=_requirements(),
+        pip_requirements=_pip_requirements(),
         step=teacher.round_number,
-        tags={_KEY: teacher.round_key},
+        tags={_ROUND_KEY_TAG: teacher.round_key},
     )
     return str(logged.model_id)
 
 
-def _requirements() -> list[str]:
-    installed = {name: _version(name) for name in _RUNTIME}
+def _pip_requirements() -> list[str]:
+    installed = {name: _installed_version(name) for name in _RUNTIME_PACKAGES}
     return [f"{name}=={version}" if version else name for name, version in installed.items()]
 
 
-def _version(name: str) -> str | None:
+def _installed_version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed

@@ -13,16 +13,16 @@ from typing import Any
 
 from flows import vcs
 from flows.code_digests import code_digests
-from flows.data_versions import child_environment, dvc, dvc_command, has_default_remote, locked_stages, recorded_digests
-from flows.records.dvc_objects import MissingBytesError, is_folder, objects_of
+from flows.data_versions import dvc_command, dvc_env, has_default_remote, locked_stages, recorded_md5s, run_dvc
+from flows.records.dvc_objects import MissingDataError, is_folder_md5, open_dvc_cache
 from flows.records.ledger import read_ledger
-from flows.records.provenance import packages_sha256, processor
-from flows.safety.process import stream
+from flows.records.provenance import cpu_model, packages_sha256
+from flows.safety.process import run_streaming
 from tasks import files
 from tasks.errors import UserError
 from tasks.paths import STAGES, Workspace
 
-_REPORT_PAGE = "report.html"
+_REPORT_FILE = "report.html"
 """It alone shows timings, so no two are alike."""
 
 
@@ -33,8 +33,8 @@ class StageComparison:
     stage: str
     path: str
     recorded: str
-    made: str | None
-    same: bool
+    reproduced: str | None
+    is_same: bool
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class Reproduction:
     """What is not as it was when the round was made; none: every byte must be the same."""
     outputs: tuple[StageComparison, ...]
     recorded_map: float
-    made_map: float
+    reproduced_map: float
     tolerance_points: float
 
     @property
-    def same_bytes(self) -> bool:
+    def is_bit_identical(self) -> bool:
         """Whether every output is the same."""
-        return all(output.same for output in self.outputs)
+        return all(output.is_same for output in self.outputs)
 
     @property
-    def reproduced(self) -> bool:
+    def is_reproduced(self) -> bool:
         """Same bytes; or, where something differs that may matter, the same mAP within the tolerance."""
-        close = abs(self.recorded_map - self.made_map) <= self.tolerance_points
-        return self.same_bytes or (bool(self.differences) and close)
+        close = abs(self.recorded_map - self.reproduced_map) <= self.tolerance_points
+        return self.is_bit_identical or (bool(self.differences) and close)
 
 
 def reproduce_round(
@@ -77,46 +77,54 @@ def reproduce_round(
     Raises:
         UserError: no such round, the folder is taken, data is nowhere, or a stage fails.
     """
-    number = _number(workspace, tag)
+    number = _round_number(workspace, tag)
     folder = (into or workspace.root / ".gleaner" / "reproduce" / tag).absolute()
     _clone(workspace, tag, folder, fresh=into is None)
     copy = Workspace(folder)
     ledger = read_ledger(copy, number)
-    _pull_sources(workspace, copy)
+    _pull_source_data(workspace, copy)
     lines: list[str] = []
 
-    def heard(line: str) -> None:
+    def handle_line(line: str) -> None:
         lines.append(line)
         on_line(line)
 
     command = dvc_command("repro", "--force", "--no-run-cache")
-    code = stream(command, cwd=folder, env=child_environment(), on_line=heard)
+    code = run_streaming(command, cwd=folder, env=dvc_env(), on_line=handle_line)
     if code:
-        said = next((line for line in reversed(lines) if line.strip()), "it said nothing")
-        raise UserError(folder, f"dvc repro ended with code {code} ({said}), expected 0")
-    result = _compare(workspace, copy, ledger, tolerance_points)
-    if into is None and result.same_bytes:
+        last_line = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+        raise UserError(folder, f"dvc repro ended with code {code} ({last_line}), expected 0")
+    result = _compare_outputs(workspace, copy, ledger, tolerance_points)
+    if into is None and result.is_bit_identical:
         shutil.rmtree(folder)
     return result
 
 
-def what_differs(ledger: Mapping[str, Any]) -> tuple[str, ...]:
+def environment_differences(ledger: Mapping[str, Any]) -> tuple[str, ...]:
     """What here is not as it was when a round was made, of all that its bytes may depend on."""
-    then = ledger.get("made_with")
-    if then is None:
+    recorded_environment = ledger.get("environment")
+    if recorded_environment is None:
         return ("a ledger of format 1 does not say what the round was made with",)
-    now = {"python": platform.python_version(), "packages_sha256": packages_sha256(), "processor": processor()}
-    found = [f"{name} was {then[name]}, is {value}" for name, value in now.items() if then[name] != value]
-    if then["device"] not in (None, "cpu"):
-        found.append(f"it was trained on {then['device']}, whose sums are not the same twice")
-    drifted = [stage for stage, digest in code_digests().items() if ledger["code"].get(stage) != digest]
-    return (*found, *(f"Gleaner's code of {stage} is another" for stage in drifted))
+    current_environment = {
+        "python": platform.python_version(),
+        "packages_sha256": packages_sha256(),
+        "processor": cpu_model(),
+    }
+    differences = [
+        f"{name} was {recorded_environment[name]}, is {value}"
+        for name, value in current_environment.items()
+        if recorded_environment[name] != value
+    ]
+    if recorded_environment["device"] not in (None, "cpu"):
+        differences.append(f"it was trained on {recorded_environment['device']}, whose sums are not the same twice")
+    changed_stages = [stage for stage, digest in code_digests().items() if ledger["code"].get(stage) != digest]
+    return (*differences, *(f"Gleaner's code of {stage} is another" for stage in changed_stages))
 
 
-def _number(workspace: Workspace, tag: str) -> int:
+def _round_number(workspace: Workspace, tag: str) -> int:
     number = tag.removeprefix("round-")
     if not number.isdigit() or vcs.round_tag(int(number)) != tag or not vcs.has_tag(workspace.root, tag):
-        known = vcs.git(workspace.root, "tag", "--list", "round-*").split()
+        known = vcs.run_git(workspace.root, "tag", "--list", "round-*").split()
         raise UserError("ROUND", f"the round is {tag!r}, expected one of {known}", "Run: git fetch --tags")
     return int(number)
 
@@ -127,11 +135,11 @@ def _clone(workspace: Workspace, tag: str, folder: Path, *, fresh: bool) -> None
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(folder, "the folder holds something, expected an empty or a new one", "Choose another.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    vcs.git(workspace.root, "clone", "--quiet", "--no-checkout", str(workspace.root), str(folder))
-    vcs.git(folder, "checkout", "--quiet", "--detach", tag)
+    vcs.run_git(workspace.root, "clone", "--quiet", "--no-checkout", str(workspace.root), str(folder))
+    vcs.run_git(folder, "checkout", "--quiet", "--detach", tag)
 
 
-def _pull_sources(workspace: Workspace, copy: Workspace) -> None:
+def _pull_source_data(workspace: Workspace, copy: Workspace) -> None:
     """Bring the round's source data, and nothing that was derived: what is compared must be made here.
 
     The remote is the campaign's own. Its cache serves as one where there is none, or where it has the data already.
@@ -140,47 +148,51 @@ def _pull_sources(workspace: Workspace, copy: Workspace) -> None:
         own = workspace.root / ".dvc" / name
         if own.is_file():
             shutil.copyfile(own, copy.root / ".dvc" / name)
-    dvc(copy.root, "config", "--local", "cache.dir", str(copy.root / ".dvc" / "cache"))
+    run_dvc(copy.root, "config", "--local", "cache.dir", str(copy.root / ".dvc" / "cache"))
     pointers = [path.relative_to(copy.root).as_posix() for path in sorted((copy.root / "data").glob("*.dvc"))]
-    cache = objects_of(workspace.root).cache.parents[1]
+    cache = open_dvc_cache(workspace.root).directory.parents[1]
     if (cache / "files").is_dir():
-        dvc(copy.root, "remote", "add", "--local", "--force", "gleaner-cache", str(cache))
+        run_dvc(copy.root, "remote", "add", "--local", "--force", "gleaner-cache", str(cache))
         try:
-            dvc(copy.root, "pull", "--remote", "gleaner-cache", *pointers)
+            run_dvc(copy.root, "pull", "--remote", "gleaner-cache", *pointers)
             return
         except UserError:
             if not has_default_remote(copy.root):
                 raise
-    dvc(copy.root, "pull", *pointers)
+    run_dvc(copy.root, "pull", *pointers)
 
 
-def _compare(workspace: Workspace, copy: Workspace, ledger: Mapping[str, Any], tolerance_points: float) -> Reproduction:
+def _compare_outputs(
+    workspace: Workspace, copy: Workspace, ledger: Mapping[str, Any], tolerance_points: float
+) -> Reproduction:
     locked = locked_stages(copy)
     outputs = []
     for stage in STAGES:
-        made = recorded_digests(locked.get(stage, {}), "outs")
+        reproduced = recorded_md5s(locked.get(stage, {}), "outs")
         for path, md5 in ledger["stages"][stage]["outs"].items():
-            same = made.get(path) == md5 or (stage == "report" and _same_but_page(workspace, copy, md5, made.get(path)))
-            outputs.append(StageComparison(stage, path, md5, made.get(path), same))
+            same = reproduced.get(path) == md5 or (
+                stage == "report" and _equal_except_report(workspace, copy, md5, reproduced.get(path))
+            )
+            outputs.append(StageComparison(stage, path, md5, reproduced.get(path), same))
     metrics = files.read_json(copy.derived("evaluate") / "metrics.json")
     return Reproduction(
         round_number=ledger["round"],
         folder=copy.root,
-        differences=what_differs(ledger),
+        differences=environment_differences(ledger),
         outputs=tuple(outputs),
-        recorded_map=float(ledger["figures"]["teacher"]["mAP"]),
-        made_map=float(metrics["teacher"]["mAP"]),
+        recorded_map=float(ledger["metrics"]["teacher"]["mAP"]),
+        reproduced_map=float(metrics["teacher"]["mAP"]),
         tolerance_points=tolerance_points,
     )
 
 
-def _same_but_page(workspace: Workspace, copy: Workspace, recorded: str, made: str | None) -> bool:
+def _equal_except_report(workspace: Workspace, copy: Workspace, recorded: str, reproduced: str | None) -> bool:
     """Whether the report's folder differs in its page alone."""
-    if made is None or not (is_folder(recorded) and is_folder(made)):
+    if reproduced is None or not (is_folder_md5(recorded) and is_folder_md5(reproduced)):
         return False
     try:
-        before = objects_of(workspace.root).folder(recorded, "derived/report")
-    except MissingBytesError:
+        before = open_dvc_cache(workspace.root).read_folder(recorded, "derived/report")
+    except MissingDataError:
         return False
-    after = objects_of(copy.root).folder(made, "derived/report")
-    return {**before, _REPORT_PAGE: ""} == {**after, _REPORT_PAGE: ""}
+    after = open_dvc_cache(copy.root).read_folder(reproduced, "derived/report")
+    return {**before, _REPORT_FILE: ""} == {**after, _REPORT_FILE: ""}

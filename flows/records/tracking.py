@@ -19,25 +19,25 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
 
 from flows import vcs
-from flows.data_versions import locked_stages, recorded_digests
+from flows.data_versions import locked_stages, recorded_md5s
 from flows.environment import tracking_uri
-from flows.records.ledger import Tracked, round_figures, round_fingerprint
-from flows.records.registry import Registered, register_teacher
+from flows.records.ledger import MlflowRef, read_history_entry, round_fingerprint
+from flows.records.registry import ModelRegistration, register_teacher
 from flows.records.round_metrics import round_metrics, round_params
-from flows.records.tracked_origin import record_origin
+from flows.records.tracked_origin import set_provenance_tags
 from flows.safety.identity import ProcessIdentity
 from tasks.label_store import read_batch
 from tasks.params import Params
 from tasks.paths import Workspace
 
-PROCESS = "gleaner.process"
+PROCESS_TAG = "gleaner.process"
 """Which process works on a run; who comes after its death closes the run."""
-_ROUND_KEY = "gleaner.round_key"
-_CAMPAIGN = "gleaner.campaign"
-_ROUND = "gleaner.round"
-_SUPERSEDED = "gleaner.superseded_by"
-_CHUNK = 100
-_DIGEST_LENGTH = 36
+_ROUND_KEY_TAG = "gleaner.round_key"
+_CAMPAIGN_TAG = "gleaner.campaign"
+_ROUND_NUMBER_TAG = "gleaner.round"
+_SUPERSEDED_TAG = "gleaner.superseded_by"
+_BATCH_SIZE = 100
+_MAX_DIGEST_LENGTH = 36
 INPUTS = (
     ("pool", "prepare", "data/index.parquet", "pool"),
     ("labels", "assemble", "data/labels", "training"),
@@ -62,97 +62,97 @@ class RoundRun:
     """A run that is open."""
 
     client: MlflowClient
-    tracked: Tracked
+    mlflow_ref: MlflowRef
 
-    def record(self, ledger: Path) -> None:
+    def record_ledger(self, ledger: Path) -> None:
         """Keep a copy of the ledger with the run; run and model version name its digest and what it says."""
-        record_origin(self.client, self.tracked, ledger)
+        set_provenance_tags(self.client, self.mlflow_ref, ledger)
 
 
 @contextmanager
-def tracked_round(workspace: Workspace, params: Params, round_number: int, revision: str) -> Iterator[RoundRun]:
+def mlflow_run(workspace: Workspace, params: Params, round_number: int, revision: str) -> Iterator[RoundRun]:
     """Open the round's run, log all of it, register its teacher; the run is finished when the caller is."""
-    quiet()
-    with mlflow_at(tracking_uri(workspace.root)):
-        yield from _tracked_round(workspace, params, round_number, revision)
+    silence_mlflow()
+    with use_tracking_uri(tracking_uri(workspace.root)):
+        yield from _open_mlflow_run(workspace, params, round_number, revision)
 
 
 @contextmanager
-def mlflow_at(uri: str) -> Iterator[None]:
+def use_tracking_uri(uri: str) -> Iterator[None]:
     """MLflow keeps its address in the environment, where a second campaign would take it for the user's."""
-    given = os.environ.get("MLFLOW_TRACKING_URI")
+    previous_uri = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-        if given is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = given
+        if previous_uri is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = previous_uri
 
 
-def _tracked_round(workspace: Workspace, params: Params, round_number: int, revision: str) -> Iterator[RoundRun]:
+def _open_mlflow_run(workspace: Workspace, params: Params, round_number: int, revision: str) -> Iterator[RoundRun]:
     client = MlflowClient()
     campaign = vcs.campaign_id(workspace.root)
-    experiment_id, name = _experiment(client, workspace, campaign)
+    experiment_id, name = _find_or_create_experiment(client, workspace, campaign)
     key = f"{campaign[:12]}/{vcs.round_tag(round_number)}/{round_fingerprint(workspace)[:12]}"
     run_id = _find_or_create_run(client, experiment_id, key, round_number)
     with mlflow.start_run(run_id=run_id):
-        mlflow.set_tag(PROCESS, str(ProcessIdentity.own()))
+        mlflow.set_tag(PROCESS_TAG, str(ProcessIdentity.own()))
         _log_round(client, workspace, params, round_number, run_id)
         _log_inputs(workspace, revision)
-        teacher = _teacher(workspace, round_number, key, name)
+        teacher = _teacher_registration(workspace, round_number, key, name)
         version = register_teacher(client, experiment_id, teacher)
-        yield RoundRun(client, Tracked(name, run_id, name, version))
-    _close_superseded(client, experiment_id, key, round_number)
+        yield RoundRun(client, MlflowRef(name, run_id, name, version))
+    _end_stale_runs(client, experiment_id, key, round_number)
 
 
-def quiet() -> None:
+def silence_mlflow() -> None:
     """Keep MLflow's and its database's start-up messages out of the night's log."""
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.WARNING)
 
 
-def _experiment(client: MlflowClient, workspace: Workspace, campaign: str) -> tuple[str, str]:
+def _find_or_create_experiment(client: MlflowClient, workspace: Workspace, campaign: str) -> tuple[str, str]:
     """Id and name of the campaign's experiment; the name is made once, so the folder may be renamed later."""
-    found = client.search_experiments(filter_string=f"tags.`{_CAMPAIGN}` = '{campaign}'")
+    found = client.search_experiments(filter_string=f"tags.`{_CAMPAIGN_TAG}` = '{campaign}'")
     if found:
         return found[0].experiment_id, found[0].name
     root = workspace.root.resolve()
     name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', root.name)}-{campaign[:8]}"
     remote = tracking_uri(workspace.root).startswith(("http:", "https:", "databricks"))
     location = None if remote else (root / "mlartifacts").as_uri()  # a server knows its own place
-    return client.create_experiment(name, artifact_location=location, tags={_CAMPAIGN: campaign}), name
+    return client.create_experiment(name, artifact_location=location, tags={_CAMPAIGN_TAG: campaign}), name
 
 
 def _find_or_create_run(client: MlflowClient, experiment_id: str, key: str, round_number: int) -> str:
     found = client.search_runs(
-        [experiment_id], f"tags.`{_ROUND_KEY}` = '{key}'", order_by=["attributes.start_time ASC"]
+        [experiment_id], f"tags.`{_ROUND_KEY_TAG}` = '{key}'", order_by=["attributes.start_time ASC"]
     )
     if found:
         return str(found[0].info.run_id)
-    tags = {_ROUND_KEY: key, _ROUND: str(round_number), PROCESS: str(ProcessIdentity.own())}
+    tags = {_ROUND_KEY_TAG: key, _ROUND_NUMBER_TAG: str(round_number), PROCESS_TAG: str(ProcessIdentity.own())}
     return str(client.create_run(experiment_id, run_name=vcs.round_tag(round_number), tags=tags).info.run_id)
 
 
-def _close_superseded(client: MlflowClient, experiment_id: str, key: str, round_number: int) -> None:
+def _end_stale_runs(client: MlflowClient, experiment_id: str, key: str, round_number: int) -> None:
     """A run whose round was derived anew, with other parameters or code, will never be finished."""
-    for run in client.search_runs([experiment_id], f"tags.`{_ROUND}` = '{round_number}'"):
-        if run.data.tags[_ROUND_KEY] != key and _SUPERSEDED not in run.data.tags:
-            client.set_tag(run.info.run_id, _SUPERSEDED, key)
+    for run in client.search_runs([experiment_id], f"tags.`{_ROUND_NUMBER_TAG}` = '{round_number}'"):
+        if run.data.tags[_ROUND_KEY_TAG] != key and _SUPERSEDED_TAG not in run.data.tags:
+            client.set_tag(run.info.run_id, _SUPERSEDED_TAG, key)
             client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _log_round(client: MlflowClient, workspace: Workspace, params: Params, round_number: int, run_id: str) -> None:
-    figures = round_figures(workspace, round_number)
+    history_entry = read_history_entry(workspace, round_number)
     collected_at = read_batch(workspace.label_batch(round_number)).collected_at
     timestamp_ms = int(datetime.fromisoformat(collected_at).timestamp() * 1000)  # the same in every attempt
-    values = round_metrics(workspace, round_number, figures)
+    values = round_metrics(workspace, round_number, history_entry)
     metrics = [Metric(name, value, timestamp_ms, round_number) for name, value in values.items()]
-    settings = [Param(name, text) for name, text in round_params(params).items()]
-    for start in range(0, len(settings), _CHUNK):
-        client.log_batch(run_id, params=settings[start : start + _CHUNK])
-    for start in range(0, len(metrics), _CHUNK):
-        client.log_batch(run_id, metrics=metrics[start : start + _CHUNK])
+    params_batch = [Param(name, text) for name, text in round_params(params).items()]
+    for start in range(0, len(params_batch), _BATCH_SIZE):
+        client.log_batch(run_id, params=params_batch[start : start + _BATCH_SIZE])
+    for start in range(0, len(metrics), _BATCH_SIZE):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH_SIZE])
     for path in ARTIFACTS:
         client.log_artifact(run_id, str(workspace.root / path), Path(path).parent.name)
 
@@ -160,15 +160,15 @@ def _log_round(client: MlflowClient, workspace: Workspace, params: Params, round
 def _log_inputs(workspace: Workspace, revision: str) -> None:
     locked = locked_stages(workspace)
     for name, stage, path, context in INPUTS:
-        md5 = recorded_digests(locked[stage], "deps")[path]
-        whence = {"dvc_path": path, "dvc_md5": md5, "git_revision": revision}
-        source = CodeDatasetSource(whence)
-        dataset = MetaDataset(source, name=name, digest=md5[:_DIGEST_LENGTH])  # type: ignore[abstract]
-        mlflow.log_input(dataset, context=context, tags=whence)
+        md5 = recorded_md5s(locked[stage], "deps")[path]
+        source_tags = {"dvc_path": path, "dvc_md5": md5, "git_revision": revision}
+        source = CodeDatasetSource(source_tags)
+        dataset = MetaDataset(source, name=name, digest=md5[:_MAX_DIGEST_LENGTH])  # type: ignore[abstract]
+        mlflow.log_input(dataset, context=context, tags=source_tags)
 
 
-def _teacher(workspace: Workspace, round_number: int, key: str, name: str) -> Registered:
-    return Registered(
+def _teacher_registration(workspace: Workspace, round_number: int, key: str, name: str) -> ModelRegistration:
+    return ModelRegistration(
         model_name=name,
         round_key=key,
         round_number=round_number,

@@ -8,9 +8,9 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from flows.safety.retries import is_outage
 from tasks.errors import UserError
-from tasks.shortage import causes, shortage
+from tasks.shortage import as_resource_error, exception_chain
 
-GOES_ON = "What is done is safe: gleaner night goes on from there"
+RESUME_HINT = "What is done is safe: gleaner run goes on from there"
 
 
 class ServiceError(UserError):
@@ -20,12 +20,12 @@ class ServiceError(UserError):
 
 
 @contextmanager
-def named_causes(where: str, kind: type[UserError] = ServiceError) -> Iterator[None]:
+def translate_service_errors(service: str, error_class: type[UserError] = ServiceError) -> Iterator[None]:
     """Turn what goes wrong in the block, but for bugs, into an error that says it in one line.
 
     Args:
-        where: the service at work, as the message calls it.
-        kind: class of the error where the service is the cause.
+        service: the service at work, as the message calls it.
+        error_class: class of the error where the service is the cause.
 
     Raises:
         UserError: see above.
@@ -35,15 +35,17 @@ def named_causes(where: str, kind: type[UserError] = ServiceError) -> Iterator[N
     except UserError:
         raise
     except Exception as error:
-        named = shortage("this machine", error) or _service_error(where, error, kind)
-        if named is None:
+        translated = as_resource_error("this machine", error) or _service_error(service, error, error_class)
+        if translated is None:
             raise
-        raise named from error
+        raise translated from error
 
 
-def _service_error(where: str, error: Exception, kind: type[UserError]) -> UserError | None:
-    of_service = isinstance(error, (MlflowException, PrefectHTTPStatusError))
-    if not of_service and not any(is_outage(cause) for cause in causes(error)):
+def _service_error(service: str, error: Exception, error_class: type[UserError]) -> UserError | None:
+    is_service_exception = isinstance(error, (MlflowException, PrefectHTTPStatusError))
+    if not is_service_exception and not any(is_outage(cause) for cause in exception_chain(error)):
         return None
-    said = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return kind(where, f"the answer is an error ({said}), expected none", f"{GOES_ON} when {where} answers.")
+    message = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return error_class(
+        service, f"the answer is an error ({message}), expected none", f"{RESUME_HINT} when {service} answers."
+    )

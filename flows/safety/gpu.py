@@ -17,20 +17,20 @@ from pathlib import Path
 from filelock import FileLock
 from prefect.concurrency.sync import concurrency
 
-from flows.environment import uses_own_server
+from flows.environment import has_prefect_server
 
-STAGES = ("train", "evaluate", "infer")
+GPU_STAGES = ("train", "evaluate", "infer")
 """Stages that compute on a GPU where there is one."""
-LIMIT = "gleaner-gpu"
+CONCURRENCY_LIMIT_NAME = "gleaner-gpu"
 """Prefect's own limit, for campaigns on several machines; used where somebody has made it."""
-_LEASE_S = 60.0
-_LOOK_EVERY_S = 1.0
-_DEVICES = Path("/dev")
+_SLOT_LEASE_S = 60.0
+_POLL_INTERVAL_S = 1.0
+_DEVICES_DIR = Path("/dev")
 
 
 def visible_gpus() -> list[str]:
     """GPUs a stage may use, as ``CUDA_VISIBLE_DEVICES`` or the driver's device files name them; [] on a CPU."""
-    nodes = sorted(path.name for path in _DEVICES.glob("nvidia[0-9]*"))
+    nodes = sorted(path.name for path in _DEVICES_DIR.glob("nvidia[0-9]*"))
     if not nodes:
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -41,24 +41,26 @@ def visible_gpus() -> list[str]:
 
 
 @contextmanager
-def gpus_for(stage: str, who: str, say: Callable[[str], None]) -> Iterator[None]:
+def gpu_locks(stage: str, owner: str, on_wait: Callable[[str], None]) -> Iterator[None]:
     """Hold every GPU the stage may use within the block, if it uses any.
 
     Args:
         stage: name of the stage.
-        who: what others who wait are told about us.
-        say: is told that we wait, and for whom.
+        owner: what others who wait are told about us.
+        on_wait: is told that we wait, and for whom.
     """
-    gpus = visible_gpus() if stage in STAGES else []
-    with ExitStack() as holding:
+    gpus = visible_gpus() if stage in GPU_STAGES else []
+    with ExitStack() as exit_stack:
         for gpu in gpus:  # sorted: two campaigns that want the same two never wait for each other
-            holding.enter_context(turn(queue_of(gpu), who, say))
-        if gpus and uses_own_server():
-            holding.enter_context(concurrency(LIMIT, occupy=1, strict=False, lease_duration=_LEASE_S))
+            exit_stack.enter_context(gpu_lock(gpu_queue_dir(gpu), owner, on_wait))
+        if gpus and has_prefect_server():
+            exit_stack.enter_context(
+                concurrency(CONCURRENCY_LIMIT_NAME, occupy=1, strict=False, lease_duration=_SLOT_LEASE_S)
+            )
         yield
 
 
-def queue_of(gpu: str) -> Path:
+def gpu_queue_dir(gpu: str) -> Path:
     """Folder of a GPU's tickets, the same for every campaign of this machine.
 
     ``GLEANER_LOCK_DIR`` names a place that containers share; otherwise it is the system's for temporary files.
@@ -68,82 +70,82 @@ def queue_of(gpu: str) -> Path:
 
 
 @contextmanager
-def turn(queue: Path, who: str, say: Callable[[str], None]) -> Iterator[None]:
+def gpu_lock(queue: Path, owner: str, on_wait: Callable[[str], None]) -> Iterator[None]:
     """Wait for our turn, and have it within the block."""
-    ticket = _take_ticket(queue, who)
+    ticket = _acquire_ticket(queue, owner)
     try:
-        told: str | None = None
-        while holder := _first_before(queue, ticket.number):
-            if holder != told:
-                say(f"waiting for the GPU, which is in use by {holder}")
-                told = holder
-            time.sleep(_LOOK_EVERY_S)
+        reported: str | None = None
+        while current_owner := _current_owner(queue, ticket.number):
+            if current_owner != reported:
+                on_wait(f"waiting for the GPU, which is in use by {current_owner}")
+                reported = current_owner
+            time.sleep(_POLL_INTERVAL_S)
         yield
     finally:
-        ticket.give_back()
+        ticket.release()
 
 
 class _Ticket:
     """A numbered file, locked as long as its process lives."""
 
-    def __init__(self, path: Path, number: int, who: str) -> None:
+    def __init__(self, path: Path, number: int, owner: str) -> None:
         self.number = number
         self._path = path
         self._file = path.open("x", encoding="utf-8")
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._file.write(who)
+        self._file.write(owner)
         self._file.flush()
         path.chmod(0o666)  # the next in the queue may be another user
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self._path.unlink(missing_ok=True)
         self._file.close()
 
 
-def _guard(queue: Path) -> FileLock:
+def _queue_mutex(queue: Path) -> FileLock:
     """Held for the moment in which tickets are given out and thrown away."""
     return FileLock(queue / "guard", mode=0o666)
 
 
-def _take_ticket(queue: Path, who: str) -> _Ticket:
-    _make_shared(queue)
-    with _guard(queue):
-        number = max(_numbers(queue), default=0) + 1
-        return _Ticket(queue / f"{number:09d}", number, who)
+def _acquire_ticket(queue: Path, owner: str) -> _Ticket:
+    _create_shared_dirs(queue)
+    with _queue_mutex(queue):
+        number = max(_ticket_numbers(queue), default=0) + 1
+        return _Ticket(queue / f"{number:09d}", number, owner)
 
 
-def _first_before(queue: Path, number: int) -> str:
+def _current_owner(queue: Path, number: int) -> str:
     """Who is at the head of the queue before ``number``; empty where it is our turn."""
-    with _guard(queue):
-        before = sorted(earlier for earlier in _numbers(queue) if earlier < number)
-        return next(filter(None, (_living_holder(queue / f"{earlier:09d}") for earlier in before)), "")
+    with _queue_mutex(queue):
+        before = sorted(earlier for earlier in _ticket_numbers(queue) if earlier < number)
+        return next(filter(None, (_owner_if_alive(queue / f"{earlier:09d}") for earlier in before)), "")
 
 
-def _living_holder(ticket: Path) -> str:
+def _owner_if_alive(ticket: Path) -> str:
     """Who holds a ticket; empty, and the ticket thrown away, where nobody does."""
     try:
         with ticket.open("r+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             ticket.unlink(missing_ok=True)
     except BlockingIOError:
-        return _name_in(ticket)
+        return _owner_name(ticket)
     except FileNotFoundError:
         pass
     return ""
 
 
-def _name_in(ticket: Path) -> str:
+def _owner_name(ticket: Path) -> str:
     try:
         return ticket.read_text(encoding="utf-8") or "another campaign"
     except OSError:
         return "another campaign"
 
 
-def _numbers(queue: Path) -> Sequence[int]:
+def _ticket_numbers(queue: Path) -> Sequence[int]:
     return [int(path.name) for path in queue.iterdir() if path.name.isdigit()]
 
 
-def _make_shared(folder: Path) -> None:
+def _create_shared_dirs(folder: Path) -> None:
     for path in (folder.parent, folder):
         if not path.is_dir():
             path.mkdir(parents=True, exist_ok=True)

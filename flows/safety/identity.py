@@ -13,8 +13,8 @@ from typing import Self
 
 import psutil
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_START_TICKS = 19
+_BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
+_START_TIME_FIELD = 19
 """Place of starttime in /proc/<pid>/stat, counted after the program's name."""
 
 
@@ -38,7 +38,7 @@ class ProcessIdentity:
     def of(cls, pid: int) -> Self | None:
         """The process that has this id now; None where there is none, or only its corpse."""
         ticks = _start_ticks(pid)
-        return None if ticks is None else cls(socket.gethostname(), _boot(), pid, ticks)
+        return None if ticks is None else cls(socket.gethostname(), _boot_id(), pid, ticks)
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
@@ -54,20 +54,20 @@ class ProcessIdentity:
         return f"{self.host}|{self.boot}|{self.pid}|{self.start_ticks}"
 
     @property
-    def same_boot(self) -> bool:
+    def is_same_boot(self) -> bool:
         """Whether its life can be looked up here."""
-        return self.boot == _boot()
+        return self.boot == _boot_id()
 
     @property
     def is_dead(self) -> bool:
         """Whether it certainly runs no more; of another machine's processes nobody here can be certain."""
-        if self.same_boot:
+        if self.is_same_boot:
             return _start_ticks(self.pid) != self.start_ticks
         return self.host == socket.gethostname()  # this machine has been started anew since
 
 
-def _boot() -> str:
-    return _BOOT_ID.read_text().strip() if _BOOT_ID.is_file() else f"{psutil.boot_time():.0f}"
+def _boot_id() -> str:
+    return _BOOT_ID_PATH.read_text().strip() if _BOOT_ID_PATH.is_file() else f"{psutil.boot_time():.0f}"
 
 
 def _start_ticks(pid: int) -> int | None:
@@ -78,7 +78,7 @@ def _start_ticks(pid: int) -> int | None:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[_START_TICKS])
+    return None if fields[0] in "ZX" else int(fields[_START_TIME_FIELD])
 
 
 def _start_seconds(pid: int) -> int | None:

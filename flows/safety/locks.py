@@ -3,7 +3,7 @@
 Three things beside each other, because each alone fails somewhere:
 
 - the OS's own lock (flock) is the guard: Linux opens it when the process ends, however it ends;
-- a record ``<name>.holder`` names the process, and a process with that identity that still runs is respected even
+- a record ``<name>.owner`` names the process, and a process with that identity that still runs is respected even
   where somebody has removed the lock file;
 - a heartbeat moves the record's time. flock may not reach across the machines that share a folder, so a record of
   another machine counts as alive while its heartbeat moves *as we watch*. Whose clock says what is never asked.
@@ -27,13 +27,13 @@ from tasks import files
 from tasks.errors import UserError
 
 HEARTBEAT_S = 5.0
-WATCHED_S = 3 * HEARTBEAT_S
+STALE_AFTER_S = 3 * HEARTBEAT_S
 """How long a record of another machine is watched before it is taken for dead."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockOwner:
     """Who holds, or held, a lock."""
 
     identity: ProcessIdentity
@@ -47,105 +47,105 @@ class Holder:
         return f"process {self.identity.pid} on {self.identity.host} since {self.since}"
 
 
-class HeldError(UserError):
+class LockHeldError(UserError):
     """Somebody else holds the lock."""
 
-    def __init__(self, where: object, holder: Holder | None) -> None:
+    def __init__(self, where: object, owner: LockOwner | None) -> None:
         """Take the locked place, and who is known to hold it."""
-        who = f" ({holder})" if holder else ""
+        who = f" ({owner})" if owner else ""
         super().__init__(where, f"another night is at work{who}, expected one at a time", "Let it finish.")
-        self.holder = holder
+        self.owner = owner
 
 
 @dataclass
-class Held:
+class Lock:
     """A lock in our hands."""
 
     record: Path
-    holder: Holder
+    owner: LockOwner
 
-    def note(self, **notes: str) -> None:
+    def add_notes(self, **notes: str) -> None:
         """Write down what a successor would need, should we die."""
-        self.holder = Holder(self.holder.identity, self.holder.since, {**self.holder.notes, **notes})
-        write_holder(self.record, self.holder)
+        self.owner = LockOwner(self.owner.identity, self.owner.since, {**self.owner.notes, **notes})
+        write_owner(self.record, self.owner)
 
 
 @contextmanager
-def held(path: Path, where: object, bury: Callable[[Holder], None]) -> Iterator[Held]:
+def acquire(path: Path, where: object, on_stale_owner: Callable[[LockOwner], None]) -> Iterator[Lock]:
     """Hold the lock at ``path`` within the block; never waits for a living holder.
 
     Args:
         path: the lock file; its record stands beside it.
         where: what is locked, as the error calls it.
-        bury: is given a holder that died over the lock, before anything of it is overwritten.
+        on_stale_owner: is given a holder that died over the lock, before anything of it is overwritten.
 
     Raises:
-        HeldError: somebody alive holds it.
+        LockHeldError: somebody alive holds it.
     """
-    record = path.with_name(f"{path.name}.holder")
+    record = path.with_name(f"{path.name}.owner")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0)
+    file_lock = FileLock(path, timeout=0)
     try:
-        lock.acquire()
+        file_lock.acquire()
     except Timeout:
-        raise HeldError(where, read_holder(record)) from None
+        raise LockHeldError(where, read_owner(record)) from None
     try:
-        predecessor = read_holder(record)
-        if predecessor is not None and _is_alive(predecessor, record):
-            raise HeldError(where, predecessor)
-        if predecessor is not None:
-            bury(predecessor)
-        own = Held(record, Holder(ProcessIdentity.own(), datetime.now(UTC).isoformat(timespec="seconds")))
-        with _recorded(own), _heartbeat(record):
-            yield own
+        previous_owner = read_owner(record)
+        if previous_owner is not None and _is_alive(previous_owner, record):
+            raise LockHeldError(where, previous_owner)
+        if previous_owner is not None:
+            on_stale_owner(previous_owner)
+        lock = Lock(record, LockOwner(ProcessIdentity.own(), datetime.now(UTC).isoformat(timespec="seconds")))
+        with _owner_record(lock), _heartbeat(record):
+            yield lock
     finally:
-        lock.release()
+        file_lock.release()
 
 
 @contextmanager
-def _recorded(own: Held) -> Iterator[None]:
+def _owner_record(lock: Lock) -> Iterator[None]:
     """The record stands as long as the lock is held, and longer only where we are killed."""
-    write_holder(own.record, own.holder)
+    write_owner(lock.record, lock.owner)
     try:
         yield
     finally:
-        own.record.unlink(missing_ok=True)
+        lock.record.unlink(missing_ok=True)
 
 
-def read_holder(record: Path) -> Holder | None:
+def read_owner(record: Path) -> LockOwner | None:
     """The holder a record names; None where there is none, or half of one."""
     try:
         content: dict[str, Any] = files.read_json(record)
         identity = ProcessIdentity.parse(content["process"])
-        return Holder(identity, str(content["since"]), dict(content["notes"])) if identity else None
+        return LockOwner(identity, str(content["since"]), dict(content["notes"])) if identity else None
     except (UserError, KeyError, TypeError, AttributeError, ValueError):
         return None
 
 
-def write_holder(record: Path, holder: Holder) -> None:
+def write_owner(record: Path, owner: LockOwner) -> None:
     """Put a record down, whole or not at all."""
-    files.write_json(record, {"process": str(holder.identity), "since": holder.since, "notes": holder.notes})
+    files.write_json(record, {"process": str(owner.identity), "since": owner.since, "notes": owner.notes})
 
 
-def _is_alive(holder: Holder, record: Path) -> bool:
-    if holder.identity.same_boot:
-        return holder.identity != ProcessIdentity.own() and not holder.identity.is_dead
-    return _heart_beats(record)
+def _is_alive(owner: LockOwner, record: Path) -> bool:
+    if owner.identity.is_same_boot:
+        return owner.identity != ProcessIdentity.own() and not owner.identity.is_dead
+    return _is_fresh(record)
 
 
-def _heart_beats(record: Path) -> bool:
+def _is_fresh(record: Path) -> bool:
     """Watch a record of another boot; whatever time it bears, a change of it is a sign of life."""
     log.warning("%s is of another machine, or of this one before it was started anew; watching it", record)
-    seen = _beat(record)
-    deadline_s = time.monotonic() + WATCHED_S
+    last_mtime_ns = _mtime_ns(record)
+    deadline_s = time.monotonic() + STALE_AFTER_S
     while time.monotonic() < deadline_s:
-        time.sleep(min(HEARTBEAT_S / 5, WATCHED_S / 5))
-        if _beat(record) != seen:
+        time.sleep(min(HEARTBEAT_S / 5, STALE_AFTER_S / 5))
+        if _mtime_ns(record) != last_mtime_ns:
             return True
     return False
 
 
-def _beat(record: Path) -> int | None:
+def _mtime_ns(record: Path) -> int | None:
     try:
         return record.stat().st_mtime_ns
     except OSError:
@@ -154,17 +154,17 @@ def _beat(record: Path) -> int | None:
 
 @contextmanager
 def _heartbeat(record: Path) -> Iterator[None]:
-    over = threading.Event()
+    stop_event = threading.Event()
 
-    def beat() -> None:
-        while not over.wait(HEARTBEAT_S):
+    def touch() -> None:
+        while not stop_event.wait(HEARTBEAT_S):
             with suppress(OSError):
                 os.utime(record)
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread = threading.Thread(target=touch, name="heartbeat", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        stop_event.set()
         thread.join()

@@ -17,14 +17,14 @@ from types import FrameType
 _PR_SET_PDEATHSIG = 1
 GRACE_S = 25.0
 """Enough for a training to finish its iteration and write its state; Prefect kills what takes 30 s to be cancelled."""
-_AWAKE_EVERY_S = 0.5
+_POLL_INTERVAL_S = 0.5
 
 
-class TookTooLong(Exception):
+class ProcessTimeout(Exception):
     """A child ran into its time limit and was ended."""
 
 
-def stream(
+def run_streaming(
     command: Sequence[str],
     *,
     cwd: Path,
@@ -39,7 +39,7 @@ def stream(
     is left of it after ``grace_s`` seconds SIGKILL. If we are killed outright, Linux ends the child.
 
     Raises:
-        TookTooLong: it was still running after ``limit_s`` seconds.
+        ProcessTimeout: it was still running after ``limit_s`` seconds.
     """
     process = subprocess.Popen(
         command,
@@ -53,19 +53,19 @@ def stream(
         errors="replace",
         bufsize=1,
         start_new_session=True,
-        preexec_fn=end_with_parent(signal.SIGTERM),
+        preexec_fn=set_pdeathsig(signal.SIGTERM),
     )
-    output = _Output(process)
+    output = _OutputReader(process)
     try:
         for line in output.lines(limit_s):
             on_line(line)
         return process.wait()
     except BaseException:  # Prefect interrupts with exceptions that are not an Exception
-        _end_group(process, output, grace_s)
+        _terminate_group(process, output, grace_s)
         raise
 
 
-class _Output:
+class _OutputReader:
     """What a child prints.
 
     A second thread does the blocking read: some interruptions (a cancelled run, where signals are taken or outside
@@ -82,16 +82,16 @@ class _Output:
         deadline_s = time.monotonic() + limit_s
         while True:
             if time.monotonic() > deadline_s:
-                raise TookTooLong
+                raise ProcessTimeout
             try:
-                line = self._queue.get(timeout=_AWAKE_EVERY_S)
+                line = self._queue.get(timeout=_POLL_INTERVAL_S)
             except Empty:
                 continue
             if line is None:
                 return
             yield line
 
-    def wait_for_end(self, timeout_s: float) -> None:
+    def join(self, timeout_s: float) -> None:
         """Wait until the last process that holds the pipe is gone, or the time is up."""
         self._reader.join(timeout_s)
 
@@ -103,34 +103,34 @@ class _Output:
         self._queue.put(None)
 
 
-def end_with_parent(signal_number: signal.Signals) -> Callable[[], None]:
+def set_pdeathsig(signal_number: signal.Signals) -> Callable[[], None]:
     """A ``preexec_fn`` that asks Linux to signal the child when the thread that started it dies."""
     if sys.platform != "linux":
         return lambda: None
     libc = ctypes.CDLL(None, use_errno=True)  # loaded here: after the fork only the call itself is safe
 
-    def ask() -> None:
+    def prctl() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal_number)
 
-    return ask
+    return prctl
 
 
 @contextmanager
-def sigterm_ends_in_order() -> Iterator[None]:
+def sigterm_as_systemexit() -> Iterator[None]:
     """Within the block, in the main thread, SIGTERM raises ``SystemExit``: children can be waited for."""
 
-    def leave(number: int, _: FrameType | None) -> None:
+    def raise_system_exit(number: int, _: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough; a second must not cut the clean-up short
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    previous_handler = signal.signal(signal.SIGTERM, raise_system_exit)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
-def _end_group(process: subprocess.Popen[str], output: _Output, grace_s: float) -> None:
+def _terminate_group(process: subprocess.Popen[str], output: _OutputReader, grace_s: float) -> None:
     """End the child with all it started.
 
     DVC goes at once, the training below it needs time for its state: the end of the group is the end of its output,
@@ -139,7 +139,7 @@ def _end_group(process: subprocess.Popen[str], output: _Output, grace_s: float) 
     deadline_s = time.monotonic() + grace_s
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    output.wait_for_end(grace_s)
+    output.join(grace_s)
     with suppress(subprocess.TimeoutExpired):
         process.wait(max(deadline_s - time.monotonic(), 0))
     with suppress(ProcessLookupError):  # the leader may be gone and a member of its group still there

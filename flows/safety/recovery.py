@@ -14,38 +14,38 @@ import psutil
 import yaml
 
 from flows import vcs
-from flows.safety.locks import Holder, write_holder
+from flows.safety.locks import LockOwner, write_owner
 from flows.safety.process import GRACE_S
 from tasks.paths import Workspace
 
-NIGHT_OF = "GLEANER_NIGHT_OF"
+WORKSPACE_ENV = "GLEANER_WORKSPACE_OF_PROCESS"
 """Environment variable of all that a night starts: the folder of its campaign."""
 log = logging.getLogger(__name__)
-_STALE_S = 600.0
-_LOCKFILE = "dvc.lock"
+_STALE_AFTER_S = 600.0
+_DVC_LOCK_FILE = "dvc.lock"
 
 
-def mend(root: Path) -> None:
+def recover(root: Path) -> None:
     """Clear away orphans, dead locks and half-written files; only with the night's lock in hand."""
-    end_orphans(root)
-    _drop_stale_git_lock(root)
-    _drop_stale_dvc_lock(root)
-    _restore_broken_lockfile(root)
+    kill_orphans(root)
+    _remove_stale_git_lock(root)
+    _remove_stale_dvc_lock(root)
+    _restore_corrupt_lock_file(root)
 
 
-def bury(workspace: Workspace, dead: Holder) -> None:
+def record_crashed_run(workspace: Workspace, owner: LockOwner) -> None:
     """Remember a night that was killed until what it left open elsewhere is closed."""
-    log.warning("The night of %s was killed; going on where it was", dead)
-    identity = dead.identity
-    write_holder(workspace.unfinished / f"{identity.pid}-{identity.start_ticks}.json", dead)
+    log.warning("The night of %s was killed; going on where it was", owner)
+    identity = owner.identity
+    write_owner(workspace.crashed_runs / f"{identity.pid}-{identity.start_ticks}.json", owner)
 
 
-def end_orphans(root: Path) -> None:
+def kill_orphans(root: Path) -> None:
     """End what a dead night's stages still do; a training is given the time to keep its state.
 
     No night but the caller's may be at work. What people run by hand bears no mark of a night and is left alone.
     """
-    orphans = [process for process in psutil.process_iter() if _works_for(process, root)]
+    orphans = [process for process in psutil.process_iter() if _belongs_to(process, root)]
     if not orphans:
         return
     log.warning("%s: ending %d processes that a dead night left behind", root, len(orphans))
@@ -57,27 +57,27 @@ def end_orphans(root: Path) -> None:
             orphan.kill()
 
 
-def _works_for(process: psutil.Process, root: Path) -> bool:
+def _belongs_to(process: psutil.Process, root: Path) -> bool:
     try:
-        return Path(process.cwd()) == root.resolve() and process.environ().get(NIGHT_OF) == str(root.resolve())
+        return Path(process.cwd()) == root.resolve() and process.environ().get(WORKSPACE_ENV) == str(root.resolve())
     except (psutil.Error, OSError):
         return False
 
 
-def _drop_stale_git_lock(root: Path) -> None:
+def _remove_stale_git_lock(root: Path) -> None:
     """A git that lost its power leaves index.lock for ever; one that is alive keeps it for seconds."""
     lock = root / ".git" / "index.lock"
-    if lock.is_file() and time.time() - lock.stat().st_mtime > _STALE_S:
+    if lock.is_file() and time.time() - lock.stat().st_mtime > _STALE_AFTER_S:
         lock.unlink(missing_ok=True)
 
 
-def _drop_stale_dvc_lock(root: Path) -> None:
+def _remove_stale_dvc_lock(root: Path) -> None:
     """DVC trusts the process ids in its lock file: half a file, or an id in use again, would stop every night."""
     lock = root / ".dvc" / "tmp" / "rwlock"
     try:
-        held = json.loads(lock.read_text(encoding="utf-8"))
-        writers = list(held.get("write", {}).values())
-        readers = [reader for readers in held.get("read", {}).values() for reader in readers]
+        entries = json.loads(lock.read_text(encoding="utf-8"))
+        writers = list(entries.get("write", {}).values())
+        readers = [reader for readers in entries.get("read", {}).values() for reader in readers]
         if any(_is_dvc(holder["pid"]) for holder in writers + readers):
             return
     except FileNotFoundError:
@@ -94,17 +94,17 @@ def _is_dvc(pid: int) -> bool:
         return False
 
 
-def _restore_broken_lockfile(root: Path) -> None:
+def _restore_corrupt_lock_file(root: Path) -> None:
     """DVC writes dvc.lock in place. The last committed one loses nothing: DVC finds finished runs in its cache."""
-    path = root / _LOCKFILE
-    if not path.is_file() or _is_whole(path):
+    path = root / _DVC_LOCK_FILE
+    if not path.is_file() or _is_valid_lock_file(path):
         return
     path.unlink()
-    if vcs.git(root, "ls-tree", "--name-only", "HEAD", _LOCKFILE):
-        vcs.git(root, "checkout", "HEAD", "--", _LOCKFILE)
+    if vcs.run_git(root, "ls-tree", "--name-only", "HEAD", _DVC_LOCK_FILE):
+        vcs.run_git(root, "checkout", "HEAD", "--", _DVC_LOCK_FILE)
 
 
-def _is_whole(path: Path) -> bool:
+def _is_valid_lock_file(path: Path) -> bool:
     try:
         stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
         items = [item for entry in stages.values() for kind in ("deps", "outs") for item in entry.get(kind, ())]

@@ -22,15 +22,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from tasks.errors import OutOfMemoryError, UserError
-from tasks.shortage import causes, disk_is_full
+from tasks.shortage import exception_chain, is_disk_full
 
-DELAYS_S: list[float] = [5, 20, 80]
+RETRY_DELAYS_S: list[float] = [5, 20, 80]
 """Before the second, third and fourth attempt; a task that has used them up has failed."""
-JITTER_FRAC = 0.3
+RETRY_JITTER_FRAC = 0.3
 """Nights that met the same outage do not all come back in the same second."""
-_HALF = 2
-_SERVER_SIDE = (408, 425, 429, 500, 502, 503, 504)
-_NETWORK = (
+_MICRO_BATCHES_ON_RETRY = 2
+_RETRYABLE_STATUS_CODES = (408, 425, 429, 500, 502, 503, 504)
+_NETWORK_ERRORS = (
     ConnectionError,
     TimeoutError,
     socket.gaierror,
@@ -46,7 +46,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def night_task(name: str) -> Callable[[Callable[_P, _R]], Task[_P, _R]]:
+def retrying_task(name: str) -> Callable[[Callable[_P, _R]], Task[_P, _R]]:
     """Make a function a task of the night, under this module's policy.
 
     Args:
@@ -55,29 +55,29 @@ def night_task(name: str) -> Callable[[Callable[_P, _R]], Task[_P, _R]]:
     return task(
         name=name,
         task_run_name=name,
-        retries=len(DELAYS_S),
-        retry_delay_seconds=DELAYS_S,
-        retry_jitter_factor=JITTER_FRAC,
-        retry_condition_fn=_may_pass,
+        retries=len(RETRY_DELAYS_S),
+        retry_delay_seconds=RETRY_DELAYS_S,
+        retry_jitter_factor=RETRY_JITTER_FRAC,
+        retry_condition_fn=_retry_condition,
         cache_policy=NO_CACHE,
     )
 
 
-def passes_by_itself(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same call may work in a while, with nobody doing anything."""
     if isinstance(error, UserError):
         return error.transient
-    return not disk_is_full(error) and any(is_outage(cause) for cause in causes(error))
+    return not is_disk_full(error) and any(is_outage(cause) for cause in exception_chain(error))
 
 
 def is_outage(error: BaseException) -> bool:
     """Whether a service could not be reached, or failed in a way it recovers from."""
     if isinstance(error, MlflowException):  # it says so by a status even where no server is involved
-        return error.get_http_status_code() in _SERVER_SIDE  # type: ignore[no-untyped-call]
-    return isinstance(error, _NETWORK) or _status(error) in _SERVER_SIDE
+        return error.get_http_status_code() in _RETRYABLE_STATUS_CODES  # type: ignore[no-untyped-call]
+    return isinstance(error, _NETWORK_ERRORS) or _http_status(error) in _RETRYABLE_STATUS_CODES
 
 
-def once_more_with_half(run: Callable[[int], _R], warn: Callable[[str], None]) -> _R:
+def retry_with_half_batch(run: Callable[[int], _R], warn: Callable[[str], None]) -> _R:
     """Call ``run`` with batch divisor 1 and, where memory is used up, a single time with 2.
 
     Raises:
@@ -87,15 +87,15 @@ def once_more_with_half(run: Callable[[int], _R], warn: Callable[[str], None]) -
         return run(1)
     except OutOfMemoryError as error:
         warn(f"{error.where}: {error.problem}. Once more with half the batch. {error.fix}")
-    return run(_HALF)
+    return run(_MICRO_BATCHES_ON_RETRY)
 
 
-def _may_pass(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+def _retry_condition(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     outcome = state.result(raise_on_failure=False)
-    return isinstance(outcome, BaseException) and passes_by_itself(outcome)
+    return isinstance(outcome, BaseException) and is_transient(outcome)
 
 
-def _status(error: BaseException) -> int | None:
+def _http_status(error: BaseException) -> int | None:
     """HTTP status an error of requests, httpx or botocore carries."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):

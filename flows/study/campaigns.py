@@ -14,50 +14,50 @@ from pathlib import Path
 from filelock import FileLock
 
 from flows import data_versions, vcs
-from flows.code_digests import packaged
-from flows.create import NewCampaign, create_workspace
+from flows.code_digests import packaged_file
+from flows.create import WorkspaceConfig, create_workspace
 from flows.workspaces import is_workspace
 from tasks import files
 from tasks.annotated import read_annotated
 from tasks.contracts import LabelBatch, LabeledImage
-from tasks.demo import draw_demo
+from tasks.demo import generate_dataset
 from tasks.errors import UserError
-from tasks.importers.gather import Source
+from tasks.importers.gather import DatasetSource
 from tasks.params import load_params
 from tasks.paths import Workspace
-from tasks.study.plan import StudyPlan, StudySource, arm_params, params_text
+from tasks.study.plan import StudyConfig, StudySource, arm_params, render_arm_params
 
-FULL = "full"
-_CACHE = "../../../cache"
+FULL_LABELS = "full"
+_CACHE_DIR = "../../../cache"
 """From ``campaigns/<name>/.dvc``: the study's folder can be moved as a whole."""
-_MADE_AT = "2026-01-01T00:00:00+00:00"  # a fixed time: the same files and seed give the same bytes
-_LEFT_OUT = {".git", ".gleaner", ".prefect", "derived", "data/images", ".dvc/tmp", ".dvc/cache"}
+_CREATED_AT = "2026-01-01T00:00:00+00:00"  # a fixed time: the same files and seed give the same bytes
+_NOT_COPIED = {".git", ".gleaner", ".prefect", "derived", "data/images", ".dvc/tmp", ".dvc/cache"}
 
 
 @dataclass(frozen=True)
 class Study:
     """A study on disk."""
 
-    plan: StudyPlan
+    plan: StudyConfig
     data: Path
     """Folder that the source's paths are relative to."""
     out: Path
 
-    def campaign(self, seed: int, name: str) -> Workspace:
+    def workspace(self, seed: int, name: str) -> Workspace:
         """Workspace of an arm, of ``base`` or of ``full``."""
         return Workspace(self.out / "campaigns" / f"seed-{seed}-{name}")
 
-    def base(self, seed: int) -> Workspace:
+    def base_workspace(self, seed: int) -> Workspace:
         """What all arms of a seed start from; no round is run in it."""
-        return self.campaign(seed, "base")
+        return self.workspace(seed, "base")
 
-    def measured(self, seed: int, arm: str, round_number: int) -> Path:
+    def measurements_path(self, seed: int, arm: str, round_number: int) -> Path:
         """What only a study can say of a round: figures from the oracle."""
         return self.out / "measured" / f"seed-{seed}-{arm}" / f"round-{round_number:04d}.json"
 
-    def full_result(self, seed: int) -> Path:
+    def full_labels_result_path(self, seed: int) -> Path:
         """Figures of the training on all labels."""
-        return self.out / "measured" / f"seed-{seed}-{FULL}.json"
+        return self.out / "measured" / f"seed-{seed}-{FULL_LABELS}.json"
 
     @property
     def cache_lock(self) -> Path:
@@ -74,140 +74,146 @@ class Study:
         return self.out / "results"
 
 
-def make_base(study: Study, seed: int) -> Workspace:
+def create_base_workspace(study: Study, seed: int) -> Workspace:
     """The seed's base; one that is there is kept if it is of the same plan.
 
     Raises:
         UserError: the source is unusable, or the base there has other numbers of images.
     """
-    base = study.base(seed)
+    base = study.base_workspace(seed)
     if is_workspace(base.root):
         _require_same_sizes(base, study.plan)
         return base
     plan = study.plan
-    with _source(plan.source, study.data) as (source, classes):
-        campaign = NewCampaign(
+    with _open_source(plan.source, study.data) as (source, classes):
+        config = WorkspaceConfig(
             source=source,
             classes=classes,
             seed_labels=plan.seed_labels,
             calibration_images=plan.calibration_images,
             val_frac=plan.source.val_frac,
             oracle=True,
-            settings=(*plan.settings, f"seed={seed}"),
-            imported_at=_MADE_AT,
+            overrides=(*plan.settings, f"seed={seed}"),
+            imported_at=_CREATED_AT,
         )
         with FileLock(study.cache_lock):
-            create_workspace(base.root, campaign, _CACHE)
+            create_workspace(base.root, config, _CACHE_DIR)
     return base
 
 
-def make_arm(study: Study, seed: int, arm: str) -> Workspace:
+def create_arm_workspace(study: Study, seed: int, arm: str) -> Workspace:
     """The arm's workspace; one that is there is kept if it has the same parameters.
 
     Raises:
         UserError: it has others.
     """
-    base = study.base(seed)
-    text = arm_params(study.plan, arm, seed, _template(), load_params(base.params).classes)
-    return _derive(base, study.campaign(seed, arm), text, f"Start arm {arm} of study {study.plan.name}, seed {seed}")
+    base = study.base_workspace(seed)
+    text = arm_params(study.plan, arm, seed, _params_template(), load_params(base.params).classes)
+    return _build_from_base(
+        base, study.workspace(seed, arm), text, f"Start arm {arm} of study {study.plan.name}, seed {seed}"
+    )
 
 
-def make_full(study: Study, seed: int) -> Workspace:
+def create_full_labels_workspace(study: Study, seed: int) -> Workspace:
     """A workspace whose seed batch holds every label there is."""
-    base = study.base(seed)
+    base = study.base_workspace(seed)
     classes = load_params(base.params).classes
-    text = params_text(study.plan, study.plan.full or (), seed, _template(), classes, FULL)
+    text = render_arm_params(study.plan, study.plan.full or (), seed, _params_template(), classes, FULL_LABELS)
     message = f"Start the training on all labels of study {study.plan.name}, seed {seed}"
-    return _derive(base, study.campaign(seed, FULL), text, message, lambda made: _label_everything(made, classes))
+    return _build_from_base(
+        base, study.workspace(seed, FULL_LABELS), text, message, lambda made: _use_all_labels(made, classes)
+    )
 
 
-def _template() -> str:
-    return packaged("params.yaml").read_text("utf-8")
+def _params_template() -> str:
+    return packaged_file("params.yaml").read_text("utf-8")
 
 
-def _derive(
+def _build_from_base(
     base: Workspace, target: Workspace, params: str, message: str, change: Callable[[Workspace], None] | None = None
 ) -> Workspace:
     """Build beside its place, rename at the end: a kill leaves only a hidden folder."""
     if is_workspace(target.root):
         _require_same_params(target, params)
         return target
-    building = Workspace(target.root.with_name(f".{target.root.name}.tmp"))
-    shutil.rmtree(building.root, ignore_errors=True)
-    shutil.copytree(base.root, building.root, ignore=_ignoring(base.root))
-    files.write_bytes(building.params, params.encode())
+    staging = Workspace(target.root.with_name(f".{target.root.name}.tmp"))
+    shutil.rmtree(staging.root, ignore_errors=True)
+    shutil.copytree(base.root, staging.root, ignore=_ignore_not_copied(base.root))
+    files.write_bytes(staging.params, params.encode())
     if change is not None:
-        change(building)
-    vcs.create_repository(building.root)
-    data_versions.dvc(building.root, "checkout", "data/images.dvc")  # linked to the shared cache
-    vcs.commit(building, message)
-    building.root.rename(target.root)
+        change(staging)
+    vcs.init_repository(staging.root)
+    data_versions.run_dvc(staging.root, "checkout", "data/images.dvc")  # linked to the shared cache
+    vcs.commit(staging, message)
+    staging.root.rename(target.root)
     return target
 
 
-def _ignoring(root: Path) -> Callable[[str, list[str]], list[str]]:
+def _ignore_not_copied(root: Path) -> Callable[[str, list[str]], list[str]]:
     def ignored(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if (Path(folder) / name).relative_to(root).as_posix() in _LEFT_OUT]
+        return [name for name in names if (Path(folder) / name).relative_to(root).as_posix() in _NOT_COPIED]
 
     return ignored
 
 
-def _label_everything(workspace: Workspace, classes: Sequence[str]) -> None:
+def _use_all_labels(workspace: Workspace, classes: Sequence[str]) -> None:
     path = workspace.label_batch(0)
     seed_batch = LabelBatch.model_validate(files.read_json(path))
-    known = [
+    oracle_labels = [
         LabeledImage(
             image_id=image.image_id,
             status="labeled" if image.boxes else "empty",
             boxes=image.boxes,
             annotator="imported",
-            finished_at=_MADE_AT,
+            finished_at=_CREATED_AT,
             seconds_spent=None,
-            offered_in=0,
+            offered_batch=0,
         )
         for image in read_annotated(workspace.oracle, classes)
     ]
-    images = tuple(sorted((*seed_batch.images, *known), key=lambda image: image.image_id))
+    images = tuple(sorted((*seed_batch.images, *oracle_labels), key=lambda image: image.image_id))
     files.write_json(path, seed_batch.model_copy(update={"images": images}).model_dump(mode="json"))
 
 
 @contextmanager
-def _source(source: StudySource, data: Path) -> Iterator[tuple[Source, tuple[str, ...] | None]]:
+def _open_source(source: StudySource, data: Path) -> Iterator[tuple[DatasetSource, tuple[str, ...] | None]]:
     """The images on disk, and their classes where those are fixed."""
     if source.kind != "demo":
         assert source.annotations is not None
         assert source.images is not None
         val = None if source.val is None else data / source.val
-        yield Source(source.kind, data / source.annotations, data / source.images, val, None), None
+        yield DatasetSource(source.kind, data / source.annotations, data / source.images, val, None), None
         return
-    params = load_params(packaged("params.yaml"))
+    params = load_params(packaged_file("params.yaml"))
     assert params.draw is not None
     with tempfile.TemporaryDirectory(prefix="gleaner-study-") as folder:
-        drawn = Path(folder)
-        draw_demo(drawn, params=params.draw, classes=params.classes, seed=params.seed)
+        demo_folder = Path(folder)
+        generate_dataset(demo_folder, params=params.draw, classes=params.classes, seed=params.seed)
         yield (
-            Source("coco", drawn / "annotations.json", drawn / "images", drawn / "val.json", None),
+            DatasetSource(
+                "coco", demo_folder / "annotations.json", demo_folder / "images", demo_folder / "val.json", None
+            ),
             tuple(params.classes),
         )
 
 
-def _require_same_sizes(base: Workspace, plan: StudyPlan) -> None:
+def _require_same_sizes(base: Workspace, plan: StudyConfig) -> None:
     counts = files.read_json(base.import_report)["counts"]
-    for key, count, wanted in (
+    for key, count, expected in (
         ("seed_labels", counts["seed_images"], plan.seed_labels),
         ("calibration_images", counts["calibration_images"], plan.calibration_images),
     ):
-        if count != wanted:
+        if count != expected:
             raise UserError(
-                base.root, f"{key} is {count}, expected {wanted} as in the study file", _another_folder(base)
+                base.root, f"{key} is {count}, expected {expected} as in the study file", _other_folder_hint(base)
             )
 
 
 def _require_same_params(workspace: Workspace, text: str) -> None:
     if workspace.params.read_text("utf-8") != text:
         problem = "the parameters are others than the study file now says, expected the same"
-        raise UserError(workspace.params, problem, _another_folder(workspace))
+        raise UserError(workspace.params, problem, _other_folder_hint(workspace))
 
 
-def _another_folder(workspace: Workspace) -> str:
+def _other_folder_hint(workspace: Workspace) -> str:
     return f"Name another folder with --out, or remove {workspace.root.name} to run it anew."

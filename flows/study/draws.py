@@ -4,40 +4,40 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from flows.records.dvc_objects import MissingBytesError
-from flows.records.recorded import RecordedRound, of_model, recorded_rounds
+from flows.records.dvc_objects import MissingDataError
+from flows.records.recorded import RoundSnapshot, filter_by_model, load_snapshots
 from flows.study.campaigns import Study
 from tasks import files
-from tasks.paired_bootstrap import map_draws
+from tasks.paired_bootstrap import bootstrap_map
 
-DRAWS = 300
+BOOTSTRAP_SAMPLES = 300
 _SEED = 0
-Draws = dict[tuple[int, str, int], tuple[float, ...]]
+BootstrapMaps = dict[tuple[int, str, int], tuple[float, ...]]
 
 
-def image_draws(study: Study, rows: Iterable[Mapping[str, Any]]) -> Draws:
+def bootstrap_teacher_map(study: Study, rows: Iterable[Mapping[str, Any]]) -> BootstrapMaps:
     """By seed, arm and round; worked out once, from what the round stored. Arms of a seed have the same draws.
 
     Args:
         study: whose campaigns hold the rounds.
         rows: of ``results.parquet``; a round whose predictions are gone from the cache is left out.
     """
-    recorded = cache(lambda seed, arm: recorded_rounds(study.campaign(seed, arm)))
-    draws: Draws = {}
+    load = cache(lambda seed, arm: load_snapshots(study.workspace(seed, arm)))
+    bootstrap_maps: BootstrapMaps = {}
     for row in rows:
         seed, arm, number = row["seed"], row["arm"], row["round"]
-        path = study.measured(seed, arm, number)
+        path = study.measurements_path(seed, arm, number)
         path = path.with_name(f"{path.stem}-draws.json")
         try:
             if not path.is_file():
-                files.write_json(path, {"teacher_map": _drawn(recorded(seed, arm)[number])})
-        except MissingBytesError:
+                files.write_json(path, {"teacher_map": _bootstrap(load(seed, arm)[number])})
+        except MissingDataError:
             continue
-        draws[seed, arm, number] = tuple(files.read_json(path)["teacher_map"])
-    return draws
+        bootstrap_maps[seed, arm, number] = tuple(files.read_json(path)["teacher_map"])
+    return bootstrap_maps
 
 
-def _drawn(recorded: RecordedRound) -> list[float]:
-    truth, found = recorded.validation_images(), of_model(recorded.predictions(), "teacher")
-    drawn = map_draws(truth, found, classes=recorded.classes(), samples=DRAWS, seed=_SEED)
-    return [round(value, 4) for value in drawn.tolist()]
+def _bootstrap(snapshot: RoundSnapshot) -> list[float]:
+    truth, predictions = snapshot.validation_images(), filter_by_model(snapshot.predictions(), "teacher")
+    map_samples = bootstrap_map(truth, predictions, classes=snapshot.classes(), samples=BOOTSTRAP_SAMPLES, seed=_SEED)
+    return [round(value, 4) for value in map_samples.tolist()]

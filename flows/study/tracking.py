@@ -6,31 +6,31 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from flows.environment import tracking_uri
-from flows.records.tracking import quiet
+from flows.records.tracking import silence_mlflow
 from flows.study.campaigns import Study
-from tasks.study.results import StudyResults, area, comparisons, final, mean_by_round, pairs_compared
+from tasks.study.results import StudyResults, area, compared_pairs, comparisons, final_map, mean_by_round
 
-_KEY = "gleaner.study"
-_CHUNK = 500
+_STUDY_TAG = "gleaner.study"
+_BATCH_SIZE = 500
 
 
-def track_study(study: Study, results: StudyResults) -> str:
+def log_study(study: Study, results: StudyResults) -> str:
     """Log figures and files; returns the run's id. The same study folder finds its run again."""
-    run_id = open_run(study)
+    run_id = open_study_run(study)
     client = MlflowClient(tracking_uri(study.out))
     metrics = list(_metrics(results))
-    for start in range(0, len(metrics), _CHUNK):
-        client.log_batch(run_id, metrics=metrics[start : start + _CHUNK])
+    for start in range(0, len(metrics), _BATCH_SIZE):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH_SIZE])
     for path in sorted(study.results.iterdir()):
         client.log_artifact(run_id, str(path), "results")
-    complete = all(len(arm.curves) == len(results.plan.seeds) for arm in results.arms.values())
+    complete = all(len(arm.curves) == len(results.config.seeds) for arm in results.arms.values())
     client.set_terminated(run_id, "FINISHED" if complete else "KILLED")
     return run_id
 
 
-def open_run(study: Study) -> str:
+def open_study_run(study: Study) -> str:
     """The study's run, made where there is none; also makes the database, before several seeds write to it."""
-    quiet()
+    silence_mlflow()
     client = MlflowClient(tracking_uri(study.out))
     name, key = f"study-{study.plan.name}", str(study.out.resolve())
     experiment = client.get_experiment_by_name(name)
@@ -40,10 +40,10 @@ def open_run(study: Study) -> str:
         experiment_id = client.create_experiment(name, artifact_location=location)
     else:
         experiment_id = experiment.experiment_id
-    found = client.search_runs([experiment_id], f"tags.`{_KEY}` = '{key}'")
+    found = client.search_runs([experiment_id], f"tags.`{_STUDY_TAG}` = '{key}'")
     if found:
         return str(found[0].info.run_id)
-    run = client.create_run(experiment_id, run_name=study.plan.name, tags={_KEY: key})
+    run = client.create_run(experiment_id, run_name=study.plan.name, tags={_STUDY_TAG: key})
     run_id = str(run.info.run_id)
     plan = study.plan
     for param, value in (("seeds", plan.seeds), ("rounds", plan.rounds), ("seed_labels", plan.seed_labels)):
@@ -57,10 +57,10 @@ def _metrics(results: StudyResults) -> list[Metric]:
     now_ms = int(time.time() * 1000)
     found: list[tuple[str, float | None, int]] = []
     for name, arm in results.arms.items():
-        found += [(f"{name}/mean over labels", area(arm), 0), (f"{name}/last mAP", final(arm), 0)]
-        for column in ("teacher_map", "spearman_dwa", "spearman_equal", "pool_spearman_used"):
+        found += [(f"{name}/mean over labels", area(arm), 0), (f"{name}/last mAP", final_map(arm), 0)]
+        for column in ("teacher_map", "spearman_dwa", "spearman_equal", "pool_spearman_uncertainty"):
             found += [(f"{name}/{column}", value, step) for step, value in enumerate(mean_by_round(arm, column))]
-    for arm_name, reference in pairs_compared(results):
+    for arm_name, reference in compared_pairs(results):
         for measure, comparison in zip(
             ("mean over labels", "last mAP"), comparisons(results, arm_name, reference) or (), strict=False
         ):

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flows.position import newest_round
-from flows.safety.locks import HeldError
-from flows.watching.notify import Notice, notify
+from flows.safety.locks import LockHeldError
+from flows.watching.notify import Notification, notify
 from tasks.errors import UserError
 from tasks.paths import Workspace
 
-_TOLD = "gleaner_told"
+_NOTIFIED_ATTRIBUTE = "gleaner_notified"
 
 
 @contextmanager
-def alarmed(workspace: Workspace) -> Iterator[None]:
+def notify_on_failure(workspace: Workspace) -> Iterator[None]:
     """Notify about the error that ends this block, and let it pass.
 
     No alarm is what a person did (Ctrl-C, SIGTERM and a cancelled run are not errors), and that another night is
@@ -22,29 +22,29 @@ def alarmed(workspace: Workspace) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, HeldError) and not _is_told(error):
-            notify(Notice(workspace.root.name, _round(workspace), "night_failed", _in_words(error)))
-            setattr(error, _TOLD, True)
+        if not isinstance(error, LockHeldError) and not _is_already_notified(error):
+            notify(Notification(workspace.root.name, _current_round(workspace), "run_failed", _message(error)))
+            setattr(error, _NOTIFIED_ATTRIBUTE, True)
         raise
 
 
-def _is_told(error: BaseException) -> bool:
+def _is_already_notified(error: BaseException) -> bool:
     """Whether this error, or the one it comes from, was reported further inside."""
     cause: BaseException | None = error
     while cause is not None:
-        if getattr(cause, _TOLD, False):
+        if getattr(cause, _NOTIFIED_ATTRIBUTE, False):
             return True
         cause = cause.__cause__
     return False
 
 
-def _in_words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def _round(workspace: Workspace) -> int | None:
+def _current_round(workspace: Workspace) -> int | None:
     try:
         return newest_round(workspace)
     except UserError:

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flows.watching.flow_logs import only_to
+from flows.watching.flow_logs import redirect_to
 from flows.watching.stage_progress import StageProgress
-from flows.watching.structured_log import wants_json
+from flows.watching.structured_log import is_json_logging
 from tasks.errors import UserError
 from tasks.paths import STAGES
 
-_SECONDS_BETWEEN_LINES = 5.0
-_PREFECT_CHATTER = (
+_LINE_INTERVAL_S = 5.0
+_PREFECT_NOISE = (
     "Finished in state",
     "Beginning flow run",
     "Beginning subflow run",
@@ -31,24 +31,24 @@ _PREFECT_CHATTER = (
 
 
 @contextmanager
-def shown(console: Console, on_published: Callable[[int], None]) -> Iterator[None]:
+def live_progress(console: Console, on_published: Callable[[int], None]) -> Iterator[None]:
     """Show what flows log inside this block; call ``on_published`` after each finished round.
 
     Where logs are JSON, the night writes them itself, and nothing else is shown.
     """
-    if wants_json():
-        with only_to(logging.NullHandler()):
+    if is_json_logging():
+        with redirect_to(logging.NullHandler()):
             yield
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
-        only_to(_NightHandler(console, bar, on_published)),
+        redirect_to(_LiveProgressHandler(console, bar, on_published)),
     ):
         yield
 
 
-class _NightHandler(logging.Handler):
+class _LiveProgressHandler(logging.Handler):
     """Prints records of a night; a stage's lines at most once in some seconds, and its last one."""
 
     def __init__(self, console: Console, bar: Progress, on_published: Callable[[int], None]) -> None:
@@ -56,10 +56,10 @@ class _NightHandler(logging.Handler):
         self._console = console
         self._bar = bar
         self._on_published = on_published
-        self._task = bar.add_task("night", total=len(STAGES), visible=False)
-        self._follow = StageProgress()
-        self._held: str | None = None
-        self._said = ""
+        self._task = bar.add_task("round", total=len(STAGES), visible=False)
+        self._stage_progress = StageProgress()
+        self._pending_line: str | None = None
+        self._last_message = ""
         self._printed_at_s = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -72,11 +72,11 @@ class _NightHandler(logging.Handler):
     def _show(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if hasattr(record, "gleaner_line"):
-            self._line(message)
+            self._show_line(message)
             return
-        self._flush()
+        self._flush_pending_line()
         if hasattr(record, "gleaner_stage"):
-            self._stage(message)
+            self._show_stage(message)
         elif hasattr(record, "gleaner_round"):
             self._bar.reset(self._task, total=len(STAGES), visible=True)
             self._console.print(f"[bold]Round {record.gleaner_round}[/bold]")
@@ -84,29 +84,29 @@ class _NightHandler(logging.Handler):
             self._bar.update(self._task, completed=len(STAGES), description="publish")
             self._console.print(escape(message))
             self._on_published(record.gleaner_published)
-        elif not message.startswith(_PREFECT_CHATTER) and not _is_user_error(record) and message != self._said:
-            self._said = message  # a crash is told by the task and again by its flow
+        elif not message.startswith(_PREFECT_NOISE) and not _is_user_error(record) and message != self._last_message:
+            self._last_message = message  # a crash is told by the task and again by its flow
             style = "yellow" if record.levelno >= logging.WARNING else None
             self._console.print(escape(message), style=style, soft_wrap=True)
 
-    def _stage(self, stage: str) -> None:
-        self._follow = StageProgress()
+    def _show_stage(self, stage: str) -> None:
+        self._stage_progress = StageProgress()
         self._bar.update(self._task, completed=STAGES.index(stage), description=stage)
         self._console.print(f"[cyan]{time.strftime('%H:%M:%S')}[/cyan] {stage}")
 
-    def _line(self, line: str) -> None:
-        self._held = line
-        progress = self._follow.take(line, time.monotonic())
+    def _show_line(self, line: str) -> None:
+        self._pending_line = line
+        progress = self._stage_progress.update(line, time.monotonic())
         if progress is not None:
             stage = line.split()[0]
             self._bar.update(self._task, description=f"{stage} {progress}")
-        if time.monotonic() - self._printed_at_s >= _SECONDS_BETWEEN_LINES:
-            self._flush()
+        if time.monotonic() - self._printed_at_s >= _LINE_INTERVAL_S:
+            self._flush_pending_line()
 
-    def _flush(self) -> None:
-        if self._held is not None:
-            self._console.print(f"         [dim]{escape(self._held)}[/dim]", soft_wrap=True)
-            self._held = None
+    def _flush_pending_line(self) -> None:
+        if self._pending_line is not None:
+            self._console.print(f"         [dim]{escape(self._pending_line)}[/dim]", soft_wrap=True)
+            self._pending_line = None
             self._printed_at_s = time.monotonic()
 
 

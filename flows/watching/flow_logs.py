@@ -4,13 +4,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
+_LOGGER_NAMES = ("prefect.flow_runs", "prefect.task_runs")
 
 
 @contextmanager
-def heard_by(handler: logging.Handler) -> Iterator[None]:
+def attach_handler(handler: logging.Handler) -> Iterator[None]:
     """Let ``handler`` hear what flows and tasks log inside this block, beside whoever hears it already."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    loggers = [logging.getLogger(name) for name in _LOGGER_NAMES]
     for logger in loggers:
         logger.addHandler(handler)
     try:
@@ -21,15 +21,15 @@ def heard_by(handler: logging.Handler) -> Iterator[None]:
 
 
 @contextmanager
-def only_to(handler: logging.Handler) -> Iterator[None]:
+def redirect_to(handler: logging.Handler) -> Iterator[None]:
     """The same, and keep it from the screen: Prefect's own handler would print it again, with tracebacks."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    before = [logger.propagate for logger in loggers]
+    loggers = [logging.getLogger(name) for name in _LOGGER_NAMES]
+    previous = [logger.propagate for logger in loggers]
     for logger in loggers:
         logger.propagate = False
     try:
-        with heard_by(handler):
+        with attach_handler(handler):
             yield
     finally:
-        for logger, propagate in zip(loggers, before, strict=True):
+        for logger, propagate in zip(loggers, previous, strict=True):
             logger.propagate = propagate

@@ -16,20 +16,20 @@ from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import urlsplit
 
-from flows.watching.secrets import without_secrets
+from flows.watching.secrets import redact
 
-URL_VARIABLE = "GLEANER_WEBHOOK_URL"
-Event = Literal["night_failed", "promotion_refused", "labels_running_dry"]
+WEBHOOK_URL_ENV = "GLEANER_WEBHOOK_URL"
+Event = Literal["run_failed", "promotion_refused", "label_supply_low"]
 
-_LIMIT_S = 5.0
+_TIMEOUT_S = 5.0
 _DELAYS_S = (1.0, 4.0)
 _CLIENT_ERRORS = range(400, 500)
-_WORTH_ANOTHER_TRY = (408, 425, 429)
+_RETRYABLE_STATUS_CODES = (408, 425, 429)
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Notice:
+class Notification:
     """What happened, to whom."""
 
     campaign: str
@@ -38,38 +38,40 @@ class Notice:
     message: str
 
 
-def notify(notice: Notice, *, limit_s: float = _LIMIT_S, delays_s: Sequence[float] = _DELAYS_S) -> bool:
+def notify(notification: Notification, *, timeout_s: float = _TIMEOUT_S, delays_s: Sequence[float] = _DELAYS_S) -> bool:
     """Send a notice; whether it arrived. Never raises, and takes at most some 20 s.
 
     Args:
-        notice: to send.
-        limit_s: of one attempt, in seconds.
+        notification: to send.
+        timeout_s: of one attempt, in seconds.
         delays_s: before each further attempt, in seconds.
     """
-    url = os.environ.get(URL_VARIABLE, "")
+    url = os.environ.get(WEBHOOK_URL_ENV, "")
     if not url:
         return False
     if urlsplit(url).scheme not in ("http", "https"):
-        _log.warning("%s: the address begins with no http:// or https://, so nothing is sent.", URL_VARIABLE)
+        _log.warning("%s: the address begins with no http:// or https://, so nothing is sent.", WEBHOOK_URL_ENV)
         return False
     problem = ""
     for delay_s in (0.0, *delays_s):
         time.sleep(delay_s)
-        problem, hopeless = _post(url, _body(notice), limit_s)
+        problem, is_permanent = _post(url, _payload(notification), timeout_s)
         if not problem:
             return True
-        if hopeless:
+        if is_permanent:
             break
-    _log.warning("The notification %s was not sent: %s.", notice.event, without_secrets(problem))
+    _log.warning("The notification %s was not sent: %s.", notification.event, redact(problem))
     return False
 
 
-def _body(notice: Notice) -> bytes:
+def _payload(notification: Notification) -> bytes:
     """JSON; ``text`` is what Slack, Mattermost and Teams show."""
-    message = without_secrets(notice.message)
-    where = notice.campaign if notice.round is None else f"{notice.campaign}, round {notice.round}"
+    message = redact(notification.message)
+    where = (
+        notification.campaign if notification.round is None else f"{notification.campaign}, round {notification.round}"
+    )
     content = {
-        **asdict(notice),
+        **asdict(notification),
         "message": message,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "text": f"Gleaner, {where}: {message}",
@@ -77,26 +79,26 @@ def _body(notice: Notice) -> bytes:
     return json.dumps(content).encode()
 
 
-def _post(url: str, body: bytes, limit_s: float) -> tuple[str, bool]:
+def _post(url: str, body: bytes, timeout_s: float) -> tuple[str, bool]:
     """What went wrong (empty: nothing), and whether another attempt is pointless."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
     try:
-        with _OPENER.open(request, timeout=limit_s):
+        with _OPENER.open(request, timeout=timeout_s):
             return "", False
     except urllib.error.HTTPError as error:
         error.close()
-        hopeless = error.code in _CLIENT_ERRORS and error.code not in _WORTH_ANOTHER_TRY
-        return f"the answer is {error.code}", hopeless
+        is_permanent = error.code in _CLIENT_ERRORS and error.code not in _RETRYABLE_STATUS_CODES
+        return f"the answer is {error.code}", is_permanent
     except (OSError, ValueError) as error:  # refused, timeout, unknown host, no HTTP
         reason = getattr(error, "reason", error)
         return f"{type(reason).__name__}: {reason}", False
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
+class _NoRedirectHandler(urllib.request.HTTPRedirectHandler):
     """A redirected POST would become a GET somewhere else, with the message lost and no error."""
 
     def redirect_request(self, *_: object, **__: object) -> None:
         """Refuse; the caller sees the 3xx as an error."""
 
 
-_OPENER = urllib.request.build_opener(_NoRedirect)
+_OPENER = urllib.request.build_opener(_NoRedirectHandler)

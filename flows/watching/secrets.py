@@ -3,15 +3,19 @@
 import os
 import re
 
-_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH_STRING|WEBHOOK", re.IGNORECASE)
-_IN_URL = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
-_SHORTEST = 6
-_HIDDEN = "***"
+_SECRET_NAME_PATTERN = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH_STRING|WEBHOOK", re.IGNORECASE)
+_URL_PASSWORD_PATTERN = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
+_MIN_SECRET_LENGTH = 6
+_REDACTED = "***"
 
 
-def without_secrets(text: str) -> str:
+def redact(text: str) -> str:
     """``text`` without the values of secret environment variables and without passwords in addresses."""
-    values = {value for name, value in os.environ.items() if _NAMES.search(name) and len(value) >= _SHORTEST}
+    values = {
+        value
+        for name, value in os.environ.items()
+        if _SECRET_NAME_PATTERN.search(name) and len(value) >= _MIN_SECRET_LENGTH
+    }
     for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, _HIDDEN)
-    return _IN_URL.sub(_HIDDEN, text)
+        text = text.replace(value, _REDACTED)
+    return _URL_PASSWORD_PATTERN.sub(_REDACTED, text)

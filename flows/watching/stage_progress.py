@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-_COUNT = re.compile(r"^\w+(?: \w+)? (\d+)/(\d+)\b")
+_COUNT_PATTERN = re.compile(r"^\w+(?: \w+)? (\d+)/(\d+)\b")
 _MINUTE_S, _HOUR_S = 60, 3600
 
 
@@ -13,7 +13,7 @@ class Progress:
 
     done: int
     total: int
-    left_s: float | None
+    remaining_s: float | None
     """None at the first sight: there is no pace yet."""
 
     @property
@@ -22,7 +22,9 @@ class Progress:
         return 100 * self.done / self.total
 
     def __str__(self) -> str:
-        left = "" if self.left_s is None or self.done == self.total else f", {in_words(self.left_s)} left"
+        left = (
+            "" if self.remaining_s is None or self.done == self.total else f", {format_duration(self.remaining_s)} left"
+        )
         return f"{self.done} of {self.total}{left}"
 
 
@@ -33,14 +35,14 @@ class StageProgress:
         """Nothing is seen yet."""
         self._first: tuple[int, float] | None = None
 
-    def take(self, line: str, now_s: float) -> Progress | None:
+    def update(self, line: str, now_s: float) -> Progress | None:
         """What a line says about progress; None where it says nothing.
 
         Args:
             line: as the stage printed it.
             now_s: of a clock that never goes back.
         """
-        match = _COUNT.match(line)
+        match = _COUNT_PATTERN.match(line)
         if match is None or not 0 < int(match[1]) <= int(match[2]):
             return None
         done, total = int(match[1]), int(match[2])
@@ -51,7 +53,7 @@ class StageProgress:
         return Progress(done, total, (total - done) * (now_s - since_s) / (done - first))
 
 
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """``2 h 05 min``, ``12 min`` or ``40 s``."""
     if seconds >= _HOUR_S:
         return f"{int(seconds // _HOUR_S)} h {int(seconds % _HOUR_S // _MINUTE_S):02d} min"

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from flows.code_digests import drifted_stages
-from flows.labels.deliver import COMPLETE, is_outstanding
-from flows.labels.deliveries import all_deliveries
-from flows.labels.leases import image_states, lease_ends, open_images
-from flows.labels.providers.base import Delivery
-from flows.labels.quarantine import read_entries, state_of
+from flows.code_digests import stale_stages
+from flows.labels.deliver import CAMPAIGN_COMPLETE, has_pending_delivery
+from flows.labels.deliveries import all_annotation_batches
+from flows.labels.leases import image_states, lease_expires_at, open_images
+from flows.labels.providers.base import AnnotationBatch
+from flows.labels.quarantine import entry_state, read_entries
 from flows.position import is_published, newest_round
 from flows.records.ledger import all_ledgers
 from flows.watching.tables import rounds_table
@@ -24,50 +24,55 @@ def print_status(workspace: Workspace, console: Console) -> None:
     ledgers = all_ledgers(workspace)
     if ledgers:
         console.print(rounds_table(ledgers))
-    deliveries, store = all_deliveries(workspace), read_labels(workspace.labels)  # thousands of labels: read once
+    deliveries, store = (
+        all_annotation_batches(workspace),
+        read_labels(workspace.labels),
+    )  # thousands of labels: read once
     _print_images(deliveries, store, load_params(workspace.params).provider.lease_days, console)
-    _print_refusals(workspace, store, console)
+    _print_rejections(workspace, store, console)
     is_open = any(open_images(delivery, store) for delivery in deliveries)
     console.print(f"Next: {_next_step(workspace, is_open=is_open)}")
-    drifted = drifted_stages(workspace)
-    if drifted:
+    stale = stale_stages(workspace)
+    if stale:
         console.print(
-            f"Gleaner's code has changed for {', '.join(drifted)}: the next round runs with it.",
+            f"Gleaner's code has changed for {', '.join(stale)}: the next round runs with it.",
             style="yellow",
         )
 
 
-def _print_images(deliveries: Sequence[Delivery], store: LabelStore, lease_days: float, console: Console) -> None:
+def _print_images(
+    deliveries: Sequence[AnnotationBatch], store: LabelStore, lease_days: float, console: Console
+) -> None:
     """What became of the images that were picked, and which batches are with the annotators."""
     states = image_states(deliveries, store)
     if states.total():
         counts = ", ".join(f"{count} {state}" for state, count in states.items())
         console.print(f"Picked images: {counts}", highlight=False)
     for delivery in deliveries:
-        open_ones = len(open_images(delivery, store))
-        if not open_ones:
+        num_open = len(open_images(delivery, store))
+        if not num_open:
             continue
-        until = lease_ends(delivery, lease_days).isoformat(timespec="minutes")
+        until = lease_expires_at(delivery, lease_days).isoformat(timespec="minutes")
         lease = "not delivered yet" if delivery.state == "prepared" else f"delivered, leased until {until}"
-        counts = f"{open_ones} of {len(delivery.image_ids)} images open"
+        counts = f"{num_open} of {len(delivery.image_ids)} images open"
         console.print(f"Batch {delivery.batch}: {counts}, {lease}", soft_wrap=True, highlight=False)
 
 
-def _print_refusals(workspace: Workspace, store: LabelStore, console: Console) -> None:
+def _print_rejections(workspace: Workspace, store: LabelStore, console: Console) -> None:
     """Only what waits for somebody; most refusals are settled by a newer answer."""
-    waiting = [entry for entry in read_entries(workspace) if state_of(entry, store.given) == "open"]
+    waiting = [entry for entry in read_entries(workspace) if entry_state(entry, store.all_annotations) == "open"]
     if waiting:
         console.print(f"Refused labels: {len(waiting)}, shown by gleaner quarantine list", style="yellow")
         last = waiting[-1]
-        console.print(f"  {escape(last.where)}: {escape(last.reason)}", soft_wrap=True)
+        console.print(f"  {escape(last.item)}: {escape(last.reason)}", soft_wrap=True)
 
 
 def _next_step(workspace: Workspace, *, is_open: bool) -> str:
     number = newest_round(workspace)
     if not is_published(workspace, number):
-        return f"gleaner night derives round {number}."
-    if is_outstanding(workspace, number):
-        return f"gleaner night offers batch {number + 1}, if anything is left to ask for."
+        return f"gleaner run derives round {number}."
+    if has_pending_delivery(workspace, number):
+        return f"gleaner run offers batch {number + 1}, if anything is left to ask for."
     if not is_open:
-        return f"nothing: {COMPLETE[0].lower()}{COMPLETE[1:]}"
-    return f"gleaner night collects new labels as batch {number + 1} and derives round {number + 1}."
+        return f"nothing: {CAMPAIGN_COMPLETE[0].lower()}{CAMPAIGN_COMPLETE[1:]}"
+    return f"gleaner run collects new labels as batch {number + 1} and derives round {number + 1}."

@@ -1,4 +1,4 @@
-"""Logs for machines: with ``GLEANER_LOG=json`` every message is one JSON object on a line of standard output.
+"""Logs for machines: with ``GLEANER_LOG_FORMAT=json`` every message is one JSON object on a line of standard output.
 
 Fields: time (ISO 8601, UTC), level, campaign, round, stage (null outside of one), message, and exception where there
 is one.
@@ -15,12 +15,12 @@ from enum import StrEnum
 from typing import Any, TextIO
 
 from flows.position import newest_round
-from flows.watching.flow_logs import only_to
-from flows.watching.secrets import without_secrets
+from flows.watching.flow_logs import redirect_to
+from flows.watching.secrets import redact
 from tasks.errors import UserError
 from tasks.paths import Workspace
 
-VARIABLE = "GLEANER_LOG"
+LOG_FORMAT_ENV = "GLEANER_LOG_FORMAT"
 
 
 class LogFormat(StrEnum):
@@ -30,42 +30,42 @@ class LogFormat(StrEnum):
     json = "json"
 
 
-def wants_json() -> bool:
+def is_json_logging() -> bool:
     """Whether the user asked for it.
 
     Raises:
         UserError: the variable holds something else.
     """
-    choice = os.environ.get(VARIABLE) or LogFormat.text
+    choice = os.environ.get(LOG_FORMAT_ENV) or LogFormat.text
     if choice not in set(LogFormat):
         allowed = ", ".join(LogFormat)
-        raise UserError(VARIABLE, f"the value is {choice!r}, expected one of {allowed}")
-    return asked_for_json()
+        raise UserError(LOG_FORMAT_ENV, f"the value is {choice!r}, expected one of {allowed}")
+    return is_json_logging_unchecked()
 
 
-def asked_for_json() -> bool:
+def is_json_logging_unchecked() -> bool:
     """The same, without a word about another value."""
-    return os.environ.get(VARIABLE) == LogFormat.json
+    return os.environ.get(LOG_FORMAT_ENV) == LogFormat.json
 
 
-def choose_log(choice: LogFormat | None) -> LogFormat | None:
+def set_log_format(choice: LogFormat | None) -> LogFormat | None:
     """Let an option of the command line win over the environment, for us and the processes we start."""
     if choice is not None:
-        os.environ[VARIABLE] = choice
+        os.environ[LOG_FORMAT_ENV] = choice
     return choice
 
 
 @contextmanager
-def told_as_json(workspace: Workspace) -> Iterator[None]:
+def json_logging(workspace: Workspace) -> Iterator[None]:
     """What a night logs inside this block goes out as JSON, if the user asked for it; otherwise nothing changes."""
-    if not wants_json():
+    if not is_json_logging():
         yield
         return
-    with only_to(JsonLines(workspace.root.name, _round(workspace), sys.stdout)):
+    with redirect_to(JsonLinesHandler(workspace.root.name, _current_round(workspace), sys.stdout)):
         yield
 
 
-class JsonLines(logging.Handler):
+class JsonLinesHandler(logging.Handler):
     """Writes one line a record; remembers which round is at work."""
 
     def __init__(self, campaign: str, round_number: int | None, stream: TextIO) -> None:
@@ -91,21 +91,21 @@ class JsonLines(logging.Handler):
             "campaign": self._campaign,
             "round": self._round,
             "stage": getattr(record, "task_run_name", None),
-            "message": without_secrets(record.getMessage()),
+            "message": redact(record.getMessage()),
         }
         if record.exc_info and not isinstance(record.exc_info[1], UserError):
-            entry["exception"] = without_secrets(logging.Formatter().formatException(record.exc_info))
+            entry["exception"] = redact(logging.Formatter().formatException(record.exc_info))
         return json.dumps(entry, ensure_ascii=False)
 
 
-def error_line(message: str) -> str:
+def json_error_line(message: str) -> str:
     """The one line a command ends with when it fails."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     entry = {"time": now, "level": "error", "campaign": None, "round": None, "stage": None}
-    return json.dumps({**entry, "message": without_secrets(message)}, ensure_ascii=False)
+    return json.dumps({**entry, "message": redact(message)}, ensure_ascii=False)
 
 
-def _round(workspace: Workspace) -> int | None:
+def _current_round(workspace: Workspace) -> int | None:
     try:
         return newest_round(workspace)
     except UserError:

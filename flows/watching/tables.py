@@ -6,7 +6,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-_NONE = "-"
+_MISSING = "-"
 _HEADERS = (
     "round", "labels", "boxes", "teacher\nmAP", "student\nmAP", "mean\nconf.", "weights\nentropy", "\noverlap",
     "corr.\nDWA", "corr.\nequal", "weights\nused",
@@ -23,20 +23,20 @@ def rounds_table(ledgers: Sequence[Mapping[str, Any]]) -> Table:
     for header in _HEADERS:
         table.add_column(header, justify="right", no_wrap=True)
     for ledger in ledgers:
-        figures = ledger["figures"]
+        figures = ledger["metrics"]
         table.add_row(
             str(ledger["round"]),
             str(figures["labels"]),
             str(figures["boxes"]),
-            _number(figures["teacher"]["mAP"], 1),
-            _number(figures["student"]["mAP"], 1),
-            *(_number(figures["mean_weights"][name], 2) for name in ("confidence", "entropy", "overlap")),
-            _number(figures["spearman_dwa"], 2),
-            _number(figures["spearman_equal"], 2),
-            str(figures["weights_used"]),
+            _format_number(figures["teacher"]["mAP"], 1),
+            _format_number(figures["student"]["mAP"], 1),
+            *(_format_number(figures["mean_weights"][name], 2) for name in ("confidence", "entropy", "overlap")),
+            _format_number(figures["spearman_dwa"], 2),
+            _format_number(figures["spearman_equal"], 2),
+            str(figures["acquisition_weights"]),
         )
     return table
 
 
-def _number(value: float | None, digits: int) -> str:
-    return _NONE if value is None else f"{value:.{digits}f}"
+def _format_number(value: float | None, digits: int) -> str:
+    return _MISSING if value is None else f"{value:.{digits}f}"

@@ -20,15 +20,15 @@ from rich.table import Table
 
 from tasks.paths import STAGES, Workspace
 
-_NIGHTS = 3
-_BAR_S = 3.0
+_RUNS = 3
+_MAX_OVERHEAD_S = 3.0
 
 
 @dataclass(frozen=True)
-class Night:
+class RunTiming:
     """Seconds of one night."""
 
-    whole_s: float
+    total_s: float
     commands_s: dict[str, float]
     """The stages' own commands."""
     tasks_s: dict[str, float]
@@ -37,58 +37,60 @@ class Night:
     @property
     def overhead_s(self) -> float:
         """All that is not a stage's command, per stage."""
-        return (self.whole_s - sum(self.commands_s.values())) / len(STAGES)
+        return (self.total_s - sum(self.commands_s.values())) / len(STAGES)
 
 
-def time_commands(workspace: Workspace) -> None:
+def instrument_stage_commands(workspace: Workspace) -> None:
     """Let bash write down how long each stage's command takes; the command's last word is the stage."""
     from flows import vcs
 
     times = workspace.root / ".gleaner" / "bench"
     times.mkdir(parents=True, exist_ok=True)
-    timed = rf"cmd: 'TIMEFORMAT=%R; {{ time \1 2>&1 ; }} 2> {times}/\2'"
-    text = re.sub(r"cmd: (python .*?(\w+))$", timed, workspace.dvc_yaml.read_text(), flags=re.MULTILINE)
+    timed_command = rf"cmd: 'TIMEFORMAT=%R; {{ time \1 2>&1 ; }} 2> {times}/\2'"
+    text = re.sub(r"cmd: (python .*?(\w+))$", timed_command, workspace.dvc_yaml.read_text(), flags=re.MULTILINE)
     workspace.dvc_yaml.write_text(text)
     vcs.commit(workspace, "Time the commands of the stages")
 
 
-def a_night(workspace: Workspace) -> Night:
+def time_run(workspace: Workspace) -> RunTiming:
     """One real night."""
-    from flows.night import night
+    from flows.night import nightly
     from flows.stage_log import stage_seconds
 
     times = {stage: workspace.root / ".gleaner" / "bench" / stage for stage in STAGES}
     for path in times.values():
         path.unlink(missing_ok=True)  # a stage that is skipped tonight writes none
     started_s = time.perf_counter()
-    result = night(workspace.root)
-    whole_s = time.perf_counter() - started_s
+    result = nightly(workspace.root)
+    total_s = time.perf_counter() - started_s
     commands_s = {stage: float(path.read_text().split()[-1]) if path.exists() else 0.0 for stage, path in times.items()}
-    return Night(whole_s, commands_s, stage_seconds(workspace, result.round_number))
+    return RunTiming(total_s, commands_s, stage_seconds(workspace, result.round_number))
 
 
-def show(nights: Sequence[Night], server_s: float, console: Console) -> None:
+def print_table(timings: Sequence[RunTiming], server_s: float, console: Console) -> None:
     """Print the table and the figure."""
-    table = Table("stage", "command s", "DVC and Prefect s", title=f"Medians of {len(nights)} nights")
+    table = Table("stage", "command s", "DVC and Prefect s", title=f"Medians of {len(timings)} nights")
     for stage in STAGES:
-        command_s = statistics.median(night.commands_s[stage] for night in nights)
-        around_s = statistics.median(night.tasks_s[stage] - night.commands_s[stage] for night in nights)
-        table.add_row(stage, f"{command_s:.2f}", f"{around_s:.2f}")
-    rest_s = statistics.median(night.whole_s - sum(night.tasks_s.values()) for night in nights)
-    whole_s = statistics.median(night.whole_s for night in nights)
+        command_s = statistics.median(timing.commands_s[stage] for timing in timings)
+        overhead_s = statistics.median(timing.tasks_s[stage] - timing.commands_s[stage] for timing in timings)
+        table.add_row(stage, f"{command_s:.2f}", f"{overhead_s:.2f}")
+    rest_s = statistics.median(timing.total_s - sum(timing.tasks_s.values()) for timing in timings)
+    total_s = statistics.median(timing.total_s for timing in timings)
     table.add_section()
     table.add_row("collect, publish, push, deliver and the flow itself", "", f"{rest_s:.2f}")
     table.add_row(
-        "whole night", f"{statistics.median(sum(n.commands_s.values()) for n in nights):.2f}", f"{whole_s:.2f}"
+        "whole night",
+        f"{statistics.median(sum(timing.commands_s.values()) for timing in timings):.2f}",
+        f"{total_s:.2f}",
     )
     console.print(table)
-    overheads_s = [night.overhead_s for night in nights]
+    overheads_s = [timing.overhead_s for timing in timings]
     console.print(
         f"overhead per stage: median {statistics.median(overheads_s):.2f} s "
-        f"(min {min(overheads_s):.2f}, max {max(overheads_s):.2f}), bar {_BAR_S:.0f} s; "
+        f"(min {min(overheads_s):.2f}, max {max(overheads_s):.2f}), bar {_MAX_OVERHEAD_S:.0f} s; "
         f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     )
-    ratio = whole_s / statistics.median(sum(night.commands_s.values()) for night in nights)
+    ratio = total_s / statistics.median(sum(timing.commands_s.values()) for timing in timings)
     console.print(
         f"whole night / sum of its stages: {ratio:.2f}, with stages this small; "
         f"a private Prefect server, where none is named, takes {server_s:.1f} s before the night"
@@ -107,15 +109,15 @@ def main() -> None:
         os.environ["PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL"] = "WARNING"
         os.environ["PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL"] = "WARNING"
         prepare_environment(Path(folder))
-        from tests.flows.tiny import REPOSITORY, make_tiny_campaign
+        from tests.flows.tiny import REPOSITORY, make_small_campaign
 
         os.environ["PYTHONPATH"] = str(REPOSITORY)
-        workspace = make_tiny_campaign(Path(folder))
-        time_commands(workspace)
+        workspace = make_small_campaign(Path(folder))
+        instrument_stage_commands(workspace)
         started_s = time.perf_counter()
         ensure_prefect_api(workspace.root)
         server_s = time.perf_counter() - started_s
-        show([a_night(workspace) for _ in range(_NIGHTS)], server_s, Console())
+        print_table([time_run(workspace) for _ in range(_RUNS)], server_s, Console())
 
 
 if __name__ == "__main__":

@@ -20,15 +20,15 @@ from rich.table import Table
 from detectron_ext.batches import StepBatch
 from detectron_ext.meta_arch import build_detector
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
-from detectron_ext.trainer import ImageWeighting, Schedule, TeacherStudent
-from tasks.detector import default_device, detector_spec
+from detectron_ext.trainer import ImageWeighting, Schedule, TeacherStudentTrainer
+from tasks.detector import default_device, detector_config
 from tasks.params import load_params
 
-_ROUNDS, _WARMUP = 9, 2
+_REPEATS, _WARMUP = 9, 2
 _REPOSITORY = Path(__file__).parents[2]
 
 
-def a_batch(num_labeled: int, num_unlabeled: int, side_px: int, seed: int) -> StepBatch:
+def random_batch(num_labeled: int, num_unlabeled: int, side_px: int, seed: int) -> StepBatch:
     """Noise of one size; labeled images with four boxes each."""
     rng = np.random.default_rng(seed)
 
@@ -47,53 +47,55 @@ def a_batch(num_labeled: int, num_unlabeled: int, side_px: int, seed: int) -> St
     return StepBatch([labeled() for _ in range(num_labeled)], ids, weak, [dict(image) for image in weak])
 
 
-def a_run() -> TeacherStudent:
+def build_trainer() -> TeacherStudentTrainer:
     """Teacher and student of the repository's parameters, past burn-in."""
     params = load_params(_REPOSITORY / "params.yaml")
     torch.manual_seed(0)
-    spec = detector_spec(params.model, len(params.classes), params.ssl.focal_gamma)
+    spec = detector_config(params.model, len(params.classes), params.ssl.focal_gamma)
     student, teacher = build_detector(spec, default_device()), build_detector(spec, default_device())
     teacher.load_state_dict(student.state_dict())
     schedule = Schedule(10**6, 0, 0, 1, 1e-6, 1.0, 0.0, 5.0, 0.5, 0.98, 1e9)
     threshold = ScoreThreshold("fixed", 0.3, len(params.classes))
-    return TeacherStudent(student, teacher, schedule, ImageWeighting({}, "none"), threshold, False, True, seed=1)
+    return TeacherStudentTrainer(
+        student, teacher, schedule, ImageWeighting({}, "uniform"), threshold, False, True, seed=1
+    )
 
 
-def seconds(work: Callable[[], object]) -> float:
+def wall_time_s(function: Callable[[], object]) -> float:
     """Wall time of one call, with the accelerator's queue emptied before and after."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     started_s = time.perf_counter()
-    work()
+    function()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started_s
 
 
-def measure(run: TeacherStudent, batch: StepBatch) -> dict[str, list[float]]:
+def time_parts(trainer: TeacherStudentTrainer, batch: StepBatch) -> dict[str, list[float]]:
     """Seconds of each part and of the whole step, round by round."""
-    targets = pseudo_label(run.teacher, batch.unlabeled_weak, run.threshold)
+    targets = pseudo_label(trainer.teacher, batch.unlabeled_weak, trainer.threshold)
     inputs = [{**image, "instances": own} for image, own in zip(batch.unlabeled_strong, targets, strict=True)]
 
     def supervised() -> None:
         with EventStorage():
-            run.student(batch.labeled).total().mean().backward()
+            trainer.student(batch.labeled).total().mean().backward()
 
     def unsupervised() -> None:
         with EventStorage():
-            run.student(inputs).classification().mean().backward()
+            trainer.student(inputs).classification().mean().backward()
 
     parts: dict[str, Callable[[], object]] = {
         "supervised forward and backward": supervised,
-        "teacher forward": lambda: pseudo_label(run.teacher, batch.unlabeled_weak, run.threshold),
+        "teacher forward": lambda: pseudo_label(trainer.teacher, batch.unlabeled_weak, trainer.threshold),
         "unsupervised forward and backward": unsupervised,
-        "whole step": lambda: run.step(batch),
+        "whole step": lambda: trainer.step(batch),
     }
     times: dict[str, list[float]] = {name: [] for name in parts}
-    for number in range(_WARMUP + _ROUNDS):
-        for name, work in parts.items():
-            run.student.zero_grad(set_to_none=True)
-            elapsed_s = seconds(work)
+    for number in range(_WARMUP + _REPEATS):
+        for name, function in parts.items():
+            trainer.student.zero_grad(set_to_none=True)
+            elapsed_s = wall_time_s(function)
             if number >= _WARMUP:
                 times[name].append(elapsed_s)
     return times
@@ -102,8 +104,8 @@ def measure(run: TeacherStudent, batch: StepBatch) -> dict[str, list[float]]:
 def main() -> None:
     """Print the table."""
     params = load_params(_REPOSITORY / "params.yaml")
-    sizes = (params.train.labeled_images_per_step, params.train.unlabeled_images_per_step)
-    times = measure(a_run(), a_batch(*sizes, params.model.short_side_px, seed=0))
+    sizes = (params.train.labeled_batch_size, params.train.unlabeled_batch_size)
+    times = time_parts(build_trainer(), random_batch(*sizes, params.model.short_side_px, seed=0))
     images = dict(zip(times, (sizes[0], sizes[1], sizes[1], sum(sizes)), strict=True))
     table = Table("part", "median s", "images/s", title=f"Training step on {default_device()}, {torch.__version__}")
     for name, values in times.items():

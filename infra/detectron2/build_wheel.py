@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from infra.detectron2.changes import CHANGES, VERSION, Change
+from infra.detectron2.changes import PATCHES, VERSION, Patch
 
 WHEEL_NAME = f"detectron2-{VERSION}-py3-none-any.whl"
 SOURCE_FILE = Path(__file__).with_name("source.txt")
@@ -56,7 +56,7 @@ WHEEL = "Wheel-Version: 1.0\nGenerator: gleaner\nRoot-Is-Purelib: true\nTag: py3
 
 # pip learns an archive's name by running its build backend. This archive's setup.py needs PyTorch for that,
 # and newer pips refuse what it declares. So this backend answers, and no code of the archive is run.
-BACKEND = """\
+METADATA_BACKEND = """\
 from pathlib import Path
 
 def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
@@ -78,7 +78,7 @@ def build(folder: Path = CACHE_DIR, archive: Path | None = None) -> Path:
     """Build the wheel in ``folder``, from ``archive`` or else from a fresh download, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     files = read_source(archive or download(folder), pinned_hash())
-    return write_wheel(apply_changes(files, CHANGES), folder)
+    return write_wheel(apply_patches(files, PATCHES), folder)
 
 
 def pinned_hash() -> str:
@@ -95,7 +95,7 @@ def download(folder: Path) -> Path:
         backend = Path(temporary, "setuptools")
         backend.mkdir()
         (backend / "__init__.py").touch()
-        (backend / "build_meta.py").write_text(BACKEND)
+        (backend / "build_meta.py").write_text(METADATA_BACKEND)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
         command += ["--use-pep517", "--no-build-isolation", "--require-hashes"]
         command += ["--dest", str(folder), "--requirement", str(SOURCE_FILE)]
@@ -118,23 +118,23 @@ def read_source(archive: Path, sha256: str) -> dict[str, bytes]:
     return files
 
 
-def apply_changes(files: dict[str, bytes], changes: Iterable[Change]) -> dict[str, bytes]:
+def apply_patches(files: dict[str, bytes], patches: Iterable[Patch]) -> dict[str, bytes]:
     """Return the files with the changes applied, each changed file with a note of the reasons at its end."""
-    changed = dict(files)
+    patched = dict(files)
     reasons: dict[str, list[str]] = {}
-    for change in changes:
-        old = changed.get(change.path, b"").decode()
-        text, times = re.subn(change.pattern, change.new, old, flags=re.MULTILINE)
-        if times != change.times:
+    for patch in patches:
+        old = patched.get(patch.path, b"").decode()
+        text, count = re.subn(patch.pattern, patch.replacement, old, flags=re.MULTILINE)
+        if count != patch.count:
             raise BuildError(
-                f"{change.path}: {change.pattern} matches {times} times, expected {change.times}. "
+                f"{patch.path}: {patch.pattern} matches {count} times, expected {patch.count}. "
                 "The table of changes was written for other sources."
             )
-        changed[change.path] = text.encode()
-        reasons.setdefault(change.path, []).append(change.reason)
+        patched[patch.path] = text.encode()
+        reasons.setdefault(patch.path, []).append(patch.reason)
     for path in reasons.keys() & files.keys():
-        changed[path] += f"\n# Changed by Gleaner: {'; '.join(dict.fromkeys(reasons[path]))}.\n".encode()
-    return changed
+        patched[path] += f"\n# Changed by Gleaner: {'; '.join(dict.fromkeys(reasons[path]))}.\n".encode()
+    return patched
 
 
 def write_wheel(files: dict[str, bytes], folder: Path) -> Path:

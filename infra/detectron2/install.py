@@ -19,18 +19,18 @@ from infra.detectron2.changes import VERSION
 
 def install() -> str:
     """Install what the rules above say, check that it imports, and return one sentence for the user."""
-    chosen = os.environ.get("GLEANER_DETECTRON2", "")
-    found = installed_version()
-    if chosen:
-        pip_install("--no-build-isolation", chosen)
-        sentence = f"Detectron2 {installed_version()} is installed, from GLEANER_DETECTRON2={chosen}."
-    elif found not in (None, VERSION):
-        sentence = f"Detectron2 {found} was installed here before and is left alone."
+    requirement = os.environ.get("GLEANER_DETECTRON2", "")
+    installed = installed_version()
+    if requirement:
+        pip_install("--no-build-isolation", requirement)
+        message = f"Detectron2 {installed_version()} is installed, from GLEANER_DETECTRON2={requirement}."
+    elif installed not in (None, VERSION):
+        message = f"Detectron2 {installed} was installed here before and is left alone."
     else:
         pip_install("--no-index", "--force-reinstall", str(build()))
-        sentence = f"Detectron2 {VERSION} is installed."
+        message = f"Detectron2 {VERSION} is installed."
     check_import()
-    return sentence
+    return message
 
 
 def installed_version() -> str | None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from infra.stack.private import write_private
 
-FILE = "account.env"
+CREDENTIALS_FILE = "account.env"
 _EMAIL, _PASSWORD, _TOKEN = "LABEL_STUDIO_USERNAME", "LABEL_STUDIO_PASSWORD", "LABEL_STUDIO_API_KEY"
 
 
 @dataclass(frozen=True, repr=False)  # a repr would put the secrets into logs
-class Account:
+class AdminUser:
     """Who owns the server, and the token that programs use in their name."""
 
     email: str
@@ -22,23 +22,23 @@ class Account:
     """40 hex digits."""
 
 
-def account_in(data: Path, environ: Mapping[str, str]) -> Account:
+def load_or_create_admin(data: Path, environ: Mapping[str, str]) -> AdminUser:
     """Return the account of a data folder: from the environment, else as kept there, else made up and kept.
 
     What the environment says is written nowhere. The file can be sourced by a shell: ``. DATA/account.env`` sets
-    LABEL_STUDIO_API_KEY for ``gleaner night``.
+    LABEL_STUDIO_API_KEY for ``gleaner run``.
     """
-    path = data / FILE
-    kept = _read(path) if path.is_file() else {}
-    made_up = {_EMAIL: "gleaner@example.com", _PASSWORD: secrets.token_urlsafe(18), _TOKEN: secrets.token_hex(20)}
-    missing = {name: value for name, value in made_up.items() if not environ.get(name) and name not in kept}
+    path = data / CREDENTIALS_FILE
+    stored = _read_env_file(path) if path.is_file() else {}
+    generated = {_EMAIL: "gleaner@example.com", _PASSWORD: secrets.token_urlsafe(18), _TOKEN: secrets.token_hex(20)}
+    missing = {name: value for name, value in generated.items() if not environ.get(name) and name not in stored}
     if missing:
-        kept |= missing
-        write_private(path, "".join(f"export {name}={shlex.quote(value)}\n" for name, value in kept.items()))
-    email, password, token = (environ.get(name) or kept[name] for name in made_up)
-    return Account(email, password, token)
+        stored |= missing
+        write_private(path, "".join(f"export {name}={shlex.quote(value)}\n" for name, value in stored.items()))
+    email, password, token = (environ.get(name) or stored[name] for name in generated)
+    return AdminUser(email, password, token)
 
 
-def _read(path: Path) -> dict[str, str]:
-    words = [word for word in shlex.split(path.read_text()) if "=" in word]
-    return dict(word.split("=", 1) for word in words)
+def _read_env_file(path: Path) -> dict[str, str]:
+    assignments = [word for word in shlex.split(path.read_text()) if "=" in word]
+    return dict(word.split("=", 1) for word in assignments)

@@ -18,49 +18,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LOCK = Path(__file__).with_name("requirements.lock")
-CHECKOUT = Path(__file__).parents[2]
+REQUIREMENTS_LOCK = Path(__file__).with_name("requirements.lock")
+REPOSITORY_ROOT = Path(__file__).parents[2]
 
 
 class InstallError(RuntimeError):
     """Label Studio cannot be set up, and why."""
 
 
-def folder() -> Path:
+def venv_dir() -> Path:
     """Return the environment's folder, whether it is there or not."""
-    return Path(os.environ.get("GLEANER_LABEL_STUDIO_VENV") or CHECKOUT / ".venv-label-studio").absolute()
+    return Path(os.environ.get("GLEANER_LABEL_STUDIO_VENV") or REPOSITORY_ROOT / ".venv-label-studio").absolute()
 
 
-def installed() -> Path | None:
+def installed_program() -> Path | None:
     """Return the ``label-studio`` program, or None where the lock is not installed as it stands now."""
-    stamp = folder() / ".complete"
-    return folder() / "bin" / "label-studio" if stamp.is_file() and stamp.read_text() == _fingerprint() else None
+    stamp = venv_dir() / ".complete"
+    return venv_dir() / "bin" / "label-studio" if stamp.is_file() and stamp.read_text() == _fingerprint() else None
 
 
 def install() -> Path:
     """Install what the lock says and return the ``label-studio`` program."""
     if sys.version_info[:2] != (3, 11):
         raise InstallError(f"this Python is {sys.version.split()[0]}, expected 3.11: the lock is resolved for it")
-    with _one_at_a_time():
-        if program := installed():
+    with _install_lock():
+        if program := installed_program():
             return program
-        shutil.rmtree(folder(), ignore_errors=True)
-        venv.create(folder(), with_pip=True)
-        pip = [str(folder() / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        subprocess.run([*pip, "--no-deps", "--require-hashes", "--requirement", str(LOCK)], check=True)
-        (folder() / ".complete").write_text(_fingerprint())
-        return folder() / "bin" / "label-studio"
+        shutil.rmtree(venv_dir(), ignore_errors=True)
+        venv.create(venv_dir(), with_pip=True)
+        pip = [str(venv_dir() / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        subprocess.run([*pip, "--no-deps", "--require-hashes", "--requirement", str(REQUIREMENTS_LOCK)], check=True)
+        (venv_dir() / ".complete").write_text(_fingerprint())
+        return venv_dir() / "bin" / "label-studio"
 
 
 def _fingerprint() -> str:
     """Changes with the lock, and with the folder: an environment that was moved does not run."""
-    return hashlib.sha256(LOCK.read_bytes() + str(folder()).encode()).hexdigest()
+    return hashlib.sha256(REQUIREMENTS_LOCK.read_bytes() + str(venv_dir()).encode()).hexdigest()
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    folder().parent.mkdir(parents=True, exist_ok=True)
-    with folder().with_name(folder().name + ".lock").open("w") as handle:
+def _install_lock() -> Iterator[None]:
+    venv_dir().parent.mkdir(parents=True, exist_ok=True)
+    with venv_dir().with_name(venv_dir().name + ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

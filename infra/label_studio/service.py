@@ -4,16 +4,16 @@ import os
 from functools import partial
 from pathlib import Path
 
-from infra.label_studio.account import Account
-from infra.stack.http import require_answer
+from infra.label_studio.account import AdminUser
+from infra.stack.http import require_http_ok
 from infra.stack.ports import LOOPBACK
 from infra.stack.service import Service
 
-_FROM_THE_SHELL = ("AWS_", "POSTGRE_", "DJANGO_DB")
+_INHERITED_ENV_PREFIXES = ("AWS_", "POSTGRE_", "DJANGO_DB")
 """Object store and database are chosen by whoever starts it; credentials of images stay in its environment."""
 
 
-def label_studio(program: Path, data: Path, files: Path, port: int, account: Account) -> Service:
+def label_studio(program: Path, data: Path, files: Path, port: int, admin: AdminUser) -> Service:
     """Describe a server; it is ready when its database is migrated and answers.
 
     Args:
@@ -21,24 +21,24 @@ def label_studio(program: Path, data: Path, files: Path, port: int, account: Acc
         data: database, uploads and secret key; ``label_studio.sqlite3`` unless POSTGRE_* variables name a server.
         files: what lies below it can be shown to annotators, in folders that a project names.
         port: on 127.0.0.1; it has to be free, since Label Studio takes the next free one without a word.
-        account: the first user. Only the very first start with ``data`` makes it.
+        admin: the first user. Only the very first start with ``data`` makes it.
     """
     url = f"http://{LOOPBACK}:{port}"
-    chosen = {name: value for name, value in os.environ.items() if name.startswith(_FROM_THE_SHELL)}
+    inherited = {name: value for name, value in os.environ.items() if name.startswith(_INHERITED_ENV_PREFIXES)}
     return Service(
         name="label-studio",
         folder=data,
         ports=(port,),
         url=url,
         command=(str(program), "start", "--no-browser", "--internal-host", LOOPBACK, "--port", str(port)),
-        ready=partial(require_answer, f"{url}/health"),
-        env=chosen
+        check_ready=partial(require_http_ok, f"{url}/health"),
+        env=inherited
         | {
             "LABEL_STUDIO_BASE_DATA_DIR": str(data),
             "LABEL_STUDIO_HOST": url,
-            "LABEL_STUDIO_USERNAME": account.email,
-            "LABEL_STUDIO_PASSWORD": account.password,
-            "LABEL_STUDIO_USER_TOKEN": account.token,
+            "LABEL_STUDIO_USERNAME": admin.email,
+            "LABEL_STUDIO_PASSWORD": admin.password,
+            "LABEL_STUDIO_USER_TOKEN": admin.token,
             "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
             "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
             "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
@@ -49,5 +49,5 @@ def label_studio(program: Path, data: Path, files: Path, port: int, account: Acc
             "FRONTEND_SENTRY_DSN": "",
         },
         prepare=partial(data.mkdir, parents=True, exist_ok=True),
-        start_patience_s=600,  # a first start migrates the database: 40 s on two free cores, 110 s on two busy ones
+        start_timeout_s=600,  # a first start migrates the database: 40 s on two free cores, 110 s on two busy ones
     )

@@ -1,4 +1,4 @@
-"""``python -m infra.stack up | status | down``; ``make stack`` and its like call this."""
+"""``python -m infra.stack up | status | down``; ``make services-up`` and its like call this."""
 
 import sys
 from pathlib import Path
@@ -9,75 +9,77 @@ from rich.console import Console
 from rich.markup import escape
 
 from infra.stack import stack
-from infra.stack.service import StackError
-from infra.stack.settings import SERVICES, Settings, load, load_or_make
+from infra.stack.service import LocalServiceError
+from infra.stack.settings import SERVICES, Settings, load, load_or_create
 from tasks.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-_out = Console(soft_wrap=True, highlight=False)
-_STYLES = {"running": "green", "stopped": "dim", "ill": "red"}
+_console = Console(soft_wrap=True, highlight=False)
+_STYLES = {"running": "green", "stopped": "dim", "unhealthy": "red"}
 FolderOption = Annotated[Path, typer.Option("--dir", help="Data, logs and credentials of the stack.")]
-HOME = Path(".stack")
+DEFAULT_FOLDER = Path(".stack")
 
 
 @app.command()
 def up(
-    folder: FolderOption = HOME,
+    folder: FolderOption = DEFAULT_FOLDER,
     port: Annotated[
         list[str] | None,
         typer.Option(metavar="SERVICE=PORT", help=f"Another port for {', '.join(SERVICES)}; kept. Repeatable."),
     ] = None,
 ) -> None:
     """Start PostgreSQL, the S3 server, MLflow and Prefect on loopback; what runs already is left alone."""
-    settings = load_or_make(folder, dict(_port(text) for text in port or ()))
-    stack.up(settings, _tell)
-    _out.print(f"In each shell that works with them: . {escape(str(_near(settings.env_file)))}")
+    settings = load_or_create(folder, dict(_parse_port(text) for text in port or ()))
+    stack.up(settings, _print_status)
+    _console.print(f"In each shell that works with them: . {escape(str(_relative(settings.env_file)))}")
 
 
 @app.command()
-def env(folder: FolderOption = HOME) -> None:
+def env(folder: FolderOption = DEFAULT_FOLDER) -> None:
     """Make the credentials, where there are none, and the file to source; for infra/compose.yaml."""
-    _out.print(escape(str(_near(load_or_make(folder, {}).env_file))))
+    _console.print(escape(str(_relative(load_or_create(folder, {}).env_file))))
 
 
 @app.command()
-def status(folder: FolderOption = HOME) -> None:
+def status(folder: FolderOption = DEFAULT_FOLDER) -> None:
     """Ask each service for some real work; exit code 1 if one of them does not do it."""
-    states = []
-    for condition in stack.status(_existing(folder)):
-        _tell(condition)
-        states.append(condition.state)
-    sys.exit(0 if set(states) == {"running"} else 1)
+    service_states = []
+    for service_status in stack.status(_load_existing(folder)):
+        _print_status(service_status)
+        service_states.append(service_status.state)
+    sys.exit(0 if set(service_states) == {"running"} else 1)
 
 
 @app.command()
-def down(folder: FolderOption = HOME) -> None:
+def down(folder: FolderOption = DEFAULT_FOLDER) -> None:
     """Stop all; their data stay."""
-    stack.down(_existing(folder), _tell)
+    stack.down(_load_existing(folder), _print_status)
 
 
-def _existing(folder: Path) -> Settings:
+def _load_existing(folder: Path) -> Settings:
     settings = load(folder)
     if settings is None:
-        raise StackError(folder, "no stack was ever started here, expected one", "Run make stack.")
+        raise LocalServiceError(folder, "no stack was ever started here, expected one", "Run make services-up.")
     return settings
 
 
-def _port(text: str) -> tuple[str, int]:
+def _parse_port(text: str) -> tuple[str, int]:
     name, _, number = text.partition("=")
     if not number.isdecimal():
-        raise StackError("--port", f"the value is {text!r}, expected SERVICE=PORT as in prefect=4300")
+        raise LocalServiceError("--port", f"the value is {text!r}, expected SERVICE=PORT as in prefect=4300")
     return name, int(number)
 
 
-def _near(path: Path) -> Path:
+def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _tell(condition: stack.Condition) -> None:
-    style = _STYLES[condition.state]
-    words = f"  {escape(condition.words)}" if condition.words else ""
-    _out.print(f"{condition.name:<9} [{style}]{condition.state:<8}[/{style}] {condition.url}{words}")
+def _print_status(service_status: stack.ServiceStatus) -> None:
+    style = _STYLES[service_status.state]
+    detail = f"  {escape(service_status.detail)}" if service_status.detail else ""
+    _console.print(
+        f"{service_status.name:<9} [{style}]{service_status.state:<9}[/{style}] {service_status.url}{detail}"
+    )
 
 
 if __name__ == "__main__":

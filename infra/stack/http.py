@@ -9,7 +9,7 @@ from infra.stack.service import NotReady
 _TIMEOUT_S = 5.0
 
 
-def require_answer(url: str) -> None:
+def require_http_ok(url: str) -> None:
     """One GET that must succeed.
 
     Raises:
@@ -24,6 +24,6 @@ def require_answer(url: str) -> None:
 
 if __name__ == "__main__":  # the health check of compose.yaml
     try:
-        require_answer(sys.argv[1])
+        require_http_ok(sys.argv[1])
     except NotReady as not_ready:
         sys.exit(str(not_ready))

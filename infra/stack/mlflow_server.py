@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from infra.stack.http import require_answer
+from infra.stack.http import require_http_ok
 from infra.stack.object_store import MLFLOW_BUCKET, REGION, S3Key
 from infra.stack.ports import LOOPBACK
 from infra.stack.service import Service
@@ -25,7 +25,7 @@ def mlflow_server(folder: Path, port: int, database_url: str, s3_url: str, key: 
         ports=(port,),
         url=url,
         command=(*command, "--artifacts-destination", f"s3://{MLFLOW_BUCKET}/artifacts"),
-        ready=partial(require_answer, f"{url}/api/2.0/mlflow/experiments/get?experiment_id=0"),
+        check_ready=partial(require_http_ok, f"{url}/api/2.0/mlflow/experiments/get?experiment_id=0"),
         env={
             "MLFLOW_BACKEND_STORE_URI": database_url,  # not in the command, which everybody on the machine can read
             "MLFLOW_S3_ENDPOINT_URL": s3_url,
@@ -36,5 +36,5 @@ def mlflow_server(folder: Path, port: int, database_url: str, s3_url: str, key: 
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "true",
         },
-        start_patience_s=120,
+        start_timeout_s=120,
     )

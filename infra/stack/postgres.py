@@ -17,7 +17,7 @@ from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
 
 from infra.stack.ports import LOOPBACK
 from infra.stack.private import write_private
-from infra.stack.service import NotReady, Service, StackError
+from infra.stack.service import LocalServiceError, NotReady, Service
 
 _DEBIAN = Path("/usr/lib/postgresql")
 _SYSTEM_USER = "postgres"
@@ -37,13 +37,13 @@ class Database:
         return f"{scheme}://{ROLE}:{quote(self.password, safe='')}@{LOOPBACK}:{self.port}/{name}"
 
 
-def postgres(folder: Path, database: Database, names: Collection[str]) -> Service:
-    """A PostgreSQL server with its data in ``folder`` that holds the databases ``names`` as soon as it is ready.
+def postgres(folder: Path, database: Database, database_names: Collection[str]) -> Service:
+    """A PostgreSQL server with its data in ``folder`` that holds the databases ``database_names`` as soon as it is ready.
 
     Raises:
         StackError: PostgreSQL is not installed.
     """
-    programs = find_programs()
+    bin_dir = find_bin_dir()
     user = _SYSTEM_USER if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
     cluster = folder / "cluster"
     options = {"listen_addresses": LOOPBACK, "port": database.port, "unix_socket_directories": ""}
@@ -53,18 +53,18 @@ def postgres(folder: Path, database: Database, names: Collection[str]) -> Servic
         ports=(database.port,),
         url=f"postgresql://{LOOPBACK}:{database.port}",
         command=(
-            *(str(programs / "postgres"), "-D", str(cluster)),
+            *(str(bin_dir / "postgres"), "-D", str(cluster)),
             *(part for name, value in options.items() for part in ("-c", f"{name}={value}")),
         ),
-        ready=partial(create_databases, database, tuple(names)),
-        prepare=partial(_prepare, programs, folder, cluster, database, user),
+        check_ready=partial(create_databases, database, tuple(database_names)),
+        prepare=partial(_prepare, bin_dir, folder, cluster, database, user),
         user=user,
         stop_signal=signal.SIGINT,  # "fast": SIGTERM would wait for every client to leave
-        stop_patience_s=60,  # it writes its last checkpoint
+        stop_timeout_s=60,  # it writes its last checkpoint
     )
 
 
-def find_programs() -> Path:
+def find_bin_dir() -> Path:
     """Folder with PostgreSQL's newest programs; Debian keeps the server's off the PATH.
 
     Raises:
@@ -77,32 +77,42 @@ def find_programs() -> Path:
     if found:
         return Path(found).resolve().parent
     fix = "Install it: apt-get install postgresql (its own service need not run)."
-    raise StackError("postgres", f"programs below {_DEBIAN} are none, expected PostgreSQL", fix)
+    raise LocalServiceError("postgres", f"programs below {_DEBIAN} are none, expected PostgreSQL", fix)
 
 
-def _prepare(programs: Path, folder: Path, cluster: Path, database: Database, user: str | None) -> None:
+def _prepare(bin_dir: Path, folder: Path, cluster: Path, database: Database, user: str | None) -> None:
     if (cluster / "PG_VERSION").is_file():
         return
     if user:
-        _hand_over(folder, user)
-    unfinished = folder / "cluster.new"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    password = folder / "password"
-    write_private(password, database.password)
+        _chown(folder, user)
+    new_cluster = folder / "cluster.new"
+    shutil.rmtree(new_cluster, ignore_errors=True)
+    password_file = folder / "password"
+    write_private(password_file, database.password)
     if user:
-        shutil.chown(password, user)
-    command = [str(programs / "initdb"), "--pgdata", str(unfinished), "--username", ROLE, "--pwfile", str(password)]
+        shutil.chown(password_file, user)
+    command = [
+        str(bin_dir / "initdb"),
+        "--pgdata",
+        str(new_cluster),
+        "--username",
+        ROLE,
+        "--pwfile",
+        str(password_file),
+    ]
     command += ["--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C.UTF-8", "--data-checksums"]
     try:
-        made = subprocess.run(command, cwd=folder, user=user, capture_output=True, text=True, check=False)
+        completed = subprocess.run(command, cwd=folder, user=user, capture_output=True, text=True, check=False)
     finally:
-        password.unlink()
-    if made.returncode:
-        raise StackError("postgres", f"initdb ended with code {made.returncode}, expected 0", made.stderr.strip())
-    unfinished.rename(cluster)
+        password_file.unlink()
+    if completed.returncode:
+        raise LocalServiceError(
+            "postgres", f"initdb ended with code {completed.returncode}, expected 0", completed.stderr.strip()
+        )
+    new_cluster.rename(cluster)
 
 
-def _hand_over(folder: Path, user: str) -> None:
+def _chown(folder: Path, user: str) -> None:
     """Give the folder to the user the server runs as.
 
     Raises:
@@ -111,13 +121,17 @@ def _hand_over(folder: Path, user: str) -> None:
     try:
         account = pwd.getpwnam(user)
     except KeyError:
-        raise StackError("postgres", f"the user {user} is missing, expected Debian's package to have made it") from None
+        raise LocalServiceError(
+            "postgres", f"the user {user} is missing, expected Debian's package to have made it"
+        ) from None
     os.chown(folder, account.pw_uid, account.pw_gid)
     folder.chmod(0o700)
-    reached = subprocess.run(["test", "-w", str(folder)], cwd="/", user=user, check=False)
-    if reached.returncode:
-        fix = "Run as an ordinary user, or name a folder everybody may enter: make stack STACK=/var/lib/gleaner-stack."
-        raise StackError(folder, f"the folder can not be entered by {user}, expected it to (root can not serve)", fix)
+    completed = subprocess.run(["test", "-w", str(folder)], cwd="/", user=user, check=False)
+    if completed.returncode:
+        fix = "Run as an ordinary user, or name a folder everybody may enter: make services-up STACK=/var/lib/gleaner-stack."
+        raise LocalServiceError(
+            folder, f"the folder can not be entered by {user}, expected it to (root can not serve)", fix
+        )
 
 
 def create_databases(database: Database, names: Collection[str]) -> None:
@@ -131,9 +145,9 @@ def create_databases(database: Database, names: Collection[str]) -> None:
             connection.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)  # CREATE DATABASE takes no transaction
             cursor = connection.cursor()
             cursor.execute("SELECT datname FROM pg_database")
-            there = {row[0] for row in cursor.fetchall()}
+            existing = {row[0] for row in cursor.fetchall()}
             for name in names:
-                if name not in there:
+                if name not in existing:
                     cursor.execute(f'CREATE DATABASE "{name}"')
     except psycopg2.Error as error:
         raise NotReady(str(error).strip()) from None

@@ -4,7 +4,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from infra.stack.http import require_answer
+from infra.stack.http import require_http_ok
 from infra.stack.ports import LOOPBACK
 from infra.stack.service import Service
 
@@ -20,7 +20,7 @@ def prefect_server(folder: Path, port: int, database_url: str) -> Service:
         ports=(port,),
         url=url,
         command=(sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)),
-        ready=partial(require_answer, f"{url}/api/ready"),
+        check_ready=partial(require_http_ok, f"{url}/api/ready"),
         env={
             "PREFECT_HOME": str(folder),
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": database_url,
@@ -28,5 +28,5 @@ def prefect_server(folder: Path, port: int, database_url: str) -> Service:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
         },
-        start_patience_s=120,
+        start_timeout_s=120,
     )

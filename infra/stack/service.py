@@ -8,7 +8,7 @@ from pathlib import Path
 from tasks.errors import UserError
 
 
-class StackError(UserError):
+class LocalServiceError(UserError):
     """A service can not be started or stopped."""
 
     exit_code = 1
@@ -30,7 +30,7 @@ class Service:
     url: str
     """What people connect to; holds no secret."""
     command: tuple[str, ...]
-    ready: Callable[[], None]
+    check_ready: Callable[[], None]
     """Lets it do some real work, and creates what is missing inside; raises NotReady while it can not."""
     env: Mapping[str, str] = field(default_factory=dict)
     """All it sees beside PATH, HOME and the language: settings of the caller's shell must not leak in."""
@@ -38,7 +38,7 @@ class Service:
     """Before each start; changes nothing where it has been done."""
     user: str | None = None
     """Whom it runs as, where that is not us."""
-    start_patience_s: float = 60.0
+    start_timeout_s: float = 60.0
     stop_signal: signal.Signals = signal.SIGTERM
-    stop_patience_s: float = 15.0
+    stop_timeout_s: float = 15.0
     """After that it gets SIGKILL."""

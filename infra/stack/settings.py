@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from infra.stack.object_store import PORTS as S3_PORTS
+from infra.stack.object_store import NUM_PORTS as S3_PORTS
 from infra.stack.object_store import REGION, S3Key
 from infra.stack.ports import LOOPBACK
 from infra.stack.postgres import ROLE, Database
 from infra.stack.private import write_private
-from infra.stack.service import StackError
+from infra.stack.service import LocalServiceError
 from tasks import files
 
 # Outside of 8000 to 8999, where Prefect puts its temporary servers. The S3 server takes the seven after its own, too.
@@ -66,7 +66,7 @@ class Settings:
         }
 
 
-def load_or_make(folder: Path, ports: Mapping[str, int]) -> Settings:
+def load_or_create(folder: Path, ports: Mapping[str, int]) -> Settings:
     """The stack in ``folder``, a new one where there is none; ``ports`` replace those it had.
 
     Raises:
@@ -75,10 +75,10 @@ def load_or_make(folder: Path, ports: Mapping[str, int]) -> Settings:
     folder = folder.resolve()
     settings = load(folder)
     if settings is None:
-        made = S3Key(f"gleaner-{secrets.token_hex(6)}", secrets.token_urlsafe(32))
-        settings = Settings(folder, DEFAULT_PORTS, made, secrets.token_urlsafe(32))
+        key = S3Key(f"gleaner-{secrets.token_hex(6)}", secrets.token_urlsafe(32))
+        settings = Settings(folder, DEFAULT_PORTS, key, secrets.token_urlsafe(32))
     settings = replace(settings, ports={**settings.ports, **ports})
-    _check(settings.ports)
+    _check_ports(settings.ports)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)  # PostgreSQL may run as another user, who must pass; what is inside is private
     (folder / "logs").mkdir(mode=0o700, exist_ok=True)
@@ -91,8 +91,8 @@ def load(folder: Path) -> Settings | None:
     path = folder.resolve() / "stack.json"
     if not path.is_file():
         return None
-    kept = files.read_json(path)
-    return Settings(folder.resolve(), kept["ports"], S3Key(**kept["s3_key"]), kept["postgres_password"])
+    stored = files.read_json(path)
+    return Settings(folder.resolve(), stored["ports"], S3Key(**stored["s3_key"]), stored["postgres_password"])
 
 
 def _save(settings: Settings) -> None:
@@ -103,18 +103,18 @@ def _save(settings: Settings) -> None:
     }
     write_private(settings.folder / "stack.json", json.dumps(content, indent=2) + "\n")
     lines = [f"export {name}={shlex.quote(value)}" for name, value in settings.environment().items()]
-    write_private(settings.env_file, "# Made by make stack; holds secrets.\n" + "\n".join(lines) + "\n")
+    write_private(settings.env_file, "# Made by make services-up; holds secrets.\n" + "\n".join(lines) + "\n")
 
 
-def _check(ports: Mapping[str, int]) -> None:
+def _check_ports(ports: Mapping[str, int]) -> None:
     owners: dict[int, str] = {}
     for name, port in ports.items():
         if name not in SERVICES:
-            raise StackError("ports", f"the service is {name!r}, expected one of {list(SERVICES)}")
+            raise LocalServiceError("ports", f"the service is {name!r}, expected one of {list(SERVICES)}")
         if not _PORT_MIN <= port <= _PORT_MAX:
-            raise StackError("ports", f"{name} is {port}, expected {_PORT_MIN} to {_PORT_MAX}")
-        for wanted in range(port, port + (S3_PORTS if name == "s3" else 1)):
-            if wanted in owners:
-                first, second = sorted((name, owners[wanted]))
-                raise StackError("ports", f"{first} and {second} both want port {wanted}, expected one each")
-            owners[wanted] = name
+            raise LocalServiceError("ports", f"{name} is {port}, expected {_PORT_MIN} to {_PORT_MAX}")
+        for required in range(port, port + (S3_PORTS if name == "s3" else 1)):
+            if required in owners:
+                first, second = sorted((name, owners[required]))
+                raise LocalServiceError("ports", f"{first} and {second} both want port {required}, expected one each")
+            owners[required] = name

@@ -10,25 +10,25 @@ from filelock import FileLock, Timeout
 
 from infra.stack import mlflow_server, prefect_server, processes
 from infra.stack.object_store import object_store
-from infra.stack.ports import require_free
+from infra.stack.ports import require_ports_free
 from infra.stack.postgres import postgres
-from infra.stack.service import NotReady, Service, StackError
+from infra.stack.service import LocalServiceError, NotReady, Service
 from infra.stack.settings import Settings
 
 
 @dataclass(frozen=True)
-class Condition:
+class ServiceStatus:
     """One service, now."""
 
     name: str
     state: str
-    """``running``, ``stopped`` or ``ill``: the process is there and does not do its work."""
+    """``running``, ``stopped`` or ``unhealthy``: the process is there and does not do its work."""
     url: str
-    words: str
-    """What it answered where it is ill, how long it took where it was started; otherwise empty."""
+    detail: str
+    """What it answered where it is unhealthy, how long it took where it was started; otherwise empty."""
 
 
-def services(settings: Settings) -> list[Service]:
+def build_services(settings: Settings) -> list[Service]:
     """All of them, each after those it needs."""
     database, key, ports = settings.database, settings.s3_key, settings.ports
     tracking_url = database.url(mlflow_server.DATABASE, "psycopg2")
@@ -43,74 +43,78 @@ def services(settings: Settings) -> list[Service]:
     ]
 
 
-def up(settings: Settings, tell: Callable[[Condition], None]) -> None:
+def up(settings: Settings, on_status: Callable[[ServiceStatus], None]) -> None:
     """Start what does not run; what runs is asked whether it works and left alone.
 
     Raises:
         StackError: a port is taken, a program is missing, or a server does not start. What runs stays running.
     """
-    with _alone(settings.folder):
-        for service in services(settings):
-            tell(_up(settings, service))
+    with _lock(settings.folder):
+        for service in build_services(settings):
+            on_status(_start(settings, service))
 
 
-def down(settings: Settings, tell: Callable[[Condition], None]) -> None:
+def down(settings: Settings, on_status: Callable[[ServiceStatus], None]) -> None:
     """Stop all, the last one first; their data stay. What is stopped already is passed over."""
-    with _alone(settings.folder):
-        for service in reversed(services(settings)):
-            by_itself = processes.end(_record(settings, service), service.stop_signal, service.stop_patience_s)
-            words = "" if by_itself else f"killed after {service.stop_patience_s:.0f} s"
-            tell(Condition(service.name, "stopped", service.url, words))
+    with _lock(settings.folder):
+        for service in reversed(build_services(settings)):
+            has_exited = processes.stop(_pid_file(settings, service), service.stop_signal, service.stop_timeout_s)
+            detail = "" if has_exited else f"killed after {service.stop_timeout_s:.0f} s"
+            on_status(ServiceStatus(service.name, "stopped", service.url, detail))
 
 
-def status(settings: Settings) -> Iterator[Condition]:
+def status(settings: Settings) -> Iterator[ServiceStatus]:
     """Ask each service for some real work."""
-    for service in services(settings):
-        alive = processes.running(_record(settings, service))
-        yield _condition(service) if alive else Condition(service.name, "stopped", service.url, "")
+    for service in build_services(settings):
+        pid = processes.running_pid(_pid_file(settings, service))
+        yield _probe(service) if pid else ServiceStatus(service.name, "stopped", service.url, "")
 
 
-def log_of(settings: Settings, name: str) -> Path:
+def log_file(settings: Settings, name: str) -> Path:
     """All a service said, in every run."""
     return settings.folder / "logs" / f"{name}.log"
 
 
-def _up(settings: Settings, service: Service) -> Condition:
-    record, log = _record(settings, service), log_of(settings, service.name)
-    if processes.running(record):
-        condition = _condition(service)
-        if condition.state == "ill":
-            problem = f"it runs and answers {condition.words!r}, expected it to work"
-            raise StackError(service.name, problem, f"Its log: {log}. make stack-down && make stack starts it afresh.")
-        return condition
-    processes.end(record, service.stop_signal, 0)  # what a killed server left behind
-    require_free(service.name, service.ports)
+def _start(settings: Settings, service: Service) -> ServiceStatus:
+    pid_file, log = _pid_file(settings, service), log_file(settings, service.name)
+    if processes.running_pid(pid_file):
+        service_status = _probe(service)
+        if service_status.state == "unhealthy":
+            problem = f"it runs and answers {service_status.detail!r}, expected it to work"
+            raise LocalServiceError(
+                service.name, problem, f"Its log: {log}. make services-down && make services-up starts it afresh."
+            )
+        return service_status
+    processes.stop(pid_file, service.stop_signal, 0)  # what a killed server left behind
+    require_ports_free(service.name, service.ports)
     service.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     service.prepare()
-    begun_s = time.monotonic()
+    started_s = time.monotonic()
     process = processes.start(service, log)
-    processes.remember(record, process.pid)
+    processes.write_pid_file(pid_file, process.pid)
     processes.wait_until_ready(service, process, log)
-    words = f"ready after {time.monotonic() - begun_s:.0f} s"
-    return Condition(service.name, "running", service.url, words)
+    detail = f"ready after {time.monotonic() - started_s:.0f} s"
+    return ServiceStatus(service.name, "running", service.url, detail)
 
 
-def _condition(service: Service) -> Condition:
+def _probe(service: Service) -> ServiceStatus:
     try:
-        service.ready()
+        service.check_ready()
     except NotReady as error:
-        return Condition(service.name, "ill", service.url, str(error))
-    return Condition(service.name, "running", service.url, "")
+        return ServiceStatus(service.name, "unhealthy", service.url, str(error))
+    return ServiceStatus(service.name, "running", service.url, "")
 
 
-def _record(settings: Settings, service: Service) -> Path:
+def _pid_file(settings: Settings, service: Service) -> Path:
     return settings.folder / "run" / service.name
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     try:
         with FileLock(folder / "lock", timeout=0):
             yield
     except Timeout:
-        raise StackError(folder, "another make stack is at work, expected one at a time", "Let it finish.") from None
+        raise LocalServiceError(
+            folder, "another make services-up is at work, expected one at a time", "Let it finish."
+        ) from None

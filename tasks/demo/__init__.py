@@ -4,7 +4,7 @@
 the rare classes sit in crowded, faint pictures: so it matters which images are labeled first.
 """
 
-from tasks.demo.dataset import draw_demo
-from tasks.demo.sources import DIGIT_OF
+from tasks.demo.dataset import generate_dataset
+from tasks.demo.sources import DIGITS_BY_NAME
 
-__all__ = ["DIGIT_OF", "draw_demo"]
+__all__ = ["DIGITS_BY_NAME", "generate_dataset"]

@@ -10,23 +10,23 @@ import numpy as np
 from PIL import Image
 
 from tasks import files
-from tasks.demo.plan import POOL, VAL, num_duplicates, plan_pages
-from tasks.demo.scene import Scene, draw_scene
-from tasks.demo.sources import Sources, Split, read_digits, read_photos
+from tasks.demo.plan import POOL, VAL, num_duplicates, plan_scenes
+from tasks.demo.scene import Scene, render_scene
+from tasks.demo.sources import SourceImages, Split, read_digits, read_photos
 from tasks.progress import track
-from tasks.sections import DrawParams
+from tasks.sections import DigitsParams
 
 _ANNOTATIONS: dict[Split, str] = {"pool": "annotations.json", "val": "val.json"}
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _RenderedImage:
     file_name: str
     content: bytes
     scene: Scene
 
 
-def draw_demo(out: Path, *, params: DrawParams, classes: Sequence[str], seed: int) -> None:
+def generate_dataset(out: Path, *, params: DigitsParams, classes: Sequence[str], seed: int) -> None:
     """Draw the demo data set into ``out``. The same arguments give the same bytes.
 
     Args:
@@ -51,27 +51,29 @@ def _write_split(
     classes: Sequence[str],
     seed: int,
 ) -> None:
-    drawn = _draw_split(split, num_images, Sources(photos, read_digits(classes, split)), classes, seed)
+    rendered = _render_split(split, num_images, SourceImages(photos, read_digits(classes, split)), classes, seed)
     (out / "images").mkdir(parents=True, exist_ok=True)
-    for picture in drawn:
-        (out / "images" / picture.file_name).write_bytes(picture.content)
-    files.write_json(out / _ANNOTATIONS[split], _coco(drawn, classes))
+    for image in rendered:
+        (out / "images" / image.file_name).write_bytes(image.content)
+    files.write_json(out / _ANNOTATIONS[split], _coco(rendered, classes))
 
 
-def _draw_split(split: Split, num_images: int, sources: Sources, classes: Sequence[str], seed: int) -> list[_Drawn]:
+def _render_split(
+    split: Split, num_images: int, sources: SourceImages, classes: Sequence[str], seed: int
+) -> list[_RenderedImage]:
     stream = 0 if split == "pool" else 1
     rng = np.random.default_rng([seed, stream])
     num_copies = num_duplicates(num_images) if split == "pool" else 0
-    pages = plan_pages(num_images - num_copies, classes, POOL if split == "pool" else VAL, rng)
+    specs = plan_scenes(num_images - num_copies, classes, POOL if split == "pool" else VAL, rng)
     scenes = [
         # Each picture has its own generator: changing how one is drawn leaves the others as they are.
-        draw_scene(page, sources, np.random.default_rng([seed, stream, number]))
-        for number, page in enumerate(track(pages, f"drawing {split} images", total=len(pages)))
+        render_scene(spec, sources, np.random.default_rng([seed, stream, number]))
+        for number, spec in enumerate(track(specs, f"drawing {split} images", total=len(specs)))
     ]
-    pictures = [(_png(scene), scene) for scene in scenes]
-    pictures += [pictures[i] for i in rng.choice(len(pictures), size=num_copies, replace=False)]
-    order = rng.permutation(len(pictures))
-    return [_Drawn(f"{split}-{n:04d}.png", *pictures[i]) for n, i in enumerate(order)]
+    encoded = [(_png(scene), scene) for scene in scenes]
+    encoded += [encoded[i] for i in rng.choice(len(encoded), size=num_copies, replace=False)]
+    order = rng.permutation(len(encoded))
+    return [_RenderedImage(f"{split}-{n:04d}.png", *encoded[i]) for n, i in enumerate(order)]
 
 
 def _png(scene: Scene) -> bytes:
@@ -80,13 +82,13 @@ def _png(scene: Scene) -> bytes:
     return stream.getvalue()
 
 
-def _coco(drawn: Sequence[_Drawn], classes: Sequence[str]) -> dict[str, Any]:
+def _coco(rendered: Sequence[_RenderedImage], classes: Sequence[str]) -> dict[str, Any]:
     category_id = {name: number for number, name in enumerate(classes, start=1)}
     images = [
         {"id": number, "file_name": d.file_name, "width": d.scene.image.width, "height": d.scene.image.height}
-        for number, d in enumerate(drawn, start=1)
+        for number, d in enumerate(rendered, start=1)
     ]
-    boxes = [(number, name, box) for number, d in enumerate(drawn, start=1) for name, box in d.scene.boxes]
+    boxes = [(number, name, box) for number, d in enumerate(rendered, start=1) for name, box in d.scene.boxes]
     annotations = [
         {
             "id": number,

@@ -7,7 +7,7 @@ from enum import Enum
 import numpy as np
 
 
-class Kind(Enum):
+class Difficulty(Enum):
     """How hard a picture is."""
 
     EASY = "easy"
@@ -17,7 +17,7 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
-class Mix:
+class DifficultyMix:
     """Shares of the kinds in one set of pictures; the rest is medium."""
 
     easy_frac: float
@@ -25,51 +25,53 @@ class Mix:
     empty_frac: float
     easy_classes: int | None
     """Easy pictures show only so many of the most frequent classes; None: all."""
-    tail: dict[Kind, float]
+    class_decay: dict[Difficulty, float]
     """Of two classes that follow each other, the second is this much as frequent as the first."""
 
 
-POOL = Mix(
+POOL = DifficultyMix(
     easy_frac=0.46,
     hard_frac=0.25,
     empty_frac=0.06,
     easy_classes=2,
-    tail={Kind.EASY: 0.45, Kind.MEDIUM: 0.6, Kind.HARD: 0.8},
+    class_decay={Difficulty.EASY: 0.45, Difficulty.MEDIUM: 0.6, Difficulty.HARD: 0.8},
 )
 """Half of it teaches little: one or two digits of the frequent classes on a calm background."""
-VAL = Mix(
+VAL = DifficultyMix(
     easy_frac=0.30,
     hard_frac=0.30,
     empty_frac=0.05,
     easy_classes=None,
-    tail={Kind.EASY: 0.8, Kind.MEDIUM: 0.9, Kind.HARD: 0.95},
+    class_decay={Difficulty.EASY: 0.8, Difficulty.MEDIUM: 0.9, Difficulty.HARD: 0.95},
 )
 """Balanced enough that every class is measured on ten boxes or more."""
 
-_NUM_DIGITS = {Kind.EASY: (1, 2), Kind.MEDIUM: (2, 4), Kind.HARD: (3, 6), Kind.EMPTY: (0, 0)}
+_NUM_DIGITS = {Difficulty.EASY: (1, 2), Difficulty.MEDIUM: (2, 4), Difficulty.HARD: (3, 6), Difficulty.EMPTY: (0, 0)}
 _DUPLICATE_FRAC = 0.03
 
 
 @dataclass(frozen=True)
-class Page:
+class SceneSpec:
     """The plan of one picture."""
 
-    kind: Kind
+    difficulty: Difficulty
     classes: tuple[str, ...]
     """Of the digits in it, in the order of drawing."""
 
 
-def plan_pages(num_images: int, classes: Sequence[str], mix: Mix, rng: np.random.Generator) -> list[Page]:
+def plan_scenes(
+    num_images: int, classes: Sequence[str], mix: DifficultyMix, rng: np.random.Generator
+) -> list[SceneSpec]:
     """Kinds and classes of ``num_images`` pictures in random order."""
     kinds = [kind for kind, number in _kind_counts(num_images, mix).items() for _ in range(number)]
-    pages = []
-    for kind in Kind:
+    specs = []
+    for kind in Difficulty:
         sizes = [int(rng.integers(*_NUM_DIGITS[kind], endpoint=True)) for _ in range(kinds.count(kind))]
         names = _class_names(sum(sizes), classes, kind, mix, rng)
         for size in sizes:
-            pages.append(Page(kind, tuple(names[:size])))
+            specs.append(SceneSpec(kind, tuple(names[:size])))
             names = names[size:]
-    return [pages[i] for i in rng.permutation(len(pages))]
+    return [specs[i] for i in rng.permutation(len(specs))]
 
 
 def num_duplicates(num_images: int) -> int:
@@ -77,22 +79,24 @@ def num_duplicates(num_images: int) -> int:
     return round(_DUPLICATE_FRAC * num_images)
 
 
-def _kind_counts(num_images: int, mix: Mix) -> dict[Kind, int]:
+def _kind_counts(num_images: int, mix: DifficultyMix) -> dict[Difficulty, int]:
     easy, hard, empty = (round(frac * num_images) for frac in (mix.easy_frac, mix.hard_frac, mix.empty_frac))
     return {
-        Kind.EASY: easy,
-        Kind.HARD: hard,
-        Kind.EMPTY: empty,
-        Kind.MEDIUM: num_images - easy - hard - empty,
+        Difficulty.EASY: easy,
+        Difficulty.HARD: hard,
+        Difficulty.EMPTY: empty,
+        Difficulty.MEDIUM: num_images - easy - hard - empty,
     }
 
 
-def _class_names(num: int, classes: Sequence[str], kind: Kind, mix: Mix, rng: np.random.Generator) -> list[str]:
+def _class_names(
+    num: int, classes: Sequence[str], kind: Difficulty, mix: DifficultyMix, rng: np.random.Generator
+) -> list[str]:
     """``num`` class names in random order, in the proportions of the kind's tail."""
-    if kind is Kind.EMPTY:
+    if kind is Difficulty.EMPTY:
         return []
-    shares = np.power(mix.tail[kind], np.arange(len(classes)))
-    if kind is Kind.EASY:
+    shares = np.power(mix.class_decay[kind], np.arange(len(classes)))
+    if kind is Difficulty.EASY:
         shares[len(classes) if mix.easy_classes is None else mix.easy_classes :] = 0
     edges = np.round(np.cumsum(shares) / shares.sum() * num).astype(int)  # rounding sums keeps their total
     names = [name for name, many in zip(classes, np.diff(edges, prepend=0), strict=True) for _ in range(many)]

@@ -14,15 +14,15 @@ from tasks.errors import UserError
 Floats = npt.NDArray[np.float64]
 Split = Literal["pool", "val"]
 
-DIGIT_OF = {
+DIGITS_BY_NAME = {
     name: digit
     for digit, name in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
 }
 """Class names that can be drawn."""
 
-CALM = ("flower.jpg", "moon.png", "retina.jpg")
+EASY_BACKGROUNDS = ("flower.jpg", "moon.png", "retina.jpg")
 """Smooth photographs, on which a digit stands out."""
-BUSY = (
+HARD_BACKGROUNDS = (
     "astronaut.png",
     "brick.png",
     "chelsea.png",
@@ -43,7 +43,7 @@ _DIGIT_LEVELS = 16.0  # load_digits counts ink in 0..16
 
 
 @dataclass(frozen=True)
-class Sources:
+class SourceImages:
     """Pixels to draw with."""
 
     photos: dict[str, Image.Image]
@@ -55,7 +55,7 @@ class Sources:
 def read_photos() -> dict[str, Image.Image]:
     """All photographs as RGB."""
     photos = {}
-    for name in (*CALM, *BUSY):
+    for name in (*EASY_BACKGROUNDS, *HARD_BACKGROUNDS):
         package = "sklearn.datasets.images" if name in _SKLEARN_PHOTOS else "skimage.data"
         with resources.files(package).joinpath(name).open("rb") as stream, Image.open(stream) as photo:
             photos[name] = photo.convert("RGB")
@@ -73,14 +73,14 @@ def read_digits(classes: Sequence[str], split: Split) -> dict[str, list[Floats]]
     """
     from sklearn.datasets import load_digits  # a second to import, so only where something is drawn
 
-    unknown = [name for name in classes if name not in DIGIT_OF]
+    unknown = [name for name in classes if name not in DIGITS_BY_NAME]
     if unknown:
-        problem = f"classes has {unknown[0]!r}, expected names of digits: {', '.join(DIGIT_OF)}"
+        problem = f"classes has {unknown[0]!r}, expected names of digits: {', '.join(DIGITS_BY_NAME)}"
         raise UserError("params.yaml", problem, "The demo can draw digits only.")
     samples = load_digits()
     digits = {}
     for name in classes:
-        inks = samples.images[samples.target == DIGIT_OF[name]] / _DIGIT_LEVELS
-        cut = round(len(inks) * (1 - _VAL_FRAC))
-        digits[name] = list(inks[:cut] if split == "pool" else inks[cut:])
+        inks = samples.images[samples.target == DIGITS_BY_NAME[name]] / _DIGIT_LEVELS
+        split_index = round(len(inks) * (1 - _VAL_FRAC))
+        digits[name] = list(inks[:split_index] if split == "pool" else inks[split_index:])
     return digits

@@ -1,4 +1,4 @@
-"""One thing on a picture: a digit or a piece of clutter as a mask, coloured and blended in."""
+"""One thing on a picture: a digit or a piece of clutter as a mask, colored and blended in."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
-class Stamp:
+class Overlay:
     """Opacity of one thing, and where it goes."""
 
     mask: Floats
@@ -31,14 +31,14 @@ class Stamp:
 
 def digit_mask(ink: Floats, height_px: int, rng: np.random.Generator, *, max_tilt_deg: float) -> Floats:
     """A handwritten 8 x 8 sample as smooth strokes of about ``height_px``, tilted and cut tight."""
-    paper = np.pad(ink, 2)
-    side = round(height_px * paper.shape[0] / ink.shape[0])
-    wide = max(4, round(side * rng.uniform(0.75, 1.0)))
-    image = Image.fromarray((paper * 255).astype(np.uint8)).resize((wide, side), Image.Resampling.BICUBIC)
+    padded = np.pad(ink, 2)
+    side = round(height_px * padded.shape[0] / ink.shape[0])
+    width = max(4, round(side * rng.uniform(0.75, 1.0)))
+    image = Image.fromarray((padded * 255).astype(np.uint8)).resize((width, side), Image.Resampling.BICUBIC)
     image = image.rotate(rng.uniform(-max_tilt_deg, max_tilt_deg), Image.Resampling.BICUBIC, expand=True)
     image = image.filter(ImageFilter.GaussianBlur(side / 40))
     low, high = _INK_EDGE
-    return _tight(np.clip((np.asarray(image, dtype=np.float64) / 255 - low) / (high - low), 0, 1))
+    return _crop_to_mask(np.clip((np.asarray(image, dtype=np.float64) / 255 - low) / (high - low), 0, 1))
 
 
 def clutter_mask(size_px: int, rng: np.random.Generator) -> Floats:
@@ -50,7 +50,7 @@ def clutter_mask(size_px: int, rng: np.random.Generator) -> Floats:
         draw.polygon([(x * side, y * side) for x, y in polygon], fill=255)
     image = image.rotate(rng.uniform(0, 90), Image.Resampling.BICUBIC, expand=True)
     image = image.resize((image.width // _SUPERSAMPLING, image.height // _SUPERSAMPLING), Image.Resampling.BOX)
-    return _tight(np.asarray(image, dtype=np.float64) / 255)
+    return _crop_to_mask(np.asarray(image, dtype=np.float64) / 255)
 
 
 def _star() -> tuple[tuple[float, float], ...]:
@@ -68,28 +68,28 @@ _CLUTTER: tuple[tuple[tuple[tuple[float, float], ...], ...], ...] = (
 )
 
 
-def _tight(mask: Floats) -> Floats:
+def _crop_to_mask(mask: Floats) -> Floats:
     rows = np.flatnonzero((mask >= _BOX_THRESHOLD).any(axis=1))
     columns = np.flatnonzero((mask >= _BOX_THRESHOLD).any(axis=0))
     return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def blend(canvas: Floats, stamp: Stamp, contrast: float, rng: np.random.Generator) -> None:
+def blend(canvas: Floats, overlay: Overlay, contrast: float, rng: np.random.Generator) -> None:
     """Paint the stamp on ``canvas`` in place.
 
     Args:
         canvas: shape (height, width, 3), levels in [0, 255].
-        stamp: lies inside the canvas.
+        overlay: lies inside the canvas.
         contrast: distance of its brightness from what is behind it, as a fraction of the larger way there is,
             to black or to white.
         rng: draws the hue.
     """
-    x1, y1, x2, y2 = stamp.box
-    behind = canvas[y1:y2, x1:x2]
-    level = float((behind.mean(axis=(0, 1)) * _LUMA).sum())
+    x1, y1, x2, y2 = overlay.box
+    background = canvas[y1:y2, x1:x2]
+    level = float((background.mean(axis=(0, 1)) * _LUMA).sum())
     target = level + contrast * (255 - level if level < 128 else -level)
     hue = rng.uniform(-1, 1, size=3)
-    hue -= (hue * _LUMA).sum()  # colour without brightness: the luma weights sum to 1
-    colour = np.clip(target + 60 * contrast * hue, 0, 255)
-    opacity = stamp.mask[..., None] * 0.95
-    canvas[y1:y2, x1:x2] = behind * (1 - opacity) + colour * opacity
+    hue -= (hue * _LUMA).sum()  # color without brightness: the luma weights sum to 1
+    color = np.clip(target + 60 * contrast * hue, 0, 255)
+    opacity = overlay.mask[..., None] * 0.95
+    canvas[y1:y2, x1:x2] = background * (1 - opacity) + color * opacity

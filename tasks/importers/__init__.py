@@ -4,20 +4,22 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.importers.coco import read_coco
-from tasks.importers.folder import ImageSource
-from tasks.importers.records import Findings, ImageRecord, Imported
+from tasks.importers.folder import ImageResolver
+from tasks.importers.records import ImageRecord, ImportReport, ImportResult
 from tasks.importers.voc import read_voc
 
 Format = Literal["coco", "voc"]
 
-__all__ = ["Findings", "Format", "ImageRecord", "Imported", "read_annotations", "read_coco", "read_voc"]
+__all__ = ["ImportReport", "Format", "ImageRecord", "ImportResult", "read_annotations", "read_coco", "read_voc"]
 
 
-def read_annotations(layout: Format, annotations: Path, images: Path | ImageSource, *, max_pixels: int) -> Imported:
+def read_annotations(
+    annotation_format: Format, annotations: Path, images: Path | ImageResolver, *, max_pixels: int
+) -> ImportResult:
     """Read ``annotations`` in the named layout; image files are looked for in ``images``.
 
     Raises:
         UserError: the annotations are missing, unreadable as a whole, or not one image of them can be used.
     """
-    reader = read_coco if layout == "coco" else read_voc
+    reader = read_coco if annotation_format == "coco" else read_voc
     return reader(annotations, images, max_pixels=max_pixels)

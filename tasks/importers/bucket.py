@@ -4,40 +4,42 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
-from tasks.images import SUFFIXES, ImageFacts, ImageProblem
-from tasks.object_store import ObjectFacts, list_objects
+from tasks.images import IMAGE_SUFFIXES, ImageMetadata, ImageProblem
+from tasks.object_store import ObjectMetadata, list_objects
 from tasks.progress import track
-from tasks.seen_images import SeenImages
+from tasks.seen_images import ImageMetadataCache
 
 
 class ImageBucket:
     """Images below an s3:// prefix, by the names annotations use for them: what follows the prefix."""
 
-    def __init__(self, prefix_uri: str, seen: SeenImages, *, workers: int, max_pixels: int) -> None:
+    def __init__(
+        self, prefix_uri: str, metadata_cache: ImageMetadataCache, *, num_workers: int, max_pixels: int
+    ) -> None:
         """List and open everything that ends like a picture.
 
         Args:
             prefix_uri: s3://bucket/prefix.
-            seen: what earlier calls found.
-            workers: images opened at the same time.
+            metadata_cache: what earlier calls found.
+            num_workers: images opened at the same time.
             max_pixels: images with more are refused undecoded.
 
         Raises:
             ObjectStoreError: away, refused, or no such bucket.
         """
         self._prefix = prefix_uri.rstrip("/") + "/"
-        listed = [facts for facts in list_objects(self._prefix) if _is_picture(facts.uri.removeprefix(self._prefix))]
+        objects = [facts for facts in list_objects(self._prefix) if _is_image(facts.uri.removeprefix(self._prefix))]
 
-        def look(found: ObjectFacts) -> ImageFacts | ImageProblem:
+        def inspect(object_metadata: ObjectMetadata) -> ImageMetadata | ImageProblem:
             try:
-                return seen.inspect(found.uri, found.etag, max_pixels=max_pixels)
+                return metadata_cache.inspect(object_metadata.uri, object_metadata.etag, max_pixels=max_pixels)
             except ImageProblem as problem:
                 return problem
 
-        with ThreadPoolExecutor(workers) as threads:
-            looked = track(threads.map(look, listed), "fetching images", total=len(listed))
-            self._found = {
-                facts.uri.removeprefix(self._prefix): image for facts, image in zip(listed, looked, strict=True)
+        with ThreadPoolExecutor(num_workers) as threads:
+            inspected = track(threads.map(inspect, objects), "fetching images", total=len(objects))
+            self._images = {
+                facts.uri.removeprefix(self._prefix): image for facts, image in zip(objects, inspected, strict=True)
             }
 
     def __str__(self) -> str:
@@ -48,17 +50,17 @@ class ImageBucket:
         """Where an image lies."""
         return self._prefix + file_name
 
-    def facts_of(self, file_name: str) -> ImageFacts | ImageProblem:
+    def metadata_of(self, file_name: str) -> ImageMetadata | ImageProblem:
         """What an image of ``names`` turned out to be."""
-        return self._found[file_name]
+        return self._images[file_name]
 
-    def inspect(self, file_name: str) -> tuple[str, ImageFacts]:
+    def inspect(self, file_name: str) -> tuple[str, ImageMetadata]:
         """Uri and facts of one image.
 
         Raises:
             ImageProblem: there is none of that name, or it cannot be used.
         """
-        found = self._found.get(file_name)
+        found = self._images.get(file_name)
         if found is None:
             raise ImageProblem("the image file is missing, expected an object below the prefix")
         if isinstance(found, ImageProblem):
@@ -67,9 +69,9 @@ class ImageBucket:
 
     def names(self) -> Iterator[str]:
         """Names of all objects that end like a picture, sorted."""
-        return iter(sorted(self._found))
+        return iter(sorted(self._images))
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     pure = PurePosixPath(name)
-    return pure.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in pure.parts)
+    return pure.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in pure.parts)

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tasks import files
 from tasks.contracts import Box
 from tasks.errors import UserError
-from tasks.images import ImageFacts, ImageProblem
-from tasks.importers.boxes import BoxProblem, checked_box, checked_class_name
-from tasks.importers.folder import ImageSource, image_source
-from tasks.importers.records import Findings, ImageRecord, Imported, imported
+from tasks.images import ImageMetadata, ImageProblem
+from tasks.importers.boxes import BoxProblem, validate_box, validate_class_name
+from tasks.importers.folder import ImageResolver, image_resolver
+from tasks.importers.records import ImageRecord, ImportReport, ImportResult, finish_import
 from tasks.progress import track
 
 Id = int | str
@@ -56,10 +56,10 @@ class CocoAnnotation(CocoEntry):
     iscrowd: int = 0
 
 
-AnEntry = TypeVar("AnEntry", bound=CocoEntry)
+EntryT = TypeVar("EntryT", bound=CocoEntry)
 
 
-def read_coco(annotations: Path, images: Path | ImageSource, *, max_pixels: int) -> Imported:
+def read_coco(annotations: Path, images: Path | ImageResolver, *, max_pixels: int) -> ImportResult:
     """Read a COCO detection file.
 
     Args:
@@ -70,14 +70,14 @@ def read_coco(annotations: Path, images: Path | ImageSource, *, max_pixels: int)
     Raises:
         UserError: the file is missing, no COCO document, empty, or none of its images can be used.
     """
-    folder = image_source(images, max_pixels=max_pixels)
+    resolver = image_resolver(images, max_pixels=max_pixels)
     document = _document(annotations)
-    findings = Findings()
-    categories = _categories(document["categories"], findings, annotations.name)
-    entries = _images(document["images"], findings, annotations.name)
-    boxes_of = _by_image(document["annotations"], entries, findings, annotations.name)
-    records = _records(entries, boxes_of, categories, folder, findings)
-    return imported(annotations, list(records), findings)
+    report = ImportReport()
+    categories = _categories(document["categories"], report, annotations.name)
+    entries = _images(document["images"], report, annotations.name)
+    boxes_of = _group_by_image(document["annotations"], entries, report, annotations.name)
+    records = _records(entries, boxes_of, categories, resolver, report)
+    return finish_import(annotations, list(records), report)
 
 
 def _document(path: Path) -> dict[str, list[Any]]:
@@ -100,62 +100,62 @@ def _document(path: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _parsed(raw: Iterable[Any], kind: type[AnEntry], findings: Findings, where: str) -> Iterator[AnEntry]:
+def _parse_entries(raw: Iterable[Any], entry_class: type[EntryT], report: ImportReport, where: str) -> Iterator[EntryT]:
     """Entries that have the fields they need; the others are named and set aside."""
     for position, entry in enumerate(raw):
         try:
-            yield kind.model_validate(entry)
+            yield entry_class.model_validate(entry)
         except ValidationError as error:
-            findings.refuse(_name(where, kind, position), malformed(error))
+            report.reject(_entry_name(where, entry_class, position), format_coco_error(error))
 
 
-def _name(where: str, kind: type[CocoEntry], position: int) -> str:
+def _entry_name(where: str, entry_class: type[CocoEntry], position: int) -> str:
     lists = {CocoCategory: "categories", CocoImage: "images", CocoAnnotation: "annotations"}
-    return f"{where}: {lists[kind]}[{position}]"
+    return f"{where}: {lists[entry_class]}[{position}]"
 
 
-def malformed(error: ValidationError) -> str:
+def format_coco_error(error: ValidationError) -> str:
     """The first thing wrong with an entry, as a reason to set it aside."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"]) or "the entry"
     return f"{key} is {json.dumps(first['input'], default=str)[:60]}, expected a COCO field ({first['msg']})"
 
 
-def _categories(raw: list[Any], findings: Findings, where: str) -> dict[Id, str]:
+def _categories(raw: list[Any], report: ImportReport, where: str) -> dict[Id, str]:
     names: dict[Id, str] = {}
-    clashing: set[Id] = set()
-    for category in _parsed(raw, CocoCategory, findings, where):
+    ambiguous: set[Id] = set()
+    for category in _parse_entries(raw, CocoCategory, report, where):
         try:
-            name = checked_class_name(category.name)
+            name = validate_class_name(category.name)
         except BoxProblem as problem:
-            findings.refuse(f"{where}: category id {category.id}", str(problem))
+            report.reject(f"{where}: category id {category.id}", str(problem))
             continue
         if names.setdefault(category.id, name) != name:
-            clashing.add(category.id)
-    for category_id in clashing:
+            ambiguous.add(category.id)
+    for category_id in ambiguous:
         del names[category_id]
-        findings.refuse(f"{where}: category id {category_id}", "the id has several names, expected one")
+        report.reject(f"{where}: category id {category_id}", "the id has several names, expected one")
     return names
 
 
-def _images(raw: list[Any], findings: Findings, where: str) -> dict[Id, CocoImage]:
+def _images(raw: list[Any], report: ImportReport, where: str) -> dict[Id, CocoImage]:
     """Image entries by id. An id or a file name that stands for two things makes all of them unusable."""
     entries: dict[Id, CocoImage] = {}
     id_of_name: dict[str, Id] = {}
-    for image in _parsed(raw, CocoImage, findings, where):
+    for image in _parse_entries(raw, CocoImage, report, where):
         known = entries.setdefault(image.id, image)
         if known != image:
             for one in (known, image):
-                findings.refuse_image(one.file_name, f"image id {image.id} stands for several images, expected one")
+                report.reject_image(one.file_name, f"image id {image.id} stands for several images, expected one")
         elif known is not image:
-            findings.note(image.file_name, f"image id {image.id} is listed twice alike, kept once")
+            report.note(image.file_name, f"image id {image.id} is listed twice alike, kept once")
         if id_of_name.setdefault(image.file_name, image.id) != image.id:
-            findings.refuse_image(image.file_name, "the file name stands under several image ids, expected one")
+            report.reject_image(image.file_name, "the file name stands under several image ids, expected one")
     return entries
 
 
-def _by_image(
-    raw: list[Any], entries: dict[Id, CocoImage], findings: Findings, where: str
+def _group_by_image(
+    raw: list[Any], entries: dict[Id, CocoImage], report: ImportReport, where: str
 ) -> dict[Id, list[CocoAnnotation]]:
     """Annotations of each image, copies left out; what cannot be read makes its image unusable."""
     boxes_of: dict[Id, list[CocoAnnotation]] = defaultdict(list)
@@ -164,26 +164,28 @@ def _by_image(
         try:
             annotation = CocoAnnotation.model_validate(entry)
         except ValidationError as error:
-            _refuse_annotation(entry, entries, findings, _name(where, CocoAnnotation, position), malformed(error))
+            _reject_annotation(
+                entry, entries, report, _entry_name(where, CocoAnnotation, position), format_coco_error(error)
+            )
             continue
         if annotation.image_id not in entries:
             reason = f"image_id is {annotation.image_id!r}, expected the id of an image in the file"
-            findings.refuse(_name(where, CocoAnnotation, position), reason)
-        elif _is_new(annotation, seen, entries, findings):
+            report.reject(_entry_name(where, CocoAnnotation, position), reason)
+        elif _is_new(annotation, seen, entries, report):
             boxes_of[annotation.image_id].append(annotation)
     return boxes_of
 
 
-def _refuse_annotation(entry: Any, entries: dict[Id, CocoImage], findings: Findings, where: str, reason: str) -> None:
+def _reject_annotation(entry: Any, entries: dict[Id, CocoImage], report: ImportReport, where: str, reason: str) -> None:
     image_id = entry.get("image_id") if isinstance(entry, dict) else None
     if isinstance(image_id, (int, str)) and image_id in entries:
-        findings.refuse_image(entries[image_id].file_name, f"{where}: {reason}")
+        report.reject_image(entries[image_id].file_name, f"{where}: {reason}")
     else:
-        findings.refuse(where, reason)
+        report.reject(where, reason)
 
 
 def _is_new(
-    annotation: CocoAnnotation, seen: dict[Id, CocoAnnotation], entries: dict[Id, CocoImage], findings: Findings
+    annotation: CocoAnnotation, seen: dict[Id, CocoAnnotation], entries: dict[Id, CocoImage], report: ImportReport
 ) -> bool:
     """Whether the annotation counts, given the ones with the same id.
 
@@ -197,13 +199,13 @@ def _is_new(
         return True
     file_name = entries[annotation.image_id].file_name
     if known == annotation:
-        findings.note(file_name, f"annotation id {annotation.id} is listed twice alike, kept once")
+        report.note(file_name, f"annotation id {annotation.id} is listed twice alike, kept once")
         return False
     if known.image_id == annotation.image_id:
-        findings.refuse_image(file_name, f"annotation id {annotation.id} stands for several boxes, expected one")
+        report.reject_image(file_name, f"annotation id {annotation.id} stands for several boxes, expected one")
     else:
         other = entries[known.image_id].file_name
-        findings.note(file_name, f"annotation id {annotation.id} also stands on {other}, both boxes kept")
+        report.note(file_name, f"annotation id {annotation.id} also stands on {other}, both boxes kept")
     return True
 
 
@@ -211,49 +213,51 @@ def _records(
     entries: dict[Id, CocoImage],
     boxes_of: dict[Id, list[CocoAnnotation]],
     categories: dict[Id, str],
-    folder: ImageSource,
-    findings: Findings,
+    resolver: ImageResolver,
+    report: ImportReport,
 ) -> Iterator[ImageRecord]:
     for image_id, entry in track(entries.items(), "reading images", total=len(entries)):
-        if entry.file_name in findings.refused:
+        if entry.file_name in report.rejected_images:
             continue
         try:
-            path, facts = folder.inspect(entry.file_name)
-            _check_size(entry, facts)
-            boxes = _boxes(boxes_of.get(image_id, []), categories, entry.file_name, facts, findings)
+            path, metadata = resolver.inspect(entry.file_name)
+            _check_size(entry, metadata)
+            boxes = _boxes(boxes_of.get(image_id, []), categories, entry.file_name, metadata, report)
         except (ImageProblem, BoxProblem) as problem:
-            findings.refuse_image(entry.file_name, str(problem))
+            report.reject_image(entry.file_name, str(problem))
             continue
-        yield ImageRecord(entry.file_name, path, facts, boxes)
+        yield ImageRecord(entry.file_name, path, metadata, boxes)
 
 
-def _check_size(entry: CocoImage, facts: ImageFacts) -> None:
-    stated = (entry.width or facts.width_px, entry.height or facts.height_px)
-    if stated != (facts.width_px, facts.height_px):
-        found = f"{facts.width_px} x {facts.height_px} px, as in the file"
-        raise ImageProblem(f"the annotated image size is {stated[0]} x {stated[1]} px, expected {found}")
+def _check_size(entry: CocoImage, metadata: ImageMetadata) -> None:
+    annotated_size = (entry.width or metadata.width_px, entry.height or metadata.height_px)
+    if annotated_size != (metadata.width_px, metadata.height_px):
+        found = f"{metadata.width_px} x {metadata.height_px} px, as in the file"
+        raise ImageProblem(
+            f"the annotated image size is {annotated_size[0]} x {annotated_size[1]} px, expected {found}"
+        )
 
 
 def _boxes(
     annotations: list[CocoAnnotation],
     categories: dict[Id, str],
     file_name: str,
-    facts: ImageFacts,
-    findings: Findings,
+    metadata: ImageMetadata,
+    report: ImportReport,
 ) -> tuple[Box, ...]:
     boxes: list[Box] = []
     clipped = 0
     for annotation in annotations:
         if annotation.iscrowd:
-            findings.note(file_name, "a crowd region is left out, it is not the box of one object")
+            report.note(file_name, "a crowd region is left out, it is not the box of one object")
             continue
         if annotation.category_id not in categories:
             known = sorted(categories, key=str)[:20]
             raise BoxProblem(f"category_id is {annotation.category_id!r}, expected one of {known}")
         x, y, width, height = annotation.bbox
         name = categories[annotation.category_id]
-        box, was_clipped = checked_box(name, (x, y, x + width, y + height), facts.width_px, facts.height_px)
+        box, was_clipped = validate_box(name, (x, y, x + width, y + height), metadata.width_px, metadata.height_px)
         boxes.append(box)
         clipped += was_clipped
-    findings.note_clipped(file_name, clipped)
+    report.note_clipped(file_name, clipped)
     return tuple(boxes)

@@ -7,20 +7,20 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from tasks.errors import UserError
-from tasks.images import SUFFIXES, ImageFacts, ImageProblem, inspect_image
+from tasks.images import IMAGE_SUFFIXES, ImageMetadata, ImageProblem, inspect_image
 
 
-class ImageSource(Protocol):
+class ImageResolver(Protocol):
     """Images by the names annotations use for them. Such names are untrusted text."""
 
-    def inspect(self, file_name: str) -> tuple[Path | str, ImageFacts]:
+    def inspect(self, file_name: str) -> tuple[Path | str, ImageMetadata]:
         """Where the image lies (a local file, or an s3 uri), and what it is."""
 
     def names(self) -> Iterator[str]:
         """Names of everything that ends like a picture."""
 
 
-def image_source(images: Path | ImageSource, *, max_pixels: int) -> ImageSource:
+def image_resolver(images: Path | ImageResolver, *, max_pixels: int) -> ImageResolver:
     """The images of a folder, or what was made a source already.
 
     Raises:
@@ -63,7 +63,7 @@ class ImageFolder:
             raise ImageProblem(f"the file {file_name!r} is a link out of the images folder, expected a file in it")
         return path
 
-    def inspect(self, file_name: str) -> tuple[Path, ImageFacts]:
+    def inspect(self, file_name: str) -> tuple[Path, ImageMetadata]:
         """Locate, hash and decode one image.
 
         Raises:
@@ -78,5 +78,5 @@ class ImageFolder:
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             for name in sorted(found):
                 path = Path(folder, name)
-                if path.suffix.lower() in SUFFIXES and not name.startswith("."):
+                if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
                     yield path.relative_to(self.root).as_posix()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tasks.contracts import Box, Quarantined
 from tasks.errors import UserError
-from tasks.images import ImageFacts
+from tasks.images import ImageMetadata
 
 
 @dataclass(frozen=True)
@@ -17,40 +17,40 @@ class ImageRecord:
     """Relative to the images folder, with forward slashes: the user's own name of the image."""
     path: Path | str
     """A local file, or the s3 uri of an object, which stays where it is."""
-    facts: ImageFacts
+    metadata: ImageMetadata
     boxes: tuple[Box, ...] | None
     """None: no annotation entry at all. Empty: somebody looked, and nothing was there."""
 
 
 @dataclass
-class Findings:
-    """What an import met that was not as expected. ``where`` names files as the user does, never absolute."""
+class ImportReport:
+    """What an import met that was not as expected. ``item`` names files as the user does, never absolute."""
 
-    set_aside: list[Quarantined] = field(default_factory=list)
+    rejected: list[Quarantined] = field(default_factory=list)
     """Not used."""
     notes: list[Quarantined] = field(default_factory=list)
     """Used, after something was corrected or decided."""
     clipped_boxes: int = 0
-    refused: set[str] = field(default_factory=set)
+    rejected_images: set[str] = field(default_factory=set)
     """File names of the images set aside, so that they are not taken for images without an entry."""
 
-    def refuse(self, where: str, reason: str) -> None:
+    def reject(self, item: str, reason: str) -> None:
         """Set something aside that is not an image."""
-        self.set_aside.append(Quarantined(where=where, reason=reason))
+        self.rejected.append(Quarantined(item=item, reason=reason))
 
-    def refuse_image(self, file_name: str, reason: str) -> None:
+    def reject_image(self, file_name: str, reason: str) -> None:
         """Set an image aside; only its first problem is kept, so that counts are counts of images."""
-        if file_name not in self.refused:
-            self.refused.add(file_name)
-            self.refuse(file_name, reason)
+        if file_name not in self.rejected_images:
+            self.rejected_images.add(file_name)
+            self.reject(file_name, reason)
 
-    def note(self, where: str, reason: str) -> None:
+    def note(self, item: str, reason: str) -> None:
         """Say what was done about something that is used all the same."""
-        self.notes.append(Quarantined(where=where, reason=reason))
+        self.notes.append(Quarantined(item=item, reason=reason))
 
-    def absorb(self, other: "Findings") -> None:
-        """Add what another import met; ``refused`` stays: the names may be those of another folder."""
-        self.set_aside += other.set_aside
+    def merge(self, other: "ImportReport") -> None:
+        """Add what another import met; ``rejected_images`` stays: the names may be those of another folder."""
+        self.rejected += other.rejected
         self.notes += other.notes
         self.clipped_boxes += other.clipped_boxes
 
@@ -62,23 +62,23 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportResult:
     """One annotation source, read."""
 
     records: tuple[ImageRecord, ...]
     """Sorted by file name, no name twice."""
-    findings: Findings
+    report: ImportReport
 
 
-def imported(source: Path, records: Iterable[ImageRecord], findings: Findings) -> Imported:
+def finish_import(source: Path, records: Iterable[ImageRecord], report: ImportReport) -> ImportResult:
     """Close an import.
 
     Raises:
         UserError: no image is left.
     """
-    usable = tuple(sorted((r for r in records if r.file_name not in findings.refused), key=lambda r: r.file_name))
+    usable = tuple(sorted((r for r in records if r.file_name not in report.rejected_images), key=lambda r: r.file_name))
     if not usable:
-        first = findings.set_aside[0] if findings.set_aside else Quarantined(where=source.name, reason="no entries")
-        problem = f"usable images are 0 of {len(findings.set_aside)}, expected at least 1"
-        raise UserError(source, problem, f"The first one set aside is {first.where}: {first.reason}.")
-    return Imported(usable, findings)
+        first = report.rejected[0] if report.rejected else Quarantined(item=source.name, reason="no entries")
+        problem = f"usable images are 0 of {len(report.rejected)}, expected at least 1"
+        raise UserError(source, problem, f"The first one set aside is {first.item}: {first.reason}.")
+    return ImportResult(usable, report)

@@ -17,10 +17,10 @@ from pathlib import Path, PurePath
 
 from tasks.contracts import Box
 from tasks.errors import UserError
-from tasks.images import ImageFacts, ImageProblem
-from tasks.importers.boxes import BoxProblem, checked_box, checked_class_name
-from tasks.importers.folder import ImageSource, image_source
-from tasks.importers.records import Findings, ImageRecord, Imported, imported
+from tasks.images import ImageMetadata, ImageProblem
+from tasks.importers.boxes import BoxProblem, validate_box, validate_class_name
+from tasks.importers.folder import ImageResolver, image_resolver
+from tasks.importers.records import ImageRecord, ImportReport, ImportResult, finish_import
 from tasks.progress import track
 
 _MAX_XML_BYTES = 16 << 20
@@ -32,7 +32,7 @@ class XmlProblem(ValueError):
 
 
 @dataclass(frozen=True)
-class Sheet:
+class VocDocument:
     """What one XML file says, unchecked."""
 
     file_name: str
@@ -48,7 +48,7 @@ class _NoDoctype(ET.TreeBuilder):
         raise XmlProblem("the XML declares a DOCTYPE, expected none")
 
 
-def read_voc(annotations: Path, images: Path | ImageSource, *, max_pixels: int) -> Imported:
+def read_voc(annotations: Path, images: Path | ImageResolver, *, max_pixels: int) -> ImportResult:
     """Read a folder of Pascal VOC annotations.
 
     Args:
@@ -59,65 +59,67 @@ def read_voc(annotations: Path, images: Path | ImageSource, *, max_pixels: int) 
     Raises:
         UserError: no such folder, no XML in it, or none of the images can be used.
     """
-    folder = image_source(images, max_pixels=max_pixels)
+    resolver = image_resolver(images, max_pixels=max_pixels)
     if not annotations.is_dir():
         problem = "the annotations are not a folder, expected a folder of Pascal VOC XML files"
         raise UserError(annotations, problem, "Check --annotations and --format.")
-    sheets = sorted(annotations.glob("*.xml"))
-    if not sheets:
+    xml_paths = sorted(annotations.glob("*.xml"))
+    if not xml_paths:
         problem = "XML files in the folder are 0, expected one per image"
         raise UserError(annotations, problem, "Check --annotations and --format.")
-    findings = Findings()
-    by_stem = _by_stem(folder)
-    found = [
-        r for s in track(sheets, "reading images", total=len(sheets)) for r in _record(s, folder, by_stem, findings)
+    report = ImportReport()
+    by_stem = _names_by_stem(resolver)
+    records = [
+        r
+        for s in track(xml_paths, "reading images", total=len(xml_paths))
+        for r in _record(s, resolver, by_stem, report)
     ]
-    _refuse_shared(found, findings)
-    return imported(annotations, found, findings)
+    _reject_shared_images(records, report)
+    return finish_import(annotations, records, report)
 
 
-def _by_stem(folder: ImageSource) -> dict[str, list[str]]:
+def _names_by_stem(resolver: ImageResolver) -> dict[str, list[str]]:
     by_stem: dict[str, list[str]] = defaultdict(list)
-    for name in folder.names():
+    for name in resolver.names():
         by_stem[PurePath(name).stem].append(name)
     return by_stem
 
 
 def _record(
-    sheet: Path, folder: ImageSource, by_stem: dict[str, list[str]], findings: Findings
+    xml_path: Path, resolver: ImageResolver, by_stem: dict[str, list[str]], report: ImportReport
 ) -> Iterator[ImageRecord]:
-    """The image of one XML file: one record, or none and an entry in ``findings``."""
+    """The image of one XML file: one record, or none and an entry in ``report``."""
     try:
-        content = _parse(sheet)
-        file_name = _image_name(sheet, content, by_stem, findings)
+        document = _parse(xml_path)
+        file_name = _image_name(xml_path, document, by_stem, report)
     except (XmlProblem, ImageProblem) as problem:
         # The image the broken file most likely means must not come in as one that was never annotated.
-        findings.refused.update(by_stem.get(sheet.stem, []))
-        findings.refuse(sheet.name, str(problem))
+        report.rejected_images.update(by_stem.get(xml_path.stem, []))
+        report.reject(xml_path.name, str(problem))
         return
     try:
-        path, facts = folder.inspect(file_name)
-        _check_size(content, facts)
-        yield ImageRecord(file_name, path, facts, _boxes(content, file_name, facts, findings))
+        path, metadata = resolver.inspect(file_name)
+        _check_size(document, metadata)
+        yield ImageRecord(file_name, path, metadata, _boxes(document, file_name, metadata, report))
     except (XmlProblem, ImageProblem, BoxProblem) as problem:
-        findings.refuse_image(file_name, str(problem))
+        report.reject_image(file_name, str(problem))
 
 
-def _parse(sheet: Path) -> Sheet:
+def _parse(xml_path: Path) -> VocDocument:
     try:
-        if sheet.stat().st_size > _MAX_XML_BYTES:
-            raise _too_long(sheet.stat().st_size)
-        content = sheet.read_bytes()
+        if xml_path.stat().st_size > _MAX_XML_BYTES:
+            raise _too_long(xml_path.stat().st_size)
+        content = xml_path.read_bytes()
     except OSError as error:
         raise XmlProblem(f"the XML is malformed ({error}), expected Pascal VOC") from None
-    return parse_sheet(content)
+    return parse_voc_document(content)
 
 
 def _too_long(length: int) -> XmlProblem:
     return XmlProblem(f"the XML is {length} bytes long, expected at most {_MAX_XML_BYTES}")
 
 
-def parse_sheet(content: bytes) -> Sheet:
+def parse_voc_document(content: bytes) -> VocDocument:
     """One XML file's content.
 
     Raises:
@@ -134,45 +136,45 @@ def parse_sheet(content: bytes) -> Sheet:
     if root.tag != "annotation":
         raise XmlProblem(f"the XML's root is <{root.tag[:40]}>, expected <annotation>")
     size = ((root.findtext("size/width") or "").strip(), (root.findtext("size/height") or "").strip())
-    return Sheet((root.findtext("filename") or "").strip(), size, tuple(root.findall("object")), root)
+    return VocDocument((root.findtext("filename") or "").strip(), size, tuple(root.findall("object")), root)
 
 
-def _image_name(sheet: Path, content: Sheet, by_stem: dict[str, list[str]], findings: Findings) -> str:
-    candidates = by_stem.get(sheet.stem, [])
+def _image_name(xml_path: Path, document: VocDocument, by_stem: dict[str, list[str]], report: ImportReport) -> str:
+    candidates = by_stem.get(xml_path.stem, [])
     if not candidates:
-        return content.file_name or f"{sheet.stem}.jpg"
-    if content.file_name in candidates:
-        return content.file_name
+        return document.file_name or f"{xml_path.stem}.jpg"
+    if document.file_name in candidates:
+        return document.file_name
     if len(candidates) > 1:
         raise ImageProblem(f"the images of that name are {candidates[:5]}, expected one")
-    if PurePath(content.file_name).stem != sheet.stem:
-        findings.note(
-            sheet.name,
-            f"<filename> is {content.file_name[:100]!r}, used {candidates[0]!r} as the XML is called",
+    if PurePath(document.file_name).stem != xml_path.stem:
+        report.note(
+            xml_path.name,
+            f"<filename> is {document.file_name[:100]!r}, used {candidates[0]!r} as the XML is called",
         )
     return candidates[0]
 
 
-def _check_size(content: Sheet, facts: ImageFacts) -> None:
+def _check_size(document: VocDocument, metadata: ImageMetadata) -> None:
     """Zeros and blanks are what tools write that do not know the size; the boxes are checked all the same."""
-    if all(text in ("", "0") for text in content.size):
+    if all(text in ("", "0") for text in document.size):
         return
-    if content.size != (str(facts.width_px), str(facts.height_px)):
-        stated = " x ".join(text[:20] for text in content.size)
-        found = f"{facts.width_px} x {facts.height_px} px, as in the file"
-        raise ImageProblem(f"the annotated image size is {stated} px, expected {found}")
+    if document.size != (str(metadata.width_px), str(metadata.height_px)):
+        annotated_size = " x ".join(text[:20] for text in document.size)
+        found = f"{metadata.width_px} x {metadata.height_px} px, as in the file"
+        raise ImageProblem(f"the annotated image size is {annotated_size} px, expected {found}")
 
 
-def _boxes(content: Sheet, file_name: str, facts: ImageFacts, findings: Findings) -> tuple[Box, ...]:
+def _boxes(document: VocDocument, file_name: str, metadata: ImageMetadata, report: ImportReport) -> tuple[Box, ...]:
     boxes: list[Box] = []
     clipped = 0
-    for element in content.objects:
-        category = checked_class_name(element.findtext("name") or "")
+    for element in document.objects:
+        category = validate_class_name(element.findtext("name") or "")
         corners = voc_corners(element, category)
-        box, was_clipped = checked_box(category, corners, facts.width_px, facts.height_px)
+        box, was_clipped = validate_box(category, corners, metadata.width_px, metadata.height_px)
         boxes.append(box)
         clipped += was_clipped
-    findings.note_clipped(file_name, clipped)
+    report.note_clipped(file_name, clipped)
     return tuple(boxes)
 
 
@@ -185,9 +187,9 @@ def voc_corners(element: ET.Element, category: str) -> tuple[float, float, float
     """
     xmin, ymin, xmax, ymax = (_corner(element, key) for key in _CORNERS)
     if xmax <= xmin or ymax <= ymin:
-        shown = f"[{xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}]"
+        formatted = f"[{xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}]"
         expected = "expected xmin < xmax and ymin < ymax"
-        raise BoxProblem(f"a box of {category} has no area: xmin, ymin, xmax, ymax is {shown}, {expected}")
+        raise BoxProblem(f"a box of {category} has no area: xmin, ymin, xmax, ymax is {formatted}, {expected}")
     return xmin - 1, ymin - 1, xmax, ymax
 
 
@@ -199,10 +201,10 @@ def _corner(element: ET.Element, key: str) -> float:
         raise XmlProblem(f"<{key}> of an object is {(text or '')[:40]!r}, expected a number") from None
 
 
-def _refuse_shared(records: list[ImageRecord], findings: Findings) -> None:
+def _reject_shared_images(records: list[ImageRecord], report: ImportReport) -> None:
     """Two XML files of one image contradict each other as a rule, and nobody can say which is right."""
     seen: set[str] = set()
     for record in records:
         if record.file_name in seen:
-            findings.refuse_image(record.file_name, "the image has several XML files, expected one")
+            report.reject_image(record.file_name, "the image has several XML files, expected one")
         seen.add(record.file_name)

@@ -12,11 +12,11 @@ from typing import Any
 from tasks.contracts import Box, LabelBatch, LabeledImage
 from tasks.matching import match_boxes
 
-_UNTOUCHED_PX = 0.5
+_UNCHANGED_TOLERANCE_PX = 0.5
 """Corners moved by less were not moved by a person: label tools keep percentages, and round them."""
 _DIGITS = 4
 
-Given = Mapping[str, Sequence[LabeledImage]]
+AnnotationsByImage = Mapping[str, Sequence[LabeledImage]]
 """Every answer there is, by image id, in the order they came in."""
 
 
@@ -25,13 +25,13 @@ class Agreement:
     """What became of a first set of boxes in a second one; sums over images."""
 
     images: int = 0
-    kept: int = 0
+    unchanged: int = 0
     """Boxes of the first set that stand in the second one as they were."""
-    moved: int = 0
+    box_adjusted: int = 0
     """With other corners, at an IoU of at least 0.5."""
-    renamed: int = 0
+    class_changed: int = 0
     """In the same place, and of another class."""
-    removed: int = 0
+    deleted: int = 0
     added: int = 0
     iou_sum: float = 0.0
     """Over kept and moved boxes."""
@@ -44,78 +44,90 @@ class Agreement:
     @property
     def f1(self) -> float | None:
         """Of the boxes that mean the same, [0, 1]; None where there is no box at all."""
-        boxes = 2 * (self.kept + self.moved + self.renamed) + self.removed + self.added
-        return 2 * (self.kept + self.moved) / boxes if boxes else None
+        boxes = 2 * (self.unchanged + self.box_adjusted + self.class_changed) + self.deleted + self.added
+        return 2 * (self.unchanged + self.box_adjusted) / boxes if boxes else None
 
     @property
     def mean_iou(self) -> float | None:
         """Of the boxes that mean the same, [0.5, 1]; None without any."""
-        return self.iou_sum / (self.kept + self.moved) if self.kept + self.moved else None
+        return self.iou_sum / (self.unchanged + self.box_adjusted) if self.unchanged + self.box_adjusted else None
 
-    def as_figures(self) -> dict[str, Any]:
+    def as_metrics(self) -> dict[str, Any]:
         """For the campaign's history."""
         counts = {name: value for name, value in vars(self).items() if name != "iou_sum"}
         return {**counts, "f1": _rounded(self.f1), "mean_iou": _rounded(self.mean_iou)}
 
 
-def agreement_figures(batch: LabelBatch, given: Given) -> dict[str, Any]:
+def agreement_metrics(batch: LabelBatch, all_annotations: AnnotationsByImage) -> dict[str, Any]:
     """Agreement with the pre-drawn boxes, and between annotators, each in all and by annotator.
 
     Args:
         batch: the newest one.
-        given: all answers, those of ``batch`` included.
+        all_annotations: all answers, those of ``batch`` included.
     """
-    news = [
+    new_annotations = [
         label
-        for label in (*batch.images, *batch.others)
-        if label.status != "skipped" and sum(label == other for other in given[label.image_id]) == 1
+        for label in (*batch.images, *batch.other_annotations)
+        if label.status != "skipped" and sum(label == other for other in all_annotations[label.image_id]) == 1
     ]  # an answer that counts again was news in an earlier batch
-    drawn = [(label.annotator, compared(label.predrawn, label.boxes)) for label in news if label.predrawn is not None]
-    pairs = list(_pairs(news, given))
-    both = [(name, found) for names, found in pairs for name in names]
+    corrections = [
+        (label.annotator, compare(label.preannotations, label.boxes))
+        for label in new_annotations
+        if label.preannotations is not None
+    ]
+    comparisons = list(_compare_annotators(new_annotations, all_annotations))
+    by_annotator = [(name, found) for names, found in comparisons for name in names]
     return {
-        "with_predrawn": {**_sum(found for _, found in drawn).as_figures(), "annotators": _by_name(drawn)},
-        "between_annotators": {**_sum(found for _, found in pairs).as_figures(), "annotators": _by_name(both)},
+        "with_preannotations": {
+            **_sum(found for _, found in corrections).as_metrics(),
+            "annotators": _by_annotator(corrections),
+        },
+        "between_annotators": {
+            **_sum(found for _, found in comparisons).as_metrics(),
+            "annotators": _by_annotator(by_annotator),
+        },
     }
 
 
-def compared(first: Sequence[Box], second: Sequence[Box]) -> Agreement:
+def compare(first: Sequence[Box], second: Sequence[Box]) -> Agreement:
     """Two sets of boxes on one image."""
     pairs = match_boxes(first, second)
     same = [pair for pair in pairs if pair.same_class]
-    kept = sum(_untouched(first[pair.first], second[pair.second]) for pair in same)
+    unchanged = sum(_is_unchanged(first[pair.first], second[pair.second]) for pair in same)
     return Agreement(
         images=1,
-        kept=kept,
-        moved=len(same) - kept,
-        renamed=len(pairs) - len(same),
-        removed=len(first) - len(pairs),
+        unchanged=unchanged,
+        box_adjusted=len(same) - unchanged,
+        class_changed=len(pairs) - len(same),
+        deleted=len(first) - len(pairs),
         added=len(second) - len(pairs),
         iou_sum=sum(pair.iou for pair in same),
     )
 
 
-def _untouched(first: Box, second: Box) -> bool:
-    return max(abs(a - b) for a, b in zip(first.xyxy_px, second.xyxy_px, strict=True)) < _UNTOUCHED_PX
+def _is_unchanged(first: Box, second: Box) -> bool:
+    return max(abs(a - b) for a, b in zip(first.xyxy_px, second.xyxy_px, strict=True)) < _UNCHANGED_TOLERANCE_PX
 
 
-def _pairs(news: Iterable[LabeledImage], given: Given) -> Iterable[tuple[tuple[str, str], Agreement]]:
+def _compare_annotators(
+    new_annotations: Iterable[LabeledImage], all_annotations: AnnotationsByImage
+) -> Iterable[tuple[tuple[str, str], Agreement]]:
     """What two people said about one image, where either has said something new; names in order."""
-    fresh: dict[str, set[str]] = {}
-    for label in news:
-        fresh.setdefault(label.image_id, set()).add(label.annotator)
-    for image_id, annotators in sorted(fresh.items()):
-        last = {label.annotator: label for label in given[image_id] if label.status != "skipped"}
-        for first, second in combinations(sorted(last), 2):
+    new_annotators: dict[str, set[str]] = {}
+    for label in new_annotations:
+        new_annotators.setdefault(label.image_id, set()).add(label.annotator)
+    for image_id, annotators in sorted(new_annotators.items()):
+        latest = {label.annotator: label for label in all_annotations[image_id] if label.status != "skipped"}
+        for first, second in combinations(sorted(latest), 2):
             if {first, second} & annotators:
-                yield (first, second), compared(last[first].boxes, last[second].boxes)
+                yield (first, second), compare(latest[first].boxes, latest[second].boxes)
 
 
-def _by_name(found: Iterable[tuple[str, Agreement]]) -> dict[str, dict[str, Any]]:
+def _by_annotator(found: Iterable[tuple[str, Agreement]]) -> dict[str, dict[str, Any]]:
     by_name: dict[str, Agreement] = {}
     for name, agreement in found:
         by_name[name] = by_name.get(name, Agreement()) + agreement
-    return {name: by_name[name].as_figures() for name in sorted(by_name)}
+    return {name: by_name[name].as_metrics() for name in sorted(by_name)}
 
 
 def _sum(found: Iterable[Agreement]) -> Agreement:

@@ -3,36 +3,36 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.reporting.evidence import Document, Evidence
+from tasks.reporting.evidence import Document, ReportData
 
 _ASSEMBLED = (
     "round", "labels", "labeled_images", "boxes", "boxes_per_class", "minutes_spent", "unlabeled_images",
 )  # fmt: skip
-_COSTS = ("minutes_per_image", "minutes_per_box", "fitted", "timed_answers", "left_out")
+_COSTS = ("minutes_per_image", "minutes_per_box", "is_fitted", "num_timed", "num_outliers")
 _WEIGHED = ("mean_weights", "weight_quantiles", "class_weights")
 
 
-def entry_of(evidence: Evidence) -> dict[str, Any]:
+def round_entry(data: ReportData) -> dict[str, Any]:
     """This round in figures, without anything that changes when it is computed again."""
-    dwa, uncertainty = evidence.dwa, evidence.metrics_of["uncertainty"]
+    dwa, uncertainty = data.dwa, data.pool_metrics["uncertainty"]
     return {
-        **{key: evidence.assembled[key] for key in _ASSEMBLED},
-        "teacher": evidence.metrics["teacher"],
-        "student": evidence.metrics["student"],
+        **{key: data.assemble_summary[key] for key in _ASSEMBLED},
+        "teacher": data.metrics["teacher"],
+        "student": data.metrics["student"],
         **{key: dwa[key] for key in _WEIGHED},
         "dwa_used": dwa["used"] == "learned",
-        "weights_used": dwa["used"],
-        "dwa_why": dwa["why"],
-        **{key: dwa[key] for key in ("spearman_dwa", "spearman_equal", "pairs")},
-        **{key: evidence.picked[key] for key in ("picked", "explored")},
-        "annotation_cost": {key: evidence.picked["annotation_cost"][key] for key in _COSTS},
-        "agreement": evidence.agreement,
-        **{key: evidence.trained[key] for key in ("pseudo_boxes_per_image", "loss_ratio")},
+        "acquisition_weights": dwa["used"],
+        "dwa_reason": dwa["reason"],
+        **{key: dwa[key] for key in ("spearman_dwa", "spearman_equal", "num_samples")},
+        **{key: data.selection_summary[key] for key in ("selected", "random_picks")},
+        "annotation_cost": {key: data.selection_summary["annotation_cost"][key] for key in _COSTS},
+        "agreement": data.agreement,
+        **{key: data.train_summary[key] for key in ("pseudo_boxes_per_image", "loss_ratio")},
         "mean_uncertainty": float(uncertainty.mean()) if len(uncertainty) else None,
     }
 
 
-def extended(previous: Sequence[Document], entry: Document) -> list[Document]:
+def append_round(previous: Sequence[Document], entry: Document) -> list[Document]:
     """Earlier rounds and this one, oldest first; a round that is computed again replaces its older self."""
-    earlier = [known for known in previous if known["round"] < entry["round"]]
+    earlier = [past_round for past_round in previous if past_round["round"] < entry["round"]]
     return [*sorted(earlier, key=lambda known: int(known["round"])), entry]

@@ -9,19 +9,19 @@ from markupsafe import Markup
 
 from tasks.contracts import METRICS
 from tasks.reporting import plots, tables, words
-from tasks.reporting.drivers import driver_rows, drivers_in_words
-from tasks.reporting.evidence import Document, Evidence
-from tasks.reporting.thumbnails import colours_of, thumbnail
+from tasks.reporting.drivers import importance_rows, importance_text
+from tasks.reporting.evidence import Document, ReportData
+from tasks.reporting.thumbnails import class_colors, thumbnail
 from tasks.sections import ScoringParams
 
 _CURVE_POINTS = 160
 
 
-def render(evidence: Evidence, history: Sequence[Document], scoring: ScoringParams, thumbnails: int) -> str:
+def render(data: ReportData, history: Sequence[Document], scoring: ScoringParams, thumbnails: int) -> str:
     """The whole page.
 
     Args:
-        evidence: this round.
+        data: this round.
         history: all rounds, this one last.
         scoring: how the metrics were formed, for the captions.
         thumbnails: images shown at most, by rank.
@@ -33,29 +33,29 @@ def render(evidence: Evidence, history: Sequence[Document], scoring: ScoringPara
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(words, name) for name in ("number", "signed", "duration", "counted")}
+    environment.filters |= {name: getattr(words, name) for name in ("number", "signed", "duration", "pluralize")}
     environment.filters["summed"] = lambda row, keys: sum(row[key] for key in keys)
     return environment.get_template("report.html.j2").render(
-        figures=_figures(evidence, history),
-        picks=_picks(evidence, thumbnails),
-        **_in_words(evidence, history, scoring),
-        **_in_rows(evidence, history),
-        **_as_they_are(evidence, history),
+        figures=_plots(data, history),
+        picks=_selected(data, thumbnails),
+        **_text(data, history, scoring),
+        **_tables(data, history),
+        **_raw(data, history),
     )
 
 
-def _in_words(evidence: Evidence, history: Sequence[Document], scoring: ScoringParams) -> dict[str, Any]:
+def _text(data: ReportData, history: Sequence[Document], scoring: ScoringParams) -> dict[str, Any]:
     return {
         "headline": words.headline(history),
-        "lead": words.lead(evidence, history),
-        "teacher_lag": words.teacher_lag(history[-1]),
-        "pseudo_box_flood": words.pseudo_box_flood(evidence.trained, evidence.assembled),
-        "tiles": _tiles(evidence, history),
-        "dwa_words": [words.dwa_verdict(evidence.dwa), words.dwa_caution(evidence.dwa)],
+        "summary": words.summary(data, history),
+        "teacher_lag_warning": words.teacher_lag_warning(history[-1]),
+        "pseudo_box_warning": words.pseudo_box_warning(data.train_summary, data.assemble_summary),
+        "kpi_cards": _kpi_cards(data, history),
+        "dwa_text": [words.dwa_verdict(data.dwa), words.dwa_caution(data.dwa)],
         "dwa_record": words.dwa_record(history),
-        "drivers": drivers_in_words(evidence.dwa),
-        "corrections": words.corrections(evidence.imported),
-        "agreement_words": words.agreement(history),
+        "importance_text": importance_text(data.dwa),
+        "import_corrections": words.import_corrections(data.import_counts),
+        "agreement_text": words.agreement(history),
         "captions": {
             "confidence": words.CONFIDENCE[scoring.confidence],
             "entropy": words.ENTROPY[scoring.entropy],
@@ -64,52 +64,52 @@ def _in_words(evidence: Evidence, history: Sequence[Document], scoring: ScoringP
     }
 
 
-def _in_rows(evidence: Evidence, history: Sequence[Document]) -> dict[str, Any]:
+def _tables(data: ReportData, history: Sequence[Document]) -> dict[str, Any]:
     return {
         "rounds_shown": tables.rounds_shown(history),
-        "class_rows": tables.class_rows(evidence.classes, history),
-        "selection": evidence.selection.head(tables.PICKS_SHOWN).to_dict("records"),
-        "reviewed": tables.review_rows(evidence),
-        "driver_rows": driver_rows(evidence.dwa),
-        "stages": tables.stage_rows(evidence.seconds),
-        "seconds": sum(evidence.seconds.values()),
-        "set_aside": tables.set_aside_rows(evidence),
-        "set_aside_shown": tables.SET_ASIDE_SHOWN,
+        "class_rows": tables.class_rows(data.classes, history),
+        "selection": data.selection.head(tables.SELECTED_SHOWN).to_dict("records"),
+        "reviewed": tables.review_rows(data),
+        "importance_rows": importance_rows(data.dwa),
+        "stages": tables.stage_rows(data.stage_seconds),
+        "seconds": sum(data.stage_seconds.values()),
+        "rejected": tables.rejected_rows(data),
+        "rejected_shown": tables.REJECTED_SHOWN,
     }
 
 
-def _as_they_are(evidence: Evidence, history: Sequence[Document]) -> dict[str, Any]:
+def _raw(data: ReportData, history: Sequence[Document]) -> dict[str, Any]:
     return {
         "now": history[-1],
         "history": history,
         "metrics": METRICS,
-        "dwa": evidence.dwa,
-        "picked": evidence.picked,
-        "pool_images": len(evidence.metrics_of),
-        "zero_detections": int(evidence.metrics_of["zero_detections"].sum()),
-        "trained": evidence.trained,
-        "val_images": evidence.metrics["val_images"],
+        "dwa": data.dwa,
+        "picked": data.selection_summary,
+        "pool_images": len(data.pool_metrics),
+        "has_no_detections": int(data.pool_metrics["has_no_detections"].sum()),
+        "trained": data.train_summary,
+        "val_images": data.metrics["val_images"],
     }
 
 
-def _tiles(evidence: Evidence, history: Sequence[Document]) -> list[tuple[str, str, str]]:
+def _kpi_cards(data: ReportData, history: Sequence[Document]) -> list[tuple[str, str, str]]:
     """Name, figure and remark of each big number."""
-    now, picked = history[-1], evidence.picked
+    now, picked = history[-1], data.selection_summary
     before = history[-2] if len(history) > 1 else None
     spent = now["minutes_spent"]
     return [
-        ("Teacher mAP", words.number(now["teacher"]["mAP"]), _since("teacher", now, before)),
-        ("Student mAP", words.number(now["student"]["mAP"]), _since("student", now, before)),
-        ("Images labeled", words.number(now["labels"], 0), words.counted(now["boxes"], "box", "boxes")),
+        ("Teacher mAP", words.number(now["teacher"]["mAP"]), _delta("teacher", now, before)),
+        ("Student mAP", words.number(now["student"]["mAP"]), _delta("student", now, before)),
+        ("Images labeled", words.number(now["labels"], 0), words.pluralize(now["boxes"], "box", "boxes")),
         (
             "Still unlabeled",
             words.number(now["unlabeled_images"], 0),
-            f"of {_images(evidence.assembled['pool_images'])}",
+            f"of {_num_images(data.assemble_summary['pool_images'])}",
         ),
         (
             "Asked for next",
-            words.number(picked["picked"], 0),
-            f"{picked['explored']} of them drawn at random",
+            words.number(picked["selected"], 0),
+            f"{picked['random_picks']} of them drawn at random",
         ),
         (
             "Time spent labeling",
@@ -119,22 +119,22 @@ def _tiles(evidence: Evidence, history: Sequence[Document]) -> list[tuple[str, s
     ]
 
 
-def _since(model: str, now: Document, before: Document | None) -> str:
+def _delta(model: str, now: Document, before: Document | None) -> str:
     if before is None or now[model]["mAP"] is None or before[model]["mAP"] is None:
         return "first measurement"
     return f"{words.signed(now[model]['mAP'] - before[model]['mAP'])} since round {before['round']}"
 
 
-def _images(count: int) -> str:
-    return words.counted(count, "image")
+def _num_images(count: int) -> str:
+    return words.pluralize(count, "image")
 
 
-def _figures(evidence: Evidence, history: Sequence[Document]) -> dict[str, Markup]:
+def _plots(data: ReportData, history: Sequence[Document]) -> dict[str, Markup]:
     """Figures by name; one that would show nothing is left out, and the page says why in words."""
-    return {**_by_round(history), **_of_pool(evidence), **_of_training(evidence.curves)}
+    return {**_round_plots(history), **_pool_plots(data), **_training_plots(data.curves)}
 
 
-def _by_round(history: Sequence[Document]) -> dict[str, Markup]:
+def _round_plots(history: Sequence[Document]) -> dict[str, Markup]:
     if len(history) < 2:
         return {}
     rounds, labels = [entry["round"] for entry in history], [entry["labels"] for entry in history]
@@ -164,32 +164,34 @@ def _by_round(history: Sequence[Document]) -> dict[str, Markup]:
 _CORRELATED = {"learned": "dwa", "equal": "equal"}
 
 
-def _of_pool(evidence: Evidence) -> dict[str, Markup]:
-    pool = evidence.metrics_of
+def _pool_plots(data: ReportData) -> dict[str, Markup]:
+    pool = data.pool_metrics
     if pool.empty:
         return {}
-    explored = evidence.selection["reason"].str.startswith("explore")
-    picked = set(evidence.selection["image_id"][~explored])
-    drawn = set(evidence.selection["image_id"][explored])
-    groups = pool.index.map(lambda image: "picked" if image in picked else "explored" if image in drawn else "pool")
+    is_random_pick = data.selection["reason"].str.startswith("random pick")
+    selected = set(data.selection["image_id"][~is_random_pick])
+    random_picks = set(data.selection["image_id"][is_random_pick])
+    groups = pool.index.map(
+        lambda image: "picked" if image in selected else "explored" if image in random_picks else "pool"
+    )
     parts = {name: pool["uncertainty"][groups == name].tolist() for name in ("picked", "explored", "pool")}
-    alt = f"Histogram of the uncertainty of {_images(len(pool))}; the picked ones are marked."
-    figures = {"uncertainty": plots.stacked(parts, x="uncertainty", alt=alt)}
+    alt = f"Histogram of the uncertainty of {_num_images(len(pool))}; the picked ones are marked."
+    figures = {"uncertainty": plots.stacked_histogram(parts, x="uncertainty", alt=alt)}
     for name in METRICS:
-        alt = f"Histogram of {name} over {_images(len(pool))}."
-        figures[name] = plots.distribution(pool[f"{name}_raw"].tolist(), x=name, colour=name, alt=alt)
+        alt = f"Histogram of {name} over {_num_images(len(pool))}."
+        figures[name] = plots.histogram(pool[f"{name}_raw"].tolist(), x=name, color=name, alt=alt)
     return figures
 
 
 _WITH_TEACHER = ("loss_unsup", "pseudo_boxes_per_image")
 
 
-def _of_training(curves: pd.DataFrame | None) -> dict[str, Markup]:
+def _training_plots(curves: pd.DataFrame | None) -> dict[str, Markup]:
     if curves is None or len(curves) < 2:
         return {}
     # Zeros from before the teacher took part must not be averaged into what follows.
-    only_ours = {name: curves[name].where(curves["lambda_unsup"] > 0) for name in _WITH_TEACHER}
-    smooth = curves.assign(**only_ours).rolling(max(1, len(curves) // 30), min_periods=1).mean()
+    teacher_only = {name: curves[name].where(curves["lambda_unsup"] > 0) for name in _WITH_TEACHER}
+    smooth = curves.assign(**teacher_only).rolling(max(1, len(curves) // 30), min_periods=1).mean()
     smooth = smooth.assign(iteration=curves["iteration"], lambda_unsup=curves["lambda_unsup"])
     points = smooth.iloc[:: max(1, len(smooth) // _CURVE_POINTS)]
     with_teacher = points["lambda_unsup"] > 0
@@ -205,23 +207,23 @@ def _of_training(curves: pd.DataFrame | None) -> dict[str, Markup]:
         boxes = {"unsupervised": only_with_teacher("pseudo_boxes_per_image")}
         alt = "Pseudo-boxes per unlabeled image over the training iterations."
         figures["pseudo"] = plots.training(iterations, boxes, y="pseudo-boxes per image", alt=alt)
-    alt = f"{words.listed([name.capitalize() for name in losses])} loss over the training iterations."
+    alt = f"{words.join_and([name.capitalize() for name in losses])} loss over the training iterations."
     figures["losses"] = plots.training(iterations, losses, y="loss", alt=alt)
     return figures
 
 
-def _picks(evidence: Evidence, at_most: int) -> list[dict[str, Any]]:
+def _selected(data: ReportData, max_images: int) -> list[dict[str, Any]]:
     """The first tasks by rank, with pictures."""
-    colour_of = colours_of(evidence.classes)
-    first = sorted(evidence.tasks, key=lambda task: task.rank)[:at_most]
-    of_first = evidence.metrics_of.index.isin([task.image_id for task in first])
-    known = {str(image): row.to_dict() for image, row in evidence.metrics_of[of_first].iterrows()}
+    class_color = class_colors(data.classes)
+    shown = sorted(data.tasks, key=lambda task: task.rank)[:max_images]
+    is_shown = data.pool_metrics.index.isin([task.image_id for task in shown])
+    known = {str(image): row.to_dict() for image, row in data.pool_metrics[is_shown].iterrows()}
     return [
         {
             "task": task,
-            "explored": task.reason.startswith("explore"),
-            "shares": tables.shares(known.get(task.image_id, {})),
-            "thumbnail": thumbnail(task, evidence.root, colour_of),
+            "is_random": task.reason.startswith("random pick"),
+            "shares": tables.metric_contributions(known.get(task.image_id, {})),
+            "thumbnail": thumbnail(task, data.root, class_color),
         }
-        for task in first
+        for task in shown
     ]

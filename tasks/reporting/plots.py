@@ -1,4 +1,4 @@
-"""Figures as SVG that takes colours and font from the page, so that one drawing serves light and dark."""
+"""Figures as SVG that takes colors and font from the page, so that one drawing serves light and dark."""
 
 import hashlib
 import io
@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Colours Matplotlib writes into the SVG, and the variables of style.css.j2 that replace them there.
+# Colors Matplotlib writes into the SVG, and the variables of style.css.j2 that replace them there.
 _INK, _MUTED, _LINE = "#010101", "#010102", "#010103"
-COLOURS = {
+COLORS = {
     "teacher": "#010104",
     "student": "#010105",
     "confidence": "#010106",
@@ -31,8 +31,8 @@ COLOURS = {
     "supervised": "#01010e",
     "unsupervised": "#01010f",
 }
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _LINE: "line", **{value: name for name, value in COLOURS.items()}}
-_NOISE = [
+_VARIABLES = {_INK: "ink", _MUTED: "muted", _LINE: "line", **{value: name for name, value in COLORS.items()}}
+_SVG_CLEANUP = [
     (re.compile(pattern, re.DOTALL), instead)
     for pattern, instead in (
         (r"<metadata>.*?</metadata>", ""),
@@ -85,8 +85,8 @@ _STYLE: dict[Any, Any] = {
     "ytick.major.size": 0,
 }
 
-_WIDE = (430 / 72, 250 / 72)
-_NARROW = (310 / 72, 205 / 72)
+_WIDE_INCHES = (430 / 72, 250 / 72)
+_NARROW_INCHES = (310 / 72, 205 / 72)
 
 Series = Sequence[float | None]
 
@@ -126,15 +126,19 @@ def _lines(
     from_zero: bool = False,
 ) -> Markup:
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=_WIDE, layout="constrained")
+        figure = Figure(figsize=_WIDE_INCHES, layout="constrained")
         axes = figure.add_subplot(xlabel=x, ylabel=y)
         for name, (low, high) in (bands or {}).items():
-            axes.fill_between(x_values, _nan(low), _nan(high), color=COLOURS[name], alpha=0.16, linewidth=0)
+            axes.fill_between(
+                x_values, _none_to_nan(low), _none_to_nan(high), color=COLORS[name], alpha=0.16, linewidth=0
+            )
         if reference is not None:
             axes.axhline(reference, color=_MUTED, linewidth=1, dashes=(4, 3))
         for name, values in curves.items():
             marker = _MARKERS.get(name, "o") if markers else None
-            axes.plot(x_values, _nan(values), color=COLOURS[name], marker=marker, linestyle=_DASHES.get(name, "-"))
+            axes.plot(
+                x_values, _none_to_nan(values), color=COLORS[name], marker=marker, linestyle=_DASHES.get(name, "-")
+            )
         _ticks(axes, x_values)
         if from_zero:
             axes.set_ylim(bottom=0)
@@ -153,14 +157,14 @@ def _ticks(axes: Axes, x_values: Sequence[int]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
 
 
-def distribution(values: Sequence[float], *, x: str, colour: str, alt: str) -> Markup:
+def histogram(values: Sequence[float], *, x: str, color: str, alt: str) -> Markup:
     """How one figure is spread over the pool."""
-    return _histogram({colour: values}, x=x, alt=alt, size=_NARROW)
+    return _histogram({color: values}, x=x, alt=alt, size=_NARROW_INCHES)
 
 
-def stacked(parts: Mapping[str, Sequence[float]], *, x: str, alt: str) -> Markup:
+def stacked_histogram(parts: Mapping[str, Sequence[float]], *, x: str, alt: str) -> Markup:
     """How one figure is spread over the pool, by what happened to the images."""
-    return _histogram(parts, x=x, alt=alt, size=_WIDE)
+    return _histogram(parts, x=x, alt=alt, size=_WIDE_INCHES)
 
 
 def _histogram(parts: Mapping[str, Sequence[float]], *, x: str, alt: str, size: tuple[float, float]) -> Markup:
@@ -168,8 +172,8 @@ def _histogram(parts: Mapping[str, Sequence[float]], *, x: str, alt: str, size: 
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot(xlabel=x, ylabel="images")
         bins = _bins([value for values in parts.values() for value in values])
-        colours = [COLOURS[name] for name in parts]
-        axes.hist(list(parts.values()), bins=bins, color=colours, stacked=True, rwidth=0.9)
+        colors = [COLORS[name] for name in parts]
+        axes.hist(list(parts.values()), bins=bins, color=colors, stacked=True, rwidth=0.9)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         return _svg(figure, alt)
@@ -182,23 +186,23 @@ def _bins(values: Sequence[float]) -> Sequence[float]:
     return [low + (high - low) * i / count for i in range(count + 1)]
 
 
-def _nan(values: Series) -> list[float]:
+def _none_to_nan(values: Series) -> list[float]:
     return [float("nan") if value is None else value for value in values]
 
 
 def _svg(figure: Figure, alt: str) -> Markup:
-    """The figure's SVG for use inside HTML: no size, no font, no ids of its own, colours by name."""
+    """The figure's SVG for use inside HTML: no size, no font, no ids of its own, colors by name."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
     view_box = re.search(r'viewBox="([^"]+)"', text)
     assert view_box is not None
     body = text[text.index(">", text.index("<svg")) + 1 :]
-    for noise, instead in _NOISE:
-        body = noise.sub(instead, body)
-    for colour, name in _VARIABLES.items():
-        body = body.replace(colour, f"var(--{name})")
-    own = hashlib.sha256(body.encode()).hexdigest()[:8]  # what is left of ids is unique within a figure only
-    body = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>f{own}-", body)
+    for pattern, replacement in _SVG_CLEANUP:
+        body = pattern.sub(replacement, body)
+    for color, name in _VARIABLES.items():
+        body = body.replace(color, f"var(--{name})")
+    prefix = hashlib.sha256(body.encode()).hexdigest()[:8]  # what is left of ids is unique within a figure only
+    body = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>f{prefix}-", body)
     head = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(view_box[1], alt)
     return head + Markup(body)  # our own drawing; Matplotlib escapes the text in it

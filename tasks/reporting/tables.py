@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.reporting.evidence import Document, Evidence
+from tasks.reporting.evidence import Document, ReportData
 
 ROUNDS_SHOWN = 8
 """Columns of a table by round: the first and the newest."""
-SET_ASIDE_SHOWN = 40
-PICKS_SHOWN = 200
+REJECTED_SHOWN = 40
+SELECTED_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _change(ap: Sequence[float | None]) -> float | None:
     return measured[-1] - measured[0] if len(measured) > 1 and ap[-1] is not None else None
 
 
-def shares(metrics: Mapping[Any, Any]) -> dict[str, float]:
+def metric_contributions(metrics: Mapping[Any, Any]) -> dict[str, float]:
     """What confidence, entropy and overlap each gave to one image's uncertainty; they sum to 1.
 
     Empty where the uncertainty is not the weighted sum of the three (Eq. 15), as in dwa.mode activeteacher.
@@ -79,9 +79,9 @@ def stage_rows(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
     return [(stage, took, took / slowest) for stage, took in seconds.items()]
 
 
-def review_rows(evidence: Evidence) -> list[tuple[str, int, str]]:
+def review_rows(data: ReportData) -> list[tuple[str, int, str]]:
     """What became of the images people looked at: how many, and what it means."""
-    assembled = evidence.assembled
+    assembled = data.assemble_summary
     return [
         ("with boxes", assembled["labeled_images"], "trained on"),
         ("empty", assembled["empty_images"], "looked at, nothing there"),
@@ -94,6 +94,6 @@ def review_rows(evidence: Evidence) -> list[tuple[str, int, str]]:
     ]
 
 
-def set_aside_rows(evidence: Evidence) -> list[tuple[str, str, str]]:
+def rejected_rows(data: ReportData) -> list[tuple[str, str, str]]:
     """Step, what, why; every entry, in the order in which the steps noted them."""
-    return [(step, entry["where"], entry["reason"]) for step, found in evidence.set_aside.items() for entry in found]
+    return [(step, entry["item"], entry["reason"]) for step, found in data.rejected.items() for entry in found]

@@ -8,27 +8,27 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from tasks.contracts import HandoffTask, Prediction
+from tasks.contracts import AnnotationTask, Prediction
 from tasks.errors import UserError
-from tasks.pool_images import PoolImages
+from tasks.pool_images import ImageSource
 
 _LONG_SIDE_PX = 400
 _JPEG_QUALITY = 82
-_BOX_COLOURS = 7
-"""Number of --box-… variables in style.css.j2; classes beyond it take colours in turn."""
-_LABELS_AT_MOST = 6
+_NUM_BOX_COLORS = 7
+"""Number of --box-… variables in style.css.j2; classes beyond it take colors in turn."""
+_MAX_LABELED_BOXES = 6
 """Names are written into the picture up to this many boxes; more would hide what they name."""
 
 
 @dataclass(frozen=True)
-class DrawnBox:
+class ThumbnailBox:
     """One box in pixels of the thumbnail."""
 
     x: float
     y: float
     width: float
     height: float
-    colour: int
+    color: int
     text: str
     """Class and score; empty where there is no room for it."""
     text_x: float
@@ -38,11 +38,11 @@ class DrawnBox:
 
 
 @dataclass(frozen=True)
-class ClassSeen:
+class PredictedClass:
     """What was predicted of one class in one image."""
 
     name: str
-    colour: int
+    color: int
     scores: str
 
 
@@ -50,34 +50,36 @@ class ClassSeen:
 class Thumbnail:
     """One picked image as the page shows it."""
 
-    picture: str
+    data_uri: str
     """JPEG as a data URI; empty where the image cannot be opened here."""
     width_px: int
     height_px: int
     text_px: float
-    boxes: Sequence[DrawnBox]
-    seen: Sequence[ClassSeen]
+    boxes: Sequence[ThumbnailBox]
+    predicted_classes: Sequence[PredictedClass]
 
 
-def thumbnail(task: HandoffTask, root: Path, colour_of: Mapping[str, int]) -> Thumbnail:
+def thumbnail(task: AnnotationTask, root: Path, class_color: Mapping[str, int]) -> Thumbnail:
     """Draw one task; an image that is elsewhere or unreadable leaves its place empty."""
     scale = min(1.0, _LONG_SIDE_PX / max(task.width_px, task.height_px))
     size = (max(1, round(task.width_px * scale)), max(1, round(task.height_px * scale)))
     text_px = max(size) / 24  # the page shows all thumbnails equally wide
-    named = len(task.predictions) <= _LABELS_AT_MOST
+    is_labeled = len(task.predictions) <= _MAX_LABELED_BOXES
     boxes = [
-        _drawn(prediction, scale, size, text_px if named else 0.0, colour_of.get(prediction.category, 0))
+        _thumbnail_box(prediction, scale, size, text_px if is_labeled else 0.0, class_color.get(prediction.category, 0))
         for prediction in task.predictions
     ]
-    return Thumbnail(_picture(task, root, size), *size, text_px, boxes, _seen(task.predictions, colour_of))
+    return Thumbnail(
+        _encode_jpeg(task, root, size), *size, text_px, boxes, _predicted_classes(task.predictions, class_color)
+    )
 
 
-def colours_of(classes: Sequence[str]) -> dict[str, int]:
-    """A colour's number for every class, 0 to 6."""
-    return {name: index % _BOX_COLOURS for index, name in enumerate(classes)}
+def class_colors(classes: Sequence[str]) -> dict[str, int]:
+    """A color's number for every class, 0 to 6."""
+    return {name: index % _NUM_BOX_COLORS for index, name in enumerate(classes)}
 
 
-def _picture(task: HandoffTask, root: Path, size: tuple[int, int]) -> str:
+def _encode_jpeg(task: AnnotationTask, root: Path, size: tuple[int, int]) -> str:
     def shrink(path: Path) -> Image.Image:
         with Image.open(path) as image:
             image.draft("RGB", size)
@@ -85,7 +87,7 @@ def _picture(task: HandoffTask, root: Path, size: tuple[int, int]) -> str:
             return ImageOps.exif_transpose(image).convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
     try:
-        small = PoolImages(root).use(task.uri, task.image_id, shrink)
+        small = ImageSource(root).open(task.uri, task.image_id, shrink)
     except (UserError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ""  # not checked out, or the object store is away: the page says so
     stream = io.BytesIO()
@@ -93,34 +95,36 @@ def _picture(task: HandoffTask, root: Path, size: tuple[int, int]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _drawn(prediction: Prediction, scale: float, size: tuple[int, int], text_px: float, colour: int) -> DrawnBox:
+def _thumbnail_box(
+    prediction: Prediction, scale: float, size: tuple[int, int], text_px: float, color: int
+) -> ThumbnailBox:
     x1, y1, x2, y2 = (corner * scale for corner in prediction.xyxy_px)
     text = f"{prediction.category} {prediction.score:.2f}" if text_px else ""
-    leaves = x1 + 0.6 * text_px * len(text) > size[0]
+    overflows = x1 + 0.6 * text_px * len(text) > size[0]
     above = y1 > 1.6 * text_px
-    return DrawnBox(
+    return ThumbnailBox(
         x=x1,
         y=y1,
         width=max(0.0, x2 - x1),
         height=max(0.0, y2 - y1),
-        colour=colour,
+        color=color,
         text=text,
-        text_x=min(x2, size[0]) if leaves else x1,
+        text_x=min(x2, size[0]) if overflows else x1,
         text_y=y1 - 0.4 * text_px if above else y1 + 1.2 * text_px,
-        anchor="end" if leaves else "start",
+        anchor="end" if overflows else "start",
     )
 
 
-def _seen(predictions: Sequence[Prediction], colour_of: Mapping[str, int]) -> list[ClassSeen]:
+def _predicted_classes(predictions: Sequence[Prediction], class_color: Mapping[str, int]) -> list[PredictedClass]:
     """Classes by falling best score."""
     scores: dict[str, list[float]] = {}
     for prediction in predictions:
         scores.setdefault(prediction.category, []).append(prediction.score)
     ranked = sorted(scores.items(), key=lambda item: (-max(item[1]), item[0]))
-    return [ClassSeen(name, colour_of.get(name, 0), _in_words(found)) for name, found in ranked]
+    return [PredictedClass(name, class_color.get(name, 0), _score_range(found)) for name, found in ranked]
 
 
-def _in_words(scores: Sequence[float]) -> str:
+def _score_range(scores: Sequence[float]) -> str:
     if len(scores) == 1:
         return f"{scores[0]:.2f}"
     return f"× {len(scores)}, {min(scores):.2f} to {max(scores):.2f}"

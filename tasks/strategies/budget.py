@@ -16,15 +16,15 @@ _TOLERANCE = 1e-9  # ten times 0.1 must fit into 1
 class Batch:
     """What fits. A larger budget only appends to ``picked``."""
 
-    picked: tuple[str, ...]
+    selected: tuple[str, ...]
     """Image ids, first to label first; explored ones stand between the others."""
-    explored: frozenset[str]
+    random_picks: frozenset[str]
     """Those of ``picked`` that are the uniform draw."""
 
 
-def expected_minutes(expected_boxes: pd.Series, pace: AnnotationCost) -> pd.Series:
+def expected_minutes(expected_boxes: pd.Series, cost_model: AnnotationCost) -> pd.Series:
     """Minutes a person will need per image: opening it, and each box."""
-    return pace.minutes_per_image + expected_boxes * pace.minutes_per_box
+    return cost_model.minutes_per_image + expected_boxes * cost_model.minutes_per_box
 
 
 def costs(candidates: pd.DataFrame, budget: BudgetParams) -> dict[str, float]:
@@ -39,18 +39,18 @@ def costs(candidates: pd.DataFrame, budget: BudgetParams) -> dict[str, float]:
     return {str(image): float(cost) for image, cost in column.items()}
 
 
-def explored_of(picked: int, explore_frac: float) -> int:
+def num_random_picks(num_selected: int, random_frac: float) -> int:
     """How many of ``picked`` images are the uniform draw: rounded to the nearest, halves up."""
-    return math.floor(explore_frac * picked + 0.5)
+    return math.floor(random_frac * num_selected + 0.5)
 
 
-def fill(
-    order: Sequence[str],
-    draw: Sequence[str],
+def fill_budget(
+    ranking: Sequence[str],
+    shuffled: Sequence[str],
     cost: Mapping[str, float],
     *,
     amount: float,
-    explore_frac: float,
+    random_frac: float,
 ) -> Batch:
     """Take images while their summed cost fits; the first one always, so that no round offers nothing.
 
@@ -62,30 +62,30 @@ def fill(
     that the strategy wanted too counts as explored, and the strategy's next one moves up.
 
     Args:
-        order: all candidates, the strategy's first choice first.
-        draw: the same ids in a uniform random order.
+        ranking: all candidates, the strategy's first choice first.
+        shuffled: the same ids in a uniform random order.
         cost: of each id, at least 0, in the unit of ``amount``.
         amount: the budget.
-        explore_frac: share of the batch that comes from ``draw``, [0, 1].
+        random_frac: share of the batch that comes from ``shuffled``, [0, 1].
     """
-    picked: list[str] = []
+    selected: list[str] = []
     spent = 0.0
-    for image in _growing(order, draw, explore_frac):
+    for image in _prefixes(ranking, shuffled, random_frac):
         spent += cost[image]
-        if picked and spent > amount + _TOLERANCE:
+        if selected and spent > amount + _TOLERANCE:
             break
-        picked.append(image)
-    return Batch(tuple(picked), frozenset(draw[: explored_of(len(picked), explore_frac)]))
+        selected.append(image)
+    return Batch(tuple(selected), frozenset(shuffled[: num_random_picks(len(selected), random_frac)]))
 
 
-def _growing(order: Sequence[str], draw: Sequence[str], explore_frac: float) -> Iterator[str]:
+def _prefixes(ranking: Sequence[str], shuffled: Sequence[str], random_frac: float) -> Iterator[str]:
     """The image that turns the best batch of k - 1 into the best batch of k, for k = 1, 2, ..."""
     taken: set[str] = set()
-    wanted = iter(order)
-    for size in range(1, len(order) + 1):
-        explored = explored_of(size, explore_frac)
-        newcomer = draw[explored - 1] if explored > explored_of(size - 1, explore_frac) else None
-        if newcomer is None or newcomer in taken:
-            newcomer = next(image for image in wanted if image not in taken)
-        taken.add(newcomer)
-        yield newcomer
+    candidates = iter(ranking)
+    for size in range(1, len(ranking) + 1):
+        num_random = num_random_picks(size, random_frac)
+        next_image = shuffled[num_random - 1] if num_random > num_random_picks(size - 1, random_frac) else None
+        if next_image is None or next_image in taken:
+            next_image = next(image for image in candidates if image not in taken)
+        taken.add(next_image)
+        yield next_image

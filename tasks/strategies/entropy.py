@@ -2,19 +2,19 @@
 
 import pandas as pd
 
-from tasks.strategies.base import descending
+from tasks.strategies.base import sort_descending
 
 
 class Entropy:
-    """Largest normalised entropy first."""
+    """Largest normalized entropy first."""
 
-    def order(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
+    def rank(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
         """Ids by falling entropy."""
-        return descending(candidates, "entropy")
+        return sort_descending(candidates, "entropy")
 
-    def reason(self, candidate: pd.Series, *, place: int, of: int) -> str:
+    def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
         """The entropy as it is in nats, and its place."""
         return (
-            f"entropy {candidate.entropy:.2f} (rank {place} of {of}): "
+            f"entropy {candidate.entropy:.2f} (rank {position} of {num_candidates}): "
             f"{candidate.entropy_raw:.2f} nats over {candidate.num_boxes} boxes"
         )

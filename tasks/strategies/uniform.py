@@ -2,16 +2,16 @@
 
 import pandas as pd
 
-from tasks.strategies.base import drawn
+from tasks.strategies.base import seeded_shuffle
 
 
-class Uniform:
+class Random:
     """A uniform random order."""
 
-    def order(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
+    def rank(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
         """Ids in an order that depends on nothing but the seed and the set of ids."""
-        return drawn((str(image) for image in candidates.index), seed=seed, purpose="random")
+        return seeded_shuffle((str(image) for image in candidates.index), seed=seed, purpose="random")
 
-    def reason(self, candidate: pd.Series, *, place: int, of: int) -> str:
+    def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
         """Says that nothing about the image mattered."""
-        return f"random: uniform draw from {of} images"
+        return f"random: uniform draw from {num_candidates} images"

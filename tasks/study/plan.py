@@ -8,17 +8,17 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from tasks.errors import UserError
-from tasks.params import Params, check_params, in_words
-from tasks.params_template import make_params
-from tasks.sections import Count, PositiveInt, Section
+from tasks.params import Params, format_validation_error, validate_params
+from tasks.params_template import render_params
+from tasks.sections import NonNegativeInt, PositiveInt, Section
 
 RANDOM, EQUAL = "random", "equal"
-_OBLIGATORY: dict[str, list[str]] = {RANDOM: ["select.strategy=random"], EQUAL: ["dwa.mode=equal"]}
+_REQUIRED_ARMS: dict[str, list[str]] = {RANDOM: ["select.strategy=random"], EQUAL: ["dwa.mode=equal"]}
 """METHOD section 7: a gain is claimed only against these, in the same study."""
-_ANY_CLASS = ("object",)
-ENOUGH_SEEDS = 3
+_PLACEHOLDER_CLASSES = ("object",)
+MIN_SEEDS = 3
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$")]
+ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$")]
 Settings = list[str]
 """``section.key=value`` each, as in ``gleaner init --set``."""
 
@@ -34,52 +34,52 @@ class StudySource(Section):
     val_frac: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
     @model_validator(mode="after")
-    def _paths(self) -> Self:
-        given = [name for name in ("images", "annotations", "val") if getattr(self, name) is not None]
-        if self.kind == "demo" and given:
-            raise ValueError(f"{given[0]} is given, expected none with kind demo")
-        if self.kind != "demo" and not {"images", "annotations"} <= set(given):
-            raise ValueError(f"paths given are {given}, expected images and annotations with kind {self.kind}")
+    def _check_paths(self) -> Self:
+        provided = [name for name in ("images", "annotations", "val") if getattr(self, name) is not None]
+        if self.kind == "demo" and provided:
+            raise ValueError(f"{provided[0]} is given, expected none with kind demo")
+        if self.kind != "demo" and not {"images", "annotations"} <= set(provided):
+            raise ValueError(f"paths given are {provided}, expected images and annotations with kind {self.kind}")
         return self
 
 
-class StudyPlan(Section):
+class StudyConfig(Section):
     """The whole file. ``random`` and ``equal`` are among the arms, whether or not the file names them."""
 
-    name: Name
+    name: ArmName
     source: StudySource
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
     """Each draws its own seed labels, calibration and, if need be, validation images, the same for all arms."""
-    rounds: Count
+    rounds: NonNegativeInt
     """Label batches asked for after the seed labels; 0: arms differ only in how they learn from those."""
     seed_labels: PositiveInt
-    calibration_images: Count
+    calibration_images: NonNegativeInt
     settings: Settings = Field(default_factory=list)
     """Of all arms; an arm's own come after them."""
-    arms: dict[Name, Settings]
-    compare_with: list[Name] = Field(default_factory=list)
+    arms: dict[ArmName, Settings]
+    baselines: list[ArmName] = Field(default_factory=list)
     """Arms that all others are compared with, besides ``random`` and ``equal``."""
     full: Settings | None = None
     """Train once per seed on all labels, with these settings besides the common ones; None: do not."""
-    added: list[Name] = Field(default_factory=list)
+    added: list[ArmName] = Field(default_factory=list)
     """Filled in here, never in a file: obligatory arms that the file left out."""
 
     @model_validator(mode="after")
-    def _sound(self) -> Self:
+    def _check_names(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds is {self.seeds}, expected no seed twice")
-        for name in self.compare_with:
-            if name not in self.arms and name not in _OBLIGATORY:
-                raise ValueError(f"compare_with names {name!r}, expected one of the arms {list(self.arms)}")
+        for name in self.baselines:
+            if name not in self.arms and name not in _REQUIRED_ARMS:
+                raise ValueError(f"baselines names {name!r}, expected one of the arms {list(self.arms)}")
         return self
 
     @property
-    def references(self) -> list[str]:
+    def all_baselines(self) -> list[str]:
         """Arms the others are held against."""
-        return list(dict.fromkeys([RANDOM, EQUAL, *self.compare_with]))
+        return list(dict.fromkeys([RANDOM, EQUAL, *self.baselines]))
 
 
-def load_study(path: Path, template_text: str, *, own_data_settings: Sequence[str]) -> StudyPlan:
+def load_study(path: Path, template_text: str, *, own_data_settings: Sequence[str]) -> StudyConfig:
     """Read and check the file, and every arm's parameters with it.
 
     Args:
@@ -90,35 +90,35 @@ def load_study(path: Path, template_text: str, *, own_data_settings: Sequence[st
     Raises:
         UserError: missing, not YAML, or a value that is not allowed; names each one.
     """
-    plan = _check(_read(path), path)
-    if plan.source.kind != "demo":
-        plan = plan.model_copy(update={"settings": [*own_data_settings, *plan.settings]})
-    added = [name for name in _OBLIGATORY if name not in plan.arms]
-    arms = {name: _OBLIGATORY[name] for name in added} | plan.arms
-    plan = plan.model_copy(update={"arms": arms, "added": added})
+    config = _validate(_read(path), path)
+    if config.source.kind != "demo":
+        config = config.model_copy(update={"settings": [*own_data_settings, *config.settings]})
+    added = [name for name in _REQUIRED_ARMS if name not in config.arms]
+    arms = {name: _REQUIRED_ARMS[name] for name in added} | config.arms
+    config = config.model_copy(update={"arms": arms, "added": added})
     for name in arms:
-        _check_arm(plan, name, template_text, path)
-    if plan.full is not None:
-        params_text(plan, plan.full, plan.seeds[0], template_text, _ANY_CLASS, f"{path}: full")
-    return plan
+        _check_arm(config, name, template_text, path)
+    if config.full is not None:
+        render_arm_params(config, config.full, config.seeds[0], template_text, _PLACEHOLDER_CLASSES, f"{path}: full")
+    return config
 
 
-def arm_params(plan: StudyPlan, arm: str, seed: int, template_text: str, classes: Sequence[str]) -> str:
+def arm_params(config: StudyConfig, arm: str, seed: int, template_text: str, classes: Sequence[str]) -> str:
     """``params.yaml`` of one arm."""
-    return params_text(plan, plan.arms[arm], seed, template_text, classes, f"arms.{arm}")
+    return render_arm_params(config, config.arms[arm], seed, template_text, classes, f"arms.{arm}")
 
 
-def params_text(
-    plan: StudyPlan, own: Sequence[str], seed: int, template_text: str, classes: Sequence[str], where: str
+def render_arm_params(
+    config: StudyConfig, arm_settings: Sequence[str], seed: int, template_text: str, classes: Sequence[str], where: str
 ) -> str:
     """``params.yaml`` with the common settings and some of one's own.
 
     Raises:
         UserError: a setting is unknown or its value not allowed; ``where`` says in which arm.
     """
-    overrides = [*plan.settings, *own, f"seed={seed}"]
+    overrides = [*config.settings, *arm_settings, f"seed={seed}"]
     try:
-        return make_params(template_text, classes=classes, overrides=overrides)
+        return render_params(template_text, classes=classes, overrides=overrides)
     except UserError as error:
         raise UserError(where, error.problem, error.fix) from None
 
@@ -132,19 +132,19 @@ def _read(path: Path) -> object:
         raise UserError(path, f"the content is not YAML ({' '.join(str(error).split())}), expected YAML") from None
 
 
-def _check(content: object, path: Path) -> StudyPlan:
+def _validate(content: object, path: Path) -> StudyConfig:
     if isinstance(content, dict) and "added" in content:
         raise UserError(path, "added is an unknown parameter, expected none of that name")
     try:
-        return StudyPlan.model_validate(content)
+        return StudyConfig.model_validate(content)
     except ValidationError as error:
-        raise UserError(path, "; ".join(in_words(problem) for problem in error.errors())) from None
+        raise UserError(path, "; ".join(format_validation_error(problem) for problem in error.errors())) from None
 
 
-def _check_arm(plan: StudyPlan, arm: str, template_text: str, path: Path) -> None:
+def _check_arm(config: StudyConfig, arm: str, template_text: str, path: Path) -> None:
     where = f"{path}: arms.{arm}"
-    text = params_text(plan, plan.arms[arm], plan.seeds[0], template_text, _ANY_CLASS, where)
-    params: Params = check_params(yaml.safe_load(text), where)
+    text = render_arm_params(config, config.arms[arm], config.seeds[0], template_text, _PLACEHOLDER_CLASSES, where)
+    params: Params = validate_params(yaml.safe_load(text), where)
     fix = "It is the arm that the others are compared with: give another name to what differs from it."
     if arm == RANDOM and params.select.strategy != "random":
         raise UserError(where, f"select.strategy is {params.select.strategy!r}, expected 'random'", fix)

@@ -14,12 +14,12 @@ from tasks.study.results import ArmResult, StudyResults
 from tasks.study.statistics import paired_bootstrap
 
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "gleaner", "svg.fonttype": "none", "font.size": 11}
-_REFERENCE_COLOURS = {RANDOM: "#777777", EQUAL: "#000000"}
-_SHIFT = 0.006
+_BASELINE_COLORS = {RANDOM: "#777777", EQUAL: "#000000"}
+_X_OFFSET_FRAC = 0.006
 """Of the range of labels: keeps the bars of two arms apart."""
 
 
-def draw(results: StudyResults, folder: Path) -> None:
+def write_plots(results: StudyResults, folder: Path) -> None:
     """Write both files.
 
     Bars are bootstrap intervals of the mean over seeds and validation images; pairing makes differences surer.
@@ -28,9 +28,9 @@ def draw(results: StudyResults, folder: Path) -> None:
         figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.add_subplot(xlabel="images labeled (mean over seeds)", ylabel="teacher mAP in percent")
         complete = {name: arm for name, arm in results.arms.items() if arm.curves}
-        spread = max((curve.labels[-1] for arm in complete.values() for curve in arm.curves.values()), default=1.0)
+        label_range = max((curve.labels[-1] for arm in complete.values() for curve in arm.curves.values()), default=1.0)
         for position, (name, arm) in enumerate(complete.items()):
-            _line(axes, name, arm, shift=(position - len(complete) / 2) * _SHIFT * spread)
+            _plot_arm(axes, name, arm, x_offset=(position - len(complete) / 2) * _X_OFFSET_FRAC * label_range)
         if results.full_map:
             level = float(np.mean(list(results.full_map.values())))
             axes.axhline(level, color="#777777", linewidth=1, linestyle=":", label="all labels")
@@ -39,29 +39,35 @@ def draw(results: StudyResults, folder: Path) -> None:
             figure.legend(loc="outside right upper", fontsize=9)
         formats: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 120}}
         for ending, options in formats.items():
-            with files.replacing(folder / f"plot.{ending}") as temporary:
+            with files.atomic_write(folder / f"plot.{ending}") as temporary:
                 figure.savefig(temporary, format=ending, **options)
 
 
-def _line(axes: Axes, name: str, arm: ArmResult, *, shift: float) -> None:
+def _plot_arm(axes: Axes, name: str, arm: ArmResult, *, x_offset: float) -> None:
     labels_SR = np.array([curve.labels for curve in arm.curves.values()])  # seeds x rounds
     values_SR = np.array([curve.values for curve in arm.curves.values()])
     mean_R = values_SR.mean(axis=0)
-    drawn = [list(zip(*curve.drawn, strict=True)) for curve in arm.curves.values()]  # by seed, then round
-    bars = [
-        paired_bootstrap(column.tolist(), seed=0, redrawn=[rounds[number] for rounds in drawn] if all(drawn) else ())
+    bootstrap_values = [
+        list(zip(*curve.resampled_values, strict=True)) for curve in arm.curves.values()
+    ]  # by seed, then round
+    intervals = [
+        paired_bootstrap(
+            column.tolist(),
+            seed=0,
+            resampled=[rounds[number] for rounds in bootstrap_values] if all(bootstrap_values) else (),
+        )
         for number, column in enumerate(values_SR.T)
     ]
     error_2R = np.array(
-        [[0.0, 0.0] if bar is None else [m - bar.low, bar.high - m] for m, bar in zip(mean_R, bars, strict=True)]
+        [[0.0, 0.0] if bar is None else [m - bar.low, bar.high - m] for m, bar in zip(mean_R, intervals, strict=True)]
     ).T
     axes.errorbar(
-        labels_SR.mean(axis=0) + shift,
+        labels_SR.mean(axis=0) + x_offset,
         mean_R,
         yerr=np.maximum(error_2R, 0),
         label=name,
-        color=_REFERENCE_COLOURS.get(name),
-        linestyle="--" if name in _REFERENCE_COLOURS else "-",
+        color=_BASELINE_COLORS.get(name),
+        linestyle="--" if name in _BASELINE_COLORS else "-",
         marker="o",
         markersize=4,
         capsize=2,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Floats = NDArray[np.float64]
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 RESAMPLES = 10_000
 
 
@@ -21,12 +21,12 @@ class Curve:
     """Images labeled, rising."""
     values: tuple[float, ...]
     """mAP in percent."""
-    drawn: tuple[tuple[float, ...], ...] = ()
+    resampled_values: tuple[tuple[float, ...], ...] = ()
     """The same points on draws of the validation images, a draw each; empty where there are none."""
 
-    def redrawn(self) -> "list[Curve]":
+    def resample(self) -> "list[Curve]":
         """The curve as it would be on each draw of the images."""
-        return [Curve(self.labels, values) for values in self.drawn]
+        return [Curve(self.labels, values) for values in self.resampled_values]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Comparison:
         return side
 
 
-def mean_height(curve: Curve, low: float, high: float) -> float:
+def mean_value(curve: Curve, low: float, high: float) -> float:
     """Area under the curve between two numbers of labels, over their distance: the mean mAP in between.
 
     Linear between rounds. A range of no width gives the curve's height there.
@@ -95,12 +95,12 @@ def compare_final(ours: Sequence[Curve], theirs: Sequence[Curve], *, seed: int) 
     return _compare_curves(ours, theirs, _final_difference, seed)
 
 
-def compare(differences: Sequence[float], *, seed: int, redrawn: Sequence[Sequence[float]] = ()) -> Comparison:
+def compare(differences: Sequence[float], *, seed: int, resampled: Sequence[Sequence[float]] = ()) -> Comparison:
     """Mean, paired bootstrap interval and t interval of differences by seed; at least one."""
     return Comparison(
         tuple(differences),
         float(np.mean(differences)),
-        paired_bootstrap(differences, seed=seed, redrawn=redrawn),
+        paired_bootstrap(differences, seed=seed, resampled=resampled),
         t_interval(differences),
     )
 
@@ -109,9 +109,9 @@ def paired_bootstrap(
     differences: Sequence[float],
     *,
     seed: int,
-    redrawn: Sequence[Sequence[float]] = (),
+    resampled: Sequence[Sequence[float]] = (),
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
+    level: float = CONFIDENCE_LEVEL,
 ) -> Interval | None:
     """Percentile interval of the mean: seeds are drawn with replacement, and for each a draw of its images.
 
@@ -131,18 +131,18 @@ def paired_bootstrap(
     """
     if len(differences) < 2:
         return None
-    known = redrawn if redrawn and all(redrawn) else [[value] for value in differences]
-    values_SD = np.asarray(known, dtype=np.float64)  # seeds x draws
-    random = np.random.default_rng(seed)
-    seeds = random.integers(0, len(differences), size=(resamples, len(differences)))
-    draws = (random.random(seeds.shape) * values_SD.shape[1]).astype(np.int64)
+    values = resampled if resampled and all(resampled) else [[value] for value in differences]
+    values_SD = np.asarray(values, dtype=np.float64)  # seeds x draws
+    rng = np.random.default_rng(seed)
+    seeds = rng.integers(0, len(differences), size=(resamples, len(differences)))
+    draws = (rng.random(seeds.shape) * values_SD.shape[1]).astype(np.int64)
     means = values_SD[seeds, draws].mean(axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 
-def t_interval(differences: Sequence[float], level: float = LEVEL) -> Interval | None:
+def t_interval(differences: Sequence[float], level: float = CONFIDENCE_LEVEL) -> Interval | None:
     """Student's interval of the mean, mean +- t_(n-1) s / sqrt(n); None with fewer than two differences."""
     count = len(differences)
     if count < 2:
@@ -169,18 +169,18 @@ def _compare_curves(
     ours: Sequence[Curve], theirs: Sequence[Curve], difference: Callable[[Curve, Curve], float], seed: int
 ) -> Comparison:
     pairs = list(zip(ours, theirs, strict=True))
-    redrawn = [
-        [difference(*drawn) for drawn in zip(mine.redrawn(), other.redrawn(), strict=True)]
-        if mine.drawn and other.drawn
+    resampled = [
+        [difference(*curves) for curves in zip(mine.resample(), other.resample(), strict=True)]
+        if mine.resampled_values and other.resampled_values
         else []
         for mine, other in pairs
     ]
-    return compare([difference(mine, other) for mine, other in pairs], seed=seed, redrawn=redrawn)
+    return compare([difference(mine, other) for mine, other in pairs], seed=seed, resampled=resampled)
 
 
 def _area_difference(mine: Curve, other: Curve) -> float:
     low, high = common_range([mine, other])
-    return mean_height(mine, low, high) - mean_height(other, low, high)
+    return mean_value(mine, low, high) - mean_value(other, low, high)
 
 
 def _final_difference(mine: Curve, other: Curve) -> float:

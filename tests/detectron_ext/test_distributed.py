@@ -5,22 +5,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from detectron_ext.distributed import any_process, mean_over_processes, num_devices, run_on_all_devices
+from detectron_ext.distributed import all_reduce_mean, any_rank, launch_processes, num_devices
 from tests.detectron_ext.in_two_processes import (
     SCHEDULE,
-    batch_of,
-    in_two_processes,
-    new_run,
-    talk,
-    train_a_share,
+    launch_two_processes,
+    make_batch,
+    new_trainer,
+    run_collectives,
+    train_rank,
 )
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    alone, start = new_run(), new_run()
-    logs = [alone.step(batch_of(iteration)) for iteration in range(SCHEDULE.iterations)]
-    first, second = in_two_processes(train_a_share, tmp_path)
+    alone, start = new_trainer(), new_trainer()
+    logs = [alone.step(make_batch(iteration)) for iteration in range(SCHEDULE.iterations)]
+    first, second = launch_two_processes(train_rank, tmp_path)
     for name, network in (("student", alone.student), ("teacher", alone.teacher)):
         state, before = network.state_dict(), start.student.state_dict()
         assert all(torch.equal(first[name][key], second[name][key]) for key in state)
@@ -37,21 +37,21 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_agree(tmp_path: Path) -> None:
-    for told in in_two_processes(talk, tmp_path):
-        assert told["mean"].tolist() == [1.5, 3.0]
-        assert told["flags"].tolist() == [True, False]
+    for result in launch_two_processes(run_collectives, tmp_path):
+        assert result["mean"].tolist() == [1.5, 3.0]
+        assert result["flags"].tolist() == [True, False]
 
 
 def test_alone_nothing_is_asked_of_anybody() -> None:
     values = torch.tensor([1.0, 2.0])
-    assert mean_over_processes(values) is values
-    assert any_process(True)
-    assert not any_process(False)
+    assert all_reduce_mean(values) is values
+    assert any_rank(True)
+    assert not any_rank(False)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 1, reason="several devices: it would start processes")
 def test_one_device_needs_no_process_of_its_own() -> None:
     seen: list[str] = []
     assert num_devices() == 1
-    run_on_all_devices(seen.append, "here")
+    launch_processes(seen.append, "here")
     assert seen == ["here"]

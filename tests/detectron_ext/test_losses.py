@@ -65,7 +65,7 @@ def test_detection_losses_add_up() -> None:
     assert losses.total().item() == 15.0
 
 
-@pytest.mark.parametrize(("direction", "sign"), [("uncertain", 1), ("certain", -1)])
+@pytest.mark.parametrize(("direction", "sign"), [("favor_uncertain", 1), ("favor_certain", -1)])
 def test_image_weight_is_a_sigmoid(direction: str, sign: int) -> None:
     z = torch.tensor([-2.0, 0.0, 3.0])
     expected = [1 / (1 + math.exp(-sign * value)) for value in z.tolist()]
@@ -73,4 +73,4 @@ def test_image_weight_is_a_sigmoid(direction: str, sign: int) -> None:
 
 
 def test_image_weight_none_is_one() -> None:
-    assert image_weight(torch.tensor([-5.0, 5.0]), "none").tolist() == [1.0, 1.0]
+    assert image_weight(torch.tensor([-5.0, 5.0]), "uniform").tolist() == [1.0, 1.0]

@@ -12,13 +12,13 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from detectron_ext.losses import DetectionLosses
-from detectron_ext.meta_arch import PerImageRCNN, build_detector, load_weights, weights_of
+from detectron_ext.meta_arch import PerImageRCNN, build_detector, cpu_state_dict, load_weights
 from tests.detectron_ext.tiny import NUM_CLASSES, TINY
 
 Example = Callable[..., dict[str, Any]]
 
 
-def losses_of(model: PerImageRCNN, inputs: list[dict[str, Any]], seed: int = 1) -> DetectionLosses:
+def compute_losses(model: PerImageRCNN, inputs: list[dict[str, Any]], seed: int = 1) -> DetectionLosses:
     torch.manual_seed(seed)
     with EventStorage():
         return model.train()(inputs)
@@ -36,7 +36,7 @@ def inputs(example: Example) -> list[dict[str, Any]]:
 def test_rpn_losses_average_to_the_stock_loss(
     detector: PerImageRCNN, inputs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = losses_of(detector, inputs)
+    own = compute_losses(detector, inputs)
     monkeypatch.setattr(type(detector.proposal_generator), "losses", RPN.losses)
     stock: dict[str, Tensor] = {}
     original = RPN.forward
@@ -47,7 +47,7 @@ def test_rpn_losses_average_to_the_stock_loss(
         return proposals, losses
 
     monkeypatch.setattr(RPN, "forward", recording)
-    losses_of(detector, inputs)
+    compute_losses(detector, inputs)
     torch.testing.assert_close(own.objectness_N.mean(), stock["loss_rpn_cls"])
     torch.testing.assert_close(own.rpn_boxes_N.mean(), stock["loss_rpn_loc"])
 
@@ -66,14 +66,14 @@ def test_roi_losses_average_to_the_stock_loss(inputs: list[dict[str, Any]], monk
         return original(self, predictions, proposals)
 
     monkeypatch.setattr(predictor, "losses", both)
-    own = losses_of(detector, inputs)
-    share = torch.tensor(sizes) / sum(sizes)  # stock averages over ROIs, ours over each image's ROIs
-    torch.testing.assert_close((own.classes_N * share).sum(), stock["loss_cls"])
-    torch.testing.assert_close((own.roi_boxes_N * share).sum(), stock["loss_box_reg"])
+    own = compute_losses(detector, inputs)
+    roi_fraction = torch.tensor(sizes) / sum(sizes)  # stock averages over ROIs, ours over each image's ROIs
+    torch.testing.assert_close((own.classes_N * roi_fraction).sum(), stock["loss_cls"])
+    torch.testing.assert_close((own.roi_boxes_N * roi_fraction).sum(), stock["loss_box_reg"])
 
 
 def test_an_empty_image_has_background_terms_only(detector: PerImageRCNN, inputs: list[dict[str, Any]]) -> None:
-    losses = losses_of(detector, inputs)
+    losses = compute_losses(detector, inputs)
     assert losses.rpn_boxes_N[2] == 0
     assert losses.roi_boxes_N[2] == 0
     assert losses.objectness_N[2] > 0
@@ -81,20 +81,20 @@ def test_an_empty_image_has_background_terms_only(detector: PerImageRCNN, inputs
     assert torch.isfinite(losses.total()).all()
 
 
-def gradient_of(detector: PerImageRCNN, inputs: list[dict[str, Any]], weight_N: Tensor) -> Tensor:
+def compute_gradient(detector: PerImageRCNN, inputs: list[dict[str, Any]], weight_N: Tensor) -> Tensor:
     detector.zero_grad()
-    (weight_N * losses_of(detector, inputs).total()).mean().backward()
+    (weight_N * compute_losses(detector, inputs).total()).mean().backward()
     return torch.cat([p.grad.flatten() for p in detector.parameters() if p.grad is not None])
 
 
 def test_weight_zero_gives_zero_gradient_and_doubling_doubles_it(
     detector: PerImageRCNN, inputs: list[dict[str, Any]]
 ) -> None:
-    zero = gradient_of(detector, inputs, torch.zeros(3))
-    first = gradient_of(detector, inputs, torch.tensor([1.0, 0.0, 0.0]))
-    twice = gradient_of(detector, inputs, torch.tensor([2.0, 0.0, 0.0]))
-    third = gradient_of(detector, inputs, torch.tensor([0.0, 0.0, 1.0]))
-    both = gradient_of(detector, inputs, torch.tensor([1.0, 0.0, 1.0]))
+    zero = compute_gradient(detector, inputs, torch.zeros(3))
+    first = compute_gradient(detector, inputs, torch.tensor([1.0, 0.0, 0.0]))
+    twice = compute_gradient(detector, inputs, torch.tensor([2.0, 0.0, 0.0]))
+    third = compute_gradient(detector, inputs, torch.tensor([0.0, 0.0, 1.0]))
+    both = compute_gradient(detector, inputs, torch.tensor([1.0, 0.0, 1.0]))
     assert zero.abs().max() == 0
     assert first.abs().max() > 0
     torch.testing.assert_close(twice, 2 * first, rtol=1e-4, atol=1e-6)
@@ -107,7 +107,7 @@ def test_posteriors_survive_nms(detector: PerImageRCNN, inputs: list[dict[str, A
     assert len(outputs) == 3
     total = 0
     for instances, embedding in outputs:
-        posteriors = instances.posteriors
+        posteriors = instances.class_probs
         total += len(instances)
         assert posteriors.shape == (len(instances), NUM_CLASSES + 1)
         torch.testing.assert_close(posteriors.sum(dim=1), torch.ones(len(instances)))
@@ -127,15 +127,15 @@ def test_non_finite_outputs_never_become_detections(detector: PerImageRCNN, inpu
 
 
 def test_class_weights_reach_the_loss(detector: PerImageRCNN, inputs: list[dict[str, Any]]) -> None:
-    plain = losses_of(detector, inputs)
+    plain = compute_losses(detector, inputs)
     detector.set_class_weights(torch.tensor([1.0, 5.0, 1.0]))
-    weighted = losses_of(detector, inputs)
+    weighted = compute_losses(detector, inputs)
     torch.testing.assert_close(weighted.classes_N[[0, 2]], plain.classes_N[[0, 2]])
     assert weighted.classes_N[1] > plain.classes_N[1]
-    assert "roi_heads.box_predictor.class_weight_K" not in weights_of(detector)
+    assert "roi_heads.box_predictor.class_weight_K" not in cpu_state_dict(detector)
 
 
 def test_weights_of_another_model_are_refused(detector: PerImageRCNN) -> None:
     other = build_detector(replace(TINY, num_classes=NUM_CLASSES + 1), "cpu")
     with pytest.raises(ValueError, match="weights do not fit"):
-        load_weights(other, weights_of(detector))
+        load_weights(other, cpu_state_dict(detector))

@@ -51,12 +51,12 @@ def test_entropy_of_a_sure_box_is_zero() -> None:
 def test_confidence_modes() -> None:
     scores = np.array([0.9, 0.5])
     assert metrics.confidence(scores, "sum") == pytest.approx(1.4)
-    assert metrics.confidence(scores, "mean_doubt") == pytest.approx(0.3)
+    assert metrics.confidence(scores, "least_confidence") == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("mode", ["sum", "mean_doubt"])
+@pytest.mark.parametrize("mode", ["sum", "least_confidence"])
 def test_no_detection_gives_zeros(mode: str) -> None:
-    found = metrics.image_metrics(
+    found = metrics.uncertainty_metrics(
         np.zeros((0, 4)), np.zeros(0), np.zeros((0, 4)), confidence_mode=mode, entropy_mode="mean"
     )
     assert found == (0.0, 0.0, 0.0)
@@ -72,7 +72,7 @@ def test_boxes_without_area_do_not_divide_by_zero() -> None:
 
 @given(raw=arrays(np.float64, st.integers(1, 30), elements=finite), mode=st.sampled_from(["quantile", "minmax"]))
 def test_normalised_metrics_keep_order_and_bounds(raw: np.ndarray, mode: str) -> None:
-    values = metrics.normalise(raw, mode)
+    values = metrics.normalize(raw, mode)
     assert ((values >= 0) & (values <= 1)).all()
     order = np.argsort(raw, kind="stable")
     assert (np.diff(values[order]) >= -1e-12).all()
@@ -80,21 +80,21 @@ def test_normalised_metrics_keep_order_and_bounds(raw: np.ndarray, mode: str) ->
 
 @pytest.mark.parametrize("mode", ["quantile", "minmax", "max"])
 def test_an_all_equal_metric_takes_no_part(mode: str) -> None:
-    assert metrics.normalise(np.full(5, 3.0), mode).tolist() == [0.0] * 5
+    assert metrics.normalize(np.full(5, 3.0), mode).tolist() == [0.0] * 5
 
 
 @pytest.mark.parametrize("mode", ["quantile", "minmax", "max", "none"])
 def test_an_empty_pool_is_no_error(mode: str) -> None:
-    assert len(metrics.normalise(np.zeros(0), mode)) == 0
+    assert len(metrics.normalize(np.zeros(0), mode)) == 0
 
 
 def test_quantile_is_the_rank_whatever_the_outlier() -> None:
-    assert metrics.normalise(np.array([1.0, 2.0, 1e9]), "quantile").tolist() == [0.0, 0.5, 1.0]
+    assert metrics.normalize(np.array([1.0, 2.0, 1e9]), "quantile").tolist() == [0.0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize(("policy", "level"), [("floor", 0.0), ("median", 0.4), ("top", 0.9)])
+@pytest.mark.parametrize(("policy", "level"), [("min", 0.0), ("median", 0.4), ("max", 0.9)])
 def test_zero_detection_policy_decides_their_score(policy: str, level: float) -> None:
-    values = metrics.with_zero_detections(np.array([0.0, 0.2, 0.4, 0.9]), np.array([True, False, False, False]), policy)
+    values = metrics.impute_no_detections(np.array([0.0, 0.2, 0.4, 0.9]), np.array([True, False, False, False]), policy)
     assert values.tolist() == [level, 0.2, 0.4, 0.9]
 
 
@@ -113,6 +113,6 @@ def test_uncertainty_stays_in_the_unit_interval(seed: int) -> None:
 def test_spearman_is_taken_within_groups() -> None:
     rising = np.arange(5.0)
     # Between the groups the order is reversed; within each it is perfect.
-    assert metrics.spearman_within([(rising + 100, rising), (rising, rising + 100)]) == pytest.approx(1.0)
-    assert metrics.spearman_within([(rising, -rising)]) == pytest.approx(-1.0)
-    assert metrics.spearman_within([(rising, np.ones(5))]) is None
+    assert metrics.grouped_spearman([(rising + 100, rising), (rising, rising + 100)]) == pytest.approx(1.0)
+    assert metrics.grouped_spearman([(rising, -rising)]) == pytest.approx(-1.0)
+    assert metrics.grouped_spearman([(rising, np.ones(5))]) is None

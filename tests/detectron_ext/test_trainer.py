@@ -12,25 +12,25 @@ from detectron2.utils.events import EventStorage
 from detectron_ext.batches import StepBatch
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
 from detectron_ext.trainer import TrainingDiverged
-from detectron_ext.unsure import UNSURE
+from detectron_ext.unsure import IGNORE_LABEL
 from tests.detectron_ext.tiny import NUM_CLASSES
-from tests.detectron_ext.tiny_run import SCHEDULE, new_run, steps
+from tests.detectron_ext.tiny_run import SCHEDULE, new_trainer, run_steps
 
 
 def test_the_teacher_follows_the_student_by_the_moving_average(batch_of: Callable[[int], StepBatch]) -> None:
-    run = new_run()
-    steps(run, batch_of, 2)
+    run = new_trainer()
+    run_steps(run, batch_of, 2)
     for own, followed in zip(run.teacher.parameters(), run.student.parameters(), strict=True):
         torch.testing.assert_close(own, followed)  # a copy, up to the end of burn-in
     before = [p.clone() for p in run.teacher.parameters()]
-    steps(run, batch_of, 3)
+    run_steps(run, batch_of, 3)
     for own, old, followed in zip(run.teacher.parameters(), before, run.student.parameters(), strict=True):
         torch.testing.assert_close(own, 0.9 * old + 0.1 * followed)
     assert any(not torch.equal(own, old) for own, old in zip(run.teacher.parameters(), before, strict=True))
 
 
 def test_training_lowers_the_loss(batch_of: Callable[[int], StepBatch]) -> None:
-    run = new_run(replace(SCHEDULE, burn_in=100, iterations=100))
+    run = new_trainer(replace(SCHEDULE, burn_in=100, iterations=100))
     same = StepBatch(batch_of(0).labeled, [], [], [])
     losses = [run.step(same).loss_sup for _ in range(12)]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
@@ -40,15 +40,15 @@ def test_training_lowers_the_loss(batch_of: Callable[[int], StepBatch]) -> None:
 def test_going_on_from_a_checkpoint_repeats_the_uninterrupted_run(
     batch_of: Callable[[int], StepBatch], killed_after: int, tmp_path: Any
 ) -> None:
-    whole = new_run()
-    expected = steps(whole, batch_of, 6)
-    killed = new_run()
-    steps(killed, batch_of, killed_after)
+    whole = new_trainer()
+    expected = run_steps(whole, batch_of, 6)
+    killed = new_trainer()
+    run_steps(killed, batch_of, killed_after)
     torch.save(killed.state_dict(), tmp_path / "state.pth")
     torch.manual_seed(999)  # whatever the new process has drawn before
-    resumed = new_run()
+    resumed = new_trainer()
     resumed.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
-    got = steps(resumed, batch_of, 6)
+    got = run_steps(resumed, batch_of, 6)
     assert [entry.iteration for entry in got] == [entry.iteration for entry in expected[killed_after:]]
     for one, two in zip(got, expected[killed_after:], strict=True):
         assert one.loss_sup == pytest.approx(two.loss_sup, abs=1e-6)
@@ -63,10 +63,10 @@ def test_half_a_batch_at_a_time_gives_the_same_losses_and_gradients(
 ) -> None:
     """Which proposals are sampled depends on the order of the draws; without chance there is no difference."""
     monkeypatch.setattr(torch, "randperm", lambda number, **_: torch.arange(number))
-    schedule = replace(SCHEDULE, burn_in=0, ramp=0)
+    schedule = replace(SCHEDULE, burn_in=0, rampup=0)
     z = {"a": 2.0, "b": -1.0}
-    whole, halves = new_run(schedule, z), new_run(schedule, z)
-    halves.micro_batches = 2
+    whole, halves = new_trainer(schedule, z), new_trainer(schedule, z)
+    halves.num_micro_batches = 2
     expected, got = whole.step(batch_of(2)), halves.step(batch_of(2))
     assert got.loss_sup == pytest.approx(expected.loss_sup, rel=1e-5)
     assert got.loss_unsup == pytest.approx(expected.loss_unsup, rel=1e-5)
@@ -78,10 +78,10 @@ def test_half_a_batch_at_a_time_gives_the_same_losses_and_gradients(
 
 def test_an_image_of_weight_zero_changes_nothing(batch_of: Callable[[int], StepBatch]) -> None:
     """W_j = sigmoid(-large) is 0 in float32: the update equals one on labels alone."""
-    schedule = replace(SCHEDULE, burn_in=0, ramp=0)
-    weightless = new_run(schedule, z={"a": -1e4, "b": -1e4})
+    schedule = replace(SCHEDULE, burn_in=0, rampup=0)
+    weightless = new_trainer(schedule, z={"a": -1e4, "b": -1e4})
     log = weightless.step(batch_of(2))
-    labels_only = new_run(schedule)
+    labels_only = new_trainer(schedule)
     labels_only.step(StepBatch(batch_of(2).labeled, [], [], []))
     assert log.mean_image_weight == 0
     for one, two in zip(weightless.student.parameters(), labels_only.student.parameters(), strict=True):
@@ -89,10 +89,10 @@ def test_an_image_of_weight_zero_changes_nothing(batch_of: Callable[[int], StepB
 
 
 def test_pseudo_boxes_do_not_train_box_regression(batch_of: Callable[[int], StepBatch]) -> None:
-    run = new_run(replace(SCHEDULE, burn_in=0, ramp=0))
+    run = new_trainer(replace(SCHEDULE, burn_in=0, rampup=0))
     batch = batch_of(2)
     with EventStorage():
-        run._unsupervised(batch)
+        run._backward_unsupervised(batch)
     assert run.student.roi_heads.box_predictor.bbox_pred.weight.grad is None or not (
         run.student.roi_heads.box_predictor.bbox_pred.weight.grad.any()
     )
@@ -100,7 +100,7 @@ def test_pseudo_boxes_do_not_train_box_regression(batch_of: Callable[[int], Step
 
 
 def test_images_without_pseudo_labels_stay_finite(batch_of: Callable[[int], StepBatch]) -> None:
-    run = new_run(replace(SCHEDULE, burn_in=0), threshold=1.0)
+    run = new_trainer(replace(SCHEDULE, burn_in=0), threshold=1.0)
     log = run.step(batch_of(2))
     assert log.pseudo_boxes_per_image == 0
     assert log.pseudo_boxes_K == [0.0] * NUM_CLASSES
@@ -108,21 +108,21 @@ def test_images_without_pseudo_labels_stay_finite(batch_of: Callable[[int], Step
 
 
 def test_pseudo_boxes_are_counted_by_class_without_unsure_ones(batch_of: Callable[[int], StepBatch]) -> None:
-    run = new_run(replace(SCHEDULE, burn_in=0, ramp=0))
+    run = new_trainer(replace(SCHEDULE, burn_in=0, rampup=0))
     batch = batch_of(2)
     scores_R = torch.cat([detections.scores for detections, _ in run.teacher(batch.unlabeled_weak)])
     classes_R = torch.cat([detections.pred_classes for detections, _ in run.teacher(batch.unlabeled_weak)])
     middle = float(scores_R.median())
-    run.threshold = ScoreThreshold("fixed", middle, NUM_CLASSES, unsure_score=0.0)
-    sure_R = scores_R >= middle
+    run.threshold = ScoreThreshold("fixed", middle, NUM_CLASSES, ignore_score_threshold=0.0)
+    accepted_R = scores_R >= middle
     log = run.step(batch)
-    assert 0 < sure_R.sum() < len(sure_R)
-    assert log.pseudo_boxes_K == [(sure_R & (classes_R == k)).sum() / 2 for k in range(NUM_CLASSES)]
-    assert log.pseudo_boxes_per_image == sure_R.sum() / 2
+    assert 0 < accepted_R.sum() < len(accepted_R)
+    assert log.pseudo_boxes_K == [(accepted_R & (classes_R == k)).sum() / 2 for k in range(NUM_CLASSES)]
+    assert log.pseudo_boxes_per_image == accepted_R.sum() / 2
 
 
 def test_nan_stops_before_the_update(batch_of: Callable[[int], StepBatch]) -> None:
-    run = new_run()
+    run = new_trainer()
     run.step(batch_of(0))
     before = [p.clone() for p in run.student.parameters()]
     broken = batch_of(1)
@@ -134,7 +134,7 @@ def test_nan_stops_before_the_update(batch_of: Callable[[int], StepBatch]) -> No
 
 
 def test_a_runaway_loss_ratio_stops_the_run(batch_of: Callable[[int], StepBatch]) -> None:
-    run = new_run(replace(SCHEDULE, burn_in=0, max_loss_ratio=1e-6))
+    run = new_trainer(replace(SCHEDULE, burn_in=0, divergence_loss_ratio=1e-6))
     with pytest.raises(TrainingDiverged, match="unsupervised over supervised"):
         run.step(batch_of(2))
 
@@ -169,17 +169,17 @@ def test_pseudo_labels_are_the_boxes_above_the_threshold() -> None:
 
 
 def test_detections_the_teacher_is_unsure_of_are_marked() -> None:
-    threshold = ScoreThreshold("fixed", 0.75, 3, unsure_score=0.3)
+    threshold = ScoreThreshold("fixed", 0.75, 3, ignore_score_threshold=0.3)
     targets = pseudo_label(FixedTeacher(), [{}], threshold)  # type: ignore[arg-type]
-    assert targets[0].gt_classes.tolist() == [0, UNSURE, UNSURE]
-    threshold = ScoreThreshold("fixed", 0.75, 3, unsure_score=0.31)
+    assert targets[0].gt_classes.tolist() == [0, IGNORE_LABEL, IGNORE_LABEL]
+    threshold = ScoreThreshold("fixed", 0.75, 3, ignore_score_threshold=0.31)
     targets = pseudo_label(FixedTeacher(), [{}], threshold)  # type: ignore[arg-type]
-    assert targets[0].gt_classes.tolist() == [0, UNSURE]
+    assert targets[0].gt_classes.tolist() == [0, IGNORE_LABEL]
     assert targets[0].gt_boxes.tensor.tolist() == [[0, 0, 9, 9], [10, 10, 30, 30]]
 
 
 def test_adaptive_threshold_gives_unsure_classes_a_chance() -> None:
     threshold = ScoreThreshold("adaptive", 0.7, 3, momentum=0.0)
-    threshold.observe(torch.tensor([0.9, 0.45]), torch.tensor([0, 1]))
-    first, second, untouched = threshold.of_classes().tolist()
+    threshold.update(torch.tensor([0.9, 0.45]), torch.tensor([0, 1]))
+    first, second, untouched = threshold.class_thresholds().tolist()
     assert second < first <= untouched == pytest.approx(0.7)

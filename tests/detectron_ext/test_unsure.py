@@ -9,13 +9,13 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from detectron_ext.meta_arch import PerImageRCNN
-from detectron_ext.unsure import UNSURE, near_unsure, objects
+from detectron_ext.unsure import IGNORE_LABEL, foreground, overlaps_ignored
 
 SIZE_PX = 64
-OBJECT, PLACE = [5.0, 5, 25, 25], [30.0, 30, 60, 50]
+FOREGROUND, IGNORED = [5.0, 5, 25, 25], [30.0, 30, 60, 50]
 
 
-def targets(boxes: list[list[float]], classes: list[int]) -> Instances:
+def make_targets(boxes: list[list[float]], classes: list[int]) -> Instances:
     instances = Instances((SIZE_PX, SIZE_PX))
     instances.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
@@ -27,14 +27,16 @@ def iou_with(box: list[float], boxes: Boxes) -> torch.Tensor:
 
 
 def test_near_is_near_an_unsure_box_and_no_object() -> None:
-    boxes = Boxes(torch.tensor([OBJECT, PLACE, [0.0, 50, 9, 60]]))
-    both = targets([OBJECT, PLACE], [1, UNSURE])
-    assert near_unsure(boxes, both, 0.5).tolist() == [False, True, False]
-    assert near_unsure(boxes, targets([PLACE, PLACE], [1, UNSURE]), 0.5).tolist() == [False] * 3  # an object wins
-    assert near_unsure(boxes, targets([PLACE], [1]), 0.5).tolist() == [False] * 3
-    assert near_unsure(boxes, targets([], []), 0.5).tolist() == [False] * 3
-    assert near_unsure(boxes, targets([PLACE], [UNSURE]), 0.5).tolist() == [False, True, False]
-    assert [len(image) for image in objects([both])] == [1]
+    boxes = Boxes(torch.tensor([FOREGROUND, IGNORED, [0.0, 50, 9, 60]]))
+    both = make_targets([FOREGROUND, IGNORED], [1, IGNORE_LABEL])
+    assert overlaps_ignored(boxes, both, 0.5).tolist() == [False, True, False]
+    assert (
+        overlaps_ignored(boxes, make_targets([IGNORED, IGNORED], [1, IGNORE_LABEL]), 0.5).tolist() == [False] * 3
+    )  # an object wins
+    assert overlaps_ignored(boxes, make_targets([IGNORED], [1]), 0.5).tolist() == [False] * 3
+    assert overlaps_ignored(boxes, make_targets([], []), 0.5).tolist() == [False] * 3
+    assert overlaps_ignored(boxes, make_targets([IGNORED], [IGNORE_LABEL]), 0.5).tolist() == [False, True, False]
+    assert [len(image) for image in foreground([both])] == [1]
 
 
 @pytest.fixture
@@ -48,17 +50,17 @@ def anchors(detector: PerImageRCNN) -> list[Boxes]:
 def test_anchors_near_an_unsure_box_are_ignored(detector: PerImageRCNN, anchors: list[Boxes]) -> None:
     rpn, every = detector.proposal_generator, Boxes.cat(anchors)
     torch.manual_seed(0)
-    [plain], _ = rpn.label_and_sample_anchors(anchors, [targets([OBJECT], [1])])
+    [plain], _ = rpn.label_and_sample_anchors(anchors, [make_targets([FOREGROUND], [1])])
     torch.manual_seed(0)
-    [spared], _ = rpn.label_and_sample_anchors(anchors, [targets([OBJECT, PLACE], [1, UNSURE])])
-    near = (iou_with(PLACE, every) >= 0.3) & (iou_with(OBJECT, every) < 0.3)
+    [spared], _ = rpn.label_and_sample_anchors(anchors, [make_targets([FOREGROUND, IGNORED], [1, IGNORE_LABEL])])
+    near = (iou_with(IGNORED, every) >= 0.3) & (iou_with(FOREGROUND, every) < 0.3)
     assert (plain[near] == 0).any()  # background, were the teacher not unsure
     assert (spared[near] == -1).all()
     assert torch.equal(plain[~near], spared[~near])
     assert (spared == 1).any()
 
 
-def sampled(detector: PerImageRCNN, boxes: list[list[float]], truth: Instances) -> Instances:
+def sample_proposals(detector: PerImageRCNN, boxes: list[list[float]], truth: Instances) -> Instances:
     proposals = Instances((SIZE_PX, SIZE_PX))
     proposals.proposal_boxes = Boxes(torch.tensor(boxes))
     proposals.objectness_logits = torch.zeros(len(boxes))
@@ -68,18 +70,18 @@ def sampled(detector: PerImageRCNN, boxes: list[list[float]], truth: Instances) 
 
 
 def test_proposals_near_an_unsure_box_are_not_sampled(detector: PerImageRCNN) -> None:
-    boxes = [OBJECT, PLACE, [0.0, 50, 9, 60]]
-    drawn = sampled(detector, boxes, targets([OBJECT, PLACE], [1, UNSURE]))
-    assert iou_with(PLACE, drawn.proposal_boxes).max() == 0
+    boxes = [FOREGROUND, IGNORED, [0.0, 50, 9, 60]]
+    drawn = sample_proposals(detector, boxes, make_targets([FOREGROUND, IGNORED], [1, IGNORE_LABEL]))
+    assert iou_with(IGNORED, drawn.proposal_boxes).max() == 0
     assert set(drawn.gt_classes.tolist()) == {1, detector.roi_heads.num_classes}
-    assert len(sampled(detector, boxes, targets([OBJECT], [1]))) == len(drawn) + 1
+    assert len(sample_proposals(detector, boxes, make_targets([FOREGROUND], [1]))) == len(drawn) + 1
 
 
 def test_an_image_of_unsure_boxes_alone_has_finite_losses(
     detector: PerImageRCNN, example: Callable[..., dict[str, Any]]
 ) -> None:
-    assert len(sampled(detector, [PLACE], targets([PLACE], [UNSURE]))) == 0
-    whole = example(1, [[0, 0, SIZE_PX, SIZE_PX], PLACE], [UNSURE, UNSURE])
+    assert len(sample_proposals(detector, [IGNORED], make_targets([IGNORED], [IGNORE_LABEL]))) == 0
+    whole = example(1, [[0, 0, SIZE_PX, SIZE_PX], IGNORED], [IGNORE_LABEL, IGNORE_LABEL])
     with EventStorage():
         losses = detector.train()([whole])
     assert torch.isfinite(losses.total()).all()

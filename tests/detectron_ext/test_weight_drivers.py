@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from detectron_ext.dwa import DwaEnsemble, DWANetwork
-from detectron_ext.weight_drivers import weight_drivers
+from detectron_ext.dwa import DwaEnsemble, DwaNetwork
+from detectron_ext.weight_drivers import feature_importance
 
 FEATURES = np.random.default_rng(0).normal(loc=5.0, scale=3.0, size=(400, 4))
 
 
-def ensemble(*networks: DWANetwork) -> DwaEnsemble:
+def make_ensemble(*networks: DwaNetwork) -> DwaEnsemble:
     return DwaEnsemble(networks, FEATURES.mean(axis=0), FEATURES.std(axis=0))
 
 
-def network_that_reads(feature: int, strength: float = 0.2) -> DWANetwork:
+def make_network(feature: int, strength: float = 0.2) -> DwaNetwork:
     """Entropy's logit rises with one feature, overlap's falls with it; the others are not looked at."""
-    network = DWANetwork(4, 2, 1)
+    network = DwaNetwork(4, 2, 1)
     with torch.no_grad():
         network.body[0].weight.zero_()
         network.body[0].bias.zero_()
@@ -26,44 +26,44 @@ def network_that_reads(feature: int, strength: float = 0.2) -> DWANetwork:
 
 
 def test_the_one_feature_that_is_read_moves_everything() -> None:
-    found = weight_drivers(ensemble(network_that_reads(2)), FEATURES)
-    assert found.moved_F[[0, 1, 3]] == pytest.approx(0)
-    assert found.per_deviation_F3[[0, 1, 3]] == pytest.approx(0)
-    assert found.moved_F[2] == pytest.approx(found.spread, rel=0.05)
-    confidence, entropy, overlap = found.per_deviation_F3[2]
+    found = feature_importance(make_ensemble(make_network(2)), FEATURES)
+    assert found.importance_F[[0, 1, 3]] == pytest.approx(0)
+    assert found.effect_per_std_F3[[0, 1, 3]] == pytest.approx(0)
+    assert found.importance_F[2] == pytest.approx(found.std, rel=0.05)
+    confidence, entropy, overlap = found.effect_per_std_F3[2]
     # softmax of (0, t, -t) at small t is 1/3 + (0, t/3, -t/3), and t is 0.2 for one deviation, bent a little by tanh
     assert (entropy, overlap) == pytest.approx((0.2 / 3, -0.2 / 3), rel=0.15)
     assert abs(confidence) < 0.01
 
 
 def test_figures_are_those_of_weights_asked_by_hand() -> None:
-    both = ensemble(network_that_reads(0), network_that_reads(1, strength=0.6))
+    both = make_ensemble(make_network(0), make_network(1, strength=0.6))
     held = FEATURES.copy()
     held[:, 1] = FEATURES[:, 1].mean()
     change = both.weights(FEATURES)[0] - both.weights(held)[0]
-    found = weight_drivers(both, FEATURES)
-    assert found.moved_F[1] == pytest.approx(np.mean([np.abs(row).sum() / 2 for row in change]))
-    assert found.moved_F[1] > 2 * found.moved_F[0] > 0
+    found = feature_importance(both, FEATURES)
+    assert found.importance_F[1] == pytest.approx(np.mean([np.abs(row).sum() / 2 for row in change]))
+    assert found.importance_F[1] > 2 * found.importance_F[0] > 0
 
 
 def test_equal_weights_have_no_drivers() -> None:
-    found = weight_drivers(ensemble(DWANetwork(4, 2, 3)), FEATURES)
-    assert found.spread == pytest.approx(0)
-    assert found.moved_F == pytest.approx(0)
+    found = feature_importance(make_ensemble(DwaNetwork(4, 2, 3)), FEATURES)
+    assert found.std == pytest.approx(0)
+    assert found.importance_F == pytest.approx(0)
 
 
 def test_a_feature_all_images_share_moves_nothing() -> None:
     constant = FEATURES.copy()
     constant[:, 3] = 7.0
-    one = DwaEnsemble((network_that_reads(3),), constant.mean(axis=0), np.ones(4))
-    found = weight_drivers(one, constant)
-    assert found.moved_F[3] == pytest.approx(0)
-    assert np.isfinite(found.per_deviation_F3).all()
+    one = DwaEnsemble((make_network(3),), constant.mean(axis=0), np.ones(4))
+    found = feature_importance(one, constant)
+    assert found.importance_F[3] == pytest.approx(0)
+    assert np.isfinite(found.effect_per_std_F3).all()
 
 
 @pytest.mark.parametrize("images", [1, 1_999, 4_001])
 def test_small_and_large_pools(images: int) -> None:
     features = np.random.default_rng(1).normal(size=(images, 4))
-    found = weight_drivers(DwaEnsemble((network_that_reads(1),), np.zeros(4), np.ones(4)), features)
-    assert found.moved_F.argmax() == 1
-    assert np.isfinite(found.moved_F).all()
+    found = feature_importance(DwaEnsemble((make_network(1),), np.zeros(4), np.ones(4)), features)
+    assert found.importance_F.argmax() == 1
+    assert np.isfinite(found.importance_F).all()

@@ -10,7 +10,7 @@ TINY = DetectorSpec(
     num_classes=NUM_CLASSES,
     anchor_sizes_px=(8.0, 16.0, 32.0, 64.0, 128.0),
     anchor_aspect_ratios=(1.0,),
-    nms_iou=0.5,
-    detections_per_image=20,
+    nms_iou_threshold=0.5,
+    max_detections_per_image=20,
     focal_gamma=1.5,
 )

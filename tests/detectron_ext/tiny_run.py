@@ -7,39 +7,41 @@ import torch
 from detectron_ext.batches import StepBatch
 from detectron_ext.meta_arch import build_detector
 from detectron_ext.pseudo_labels import ScoreThreshold
-from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudent
+from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudentTrainer
 from tests.detectron_ext.tiny import NUM_CLASSES, TINY
 
 SCHEDULE = Schedule(
     iterations=10,
     burn_in=2,
     warmup=2,
-    ramp=2,
+    rampup=2,
     learning_rate=1e-3,
-    final_learning_rate_frac=0.1,
+    min_lr_ratio=0.1,
     weight_decay=1e-4,
-    gradient_clip_norm=5.0,
+    grad_clip_norm=5.0,
     lambda_unsup=1.0,
     ema_decay=0.9,
-    max_loss_ratio=50.0,
+    divergence_loss_ratio=50.0,
 )
 
 
-def new_run(schedule: Schedule = SCHEDULE, z: dict[str, float] | None = None, threshold: float = 0.0) -> TeacherStudent:
+def new_trainer(
+    schedule: Schedule = SCHEDULE, z: dict[str, float] | None = None, threshold: float = 0.0
+) -> TeacherStudentTrainer:
     torch.manual_seed(0)
     student, teacher = build_detector(TINY, "cpu"), build_detector(TINY, "cpu")
     teacher.load_state_dict(student.state_dict())
-    return TeacherStudent(
+    return TeacherStudentTrainer(
         student,
         teacher,
         schedule,
-        ImageWeighting(z or {}, "uncertain"),
+        ImageWeighting(z or {}, "favor_uncertain"),
         ScoreThreshold("fixed", threshold, NUM_CLASSES),
-        pseudo_box_regression=False,
+        pseudo_label_box_loss=False,
         mixed_precision=True,
         seed=3,
     )
 
 
-def steps(run: TeacherStudent, batch_of: Callable[[int], StepBatch], stop: int) -> list[StepLog]:
+def run_steps(run: TeacherStudentTrainer, batch_of: Callable[[int], StepBatch], stop: int) -> list[StepLog]:
     return [run.step(batch_of(i)) for i in range(run.iteration, stop)]

@@ -18,11 +18,11 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 import pytest
 
 from tasks.paths import Workspace
-from tests.flows.tiny import make_tiny_campaign
+from tests.flows.tiny import make_small_campaign
 
 
 @pytest.fixture(scope="session", autouse=True)
-def somebody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def isolated_git_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Git knows nobody but who the test says: not the configuration of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path_factory.mktemp("git") / "config"))
@@ -34,7 +34,7 @@ def somebody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def prefect_engine(somebody: None) -> Iterator[None]:
+def prefect_test_server(somebody: None) -> Iterator[None]:
     """One temporary Prefect server for all tests; without heartbeats, which cost a second a flow."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
@@ -47,25 +47,25 @@ def prefect_engine(somebody: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_template(tmp_path_factory: pytest.TempPathFactory, somebody: None) -> Workspace:
+def small_campaign_template(tmp_path_factory: pytest.TempPathFactory, somebody: None) -> Workspace:
     """A new campaign nobody touches."""
-    return make_tiny_campaign(tmp_path_factory.mktemp("template"))
+    return make_small_campaign(tmp_path_factory.mktemp("template"))
 
 
 @pytest.fixture(scope="session")
 def two_rounds(tmp_path_factory: pytest.TempPathFactory, tiny_template: Workspace, prefect_engine: None) -> Workspace:
     """A campaign after two real nights, batch 2 delivered; nobody touches it either."""
-    from flows.campaign import campaign
+    from flows.campaign import run_rounds
 
     workspace = Workspace(tmp_path_factory.mktemp("two_rounds") / "two-rounds")
     shutil.copytree(tiny_template.root, workspace.root)
-    results = campaign(workspace.root, 2)
-    assert [result.outcome for result in results] == ["finished", "finished"]
+    results = run_rounds(workspace.root, 2)
+    assert [result.outcome for result in results] == ["completed", "completed"]
     return workspace
 
 
 @pytest.fixture
-def tiny(tiny_template: Workspace, tmp_path: Path) -> Workspace:
+def small_campaign(tiny_template: Workspace, tmp_path: Path) -> Workspace:
     """A new campaign of one's own."""
     return _copy(tiny_template, tmp_path)
 

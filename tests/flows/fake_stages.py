@@ -1,7 +1,7 @@
 """Stand-ins for the stages that need torch: ``python fake_stages.py <stage>`` writes what the contracts ask.
 
 Nothing is learned, but everything depends on the labels, so a new batch changes every output. A file
-``.gleaner/trouble-<stage>`` makes a stage misbehave: ``hang`` sleeps, ``exit 2 <words>`` says them and ends so, ``die``
+``.gleaner/fault-<stage>`` makes a stage misbehave: ``hang`` sleeps, ``exit 2 <words>`` says them and ends so, ``die``
 is killed, ``worse <class>`` (of evaluate) measures a model that has lost that class; with ``once`` before it, the
 first time only.
 """
@@ -19,14 +19,14 @@ import pyarrow as pa
 
 from tasks import files
 from tasks.coco_map import coco_map
-from tasks.contracts import ANNOTATED, DETECTIONS, PREDICTIONS, SCORES, UNLABELED, WEIGHTS
-from tasks.entry import batch_divisor, die_with_parent
+from tasks.contracts import ANNOTATED, DETECTIONS, PREDICTIONS, SCORES, UNCERTAINTY, UNLABELED
+from tasks.entry import num_micro_batches, set_pdeathsig
 from tasks.label_store import read_batch, read_labels
 from tasks.params import load_params
 from tasks.paths import Workspace
-from tasks.reporting.agreement import agreement_figures
+from tasks.reporting.agreement import agreement_metrics
 
-EQUAL = {"confidence": 1 / 3, "entropy": 1 / 3, "overlap": 1 / 3}
+EQUAL_WEIGHTS = {"confidence": 1 / 3, "entropy": 1 / 3, "overlap": 1 / 3}
 
 
 def train(workspace: Workspace, classes: list[str]) -> None:
@@ -51,14 +51,15 @@ def evaluate(workspace: Workspace, classes: list[str]) -> None:
     """Boxes beside the true ones, the nearer the more labels there are; ``worse <class>`` loses that class."""
     assembled = workspace.derived("assemble")
     labels = files.read_json(assembled / "summary.json")["labels"]
-    trouble = workspace.root / ".gleaner" / "trouble-evaluate"
-    lost = trouble.read_text().split()[1:] if trouble.is_file() else sys.argv[3:]
+    fault = workspace.root / ".gleaner" / "fault-evaluate"
+    dropped_classes = fault.read_text().split()[1:] if fault.is_file() else sys.argv[3:]
     truth = files.read_table(assembled / "val.parquet", ANNOTATED)
     rows, metrics = [], {}
     for model, extra_px in (("teacher", 0.0), ("student", 0.5)):
         shift_px = max(6 - labels / 2, 0.0) + extra_px
         own = [
-            _predictions(model, image, shift_px, [classes.index(name) for name in lost]) for image in truth.to_pylist()
+            _predictions(model, image, shift_px, [classes.index(name) for name in dropped_classes])
+            for image in truth.to_pylist()
         ]
         metrics[model] = coco_map(truth, pa.Table.from_pylist(own, PREDICTIONS), classes)
         rows += own
@@ -67,16 +68,16 @@ def evaluate(workspace: Workspace, classes: list[str]) -> None:
     files.write_table(out / "predictions.parquet", pa.Table.from_pylist(rows, PREDICTIONS))
 
 
-def _predictions(model: str, image: dict[str, Any], shift_px: float, lost: list[int]) -> dict[str, Any]:
-    corners, labels = image["boxes_xyxy"], image["classes"]
-    kept = [number for number, label in enumerate(labels) if label not in lost]
+def _predictions(model: str, image: dict[str, Any], shift_px: float, dropped_classes: list[int]) -> dict[str, Any]:
+    corners, labels = image["boxes_xyxy"], image["class_ids"]
+    kept = [number for number, label in enumerate(labels) if label not in dropped_classes]
     boxes = [corners[4 * number : 4 * number + 4] for number in kept]
     return {
         "model": model,
         "image_id": image["image_id"],
         "boxes_xyxy": [corner for x1, y1, x2, y2 in boxes for corner in (x1 + shift_px, y1, x2 + shift_px, y2)],
         "scores": [0.9] * len(kept),
-        "labels": [labels[number] for number in kept],
+        "class_ids": [labels[number] for number in kept],
     }
 
 
@@ -91,8 +92,8 @@ def infer(workspace: Workspace, classes: list[str]) -> None:
             "image_id": image["image_id"],
             "boxes_xyxy": [4.0, 4.0, 20.0, 20.0],
             "scores": [0.7],
-            "labels": [0],
-            "posteriors": [0.7, *[rest] * len(classes)],
+            "class_ids": [0],
+            "class_probs": [0.7, *[rest] * len(classes)],
             "embedding": [0.0],
             "model_digest": digest,
         }
@@ -108,35 +109,35 @@ def weigh(workspace: Workspace, classes: list[str]) -> None:
     rows = [
         {
             "image_id": image_id,
-            **{f"w_{name}": weight for name, weight in EQUAL.items()},
+            **{f"w_{name}": weight for name, weight in EQUAL_WEIGHTS.items()},
             "uncertainty": int(hashlib.sha256(image_id.encode()).hexdigest()[:4], 16) / 0xFFFF,
         }
         for image_id in scores["image_id"].to_pylist()
     ]
-    files.write_table(out / "weights.parquet", pa.Table.from_pylist(rows, schema=WEIGHTS))
+    files.write_table(out / "uncertainty.parquet", pa.Table.from_pylist(rows, schema=UNCERTAINTY))
     files.write_json(out / "class_weights.json", dict.fromkeys(classes, 1.0))
-    files.write_json(out / "dwa.json", {"mode": "learned", "used": "equal", "why": "too few pairs"})
+    files.write_json(out / "dwa.json", {"mode": "learned", "used": "equal", "reason": "too few pairs"})
 
 
 def report(workspace: Workspace, classes: list[str]) -> None:
     summary = files.read_json(workspace.derived("assemble") / "summary.json")
     metrics = files.read_json(workspace.derived("evaluate") / "metrics.json")
-    given = read_labels(workspace.labels).given
+    all_annotations = read_labels(workspace.labels).all_annotations
     entry: dict[str, Any] = {
         **{key: summary[key] for key in ("round", "labels", "labeled_images", "boxes", "boxes_per_class")},
         "minutes_spent": None,
         "teacher": metrics["teacher"],
         "student": metrics["student"],
-        "mean_weights": EQUAL,
-        "weight_quantiles": {name: [0.3, 0.33, 0.4] for name in EQUAL},
+        "mean_weights": EQUAL_WEIGHTS,
+        "weight_quantiles": {name: [0.3, 0.33, 0.4] for name in EQUAL_WEIGHTS},
         "class_weights": dict.fromkeys(classes, 1.0),
         "dwa_used": False,
-        "weights_used": "equal",
+        "acquisition_weights": "equal",
         "spearman_dwa": None,
         "spearman_equal": 0.25,
-        "agreement": agreement_figures(read_batch(workspace.label_batch(summary["round"])), given),
+        "agreement": agreement_metrics(read_batch(workspace.label_batch(summary["round"])), all_annotations),
     }
-    history = [*files.read_json(workspace.previous / "history.json"), entry]
+    history = [*files.read_json(workspace.warm_start / "history.json"), entry]
     files.write_json(workspace.derived("report") / "history.json", history)
     files.write_bytes(workspace.derived("report") / "report.html", json.dumps(entry).encode())
 
@@ -145,25 +146,25 @@ STAGES = {"train": train, "evaluate": evaluate, "infer": infer, "weigh": weigh, 
 
 
 def main(stage: str) -> None:
-    die_with_parent()
+    set_pdeathsig()
     workspace = Workspace(Path.cwd())
-    trouble = workspace.root / ".gleaner" / f"trouble-{stage}"
+    fault = workspace.root / ".gleaner" / f"fault-{stage}"
     sys.stdout.write(f"{stage} is at work\n")
     sys.stdout.flush()
-    if batch_divisor() > 1:
-        sys.stdout.write(f"{stage} divides its batches by {batch_divisor()}\n")
-    if trouble.is_file():
-        text = trouble.read_text()
+    if num_micro_batches() > 1:
+        sys.stdout.write(f"{stage} divides its batches by {num_micro_batches()}\n")
+    if fault.is_file():
+        text = fault.read_text()
         if text.startswith("once "):
-            trouble.unlink()
-        kind, *words = text.removeprefix("once ").split(maxsplit=2)
+            fault.unlink()
+        kind, *arguments = text.removeprefix("once ").split(maxsplit=2)
         if kind == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "hang":
             time.sleep(600)
         if kind == "exit":
-            sys.stderr.write(words[1] + "\n")
-            sys.exit(int(words[0]))
+            sys.stderr.write(arguments[1] + "\n")
+            sys.exit(int(arguments[0]))
     STAGES[stage](workspace, list(load_params(workspace.params).classes))
 
 

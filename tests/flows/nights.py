@@ -12,45 +12,45 @@ from pathlib import Path
 
 import psutil
 
-from flows.safety.locks import read_holder
+from flows.safety.locks import read_owner
 from tasks.paths import STAGES, Workspace
-from tests.flows.tiny import environment
+from tests.flows.tiny import subprocess_env
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["flows.night", "tests.flows.tiny"])
-_PATIENCE_S = 400.0
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_FORKSERVER.set_forkserver_preload(["flows.night", "tests.flows.tiny"])
+_TIMEOUT_S = 400.0
 
 
-def until(happens: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     """Wait for something seen from outside."""
-    deadline_s = time.monotonic() + _PATIENCE_S
-    while not happens():
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    while not condition():
         assert time.monotonic() < deadline_s, "it never happened"
         time.sleep(0.05)
 
 
-def type_night(root: Path, **changes: str) -> subprocess.Popen[str]:
-    """``gleaner night`` as somebody types it in ``root``; its stdout is everything it says."""
+def start_cli_run(root: Path, **changes: str) -> subprocess.Popen[str]:
+    """``gleaner run`` as somebody types it in ``root``; its stdout is everything it says."""
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "night"],
+        [sys.executable, "-m", "flows.cli", "run"],
         cwd=root,
-        env=environment(**changes),
+        env=subprocess_env(**changes),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=_hear_ctrl_c,
+        preexec_fn=_restore_sigint,
     )
 
 
-def _hear_ctrl_c() -> None:
+def _restore_sigint() -> None:
     """Shells start what runs in the background with SIGINT ignored, and that is inherited."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _night(root: Path, api_url: str, stages: Sequence[str]) -> None:
+def _run(root: Path, api_url: str, stages: Sequence[str]) -> None:
     os.setsid()
-    log = os.open(log_of(root), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(log_path(root), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -59,46 +59,46 @@ def _night(root: Path, api_url: str, stages: Sequence[str]) -> None:
 
     vars(module)["STAGES"] = tuple(stages)
     with temporary_settings({PREFECT_API_URL: api_url}):  # read when the server of these processes imported Prefect
-        module.night(root)
+        module.nightly(root)
 
 
-def log_of(root: Path) -> Path:
+def log_path(root: Path) -> Path:
     """What the nights of a campaign print."""
     return root.with_name(f"{root.name}.log")
 
 
-def start_night(root: Path, api_url: str, stages: Sequence[str] = STAGES) -> multiprocessing.process.BaseProcess:
+def start_run(root: Path, api_url: str, stages: Sequence[str] = STAGES) -> multiprocessing.process.BaseProcess:
     """A night of its own process; ``stages`` leaves out what is known to be done."""
-    night = _SERVER.Process(target=_night, args=(root, api_url, stages), daemon=True)  # a failed test must not wait
-    night.start()
-    return night
+    process = _FORKSERVER.Process(target=_run, args=(root, api_url, stages), daemon=True)  # a failed test must not wait
+    process.start()
+    return process
 
 
-def kill_when(night: multiprocessing.process.BaseProcess, happened: Callable[[], bool], root: Path) -> None:
+def kill_when(process: multiprocessing.process.BaseProcess, condition: Callable[[], bool], root: Path) -> None:
     """SIGKILL a night at a moment seen from outside, and see that nothing it started lives on.
 
     A moment that has passed already, because the last night died a little late, is the first of this night's own.
     """
-    deadline_s = time.monotonic() + _PATIENCE_S
-    while not (happened() and _is_under_way(night, root)):
-        assert night.exitcode is None, f"it ended before it was killed: {log_of(root).read_text()[-3000:]}"
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    while not (condition() and _is_running(process, root)):
+        assert process.exitcode is None, f"it ended before it was killed: {log_path(root).read_text()[-3000:]}"
         assert time.monotonic() < deadline_s, "it never happened"
         time.sleep(0.002)
-    night.kill()
-    night.join()
-    assert night.exitcode == -9, "the night was over before it could be killed"
-    while living := working_in(root):
-        assert time.monotonic() < deadline_s, f"outlived its night: {living}"
+    process.kill()
+    process.join()
+    assert process.exitcode == -9, "the night was over before it could be killed"
+    while alive := process_commands(root):
+        assert time.monotonic() < deadline_s, f"outlived its night: {alive}"
         time.sleep(0.02)
 
 
-def _is_under_way(night: multiprocessing.process.BaseProcess, root: Path) -> bool:
+def _is_running(process: multiprocessing.process.BaseProcess, root: Path) -> bool:
     """Whether it holds the campaign, and has said which of Prefect's flow runs it is."""
-    holder = read_holder(Workspace(root).lock.with_name("lock.holder"))
-    return holder is not None and holder.identity.pid == night.pid and bool(holder.notes)
+    holder = read_owner(Workspace(root).lock.with_name("lock.owner"))
+    return holder is not None and holder.identity.pid == process.pid and bool(holder.notes)
 
 
-def working_in(root: Path) -> list[str]:
+def process_commands(root: Path) -> list[str]:
     """Commands of the processes whose folder is ``root``."""
     found = []
     for process in psutil.process_iter():

@@ -20,7 +20,7 @@ from flows.records.ledger import read_ledger
 from flows.stage_log import stage_log
 from tasks import files
 from tasks.paths import STAGES, Workspace
-from tests.flows.nights import kill_when, start_night
+from tests.flows.nights import kill_when, start_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NAME = "chaos"
@@ -88,7 +88,7 @@ AFTER_STAGES = [
     Point("delivered", delivered),
 ]
 IN_COLLECT = [
-    Point("teacher carried over", there("data/frozen/batch-0001.parquet")),
+    Point("teacher carried over", there("data/detections_at_selection/batch-0001.parquet")),
     Point("label batch written", there("data/labels/batch-0001.json")),
     Point("round 1 derived", begun("report", 1)),
 ]
@@ -110,14 +110,14 @@ def disturbed(tiny_template: Workspace, tmp_path_factory: pytest.TempPathFactory
     order = sorted(IN_STAGES, key=lambda point: STAGES.index(point.name.split()[0]))
     assert len(in_train) == 2
     for point in order:
-        kill_when(start_night(workspace.root, api_url), point.reached(workspace), workspace.root)
-    finish_stages = start_night(workspace.root, api_url)
+        kill_when(start_run(workspace.root, api_url), point.reached(workspace), workspace.root)
+    finish_stages = start_run(workspace.root, api_url)
     kill_when(finish_stages, AFTER_STAGES[0].reached(workspace), workspace.root)
     for point in AFTER_STAGES[1:]:  # the stages are done: not to ask DVC eleven times saves most of the time
-        kill_when(start_night(workspace.root, api_url, ()), point.reached(workspace), workspace.root)
+        kill_when(start_run(workspace.root, api_url, ()), point.reached(workspace), workspace.root)
     for point in IN_COLLECT:
-        kill_when(start_night(workspace.root, api_url), point.reached(workspace), workspace.root)
-    last = start_night(workspace.root, api_url)
+        kill_when(start_run(workspace.root, api_url), point.reached(workspace), workspace.root)
+    last = start_run(workspace.root, api_url)
     last.join(300)
     assert last.exitcode == 0
     return workspace
@@ -135,11 +135,11 @@ def test_the_results_are_those_of_an_undisturbed_campaign(disturbed: Workspace, 
         assert {stage: entry["outs"] for stage, entry in one["stages"].items()} == {
             stage: entry["outs"] for stage, entry in two["stages"].items()
         }
-        for key in ("selection_sha256", "manifest_sha256", "params_sha256", "figures"):
+        for key in ("selection_sha256", "manifest_sha256", "params_sha256", "metrics"):
             assert one[key] == two[key], key
         assert labels_of(disturbed, number) == labels_of(two_rounds, number)
     assert data_versions.is_clean(disturbed.root)
-    assert vcs.git(disturbed.root, "status", "--porcelain") == ""
+    assert vcs.run_git(disturbed.root, "status", "--porcelain") == ""
 
 
 def labels_of(workspace: Workspace, batch: int) -> object:
@@ -152,7 +152,7 @@ def test_nothing_is_there_twice(disturbed: Workspace) -> None:
     root = disturbed.root
     assert sorted(path.name for path in disturbed.labels.iterdir()) == ["batch-0000.json", "batch-0001.json"]
     assert sorted(path.name for path in (root / "deliveries").iterdir()) == ["batch-0001", "batch-0002"]
-    assert vcs.git(root, "tag").split() == ["round-0000", "round-0001"]
+    assert vcs.run_git(root, "tag").split() == ["round-0000", "round-0001"]
     offered = [files.read_json(disturbed.delivery(batch) / "delivery.json")["image_ids"] for batch in (1, 2)]
     assert not set(offered[0]) & set(offered[1])
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
@@ -169,8 +169,8 @@ def test_nothing_is_there_twice(disturbed: Workspace) -> None:
 
 
 def test_what_dead_nights_left_open_is_closed(disturbed: Workspace) -> None:
-    assert list(disturbed.unfinished.glob("*")) == []
-    assert not disturbed.lock.with_name("lock.holder").exists()
+    assert list(disturbed.crashed_runs.glob("*")) == []
+    assert not disturbed.lock.with_name("lock.owner").exists()
     with get_client(sync_client=True) as client:
         filtered = FlowRunFilter(name=FlowRunFilterName(any_=[NAME]))
         found = client.read_flow_runs(flow_run_filter=filtered, limit=200)
@@ -185,6 +185,6 @@ def test_what_dead_nights_left_open_is_closed(disturbed: Workspace) -> None:
 def test_the_killed_campaign_can_be_checked_out_round_by_round(disturbed: Workspace, tmp_path: Path) -> None:
     shutil.copytree(disturbed.root, tmp_path / "copy", symlinks=True)
     for tag in ("round-0000", "round-0001"):
-        vcs.git(tmp_path / "copy", "checkout", "--quiet", tag)
-        data_versions.dvc(tmp_path / "copy", "checkout")
+        vcs.run_git(tmp_path / "copy", "checkout", "--quiet", tag)
+        data_versions.run_dvc(tmp_path / "copy", "checkout")
         assert data_versions.is_clean(tmp_path / "copy")

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from flows.environment import prepare_environment, uses_own_server
-from flows.labels.door.refusal import refusal
-from flows.labels.quarantine import set_aside
+from flows.environment import has_prefect_server, prepare_environment
+from flows.labels.door.refusal import reject
+from flows.labels.quarantine import add_to_quarantine
 from tasks.paths import Workspace
-from tests.flows.tiny import CLASSES, REPOSITORY, draw_source, environment, gleaner
+from tests.flows.tiny import CLASSES, REPOSITORY, make_source, run_gleaner, subprocess_env
 
 
 def init(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    source = draw_source(folder / "source")
+    source = make_source(folder / "source")
     given = ["--images", str(source.images), "--annotations", str(source.annotations), "--format", "coco"]
-    return gleaner("init", "new", *given, *more, cwd=folder)
+    return run_gleaner("init", "new", *given, *more, cwd=folder)
 
 
 def one_line(process: subprocess.CompletedProcess[str], code: int = 2) -> str:
@@ -28,9 +28,9 @@ def one_line(process: subprocess.CompletedProcess[str], code: int = 2) -> str:
     return process.stderr
 
 
-@pytest.mark.parametrize("command", ["", "init", "night", "campaign", "status", "demo"])
+@pytest.mark.parametrize("command", ["", "init", "run", "schedule", "status", "demo"])
 def test_help_says_what_a_command_does(tmp_path: Path, command: str) -> None:
-    shown = gleaner(*command.split(), "--help", cwd=tmp_path, COLUMNS="120")
+    shown = run_gleaner(*command.split(), "--help", cwd=tmp_path, COLUMNS="120")
     assert shown.returncode == 0
     assert len(shown.stdout.splitlines()) > 6
 
@@ -44,11 +44,11 @@ def test_help_and_status_load_neither_prefect_nor_mlflow_nor_torch(tiny: Workspa
         "heavy = {'prefect', 'mlflow', 'torch', 'dvc', 'pandas'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else code)"
     )
-    for arguments in (["--help"], ["night", "--help"], ["status"]):
+    for arguments in (["--help"], ["run", "--help"], ["status"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
             cwd=tiny.root,
-            env=environment(),
+            env=subprocess_env(),
             capture_output=True,
             text=True,
             check=False,
@@ -62,7 +62,7 @@ def test_init_tells_what_was_made_and_what_comes_next(tmp_path: Path) -> None:
     assert re.search(r"^ +3  seed images$", made.stdout, re.MULTILINE)
     assert re.search(r"^ +2  calibration images$", made.stdout, re.MULTILINE)
     assert set(CLASSES) <= set(re.findall(r"\w+", made.stdout))
-    assert "Next: cd new && gleaner night" in made.stdout
+    assert "Next: cd new && gleaner run" in made.stdout
     assert "amount: 2" in (tmp_path / "new" / "params.yaml").read_text()
 
 
@@ -87,38 +87,40 @@ def test_init_refuses_in_one_line_and_leaves_nothing(tmp_path: Path, more: list[
 def test_a_broken_parameter_is_one_line_before_anything_starts(tiny: Workspace) -> None:
     text = tiny.params.read_text()
     tiny.params.write_text(text.replace("ema_decay:", "ema_dekay:"))
-    said = one_line(gleaner("night", cwd=tiny.root))
+    said = one_line(run_gleaner("night", cwd=tiny.root))
     assert "ssl.ema_dekay is an unknown parameter" in said
     assert "ssl.ema_decay is missing" in said
     assert not (tiny.root / ".prefect").exists()
-    assert "ema_dekay" in one_line(gleaner("campaign", "--rounds", "2", "--workspace", str(tiny.root), cwd=tiny.root))
+    assert "ema_dekay" in one_line(
+        run_gleaner("campaign", "--rounds", "2", "--workspace", str(tiny.root), cwd=tiny.root)
+    )
 
 
 def test_the_repository_itself_is_sent_to_the_demo() -> None:
-    assert "Run gleaner demo" in one_line(gleaner("night", cwd=REPOSITORY))
+    assert "Run gleaner demo" in one_line(run_gleaner("night", cwd=REPOSITORY))
 
 
 def test_a_folder_that_is_no_campaign_is_told_how_to_make_one(tmp_path: Path) -> None:
-    for command in (["night"], ["status"], ["campaign", "--rounds", "1"]):
-        assert "gleaner init" in one_line(gleaner(*command, cwd=tmp_path))
+    for command in (["run"], ["status"], ["run", "--rounds", "1"]):
+        assert "gleaner init" in one_line(run_gleaner(*command, cwd=tmp_path))
 
 
 def test_an_unknown_option_is_no_traceback(tmp_path: Path) -> None:
-    wrong = gleaner("night", "--fast", cwd=tmp_path)
+    wrong = run_gleaner("night", "--fast", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "--fast" in wrong.stderr
     assert "Traceback" not in wrong.stderr
 
 
 def test_status_of_a_new_campaign_says_what_comes_first(tiny: Workspace) -> None:
-    shown = gleaner("status", "--workspace", str(tiny.root), cwd=Path("/"))
+    shown = run_gleaner("status", "--workspace", str(tiny.root), cwd=Path("/"))
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert shown.stdout == "Next: gleaner night derives round 0.\n"
+    assert shown.stdout == "Next: gleaner run derives round 0.\n"
 
 
 def test_status_counts_refusals(tiny: Workspace) -> None:
-    set_aside(tiny, [refusal("refused", 1, "no area", {"image_id": "[x]"}), refusal("note", 1, "twice", {})])
-    shown = gleaner("status", cwd=tiny.root)
+    add_to_quarantine(tiny, [reject("refused", 1, "no area", {"image_id": "[x]"}), reject("note", 1, "twice", {})])
+    shown = run_gleaner("status", cwd=tiny.root)
     assert "Refused labels: 1, shown by gleaner quarantine list" in shown.stdout
     assert "image [x]: no area" in shown.stdout
 
@@ -131,7 +133,7 @@ def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyP
     prepare_environment(tmp_path)
     assert os.environ["PREFECT_LOGGING_LEVEL"] == "DEBUG"
     assert os.environ["PREFECT_HOME"] == str(tmp_path / ".prefect")
-    assert not uses_own_server()
+    assert not has_prefect_server()
 
 
 @pytest.mark.parametrize("way", ["environment", "profile"])
@@ -146,5 +148,5 @@ def test_a_server_of_the_users_is_used(tmp_path: Path, monkeypatch: pytest.Monke
         profiles = 'active = "site"\n[profiles.site]\nPREFECT_API_URL = "http://prefect:4200/api"\n'
         (tmp_path / ".prefect" / "profiles.toml").write_text(profiles)
     prepare_environment(tmp_path / "campaign")
-    assert uses_own_server()
+    assert has_prefect_server()
     assert "PREFECT_HOME" not in os.environ

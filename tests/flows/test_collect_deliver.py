@@ -9,13 +9,18 @@ import pytest
 
 import flows.labels.collect
 from flows import data_versions, vcs
-from flows.labels.collect import Collected, collect, settle
+from flows.labels.collect import CollectionResult, collect, finalize_collection
 from flows.labels.deliver import deliver
-from flows.labels.deliveries import all_deliveries, prepare_delivery, read_delivery, read_manifest
-from flows.labels.leases import lease_ends
-from flows.labels.providers.base import Delivery, LabelingProgress, LabelProvider, Returned
-from flows.labels.providers.choose import choose_provider
-from flows.position import finished_round, newest_round
+from flows.labels.deliveries import (
+    all_annotation_batches,
+    prepare_annotation_batch,
+    read_annotation_batch,
+    read_manifest,
+)
+from flows.labels.leases import lease_expires_at
+from flows.labels.providers.base import AnnotationBatch, LabelingProgress, LabelProvider, RawAnnotation
+from flows.labels.providers.choose import create_provider
+from flows.position import last_published_round, newest_round
 from tasks import files
 from tasks.errors import UserError
 from tasks.params import Params, load_params
@@ -30,25 +35,25 @@ class Scripted:
 
     name = "scripted"
 
-    def __init__(self, answers: Sequence[Returned], open_images: int = 0) -> None:
+    def __init__(self, answers: Sequence[RawAnnotation], open_images: int = 0) -> None:
         self.answers, self.open_images = list(answers), open_images
         self.calls: list[str] = []
 
     def check(self) -> None:
         pass
 
-    def deliver(self, delivery: Delivery) -> str:
+    def deliver(self, delivery: AnnotationBatch) -> str:
         self.calls.append("deliver")
         return f"receipt {delivery.key[:4]}"
 
-    def status(self, delivery: Delivery) -> LabelingProgress:
+    def status(self, delivery: AnnotationBatch) -> LabelingProgress:
         return LabelingProgress(len(self.answers), self.open_images)
 
-    def collect(self, delivery: Delivery) -> Sequence[Returned]:
+    def collect(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
         self.calls.append("collect")
         return self.answers
 
-    def withdraw(self, delivery: Delivery, image_ids: Collection[str]) -> None:
+    def withdraw(self, delivery: AnnotationBatch, image_ids: Collection[str]) -> None:
         self.calls.append("withdraw")
         self.open_images = 0
 
@@ -58,14 +63,14 @@ def params(workspace: Workspace, **nightly: Any) -> Params:
     return whole.model_copy(update={"nightly": whole.nightly.model_copy(update=nightly)})
 
 
-def open_delivery(workspace: Workspace) -> Delivery:
-    delivery = read_delivery(workspace, 2)
+def open_delivery(workspace: Workspace) -> AnnotationBatch:
+    delivery = read_annotation_batch(workspace, 2)
     assert delivery is not None
     assert delivery.state == "delivered"
     return delivery
 
 
-def collect_two(workspace: Workspace, provider: LabelProvider, settings: Params | None = None) -> Collected:
+def collect_two(workspace: Workspace, provider: LabelProvider, settings: Params | None = None) -> CollectionResult:
     """What a night does when batch 2 is with the annotators, and nothing else."""
     return collect(workspace, provider, settings or params(workspace), 2, [open_delivery(workspace)], datetime.now(UTC))
 
@@ -90,7 +95,7 @@ def test_refused_answers_are_counted_and_kept_and_the_rest_becomes_a_batch(after
         ]
     )
     collected = collect_two(after_two_rounds, provider)
-    assert (collected.images, collected.refused) == (1, 5)
+    assert (collected.num_images, collected.num_rejected) == (1, 5)
     reasons = sorted(files.read_json(path)["reason"] for path in after_two_rounds.quarantine.iterdir())
     assert len(reasons) == 5
     for words, times in (("inside the image", 1), ("class is 'unicorn'", 1), ("one of this batch", 1), ("no area", 2)):
@@ -99,18 +104,18 @@ def test_refused_answers_are_counted_and_kept_and_the_rest_becomes_a_batch(after
     assert [image["image_id"] for image in batch["images"]] == [first]
     assert batch["provider"] == "scripted"
     assert newest_round(after_two_rounds) == 2
-    assert finished_round(after_two_rounds) == 1
-    assert vcs.git(after_two_rounds.root, "status", "--porcelain") == ""
+    assert last_published_round(after_two_rounds) == 1
+    assert vcs.run_git(after_two_rounds.root, "status", "--porcelain") == ""
 
 
 def test_open_images_are_withdrawn_before_the_last_look_when_their_lease_is_over(after_two_rounds: Workspace) -> None:
     delivery = open_delivery(after_two_rounds)
     provider = Scripted([answer(delivery.image_ids[0])], open_images=2)
-    at = lease_ends(delivery, params(after_two_rounds).provider.lease_days)
+    at = lease_expires_at(delivery, params(after_two_rounds).provider.lease_days)
     collected = collect(after_two_rounds, provider, params(after_two_rounds), 2, [delivery], at)
     assert provider.calls == ["collect", "withdraw", "collect"]
     assert collected.message == "Batch 2: 1 images labeled, 0 refused, 2 taken back, 0 still with the annotators."
-    again = read_delivery(after_two_rounds, 2)
+    again = read_annotation_batch(after_two_rounds, 2)
     assert again is not None
     assert again.state == "collected"
 
@@ -118,31 +123,31 @@ def test_open_images_are_withdrawn_before_the_last_look_when_their_lease_is_over
 def test_open_images_stay_leased_until_then(after_two_rounds: Workspace) -> None:
     first, *others = open_delivery(after_two_rounds).image_ids
     provider = Scripted([answer(first)], open_images=2)
-    assert collect_two(after_two_rounds, provider).images == 1
+    assert collect_two(after_two_rounds, provider).num_images == 1
     assert provider.calls == ["collect"]
     assert files.read_json(after_two_rounds.label_batch(2))["leased"] == dict.fromkeys(sorted(others), 2)
     assert open_delivery(after_two_rounds).image_ids == (first, *others)
-    assert collect_two(after_two_rounds, provider).images == 1  # as a retried task does
+    assert collect_two(after_two_rounds, provider).num_images == 1  # as a retried task does
     assert newest_round(after_two_rounds) == 2
 
 
 def test_no_labels_is_no_error_and_changes_nothing(after_two_rounds: Workspace) -> None:
-    before = vcs.revision(after_two_rounds.root)
+    before = vcs.head_commit(after_two_rounds.root)
     provider = Scripted([], open_images=BUDGET)
     collected = collect_two(after_two_rounds, provider)
-    assert (collected.images, provider.calls) == (0, ["collect"])
+    assert (collected.num_images, provider.calls) == (0, ["collect"])
     assert collected.message == "No new labels (batch 2: 0 finished, 3 open), nothing to do tonight."
     assert newest_round(after_two_rounds) == 1
-    assert vcs.revision(after_two_rounds.root) == before
+    assert vcs.head_commit(after_two_rounds.root) == before
 
 
 @pytest.mark.parametrize(("rule", "images"), [("skip", 0), ("proceed", 1)])
 def test_too_few_labels_wait_or_go_on_as_params_say(after_two_rounds: Workspace, rule: str, images: int) -> None:
     delivery = open_delivery(after_two_rounds)
     provider = Scripted([answer(delivery.image_ids[0])], open_images=2)
-    settings = params(after_two_rounds, on_few_labels=rule, min_labeled_images=2)
+    settings = params(after_two_rounds, on_few_labels=rule, min_new_labels=2)
     collected = collect_two(after_two_rounds, provider, settings)
-    assert collected.images == images
+    assert collected.num_images == images
     assert newest_round(after_two_rounds) == (2 if images else 1)
 
 
@@ -159,12 +164,14 @@ class Killed(BaseException):
     """As SIGKILL, as far as one process can be killed and go on."""
 
 
-@pytest.mark.parametrize("moment", ["carry_over", "add", "write_batch", "mark", "discard_copies", "commit"])
+@pytest.mark.parametrize(
+    "moment", ["archive_round_outputs", "add", "write_batch", "set_state", "remove_archived_files", "commit"]
+)
 def test_a_collection_killed_anywhere_ends_the_same(
     after_two_rounds: Workspace, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = params(after_two_rounds)
-    provider = choose_provider(after_two_rounds, settings)
+    provider = create_provider(after_two_rounds, settings)
 
     def die(*_: object, **__: object) -> None:
         raise Killed
@@ -179,19 +186,21 @@ def test_a_collection_killed_anywhere_ends_the_same(
         with pytest.raises(Killed):
             collect_two(after_two_rounds, provider, settings)
     # what the next night does first
-    settle(after_two_rounds, newest_round(after_two_rounds))
+    finalize_collection(after_two_rounds, newest_round(after_two_rounds))
     if newest_round(after_two_rounds) == 1:
-        assert collect_two(after_two_rounds, provider, settings).images == BUDGET
+        assert collect_two(after_two_rounds, provider, settings).num_images == BUDGET
     assert newest_round(after_two_rounds) == 2
     assert len(files.read_json(after_two_rounds.label_batch(2))["images"]) == BUDGET
-    collected = read_delivery(after_two_rounds, 2)
+    collected = read_annotation_batch(after_two_rounds, 2)
     assert collected is not None
     assert collected.state == "collected"
     assert {path.name for path in collected.folder.iterdir()} == {"delivery.json", "manifest.jsonl"}
-    assert (after_two_rounds.previous / "teacher.pth").read_bytes() == b"teacher of 8 labels"
-    assert vcs.git(after_two_rounds.root, "status", "--porcelain") == ""
+    assert (after_two_rounds.warm_start / "teacher.pth").read_bytes() == b"teacher of 8 labels"
+    assert vcs.run_git(after_two_rounds.root, "status", "--porcelain") == ""
     assert not after_two_rounds.quarantine.exists()
-    data_versions.dvc(after_two_rounds.root, "status", "--quiet", "data/previous.dvc", "data/frozen.dvc")
+    data_versions.run_dvc(
+        after_two_rounds.root, "status", "--quiet", "data/warm_start.dvc", "data/detections_at_selection.dvc"
+    )
 
 
 def test_a_delivery_that_lost_its_files_says_which(after_two_rounds: Workspace) -> None:
@@ -203,12 +212,12 @@ def test_a_delivery_that_lost_its_files_says_which(after_two_rounds: Workspace) 
 
 
 def test_a_batch_is_offered_once_however_often_it_is_delivered(after_two_rounds: Workspace) -> None:
-    before = vcs.revision(after_two_rounds.root)
+    before = vcs.head_commit(after_two_rounds.root)
     provider = Scripted([])
     for _ in range(2):
-        assert deliver(after_two_rounds, provider, params(after_two_rounds), 1).images == BUDGET
+        assert deliver(after_two_rounds, provider, params(after_two_rounds), 1).num_images == BUDGET
     assert provider.calls == []
-    assert vcs.revision(after_two_rounds.root) == before
+    assert vcs.head_commit(after_two_rounds.root) == before
 
 
 def test_a_delivery_killed_before_the_provider_heard_of_it_goes_out_with_the_same_key(
@@ -221,7 +230,7 @@ def test_a_delivery_killed_before_the_provider_heard_of_it_goes_out_with_the_sam
         patch.setattr(provider, "deliver", lambda _: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             deliver(after_two_rounds, provider, params(after_two_rounds), 1)
-    prepared = read_delivery(after_two_rounds, 2)
+    prepared = read_annotation_batch(after_two_rounds, 2)
     assert prepared is not None
     assert (prepared.state, prepared.key, prepared.receipt) == ("prepared", key, None)
     deliver(after_two_rounds, provider, params(after_two_rounds), 1)
@@ -238,10 +247,10 @@ def test_a_half_filled_delivery_folder_is_filled_again(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            prepare_delivery(after_two_rounds, "campaign", 2, tasks)
-    assert read_delivery(after_two_rounds, 2) is None
-    assert [delivery.batch for delivery in all_deliveries(after_two_rounds)] == [1]
-    assert deliver(after_two_rounds, Scripted([]), params(after_two_rounds), 1).images == BUDGET
+            prepare_annotation_batch(after_two_rounds, "campaign", 2, tasks)
+    assert read_annotation_batch(after_two_rounds, 2) is None
+    assert [delivery.batch for delivery in all_annotation_batches(after_two_rounds)] == [1]
+    assert deliver(after_two_rounds, Scripted([]), params(after_two_rounds), 1).num_images == BUDGET
 
 
 def test_an_empty_selection_ends_the_campaign_and_asks_for_nothing(after_two_rounds: Workspace) -> None:
@@ -253,9 +262,9 @@ def test_an_empty_selection_ends_the_campaign_and_asks_for_nothing(after_two_rou
     files.write_json(after_two_rounds.ledger(1), {**ledger, "manifest_sha256": files.sha256_file(manifest)})
     provider = Scripted([])
     delivered = deliver(after_two_rounds, provider, params(after_two_rounds), 1)
-    assert (delivered.images, provider.calls) == (0, [])
+    assert (delivered.num_images, provider.calls) == (0, [])
     assert "the campaign is complete" in delivered.message
-    handed_over = read_delivery(after_two_rounds, 2)
+    handed_over = read_annotation_batch(after_two_rounds, 2)
     assert handed_over is not None
     assert (handed_over.image_ids, handed_over.state) == ((), "collected")
     assert (handed_over.folder / "teacher.pth").is_file()
@@ -273,7 +282,7 @@ def test_a_manifest_of_another_derivation_is_not_delivered(after_two_rounds: Wor
 
 def forget_delivery(workspace: Workspace) -> None:
     """As if the last night had been killed right after publishing."""
-    vcs.git(workspace.root, "reset", "--quiet", "--hard", "round-0001")
+    vcs.run_git(workspace.root, "reset", "--quiet", "--hard", "round-0001")
     for path in workspace.delivery(2).iterdir():
         path.unlink()
     workspace.delivery(2).rmdir()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from flows.watching.console import shown
+from flows.watching.console import live_progress
 from tasks.errors import UserError
 
 LOGGER = logging.getLogger("prefect.task_runs")
@@ -16,7 +16,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     text = io.StringIO()
     level = LOGGER.level
     LOGGER.setLevel(logging.INFO)
-    with shown(Console(file=text, width=80), lambda number: text.write(f"table after {number}\n")):
+    with live_progress(Console(file=text, width=80), lambda number: text.write(f"table after {number}\n")):
         yield text
     LOGGER.setLevel(level)
 
@@ -57,6 +57,6 @@ def test_a_users_mistake_is_left_to_the_last_line_and_other_trouble_is_shown(scr
 
 
 def test_afterwards_prefect_logs_as_before() -> None:
-    with shown(Console(file=io.StringIO()), lambda _: None):
+    with live_progress(Console(file=io.StringIO()), lambda _: None):
         assert not LOGGER.propagate
     assert LOGGER.propagate

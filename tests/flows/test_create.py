@@ -10,30 +10,30 @@ import pytest
 import yaml
 
 from flows import data_versions, vcs
-from flows.code_digests import code_digests, drifted_stages, refresh_code_digests
+from flows.code_digests import code_digests, refresh_code_digests, stale_stages
 from flows.create import create_workspace
-from flows.demo import prepare_demo, rounds_to_go
-from flows.template import campaign_dvc_yaml
+from flows.demo import prepare_demo, remaining_rounds
+from flows.template import workspace_dvc_yaml
 from tasks import files
 from tasks.errors import UserError
 from tasks.paths import STAGES, Workspace
-from tests.flows.tiny import CLASSES, POOL, REPOSITORY, draw_source, environment, gleaner, new_campaign
+from tests.flows.tiny import CLASSES, POOL, REPOSITORY, make_source, run_gleaner, subprocess_env, workspace_config
 
 
 def test_a_new_campaign_is_committed_whole(tiny: Workspace) -> None:
-    assert vcs.git(tiny.root, "status", "--porcelain") == ""
-    tracked = set(vcs.git(tiny.root, "ls-files").splitlines())
+    assert vcs.run_git(tiny.root, "status", "--porcelain") == ""
+    tracked = set(vcs.run_git(tiny.root, "ls-files").splitlines())
     assert {
         "params.yaml",
         "dvc.yaml",
-        "code.json",
+        "code_versions.json",
         "data/images.dvc",
         "data/index.parquet.dvc",
-        "data/frozen.dvc",
-        "data/previous.dvc",
+        "data/detections_at_selection.dvc",
+        "data/warm_start.dvc",
         "data/val.parquet",
         "data/calibration.parquet",
-        "data/import.json",
+        "data/import_report.json",
         "data/labels/batch-0000.json",
     } <= tracked
     assert not any(name.startswith(("oracle", "data/images/", ".gleaner")) for name in tracked)
@@ -44,7 +44,7 @@ def test_dvc_reports_nothing_home_and_stages_nothing(tiny: Workspace) -> None:
     config = (tiny.root / ".dvc" / "config").read_text()
     for line in ("analytics = false", "autostage = false", "check_update = false", "type = reflink,hardlink,copy"):
         assert line in config
-    assert data_versions.dvc(tiny.root, "config", "core.analytics") == "false"
+    assert data_versions.run_dvc(tiny.root, "config", "core.analytics") == "false"
     assert not data_versions.has_default_remote(tiny.root)
 
 
@@ -57,12 +57,12 @@ def test_params_are_the_repositorys_with_the_campaigns_classes(tiny: Workspace) 
 
 
 def test_the_graph_is_the_repositorys_without_draw_and_with_code_digests() -> None:
-    ours = yaml.safe_load(campaign_dvc_yaml())["stages"]
+    ours = yaml.safe_load(workspace_dvc_yaml())["stages"]
     theirs = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
     assert list(ours) == list(STAGES)
     for stage, entry in ours.items():
         assert not any(path.startswith(("tasks/", "detectron_ext")) for path in entry["deps"])
-        assert {"code.json": [stage]} in entry["params"]
+        assert {"code_versions.json": [stage]} in entry["params"]
         assert set(theirs[stage]["deps"]) - set(entry["deps"]) == {
             path for path in theirs[stage]["deps"] if path.startswith(("tasks/", "detectron_ext"))
         }
@@ -70,27 +70,27 @@ def test_the_graph_is_the_repositorys_without_draw_and_with_code_digests() -> No
 
 
 def test_a_second_init_of_the_same_place_is_refused_and_changes_nothing(tiny: Workspace, tmp_path: Path) -> None:
-    before = vcs.revision(tiny.root)
-    source = draw_source(tmp_path / "again")
-    with pytest.raises(UserError, match="Go on with: gleaner night"):
-        create_workspace(tiny.root, new_campaign(source))
-    assert vcs.revision(tiny.root) == before
+    before = vcs.head_commit(tiny.root)
+    source = make_source(tmp_path / "again")
+    with pytest.raises(UserError, match="Go on with: gleaner run"):
+        create_workspace(tiny.root, workspace_config(source))
+    assert vcs.head_commit(tiny.root) == before
 
 
 def test_a_place_that_is_taken_is_refused(tmp_path: Path) -> None:
-    source = draw_source(tmp_path / "source")
+    source = make_source(tmp_path / "source")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="expected an empty or a new folder"):
-        create_workspace(tmp_path / "taken", new_campaign(source))
+        create_workspace(tmp_path / "taken", workspace_config(source))
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["thesis.tex"]
 
 
 def test_an_empty_folder_and_missing_parents_will_do(tmp_path: Path) -> None:
-    source = draw_source(tmp_path / "source")
+    source = make_source(tmp_path / "source")
     target = tmp_path / "deep" / "down"
     target.mkdir(parents=True)
-    data = create_workspace(target, new_campaign(source))
+    data = create_workspace(target, workspace_config(source))
     assert data.counts["pool_images"] == POOL
     assert [path.name for path in target.parent.iterdir()] == ["down"]
 
@@ -104,18 +104,18 @@ def test_an_empty_folder_and_missing_parents_will_do(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistyped_setting_leaves_nothing_behind(tmp_path: Path, setting: str, problem: str) -> None:
-    source = draw_source(tmp_path / "source")
+    source = make_source(tmp_path / "source")
     with pytest.raises(UserError, match=problem):
-        create_workspace(tmp_path / "new", new_campaign(source, setting))
+        create_workspace(tmp_path / "new", workspace_config(source, setting))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_a_killed_init_leaves_no_campaign_and_the_next_one_works(tmp_path: Path) -> None:
-    source = draw_source(tmp_path / "source")
+    source = make_source(tmp_path / "source")
     command = [sys.executable, "-m", "flows.cli", "init", "new", "--format", "coco", "--oracle", "--seed-labels", "3"]
     command += ["--images", str(source.images), "--annotations", str(source.annotations)]
     building = tmp_path / ".new.gleaner-init"
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=tmp_path, env=subprocess_env(), stdout=subprocess.DEVNULL)
     deadline_s = time.monotonic() + 60
     while not (building / ".git").exists():
         assert time.monotonic() < deadline_s
@@ -123,34 +123,34 @@ def test_a_killed_init_leaves_no_campaign_and_the_next_one_works(tmp_path: Path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "new").exists()
-    assert subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, check=True).stdout
+    assert subprocess.run(command, cwd=tmp_path, env=subprocess_env(), capture_output=True, check=True).stdout
     assert {path.name for path in tmp_path.iterdir()} == {"source", "new"}
-    assert vcs.git(tmp_path / "new", "status", "--porcelain") == ""
+    assert vcs.run_git(tmp_path / "new", "status", "--porcelain") == ""
 
 
 def test_init_inside_another_repository_makes_its_own(tmp_path: Path) -> None:
-    vcs.create_repository(tmp_path)
-    source = draw_source(tmp_path / "source")
-    create_workspace(tmp_path / "new", new_campaign(source))
-    assert Path(vcs.git(tmp_path / "new", "rev-parse", "--show-toplevel")) == (tmp_path / "new").resolve()
+    vcs.init_repository(tmp_path)
+    source = make_source(tmp_path / "source")
+    create_workspace(tmp_path / "new", workspace_config(source))
+    assert Path(vcs.run_git(tmp_path / "new", "rev-parse", "--show-toplevel")) == (tmp_path / "new").resolve()
 
 
 def test_the_users_images_are_copied_not_linked(tiny: Workspace, tmp_path: Path) -> None:
-    source = draw_source(tmp_path / "mine")
-    create_workspace(tmp_path / "campaign", new_campaign(source))
+    source = make_source(tmp_path / "mine")
+    create_workspace(tmp_path / "campaign", workspace_config(source))
     assert all(os.access(path, os.W_OK) and path.stat().st_nlink == 1 for path in source.images.iterdir())
 
 
 def test_a_change_of_gleaner_is_seen_and_taken_over(tiny: Workspace) -> None:
-    assert drifted_stages(tiny) == []
-    recorded = files.read_json(tiny.code_digests)
+    assert stale_stages(tiny) == []
+    recorded = files.read_json(tiny.code_versions)
     assert set(recorded) == set(STAGES)
-    files.write_json(tiny.code_digests, {**recorded, "train": "0" * 64})
-    assert drifted_stages(tiny) == ["train"]
-    shown = gleaner("status", cwd=tiny.root)
+    files.write_json(tiny.code_versions, {**recorded, "train": "0" * 64})
+    assert stale_stages(tiny) == ["train"]
+    shown = run_gleaner("status", cwd=tiny.root)
     assert "Gleaner's code has changed for train" in shown.stdout
     refresh_code_digests(tiny)
-    assert files.read_json(tiny.code_digests) == recorded
+    assert files.read_json(tiny.code_versions) == recorded
 
 
 def test_a_stages_digest_covers_its_own_sources_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_a_stages_digest_covers_its_own_sources_only(tmp_path: Path, monkeypatch
         shutil.copytree(REPOSITORY / name, copied / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(REPOSITORY / name, copied / name)
-    monkeypatch.setattr("flows.code_digests._PACKAGES", copied)
+    monkeypatch.setattr("flows.code_digests._PACKAGE_ROOT", copied)
     before = code_digests()
     (copied / "tasks" / "__pycache__").mkdir()
     (copied / "tasks" / "__pycache__" / "select.pyc").write_text("x")
@@ -171,10 +171,10 @@ def test_a_stages_digest_covers_its_own_sources_only(tmp_path: Path, monkeypatch
 @pytest.mark.slow
 def test_the_demo_campaign_is_made_once(tmp_path: Path) -> None:
     prepare_demo(tmp_path / "demo")
-    revision = vcs.revision(tmp_path / "demo")
+    revision = vcs.head_commit(tmp_path / "demo")
     prepare_demo(tmp_path / "demo")
-    assert vcs.revision(tmp_path / "demo") == revision
-    assert rounds_to_go(Workspace(tmp_path / "demo")) == 3
+    assert vcs.head_commit(tmp_path / "demo") == revision
+    assert remaining_rounds(Workspace(tmp_path / "demo")) == 3
 
 
 def test_the_demo_leaves_other_folders_alone(tmp_path: Path) -> None:

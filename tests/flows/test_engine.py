@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.tiny import environment
+from tests.flows.tiny import subprocess_env
 
 _COMMAND = """
 import sys, urllib.request, os
@@ -24,7 +24,7 @@ def test_three_commands_may_begin_at_once_in_a_new_folder(tmp_path: Path) -> Non
     commands = [
         subprocess.Popen(
             [sys.executable, "-c", _COMMAND, str(tmp_path / "new")],
-            env=environment(HOME=str(tmp_path)),
+            env=subprocess_env(HOME=str(tmp_path)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

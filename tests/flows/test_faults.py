@@ -18,9 +18,9 @@ from flows import data_versions, vcs
 from flows.data_versions import DvcError
 from flows.night import publish_round, push_data
 from flows.records.publish import PublishError
-from flows.safety.causes import named_causes
-from flows.safety.process import end_with_parent
-from flows.safety.retries import DELAYS_S
+from flows.safety.causes import translate_service_errors
+from flows.safety.process import set_pdeathsig
+from flows.safety.retries import RETRY_DELAYS_S
 from flows.stage_log import stage_log
 from infra.stack.ports import free_ports
 from tasks import files
@@ -28,19 +28,19 @@ from tasks.errors import DiskFullError
 from tasks.params import load_params
 from tasks.paths import Workspace
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
-from tests.flows.nights import type_night, until
-from tests.flows.tiny import environment, gleaner
+from tests.flows.nights import start_cli_run, wait_until
+from tests.flows.tiny import run_gleaner, subprocess_env
 from tests.services import S3Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_engine")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_test_server")]
 TEACHER_BYTES = 3 << 20
-SOON = [0.5] * len(DELAYS_S)
+SOON = [0.5] * len(RETRY_DELAYS_S)
 PASSING: list[tuple[Fault, Callable[[FaultyProxy], None]]] = [
-    ("refused", lambda proxy: proxy.show("refused", heal_after_s=1.5)),
-    ("500", lambda proxy: proxy.show("500", connections=3)),
-    ("hang", lambda proxy: proxy.show("hang", connections=3)),
-    ("cut", lambda proxy: proxy.show("cut", connections=2, cut_after_bytes=TEACHER_BYTES // 4)),
-    ("slow", lambda proxy: proxy.show("slow")),
+    ("refused", lambda proxy: proxy.inject("refused", recover_after_s=1.5)),
+    ("500", lambda proxy: proxy.inject("500", connections=3)),
+    ("hang", lambda proxy: proxy.inject("hang", connections=3)),
+    ("cut", lambda proxy: proxy.inject("cut", connections=2, cut_after_bytes=TEACHER_BYTES // 4)),
+    ("slow", lambda proxy: proxy.inject("slow")),
 ]
 
 
@@ -55,11 +55,11 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
             [*command, *stores],
-            env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+            env=subprocess_env(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=end_with_parent(signal.SIGTERM),  # also when the tests are killed
+            preexec_fn=set_pdeathsig(signal.SIGTERM),  # also when the tests are killed
         )
         try:
             _wait_for(f"{address}/health")
@@ -83,7 +83,7 @@ def _wait_for(url: str) -> None:
 @pytest.fixture
 def unpublished(after_two_rounds: Workspace) -> Workspace:
     """Round 1 is derived and not published; its teacher is large enough to be cut in the middle."""
-    vcs.git(after_two_rounds.root, "tag", "--delete", "round-0001")
+    vcs.run_git(after_two_rounds.root, "tag", "--delete", "round-0001")
     teacher = after_two_rounds.derived("train") / "teacher.pth"
     files.write_bytes(teacher, os.urandom(TEACHER_BYTES))
     return after_two_rounds
@@ -101,7 +101,7 @@ def through_proxy(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def publish(workspace: Workspace) -> None:
     """As a night does, with less patience."""
-    with named_causes("MLflow", PublishError):
+    with translate_service_errors("MLflow", PublishError):
         publish_round.with_options(retry_delay_seconds=SOON)(workspace, load_params(workspace.params), 1)
 
 
@@ -134,8 +134,8 @@ def test_an_mlflow_that_fails_for_a_while_gets_the_round_all_the_same(
 ) -> None:
     dict(PASSING)[fault](through_proxy)  # type: ignore[index]
     publish(unpublished)
-    assert fault == "refused" or through_proxy.shown > 0
-    through_proxy.show("none")
+    assert fault == "refused" or through_proxy.num_faults > 0
+    through_proxy.inject("none")
     published(unpublished, mlflow_server)
 
 
@@ -143,13 +143,13 @@ def test_an_mlflow_that_fails_for_a_while_gets_the_round_all_the_same(
 def test_an_mlflow_that_is_gone_is_named_and_the_next_night_goes_on(
     unpublished: Workspace, through_proxy: FaultyProxy, mlflow_server: str, fault: Fault
 ) -> None:
-    through_proxy.show(fault, cut_after_bytes=TEACHER_BYTES // 4)
-    with pytest.raises(PublishError, match="gleaner night goes on from there when MLflow answers") as caught:
+    through_proxy.inject(fault, cut_after_bytes=TEACHER_BYTES // 4)
+    with pytest.raises(PublishError, match="gleaner run goes on from there when MLflow answers") as caught:
         publish(unpublished)
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
     assert not vcs.has_tag(unpublished.root, "round-0001")
-    through_proxy.show("none")
+    through_proxy.inject("none")
     publish(unpublished)
     published(unpublished, mlflow_server)
 
@@ -160,7 +160,7 @@ def remote(
 ) -> Iterator[tuple[Workspace, FaultyProxy, str]]:
     """A campaign whose DVC remote is an S3 server behind the proxy."""
     bucket = s3_server.new_bucket()
-    s3_server.use(monkeypatch)
+    s3_server.set_environment(monkeypatch)
     with faulty_proxy(s3_server.url) as proxy:
         root = after_two_rounds.root
         for arguments in (
@@ -169,33 +169,33 @@ def remote(
             ("modify", "--local", "s3", "read_timeout", "2"),
             ("modify", "--local", "s3", "connect_timeout", "2"),
         ):
-            data_versions.dvc(root, "remote", *arguments)
+            data_versions.run_dvc(root, "remote", *arguments)
         yield after_two_rounds, proxy, bucket
 
 
 def all_pushed(workspace: Workspace) -> bool:
-    return "in sync" in data_versions.dvc(workspace.root, "status", "--cloud", "--all-tags")
+    return "in sync" in data_versions.run_dvc(workspace.root, "status", "--cloud", "--all-tags")
 
 
 def test_a_remote_that_fails_for_a_while_gets_everything(remote: tuple[Workspace, FaultyProxy, str]) -> None:
     workspace, proxy, _ = remote
     push = push_data.with_options(retry_delay_seconds=SOON)
     for fault, connections, cut in (("reset", 3, 0), ("500", 3, 0), ("cut", 2, 300)):
-        proxy.show(fault, connections, cut)  # type: ignore[arg-type]
+        proxy.inject(fault, connections, cut)  # type: ignore[arg-type]
         assert push(workspace)
-        assert proxy.shown > 0
-    proxy.show("none")
+        assert proxy.num_faults > 0
+    proxy.inject("none")
     assert all_pushed(workspace)
 
 
 def test_a_remote_that_is_gone_or_refuses_is_named(remote: tuple[Workspace, FaultyProxy, str]) -> None:
     workspace, proxy, _ = remote
-    push = push_data.with_options(retry_delay_seconds=[0.0] * len(DELAYS_S))
-    proxy.show("refused")
+    push = push_data.with_options(retry_delay_seconds=[0.0] * len(RETRY_DELAYS_S))
+    proxy.inject("refused")
     with pytest.raises(DvcError, match="dvc push ended with code") as caught:
         push(workspace)
     assert caught.value.transient
-    proxy.show("none")
+    proxy.inject("none")
     assert push(workspace)
     assert all_pushed(workspace)
 
@@ -215,36 +215,36 @@ def test_a_prefect_api_that_is_away_for_a_while_is_not_noticed_and_one_that_is_g
     assert api_url is not None
     with faulty_proxy(api_url) as proxy:
         impatient = {"PREFECT_API_URL": f"{proxy.url}/api", "PREFECT_CLIENT_MAX_RETRIES": "1"}
-        night = type_night(tiny.root, **impatient)
-        until(lambda: stage_log(tiny, 0, "train").is_file())
-        proxy.show("refused")
+        night = start_cli_run(tiny.root, **impatient)
+        wait_until(lambda: stage_log(tiny, 0, "train").is_file())
+        proxy.inject("refused")
         said, _ = night.communicate(timeout=200)
         assert night.returncode == 1, said
         assert "Traceback" not in said
         assert "Prefect: the answer is an error" in said
 
-        proxy.show("500", connections=4)
+        proxy.inject("500", connections=4)
         patient = {"PREFECT_API_URL": f"{proxy.url}/api", "PREFECT_CLIENT_RETRY_JITTER_FACTOR": "0"}
-        second = gleaner("night", cwd=tiny.root, **patient)
+        second = run_gleaner("night", cwd=tiny.root, **patient)
         assert second.returncode == 0, second.stdout + second.stderr
-        assert proxy.shown == 4
+        assert proxy.num_faults == 4
     assert vcs.has_tag(tiny.root, "round-0000")
     assert stage_log(tiny, 0, "prepare").read_text().count("Running stage 'prepare'") == 1
 
 
 def test_a_disk_that_is_full_while_publishing_is_named_and_nothing_is_half_done(
-    unpublished: Workspace, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    unpublished: Workspace, full_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLflow's artifacts lie on a file system with room for half a teacher."""
-    (small_disk / "ballast").write_bytes(b"x" * (6 << 20))
+    (full_disk / "ballast").write_bytes(b"x" * (6 << 20))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (unpublished.root / "mlflow.db").unlink()  # of the campaign it is a copy of, and so are its artifacts
     artifacts = unpublished.root / "mlartifacts"
     shutil.rmtree(artifacts, ignore_errors=True)
-    artifacts.symlink_to(small_disk, target_is_directory=True)
+    artifacts.symlink_to(full_disk, target_is_directory=True)
     with pytest.raises(DiskFullError, match="the space left on the disk is 0"):
         publish(unpublished)
     assert not vcs.has_tag(unpublished.root, "round-0001")
-    (small_disk / "ballast").unlink()
+    (full_disk / "ballast").unlink()
     publish(unpublished)
     assert vcs.has_tag(unpublished.root, "round-0001")

@@ -6,49 +6,49 @@ from pathlib import Path
 import pytest
 
 from flows import data_versions, vcs
-from flows.records.audit.examine import audit
-from flows.records.dvc_objects import objects_of
-from flows.records.gc import find_garbage, remove
+from flows.records.audit.examine import run_audit
+from flows.records.dvc_objects import open_dvc_cache
+from flows.records.gc import find_garbage, remove_garbage
 from flows.records.publish import push
 from tasks import files
 from tasks.errors import UserError
 from tasks.paths import Workspace
-from tests.flows.tiny import gleaner
+from tests.flows.tiny import run_gleaner
 
 pytestmark = pytest.mark.slow
-JUNK = b"left by a derivation that was cut off" * 100
+ORPHAN_BYTES = b"left by a derivation that was cut off" * 100
 
 
-def leave_junk(workspace: Workspace) -> Path:
+def write_orphan_object(workspace: Workspace) -> Path:
     """A stored output that no file refers to any more; its object."""
     junk = workspace.root / "data" / "junk.bin"
-    files.write_bytes(junk, JUNK)
+    files.write_bytes(junk, ORPHAN_BYTES)
     data_versions.add(workspace, junk)
     if data_versions.has_default_remote(workspace.root):
-        data_versions.dvc(workspace.root, "push", "--quiet")
+        data_versions.run_dvc(workspace.root, "push", "--quiet")
     (md5,) = [line.split()[-1] for line in Path(f"{junk}.dvc").read_text().splitlines() if "md5:" in line]
     Path(f"{junk}.dvc").unlink()
     junk.unlink()
-    vcs.git(workspace.root, "checkout", "--quiet", "--", "data")
-    return objects_of(workspace.root).path(md5)
+    vcs.run_git(workspace.root, "checkout", "--quiet", "--", "data")
+    return open_dvc_cache(workspace.root).object_path(md5)
 
 
 def test_only_what_nothing_needs_is_freed(after_two_rounds: Workspace) -> None:
     root = after_two_rounds.root
     assert find_garbage(after_two_rounds, remote=False) == []
-    junk = leave_junk(after_two_rounds)
-    told = gleaner("gc", "--json", cwd=root)
-    assert json.loads(told.stdout) == [{"place": "cache", "what": "unknown", "objects": 1, "bytes": len(JUNK)}]
+    junk = write_orphan_object(after_two_rounds)
+    told = run_gleaner("gc", "--json", cwd=root)
+    assert json.loads(told.stdout) == [{"place": "cache", "what": "unknown", "objects": 1, "bytes": len(ORPHAN_BYTES)}]
     assert "Nothing was deleted" in told.stderr
     assert junk.is_file()
-    done = gleaner("gc", "--yes", cwd=root)
+    done = run_gleaner("gc", "--yes", cwd=root)
     assert (done.returncode, "Freed 0.00 MiB." in done.stdout) == (0, True), done.stdout + done.stderr
     assert not junk.exists()
-    checks = audit(after_two_rounds, None, recompute=False, on_check=lambda _: None)
+    checks = run_audit(after_two_rounds, None, recompute=False, on_check=lambda _: None)
     assert [finding for check in checks for finding in check.findings] == []
     for tag in ("round-0000", "round-0001"):
-        vcs.git(root, "checkout", "--quiet", tag)
-        data_versions.dvc(root, "checkout", "--quiet")
+        vcs.run_git(root, "checkout", "--quiet", tag)
+        data_versions.run_dvc(root, "checkout", "--quiet")
         assert data_versions.is_clean(root)
 
 
@@ -56,14 +56,14 @@ def test_a_replaced_derivation_is_garbage_by_name(after_two_rounds: Workspace) -
     """Committed, then taken back before it was tagged."""
     root = after_two_rounds.root
     files.write_bytes(after_two_rounds.derived("train") / "teacher.pth", b"another teacher")
-    data_versions.dvc(root, "commit", "--quiet", "--force", "train")
-    vcs.git(root, "commit", "--quiet", "--all", "--message", "Derive round 1 otherwise")
-    vcs.git(root, "reset", "--quiet", "--hard", "HEAD~1")
-    data_versions.dvc(root, "checkout", "--quiet", "--force")
+    data_versions.run_dvc(root, "commit", "--quiet", "--force", "train")
+    vcs.run_git(root, "commit", "--quiet", "--all", "--message", "Derive round 1 otherwise")
+    vcs.run_git(root, "reset", "--quiet", "--hard", "HEAD~1")
+    data_versions.run_dvc(root, "checkout", "--quiet", "--force")
     (group,) = find_garbage(after_two_rounds, remote=False)
-    assert (group.what, len(group.md5s)) == ("derived/train", 2)  # the teacher, and the list of the folder
-    remove(after_two_rounds, [group])
-    remove(after_two_rounds, [group])
+    assert (group.path, len(group.md5s)) == ("derived/train", 2)  # the teacher, and the list of the folder
+    remove_garbage(after_two_rounds, [group])
+    remove_garbage(after_two_rounds, [group])
     assert find_garbage(after_two_rounds, remote=False) == []
     assert data_versions.is_clean(root)
 
@@ -72,13 +72,13 @@ def test_the_remote_is_freed_too_when_asked(after_two_rounds: Workspace, tmp_pat
     root = after_two_rounds.root
     with pytest.raises(UserError, match="a default remote is not set"):
         find_garbage(after_two_rounds, remote=True)
-    data_versions.dvc(root, "remote", "add", "--quiet", "--local", "--default", "store", str(tmp_path / "store"))
+    data_versions.run_dvc(root, "remote", "add", "--quiet", "--local", "--default", "store", str(tmp_path / "store"))
     push(after_two_rounds)
-    leave_junk(after_two_rounds)
+    write_orphan_object(after_two_rounds)
     before = {path for path in (tmp_path / "store").rglob("*") if path.is_file()}
     garbage = find_garbage(after_two_rounds, remote=True)
-    assert [(group.place, len(group.md5s)) for group in garbage] == [("cache", 1), ("remote", 1)]
-    remove(after_two_rounds, garbage)
+    assert [(group.location, len(group.md5s)) for group in garbage] == [("cache", 1), ("remote", 1)]
+    remove_garbage(after_two_rounds, garbage)
     after = {path for path in (tmp_path / "store").rglob("*") if path.is_file()}
     assert after < before
     assert len(before - after) == 1

@@ -16,15 +16,15 @@ from prefect.states import Cancelling
 
 from flows import data_versions, vcs
 from flows.environment import tracking_uri
-from flows.records.tracking import PROCESS
+from flows.records.tracking import PROCESS_TAG
 from flows.safety.identity import ProcessIdentity
-from flows.safety.locks import read_holder
-from flows.safety.unfinished import close_unfinished
+from flows.safety.locks import read_owner
+from flows.safety.unfinished import close_crashed_runs
 from flows.stage_log import stage_log
-from flows.workspaces import night_lock
+from flows.workspaces import run_lock
 from tasks.paths import Workspace
-from tests.flows.nights import type_night, until
-from tests.flows.tiny import gleaner, trouble
+from tests.flows.nights import start_cli_run, wait_until
+from tests.flows.tiny import inject_fault, run_gleaner
 
 pytestmark = pytest.mark.slow
 
@@ -37,10 +37,10 @@ def said(workspace: Workspace, stage: str) -> int:
 
 def night_hanging_in(workspace: Workspace, stage: str, **changes: str) -> tuple[subprocess.Popen[str], Path]:
     """A night that has begun ``stage``, and the file that lets it hang there; without it the next one goes on."""
-    hanging = trouble(workspace, stage, "hang")
+    hanging = inject_fault(workspace, stage, "hang")
     begun = said(workspace, stage)
-    night = type_night(workspace.root, **changes)
-    until(lambda: said(workspace, stage) > begun)
+    night = start_cli_run(workspace.root, **changes)
+    wait_until(lambda: said(workspace, stage) > begun)
     return night, hanging
 
 
@@ -72,9 +72,9 @@ def test_a_night_killed_in_train_and_in_infer_goes_on_and_does_nothing_twice(tin
         code, _, children, commands = stop_in(tiny, stage, signal.SIGKILL)
         assert code == -signal.SIGKILL
         assert any("fake_stages.py" in command for command in commands)
-        until(lambda: all_gone(children))  # noqa: B023 (called at once)
-        assert vcs.git(tiny.root, "tag") == ""
-    finished = gleaner("night", cwd=tiny.root)
+        wait_until(lambda: all_gone(children))  # noqa: B023 (called at once)
+        assert vcs.run_git(tiny.root, "tag") == ""
+    finished = run_gleaner("night", cwd=tiny.root)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     # train: killed once, then done; evaluate: done by the second night; infer: killed there, done by the third
     assert {stage: said(tiny, stage) for stage in ("train", "evaluate", "infer", "report")} == {
@@ -84,11 +84,11 @@ def test_a_night_killed_in_train_and_in_infer_goes_on_and_does_nothing_twice(tin
         "report": 1,
     }
     assert sorted(path.name for path in tiny.labels.iterdir()) == ["batch-0000.json"]
-    assert vcs.git(tiny.root, "tag").splitlines() == ["round-0000"]
+    assert vcs.run_git(tiny.root, "tag").splitlines() == ["round-0000"]
     assert runs_and_versions(tiny) == (1, 1)
     assert [path.name for path in sorted((tiny.root / "deliveries").iterdir())] == ["batch-0001"]
     assert data_versions.is_clean(tiny.root)
-    assert vcs.git(tiny.root, "status", "--porcelain") == ""
+    assert vcs.run_git(tiny.root, "status", "--porcelain") == ""
     assert "Round 0 is finished" in finished.stdout
     assert "Report: " in finished.stdout
     assert "was killed; going on where it was" in " ".join(finished.stderr.split())
@@ -98,7 +98,7 @@ def test_a_night_killed_in_train_and_in_infer_goes_on_and_does_nothing_twice(tin
 def test_ctrl_c_takes_the_stage_with_it(tiny: Workspace) -> None:
     code, words, children, _ = stop_in(tiny, "train", signal.SIGINT)
     assert code == 130, words
-    until(lambda: all_gone(children))
+    wait_until(lambda: all_gone(children))
     assert "Traceback" not in words
     assert "goes on from here" in words
 
@@ -106,26 +106,26 @@ def test_ctrl_c_takes_the_stage_with_it(tiny: Workspace) -> None:
 def test_sigterm_takes_the_stage_with_it(tiny: Workspace) -> None:
     code, words, children, _ = stop_in(tiny, "train", signal.SIGTERM)
     assert code == -signal.SIGTERM, words
-    until(lambda: all_gone(children))
+    wait_until(lambda: all_gone(children))
     assert "Traceback" not in words
 
 
 def test_a_second_night_says_so_and_leaves(tiny: Workspace) -> None:
-    with night_lock(tiny):
-        second = gleaner("night", cwd=tiny.root)
+    with run_lock(tiny):
+        second = run_gleaner("night", cwd=tiny.root)
     assert second.returncode == 2
     assert second.stderr.count("\n") == 1
     assert "another night is at work" in second.stderr
     assert not (tiny.root / "derived").exists()
 
 
-@pytest.mark.usefixtures("prefect_engine")
+@pytest.mark.usefixtures("prefect_test_server")
 def test_cancel_in_prefects_ui_ends_a_night_that_no_worker_has_started(tiny: Workspace) -> None:
     api_url = PREFECT_API_URL.value()
     assert api_url is not None
     night, _ = night_hanging_in(tiny, "train", PREFECT_API_URL=api_url)
     children = psutil.Process(night.pid).children(recursive=True)
-    holder = read_holder(tiny.lock.with_name("lock.holder"))
+    holder = read_owner(tiny.lock.with_name("lock.owner"))
     assert holder is not None
     assert holder.identity.pid == night.pid
     run_id = UUID(holder.notes["flow_runs"])
@@ -137,16 +137,16 @@ def test_cancel_in_prefects_ui_ends_a_night_that_no_worker_has_started(tiny: Wor
         assert night.returncode == -signal.SIGTERM, words
         assert client.read_flow_run(run_id).state_name == "Cancelled"
     assert "Traceback" not in words
-    until(lambda: all_gone(children))
+    wait_until(lambda: all_gone(children))
 
 
-@pytest.mark.usefixtures("prefect_engine")
+@pytest.mark.usefixtures("prefect_test_server")
 def test_the_night_after_a_killed_one_closes_what_it_left_open(tiny: Workspace) -> None:
     """And of another campaign's run, or of a night that lives, it touches nothing."""
     api_url = PREFECT_API_URL.value()
     assert api_url is not None
     night, _ = night_hanging_in(tiny, "train", PREFECT_API_URL=api_url)
-    holder = read_holder(tiny.lock.with_name("lock.holder"))
+    holder = read_owner(tiny.lock.with_name("lock.owner"))
     assert holder is not None
     dead_run = UUID(holder.notes["flow_runs"])
     night.kill()
@@ -156,13 +156,13 @@ def test_the_night_after_a_killed_one_closes_what_it_left_open(tiny: Workspace) 
     experiment = client.create_experiment("tiny", tags={"gleaner.campaign": campaign})
     others = [replace(holder.identity, pid=1), ProcessIdentity.own()]
     left, *living = (
-        client.create_run(experiment, tags={PROCESS: str(identity)}).info.run_id
+        client.create_run(experiment, tags={PROCESS_TAG: str(identity)}).info.run_id
         for identity in (holder.identity, *others)
     )
-    with night_lock(tiny):  # buries the dead night
-        close_unfinished(tiny)
+    with run_lock(tiny):  # buries the dead night
+        close_crashed_runs(tiny)
     assert client.get_run(left).info.status == "KILLED"
     assert {client.get_run(run).info.status for run in living} == {"RUNNING"}
     with get_client(sync_client=True) as prefect:
         assert prefect.read_flow_run(dead_run).state_name == "Crashed"
-    assert list(tiny.unfinished.iterdir()) == []
+    assert list(tiny.crashed_runs.iterdir()) == []

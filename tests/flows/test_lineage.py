@@ -7,14 +7,14 @@ import pytest
 from flows.labels.deliveries import read_manifest
 from flows.records.ledger import read_ledger
 from flows.records.lineage import model_lineage
-from flows.records.lineage_image import image_story
-from flows.records.models import round_of_model
+from flows.records.lineage_image import image_lineage
+from flows.records.models import resolve_model_ref
 from tasks import files
 from tasks.annotated import read_annotated
 from tasks.errors import UserError
 from tasks.label_store import read_batch
 from tasks.paths import Workspace
-from tests.flows.tiny import CLASSES, gleaner
+from tests.flows.tiny import CLASSES, run_gleaner
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +30,11 @@ def test_models_have_many_names(two_rounds: Workspace) -> None:
         "/2": 1,
         "@champion": 1,
     }
-    assert {asked: round_of_model(two_rounds, asked) for asked in names} == names
-    assert round_of_model(two_rounds, "round-0000") == 0
+    assert {asked: resolve_model_ref(two_rounds, asked) for asked in names} == names
+    assert resolve_model_ref(two_rounds, "round-0000") == 0
     for wrong in ("another@champion", f"{name}/7", "@best", "round-0009"):
         with pytest.raises(UserError, match="expected"):
-            round_of_model(two_rounds, wrong)
+            resolve_model_ref(two_rounds, wrong)
 
 
 def test_the_tree_leads_back_to_the_seed(two_rounds: Workspace) -> None:
@@ -44,7 +44,7 @@ def test_the_tree_leads_back_to_the_seed(two_rounds: Workspace) -> None:
     assert tree["model"]["sha256"] == files.sha256_file(two_rounds.derived("train") / "teacher.pth")
     assert tree["training"]["git_revision"] == ledgers[1]["git_revision"]
     newest, seed = tree["labels"]
-    assert newest["annotators"] == {"simulated": {"labeled": 3}}
+    assert newest["annotators"] == {"oracle": {"labeled": 3}}
     assert newest["sha256"] == ledgers[1]["labels_sha256"]
     assert seed["provider"] == "imported"
     (delivery,) = newest["deliveries"]
@@ -53,7 +53,7 @@ def test_the_tree_leads_back_to_the_seed(two_rounds: Workspace) -> None:
         (task.image_id, task.reason) for task in offered
     ]
     picker = newest["selected_by"]
-    assert delivery["picked_by_sha256"] == picker["model"]["sha256"] == ledgers[0]["teacher"]["sha256"]
+    assert delivery["selected_by_sha256"] == picker["model"]["sha256"] == ledgers[0]["teacher"]["sha256"]
     (first,) = picker["labels"]
     assert "selected_by" not in first
     assert {image["reason"] for image in first["deliveries"][0]["images"]} == {"part of the seed"}
@@ -61,17 +61,17 @@ def test_the_tree_leads_back_to_the_seed(two_rounds: Workspace) -> None:
 
 def test_an_images_story(two_rounds: Workspace) -> None:
     picked = read_manifest(two_rounds.delivery(1) / "manifest.jsonl")[0]
-    story = image_story(two_rounds, picked.image_id[:10])
+    story = image_lineage(two_rounds, picked.image_id[:10])
     assert story["image_id"] == picked.image_id
-    assert story["source"].endswith(".png")
+    assert story["file_name"].endswith(".png")
     before, after = story["rounds"]
     assert (before["sets"], after["sets"]) == (["unlabeled"], ["labeled"])
-    assert (before["picked_rank"], before["place"]) == (1, "1 of 8")
+    assert (before["selection_rank"], before["place"]) == (1, "1 of 8")
     assert before["uncertainty"] == pytest.approx(picked.uncertainty)
     assert after["uncertainty"] is None
     (offer,), (answer,) = story["offers"], story["answers"]
     assert (offer["delivery"], offer["rank"], offer["state"]) == (1, 1, "collected")
-    assert (answer["batch"], answer["annotator"], answer["counts"]) == (1, "simulated", True)
+    assert (answer["batch"], answer["annotator"], answer["counts"]) == (1, "oracle", True)
     assert answer["finished_at"] == next(
         image.finished_at for image in read_batch(two_rounds.label_batch(1)).images if image.image_id == picked.image_id
     )
@@ -79,30 +79,32 @@ def test_an_images_story(two_rounds: Workspace) -> None:
 
 def test_a_superseded_answer_is_told_and_not_learned_from(after_two_rounds: Workspace) -> None:
     content = files.read_json(after_two_rounds.label_batch(1))
-    content["others"] = [{**content["images"][0], "annotator": "ann", "finished_at": "2026-01-01T00:00:00+00:00"}]
+    content["other_annotations"] = [
+        {**content["images"][0], "annotator": "ann", "finished_at": "2026-01-01T00:00:00+00:00"}
+    ]
     files.write_json(after_two_rounds.label_batch(1), content)
     from flows import vcs
 
-    vcs.git(after_two_rounds.root, "commit", "--quiet", "--all", "--message", "x")
-    vcs.git(after_two_rounds.root, "tag", "--force", "round-0001")
-    answers = image_story(after_two_rounds, content["images"][0]["image_id"])["answers"]
-    assert [(answer["annotator"], answer["counts"]) for answer in answers] == [("simulated", True), ("ann", False)]
+    vcs.run_git(after_two_rounds.root, "commit", "--quiet", "--all", "--message", "x")
+    vcs.run_git(after_two_rounds.root, "tag", "--force", "round-0001")
+    answers = image_lineage(after_two_rounds, content["images"][0]["image_id"])["answers"]
+    assert [(answer["annotator"], answer["counts"]) for answer in answers] == [("oracle", True), ("ann", False)]
 
 
 def test_a_validation_image_was_never_offered(two_rounds: Workspace) -> None:
     image = read_annotated(two_rounds.val, CLASSES)[0]
-    story = image_story(two_rounds, image.image_id)
+    story = image_lineage(two_rounds, image.image_id)
     assert [entry["sets"] for entry in story["rounds"]] == [["validation"], ["validation"]]
     assert (story["offers"], story["answers"]) == ([], [])
     with pytest.raises(UserError, match="whose id begins with 'zz' are 0"):
-        image_story(two_rounds, "zz")
+        image_lineage(two_rounds, "zz")
 
 
 def test_the_command_prints_a_tree_or_json(two_rounds: Workspace) -> None:
-    shown = gleaner("lineage", cwd=two_rounds.root)
+    shown = run_gleaner("lineage", cwd=two_rounds.root)
     assert shown.returncode == 0, shown.stderr
     for words in ("@champion", "trained as round-0001", "picked by", "batch 0 (imported", "seed: 3 images"):
         assert words in shown.stdout
     image_id = read_manifest(two_rounds.delivery(2) / "manifest.jsonl")[0].image_id
-    told = gleaner("lineage", "--image", image_id, "--json", cwd=two_rounds.root)
+    told = run_gleaner("lineage", "--image", image_id, "--json", cwd=two_rounds.root)
     assert json.loads(told.stdout)["offers"][0]["delivery"] == 2

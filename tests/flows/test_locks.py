@@ -15,23 +15,23 @@ import pytest
 
 from flows.safety import gpu, locks
 from flows.safety.identity import ProcessIdentity
-from flows.safety.locks import HeldError, Holder, held, read_holder, write_holder
-from tests.flows.tiny import environment
+from flows.safety.locks import LockHeldError, LockOwner, acquire, read_owner, write_owner
+from tests.flows.tiny import subprocess_env
 
 HOLD = (
     "import sys, time\n"
     "from pathlib import Path\n"
-    "from flows.safety.locks import held\n"
-    "with held(Path(sys.argv[1]), 'here', print):\n"
+    "from flows.safety.locks import acquire\n"
+    "with acquire(Path(sys.argv[1]), 'here', print):\n"
     "    print('held', flush=True)\n"
     "    time.sleep(60)"
 )
 QUEUE = (
     "import sys, time\n"
     "from pathlib import Path\n"
-    "from flows.safety.gpu import turn\n"
+    "from flows.safety.gpu import gpu_lock\n"
     "def say(words): print(words, flush=True)\n"
-    "with turn(Path(sys.argv[1]), sys.argv[2], say):\n"
+    "with gpu_lock(Path(sys.argv[1]), sys.argv[2], say):\n"
     "    say('mine')\n"
     "    sys.stdin.readline()"
 )
@@ -42,7 +42,7 @@ def child(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A process that ends with the block."""
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
-        env=environment(),
+        env=subprocess_env(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -62,25 +62,25 @@ def next_line(process: subprocess.Popen[str]) -> str:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lock nobody holds; records of other machines are watched for a second."""
-    monkeypatch.setattr(locks, "WATCHED_S", 1.0)
+    monkeypatch.setattr(locks, "STALE_AFTER_S", 1.0)
     return tmp_path / "lock"
 
 
-def died_over(place: Path) -> list[Holder]:
+def died_over(place: Path) -> list[LockOwner]:
     """Take the lock; who held it last and did not give it back."""
-    dead: list[Holder] = []
-    with held(place, "x", dead.append):
+    dead: list[LockOwner] = []
+    with acquire(place, "x", dead.append):
         return dead
 
 
 def record_of(place: Path) -> Path:
-    return place.with_name("lock.holder")
+    return place.with_name("lock.owner")
 
 
-def leave(place: Path, **changes: Any) -> Holder:
+def leave(place: Path, **changes: Any) -> LockOwner:
     """A record as a killed holder leaves it."""
-    holder = Holder(replace(ProcessIdentity.own(), **changes), "2026-01-01T00:00:00+00:00", {"flow_runs": "a b"})
-    write_holder(record_of(place), holder)
+    holder = LockOwner(replace(ProcessIdentity.own(), **changes), "2026-01-01T00:00:00+00:00", {"flow_runs": "a b"})
+    write_owner(record_of(place), holder)
     return holder
 
 
@@ -88,8 +88,8 @@ def test_a_lock_names_its_holder_and_a_second_one_is_refused(place: Path) -> Non
     with child(HOLD, str(place)) as first:
         assert next_line(first) == "held"
         with (
-            pytest.raises(HeldError, match=f"another night is at work \\(process {first.pid} on") as refused,
-            held(place, "x", print),
+            pytest.raises(LockHeldError, match=f"another night is at work \\(process {first.pid} on") as refused,
+            acquire(place, "x", print),
         ):
             pass
         assert refused.value.exit_code == 2
@@ -101,9 +101,9 @@ def test_a_lock_names_its_holder_and_a_second_one_is_refused(place: Path) -> Non
 
 def test_a_lock_that_was_given_back_leaves_no_predecessor(place: Path) -> None:
     def fail() -> None:
-        with held(place, "x", print) as first:
-            first.note(flow_runs="a")
-            assert read_holder(record_of(place)) == first.holder
+        with acquire(place, "x", print) as first:
+            first.add_notes(flow_runs="a")
+            assert read_owner(record_of(place)) == first.owner
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -121,9 +121,9 @@ def test_a_living_holder_is_respected_even_when_its_lock_file_was_removed(place:
     with child(HOLD, str(place)) as first:
         assert next_line(first) == "held"
         place.unlink()
-        with pytest.raises(HeldError, match=f"process {first.pid}"), held(place, "x", print):
+        with pytest.raises(LockHeldError, match=f"process {first.pid}"), acquire(place, "x", print):
             pass
-        assert read_holder(record_of(place)) is not None  # the refusal took nothing away
+        assert read_owner(record_of(place)) is not None  # the refusal took nothing away
 
 
 @pytest.mark.parametrize("other", [{"boot": "another"}, {"boot": "another", "host": "elsewhere"}])
@@ -146,7 +146,7 @@ def test_a_beating_record_of_another_machine_is_respected_whatever_its_clock_say
     heart = threading.Thread(target=beat)
     heart.start()
     try:
-        with pytest.raises(HeldError, match="on elsewhere"), held(place, "x", print):
+        with pytest.raises(LockHeldError, match="on elsewhere"), acquire(place, "x", print):
             pass
     finally:
         over.set()
@@ -160,7 +160,7 @@ def test_a_clock_that_was_set_decides_nothing(place: Path, days: int) -> None:
     with child(HOLD, str(place)) as first:
         assert next_line(first) == "held"
         os.utime(record_of(place), (at_s, at_s))
-        with pytest.raises(HeldError), held(place, "x", print):
+        with pytest.raises(LockHeldError), acquire(place, "x", print):
             pass
     os.utime(record_of(place), (at_s, at_s))
     assert len(died_over(place)) == 1
@@ -174,7 +174,7 @@ def test_half_a_record_stops_nobody(place: Path, content: str) -> None:
 
 def test_the_heart_beats_while_the_lock_is_held(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "HEARTBEAT_S", 0.05)
-    with held(place, "x", print):
+    with acquire(place, "x", print):
         os.utime(record_of(place), (1, 1))
         deadline_s = time.monotonic() + 10
         while record_of(place).stat().st_mtime == 1:
@@ -232,21 +232,23 @@ def test_the_gpus_a_stage_may_use_are_found_without_asking_torch(
 ) -> None:
     for node in nodes:
         (tmp_path / node).touch()
-    monkeypatch.setattr(gpu, "_DEVICES", tmp_path)
+    monkeypatch.setattr(gpu, "_DEVICES_DIR", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert gpu.visible_gpus() == expected
-    assert all(gpu.queue_of(name).name.startswith("gpu-") and "/" not in gpu.queue_of(name).name for name in expected)
+    assert all(
+        gpu.gpu_queue_dir(name).name.startswith("gpu-") and "/" not in gpu.gpu_queue_dir(name).name for name in expected
+    )
 
 
 def test_only_stages_that_compute_on_a_gpu_queue_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "visible_gpus", lambda: ["0", "1"])
-    monkeypatch.setattr(gpu, "uses_own_server", lambda: False)
+    monkeypatch.setattr(gpu, "has_prefect_server", lambda: False)
     monkeypatch.setenv("GLEANER_LOCK_DIR", str(tmp_path / "locks"))
-    with gpu.gpus_for("score", "a campaign", lambda _: None):
+    with gpu.gpu_locks("score", "a campaign", lambda _: None):
         assert not (tmp_path / "locks").exists()
-    with gpu.gpus_for("train", "a campaign", lambda _: None):
+    with gpu.gpu_locks("train", "a campaign", lambda _: None):
         held_tickets = sorted((tmp_path / "locks").glob("gpu-*/0*"))
         assert [path.read_text() for path in held_tickets] == ["a campaign"] * 2
     assert not list((tmp_path / "locks").glob("gpu-*/0*"))

@@ -10,15 +10,15 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from flows.records.ledger import read_ledger
-from infra.stack.http import require_answer
+from infra.stack.http import require_http_ok
 from infra.stack.ports import LOOPBACK, free_ports
 from infra.stack.service import Service
 from tasks.paths import Workspace
-from tests.flows.providers.browser import browser_at, screenshot
-from tests.services import serving
+from tests.flows.providers.browser import open_browser, screenshot
+from tests.services import running_service
 
 pytestmark = [pytest.mark.slow, pytest.mark.service]
-DATA_SETS = {
+DATASETS = {
     "Labels, MD5": ("assemble", "data/labels"),
     "Pool, MD5": ("prepare", "data/index.parquet"),
     "Validation set, MD5": ("assemble", "data/val.parquet"),
@@ -39,15 +39,15 @@ def mlflow_pages(after_two_rounds: Workspace) -> Iterator[str]:
         ports=(port,),
         url=url,
         command=(*command, "--host", LOOPBACK, "--port", str(port)),
-        ready=partial(require_answer, f"{url}/api/2.0/mlflow/experiments/get?experiment_id=0"),
+        check_ready=partial(require_http_ok, f"{url}/api/2.0/mlflow/experiments/get?experiment_id=0"),
         env={
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "true",
         },
-        start_patience_s=120,
+        start_timeout_s=120,
     )
-    with serving(service):
+    with running_service(service):
         yield url
 
 
@@ -57,28 +57,28 @@ def test_a_new_user_finds_where_the_champion_came_from(
     artifacts: Path,
 ) -> None:
     ledger = read_ledger(after_two_rounds, 1)
-    with browser_at(mlflow_pages) as page:
-        open_the_champion(page, mlflow_pages, ledger["mlflow"]["model_name"])
-        see_where_it_came_from(page, ledger)
+    with open_browser(mlflow_pages) as page:
+        open_champion_page(page, mlflow_pages, ledger["mlflow"]["model_name"])
+        assert_provenance_shown(page, ledger)
         screenshot(page, artifacts / "mlflow-champion.png")
         with page.expect_popup() as opened:
             page.get_by_role("link", name="report.html").click()
-        see_the_report(opened.value, after_two_rounds)
+        assert_report_shown(opened.value, after_two_rounds)
         screenshot(opened.value, artifacts / "mlflow-report.png")
         page.get_by_role("link", name="round-0001").click()  # its run
         page.get_by_text("round-0001: 8 labels, teacher mAP 60.0.").wait_for()
         page.get_by_text("Show more", exact=True).click()
-        see_where_it_came_from(page, ledger)
+        assert_provenance_shown(page, ledger)
         screenshot(page, artifacts / "mlflow-run.png")
-        see_the_data_sets(page, ledger)
+        assert_datasets_shown(page, ledger)
         screenshot(page, artifacts / "mlflow-data-sets.png")
         page.get_by_role("tab", name="Artifacts").click()
         page.get_by_text("report", exact=True).click()
         page.get_by_text("report.html", exact=True).click()
-        see_the_report(page, after_two_rounds)
+        assert_report_shown(page, after_two_rounds)
 
 
-def open_the_champion(page: Page, url: str, model_name: str) -> None:
+def open_champion_page(page: Page, url: str, model_name: str) -> None:
     """From the list of all models to the version whose alias is champion."""
     news = page.get_by_role("button", name="Try it now")  # MLflow tells each new user of its new pages
     page.add_locator_handler(news, lambda button: button.click())
@@ -88,13 +88,13 @@ def open_the_champion(page: Page, url: str, model_name: str) -> None:
     page.get_by_role("heading", name="Version 2").wait_for()
 
 
-def see_where_it_came_from(page: Page, ledger: dict[str, Any]) -> None:
+def assert_provenance_shown(page: Page, ledger: dict[str, Any]) -> None:
     """Each row of the description with the very value of the ledger."""
-    expected = {name: ledger["stages"][stage]["deps"][path] for name, (stage, path) in DATA_SETS.items()}
-    code = ledger["made_with"]["gleaner"]
+    expected = {name: ledger["stages"][stage]["deps"][path] for name, (stage, path) in DATASETS.items()}
+    code = ledger["environment"]["gleaner"]
     expected |= {
         "Labels": "8 images",
-        "Annotators": "imported (3), simulated (3)",
+        "Annotators": "imported (3), oracle (3)",
         "Parent round": "round-0000",
         "Code revision": str(code["git_revision"] or code["version"]),
         "Campaign revision": f"{ledger['git_revision']} (tag round-0001)",
@@ -104,14 +104,14 @@ def see_where_it_came_from(page: Page, ledger: dict[str, Any]) -> None:
         page.get_by_role("row", name=f"{name} {value}").wait_for()
 
 
-def see_the_data_sets(page: Page, ledger: dict[str, Any]) -> None:
+def assert_datasets_shown(page: Page, ledger: dict[str, Any]) -> None:
     """MLflow's own list of what the run read; all but the first are behind a button."""
     page.get_by_text("+3", exact=True).click()
-    for name, (stage, path) in zip(("labels", "pool", "validation", "calibration"), DATA_SETS.values(), strict=True):
+    for name, (stage, path) in zip(("labels", "pool", "validation", "calibration"), DATASETS.values(), strict=True):
         page.get_by_text(f"{name} ({ledger['stages'][stage]['deps'][path][:36]})").first.wait_for()
 
 
-def see_the_report(page: Page, workspace: Workspace) -> None:
+def assert_report_shown(page: Page, workspace: Workspace) -> None:
     """The page that the report stage wrote, shown by MLflow."""
     body = page.frame_locator("iframe.mlflow-html-iframe").locator("body")
     expect(body).to_have_text((workspace.derived("report") / "report.html").read_text(), timeout=60_000)

@@ -10,18 +10,18 @@ import pytest
 import flows.night
 import flows.records.tracking
 from flows import vcs
-from flows.campaign import campaign
-from flows.labels.deliveries import read_delivery
-from flows.night import night
-from flows.position import finished_round
+from flows.campaign import run_rounds
+from flows.labels.deliveries import read_annotation_batch
+from flows.night import nightly
+from flows.position import last_published_round
 from flows.records.publish import PublishError
 from tasks import files
 from tasks.errors import UserError
 from tasks.paths import Workspace
 from tests.flows.test_collect_deliver import Scripted, forget_delivery
-from tests.flows.tiny import BUDGET, trouble
+from tests.flows.tiny import BUDGET, inject_fault
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_engine")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_test_server")]
 
 
 def logs_of(workspace: Workspace, round_number: int) -> list[str]:
@@ -32,25 +32,25 @@ def logs_of(workspace: Workspace, round_number: int) -> list[str]:
 def test_without_labels_the_night_says_so_and_leaves(
     after_two_rounds: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.night.choose_provider", lambda *_: Scripted([], open_images=BUDGET))
-    before = vcs.revision(after_two_rounds.root)
+    monkeypatch.setattr("flows.night.create_provider", lambda *_: Scripted([], open_images=BUDGET))
+    before = vcs.head_commit(after_two_rounds.root)
     as_a_deployment_would: Any = str(after_two_rounds.root)
-    for result in (night(as_a_deployment_would), campaign(after_two_rounds.root, 5)[-1]):
-        assert (result.outcome, result.round_number) == ("waiting", 1)
+    for result in (nightly(as_a_deployment_would), run_rounds(after_two_rounds.root, 5)[-1]):
+        assert (result.outcome, result.round_number) == ("waiting_for_labels", 1)
         assert "No new labels" in result.message
-    assert vcs.revision(after_two_rounds.root) == before
+    assert vcs.head_commit(after_two_rounds.root) == before
     assert logs_of(after_two_rounds, 2) == []
 
 
 def test_a_night_cut_off_before_its_delivery_only_delivers(after_two_rounds: Workspace) -> None:
     forget_delivery(after_two_rounds)
-    result = night(after_two_rounds.root)
-    assert (result.outcome, result.round_number) == ("finished", 1)
-    delivered = read_delivery(after_two_rounds, 2)
+    result = nightly(after_two_rounds.root)
+    assert (result.outcome, result.round_number) == ("completed", 1)
+    delivered = read_annotation_batch(after_two_rounds, 2)
     assert delivered is not None
     assert delivered.state == "delivered"
     assert logs_of(after_two_rounds, 2) == []
-    assert finished_round(after_two_rounds) == 1
+    assert last_published_round(after_two_rounds) == 1
 
 
 def test_an_exhausted_pool_ends_the_campaign(after_two_rounds: Workspace) -> None:
@@ -60,26 +60,26 @@ def test_an_exhausted_pool_ends_the_campaign(after_two_rounds: Workspace) -> Non
     manifest.write_bytes(b"")
     ledger = files.read_json(after_two_rounds.ledger(1))
     files.write_json(after_two_rounds.ledger(1), {**ledger, "manifest_sha256": files.sha256_file(manifest)})
-    (result,) = campaign(after_two_rounds.root, 3)
-    assert result.outcome == "exhausted"
+    (result,) = run_rounds(after_two_rounds.root, 3)
+    assert result.outcome == "pool_exhausted"
     assert "the campaign is complete" in result.message
 
 
 def test_a_failed_stage_stops_the_round_and_the_next_night_goes_on_from_it(tiny: Workspace) -> None:
-    failing = trouble(tiny, "train", "exit 2 params.yaml: train.iterations is 0, expected more.")
+    failing = inject_fault(tiny, "train", "exit 2 params.yaml: train.iterations is 0, expected more.")
     with pytest.raises(UserError, match="dvc repro --single-item train"):
-        night(tiny.root)
+        nightly(tiny.root)
     assert logs_of(tiny, 0) == ["assemble.json", "assemble.log", "prepare.json", "prepare.log", "train.log"]
-    assert vcs.git(tiny.root, "tag") == ""
+    assert vcs.run_git(tiny.root, "tag") == ""
     failing.unlink()
-    assert night(tiny.root).outcome == "finished"
+    assert nightly(tiny.root).outcome == "completed"
     assert (tiny.root / ".gleaner" / "logs" / "round-0000" / "prepare.log").read_text().count("Running stage") == 1
 
 
 def test_a_campaign_without_oracle_is_refused_before_any_work(tiny: Workspace) -> None:
     tiny.oracle.unlink()
     with pytest.raises(UserError, match="gleaner init --oracle"):
-        night(tiny.root)
+        nightly(tiny.root)
     assert logs_of(tiny, 0) == []
 
 
@@ -88,7 +88,7 @@ def test_a_campaign_without_oracle_is_refused_before_any_work(tiny: Workspace) -
     [
         (lambda tiny: shutil.rmtree(tiny.labels), "label batches are 0"),
         (lambda tiny: shutil.copy(tiny.label_batch(0), tiny.label_batch(2)), "batch-0001.json is missing"),
-        (lambda tiny: vcs.git(tiny.root, "checkout", "--quiet", "--detach"), "expected a branch"),
+        (lambda tiny: vcs.run_git(tiny.root, "checkout", "--quiet", "--detach"), "expected a branch"),
         (lambda tiny: tiny.params.write_text("seed: [\n"), "the content is not YAML"),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_campaign_in_disorder_is_refused_with_words(
 ) -> None:
     breaking(tiny)
     with pytest.raises(UserError, match=words):
-        night(tiny.root)
+        nightly(tiny.root)
     assert logs_of(tiny, 0) == []
 
 
@@ -110,9 +110,9 @@ def test_an_mlflow_that_does_not_answer_is_told_and_the_next_night_goes_on(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(PublishError, match="when MLflow answers") as caught:
-        night(tiny.root)
+        nightly(tiny.root)
     assert caught.value.exit_code == 1
-    assert vcs.git(tiny.root, "tag") == ""
+    assert vcs.run_git(tiny.root, "tag") == ""
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_each_stages_lines_are_in_its_own_run_log(
     monkeypatch.setattr("flows.night.STAGES", ("prepare", "assemble"))
     monkeypatch.setattr("flows.night.publish_round", lambda *_: (_ for _ in ()).throw(UserError("x", "is y")))
     with pytest.raises(UserError):
-        night(tiny.root)
+        nightly(tiny.root)
     said = {(record.task_run_name, record.getMessage()) for record in run_log if hasattr(record, "gleaner_line")}
     assert ("prepare", "13 images, 0 set aside") in said
     assert {name for name, _ in said} == {"prepare", "assemble"}

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from flows.safety.locks import HeldError
-from flows.watching.alarm import alarmed
-from flows.watching.notify import URL_VARIABLE, Notice, notify
+from flows.safety.locks import LockHeldError
+from flows.watching.alarm import notify_on_failure
+from flows.watching.notify import WEBHOOK_URL_ENV, Notification, notify
 from tasks.errors import UserError
 from tasks.paths import Workspace
 
-NOTICE = Notice("screws", 3, "night_failed", "train: the loss is nan, expected a number.")
+NOTICE = Notification("screws", 3, "run_failed", "train: the loss is nan, expected a number.")
 
 
 class Receiver(ThreadingHTTPServer):
@@ -56,7 +56,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     server = Receiver()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    monkeypatch.setenv(URL_VARIABLE, server.url)
+    monkeypatch.setenv(WEBHOOK_URL_ENV, server.url)
     yield server
     server.release.set()
     server.shutdown()
@@ -75,7 +75,7 @@ def test_a_notice_says_where_what_and_when(receiver: Receiver) -> None:
     assert sent == {
         "campaign": "screws",
         "round": 3,
-        "event": "night_failed",
+        "event": "run_failed",
         "message": NOTICE.message,
         "text": f"Gleaner, screws, round 3: {NOTICE.message}",
     }
@@ -114,19 +114,19 @@ def test_a_server_that_hangs_costs_its_limit_and_no_more(receiver: Receiver) -> 
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(URL_VARIABLE, "http://127.0.0.1:1/")
+    monkeypatch.setenv(WEBHOOK_URL_ENV, "http://127.0.0.1:1/")
     assert not send()
 
 
 def test_no_address_no_notice_and_no_word(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.delenv(URL_VARIABLE, raising=False)
+    monkeypatch.delenv(WEBHOOK_URL_ENV, raising=False)
     assert not send()
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/", "hooks.example.com/x"])
 def test_only_http(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, url: str) -> None:
-    monkeypatch.setenv(URL_VARIABLE, url)
+    monkeypatch.setenv(WEBHOOK_URL_ENV, url)
     assert not send()
     assert "begins with no http" in caplog.text
 
@@ -134,18 +134,18 @@ def test_only_http(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFix
 def test_secrets_stay_here(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "abcdef0123456789")
     message = "http://me:pass-word@mlflow:5000 refused abcdef0123456789"
-    assert notify(Notice("screws", None, "night_failed", message), delays_s=())
+    assert notify(Notification("screws", None, "run_failed", message), delays_s=())
     assert receiver.received[0]["message"] == "http://***@mlflow:5000 refused ***"
     assert receiver.received[0]["text"] == "Gleaner, screws: http://***@mlflow:5000 refused ***"
 
 
 def test_a_failure_is_told_once_however_deep(receiver: Receiver, tiny: Workspace) -> None:
     def inner() -> None:
-        with alarmed(tiny):
+        with notify_on_failure(tiny):
             raise ConnectionError("first line\nsecond line")
 
     def outer() -> None:
-        with alarmed(tiny):
+        with notify_on_failure(tiny):
             try:
                 inner()
             except ConnectionError as error:
@@ -154,17 +154,17 @@ def test_a_failure_is_told_once_however_deep(receiver: Receiver, tiny: Workspace
     with pytest.raises(UserError):
         outer()
     (sent,) = receiver.received
-    assert (sent["event"], sent["round"], sent["message"]) == ("night_failed", 0, "ConnectionError: first line")
+    assert (sent["event"], sent["round"], sent["message"]) == ("run_failed", 0, "ConnectionError: first line")
 
 
-@pytest.mark.parametrize("what", [KeyboardInterrupt(), SystemExit(143), HeldError("here", None)])
+@pytest.mark.parametrize("what", [KeyboardInterrupt(), SystemExit(143), LockHeldError("here", None)])
 def test_what_is_no_failure_is_not_told(receiver: Receiver, tiny: Workspace, what: BaseException) -> None:
-    with pytest.raises(type(what)), alarmed(tiny):
+    with pytest.raises(type(what)), notify_on_failure(tiny):
         raise what
     assert receiver.received == []
 
 
 def test_a_campaign_without_batches_fails_without_a_round(receiver: Receiver, tmp_path: Any) -> None:
-    with pytest.raises(UserError), alarmed(Workspace(tmp_path)):
+    with pytest.raises(UserError), notify_on_failure(Workspace(tmp_path)):
         raise UserError("x", "y is 1, expected 2")
     assert receiver.received[0]["round"] is None

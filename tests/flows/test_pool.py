@@ -12,18 +12,25 @@ import pytest
 from PIL import Image
 
 from flows import data_versions, vcs
-from flows.create import create_workspace, pool_setting
+from flows.create import create_workspace, pool_source_override
 from flows.pool import sync_pool
-from flows.workspaces import night_lock
+from flows.workspaces import run_lock
 from tasks import files, image_cache, prepare, seen_images
 from tasks.contracts import ANNOTATED, INDEX, POOL
 from tasks.errors import UserError
 from tasks.label_store import read_labels
-from tasks.object_store import ObjectFacts, ObjectStoreAwayError, delete_object, list_objects, split_uri, write_object
+from tasks.object_store import (
+    ObjectMetadata,
+    ObjectStoreUnavailable,
+    delete_object,
+    list_objects,
+    split_uri,
+    write_object,
+)
 from tasks.params import load_params
 from tasks.paths import Workspace
 from tests.flows.tiny import POOL as POOL_IMAGES
-from tests.flows.tiny import VAL, draw_source, fake_heavy_stages, gleaner, new_campaign
+from tests.flows.tiny import VAL, fake_heavy_stages, make_source, run_gleaner, workspace_config
 from tests.services import S3Server
 
 pytestmark = pytest.mark.slow
@@ -33,16 +40,16 @@ pytestmark = pytest.mark.slow
 def s3_template(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, somebody: None) -> Iterator[Workspace]:
     """The tiny campaign with its images in a bucket; nobody touches it, but all share the bucket's ``pool/``."""
     folder = tmp_path_factory.mktemp("s3_template")
-    source = draw_source(folder / "source")
+    source = make_source(folder / "source")
     prefix = f"s3://{s3_server.new_bucket()}/pool"
     with pytest.MonkeyPatch.context() as patch:
-        s3_server.use(patch)
+        s3_server.set_environment(patch)
         assert isinstance(source.images, Path)
         for path in source.images.iterdir():
             write_object(f"{prefix}/{path.name}", path.read_bytes())
         write_object(f"{prefix}/notes.txt", b"no image")
         write_object(f"{prefix}/broken.jpg", b"no image either")
-        campaign = replace(new_campaign(source, pool_setting(prefix)), bucket=prefix)
+        campaign = replace(workspace_config(source, pool_source_override(prefix)), bucket=prefix)
         workspace = Workspace(folder / "tiny")
         create_workspace(workspace.root, campaign)
         fake_heavy_stages(workspace)
@@ -54,17 +61,17 @@ def s3_campaign(
     s3_template: Workspace, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Workspace:
     """A copy of one's own, with a prefix of one's own."""
-    s3_server.use(monkeypatch)
-    monkeypatch.setattr(image_cache, "_FIRST_DELAY_S", 0.01)
+    s3_server.set_environment(monkeypatch)
+    monkeypatch.setattr(image_cache, "_INITIAL_BACKOFF_S", 0.01)
     shutil.copytree(s3_template.root, tmp_path / "tiny")
     return Workspace(tmp_path / "tiny")
 
 
-def rows(workspace: Workspace) -> dict[str, dict[str, Any]]:
-    return {row["source"]: row for row in files.read_table(workspace.index, INDEX).to_pylist()}
+def index_rows(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    return {row["file_name"]: row for row in files.read_table(workspace.index, INDEX).to_pylist()}
 
 
-def new_image(seed: int) -> bytes:
+def random_image(seed: int) -> bytes:
     path = Path(f"/dev/shm/gleaner-test-{seed}.png") if Path("/dev/shm").is_dir() else Path(f"{seed}.png")
     pixels = np.random.default_rng(seed).integers(0, 255, (32, 40, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path)
@@ -76,16 +83,16 @@ def new_image(seed: int) -> bytes:
 def run_prepare(workspace: Workspace) -> tuple[list[str], dict[str, str]]:
     out = workspace.derived("prepare")
     prepare.prepare(load_params(workspace.params).prepare, index=workspace.index, root=workspace.root, out=out)
-    pool = files.read_table(out / "pool.parquet", POOL)["source"].to_pylist()
-    return pool, {entry["where"]: entry["reason"] for entry in files.read_json(out / "quarantine.json")}
+    pool = files.read_table(out / "pool.parquet", POOL)["file_name"].to_pylist()
+    return pool, {entry["item"]: entry["reason"] for entry in files.read_json(out / "quarantine.json")}
 
 
 def test_a_campaign_on_a_bucket_is_the_same_campaign_with_other_uris(
     s3_campaign: Workspace, tiny_template: Workspace
 ) -> None:
-    ours, theirs = rows(s3_campaign), rows(tiny_template)
+    ours, theirs = index_rows(s3_campaign), index_rows(tiny_template)
     assert {name: row["image_id"] for name, row in ours.items()} == {n: r["image_id"] for n, r in theirs.items()}
-    prefix = load_params(s3_campaign.params).pool.source
+    prefix = load_params(s3_campaign.params).pool.images_uri
     assert all(row["uri"] == f"{prefix}/{name}" for name, row in ours.items())
     assert len(ours) == POOL_IMAGES
     val = files.read_table(s3_campaign.val, ANNOTATED)["uri"].to_pylist()
@@ -94,20 +101,20 @@ def test_a_campaign_on_a_bucket_is_the_same_campaign_with_other_uris(
     assert [path.name for path in s3_campaign.images.iterdir()] == ["README"]
     assert s3_campaign.label_batch(0).read_bytes() == tiny_template.label_batch(0).read_bytes()
     report = files.read_json(s3_campaign.import_report)
-    assert [entry["where"] for entry in report["set_aside"]] == ["broken.jpg"]
-    assert vcs.git(s3_campaign.root, "status", "--porcelain") == ""
+    assert [entry["item"] for entry in report["set_aside"]] == ["broken.jpg"]
+    assert vcs.run_git(s3_campaign.root, "status", "--porcelain") == ""
 
 
 def test_a_night_on_a_bucket_and_a_pool_that_changes_after_it(
     s3_campaign: Workspace, s3_server: S3Server, prefect_engine: None
 ) -> None:
-    from flows.campaign import campaign
+    from flows.campaign import run_rounds
 
     root = s3_campaign.root
-    prefix = copied_prefix(s3_campaign, s3_server)
-    assert [result.outcome for result in campaign(root, 1)] == ["finished"]
-    labeled = set(read_labels(s3_campaign.labels).given)
-    before = rows(s3_campaign)
+    prefix = copy_prefix(s3_campaign, s3_server)
+    assert [result.outcome for result in run_rounds(root, 1)] == ["completed"]
+    labeled = set(read_labels(s3_campaign.labels).all_annotations)
+    before = index_rows(s3_campaign)
     pool = files.read_table(s3_campaign.derived("prepare") / "pool.parquet", POOL)
     assert pool.num_rows == POOL_IMAGES
     offered = set(files.read_json(s3_campaign.delivery(1) / "delivery.json")["image_ids"])
@@ -117,30 +124,30 @@ def test_a_night_on_a_bucket_and_a_pool_that_changes_after_it(
     lost = next(name for name, row in before.items() if row["image_id"] in labeled)
     lost_bytes = s3_server.client().get_object(Bucket=split_uri(prefix)[0], Key=split_uri(f"{prefix}/{lost}")[1])
     kept_bytes = lost_bytes["Body"].read()
-    write_object(f"{prefix}/later/new.png", new_image(1))
-    write_object(f"{prefix}/{free[0]}", new_image(2))
+    write_object(f"{prefix}/later/new.png", random_image(1))
+    write_object(f"{prefix}/{free[0]}", random_image(2))
     delete_object(f"{prefix}/{free[1]}")
     delete_object(f"{prefix}/{lost}")
-    told = gleaner("pool", "sync", cwd=root, **s3_server.environment(), COLUMNS="200")
+    told = run_gleaner("pool", "sync", cwd=root, **s3_server.environment(), COLUMNS="200")
     assert told.returncode == 1, told.stdout + told.stderr
     assert f"{lost}: image {before[lost]['image_id']} is gone" in told.stdout
-    after = rows(s3_campaign)
+    after = index_rows(s3_campaign)
     assert set(after) == set(before) - {free[1]} | {"later/new.png"}
     assert after[free[0]]["image_id"] != before[free[0]]["image_id"]
     assert after[lost] == before[lost]
-    assert vcs.git(root, "status", "--porcelain") == ""
-    assert "Sync the pool: 1 added, 1 changed, 1 vanished" in vcs.git(root, "log", "-1", "--format=%s")
+    assert vcs.run_git(root, "status", "--porcelain") == ""
+    assert "Sync the pool: 1 added, 1 changed, 1 vanished" in vcs.run_git(root, "log", "-1", "--format=%s")
     write_object(f"{prefix}/{lost}", kept_bytes)
-    healed = gleaner("pool", "sync", cwd=root, **s3_server.environment())
+    healed = run_gleaner("pool", "sync", cwd=root, **s3_server.environment())
     assert healed.returncode == 0, healed.stdout + healed.stderr
     sources, aside = run_prepare(s3_campaign)
     assert sorted(sources) == sorted(after)
     assert aside == {}
 
 
-def copied_prefix(workspace: Workspace, s3_server: S3Server) -> str:
+def copy_prefix(workspace: Workspace, s3_server: S3Server) -> str:
     """Move a campaign to a copy of its bucket, so that the test may spoil it."""
-    old = load_params(workspace.params).pool.source
+    old = load_params(workspace.params).pool.images_uri
     new = f"s3://{s3_server.new_bucket()}/pool"
     client = s3_server.client()
     (bucket, key), (target, _) = split_uri(old), split_uri(new)
@@ -160,19 +167,19 @@ def copied_prefix(workspace: Workspace, s3_server: S3Server) -> str:
 def test_prepare_sets_missing_and_changed_objects_aside_and_keeps_an_outage_apart(
     s3_campaign: Workspace, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefix = copied_prefix(s3_campaign, s3_server)
-    known = rows(s3_campaign)
+    prefix = copy_prefix(s3_campaign, s3_server)
+    known = index_rows(s3_campaign)
     gone, changed, cut, *rest = sorted(known)
     delete_object(f"{prefix}/{gone}")
-    write_object(f"{prefix}/{changed}", new_image(3))
-    write_object(f"{prefix}/{cut}", new_image(4)[:200])
+    write_object(f"{prefix}/{changed}", random_image(3))
+    write_object(f"{prefix}/{cut}", random_image(4)[:200])
     pool, aside = run_prepare(s3_campaign)
     assert sorted(pool) == rest
     assert "missing" in aside[known[gone]["image_id"]]
     assert "SHA-256" in aside[known[changed]["image_id"]]
     assert "unreadable" in aside[known[cut]["image_id"]]
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    with pytest.raises(ObjectStoreAwayError):
+    with pytest.raises(ObjectStoreUnavailable):
         run_prepare(s3_campaign)
 
 
@@ -184,7 +191,7 @@ def test_an_unchanged_pool_is_listed_and_not_fetched_again(
     shutil.rmtree(s3_campaign.scratch("images"))
     lists: list[str] = []
 
-    def counted(prefix: str) -> Iterator[ObjectFacts]:
+    def counted(prefix: str) -> Iterator[ObjectMetadata]:
         lists.append(prefix)
         return list_objects(prefix)
 
@@ -194,7 +201,7 @@ def test_an_unchanged_pool_is_listed_and_not_fetched_again(
     assert files.sha256_tree(s3_campaign.derived("prepare")) == first
     assert len(lists) == 1
     changes = sync_pool(s3_campaign)
-    assert (changes.added, changes.changed, changes.vanished, changes.lost) == ([], [], [], [])
+    assert (changes.added, changes.changed, changes.removed, changes.missing) == ([], [], [], [])
 
 
 def test_a_cache_too_small_for_the_pool_gives_the_same_result(s3_campaign: Workspace) -> None:
@@ -203,7 +210,9 @@ def test_a_cache_too_small_for_the_pool_gives_the_same_result(s3_campaign: Works
     shutil.rmtree(s3_campaign.scratch("images"))
     shutil.rmtree(s3_campaign.scratch("seen"))
     text = s3_campaign.params.read_text().replace("cache_gib: 20.0", "cache_gib: 0.00001")  # four images
-    one_at_a_time = re.sub("download_workers: .*", "download_workers: 1", text)  # what is under way comes on top
+    one_at_a_time = re.sub(
+        "num_download_workers: .*", "num_download_workers: 1", text
+    )  # what is under way comes on top
     s3_campaign.params.write_text(one_at_a_time)
     run_prepare(s3_campaign)
     assert files.sha256_tree(s3_campaign.derived("prepare")) == whole
@@ -212,41 +221,41 @@ def test_a_cache_too_small_for_the_pool_gives_the_same_result(s3_campaign: Works
 
 
 def test_a_directory_is_followed_too(tmp_path: Path) -> None:
-    source = draw_source(tmp_path / "source")
+    source = make_source(tmp_path / "source")
     assert isinstance(source.images, Path)
     workspace = Workspace(tmp_path / "tiny")
-    create_workspace(workspace.root, new_campaign(source, pool_setting(str(source.images))))
-    before = rows(workspace)
-    labeled = set(read_labels(workspace.labels).given)
+    create_workspace(workspace.root, workspace_config(source, pool_source_override(str(source.images))))
+    before = index_rows(workspace)
+    labeled = set(read_labels(workspace.labels).all_annotations)
     calibration = set(files.read_table(workspace.calibration, ANNOTATED)["image_id"].to_pylist())
     free = sorted(name for name, row in before.items() if row["image_id"] not in labeled | calibration)
     lost = next(name for name, row in before.items() if row["image_id"] in labeled)
     (source.images / "new").mkdir()
-    (source.images / "new" / "a.png").write_bytes(new_image(5))
+    (source.images / "new" / "a.png").write_bytes(random_image(5))
     (source.images / "broken.png").write_bytes(b"no image")
     (source.images / free[0]).unlink()
     (source.images / free[1]).rename(source.images / "renamed.png")
     (source.images / lost).unlink()
     changes = sync_pool(workspace)
-    assert (changes.added, changes.vanished, changes.moved) == (["new/a.png"], [free[0]], [f"{free[1]} -> renamed.png"])
-    assert [entry.where for entry in changes.lost] == [lost]
-    assert [entry.where for entry in changes.set_aside] == ["broken.png"]
-    after = rows(workspace)
+    assert (changes.added, changes.removed, changes.moved) == (["new/a.png"], [free[0]], [f"{free[1]} -> renamed.png"])
+    assert [entry.item for entry in changes.missing] == [lost]
+    assert [entry.item for entry in changes.rejected] == ["broken.png"]
+    after = index_rows(workspace)
     added = workspace.root / after["new/a.png"]["uri"]
     assert files.sha256_file(added) == after["new/a.png"]["sha256"]
     assert after["renamed.png"]["image_id"] == before[free[1]]["image_id"]
-    assert vcs.git(workspace.root, "status", "--porcelain") == ""
+    assert vcs.run_git(workspace.root, "status", "--porcelain") == ""
     again = sync_pool(workspace)
-    assert (again.added, again.vanished, again.moved) == ([], [], [])
-    with night_lock(workspace), pytest.raises(UserError, match="at work"):
+    assert (again.added, again.removed, again.moved) == ([], [], [])
+    with run_lock(workspace), pytest.raises(UserError, match="at work"):
         sync_pool(workspace)
     shutil.rmtree(source.images)
     source.images.mkdir()
-    with pytest.raises(UserError, match=r"images in pool\.source are 0.*Nothing was changed"):
+    with pytest.raises(UserError, match=r"images in pool\.images_uri are 0.*Nothing was changed"):
         sync_pool(workspace)
-    assert rows(workspace) == after
+    assert index_rows(workspace) == after
 
 
 def test_a_campaign_without_a_source_is_told_where_to_put_it(tiny: Workspace) -> None:
-    with pytest.raises(UserError, match=r"pool\.source is empty"):
+    with pytest.raises(UserError, match=r"pool\.images_uri is empty"):
         sync_pool(tiny)

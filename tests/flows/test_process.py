@@ -8,12 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.safety.process import TookTooLong, stream
-from tests.flows.tiny import environment
+from flows.safety.process import ProcessTimeout, run_streaming
+from tests.flows.tiny import subprocess_env
 
 
 def run(code: str, lines: list[str], cwd: Path, **options: float) -> int:
-    return stream([sys.executable, "-u", "-c", code], cwd=cwd, env=os.environ, on_line=lines.append, **options)
+    return run_streaming([sys.executable, "-u", "-c", code], cwd=cwd, env=os.environ, on_line=lines.append, **options)
 
 
 def test_lines_of_both_streams_arrive_as_they_are_printed(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_an_interruption_ends_the_whole_group(tmp_path: Path) -> None:
         "time.sleep(60)"
     )
     with pytest.raises(Interrupted):
-        stream([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, on_line=take)
+        run_streaming([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, on_line=take)
     deadline_s = time.monotonic() + 10
     while psutil.pid_exists(pids[0]) and psutil.Process(pids[0]).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline_s
@@ -72,13 +72,13 @@ def test_a_grandchild_gets_the_time_to_keep_its_state_though_its_parent_goes_at_
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        stream([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, on_line=take)
+        run_streaming([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, on_line=take)
     assert (tmp_path / "state").read_text() == "kept"
 
 
 def test_a_child_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     started_s = time.monotonic()
-    with pytest.raises(TookTooLong):
+    with pytest.raises(ProcessTimeout):
         run("import time; print(1); time.sleep(60)", [], tmp_path, limit_s=1.0)
     assert time.monotonic() - started_s < 10
 
@@ -90,7 +90,7 @@ def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) 
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     started_s = time.monotonic()
     with pytest.raises(Interrupted):
-        stream([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, on_line=take, grace_s=0.3)
+        run_streaming([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, on_line=take, grace_s=0.3)
     assert 0.3 <= time.monotonic() - started_s < 10
 
 
@@ -98,12 +98,12 @@ def test_the_child_of_a_killed_parent_ends(tmp_path: Path) -> None:
     parent_code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from flows.safety.process import stream\n"
+        "from flows.safety.process import run_streaming\n"
         "child = [sys.executable, '-u', '-c', 'import os, time; print(os.getpid()); time.sleep(60)']\n"
-        "stream(child, cwd=Path('.'), env=os.environ, on_line=lambda line: print(line, flush=True))"
+        "run_streaming(child, cwd=Path('.'), env=os.environ, on_line=lambda line: print(line, flush=True))"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", parent_code], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", parent_code], cwd=tmp_path, env=subprocess_env(), stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))

@@ -8,18 +8,18 @@ import pytest
 
 import flows.records.promotion
 from flows import vcs
-from flows.night import night
-from flows.records.audit.examine import audit
-from flows.records.promotion import PromotionRefusedError, follow_log, promote, rollback
-from flows.records.promotion_log import broken_line, read_decisions
-from flows.records.recorded import recorded_rounds
+from flows.night import nightly
+from flows.records.audit.examine import run_audit
+from flows.records.promotion import PromotionRefusedError, promote, rollback, sync_alias
+from flows.records.promotion_log import first_corrupt_line, read_decisions
+from flows.records.recorded import load_snapshots
 from tasks import files
 from tasks.errors import UserError
 from tasks.params import load_params
 from tasks.paths import Workspace
-from tests.flows.tiny import client_of, gleaner, trouble
+from tests.flows.tiny import inject_fault, mlflow_client, run_gleaner
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_engine")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_test_server")]
 
 
 class Killed(BaseException):
@@ -27,91 +27,91 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def third_is_worse(two_rounds: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def third_round_regressed(two_rounds: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Two champions, and a third model that has lost a class; nobody touches it."""
     workspace = Workspace(tmp_path_factory.mktemp("worse") / "tiny")
     shutil.copytree(two_rounds.root, workspace.root)
-    trouble(workspace, "evaluate", "worse bright")
-    assert night(workspace.root).outcome in ("finished", "exhausted")
-    (workspace.root / ".gleaner" / "trouble-evaluate").unlink()
+    inject_fault(workspace, "evaluate", "worse bright")
+    assert nightly(workspace.root).outcome in ("completed", "pool_exhausted")
+    (workspace.root / ".gleaner" / "fault-evaluate").unlink()
     return workspace
 
 
 @pytest.fixture
-def campaign(third_is_worse: Workspace, tmp_path: Path) -> Workspace:
-    shutil.copytree(third_is_worse.root, tmp_path / "tiny")
+def campaign(third_round_regressed: Workspace, tmp_path: Path) -> Workspace:
+    shutil.copytree(third_round_regressed.root, tmp_path / "tiny")
     return Workspace(tmp_path / "tiny")
 
 
-def champion(workspace: Workspace) -> int:
-    name = recorded_rounds(workspace)[0].ledger["mlflow"]["model_name"]
-    return int(client_of(workspace).get_model_version_by_alias(name, "champion").version)
+def champion_version(workspace: Workspace) -> int:
+    name = load_snapshots(workspace)[0].ledger["mlflow"]["model_name"]
+    return int(mlflow_client(workspace).get_model_version_by_alias(name, "champion").version)
 
 
-def story(workspace: Workspace) -> list[tuple[str, int]]:
+def log_entries(workspace: Workspace) -> list[tuple[str, int]]:
     return [(made.action, made.model.version) for made in read_decisions(workspace)]
 
 
-def promoted(workspace: Workspace, version: int, reason: str = "because", *, force: bool = False) -> Any:
-    return promote(workspace, client_of(workspace), load_params(workspace.params), version, reason, force=force)
+def run_promote(workspace: Workspace, version: int, reason: str = "because", *, force: bool = False) -> Any:
+    return promote(workspace, mlflow_client(workspace), load_params(workspace.params), version, reason, force=force)
 
 
-def rolled_back(workspace: Workspace, to: int | None = None, reason: str = "it saw ghosts") -> Any:
-    return rollback(workspace, client_of(workspace), to, reason)
+def run_rollback(workspace: Workspace, to: int | None = None, reason: str = "it saw ghosts") -> Any:
+    return rollback(workspace, mlflow_client(workspace), to, reason)
 
 
-def test_a_model_that_lost_a_class_is_refused_by_night(third_is_worse: Workspace) -> None:
-    assert story(third_is_worse) == [("promote", 1), ("promote", 2), ("refuse", 3)]
-    refused = read_decisions(third_is_worse)[-1]
-    assert refused.who == "gleaner night"
-    assert "mAP 0.00 against the champion's 60.00" in refused.why
+def test_a_model_that_lost_a_class_is_refused_by_night(third_round_regressed: Workspace) -> None:
+    assert log_entries(third_round_regressed) == [("promote", 1), ("promote", 2), ("refuse", 3)]
+    refused = read_decisions(third_round_regressed)[-1]
+    assert refused.author == "gleaner run"
+    assert "mAP 0.00 against the champion's 60.00" in refused.reason
     assert refused.gate is not None
     assert refused.gate["not_worse_frac"] == 0.0
-    assert refused.before is not None
-    assert champion(third_is_worse) == refused.before.version == 2
-    assert vcs.git(third_is_worse.root, "show", "round-0002:promotions.jsonl").count("\n") == 2
+    assert refused.previous_champion is not None
+    assert champion_version(third_round_regressed) == refused.previous_champion.version == 2
+    assert vcs.run_git(third_round_regressed.root, "show", "round-0002:promotions.jsonl").count("\n") == 2
 
 
 def test_a_person_is_refused_too_and_force_is_written_down(campaign: Workspace) -> None:
     for _ in range(2):
         with pytest.raises(PromotionRefusedError, match="the gate refuses it"):
-            promoted(campaign, 3)
-    assert story(campaign)[3:] == [("refuse", 3)]
-    assert champion(campaign) == 2
-    assert promoted(campaign, 3, "the customer asked", force=True).changed
-    assert not promoted(campaign, 3, "the customer asked", force=True).changed
+            run_promote(campaign, 3)
+    assert log_entries(campaign)[3:] == [("refuse", 3)]
+    assert champion_version(campaign) == 2
+    assert run_promote(campaign, 3, "the customer asked", force=True).changed
+    assert not run_promote(campaign, 3, "the customer asked", force=True).changed
     forced = read_decisions(campaign)[-1]
-    assert (forced.action, forced.why, champion(campaign)) == ("promote", "the customer asked", 3)
+    assert (forced.action, forced.reason, champion_version(campaign)) == ("promote", "the customer asked", 3)
     assert forced.gate is not None
     assert forced.gate["passed"] is False
-    assert forced.who == "Gleaner <gleaner@localhost>"
+    assert forced.author == "Gleaner <gleaner@localhost>"
 
 
 def test_rolling_back_restores_the_former_champion_and_all_of_it_stands_in_the_log(campaign: Workspace) -> None:
-    promoted(campaign, 3, "the customer asked", force=True)
-    assert rolled_back(campaign).changed
-    assert champion(campaign) == 2
-    again = rolled_back(campaign)
+    run_promote(campaign, 3, "the customer asked", force=True)
+    assert run_rollback(campaign).changed
+    assert champion_version(campaign) == 2
+    again = run_rollback(campaign)
     assert not again.changed
     assert "Further back: --to VERSION" in again.message
-    assert rolled_back(campaign, to=1).changed
-    assert not rolled_back(campaign, to=1).changed
-    assert champion(campaign) == 1
-    assert story(campaign)[3:] == [("promote", 3), ("rollback", 2), ("rollback", 1)]
-    assert broken_line(campaign) is None
-    assert vcs.git(campaign.root, "status", "--porcelain") == ""
-    checks = audit(campaign, None, recompute=False, on_check=lambda _: None)
+    assert run_rollback(campaign, to=1).changed
+    assert not run_rollback(campaign, to=1).changed
+    assert champion_version(campaign) == 1
+    assert log_entries(campaign)[3:] == [("promote", 3), ("rollback", 2), ("rollback", 1)]
+    assert first_corrupt_line(campaign) is None
+    assert vcs.run_git(campaign.root, "status", "--porcelain") == ""
+    checks = run_audit(campaign, None, recompute=False, on_check=lambda _: None)
     assert [finding for check in checks for finding in check.findings] == []
 
 
 def test_who_was_never_champion_is_nobody_to_go_back_to(campaign: Workspace) -> None:
     with pytest.raises(UserError, match=r"the version is 3, expected one that was champion: \[1, 2\]"):
-        rolled_back(campaign, to=3)
+        run_rollback(campaign, to=3)
     with pytest.raises(UserError, match=r"the version is 9, expected one of this campaign: \[1, 2, 3\]"):
-        promoted(campaign, 9)
+        run_promote(campaign, 9)
 
 
-@pytest.mark.parametrize("place", ["append_decision", "follow_log"])
+@pytest.mark.parametrize("place", ["append_decision", "sync_alias"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_between_log_and_alias_the_same_command_ends_it(
     campaign: Workspace, place: str, when: str, monkeypatch: pytest.MonkeyPatch
@@ -126,37 +126,37 @@ def test_killed_between_log_and_alias_the_same_command_ends_it(
     with monkeypatch.context() as patch:
         patch.setattr(flows.records.promotion, place, die)
         with pytest.raises(Killed):
-            rolled_back(campaign)
-    rolled_back(campaign)
-    assert story(campaign)[3:] == [("rollback", 1)]
-    assert champion(campaign) == 1
-    assert vcs.git(campaign.root, "status", "--porcelain") == ""
+            run_rollback(campaign)
+    run_rollback(campaign)
+    assert log_entries(campaign)[3:] == [("rollback", 1)]
+    assert champion_version(campaign) == 1
+    assert vcs.run_git(campaign.root, "status", "--porcelain") == ""
 
 
 def test_the_alias_follows_the_log_and_never_the_other_way_round(campaign: Workspace) -> None:
-    name = recorded_rounds(campaign)[0].ledger["mlflow"]["model_name"]
-    client_of(campaign).set_registered_model_alias(name, "champion", "3")
-    assert follow_log(campaign, client_of(campaign)) is None
-    assert champion(campaign) == 2
-    client_of(campaign).delete_model_version(name, "2")
-    warning = follow_log(campaign, client_of(campaign))
+    name = load_snapshots(campaign)[0].ledger["mlflow"]["model_name"]
+    mlflow_client(campaign).set_registered_model_alias(name, "champion", "3")
+    assert sync_alias(campaign, mlflow_client(campaign)) is None
+    assert champion_version(campaign) == 2
+    mlflow_client(campaign).delete_model_version(name, "2")
+    warning = sync_alias(campaign, mlflow_client(campaign))
     assert warning is not None
     assert "MLflow has no version 2" in warning
 
 
 def test_a_champion_whose_boxes_were_altered_cannot_be_compared_with(campaign: Workspace) -> None:
-    boxes = recorded_rounds(campaign)[2].stored("derived/evaluate/predictions.parquet")
+    boxes = load_snapshots(campaign)[2].cached_path("derived/evaluate/predictions.parquet")
     files.write_bytes(boxes, b"x")
     with pytest.raises(PromotionRefusedError, match="the record is not in order"):
-        promoted(campaign, 3)
+        run_promote(campaign, 3)
 
 
 def test_the_commands(campaign: Workspace) -> None:
-    refused = gleaner("promote", "3", "--reason", "try", cwd=campaign.root)
+    refused = run_gleaner("promote", "3", "--reason", "try", cwd=campaign.root)
     assert refused.returncode == 1
     assert "the gate refuses it" in refused.stderr
-    back = gleaner("rollback", "--reason", "it saw ghosts", cwd=campaign.root)
+    back = run_gleaner("rollback", "--reason", "it saw ghosts", cwd=campaign.root)
     assert (back.returncode, back.stdout.strip()) == (0, "Version 1 is champion again: it saw ghosts."), back.stderr
-    nothing = gleaner("rollback", "--reason", " ", cwd=campaign.root)
+    nothing = run_gleaner("rollback", "--reason", " ", cwd=campaign.root)
     assert nothing.returncode == 2
     assert "--reason: the text is empty" in nothing.stderr

@@ -14,13 +14,13 @@ import flows.records.tracking
 from flows import data_versions, vcs
 from flows.environment import tracking_uri
 from flows.records.ledger import read_ledger
-from flows.records.promotion_log import broken_line, read_decisions
+from flows.records.promotion_log import first_corrupt_line, read_decisions
 from flows.records.publish import publish, push
 from flows.records.round_metrics import round_metrics, round_params
 from tasks import files
 from tasks.params import load_params
 from tasks.paths import Workspace
-from tests.flows.tiny import client_of
+from tests.flows.tiny import mlflow_client
 
 pytestmark = pytest.mark.slow
 
@@ -30,9 +30,9 @@ def derived_template(two_rounds: Workspace, tmp_path_factory: pytest.TempPathFac
     """Round 1 derived and not yet published; round 0 is in an MLflow database of its own."""
     workspace = Workspace(tmp_path_factory.mktemp("derived") / "tiny")
     shutil.copytree(two_rounds.root, workspace.root)
-    vcs.git(workspace.root, "reset", "--quiet", "--mixed", "round-0001~2")  # before `Derive round 1`
-    vcs.git(workspace.root, "checkout", "--quiet", "HEAD", "--", "promotions.jsonl")
-    vcs.git(workspace.root, "tag", "--delete", "round-0001")
+    vcs.run_git(workspace.root, "reset", "--quiet", "--mixed", "round-0001~2")  # before `Derive round 1`
+    vcs.run_git(workspace.root, "checkout", "--quiet", "HEAD", "--", "promotions.jsonl")
+    vcs.run_git(workspace.root, "tag", "--delete", "round-0001")
     shutil.rmtree(workspace.delivery(2))
     workspace.ledger(1).unlink()
     (workspace.root / "mlflow.db").unlink()
@@ -47,9 +47,9 @@ def derived(derived_template: Workspace, tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "tiny")
 
 
-def everything(workspace: Workspace) -> dict[str, Any]:
+def collect_state(workspace: Workspace) -> dict[str, Any]:
     """What MLflow knows, without ids and times."""
-    client = client_of(workspace)
+    client = mlflow_client(workspace)
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(ids)
     models = client.search_logged_models(ids)
@@ -72,7 +72,7 @@ def test_a_round_is_logged_whole(derived: Workspace) -> None:
     assert published.message.startswith(
         "Round 1 is finished: 8 labels, 8 boxes, teacher mAP 60.0. Version 1 is champion"
     )
-    client = client_of(derived)
+    client = mlflow_client(derived)
     ledger = read_ledger(derived, 1)
     run = client.get_run(ledger["mlflow"]["run_id"])
     metrics = run.data.metrics
@@ -86,7 +86,9 @@ def test_a_round_is_logged_whole(derived: Workspace) -> None:
     assert point.step == 1
     assert run.data.params["train.iterations"] == str(load_params(derived.params).train.iterations)
     assert run.data.params["classes"] == "['bright', 'dark']"
-    paths = {path.path for folder in client.list_artifacts(run.info.run_id) for path in _below(client, run, folder)}
+    paths = {
+        path.path for folder in client.list_artifacts(run.info.run_id) for path in _children_of(client, run, folder)
+    }
     assert {
         "report/report.html",
         "weigh/dwa.json",
@@ -96,25 +98,25 @@ def test_a_round_is_logged_whole(derived: Workspace) -> None:
     } <= paths
 
 
-def _below(client: MlflowClient, run: Any, entry: Any) -> list[Any]:
+def _children_of(client: MlflowClient, run: Any, entry: Any) -> list[Any]:
     return client.list_artifacts(run.info.run_id, entry.path) if entry.is_dir else [entry]
 
 
 def test_inputs_lead_back_to_dvc_and_git(derived: Workspace) -> None:
     publish(derived, load_params(derived.params), 1)
     ledger = read_ledger(derived, 1)
-    run = client_of(derived).get_run(ledger["mlflow"]["run_id"])
+    run = mlflow_client(derived).get_run(ledger["mlflow"]["run_id"])
     tags = {item.dataset.name: {tag.key: tag.value for tag in item.tags} for item in run.inputs.dataset_inputs}
     assert set(tags) == {"pool", "labels", "validation", "calibration"}
     assert tags["labels"]["dvc_md5"] == ledger["stages"]["assemble"]["deps"]["data/labels"]
     revision = tags["labels"]["git_revision"]
     assert revision == ledger["git_revision"] == run.data.tags["gleaner.git_revision"]
-    assert "dvc.lock" in vcs.git(derived.root, "show", "--name-only", "--format=", revision)
+    assert "dvc.lock" in vcs.run_git(derived.root, "show", "--name-only", "--format=", revision)
 
 
 def test_ledger_run_and_version_refer_to_each_other(derived: Workspace) -> None:
     publish(derived, load_params(derived.params), 1)
-    ledger, client = read_ledger(derived, 1), client_of(derived)
+    ledger, client = read_ledger(derived, 1), mlflow_client(derived)
     version = client.get_model_version(ledger["mlflow"]["model_name"], str(ledger["mlflow"]["model_version"]))
     run = client.get_run(ledger["mlflow"]["run_id"])
     expected = {
@@ -130,7 +132,7 @@ def test_ledger_run_and_version_refer_to_each_other(derived: Workspace) -> None:
     words = run.data.tags["mlflow.note.content"]
     assert words.startswith("round-0001: 8 labels, teacher mAP 60.0. ")
     assert "| Labels | 8 images, the calibration set included, and 8 boxes |" in words
-    assert vcs.git(derived.root, "tag", "--list", "--format=%(contents)", "round-0001").endswith(
+    assert vcs.run_git(derived.root, "tag", "--list", "--format=%(contents)", "round-0001").endswith(
         f"Ledger-SHA256: {expected['gleaner.ledger_sha256']}"
     )
 
@@ -139,26 +141,26 @@ def test_a_ledger_says_what_the_round_was_made_of(derived: Workspace) -> None:
     publish(derived, load_params(derived.params), 1)
     ledger = read_ledger(derived, 1)
     assert [(batch["batch"], batch["annotators"]) for batch in ledger["labels"]] == [
-        (0, {"imported": 3}), (1, {"simulated": 3})
+        (0, {"imported": 3}), (1, {"oracle": 3})
     ]  # fmt: skip
     assert ledger["labels"][1]["sha256"] == ledger["labels_sha256"]
-    assert ledger["frozen_sha256"]["1"] == files.sha256_file(derived.frozen_batch(1))
-    teacher_before = files.sha256_file(derived.previous / "teacher.pth")
-    assert ledger["previous_model"] == {"round": 0, "model_version": 1, "sha256": teacher_before}
+    assert ledger["detections_at_selection_sha256"]["1"] == files.sha256_file(derived.detections_at_selection_batch(1))
+    teacher_before = files.sha256_file(derived.warm_start / "teacher.pth")
+    assert ledger["selection_model"] == {"round": 0, "model_version": 1, "sha256": teacher_before}
     assert ledger["teacher"]["started_from_sha256"] is None  # from pretrained weights
     lock = Path(__file__).parents[2] / "requirements.lock"
-    assert ledger["made_with"]["requirements_lock_sha256"] == files.sha256_file(lock)
-    assert ledger["made_with"]["gleaner"]["dirty"] in (True, False)
+    assert ledger["environment"]["requirements_lock_sha256"] == files.sha256_file(lock)
+    assert ledger["environment"]["gleaner"]["dirty"] in (True, False)
 
 
 def test_the_teacher_is_a_version_with_both_aliases(derived: Workspace) -> None:
     publish(derived, load_params(derived.params), 1)
     ledger = read_ledger(derived, 1)["mlflow"]
-    client = client_of(derived)
+    client = mlflow_client(derived)
     for alias in ("candidate", "champion"):
         assert int(client.get_model_version_by_alias(ledger["model_name"], alias).version) == ledger["model_version"]
     (first, second) = read_decisions(derived)
-    assert (first.why, second.action) == ("there is no champion yet", "promote")
+    assert (first.reason, second.action) == ("there is no champion yet", "promote")
     assert second.gate is not None
     assert second.gate["candidate_map"] - second.gate["champion_map"] == 30.0
 
@@ -169,9 +171,9 @@ STEPS = [
     (flows.records.tracking, "register_teacher"),
     (flows.records.registry, "_log_model"),
     (flows.records.publish, "write_ledger"),
-    (flows.records.tracking.RoundRun, "record"),
+    (flows.records.tracking.RoundRun, "record_ledger"),
     (flows.records.promotion, "append_decision"),
-    (flows.records.publish, "follow_log"),
+    (flows.records.publish, "sync_alias"),
     (vcs, "set_tag"),
 ]
 
@@ -202,26 +204,26 @@ def test_publishing_killed_anywhere_ends_the_same(
             publish(derived, params, 1)
     for _ in range(2):
         publish(derived, params, 1)
-    found = everything(derived)
+    found = collect_state(derived)
     assert found["runs"] == [("round-0001", "FINISHED", "1")]
     assert found["versions"] == [("1", "1")]
     assert found["models"] == 1
     assert [made.model.round for made in read_decisions(derived)] == [0, 1]
-    assert broken_line(derived) is None
+    assert first_corrupt_line(derived) is None
     name = read_ledger(derived, 1)["mlflow"]["model_name"]
-    assert str(client_of(derived).get_model_version_by_alias(name, "champion").version) == "1"
+    assert str(mlflow_client(derived).get_model_version_by_alias(name, "champion").version) == "1"
     assert set(found["histories"][0]) == {1}
     assert found["inputs"] == [["calibration", "labels", "pool", "validation"]]
-    assert vcs.git(derived.root, "tag").splitlines() == ["round-0000", "round-0001"]
-    assert vcs.git(derived.root, "status", "--porcelain") == ""
-    subjects = vcs.git(derived.root, "log", "--format=%s").splitlines()
+    assert vcs.run_git(derived.root, "tag").splitlines() == ["round-0000", "round-0001"]
+    assert vcs.run_git(derived.root, "status", "--porcelain") == ""
+    subjects = vcs.run_git(derived.root, "log", "--format=%s").splitlines()
     assert sum(subject.startswith(("Derive round 1", "Round 1")) for subject in subjects) == 2
 
 
 def test_a_finished_round_is_left_alone(after_two_rounds: Workspace) -> None:
-    before = vcs.revision(after_two_rounds.root), everything(after_two_rounds)
+    before = vcs.head_commit(after_two_rounds.root), collect_state(after_two_rounds)
     publish(after_two_rounds, load_params(after_two_rounds.params), 1)
-    assert (vcs.revision(after_two_rounds.root), everything(after_two_rounds)) == before
+    assert (vcs.head_commit(after_two_rounds.root), collect_state(after_two_rounds)) == before
 
 
 def test_a_run_cut_off_and_derived_anew_is_closed(derived: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,9 +233,9 @@ def test_a_run_cut_off_and_derived_anew_is_closed(derived: Workspace, monkeypatc
         with pytest.raises(Killed):
             publish(derived, params, 1)
     derived.params.write_text(derived.params.read_text().replace("thumbnails: 12", "thumbnails: 3"))
-    data_versions.dvc(derived.root, "repro", "--single-item", "report")
+    data_versions.run_dvc(derived.root, "repro", "--single-item", "report")
     publish(derived, load_params(derived.params), 1)
-    client = client_of(derived)
+    client = mlflow_client(derived)
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     statuses = {run.info.run_id: run.info.status for run in runs}
     kept = read_ledger(derived, 1)["mlflow"]["run_id"]
@@ -257,13 +259,13 @@ def test_a_server_the_user_names_is_used_and_stays_named(
 def test_data_goes_to_the_default_remote_and_comes_back(after_two_rounds: Workspace, tmp_path: Path) -> None:
     root = after_two_rounds.root
     assert not push(after_two_rounds)
-    data_versions.dvc(root, "remote", "add", "--quiet", "--local", "--default", "store", str(tmp_path / "store"))
+    data_versions.run_dvc(root, "remote", "add", "--quiet", "--local", "--default", "store", str(tmp_path / "store"))
     assert push(after_two_rounds)
     shutil.rmtree(root / ".dvc" / "cache")
     shutil.rmtree(root / "derived" / "train")
     for tag, content in (("round-0000", b"teacher of 5 labels"), ("round-0001", b"teacher of 8 labels")):
-        vcs.git(root, "checkout", "--quiet", "--force", tag)
-        data_versions.dvc(root, "pull", "--quiet", "--remote", "store", "--force")
+        vcs.run_git(root, "checkout", "--quiet", "--force", tag)
+        data_versions.run_dvc(root, "pull", "--quiet", "--remote", "store", "--force")
         assert (root / "derived" / "train" / "teacher.pth").read_bytes() == content
 
 
@@ -272,7 +274,7 @@ def test_class_names_mlflow_refuses_stay_apart(two_rounds: Workspace, tmp_path: 
     per_class = {"a(b": 1.0, "a)b": 2.0, "größe": None, "../x": 3.0, ".": 4.0, "y/": 5.0, "": 6.0, "z" * 99: 7.0}
     measured = {"teacher": {"per_class": per_class}, "student": {"per_class": {}}}
     files.write_json(workspace.derived("evaluate") / "metrics.json", measured)
-    figures = {"round": 3, "labels": 5, "teacher": {"mAP": 1.5, "per_class": per_class}, "dwa_why": "words"}
+    figures = {"round": 3, "labels": 5, "teacher": {"mAP": 1.5, "per_class": per_class}, "dwa_reason": "words"}
     assert round_metrics(workspace, 3, figures) == {
         "labels": 5.0,
         "teacher/mAP": 1.5,

@@ -7,18 +7,18 @@ import psutil
 import pytest
 
 from flows import vcs
-from flows.workspaces import night_lock
+from flows.workspaces import run_lock
 from tasks.paths import Workspace
 
 
 def test_a_git_lock_left_by_a_dead_git_is_dropped_and_a_fresh_one_is_not(tiny: Workspace) -> None:
     lock = tiny.root / ".git" / "index.lock"
     lock.touch()
-    with night_lock(tiny):
+    with run_lock(tiny):
         assert lock.exists()
     an_hour_ago_s = time.time() - 3600
     os.utime(lock, (an_hour_ago_s, an_hour_ago_s))
-    with night_lock(tiny):
+    with run_lock(tiny):
         assert not lock.exists()
 
 
@@ -38,7 +38,7 @@ def test_a_dvc_lock_is_dropped_unless_dvc_holds_it(tiny: Workspace, content: str
     while "dvc" not in psutil.Process(somebody.pid).cmdline():
         time.sleep(0.01)
     try:
-        with night_lock(tiny):
+        with run_lock(tiny):
             assert lock.exists() == stays
     finally:
         somebody.kill()
@@ -62,15 +62,15 @@ def test_half_a_dvc_lock_file_is_replaced_by_the_committed_one(tiny: Workspace, 
     path.write_text(WHOLE)
     vcs.commit(tiny, "a round")
     path.write_text(WHOLE[:length])
-    with night_lock(tiny):
+    with run_lock(tiny):
         assert path.read_text() == WHOLE
 
 
 def test_half_a_first_dvc_lock_file_is_dropped_and_a_whole_one_stays(tiny: Workspace) -> None:
     path = tiny.root / "dvc.lock"
     path.write_text(WHOLE[:-40])
-    with night_lock(tiny):
+    with run_lock(tiny):
         assert not path.exists()
     path.write_text(WHOLE)
-    with night_lock(tiny):
+    with run_lock(tiny):
         assert path.read_text() == WHOLE

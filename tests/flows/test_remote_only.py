@@ -10,14 +10,14 @@ import pytest
 from mlflow import MlflowClient
 
 from flows import data_versions, vcs
-from flows.create import create_workspace, pool_setting
+from flows.create import create_workspace, pool_source_override
 from flows.records.ledger import read_ledger
-from flows.records.recorded import recorded_rounds
+from flows.records.recorded import load_snapshots
 from tasks import files
 from tasks.contracts import INDEX
 from tasks.object_store import write_object
 from tasks.paths import STAGES, Workspace
-from tests.flows.tiny import draw_source, fake_heavy_stages, gleaner, new_campaign
+from tests.flows.tiny import fake_heavy_stages, make_source, run_gleaner, workspace_config
 from tests.services import S3Server
 
 pytestmark = [
@@ -28,7 +28,7 @@ pytestmark = [
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class RemoteServices:
     """Where everything is that does not die with the workspace."""
 
     s3: S3Server
@@ -52,68 +52,72 @@ class Elsewhere:
 
 
 @pytest.fixture
-def elsewhere(s3_server: S3Server, mlflow_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
+def remote_services(
+    s3_server: S3Server, mlflow_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RemoteServices:
     """Empty remotes, and an environment that knows them."""
-    s3_server.use(monkeypatch)
+    s3_server.set_environment(monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_url)
     bare = tmp_path / "origin.git"
-    vcs.git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", str(bare))
-    return Elsewhere(s3_server, f"s3://{s3_server.new_bucket()}/pool", s3_server.new_bucket(), bare, mlflow_url)
+    vcs.run_git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", str(bare))
+    return RemoteServices(s3_server, f"s3://{s3_server.new_bucket()}/pool", s3_server.new_bucket(), bare, mlflow_url)
 
 
 @pytest.fixture
-def clone(elsewhere: Elsewhere, tmp_path: Path, prefect_engine: None) -> Workspace:
+def clone(remote_services: RemoteServices, tmp_path: Path, prefect_engine: None) -> Workspace:
     """Of a campaign after two nights whose own folder, with both caches, is gone."""
-    from flows.campaign import campaign
+    from flows.campaign import run_rounds
 
     lost = Workspace(tmp_path / "lost" / "tiny")
-    make_campaign(lost, elsewhere, tmp_path / "source")
-    assert [result.outcome for result in campaign(lost.root, 2)] == ["finished", "finished"]
-    vcs.git(lost.root, "push", "--quiet", "origin", "main", "--tags")
+    make_campaign(lost, remote_services, tmp_path / "source")
+    assert [result.outcome for result in run_rounds(lost.root, 2)] == ["completed", "completed"]
+    vcs.run_git(lost.root, "push", "--quiet", "origin", "main", "--tags")
     assert not (lost.root / "mlflow.db").exists()
     shutil.rmtree(lost.root.parent)
     shutil.rmtree(tmp_path / "source")
-    vcs.git(tmp_path, "clone", "--quiet", str(elsewhere.git), str(tmp_path / "found"))
+    vcs.run_git(tmp_path, "clone", "--quiet", str(remote_services.git), str(tmp_path / "found"))
     return Workspace(tmp_path / "found")
 
 
-def make_campaign(workspace: Workspace, elsewhere: Elsewhere, folder: Path) -> None:
+def make_campaign(workspace: Workspace, remote_services: RemoteServices, folder: Path) -> None:
     """As the operations guide says: init on a bucket, a DVC remote, a git remote."""
-    source = draw_source(folder)
+    source = make_source(folder)
     assert isinstance(source.images, Path)
     for path in source.images.iterdir():
-        write_object(f"{elsewhere.pool}/{path.name}", path.read_bytes())
-    new = replace(new_campaign(source, pool_setting(elsewhere.pool)), bucket=elsewhere.pool)
+        write_object(f"{remote_services.pool}/{path.name}", path.read_bytes())
+    new = replace(workspace_config(source, pool_source_override(remote_services.pool)), bucket=remote_services.pool)
     create_workspace(workspace.root, new)
     fake_heavy_stages(workspace)
-    data_versions.dvc(workspace.root, "remote", "add", "--default", "store", f"s3://{elsewhere.store_bucket}")
+    data_versions.run_dvc(workspace.root, "remote", "add", "--default", "store", f"s3://{remote_services.store_bucket}")
     vcs.commit(workspace, "DVC remote")
-    vcs.git(workspace.root, "remote", "add", "origin", str(elsewhere.git))
+    vcs.run_git(workspace.root, "remote", "add", "origin", str(remote_services.git))
 
 
-def test_with_remote_data_alone_rounds_are_made_again_and_proven(clone: Workspace, elsewhere: Elsewhere) -> None:
+def test_with_remote_data_alone_rounds_are_made_again_and_proven(
+    clone: Workspace, remote_services: RemoteServices
+) -> None:
     ledger = read_ledger(clone, 1)
     champion = f"{ledger['mlflow']['model_name']}@champion"
     assert not (clone.root / ".dvc" / "cache").exists()
-    made = gleaner("reproduce", "round-0001", cwd=clone.root, **elsewhere.environment)
+    made = run_gleaner("reproduce", "round-0001", cwd=clone.root, **remote_services.environment)
     assert made.returncode == 0, made.stdout + made.stderr
     assert "Reproduced to the byte" in made.stdout
     assert made.stdout.count("Running stage") == len(STAGES)
-    proven = gleaner("audit", champion, cwd=clone.root, **elsewhere.environment)
+    proven = run_gleaner("audit", champion, cwd=clone.root, **remote_services.environment)
     assert proven.returncode == 0, proven.stdout + proven.stderr
     assert "Nothing was altered" in proven.stdout
     assert proven.stdout.count("skip") == len(["signatures", "recompute", "skipped."])  # MLflow was asked, too
-    assert vcs.git(clone.root, "status", "--porcelain") == ""
-    see_no_secret(clone, elsewhere)
-    recorded = recorded_rounds(clone)[1]
-    teacher = recorded.digest("derived/train/teacher.pth")
+    assert vcs.run_git(clone.root, "status", "--porcelain") == ""
+    assert_no_secrets(clone, remote_services)
+    snapshot = load_snapshots(clone)[1]
+    teacher = snapshot.md5("derived/train/teacher.pth")
     assert teacher is not None
-    elsewhere.flip(elsewhere.store_bucket, f"files/md5/{teacher[:2]}/{teacher[2:]}")
-    image = files.read_table(recorded.stored("data/index.parquet"), INDEX)["uri"][0].as_py()
+    remote_services.flip(remote_services.store_bucket, f"files/md5/{teacher[:2]}/{teacher[2:]}")
+    image = files.read_table(snapshot.cached_path("data/index.parquet"), INDEX)["uri"][0].as_py()
     bucket, _, key = image.removeprefix("s3://").partition("/")
-    elsewhere.flip(bucket, key)
+    remote_services.flip(bucket, key)
     shutil.rmtree(clone.root / ".dvc" / "cache")
-    failed = gleaner("audit", champion, "--json", cwd=clone.root, **elsewhere.environment)
+    failed = run_gleaner("audit", champion, "--json", cwd=clone.root, **remote_services.environment)
     assert failed.returncode == 1, failed.stdout + failed.stderr
     found = [line for check in json.loads(failed.stdout)["checks"] for line in check["findings"]]
     assert any(line.startswith("round-0001:derived/train") and "altered" in line for line in found), found
@@ -121,13 +125,13 @@ def test_with_remote_data_alone_rounds_are_made_again_and_proven(clone: Workspac
     assert len(found) == 2, found
 
 
-def see_no_secret(clone: Workspace, elsewhere: Elsewhere) -> None:
+def assert_no_secrets(clone: Workspace, remote_services: RemoteServices) -> None:
     """Neither the history nor MLflow knows the key of the object store."""
-    secret, client = elsewhere.s3.key.secret, MlflowClient(elsewhere.mlflow_url)
-    assert secret not in vcs.git(clone.root, "log", "--all", "--patch")
+    secret, client = remote_services.s3.key.secret, MlflowClient(remote_services.mlflow_url)
+    assert secret not in vcs.run_git(clone.root, "log", "--all", "--patch")
     place = read_ledger(clone, 1)["mlflow"]
     run = client.get_run(place["run_id"])
     version = client.get_model_version(place["model_name"], str(place["model_version"]))
-    assert elsewhere.pool in str(run.to_dictionary())
+    assert remote_services.pool in str(run.to_dictionary())
     assert secret not in str(run.to_dictionary())
     assert secret not in str(dict(version))

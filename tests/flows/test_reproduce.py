@@ -9,10 +9,10 @@ import flows.records.reproduce
 from flows import data_versions, vcs
 from flows.records.ledger import read_ledger
 from flows.records.publish import push
-from flows.records.reproduce import Reproduction, StageComparison, reproduce_round, what_differs
+from flows.records.reproduce import Reproduction, StageComparison, environment_differences, reproduce_round
 from tasks.errors import UserError
 from tasks.paths import STAGES, Workspace
-from tests.flows.tiny import gleaner
+from tests.flows.tiny import run_gleaner
 
 slow = pytest.mark.slow
 
@@ -21,26 +21,26 @@ slow = pytest.mark.slow
 def clone(after_two_rounds: Workspace, tmp_path: Path) -> Workspace:
     """Of a campaign whose data is in a remote only."""
     root = after_two_rounds.root
-    data_versions.dvc(root, "remote", "add", "--quiet", "--default", "store", str(tmp_path / "store"))
+    data_versions.run_dvc(root, "remote", "add", "--quiet", "--default", "store", str(tmp_path / "store"))
     vcs.commit(after_two_rounds, "Name a remote")
     push(after_two_rounds)
     bare = tmp_path / "origin.git"
-    vcs.git(root, "clone", "--quiet", "--bare", str(root), str(bare))
-    vcs.git(tmp_path, "clone", "--quiet", str(bare), str(tmp_path / "clone"))
+    vcs.run_git(root, "clone", "--quiet", "--bare", str(root), str(bare))
+    vcs.run_git(tmp_path, "clone", "--quiet", str(bare), str(tmp_path / "clone"))
     return Workspace(tmp_path / "clone")
 
 
 @slow
 def test_a_round_comes_out_the_same_to_the_byte(clone: Workspace) -> None:
-    done = gleaner("reproduce", "round-0001", "--json", cwd=clone.root)
+    done = run_gleaner("reproduce", "round-0001", "--json", cwd=clone.root)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
-    assert (result["reproduced"], result["same_bytes"], result["differences"]) == (True, True, [])
+    assert (result["is_reproduced"], result["is_bit_identical"], result["differences"]) == (True, True, [])
     assert {output["stage"] for output in result["outputs"]} == set(STAGES)
-    assert result["made_map"] == result["recorded_map"] == 60.0
+    assert result["reproduced_map"] == result["recorded_map"] == 60.0
     assert done.stderr.count("Running stage") == len(STAGES)  # each was made here, none taken from a cache
     assert not Path(result["folder"]).exists()
-    assert vcs.git(clone.root, "status", "--porcelain") == ""
+    assert vcs.run_git(clone.root, "status", "--porcelain") == ""
 
 
 @slow
@@ -49,13 +49,13 @@ def test_what_comes_out_otherwise_is_named(clone: Workspace, tmp_path: Path) -> 
     text = clone.dvc_yaml.read_text()
     clone.dvc_yaml.write_text(text.replace("fake_stages.py evaluate", "fake_stages.py evaluate --lost bright"))
     vcs.ensure_identity(clone.root)
-    vcs.git(clone.root, "commit", "--quiet", "--all", "--message", "x")
-    vcs.git(clone.root, "tag", "--force", "round-0001")
-    done = gleaner("reproduce", "round-0001", "--into", str(tmp_path / "again"), cwd=clone.root)
+    vcs.run_git(clone.root, "commit", "--quiet", "--all", "--message", "x")
+    vcs.run_git(clone.root, "tag", "--force", "round-0001")
+    done = run_gleaner("reproduce", "round-0001", "--into", str(tmp_path / "again"), cwd=clone.root)
     assert done.returncode == 1
     assert "Not reproduced, though machine, packages and code are the same: mAP 0.0000, recorded 60.0000" in done.stdout
     assert (tmp_path / "again" / "derived" / "evaluate" / "metrics.json").is_file()
-    taken = gleaner("reproduce", "round-0001", "--into", str(tmp_path / "again"), cwd=clone.root)
+    taken = run_gleaner("reproduce", "round-0001", "--into", str(tmp_path / "again"), cwd=clone.root)
     assert (taken.returncode, "expected an empty or a new one" in taken.stderr) == (2, True)
 
 
@@ -69,11 +69,11 @@ def test_only_rounds_that_exist(two_rounds: Workspace) -> None:
 @slow
 def test_what_may_matter_is_said(two_rounds: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = read_ledger(two_rounds, 1)
-    assert what_differs(ledger) == ()
-    monkeypatch.setattr(flows.records.reproduce, "processor", lambda: "another")
+    assert environment_differences(ledger) == ()
+    monkeypatch.setattr(flows.records.reproduce, "cpu_model", lambda: "another")
     ledger["code"]["train"] = "0"
-    ledger["made_with"]["device"] = "NVIDIA H100"
-    found = what_differs(ledger)
+    ledger["environment"]["device"] = "NVIDIA H100"
+    found = environment_differences(ledger)
     assert len(found) == 3
     assert "processor was" in found[0]
     assert "trained on NVIDIA H100" in found[1]
@@ -94,4 +94,4 @@ def test_the_tolerance_counts_only_where_something_differs(
 ) -> None:
     output = StageComparison("train", "derived/train", "a", "a" if same else "b", same)
     result = Reproduction(1, Path(), differences, (output,), 50.0, made_map, 2.0)
-    assert result.reproduced is reproduced
+    assert result.is_reproduced is reproduced

@@ -15,10 +15,10 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UN
 
 from flows.data_versions import DvcError
 from flows.labels.providers.base import ProviderError
-from flows.safety.causes import ServiceError, named_causes
-from flows.safety.retries import DELAYS_S, night_task, once_more_with_half, passes_by_itself
+from flows.safety.causes import ServiceError, translate_service_errors
+from flows.safety.retries import RETRY_DELAYS_S, is_transient, retry_with_half_batch, retrying_task
 from tasks.errors import DiskFullError, OutOfMemoryError, UserError
-from tasks.shortage import shortage
+from tasks.shortage import as_resource_error
 
 
 def http_error(status: int) -> requests.HTTPError:
@@ -71,37 +71,37 @@ CAUSES: list[tuple[Exception, bool]] = [
 
 @pytest.mark.parametrize(("error", "again"), CAUSES, ids=lambda value: repr(value)[:60])
 def test_what_passes_by_itself_is_tried_again_and_nothing_else(error: Exception, again: bool) -> None:
-    assert passes_by_itself(error) == again
+    assert is_transient(error) == again
 
 
 def failing_task(failures: list[Exception]) -> Callable[[], str]:
-    @night_task("failing")
+    @retrying_task("failing")
     def failing() -> str:
         if failures:
             raise failures.pop(0)
         return "done"
 
-    return failing.with_options(retry_delay_seconds=[0.0] * len(DELAYS_S))
+    return failing.with_options(retry_delay_seconds=[0.0] * len(RETRY_DELAYS_S))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("prefect_engine")
+@pytest.mark.usefixtures("prefect_test_server")
 def test_an_outage_shorter_than_the_delays_is_not_noticed() -> None:
     failures = [ProviderError("x", "is away", transient=True), ConnectionResetError(), http_error(503)]
     assert failing_task([*failures])() == "done"
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("prefect_engine")
+@pytest.mark.usefixtures("prefect_test_server")
 def test_a_longer_one_is_told() -> None:
-    failures: list[Exception] = [ConnectionResetError() for _ in range(len(DELAYS_S) + 1)]
+    failures: list[Exception] = [ConnectionResetError() for _ in range(len(RETRY_DELAYS_S) + 1)]
     with pytest.raises(ConnectionResetError):
         failing_task(failures)()
     assert failures == []
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("prefect_engine")
+@pytest.mark.usefixtures("prefect_test_server")
 @pytest.mark.parametrize("error", [UserError("x", "is y"), KeyError("a bug"), OSError(errno.ENOSPC, "full")])
 def test_what_does_not_mend_itself_is_tried_once(error: Exception) -> None:
     failures = [error, error]
@@ -120,7 +120,7 @@ def test_memory_gets_one_more_chance_with_half_the_batch() -> None:
             raise OutOfMemoryError("train", "memory is used up", "Lower x.")
         return "done"
 
-    assert once_more_with_half(run, warnings.append) == "done"
+    assert retry_with_half_batch(run, warnings.append) == "done"
     assert divisors == [1, 2]
     assert "Once more with half the batch. Lower x." in warnings[0]
 
@@ -140,7 +140,7 @@ def test_memory_gets_one_more_chance_with_half_the_batch() -> None:
     ],
 )
 def test_a_shortage_is_told_from_a_bug(error: Exception, kind: type[UserError] | None) -> None:
-    named = shortage("train", error)
+    named = as_resource_error("train", error)
     assert type(named) is (kind or type(None))
     if named is not None:
         assert str(named).startswith("train: ")
@@ -149,9 +149,9 @@ def test_a_shortage_is_told_from_a_bug(error: Exception, kind: type[UserError] |
 
 def test_a_service_that_fails_is_named_and_a_bug_keeps_its_traceback() -> None:
     words = r"^Prefect: the answer is an error \(All connection attempts failed\)"
-    with pytest.raises(ServiceError, match=words), named_causes("Prefect"):
+    with pytest.raises(ServiceError, match=words), translate_service_errors("Prefect"):
         raise httpx.ConnectError("All connection attempts failed")
-    with pytest.raises(DiskFullError), named_causes("Prefect"):
+    with pytest.raises(DiskFullError), translate_service_errors("Prefect"):
         raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(KeyError), named_causes("Prefect"):
+    with pytest.raises(KeyError), translate_service_errors("Prefect"):
         raise KeyError("a bug")

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import data_versions, vcs
-from flows.position import finished_round
+from flows.position import last_published_round
 from flows.records.ledger import all_ledgers, read_ledger
 from tasks import files
 from tasks.contracts import LabelBatch
 from tasks.paths import STAGES, Workspace
-from tests.flows.tiny import BUDGET, CALIBRATION, SEED, gleaner
+from tests.flows.tiny import BUDGET, CALIBRATION, SEED, run_gleaner
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +39,8 @@ def test_labels_are_what_was_delivered(two_rounds: Workspace) -> None:
     assert {image.image_id for image in batch.images} == set(delivery["image_ids"])
     assert len(batch.images) == BUDGET
     assert delivery["state"] == "collected"
-    assert all(image.offered_in == 1 and image.annotator == "simulated" for image in batch.images)
-    assert [read_ledger(two_rounds, n)["figures"]["labels"] for n in (0, 1)] == [
+    assert all(image.offered_batch == 1 and image.annotator == "oracle" for image in batch.images)
+    assert [read_ledger(two_rounds, n)["metrics"]["labels"] for n in (0, 1)] == [
         SEED + CALIBRATION,
         SEED + CALIBRATION + BUDGET,
     ]
@@ -48,31 +48,31 @@ def test_labels_are_what_was_delivered(two_rounds: Workspace) -> None:
 
 def test_the_round_before_hands_over_its_detections_and_teacher(two_rounds: Workspace) -> None:
     picked = files.read_json(two_rounds.delivery(1) / "delivery.json")["image_ids"]
-    assert sorted(pq.read_table(two_rounds.frozen_batch(1))["image_id"].to_pylist()) == sorted(picked)
-    assert (two_rounds.previous / "teacher.pth").read_bytes() == b"teacher of 5 labels"
-    assert [entry["round"] for entry in files.read_json(two_rounds.previous / "history.json")] == [0]
-    assert pq.read_table(two_rounds.previous / "uncertainty.parquet").column_names == ["image_id", "uncertainty"]
+    assert sorted(pq.read_table(two_rounds.detections_at_selection_batch(1))["image_id"].to_pylist()) == sorted(picked)
+    assert (two_rounds.warm_start / "teacher.pth").read_bytes() == b"teacher of 5 labels"
+    assert [entry["round"] for entry in files.read_json(two_rounds.warm_start / "history.json")] == [0]
+    assert pq.read_table(two_rounds.warm_start / "uncertainty.parquet").column_names == ["image_id", "uncertainty"]
 
 
 def test_only_the_open_delivery_keeps_its_copies(two_rounds: Workspace) -> None:
     assert {path.name for path in two_rounds.delivery(1).iterdir()} == {"delivery.json", "manifest.jsonl"}
     assert "teacher.pth" in {path.name for path in two_rounds.delivery(2).iterdir()}
-    tracked = vcs.git(two_rounds.root, "ls-files", "deliveries").splitlines()
+    tracked = vcs.run_git(two_rounds.root, "ls-files", "deliveries").splitlines()
     assert sorted(tracked) == [
         f"deliveries/batch-000{batch}/{name}" for batch in (1, 2) for name in ("delivery.json", "manifest.jsonl")
     ]
 
 
 def test_nothing_is_left_to_commit_or_derive(two_rounds: Workspace) -> None:
-    assert vcs.git(two_rounds.root, "status", "--porcelain") == ""
+    assert vcs.run_git(two_rounds.root, "status", "--porcelain") == ""
     assert data_versions.is_clean(two_rounds.root)
-    assert finished_round(two_rounds) == 1
+    assert last_published_round(two_rounds) == 1
 
 
 def test_each_round_has_one_tag_and_its_ledger(two_rounds: Workspace) -> None:
-    assert vcs.git(two_rounds.root, "tag").splitlines() == ["round-0000", "round-0001"]
+    assert vcs.run_git(two_rounds.root, "tag").splitlines() == ["round-0000", "round-0001"]
     for number in (0, 1):
-        committed = vcs.git(two_rounds.root, "show", f"round-{number:04d}:rounds/round-{number:04d}.json")
+        committed = vcs.run_git(two_rounds.root, "show", f"round-{number:04d}:rounds/round-{number:04d}.json")
         assert json.loads(committed) == read_ledger(two_rounds, number)
 
 
@@ -83,7 +83,7 @@ def test_ledgers_are_a_chain(two_rounds: Workspace) -> None:
     assert second["labels_sha256"] == files.sha256_file(two_rounds.label_batch(1))
     assert set(second["stages"]) == set(STAGES)
     assert set(second["times"]["stage_seconds"]) == set(STAGES)
-    assert second["code"] == files.read_json(two_rounds.code_digests)
+    assert second["code"] == files.read_json(two_rounds.code_versions)
 
 
 def test_a_ledgers_digests_are_those_of_the_files(two_rounds: Workspace) -> None:
@@ -96,27 +96,27 @@ def test_a_ledgers_digests_are_those_of_the_files(two_rounds: Workspace) -> None
 def test_an_old_round_comes_back_to_the_byte(after_two_rounds: Workspace) -> None:
     root = after_two_rounds.root
     now = {folder: tree(root / folder) for folder in ("derived", "data")}
-    vcs.git(root, "checkout", "--quiet", "round-0000")
-    data_versions.dvc(root, "checkout", "--quiet")
+    vcs.run_git(root, "checkout", "--quiet", "round-0000")
+    data_versions.run_dvc(root, "checkout", "--quiet")
     assert data_versions.is_clean(root)
     assert (root / "derived" / "train" / "teacher.pth").read_bytes() == b"teacher of 5 labels"
     assert not after_two_rounds.label_batch(1).exists()
-    assert not (after_two_rounds.previous / "teacher.pth").exists()
-    refused = gleaner("night", cwd=root)
+    assert not (after_two_rounds.warm_start / "teacher.pth").exists()
+    refused = run_gleaner("night", cwd=root)
     assert refused.returncode == 2
     assert "git switch main && dvc checkout" in refused.stderr
-    vcs.git(root, "switch", "--quiet", "main")
-    data_versions.dvc(root, "checkout", "--quiet")
+    vcs.run_git(root, "switch", "--quiet", "main")
+    data_versions.run_dvc(root, "checkout", "--quiet")
     assert {folder: tree(root / folder) for folder in ("derived", "data")} == now
 
 
 def test_plain_dvc_repro_finds_nothing_to_do(two_rounds: Workspace) -> None:
-    said = data_versions.dvc(two_rounds.root, "repro")
+    said = data_versions.run_dvc(two_rounds.root, "repro")
     assert "Running stage" not in said
 
 
 def test_status_shows_rounds_open_delivery_and_next_step(two_rounds: Workspace) -> None:
-    shown = gleaner("status", cwd=two_rounds.root)
+    shown = run_gleaner("status", cwd=two_rounds.root)
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"^ +0 +5 ", shown.stdout, re.MULTILINE)
     assert re.search(r"^ +1 +8 ", shown.stdout, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""``gleaner serve``: what it refuses, and nights by schedule on a real server without a worker."""
+"""``gleaner schedule``: what it refuses, and nights by schedule on a real server without a worker."""
 
 import shutil
 import subprocess
@@ -10,34 +10,34 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.deployments import nightly, schedule
-from flows.safety.gpu import LIMIT
+from flows.deployments import cron_schedule, deployment_for
+from flows.safety.gpu import CONCURRENCY_LIMIT_NAME
 from flows.stage_log import stage_log
 from tasks.errors import UserError
 from tasks.paths import Workspace
-from tests.flows.tiny import environment, gleaner, trouble
-from tests.services import ask
+from tests.flows.tiny import inject_fault, run_gleaner, subprocess_env
+from tests.services import call_prefect_api
 
 pytestmark = pytest.mark.slow
-_PATIENCE_S = 300.0
+_TIMEOUT_S = 300.0
 
 
-def until(happens: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + _PATIENCE_S
+def wait_until(happens: Callable[[], bool], what: str) -> None:
+    deadline_s = time.monotonic() + _TIMEOUT_S
     while not happens():
         assert time.monotonic() < deadline_s, what
         time.sleep(0.3)
 
 
 def test_without_a_server_it_says_what_is_missing(tiny: Workspace) -> None:
-    answer = gleaner("serve", str(tiny.root), cwd=tiny.root, PREFECT_HOME=str(tiny.root / "no-profile"))
+    answer = run_gleaner("serve", str(tiny.root), cwd=tiny.root, PREFECT_HOME=str(tiny.root / "no-profile"))
     assert answer.returncode == 1
     assert answer.stderr.startswith("PREFECT_API_URL: the value is missing, expected a running Prefect server")
-    assert "make stack" in answer.stderr
+    assert "make services-up" in answer.stderr
 
 
 def test_a_server_that_does_not_answer_is_named(tiny: Workspace) -> None:
-    answer = gleaner("serve", str(tiny.root), cwd=tiny.root, PREFECT_API_URL="http://127.0.0.1:9/api")
+    answer = run_gleaner("serve", str(tiny.root), cwd=tiny.root, PREFECT_API_URL="http://127.0.0.1:9/api")
     assert answer.returncode == 1
     assert "Prefect server: the answer is" in answer.stderr
     assert "http://127.0.0.1:9/api" in answer.stderr
@@ -47,13 +47,13 @@ def test_a_server_that_does_not_answer_is_named(tiny: Workspace) -> None:
 def test_two_campaigns_of_one_name_are_refused(tiny: Workspace, tmp_path: Path) -> None:
     other = tmp_path / "other" / tiny.root.name
     shutil.copytree(tiny.root, other)
-    answer = gleaner("serve", str(tiny.root), str(other), cwd=tmp_path)
+    answer = run_gleaner("serve", str(tiny.root), str(other), cwd=tmp_path)
     assert answer.returncode == 2
     assert "the folders called 'tiny' are 2" in answer.stderr
 
 
 def test_a_folder_without_a_campaign_is_refused(tmp_path: Path) -> None:
-    answer = gleaner("serve", str(tmp_path), cwd=tmp_path)
+    answer = run_gleaner("serve", str(tmp_path), cwd=tmp_path)
     assert answer.returncode == 2
     assert "the folder is no campaign" in answer.stderr
 
@@ -69,14 +69,14 @@ def test_a_folder_without_a_campaign_is_refused(tmp_path: Path) -> None:
 )
 def test_a_schedule_that_cannot_be_is_refused(cron: str, timezone: str, words: str) -> None:
     with pytest.raises(UserError) as refused:
-        schedule(cron, timezone)
+        cron_schedule(cron, timezone)
     assert str(refused.value).startswith(words)
 
 
 def test_a_night_still_at_work_has_the_next_one_cancelled() -> None:
-    deployment = nightly(Path("/srv/gleaner/cells"), schedule("0 2 * * *", "Europe/Berlin"))
+    deployment = deployment_for(Path("/srv/gleaner/cells"), cron_schedule("0 2 * * *", "Europe/Berlin"))
     assert (deployment.name, deployment.parameters) == ("cells", {"root": "/srv/gleaner/cells"})
-    assert deployment.entrypoint == "flows.night.night"
+    assert deployment.entrypoint == "flows.night.nightly"
     assert deployment.concurrency_limit == 1
     assert deployment.concurrency_options is not None
     assert deployment.concurrency_options.collision_strategy == "CANCEL_NEW"
@@ -87,32 +87,32 @@ def test_a_night_still_at_work_has_the_next_one_cancelled() -> None:
 def test_nights_come_by_schedule_and_sigterm_ends_all_but_the_schedule(
     tiny: Workspace, prefect_url: str, tmp_path: Path
 ) -> None:
-    trouble(tiny, "train", "hang")
+    inject_fault(tiny, "train", "hang")
     log = tmp_path / "serve.log"
-    shell = environment(PREFECT_API_URL=f"{prefect_url}/api", PREFECT_HOME=str(tmp_path / "home"))
-    command = [sys.executable, "-m", "flows.cli", "serve", str(tiny.root), "--cron", "* * * * *"]
+    shell = subprocess_env(PREFECT_API_URL=f"{prefect_url}/api", PREFECT_HOME=str(tmp_path / "home"))
+    command = [sys.executable, "-m", "flows.cli", "schedule", str(tiny.root), "--cron", "* * * * *"]
     with log.open("wb") as output:
         serving = subprocess.Popen(
             [*command, "--timezone", "Europe/Berlin"], env=shell, stdout=output, stderr=subprocess.STDOUT
         )
     try:
         begun = stage_log(tiny, 0, "train")
-        until(lambda: begun.is_file() and "train is at work" in begun.read_text(), "the night did not begin")
+        wait_until(lambda: begun.is_file() and "train is at work" in begun.read_text(), "the night did not begin")
         children = psutil.Process(serving.pid).children(recursive=True)
         serving.terminate()
-        code = serving.wait(_PATIENCE_S)
+        code = serving.wait(_TIMEOUT_S)
     finally:
         serving.kill()
         serving.wait()
-    until(lambda: not [child for child in children if child.is_running()], "somebody survived")
+    wait_until(lambda: not [child for child in children if child.is_running()], "somebody survived")
     assert code == 0, log.read_text()
     assert "Traceback" not in log.read_text(), log.read_text()
-    limits = {limit["name"]: limit["limit"] for limit in ask(prefect_url, "v2/concurrency_limits/filter")}
-    assert limits[LIMIT] == 1
+    limits = {limit["name"]: limit["limit"] for limit in call_prefect_api(prefect_url, "v2/concurrency_limits/filter")}
+    assert limits[CONCURRENCY_LIMIT_NAME] == 1
     by_name = {"name": {"any_": [tiny.root.name]}}
-    first = ask(prefect_url, "flow_runs/filter", deployments=by_name, sort="EXPECTED_START_TIME_ASC")[0]
+    first = call_prefect_api(prefect_url, "flow_runs/filter", deployments=by_name, sort="EXPECTED_START_TIME_ASC")[0]
     assert (first["state_type"], first["auto_scheduled"]) == ("CRASHED", True)  # it said goodbye itself
-    deployment = ask(prefect_url, "deployments/filter", deployments=by_name)[0]
+    deployment = call_prefect_api(prefect_url, "deployments/filter", deployments=by_name)[0]
     assert deployment["paused"] is False
     assert deployment["schedules"][0]["active"] is True
     assert deployment["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"

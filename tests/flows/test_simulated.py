@@ -2,15 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from flows.labels.providers.base import Delivery
-from flows.labels.providers.simulated import SimulatedAnnotator
+from flows.labels.providers.base import AnnotationBatch
+from flows.labels.providers.simulated import OracleProvider
 from tasks.annotated import AnnotatedImage, write_annotated
 from tasks.contracts import Box
 from tasks.errors import UserError
 from tasks.params import BudgetParams
 
 CLASSES = ("cat", "dog")
-PACE = BudgetParams(unit="images", amount=3.0, minutes_per_box=0.5, minutes_per_image=0.25, min_timed_answers=20)
+PACE = BudgetParams(unit="images", amount=3.0, minutes_per_box=0.5, minutes_per_image=0.25, min_timed_annotations=20)
 
 
 @pytest.fixture
@@ -25,12 +25,12 @@ def oracle(tmp_path: Path) -> Path:
     return path
 
 
-def delivery(*image_ids: str) -> Delivery:
-    return Delivery(1, "key", Path(), image_ids, "2026-03-01T10:00:00+00:00", "delivered", "key")
+def delivery(*image_ids: str) -> AnnotationBatch:
+    return AnnotationBatch(1, "key", Path(), image_ids, "2026-03-01T10:00:00+00:00", "delivered", "key")
 
 
 def test_it_answers_from_the_oracle_at_once_and_says_how_long_it_took(oracle: Path) -> None:
-    annotator = SimulatedAnnotator(oracle, CLASSES, PACE)
+    annotator = OracleProvider(oracle, CLASSES, PACE)
     full, bare, unknown = annotator.collect(delivery("full", "bare", "unknown"))
     assert full["status"] == "labeled"
     assert [(box["category"], list(box["xyxy_px"])) for box in full["boxes"]] == [
@@ -43,7 +43,7 @@ def test_it_answers_from_the_oracle_at_once_and_says_how_long_it_took(oracle: Pa
 
 
 def test_the_same_delivery_always_returns_the_same(oracle: Path) -> None:
-    annotator = SimulatedAnnotator(oracle, CLASSES, PACE)
+    annotator = OracleProvider(oracle, CLASSES, PACE)
     first = annotator.collect(delivery("full", "bare"))
     annotator.withdraw(delivery("full", "bare"), ["full"])
     assert annotator.deliver(delivery("full")) == annotator.deliver(delivery("full")) == "key"
@@ -52,12 +52,12 @@ def test_the_same_delivery_always_returns_the_same(oracle: Path) -> None:
 
 
 def test_classes_in_another_order_keep_their_names(oracle: Path) -> None:
-    (full,) = SimulatedAnnotator(oracle, ("dog", "cat"), PACE).collect(delivery("full"))
+    (full,) = OracleProvider(oracle, ("dog", "cat"), PACE).collect(delivery("full"))
     assert [box["category"] for box in full["boxes"]] == ["dog", "cat"]
 
 
 def test_a_campaign_without_oracle_is_refused_with_the_way_to_one(tmp_path: Path) -> None:
-    annotator = SimulatedAnnotator(tmp_path / "none.parquet", CLASSES, PACE)
+    annotator = OracleProvider(tmp_path / "none.parquet", CLASSES, PACE)
     for call in (annotator.check, lambda: annotator.deliver(delivery("a")), lambda: annotator.collect(delivery("a"))):
         with pytest.raises(UserError, match="gleaner init --oracle"):
             call()

@@ -9,14 +9,14 @@ import psutil
 import pytest
 
 from flows.safety import recovery
-from flows.safety.recovery import NIGHT_OF, end_orphans
-from flows.safety.retries import DELAYS_S, passes_by_itself
-from flows.stage import reproduce
+from flows.safety.recovery import WORKSPACE_ENV, kill_orphans
+from flows.safety.retries import RETRY_DELAYS_S, is_transient
+from flows.stage import run_stage
 from flows.stage_errors import StageBusyError, StageError, StageKilledError, stage_failure
 from flows.stage_log import stage_log
-from tasks.errors import LEFT_EARLY, DiskFullError, GuardRailError, OutOfMemoryError, UserError
+from tasks.errors import EXIT_INTERRUPTED, DiskFullError, GuardRailError, OutOfMemoryError, UserError
 from tasks.paths import Workspace
-from tests.flows.tiny import environment, trouble
+from tests.flows.tiny import inject_fault, subprocess_env
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def ready_template(tiny_template: Workspace, tmp_path_factory: pytest.TempPathFa
     root = tmp_path_factory.mktemp("ready") / "tiny"
     shutil.copytree(tiny_template.root, root)
     for stage in ("prepare", "assemble"):
-        reproduce(root, stage, 0)
+        run_stage(root, stage, 0)
     return root
 
 
@@ -32,7 +32,7 @@ def ready_template(tiny_template: Workspace, tmp_path_factory: pytest.TempPathFa
 def ready(ready_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """Everything before train is derived; nobody waits before the next attempt."""
     shutil.copytree(ready_template, tmp_path / "tiny")
-    monkeypatch.setattr(reproduce, "retry_delay_seconds", [0.0] * len(DELAYS_S))
+    monkeypatch.setattr(run_stage, "retry_delay_seconds", [0.0] * len(RETRY_DELAYS_S))
     return Workspace(tmp_path / "tiny")
 
 
@@ -42,23 +42,23 @@ def attempts(workspace: Workspace) -> int:
 
 @pytest.mark.slow
 def test_a_killed_stage_is_run_again(ready: Workspace) -> None:
-    trouble(ready, "train", "once die")
-    assert not reproduce(ready.root, "train", 0).skipped
+    inject_fault(ready, "train", "once die")
+    assert not run_stage(ready.root, "train", 0).skipped
     assert attempts(ready) == 2
 
 
 @pytest.mark.slow
 def test_a_stage_that_is_killed_time_and_again_is_given_up(ready: Workspace) -> None:
-    trouble(ready, "train", "die")
+    inject_fault(ready, "train", "die")
     with pytest.raises(StageKilledError, match=r"ended from outside \(code -9\)"):
-        reproduce(ready.root, "train", 0)
-    assert attempts(ready) == 1 + len(DELAYS_S)
+        run_stage(ready.root, "train", 0)
+    assert attempts(ready) == 1 + len(RETRY_DELAYS_S)
 
 
 @pytest.mark.slow
 def test_out_of_memory_is_tried_once_more_with_half_the_batch(ready: Workspace) -> None:
-    trouble(ready, "train", "once exit 4 train: memory is used up (CUDA out of memory), expected enough of it.")
-    assert not reproduce(ready.root, "train", 0).skipped
+    inject_fault(ready, "train", "once exit 4 train: memory is used up (CUDA out of memory), expected enough of it.")
+    assert not run_stage(ready.root, "train", 0).skipped
     log = stage_log(ready, 0, "train").read_text()
     assert attempts(ready) == 2
     assert log.count("train divides its batches by 2") == 1
@@ -66,9 +66,9 @@ def test_out_of_memory_is_tried_once_more_with_half_the_batch(ready: Workspace) 
 
 @pytest.mark.slow
 def test_half_the_batch_is_the_last_attempt(ready: Workspace) -> None:
-    trouble(ready, "train", "exit 4 train: memory is used up, expected enough of it.")
+    inject_fault(ready, "train", "exit 4 train: memory is used up, expected enough of it.")
     with pytest.raises(OutOfMemoryError, match="memory is used up"):
-        reproduce(ready.root, "train", 0)
+        run_stage(ready.root, "train", 0)
     assert attempts(ready) == 2
 
 
@@ -78,7 +78,7 @@ def test_half_the_batch_is_the_last_attempt(ready: Workspace) -> None:
         (255, ["ERROR: failed to reproduce 'train': failed to run: x, exited with 2"], UserError, False),
         (255, ["ERROR: failed to reproduce 'train': failed to run: x, exited with 3"], GuardRailError, False),
         (255, ["ERROR: failed to reproduce 'train': failed to run: x, exited with 5"], DiskFullError, False),
-        (255, [f"ERROR: failed to run: x, exited with {LEFT_EARLY}"], StageKilledError, True),
+        (255, [f"ERROR: failed to run: x, exited with {EXIT_INTERRUPTED}"], StageKilledError, True),
         (255, ["ERROR: failed to run: x, exited with -9"], StageKilledError, True),
         (255, ["ERROR: failed to run: x, exited with 137"], StageKilledError, True),
         (-9, ["Running stage 'train':"], StageKilledError, True),
@@ -92,15 +92,15 @@ def test_half_the_batch_is_the_last_attempt(ready: Workspace) -> None:
 def test_the_end_of_a_stage_has_a_name(code: int, lines: list[str], kind: type[UserError], again: bool) -> None:
     error = stage_failure(Path("/campaign"), "train", code, ["train is at work", *lines], Path("train.log"))
     assert type(error) is kind
-    assert passes_by_itself(error) == again
+    assert is_transient(error) == again
 
 
 def test_orphans_of_a_dead_night_end_and_what_people_run_stays(tmp_path: Path) -> None:
     code = "import time; print(1, flush=True); time.sleep(60)"
-    marks: list[dict[str, str]] = [{NIGHT_OF: str(tmp_path)}, {}, {NIGHT_OF: "/another/campaign"}]
+    marks: list[dict[str, str]] = [{WORKSPACE_ENV: str(tmp_path)}, {}, {WORKSPACE_ENV: "/another/campaign"}]
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", code], cwd=tmp_path, env=environment(**mark), stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code], cwd=tmp_path, env=subprocess_env(**mark), stdout=subprocess.PIPE, text=True
         )
         for mark in marks
     ]
@@ -108,7 +108,7 @@ def test_orphans_of_a_dead_night_end_and_what_people_run_stays(tmp_path: Path) -
         for process in started:
             assert process.stdout is not None
             process.stdout.readline()
-        end_orphans(tmp_path)
+        kill_orphans(tmp_path)
         assert [psutil.pid_exists(process.pid) for process in started] == [False, True, True]
     finally:
         for process in started:
@@ -122,11 +122,11 @@ def test_an_orphan_that_does_not_leave_is_killed(tmp_path: Path, monkeypatch: py
     with subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env=environment(**{NIGHT_OF: str(tmp_path)}),
+        env=subprocess_env(**{WORKSPACE_ENV: str(tmp_path)}),
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        end_orphans(tmp_path)
+        kill_orphans(tmp_path)
         assert process.wait(10) == -9

@@ -16,27 +16,27 @@ from mlflow import MlflowClient
 import flows.study.campaigns
 import flows.study.nights
 from flows import vcs
-from flows.commands.study import run_apart
-from flows.create import OWN_DATA_SETTINGS
-from flows.position import NightResult, finished_round
+from flows.commands.study import run_in_processes
+from flows.create import OWN_DATA_OVERRIDES
+from flows.position import RunResult, last_published_round
 from flows.stage_log import skipped_stages, stage_log
-from flows.study.campaigns import Study, make_arm, make_base
+from flows.study.campaigns import Study, create_arm_workspace, create_base_workspace
 from tasks import files
 from tasks.errors import GuardRailError, UserError
 from tasks.params import load_params
 from tasks.study.plan import load_study
 from tasks.study.results import RESULTS
-from tests.flows.nights import until
+from tests.flows.nights import wait_until
 from tests.flows.tiny import (
     BUDGET,
     CALIBRATION,
     REPOSITORY,
     SEED,
-    draw_source,
-    environment,
     fake_heavy_stages,
-    gleaner,
-    trouble,
+    inject_fault,
+    make_source,
+    run_gleaner,
+    subprocess_env,
 )
 
 pytestmark = pytest.mark.timeout(1500)
@@ -62,12 +62,12 @@ def write_study(folder: Path, text: str = STUDY) -> Path:
     return path
 
 
-def open_study(path: Path, out: Path) -> Study:
-    return Study(load_study(path, TEMPLATE, own_data_settings=OWN_DATA_SETTINGS), path.parent, out)
+def load_test_study(path: Path, out: Path) -> Study:
+    return Study(load_study(path, TEMPLATE, own_data_settings=OWN_DATA_OVERRIDES), path.parent, out)
 
 
 @dataclass(frozen=True)
-class Ran:
+class CompletedStudy:
     study: Study
     path: Path
     killed_after: list[str]
@@ -76,22 +76,22 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory, somebody: None) -> Ran:
+def completed_study(tmp_path_factory: pytest.TempPathFactory, somebody: None) -> CompletedStudy:
     """Killed in the second arm's round 0, then run to the end by the same command."""
     folder = tmp_path_factory.mktemp("study")
-    draw_source(folder / "source")
+    make_source(folder / "source")
     path = write_study(folder)
-    study = open_study(path, folder / "out")
-    fake_heavy_stages(make_base(study, 1))
-    hanging = trouble(make_arm(study, 1, "equal"), "report", "hang")
+    study = load_test_study(path, folder / "out")
+    fake_heavy_stages(create_base_workspace(study, 1))
+    hanging = inject_fault(create_arm_workspace(study, 1, "equal"), "report", "hang")
     first = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "study", str(path), "--out", str(study.out)],
         cwd=folder,
-        env=environment(),
+        env=subprocess_env(),
         stdout=subprocess.PIPE,
         text=True,
     )
-    log = stage_log(study.campaign(1, "equal"), 0, "report")
+    log = stage_log(study.workspace(1, "equal"), 0, "report")
     deadline_s = time.monotonic() + 900
     while not (log.is_file() and "report is at work" in log.read_text()):
         assert first.poll() is None, "it ended by itself"
@@ -100,102 +100,115 @@ def ran(tmp_path_factory: pytest.TempPathFactory, somebody: None) -> Ran:
     first.send_signal(signal.SIGKILL)
     printed, _ = first.communicate(timeout=60)
     hanging.unlink()
-    second = gleaner("study", str(path), "--out", str(study.out), cwd=folder)
+    second = run_gleaner("study", str(path), "--out", str(study.out), cwd=folder)
     assert second.returncode == 0, second.stdout + second.stderr
-    return Ran(study, path, printed.splitlines(), second)
+    return CompletedStudy(study, path, printed.splitlines(), second)
 
 
-def worked(study: Study, stage: str, arm: str, number: int) -> int:
+def num_executions(study: Study, stage: str, arm: str, number: int) -> int:
     """How often the replaced stage really ran."""
-    log = stage_log(study.campaign(1, arm), number, stage)
+    log = stage_log(study.workspace(1, arm), number, stage)
     return log.read_text().count(f"{stage} is at work") if log.is_file() else 0
 
 
 @pytest.mark.slow
-def test_the_second_call_repeats_no_finished_round(ran: Ran) -> None:
-    assert any("seed 1, equal, round 0" in line for line in ran.killed_after)
-    again = re.findall(r"seed 1, (\w+), round (\d)", ran.second.stdout)
+def test_the_second_call_repeats_no_finished_round(completed_study: CompletedStudy) -> None:
+    assert any("seed 1, equal, round 0" in line for line in completed_study.killed_after)
+    again = re.findall(r"seed 1, (\w+), round (\d)", completed_study.second.stdout)
     assert again[0] == ("equal", "0")
     assert ("random", "0") not in again
-    assert {arm: finished_round(ran.study.campaign(1, arm)) for arm in ARMS} == dict.fromkeys(ARMS, 1)
+    assert {arm: last_published_round(completed_study.study.workspace(1, arm)) for arm in ARMS} == dict.fromkeys(
+        ARMS, 1
+    )
     for arm in ARMS:
-        assert vcs.git(ran.study.campaign(1, arm).root, "tag").splitlines() == ["round-0000", "round-0001"]
+        assert vcs.run_git(completed_study.study.workspace(1, arm).root, "tag").splitlines() == [
+            "round-0000",
+            "round-0001",
+        ]
 
 
 @pytest.mark.slow
-def test_round_0_is_trained_once_for_all_arms_that_train_alike(ran: Ran) -> None:
-    assert [worked(ran.study, "train", arm, 0) for arm in ARMS] == [1, 0, 1]  # supervised trains otherwise
-    assert [worked(ran.study, "infer", arm, 0) for arm in ARMS] == [1, 0, 0]  # its fake teacher has the same bytes
-    assert "train" in skipped_stages(ran.study.campaign(1, "equal"), 0)
-    assert [worked(ran.study, "train", arm, 1) for arm in ARMS] == [1, 1, 1]
-    caches = [ran.study.campaign(1, arm).root / ".dvc" / "cache" for arm in ARMS]
+def test_round_0_is_trained_once_for_all_arms_that_train_alike(completed_study: CompletedStudy) -> None:
+    assert [num_executions(completed_study.study, "train", arm, 0) for arm in ARMS] == [
+        1,
+        0,
+        1,
+    ]  # supervised trains otherwise
+    assert [num_executions(completed_study.study, "infer", arm, 0) for arm in ARMS] == [
+        1,
+        0,
+        0,
+    ]  # its fake teacher has the same bytes
+    assert "train" in skipped_stages(completed_study.study.workspace(1, "equal"), 0)
+    assert [num_executions(completed_study.study, "train", arm, 1) for arm in ARMS] == [1, 1, 1]
+    caches = [completed_study.study.workspace(1, arm).root / ".dvc" / "cache" for arm in ARMS]
     assert not any(cache.exists() for cache in caches)
 
 
 @pytest.mark.slow
-def test_arms_differ_in_their_settings_and_in_nothing_else(ran: Ran) -> None:
-    params = {arm: load_params(ran.study.campaign(1, arm).params) for arm in ARMS}
+def test_arms_differ_in_their_settings_and_in_nothing_else(completed_study: CompletedStudy) -> None:
+    params = {arm: load_params(completed_study.study.workspace(1, arm).params) for arm in ARMS}
     assert params["random"].select.strategy == "random"
     assert params["equal"].dwa.mode == "equal"
     assert params["supervised"].ssl.enabled is False
     assert {p.seed for p in params.values()} == {1}
-    campaigns = [ran.study.campaign(1, arm) for arm in ARMS]
+    campaigns = [completed_study.study.workspace(1, arm) for arm in ARMS]
     for path in ("val.parquet", "calibration.parquet", "labels/batch-0000.json", "index.parquet"):
         assert len({files.sha256_file(campaign.root / "data" / path) for campaign in campaigns}) == 1
     assert len({vcs.campaign_id(campaign.root) for campaign in campaigns}) == len(ARMS)
 
 
 @pytest.mark.slow
-def test_arms_that_choose_at_random_ask_for_the_same_images(ran: Ran) -> None:
+def test_arms_that_choose_at_random_ask_for_the_same_images(completed_study: CompletedStudy) -> None:
     first, second = (
-        files.read_json(ran.study.campaign(1, arm).delivery(1) / "delivery.json")["image_ids"]
+        files.read_json(completed_study.study.workspace(1, arm).delivery(1) / "delivery.json")["image_ids"]
         for arm in ("random", "supervised")
     )
     assert first == second
 
 
 @pytest.mark.slow
-def test_results_have_a_row_per_arm_and_round(ran: Ran) -> None:
-    table = pq.read_table(ran.study.results / "results.parquet")
+def test_results_have_a_row_per_arm_and_round(completed_study: CompletedStudy) -> None:
+    table = pq.read_table(completed_study.study.results / "results.parquet")
     assert table.schema.equals(RESULTS)
     rows = table.to_pylist()
     assert [(row["arm"], row["round"]) for row in rows] == [(arm, number) for arm in ARMS for number in (0, 1)]
     labels = [SEED + CALIBRATION, SEED + CALIBRATION + BUDGET]
-    assert [row["labels"] for row in rows] == labels * 3
+    assert [row["num_labeled"] for row in rows] == labels * 3
     assert [row["teacher_map"] for row in rows] == [30.0, 60.0] * 3  # what the replaced evaluate says of 5 and 8 labels
     assert [row["pool_images"] for row in rows] == [8, 5] * 3
     assert all(row["train_seconds"] > 0 for row in rows)
     by_arm = {row["arm"]: row for row in rows if row["round"] == 0}
     assert by_arm["equal"]["train_seconds"] == by_arm["random"]["train_seconds"]
-    assert by_arm["equal"]["restored_stages"] >= 5
+    assert by_arm["equal"]["cached_stages"] >= 5
 
 
 @pytest.mark.slow
-def test_the_reading_claims_nothing_from_one_seed(ran: Ran) -> None:
-    words = (ran.study.results / "README.md").read_text()
+def test_the_reading_claims_nothing_from_one_seed(completed_study: CompletedStudy) -> None:
+    words = (completed_study.study.results / "README.md").read_text()
     assert "One seed has no interval: nothing can be claimed" in words
     assert "Added, because no study may leave them out: random, equal." in words
     assert "`supervised` against `random`: over all rounds identical" in words
-    assert "Arms added" in ran.second.stdout
-    assert {path.name for path in ran.study.results.iterdir()} == {
+    assert "Arms added" in completed_study.second.stdout
+    assert {path.name for path in completed_study.study.results.iterdir()} == {
         "results.parquet", "summary.json", "table.md", "README.md", "plot.svg", "plot.png",
     }  # fmt: skip
 
 
 @pytest.mark.slow
-def test_full_is_trained_on_every_label(ran: Ran) -> None:
-    full = files.read_json(ran.study.full_result(1))
+def test_full_is_trained_on_every_label(completed_study: CompletedStudy) -> None:
+    full = files.read_json(completed_study.study.full_labels_result_path(1))
     assert full["labels"] == 13
     assert full["teacher"]["mAP"] == 100.0
-    summary = files.read_json(ran.study.results / "summary.json")
+    summary = files.read_json(completed_study.study.results / "summary.json")
     assert summary["full_map"] == {"1": 100.0}
     # from 30 mAP at 5 labels to 60 at 8: 90 % of 100 is not reached
     assert summary["arms"]["random"]["labels_needed"]["0.90"] == {"by_seed": {"1": None}, "median": None}
 
 
 @pytest.mark.slow
-def test_mlflow_holds_the_study_and_its_nights_in_one_database(ran: Ran) -> None:
-    client = MlflowClient(f"sqlite:///{ran.study.out / 'mlflow.db'}")
+def test_mlflow_holds_the_study_and_its_nights_in_one_database(completed_study: CompletedStudy) -> None:
+    client = MlflowClient(f"sqlite:///{completed_study.study.out / 'mlflow.db'}")
     study = client.get_experiment_by_name("study-tiny")
     assert study is not None
     (run,) = client.search_runs([study.experiment_id])
@@ -208,33 +221,33 @@ def test_mlflow_holds_the_study_and_its_nights_in_one_database(ran: Ran) -> None
 
 
 @pytest.mark.slow
-def test_an_arm_of_other_parameters_is_not_mixed_in(ran: Ran) -> None:
-    changed = write_study(ran.path.parent, STUDY.replace("budget.amount=3", "budget.amount=4"))
+def test_an_arm_of_other_parameters_is_not_mixed_in(completed_study: CompletedStudy) -> None:
+    changed = write_study(completed_study.path.parent, STUDY.replace("budget.amount=3", "budget.amount=4"))
     with pytest.raises(UserError, match="the parameters are others than the study file now says"):
-        make_arm(open_study(changed, ran.study.out), 1, "random")
-    changed = write_study(ran.path.parent, STUDY.replace("seed_labels: 3", "seed_labels: 2"))
+        create_arm_workspace(load_test_study(changed, completed_study.study.out), 1, "random")
+    changed = write_study(completed_study.path.parent, STUDY.replace("seed_labels: 3", "seed_labels: 2"))
     with pytest.raises(UserError, match="seed_labels is 3, expected 2"):
-        make_base(open_study(changed, ran.study.out), 1)
+        create_base_workspace(load_test_study(changed, completed_study.study.out), 1)
 
 
 @pytest.fixture
-def nights(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+def scripted_rounds(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Made-up campaigns: finished rounds by arm; the night of ``equal`` leaves its bounds."""
     rounds = dict.fromkeys(ARMS, -1)
 
-    def night(root: Path) -> NightResult:
+    def night(root: Path) -> RunResult:
         arm = root.name.removeprefix("seed-1-")
         if arm == "equal":
             raise GuardRailError("train", "the loss ratio is 30, expected at most 20")
         if arm == "supervised" and rounds[arm] == 0:
-            return NightResult(0, "waiting", "None of 3 images is labeled yet.")
+            return RunResult(0, "waiting_for_labels", "None of 3 images is labeled yet.")
         rounds[arm] += 1
-        return NightResult(rounds[arm], "finished", "")
+        return RunResult(rounds[arm], "completed", "")
 
-    monkeypatch.setattr(flows.study.nights, "night", night)
-    monkeypatch.setattr(flows.study.nights, "make_base", lambda study, seed: study.base(seed))
-    monkeypatch.setattr(flows.study.nights, "make_arm", lambda study, seed, arm: study.campaign(seed, arm))
-    for name in ("finished_round", "newest_round"):
+    monkeypatch.setattr(flows.study.nights, "nightly", night)
+    monkeypatch.setattr(flows.study.nights, "create_base_workspace", lambda study, seed: study.base_workspace(seed))
+    monkeypatch.setattr(flows.study.nights, "create_arm_workspace", lambda study, seed, arm: study.workspace(seed, arm))
+    for name in ("last_published_round", "newest_round"):
         monkeypatch.setattr(
             flows.study.nights, name, lambda workspace: rounds[workspace.root.name.removeprefix("seed-1-")]
         )
@@ -242,13 +255,15 @@ def nights(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return rounds
 
 
-def test_an_arm_out_of_bounds_or_out_of_labels_stops_alone_and_says_so(tmp_path: Path, nights: dict[str, int]) -> None:
+def test_an_arm_out_of_bounds_or_out_of_labels_stops_alone_and_says_so(
+    tmp_path: Path, scripted_rounds: dict[str, int]
+) -> None:
     text = STUDY.replace("full: [ssl.enabled=false]", "")
-    study = open_study(write_study(tmp_path, text), tmp_path / "out")
+    study = load_test_study(write_study(tmp_path, text), tmp_path / "out")
     steps: list[tuple[str, int]] = []
     flows.study.nights.run_seed(study, 1, lambda _: None, lambda step: steps.append((step.arm, step.round_number)))
     assert steps == [("random", 0), ("random", 1), ("supervised", 0)]
-    assert flows.study.nights.stops(study) == [
+    assert flows.study.nights.failures(study) == [
         "equal, seed 1, round 0: the loss ratio is 30, expected at most 20.",
         "supervised, seed 1, round 1: None of 3 images is labeled yet.",
     ]
@@ -256,7 +271,7 @@ def test_an_arm_out_of_bounds_or_out_of_labels_stops_alone_and_says_so(tmp_path:
 
 def test_a_seed_whose_process_fails_takes_no_other_with_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"failed seeds are .*, expected none") as raised:
-        run_apart([str(tmp_path / "missing.yaml")], [1, 2, 3], 2)
+        run_in_processes([str(tmp_path / "missing.yaml")], [1, 2, 3], 2)
     assert all(f"{seed} (code 2)" in str(raised.value) for seed in (1, 2, 3))
 
 
@@ -281,7 +296,7 @@ def test_seeds_side_by_side_share_the_cores(
         monkeypatch.setenv("OMP_NUM_THREADS", set_by_user)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(7)))
     monkeypatch.setattr("subprocess.Popen", Seed)
-    run_apart([], [1, 2, 3], 2)
+    run_in_processes([], [1, 2, 3], 2)
     assert given == [expected] * 3
 
 
@@ -295,15 +310,15 @@ def test_a_study_told_to_end_waits_for_its_seeds(tmp_path: Path) -> None:
         "time.sleep(60)"
     )
     study = (
-        "import subprocess, sys\nfrom flows.commands.study import run_apart\n"
+        "import subprocess, sys\nfrom flows.commands.study import run_in_processes\n"
         "class Seed(subprocess.Popen):\n"
         "    def __init__(self, _, **options):\n"
         f"        super().__init__([sys.executable, '-c', {seed!r}], **options)\n"
         "subprocess.Popen = Seed\n"
-        "run_apart([], [1], 1)"
+        "run_in_processes([], [1], 1)"
     )
-    process = subprocess.Popen([sys.executable, "-c", study], cwd=tmp_path, env=environment())
-    until((tmp_path / "begun").exists)
+    process = subprocess.Popen([sys.executable, "-c", study], cwd=tmp_path, env=subprocess_env())
+    wait_until((tmp_path / "begun").exists)
     process.terminate()
     assert process.wait(30) == 128 + signal.SIGTERM
     assert (tmp_path / "closed").exists()
@@ -312,22 +327,22 @@ def test_a_study_told_to_end_waits_for_its_seeds(tmp_path: Path) -> None:
 def test_seeds_put_their_images_into_the_cache_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw_source(tmp_path / "source")
-    study = open_study(write_study(tmp_path), tmp_path / "out")
+    make_source(tmp_path / "source")
+    study = load_test_study(write_study(tmp_path), tmp_path / "out")
 
     def another_seed(*_: object) -> None:
         with pytest.raises(Timeout):
             FileLock(study.cache_lock, timeout=0).acquire()
 
     monkeypatch.setattr(flows.study.campaigns, "create_workspace", another_seed)
-    make_base(study, 1)
+    create_base_workspace(study, 1)
     with FileLock(study.cache_lock, timeout=0):
         pass
 
 
 def test_a_broken_study_file_ends_in_one_line(tmp_path: Path) -> None:
     path = write_study(tmp_path, STUDY.replace("ssl.enabled=false]", "ssl.enable=false]", 1))
-    refused = gleaner("study", str(path), cwd=tmp_path)
+    refused = run_gleaner("study", str(path), cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "arms.supervised: ssl.enable is an unknown parameter" in refused.stderr
@@ -335,7 +350,7 @@ def test_a_broken_study_file_ends_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_seed_that_is_not_of_the_study_is_refused(tmp_path: Path) -> None:
-    refused = gleaner("study", str(write_study(tmp_path)), "--seed", "5", cwd=tmp_path)
+    refused = run_gleaner("study", str(write_study(tmp_path)), "--seed", "5", cwd=tmp_path)
     assert refused.returncode == 2
     assert "--seed is 5, expected one of seeds [1]" in refused.stderr
     assert not (tmp_path / "studies").exists()

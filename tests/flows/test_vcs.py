@@ -10,7 +10,7 @@ from tasks.paths import Workspace
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Workspace:
-    vcs.create_repository(tmp_path)
+    vcs.init_repository(tmp_path)
     (tmp_path / "params.yaml").write_text("a: 1\n")
     vcs.commit(Workspace(tmp_path), "first")
     return Workspace(tmp_path)
@@ -22,14 +22,14 @@ def test_a_user_git_knows_commits_under_their_own_name(tmp_path: Path, monkeypat
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
     root = tmp_path / "campaign"
     root.mkdir()
-    vcs.create_repository(root)
+    vcs.init_repository(root)
     (root / "params.yaml").write_text("a: 1\n")
     vcs.commit(Workspace(root), "first")
-    assert vcs.git(root, "log", "--format=%an %ae") == "Ada ada@example.org"
+    assert vcs.run_git(root, "log", "--format=%an %ae") == "Ada ada@example.org"
 
 
 def test_a_commit_without_changes_makes_none(repository: Workspace) -> None:
-    before = vcs.revision(repository.root)
+    before = vcs.head_commit(repository.root)
     assert vcs.commit(repository, "again") == before
 
 
@@ -40,35 +40,35 @@ def test_a_commit_takes_new_changed_and_deleted_files(repository: Workspace) -> 
     (repository.root / "rounds" / "a.json").unlink()
     (repository.root / "params.yaml").write_text("a: 2\n")
     vcs.commit(repository, "third")
-    assert vcs.git(repository.root, "show", "--name-status", "--format=").splitlines() == [
+    assert vcs.run_git(repository.root, "show", "--name-status", "--format=").splitlines() == [
         "M\tparams.yaml",
         "D\trounds/a.json",
     ]
-    assert vcs.git(repository.root, "status", "--porcelain") == ""
+    assert vcs.run_git(repository.root, "status", "--porcelain") == ""
 
 
 def test_what_the_user_has_staged_stays_staged(repository: Workspace) -> None:
     (repository.root / "notes.txt").write_text("mine")
-    vcs.git(repository.root, "add", "notes.txt")
+    vcs.run_git(repository.root, "add", "notes.txt")
     (repository.root / "params.yaml").write_text("a: 2\n")
     vcs.commit(repository, "ours")
-    assert vcs.git(repository.root, "status", "--porcelain") == "A  notes.txt"
+    assert vcs.run_git(repository.root, "status", "--porcelain") == "A  notes.txt"
 
 
 def test_a_file_name_with_blanks_and_umlauts_is_committed(repository: Workspace) -> None:
     (repository.root / "quarantine").mkdir()
     (repository.root / "quarantine" / "ein Büchlein.json").write_text("{}")
     vcs.commit(repository, "odd")
-    assert vcs.git(repository.root, "status", "--porcelain") == ""
+    assert vcs.run_git(repository.root, "status", "--porcelain") == ""
 
 
 def test_a_tag_stays_where_it_was_first_set(repository: Workspace) -> None:
     vcs.set_tag(repository.root, "round-0000", "one")
-    at = vcs.git(repository.root, "rev-list", "-n1", "round-0000")
+    at = vcs.run_git(repository.root, "rev-list", "-n1", "round-0000")
     (repository.root / "params.yaml").write_text("a: 3\n")
     vcs.commit(repository, "more")
     vcs.set_tag(repository.root, "round-0000", "two")
-    assert vcs.git(repository.root, "rev-list", "-n1", "round-0000") == at
+    assert vcs.run_git(repository.root, "rev-list", "-n1", "round-0000") == at
 
 
 def test_a_hook_of_another_repository_does_not_lead_astray(
@@ -79,17 +79,17 @@ def test_a_hook_of_another_repository_does_not_lead_astray(
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     (repository.root / "params.yaml").write_text("a: 4\n")
     vcs.commit(repository, "here")
-    assert vcs.git(repository.root, "log", "-1", "--format=%s") == "here"
+    assert vcs.run_git(repository.root, "log", "-1", "--format=%s") == "here"
 
 
 def test_git_refusing_is_one_sentence(repository: Workspace) -> None:
     with pytest.raises(UserError, match=r"git switch ended with code 128 .*invalid reference: nowhere"):
-        vcs.git(repository.root, "switch", "nowhere")
+        vcs.run_git(repository.root, "switch", "nowhere")
 
 
 def test_a_detached_head_is_refused_with_the_way_back(repository: Workspace) -> None:
     vcs.require_branch(repository.root)
-    vcs.git(repository.root, "checkout", "--quiet", "--detach")
+    vcs.run_git(repository.root, "checkout", "--quiet", "--detach")
     with pytest.raises(UserError, match="git switch main && dvc checkout"):
         vcs.require_branch(repository.root)
 

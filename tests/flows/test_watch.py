@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from flows.labels.shortage import running_dry
+from flows.labels.shortage import label_supply_warning
 from flows.naming import campaign_key
-from flows.position import NightResult
-from flows.watching.flow_logs import heard_by, only_to
-from flows.watching.secrets import without_secrets
-from flows.watching.stage_progress import Progress, StageProgress, in_words
-from flows.watching.structured_log import VARIABLE, JsonLines, told_as_json, wants_json
+from flows.position import RunResult
+from flows.watching.flow_logs import attach_handler, redirect_to
+from flows.watching.secrets import redact
+from flows.watching.stage_progress import Progress, StageProgress, format_duration
+from flows.watching.structured_log import LOG_FORMAT_ENV, JsonLinesHandler, is_json_logging, json_logging
 from tasks import files
 from tasks.errors import UserError
 from tasks.params import Params, load_params
 from tasks.paths import Workspace
-from tests.flows.tiny import gleaner
+from tests.flows.tiny import run_gleaner
 
 LOGGER = logging.getLogger("prefect.task_runs")
 
@@ -36,7 +36,7 @@ def heard() -> Any:
 
 def test_every_record_is_one_line_of_json(heard: None) -> None:
     text = io.StringIO()
-    with only_to(JsonLines("screws", 2, text)):
+    with redirect_to(JsonLinesHandler("screws", 2, text)):
         LOGGER.info("before")
         LOGGER.info("round %d", 3, extra={"gleaner_round": 3})
         LOGGER.info("two\nlines, a \u2028 and a ü", extra={"task_run_name": "train"})
@@ -55,7 +55,7 @@ def test_every_record_is_one_line_of_json(heard: None) -> None:
 
 def test_a_crash_carries_its_traceback_and_a_users_mistake_does_not(heard: None) -> None:
     text = io.StringIO()
-    with only_to(JsonLines("screws", 2, text)):
+    with redirect_to(JsonLinesHandler("screws", 2, text)):
         for error in (KeyError("x"), UserError("params.yaml", "seed is -1, expected 0")):
             try:
                 raise error
@@ -69,33 +69,33 @@ def test_a_crash_carries_its_traceback_and_a_users_mistake_does_not(heard: None)
 def test_no_secret_reaches_a_line(heard: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
     text = io.StringIO()
-    with only_to(JsonLines("screws", 2, text)):
+    with redirect_to(JsonLinesHandler("screws", 2, text)):
         LOGGER.info("postgresql://gleaner:hunter2@db/mlflow refused wJalrXUtnFEMI")
     assert json.loads(text.getvalue())["message"] == "postgresql://***@db/mlflow refused ***"
 
 
 def test_short_values_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "a")
-    assert without_secrets("a banana at http://host/a@b") == "a banana at http://host/a@b"
+    assert redact("a banana at http://host/a@b") == "a banana at http://host/a@b"
 
 
 def test_text_is_what_there_is_without_asking(tiny: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(LOG_FORMAT_ENV, raising=False)
     handlers = list(LOGGER.handlers)
-    with told_as_json(tiny):
+    with json_logging(tiny):
         assert LOGGER.handlers == handlers
         assert LOGGER.propagate
-    monkeypatch.setenv(VARIABLE, "jason")
+    monkeypatch.setenv(LOG_FORMAT_ENV, "jason")
     with pytest.raises(UserError, match="expected one of text, json"):
-        wants_json()
+        is_json_logging()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["option", "environment"])
 def test_a_command_that_fails_says_so_as_json_too(tiny: Workspace, how: str) -> None:
     tiny.params.write_text(tiny.params.read_text().replace("seed: 7", "seed: -7"))
-    option, environment = (["--log", "json"], {}) if how == "option" else ([], {VARIABLE: "json"})
-    done = gleaner("night", *option, cwd=tiny.root, **environment)
+    option, environment = (["--log", "json"], {}) if how == "option" else ([], {LOG_FORMAT_ENV: "json"})
+    done = run_gleaner("night", *option, cwd=tiny.root, **environment)
     assert (done.returncode, done.stderr) == (2, "")
     (entry,) = [json.loads(line) for line in done.stdout.splitlines()]
     assert (entry["level"], "seed is -7" in entry["message"]) == ("error", True)
@@ -103,24 +103,24 @@ def test_a_command_that_fails_says_so_as_json_too(tiny: Workspace, how: str) -> 
 
 def test_time_left_follows_from_the_pace_since_the_first_sight() -> None:
     stage = StageProgress()
-    assert stage.take("train 80/160  supervised 1.2", 100.0) == Progress(80, 160, None)
-    assert stage.take("going on", 101.0) is None
-    assert stage.take("train 100/160  supervised 1.2", 110.0) == Progress(100, 160, 30.0)
-    assert stage.take("train 160/160", 140.0) == Progress(160, 160, 0.0)
+    assert stage.update("train 80/160  supervised 1.2", 100.0) == Progress(80, 160, None)
+    assert stage.update("going on", 101.0) is None
+    assert stage.update("train 100/160  supervised 1.2", 110.0) == Progress(100, 160, 30.0)
+    assert stage.update("train 160/160", 140.0) == Progress(160, 160, 0.0)
 
 
 def test_other_fractions_are_no_progress() -> None:
     stage = StageProgress()
     for line in ("ratio 3/2", "loss 0.5/1.0 and 3/4", "0/10", "train 0/10", "https://host/1/2"):
-        assert stage.take(line, 0.0) is None
-    assert stage.take("infer shard 2/5: 64 images", 0.0) == Progress(2, 5, None)
+        assert stage.update(line, 0.0) is None
+    assert stage.update("infer shard 2/5: 64 images", 0.0) == Progress(2, 5, None)
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(4.4, "4 s"), (119, "119 s"), (720, "12 min"), (3599, "60 min"), (7500, "2 h 05 min")]
 )
 def test_times_as_people_say_them(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_progress_in_words() -> None:
@@ -147,20 +147,24 @@ def alarms(workspace: Workspace, **nightly: Any) -> Params:
 @pytest.mark.slow
 def test_labels_running_dry(after_two_rounds: Workspace) -> None:
     workspace = after_two_rounds
-    finished, waiting, exhausted = (NightResult(1, outcome, "") for outcome in ("finished", "waiting", "exhausted"))  # type: ignore[arg-type]
-    few = running_dry(workspace, alarms(workspace, alarm_batches_left=3), finished)
+    finished, waiting, exhausted = (
+        RunResult(1, outcome, "") for outcome in ("completed", "waiting_for_labels", "pool_exhausted")
+    )  # type: ignore[arg-type]
+    few = label_supply_warning(workspace, alarms(workspace, alert_when_batches_left=3), finished)
     assert few is not None
     assert few.endswith("Add images to the pool.")
-    assert running_dry(workspace, alarms(workspace, alarm_batches_left=0), finished) is None
-    assert running_dry(workspace, alarms(workspace), waiting) is None
-    assert "end the campaign" in (running_dry(workspace, alarms(workspace), exhausted) or "")
+    assert label_supply_warning(workspace, alarms(workspace, alert_when_batches_left=0), finished) is None
+    assert label_supply_warning(workspace, alarms(workspace), waiting) is None
+    assert "end the campaign" in (label_supply_warning(workspace, alarms(workspace), exhausted) or "")
     long_ago = (datetime.now(UTC) - timedelta(days=9)).isoformat()
     for path in [*workspace.labels.glob("*.json"), *(workspace.root / "deliveries").glob("*/delivery.json")]:
         content = files.read_json(path)
         content.update({key: long_ago for key in ("collected_at", "created_at", "delivered_at") if content.get(key)})
         files.write_json(path, content)
-    assert "For 9 days" in (running_dry(workspace, alarms(workspace, alarm_after_days=8.0), waiting) or "")
-    assert running_dry(workspace, alarms(workspace, alarm_after_days=10.0), waiting) is None
+    assert "For 9 days" in (
+        label_supply_warning(workspace, alarms(workspace, alert_after_days_without_labels=8.0), waiting) or ""
+    )
+    assert label_supply_warning(workspace, alarms(workspace, alert_after_days_without_labels=10.0), waiting) is None
 
 
 def artifacts(key: str) -> list[Any]:
@@ -178,7 +182,7 @@ def artifacts(key: str) -> list[Any]:
 def test_the_pages_of_two_nights_and_a_repeated_one_adds_none(two_rounds: Workspace) -> None:
     from prefect import flow
 
-    from flows.watching.artifacts import show_round
+    from flows.watching.artifacts import publish_round_artifacts
 
     key = campaign_key(two_rounds)
     rounds, picked, report = (artifacts(f"{key}-{page}") for page in ("rounds", "picked", "report"))
@@ -189,7 +193,7 @@ def test_the_pages_of_two_nights_and_a_repeated_one_adds_none(two_rounds: Worksp
     assert str(two_rounds.derived("report") / "report.html") in report[0].data
     assert "round-0001" in report[0].data
     assert rounds[0].flow_run_id is not None
-    flow(show_round)(two_rounds, 1)
+    flow(publish_round_artifacts)(two_rounds, 1)
     assert [len(artifacts(f"{key}-{page}")) for page in ("rounds", "picked", "report")] == [2, 2, 2]
 
 
@@ -197,11 +201,11 @@ def test_the_pages_of_two_nights_and_a_repeated_one_adds_none(two_rounds: Worksp
 def test_progress_is_one_page_a_stage_and_moves(tiny: Workspace, prefect_engine: None, heard: None) -> None:
     from prefect import flow
 
-    from flows.watching.artifacts import progress_shown
+    from flows.watching.artifacts import progress_artifact
 
     @flow
     def stage() -> None:
-        with progress_shown(tiny):
+        with progress_artifact(tiny):
             for done in (10, 20, 30, 40):
                 LOGGER.info("train %d/40  supervised 1.0", done, extra={"gleaner_line": "train"})
 
@@ -223,7 +227,7 @@ def test_a_server_that_is_away_costs_a_stage_its_page_only(
         raise ConnectionError("refused")
 
     monkeypatch.setattr(pages, "create_progress_artifact", refuse)
-    with pages.progress_shown(tiny):
+    with pages.progress_artifact(tiny):
         for done in range(1, 41):
             LOGGER.info("train %d/40", done, extra={"gleaner_line": "train"})
     assert len(asked) == 1
@@ -231,9 +235,9 @@ def test_a_server_that_is_away_costs_a_stage_its_page_only(
 
 def test_listening_leaves_no_trace(tmp_path: Path) -> None:
     before = [(list(logger.handlers), logger.propagate) for logger in (LOGGER, logging.getLogger("prefect.flow_runs"))]
-    with heard_by(logging.NullHandler()), only_to(logging.NullHandler()):
+    with attach_handler(logging.NullHandler()), redirect_to(logging.NullHandler()):
         assert not LOGGER.propagate
     assert before == [
         (list(logger.handlers), logger.propagate) for logger in (LOGGER, logging.getLogger("prefect.flow_runs"))
     ]
-    assert os.environ.get(VARIABLE) is None
+    assert os.environ.get(LOG_FORMAT_ENV) is None

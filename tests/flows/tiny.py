@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from flows import vcs
-from flows.create import NewCampaign, create_workspace
+from flows.create import WorkspaceConfig, create_workspace
 from flows.environment import tracking_uri
 from tasks import files
-from tasks.importers.gather import Source
+from tasks.importers.gather import DatasetSource
 from tasks.paths import Workspace
 from tests.flows.fake_stages import STAGES as FAKED
 
@@ -27,7 +27,7 @@ POOL, VAL, SEED, CALIBRATION = 13, 3, 3, 2
 BUDGET = 3
 
 
-def draw_source(folder: Path) -> Source:
+def make_source(folder: Path) -> DatasetSource:
     """COCO: 16 images of 40 x 32 px; one square each, but for the last, which is empty."""
     random = np.random.default_rng(4)
     images, annotations = [], []
@@ -44,27 +44,27 @@ def draw_source(folder: Path) -> Source:
     files.write_json(
         folder / "annotations.json", {"images": images, "annotations": annotations, "categories": categories}
     )
-    return Source("coco", folder / "annotations.json", folder / "images", None, None)
+    return DatasetSource("coco", folder / "annotations.json", folder / "images", None, None)
 
 
-def new_campaign(source: Source, *settings: str, oracle: bool = True) -> NewCampaign:
+def workspace_config(source: DatasetSource, *settings: str, oracle: bool = True) -> WorkspaceConfig:
     """Of the 16 images: 3 validation, 2 calibration, 3 seed, 8 left to choose from, 3 a round."""
-    return NewCampaign(
+    return WorkspaceConfig(
         source=source,
         classes=CLASSES,
         seed_labels=SEED,
         calibration_images=CALIBRATION,
         val_frac=VAL / (POOL + VAL),
         oracle=oracle,
-        settings=(f"budget.amount={BUDGET}", *settings),
+        overrides=(f"budget.amount={BUDGET}", *settings),
         imported_at="2026-01-01T00:00:00+00:00",
     )
 
 
-def make_tiny_campaign(folder: Path) -> Workspace:
+def make_small_campaign(folder: Path) -> Workspace:
     """A workspace whose nights take seconds."""
     workspace = Workspace(folder / "tiny")
-    create_workspace(workspace.root, new_campaign(draw_source(folder / "source")))
+    create_workspace(workspace.root, workspace_config(make_source(folder / "source")))
     fake_heavy_stages(workspace)
     return workspace
 
@@ -80,33 +80,33 @@ def fake_heavy_stages(workspace: Workspace) -> None:
     vcs.commit(workspace, "Replace the heavy stages")
 
 
-def client_of(workspace: Workspace) -> "MlflowClient":
+def mlflow_client(workspace: Workspace) -> "MlflowClient":
     """Of the MLflow that the campaign's nights write to."""
     from mlflow import MlflowClient  # takes seconds to import
 
     return MlflowClient(tracking_uri(workspace.root))
 
 
-def trouble(workspace: Workspace, stage: str, what: str) -> Path:
+def inject_fault(workspace: Workspace, stage: str, fault: str) -> Path:
     """Make a replaced stage misbehave until the file is removed."""
-    path = workspace.root / ".gleaner" / f"trouble-{stage}"
-    files.write_bytes(path, what.encode())
+    path = workspace.root / ".gleaner" / f"fault-{stage}"
+    files.write_bytes(path, fault.encode())
     return path
 
 
-def environment(**changes: str) -> dict[str, str]:
+def subprocess_env(**changes: str) -> dict[str, str]:
     """For child processes: this Python's programs, this checkout's packages, no server."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    kept = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "PREFECT_HOME")}
-    return {**kept, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **changes}
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "PREFECT_HOME")}
+    return {**inherited, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **changes}
 
 
-def gleaner(*arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+def run_gleaner(*arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "flows.cli", *arguments],
         cwd=cwd,
-        env=environment(**changes),
+        env=subprocess_env(**changes),
         capture_output=True,
         text=True,
         timeout=300,

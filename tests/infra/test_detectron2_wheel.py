@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from infra.detectron2 import build_wheel, install
-from infra.detectron2.build_wheel import BuildError, apply_changes, pinned_hash, read_source, write_wheel
-from infra.detectron2.changes import CHANGES, NEW_FILE, VERSION, Change
+from infra.detectron2.build_wheel import BuildError, apply_patches, pinned_hash, read_source, write_wheel
+from infra.detectron2.changes import NEW_FILE, PATCHES, VERSION, Patch
 
 TOP = "pb1-detectron2-0.6"
 CACHED_SOURCE = build_wheel.CACHE_DIR / f"{TOP}.tar.gz"
@@ -83,38 +83,38 @@ def cached_source() -> Path:
 # --- the table of changes ---
 
 
-@pytest.mark.parametrize("change", [c for c in CHANGES if c.pattern != NEW_FILE], ids=lambda c: c.path)
-def test_change_applies_as_declared(change: Change) -> None:
-    before, after = BEFORE_AND_AFTER[change.path, change.new]
-    changed = apply_changes({change.path: (before * change.times).encode()}, [change])
+@pytest.mark.parametrize("change", [c for c in PATCHES if c.pattern != NEW_FILE], ids=lambda c: c.path)
+def test_change_applies_as_declared(change: Patch) -> None:
+    before, after = BEFORE_AND_AFTER[change.path, change.replacement]
+    changed = apply_patches({change.path: (before * change.count).encode()}, [change])
     note = f"\n# Changed by Gleaner: {change.reason}.\n"
-    assert changed[change.path].decode() == after * change.times + note
+    assert changed[change.path].decode() == after * change.count + note
 
 
-@pytest.mark.parametrize("change", [c for c in CHANGES if c.pattern != NEW_FILE], ids=lambda c: c.path)
+@pytest.mark.parametrize("change", [c for c in PATCHES if c.pattern != NEW_FILE], ids=lambda c: c.path)
 @pytest.mark.parametrize("surplus", [-1, 1])
-def test_another_number_of_occurrences_stops_the_build(change: Change, surplus: int) -> None:
-    before, _ = BEFORE_AND_AFTER[change.path, change.new]
-    text = before * (change.times + surplus)
-    with pytest.raises(BuildError, match=f"matches {change.times + surplus} times, expected {change.times}"):
-        apply_changes({change.path: text.encode()}, [change])
+def test_another_number_of_occurrences_stops_the_build(change: Patch, surplus: int) -> None:
+    before, _ = BEFORE_AND_AFTER[change.path, change.replacement]
+    text = before * (change.count + surplus)
+    with pytest.raises(BuildError, match=f"matches {change.count + surplus} times, expected {change.count}"):
+        apply_patches({change.path: text.encode()}, [change])
 
 
 def test_new_file_is_added_and_never_overwrites() -> None:
-    change = next(c for c in CHANGES if c.pattern == NEW_FILE)
-    assert apply_changes({}, [change]) == {change.path: change.new.encode()}
+    change = next(c for c in PATCHES if c.pattern == NEW_FILE)
+    assert apply_patches({}, [change]) == {change.path: change.replacement.encode()}
     with pytest.raises(BuildError, match="matches 0 times, expected 1"):
-        apply_changes({change.path: b"from somewhere import real_extension\n"}, [change])
+        apply_patches({change.path: b"from somewhere import real_extension\n"}, [change])
 
 
 def test_all_changes_fit_the_real_sources(cached_source: Path) -> None:
     files = read_source(cached_source, pinned_hash())
-    changed = apply_changes(files, CHANGES)
-    assert {path for path in changed if changed[path] != files.get(path)} == {c.path for c in CHANGES}
+    changed = apply_patches(files, PATCHES)
+    assert {path for path in changed if changed[path] != files.get(path)} == {c.path for c in PATCHES}
     gone = re.compile(rb"\bnp\.(bool|int|float|str|object)\b|Image\.LINEAR|pkg_resources|torch\.cuda\.amp")
     code = {path: data.partition(b"# Changed by")[0] for path, data in changed.items()}
     assert [p for p, data in code.items() if p.startswith("detectron2/") and gone.search(data)] == []
-    for path in {c.path for c in CHANGES}:
+    for path in {c.path for c in PATCHES}:
         compile(changed[path], path, "exec")
 
 

@@ -26,7 +26,7 @@ def test_the_s3_server_refuses_a_wrong_secret(s3_server: S3Server) -> None:
 
 
 def test_the_environment_alone_leads_boto3_to_the_server(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    s3_server.use(monkeypatch)
+    s3_server.set_environment(monkeypatch)
     script = "import boto3; print([b['Name'] for b in boto3.client('s3').list_buckets()['Buckets']])"
     listed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "gleaner" in listed.stdout

@@ -1,4 +1,4 @@
-"""What Docker, Kubernetes and Prefect read, held against what ``make stack`` does and what Prefect knows."""
+"""What Docker, Kubernetes and Prefect read, held against what ``make services-up`` does and what Prefect knows."""
 
 import json
 import re
@@ -14,18 +14,18 @@ import yaml
 from jsonschema import Draft7Validator
 from prefect.utilities.templating import apply_values, find_placeholders
 
-from infra.stack.settings import SERVICES, load_or_make
-from infra.stack.stack import services
+from infra.stack.settings import SERVICES, load_or_create
+from infra.stack.stack import build_services
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())
 POOLS = ROOT / "infra" / "work_pools"
-KNOWN = json.loads(
+WORKER_METADATA = json.loads(
     (Path(prefect.__file__).parent / "server/api/collections_data/views/aggregate-worker-metadata.json").read_text()
 )
 
 
-def variables(content: Any) -> set[str]:
+def env_placeholders(content: Any) -> set[str]:
     return set(re.findall(r"(?<!\$)\$\{(\w+)", json.dumps(content)))
 
 
@@ -42,14 +42,14 @@ def test_compose_publishes_a_service_on_loopback_only_at_the_stacks_port(name: s
 
 
 def test_compose_asks_for_nothing_that_the_sourced_file_does_not_have(tmp_path: Path) -> None:
-    assert variables(COMPOSE) <= set(load_or_make(tmp_path, {}).environment())
+    assert env_placeholders(COMPOSE) <= set(load_or_create(tmp_path, {}).environment())
     assert not re.search(r"(PASSWORD|SECRET_ACCESS_KEY): +[^$\s]", (ROOT / "infra/compose.yaml").read_text())
 
 
 @pytest.mark.service
 def test_compose_starts_the_servers_with_the_stacks_own_flags(tmp_path: Path) -> None:
     """Addresses and ports differ inside of containers; all else must not."""
-    own = {service.name: service for service in services(load_or_make(tmp_path, {}))}
+    own = {service.name: service for service in build_services(load_or_create(tmp_path, {}))}
     place = re.compile(r"--?(dir|ip|ip\.bind|host|port|[a-z3]+\.port(\.grpc)?|allowed-hosts)$")
     for name in ("s3", "mlflow", "prefect"):
         there = shlex.split(COMPOSE["services"][name]["command"])
@@ -59,9 +59,11 @@ def test_compose_starts_the_servers_with_the_stacks_own_flags(tmp_path: Path) ->
         } <= set(COMPOSE["services"][name]["environment"])
 
 
-def options(command: list[str], place: re.Pattern[str]) -> set[str]:
+def options(command: list[str], ignored_flags: re.Pattern[str]) -> set[str]:
     joined = re.sub(r"(--[\w-]+) (?!-)", r"\1=", " ".join(command))
-    return {word for word in joined.split() if word.startswith("-") and not place.match(word.split("=")[0])} - {"-m"}
+    return {word for word in joined.split() if word.startswith("-") and not ignored_flags.match(word.split("=")[0])} - {
+        "-m"
+    }
 
 
 def test_every_file_the_image_copies_is_there() -> None:
@@ -88,11 +90,11 @@ class TestWorkPools:
 
     def test_it_sets_only_what_prefects_worker_knows(self, kind: str) -> None:
         template = json.loads((POOLS / f"{kind}.json").read_text())
-        known = KNOWN[f"prefect-{kind}"][kind]["default_base_job_configuration"]["job_configuration"]
+        known = WORKER_METADATA[f"prefect-{kind}"][kind]["default_base_job_configuration"]["job_configuration"]
         assert set(template["job_configuration"]) <= {*known, "container_create_kwargs"}
 
 
-def resolved(kind: str, **values: Any) -> dict[str, Any]:
+def render_job(kind: str, **values: Any) -> dict[str, Any]:
     """The job as a worker makes it of the template's defaults."""
     template = json.loads((POOLS / f"{kind}.json").read_text())
     fields = template["variables"]["properties"].items()
@@ -102,14 +104,14 @@ def resolved(kind: str, **values: Any) -> dict[str, Any]:
 
 
 def test_a_docker_run_gets_a_gpu() -> None:
-    (request,) = resolved("docker")["container_create_kwargs"]["device_requests"]
+    (request,) = render_job("docker")["container_create_kwargs"]["device_requests"]
     assert request == {"driver": "nvidia", "count": 1, "capabilities": [["gpu"]]}
-    assert "mem_limit" not in resolved("docker")
-    assert resolved("docker", gpus=-1)["container_create_kwargs"]["device_requests"][0]["count"] == -1
+    assert "mem_limit" not in render_job("docker")
+    assert render_job("docker", gpus=-1)["container_create_kwargs"]["device_requests"][0]["count"] == -1
 
 
 def test_a_kubernetes_run_gets_a_gpu_and_time_to_keep_its_checkpoint() -> None:
-    spec = resolved("kubernetes", gpus=2)["job_manifest"]["spec"]
+    spec = render_job("kubernetes", gpus=2)["job_manifest"]["spec"]
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"memory": "32Gi", "nvidia.com/gpu": 2}

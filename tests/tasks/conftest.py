@@ -12,7 +12,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from tasks import files
-from tasks.contracts import SCORES, SELECTION, WEIGHTS, HandoffTask, Prediction
+from tasks.contracts import SCORES, SELECTION, UNCERTAINTY, AnnotationTask, Prediction
 from tasks.paths import Workspace
 
 REPOSITORY = Path(__file__).parents[2]
@@ -22,27 +22,39 @@ METRICS = ("confidence", "entropy", "overlap")
 COST = {
     "minutes_per_image": 0.25,
     "minutes_per_box": 0.5,
-    "fitted": True,
-    "timed_answers": 44,
-    "left_out": 1,
-    "why": "fitted to 43 answers",
+    "is_fitted": True,
+    "num_timed": 44,
+    "num_outliers": 1,
+    "reason": "fitted to 43 answers",
 }
-NOTHING = dict.fromkeys(("images", "kept", "moved", "renamed", "removed", "added"), 0) | {"f1": None, "mean_iou": None}
-NO_PAIR = NOTHING | {"annotators": {}}
-AGREED = {"images": 3, "kept": 4, "moved": 2, "renamed": 1, "removed": 1, "added": 3, "f1": 0.6667, "mean_iou": 0.91}
+NOTHING = dict.fromkeys(("images", "unchanged", "box_adjusted", "class_changed", "deleted", "added"), 0) | {
+    "f1": None,
+    "mean_iou": None,
+}
+NO_COMPARISONS = NOTHING | {"annotators": {}}
+AGREED = {
+    "images": 3,
+    "unchanged": 4,
+    "box_adjusted": 2,
+    "class_changed": 1,
+    "deleted": 1,
+    "added": 3,
+    "f1": 0.6667,
+    "mean_iou": 0.91,
+}
 AGREED = AGREED | {"annotators": {"ann": AGREED}}
 
 
 @dataclass
-class MadeUpCampaign:
+class SyntheticCampaign:
     """Figures that could be true, and agree with each other; the same ones every time."""
 
     root: Path
     rounds: int = 4
     classes: Sequence[str] = ("zero", "one", "two", "three", "four", "seven")
     pool_images: int = 120
-    picked: int = 12
-    weights_used: str = "learned"
+    num_selected: int = 12
+    acquisition_weights: str = "learned"
     uris: Sequence[str] = ()
     """Images to show; drawn where none are given."""
     boxes: dict[str, list[tuple[str, float, tuple[float, float, float, float]]]] = field(default_factory=dict)
@@ -69,13 +81,13 @@ class MadeUpCampaign:
         """History of one round; models get better, slower each time."""
         reached = 24.0 + 26 * (1 - 0.55**number)
         labels = 48 + 24 * number
-        used = self.weights_used == "learned" and number > 1
+        used = self.acquisition_weights == "learned" and number > 1
         means = (
             [1 / 3, 1 / 3, 1 / 3]
             if not used
             else [0.31 - 0.03 * min(number, 5), 0.45 + 0.05 * min(number, 5), 0.24 - 0.02 * min(number, 5)]
         )
-        cold = number == 0 or self.weights_used == "cold"
+        cold = number == 0 or self.acquisition_weights == "cold"
         return {
             "round": number,
             "labels": labels,
@@ -93,23 +105,23 @@ class MadeUpCampaign:
             },
             "class_weights": {name: round(0.7 + 0.12 * i, 3) for i, name in enumerate(self.classes)},
             "dwa_used": used,
-            "weights_used": "learned" if used else "equal",
-            "dwa_why": self._why(number),
+            "acquisition_weights": "learned" if used else "equal",
+            "dwa_reason": self._dwa_reason(number),
             "spearman_dwa": None if cold else round(0.24 + 0.09 * number, 3),
             "spearman_equal": None if cold else round(0.31 + 0.02 * number, 3),
-            "pairs": 12 + 22 * number,
-            "annotation_cost": {key: value for key, value in COST.items() if key != "why"},
-            "agreement": {"with_predrawn": AGREED, "between_annotators": NO_PAIR},
-            "picked": self.picked,
-            "explored": round(0.1 * self.picked),
+            "num_samples": 12 + 22 * number,
+            "annotation_cost": {key: value for key, value in COST.items() if key != "reason"},
+            "agreement": {"with_preannotations": AGREED, "between_annotators": NO_COMPARISONS},
+            "selected": self.num_selected,
+            "random_picks": round(0.1 * self.num_selected),
             "pseudo_boxes_per_image": 1.9,
             "loss_ratio": 0.21,
             "mean_uncertainty": 0.48,
         }
 
-    def _why(self, number: int) -> str:
-        if number == 0 or self.weights_used == "cold":
-            return f"cold start: {12 + 22 * number} pairs, dwa.min_pairs is 24"
+    def _dwa_reason(self, number: int) -> str:
+        if number == 0 or self.acquisition_weights == "cold":
+            return f"cold start: {12 + 22 * number} pairs, dwa.min_training_samples is 24"
         figures = f"{0.24 + 0.09 * number:.2f} against {0.31 + 0.02 * number:.2f}"
         return f"held-out rank correlation {figures} of equal weights"
 
@@ -130,11 +142,11 @@ class MadeUpCampaign:
 
     def _write_documents(self, history: list[dict[str, Any]]) -> None:
         now, derived = history[-1], self.workspace.derived
-        files.write_json(self.workspace.previous / "history.json", history[:-1])
+        files.write_json(self.workspace.warm_start / "history.json", history[:-1])
         self._write_labels(history[-1]["round"])
         quarantined = [
             {
-                "where": "IMG_0042.jpg",
+                "item": "IMG_0042.jpg",
                 "reason": "the image is unreadable (image file is truncated), expected a whole image",
             }
         ]
@@ -142,7 +154,7 @@ class MadeUpCampaign:
         files.write_json(
             self.workspace.import_report,
             {
-                "set_aside": [{"where": "b.xml", "reason": "box 2 has area 0, expected more"}],
+                "set_aside": [{"item": "b.xml", "reason": "box 2 has area 0, expected more"}],
                 "counts": {"duplicates_collapsed": 31, "val_duplicates_dropped": 0, "clipped_boxes": 1},
             },
         )
@@ -168,7 +180,7 @@ class MadeUpCampaign:
             "loss_unsup": 0.13,
             "mean_image_weight": 0.5,
         }
-        trained |= {"teacher_sha256": "ab" * 32, "student_sha256": "cd" * 32, "initialisation": "pretrained"}
+        trained |= {"teacher_sha256": "ab" * 32, "student_sha256": "cd" * 32, "init_from": "pretrained"}
         files.write_json(derived("train") / "summary.json", trained)
         files.write_json(
             derived("evaluate") / "metrics.json",
@@ -176,28 +188,28 @@ class MadeUpCampaign:
         )
         dwa = {
             "mode": "learned",
-            "used": now["weights_used"],
-            "why": now["dwa_why"],
-            "pairs": now["pairs"],
-            "holdout_pairs": now["pairs"],
+            "used": now["acquisition_weights"],
+            "reason": now["dwa_reason"],
+            "num_samples": now["num_samples"],
+            "num_holdout_samples": now["num_samples"],
         }
         dwa |= {
             key: now[key]
             for key in ("spearman_dwa", "spearman_equal", "class_weights", "mean_weights", "weight_quantiles")
         }
-        dwa |= {"spearman_by_metric": {"confidence": 0.11, "entropy": 0.47, "overlap": -0.04}, "class_focal_loss": {}}
-        dwa |= {"drivers": self._drivers() if now["dwa_used"] else None}
+        dwa |= {"spearman_by_metric": {"confidence": 0.11, "entropy": 0.47, "overlap": -0.04}, "class_difficulty": {}}
+        dwa |= {"feature_importance": self._drivers() if now["dwa_used"] else None}
         files.write_json(derived("weigh") / "dwa.json", dwa)
 
     def _drivers(self) -> dict[str, Any]:
         features = ("log_boxes", "entropy", "scores_0.2_to_0.4_frac", f"boxes_frac:{self.classes[0]}")
         return {
-            "spread": 0.031,
+            "std": 0.031,
             "features": [
                 {
                     "feature": name,
-                    "moved": 0.02 / (i + 1),
-                    "per_deviation": dict(zip(METRICS, (0.011, -0.02, 0.009), strict=True)),
+                    "importance": 0.02 / (i + 1),
+                    "effect_per_std": dict(zip(METRICS, (0.011, -0.02, 0.009), strict=True)),
                 }
                 for i, name in enumerate(features)
             ],
@@ -217,7 +229,7 @@ class MadeUpCampaign:
         empty = np.arange(count) % 29 == 3
         raw[empty] = 0
         metrics = raw.argsort(0).argsort(0) / max(count, 1)
-        metrics[3:4] = 0.9  # scoring.zero_detection: top
+        metrics[3:4] = 0.9  # scoring.no_detection_score: max
         mean = np.array([now["mean_weights"][name] for name in METRICS])
         weights = (
             np.clip(mean + self.random.normal(0, 0.05, (count, 3)), 0.01, None)
@@ -226,7 +238,7 @@ class MadeUpCampaign:
         )
         weights /= weights.sum(1, keepdims=True)
         uncertainty = (weights * metrics).sum(1)
-        scores = {"image_id": self.ids, "num_boxes": np.where(empty, 0, 3), "zero_detections": empty}
+        scores = {"image_id": self.ids, "num_boxes": np.where(empty, 0, 3), "has_no_detections": empty}
         scores |= {f"{name}_raw": raw[:, i] for i, name in enumerate(METRICS)} | {
             name: metrics[:, i] for i, name in enumerate(METRICS)
         }
@@ -238,15 +250,15 @@ class MadeUpCampaign:
             **{f"w_{name}": weights[:, i] for i, name in enumerate(METRICS)},
             "uncertainty": uncertainty,
         }
-        files.write_table(derived("weigh") / "weights.parquet", pa.table(weighed, schema=WEIGHTS))
-        self._write_picks(uncertainty, metrics, weights, empty)
+        files.write_table(derived("weigh") / "uncertainty.parquet", pa.table(weighed, schema=UNCERTAINTY))
+        self._write_selection(uncertainty, metrics, weights, empty)
 
-    def _write_picks(
+    def _write_selection(
         self, uncertainty: np.ndarray, metrics: np.ndarray, weights: np.ndarray, empty: np.ndarray
     ) -> None:
         order = sorted(range(self.pool_images), key=lambda i: -uncertainty[i])
-        chosen = order[: self.picked]
-        if self.picked > 4 and len(order) > self.picked:
+        chosen = order[: self.num_selected]
+        if self.num_selected > 4 and len(order) > self.num_selected:
             chosen[4] = order[len(order) // 2]
         rows, lines = [], []
         for rank, i in enumerate(chosen, start=1):
@@ -255,7 +267,7 @@ class MadeUpCampaign:
             reason = f"uncertainty {uncertainty[i]:.2f} (rank {place} of {len(order)}): "
             reason += f"entropy {e:.2f}, overlap {o:.2f}, confidence {c:.2f}; weights {we:.2f}/{wo:.2f}/{wc:.2f}"
             reason += "; no detections: the teacher saw nothing here" if empty[i] else ""
-            reason = f"explore: uniform draw; {reason}" if place > self.picked else reason
+            reason = f"random pick; {reason}" if place > self.num_selected else reason
             rows.append(
                 {
                     "image_id": self.ids[i],
@@ -270,8 +282,8 @@ class MadeUpCampaign:
         derived = self.workspace.derived
         files.write_table(derived("select") / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
         summary = {
-            "picked": len(rows),
-            "explored": sum(row["reason"].startswith("explore") for row in rows),
+            "selected": len(rows),
+            "random_picks": sum(row["reason"].startswith("random pick") for row in rows),
             "budget_unit": "images",
             "budget_amount": 12.0,
         }
@@ -282,23 +294,23 @@ class MadeUpCampaign:
         )
         files.write_bytes(derived("handoff") / "manifest.jsonl", "".join(line + "\n" for line in lines).encode())
 
-    def _task(self, image_id: str, rank: int, reason: str, uncertainty: float, empty: bool) -> HandoffTask:
+    def _task(self, image_id: str, rank: int, reason: str, uncertainty: float, empty: bool) -> AnnotationTask:
         if self.uris:
             uri = self.uris[(rank - 1) % len(self.uris)]
             with Image.open(self.root / uri) as image:
                 width, height = image.size
             found = self.boxes[uri]
         else:
-            uri, width, height, found = self._draw(image_id, rank)
+            uri, width, height, found = self._draw_image(image_id, rank)
         predictions = [
             Prediction(category=name, xyxy_px=xyxy, score=score) for name, score, xyxy in ([] if empty else found)
         ]
-        return HandoffTask(
+        return AnnotationTask(
             image_id=image_id, uri=uri, width_px=width, height_px=height, rank=rank, reason=reason,
             uncertainty=uncertainty, predictions=tuple(predictions), model_digest="ab" * 32,
         )  # fmt: skip
 
-    def _draw(
+    def _draw_image(
         self, image_id: str, rank: int
     ) -> tuple[str, int, int, list[tuple[str, float, tuple[float, float, float, float]]]]:
         width, height = 200 + 10 * (rank % 5), 150 + 20 * (rank % 3)
@@ -330,6 +342,6 @@ class MadeUpCampaign:
 
 
 @pytest.fixture
-def made_up_campaign(tmp_path: Path) -> Callable[..., Workspace]:
+def synthetic_campaign(tmp_path: Path) -> Callable[..., Workspace]:
     """A workspace with everything the report reads; keyword arguments are those of MadeUpCampaign."""
-    return lambda **options: MadeUpCampaign(tmp_path, **options).write()
+    return lambda **options: SyntheticCampaign(tmp_path, **options).write()

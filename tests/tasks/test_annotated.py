@@ -20,7 +20,7 @@ def test_round_trip_sorts_by_id_and_keeps_the_contract(tmp_path: Path) -> None:
     write_annotated(tmp_path / "x.parquet", IMAGES, ["dog", "cat"])
     assert read_annotated(tmp_path / "x.parquet", ["dog", "cat"]) == sorted(IMAGES, key=lambda i: i.image_id)
     table = files.read_table(tmp_path / "x.parquet", ANNOTATED)
-    assert table["classes"].to_pylist() == [[], [1]]
+    assert table["class_ids"].to_pylist() == [[], [1]]
 
 
 def test_reordered_classes_keep_their_boxes(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_class_that_was_taken_out_is_an_error_with_its_name(tmp_path: Path) -> N
 )
 def test_table_of_other_origin_is_checked(tmp_path: Path, boxes: list[float], classes: list[int], problem: str) -> None:
     row = {"image_id": "a", "uri": "u", "width_px": 9, "height_px": 9, "batch": -1}
-    table = pa.Table.from_pylist([row | {"boxes_xyxy": boxes, "classes": classes}], schema=ANNOTATED)
+    table = pa.Table.from_pylist([row | {"boxes_xyxy": boxes, "class_ids": classes}], schema=ANNOTATED)
     files.write_table(tmp_path / "x.parquet", table)
     with pytest.raises(UserError, match=problem):
         read_annotated(tmp_path / "x.parquet", ["dog", "cat"])

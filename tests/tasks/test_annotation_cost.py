@@ -8,30 +8,30 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tasks.annotation_cost import annotation_cost
+from tasks.annotation_cost import fit_annotation_cost
 from tasks.contracts import Box, LabeledImage
 from tasks.sections import BudgetParams
 
-BUDGET = BudgetParams(unit="minutes", amount=60.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_answers=6)
+BUDGET = BudgetParams(unit="minutes", amount=60.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=6)
 _number = itertools.count()
 
 
-def answer(boxes: int, minutes: float | None, **changes: object) -> LabeledImage:
-    drawn = tuple(Box(category="a", xyxy_px=(10.0 * n, 0, 10.0 * n + 5, 5)) for n in range(boxes))
+def make_annotation(boxes: int, minutes: float | None, **changes: object) -> LabeledImage:
+    drawn_boxes = tuple(Box(category="a", xyxy_px=(10.0 * n, 0, 10.0 * n + 5, 5)) for n in range(boxes))
     label = LabeledImage(
         image_id=f"{next(_number):016x}",
         status="labeled" if boxes else "empty",
-        boxes=drawn,
+        boxes=drawn_boxes,
         annotator="ann",
         finished_at="2026-03-01T10:00:00+00:00",
         seconds_spent=None if minutes is None else 60 * minutes,
-        offered_in=1,
+        offered_batch=1,
     )
     return label.model_copy(update=changes)
 
 
-def worked(boxes: Sequence[int], per_image: float, per_box: float) -> list[LabeledImage]:
-    return [answer(n, per_image + n * per_box) for n in boxes]
+def timed_annotations(boxes: Sequence[int], per_image: float, per_box: float) -> list[LabeledImage]:
+    return [make_annotation(n, per_image + n * per_box) for n in boxes]
 
 
 @given(
@@ -42,21 +42,21 @@ def worked(boxes: Sequence[int], per_image: float, per_box: float) -> list[Label
     per_box=st.floats(0, 3),
 )
 def test_a_constant_pace_is_found_whatever_the_order(boxes: list[int], per_image: float, per_box: float) -> None:
-    answers = worked(boxes, per_image, per_box)
-    cost = annotation_cost(answers, BUDGET)
-    assert cost.fitted
+    answers = timed_annotations(boxes, per_image, per_box)
+    cost = fit_annotation_cost(answers, BUDGET)
+    assert cost.is_fitted
     assert (cost.minutes_per_image, cost.minutes_per_box) == pytest.approx((per_image, per_box), abs=1e-3)
-    assert annotation_cost(reversed(answers), BUDGET) == cost
-    assert (cost.timed_answers, cost.left_out) == (len(boxes), 0)
+    assert fit_annotation_cost(reversed(answers), BUDGET) == cost
+    assert (cost.num_timed, cost.num_outliers) == (len(boxes), 0)
 
 
 def test_of_noisy_times_it_is_the_least_squares_line() -> None:
     random = np.random.default_rng(3)
     boxes = random.integers(0, 12, 200)
     minutes = (0.3 + 0.4 * boxes) * random.lognormal(0, 0.15, 200)
-    cost = annotation_cost([answer(int(n), t) for n, t in zip(boxes, minutes, strict=True)], BUDGET)
+    cost = fit_annotation_cost([make_annotation(int(n), t) for n, t in zip(boxes, minutes, strict=True)], BUDGET)
     slope = np.cov(boxes, minutes)[0, 1] / np.var(boxes, ddof=1)  # the textbook's formula, not the library
-    assert cost.left_out == 0
+    assert cost.num_outliers == 0
     assert cost.minutes_per_box == pytest.approx(slope, abs=1e-4)
     assert cost.minutes_per_image == pytest.approx(minutes.mean() - slope * boxes.mean(), abs=1e-4)
     assert cost.minutes_per_box == pytest.approx(0.4, rel=0.1)
@@ -66,18 +66,18 @@ def test_of_noisy_times_it_is_the_least_squares_line() -> None:
 def test_lunch_breaks_do_not_count(breaks: int) -> None:
     random = np.random.default_rng(breaks)
     boxes = [int(n) for n in random.integers(0, 9, 40)]
-    pace = [answer(n, (0.25 + 0.5 * n) * float(random.uniform(0.8, 1.25))) for n in boxes]
-    lunch = [answer(int(n), 45.0) for n in random.integers(0, 9, breaks)]
-    cost = annotation_cost([*pace, *lunch], BUDGET)
-    assert (cost.left_out, cost.timed_answers) == (breaks, 40 + breaks)
-    assert f"{breaks} that took far longer" in cost.why
-    without = annotation_cost(pace, BUDGET)
+    pace = [make_annotation(n, (0.25 + 0.5 * n) * float(random.uniform(0.8, 1.25))) for n in boxes]
+    lunch = [make_annotation(int(n), 45.0) for n in random.integers(0, 9, breaks)]
+    cost = fit_annotation_cost([*pace, *lunch], BUDGET)
+    assert (cost.num_outliers, cost.num_timed) == (breaks, 40 + breaks)
+    assert f"{breaks} that took far longer" in cost.reason
+    without = fit_annotation_cost(pace, BUDGET)
     assert (cost.minutes_per_image, cost.minutes_per_box) == (without.minutes_per_image, without.minutes_per_box)
 
 
 def test_slow_images_are_work_not_lunch() -> None:
-    answers = [*worked(range(12), 0.2, 0.5), *(answer(n, 2.9 * (0.2 + 0.5 * n)) for n in (2, 5))]
-    assert annotation_cost(answers, BUDGET).left_out == 0
+    answers = [*timed_annotations(range(12), 0.2, 0.5), *(make_annotation(n, 2.9 * (0.2 + 0.5 * n)) for n in (2, 5))]
+    assert fit_annotation_cost(answers, BUDGET).num_outliers == 0
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_slow_images_are_work_not_lunch() -> None:
     ],
 )
 def test_no_cost_is_negative_and_no_image_is_free(minutes, expected) -> None:
-    cost = annotation_cost([answer(n, minutes(n)) for n in range(1, 9)], BUDGET)
-    assert cost.fitted
+    cost = fit_annotation_cost([make_annotation(n, minutes(n)) for n in range(1, 9)], BUDGET)
+    assert cost.is_fitted
     if expected == "no cost per box":
         assert cost.minutes_per_box == 0
         assert cost.minutes_per_image == pytest.approx(3.0 - 0.2 * 4.5)  # the mean
@@ -98,36 +98,40 @@ def test_no_cost_is_negative_and_no_image_is_free(minutes, expected) -> None:
 
 
 def test_too_few_timed_answers_leave_the_parameters_and_say_so() -> None:
-    untimed = [answer(3, None), answer(3, 0.0), *(answer(0, 2.0, status="skipped") for _ in range(9))]
-    cost = annotation_cost([*worked(range(5), 1.0, 1.0), *untimed], BUDGET)
-    assert (cost.fitted, cost.minutes_per_image, cost.minutes_per_box) == (False, 0.2, 0.5)
-    assert cost.timed_answers == 5
-    assert "answers with a measured time are 5, fewer than budget.min_timed_answers (6)" in cost.why
-    assert annotation_cost([], BUDGET).timed_answers == 0
+    untimed = [
+        make_annotation(3, None),
+        make_annotation(3, 0.0),
+        *(make_annotation(0, 2.0, status="skipped") for _ in range(9)),
+    ]
+    cost = fit_annotation_cost([*timed_annotations(range(5), 1.0, 1.0), *untimed], BUDGET)
+    assert (cost.is_fitted, cost.minutes_per_image, cost.minutes_per_box) == (False, 0.2, 0.5)
+    assert cost.num_timed == 5
+    assert "answers with a measured time are 5, fewer than budget.min_timed_annotations (6)" in cost.reason
+    assert fit_annotation_cost([], BUDGET).num_timed == 0
 
 
 def test_images_with_equally_many_boxes_cannot_tell_the_two_apart() -> None:
-    cost = annotation_cost(worked([2] * 20, 1.0, 1.0), BUDGET)
-    assert (cost.fitted, cost.minutes_per_box) == (False, 0.5)
-    assert "nearly all of 20 timed answers have the same number of boxes" in cost.why
+    cost = fit_annotation_cost(timed_annotations([2] * 20, 1.0, 1.0), BUDGET)
+    assert (cost.is_fitted, cost.minutes_per_box) == (False, 0.5)
+    assert "nearly all of 20 timed answers have the same number of boxes" in cost.reason
 
 
 def test_a_slope_that_hangs_on_one_lunch_break_is_not_believed() -> None:
-    cost = annotation_cost([*worked([2] * 20, 1.0, 1.0), answer(3, 600.0)], BUDGET)
-    assert (cost.fitted, cost.minutes_per_box) == (False, 0.5)
-    rest = [*worked([2] * 20, 1.0, 1.0), *worked([1, 3, 3, 4], 1.0, 1.0)]
-    cost = annotation_cost([*rest, answer(3, 600.0)], BUDGET)
-    assert not cost.fitted  # four are left that tell
-    cost = annotation_cost([*rest, answer(0, 1.0), answer(3, 600.0)], BUDGET)
-    assert (cost.minutes_per_image, cost.minutes_per_box, cost.left_out) == (1.0, 1.0, 1)
+    cost = fit_annotation_cost([*timed_annotations([2] * 20, 1.0, 1.0), make_annotation(3, 600.0)], BUDGET)
+    assert (cost.is_fitted, cost.minutes_per_box) == (False, 0.5)
+    rest = [*timed_annotations([2] * 20, 1.0, 1.0), *timed_annotations([1, 3, 3, 4], 1.0, 1.0)]
+    cost = fit_annotation_cost([*rest, make_annotation(3, 600.0)], BUDGET)
+    assert not cost.is_fitted  # four are left that tell
+    cost = fit_annotation_cost([*rest, make_annotation(0, 1.0), make_annotation(3, 600.0)], BUDGET)
+    assert (cost.minutes_per_image, cost.minutes_per_box, cost.num_outliers) == (1.0, 1.0, 1)
 
 
 def test_of_a_changed_answer_the_last_time_counts_once() -> None:
-    pace = worked(range(8), 0.5, 1.0)
+    pace = timed_annotations(range(8), 0.5, 1.0)
     first = pace[3].model_copy(update={"seconds_spent": 1.0})
-    assert annotation_cost([first, *pace], BUDGET) == annotation_cost(pace, BUDGET)
+    assert fit_annotation_cost([first, *pace], BUDGET) == fit_annotation_cost(pace, BUDGET)
     second_opinion = pace[3].model_copy(update={"annotator": "bob"})
-    assert annotation_cost([*pace, second_opinion], BUDGET).timed_answers == 9
+    assert fit_annotation_cost([*pace, second_opinion], BUDGET).num_timed == 9
 
 
 @given(
@@ -135,9 +139,9 @@ def test_of_a_changed_answer_the_last_time_counts_once() -> None:
 )
 @example([(0, 2.0), (1, 2.0), (2, 5e-324), (3, 1.0), (4, 2.0), (5, 2.0)])  # over any other number it is 0
 def test_whatever_the_clock_says_the_cost_can_be_used(rows: list[tuple[int, float | None]]) -> None:
-    cost = annotation_cost([answer(n, minutes) for n, minutes in rows], BUDGET)
+    cost = fit_annotation_cost([make_annotation(n, minutes) for n, minutes in rows], BUDGET)
     assert np.isfinite([cost.minutes_per_image, cost.minutes_per_box]).all()
     assert cost.minutes_per_image > 0
     assert cost.minutes_per_box >= 0
-    assert cost.left_out <= cost.timed_answers <= len(rows)
-    assert cost.why
+    assert cost.num_outliers <= cost.num_timed <= len(rows)
+    assert cost.reason

@@ -24,7 +24,7 @@ Edit = Callable[[dict[str, Any]], None]
 
 @pytest.fixture
 def workspace(tiny_campaign: Workspace) -> Workspace:
-    limits = PrepareParams(min_side_px=16, max_pixels=100_000)
+    limits = PrepareParams(min_image_side_px=16, max_pixels=100_000)
     out = tiny_campaign.derived("prepare")
     prepare(limits, index=tiny_campaign.index, root=tiny_campaign.root, out=out)
     return tiny_campaign
@@ -52,7 +52,7 @@ def ids(workspace: Workspace, name: str) -> list[str]:
     return found
 
 
-def label(image_id: str, *boxes: list[float], status: str = "", category: str = "disc") -> dict[str, Any]:
+def make_label(image_id: str, *boxes: list[float], status: str = "", category: str = "disc") -> dict[str, Any]:
     return {
         "image_id": image_id,
         "status": status or ("labeled" if boxes else "empty"),
@@ -60,7 +60,7 @@ def label(image_id: str, *boxes: list[float], status: str = "", category: str = 
         "annotator": "ann",
         "finished_at": "2026-01-02T00:00:00+00:00",
         "seconds_spent": 30.0,
-        "offered_in": 1,
+        "offered_batch": 1,
     }
 
 
@@ -69,7 +69,7 @@ def add_batch(workspace: Workspace, number: int, *labels: dict[str, Any], **chan
     files.write_json(workspace.label_batch(number), batch | changes)
 
 
-def free(workspace: Workspace) -> list[str]:
+def unlabeled_ids(workspace: Workspace) -> list[str]:
     return sorted(image.image_id for image in read_annotated(workspace.oracle, CLASSES))
 
 
@@ -85,14 +85,20 @@ def test_seed_round(workspace: Workspace) -> None:
     assert summary["minutes_spent"] is None
     assert summary["boxes"] == sum(summary["boxes_per_class"].values())
     assert list(summary["boxes_per_class"]) == CLASSES
-    assert ids(workspace, "unlabeled") == free(workspace)
+    assert ids(workspace, "unlabeled") == unlabeled_ids(workspace)
     for name in ("labeled", "val", "calibration", "unlabeled"):
         assert ids(workspace, name) == sorted(ids(workspace, name))
 
 
 def test_boxes_and_batches_arrive(workspace: Workspace) -> None:
-    first, second, third, fourth = free(workspace)
-    add_batch(workspace, 1, label(first, [1, 2, 30, 40], [5, 5, 9.5, 9]), label(second), label(third, status="skipped"))
+    first, second, third, fourth = unlabeled_ids(workspace)
+    add_batch(
+        workspace,
+        1,
+        make_label(first, [1, 2, 30, 40], [5, 5, 9.5, 9]),
+        make_label(second),
+        make_label(third, status="skipped"),
+    )
     summary = run(workspace)
     labeled = {i.image_id: i for i in read_annotated(workspace.derived("assemble") / "labeled.parquet", CLASSES)}
     assert [list(box.xyxy_px) for box in labeled[first].boxes] == [[1, 2, 30, 40], [5, 5, 9.5, 9]]
@@ -104,8 +110,8 @@ def test_boxes_and_batches_arrive(workspace: Workspace) -> None:
 
 
 def test_empty_images_can_be_left_out_of_training_but_are_not_asked_for_again(workspace: Workspace) -> None:
-    first, *rest = free(workspace)
-    add_batch(workspace, 1, label(first))
+    first, *rest = unlabeled_ids(workspace)
+    add_batch(workspace, 1, make_label(first))
     kept, dropped = run(workspace), run(workspace, empty_images="drop")
     assert first not in ids(workspace, "labeled")
     assert ids(workspace, "unlabeled") == rest
@@ -113,9 +119,9 @@ def test_empty_images_can_be_left_out_of_training_but_are_not_asked_for_again(wo
 
 
 def test_newest_answer_counts(workspace: Workspace) -> None:
-    first, second, *_ = free(workspace)
-    add_batch(workspace, 1, label(first, [1, 2, 30, 40]), label(second, [1, 2, 30, 40]))
-    add_batch(workspace, 2, label(first, [3, 3, 9, 9], category="square"), label(second, status="skipped"))
+    first, second, *_ = unlabeled_ids(workspace)
+    add_batch(workspace, 1, make_label(first, [1, 2, 30, 40]), make_label(second, [1, 2, 30, 40]))
+    add_batch(workspace, 2, make_label(first, [3, 3, 9, 9], category="square"), make_label(second, status="skipped"))
     assert run(workspace)["round"] == 2
     labeled = {i.image_id: i for i in read_annotated(workspace.derived("assemble") / "labeled.parquet", CLASSES)}
     assert [(b.category, list(b.xyxy_px)) for b in labeled[first].boxes] == [("square", [3, 3, 9, 9])]
@@ -136,7 +142,7 @@ def test_image_that_prepare_set_aside_waits_with_its_labels(workspace: Workspace
     calibrating = read_annotated(workspace.calibration, CLASSES)[0].image_id
     for image_id in (broken, calibrating):
         (workspace.images / f"{image_id}.png").write_bytes(b"no picture")
-    limits = PrepareParams(min_side_px=16, max_pixels=100_000)
+    limits = PrepareParams(min_image_side_px=16, max_pixels=100_000)
     prepare(limits, index=workspace.index, root=workspace.root, out=workspace.derived("prepare"))
     summary = run(workspace)
     assert (summary["labels"], summary["calibration_images"], summary["pool_images"]) == (3, 1, 7)
@@ -144,14 +150,14 @@ def test_image_that_prepare_set_aside_waits_with_its_labels(workspace: Workspace
     assert not {broken, calibrating} & set(everywhere)
 
 
-def in_first(key: str, value: Any) -> Edit:
+def edit_first(key: str, value: Any) -> Edit:
     def edit(batch: dict[str, Any]) -> None:
         batch["images"][0][key] = value
 
     return edit
 
 
-def box(*corners: float, category: str = "disc") -> list[dict[str, Any]]:
+def make_boxes(*corners: float, category: str = "disc") -> list[dict[str, Any]]:
     return [{"category": category, "xyxy_px": list(corners)}]
 
 
@@ -162,20 +168,20 @@ def labeled_with(boxes: list[dict[str, Any]]) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "problem"),
     [
-        (in_first("image_id", "f" * 16), "image ffffffffffffffff is unknown"),
-        (in_first("status", "done"), "images.0.status"),
-        (in_first("mood", "good"), "images.0.mood"),
+        (edit_first("image_id", "f" * 16), "image ffffffffffffffff is unknown"),
+        (edit_first("status", "done"), "images.0.status"),
+        (edit_first("mood", "good"), "images.0.mood"),
         (lambda batch: batch["images"][0].pop("annotator"), "images.0.annotator"),
         (lambda batch: batch["images"].append(batch["images"][0]), "stands in it twice"),
         (lambda batch: batch.update(batch=5), "batch is 5, expected the number"),
         (lambda batch: batch["images"][0].update(status="labeled", boxes=[]), "'labeled' with 0 boxes"),
-        (lambda batch: batch["images"][0].update(status="empty", boxes=box(1, 1, 2, 2)), "'empty' with 1 boxes"),
-        (labeled_with(box(1, 1, 2, 2, category="cat")), "'cat', expected one of .*Add the class"),
-        (labeled_with(box(5, 5, 5, 9)), "expected x1 < x2"),
-        (labeled_with(box(-1, 0, 9, 9)), "expected x1 < x2"),
-        (labeled_with(box(0, 0, 1000, 9)), "expected x1 < x2"),
-        (labeled_with(box(0, 0, 9, 1000)), "expected x1 < x2"),
-        (labeled_with(box(float("nan"), 0, 9, 9)), "expected x1 < x2"),
+        (lambda batch: batch["images"][0].update(status="empty", boxes=make_boxes(1, 1, 2, 2)), "'empty' with 1 boxes"),
+        (labeled_with(make_boxes(1, 1, 2, 2, category="cat")), "'cat', expected one of .*Add the class"),
+        (labeled_with(make_boxes(5, 5, 5, 9)), "expected x1 < x2"),
+        (labeled_with(make_boxes(-1, 0, 9, 9)), "expected x1 < x2"),
+        (labeled_with(make_boxes(0, 0, 1000, 9)), "expected x1 < x2"),
+        (labeled_with(make_boxes(0, 0, 9, 1000)), "expected x1 < x2"),
+        (labeled_with(make_boxes(float("nan"), 0, 9, 9)), "expected x1 < x2"),
     ],
 )
 def test_breach_in_a_batch_names_the_file(workspace: Workspace, edit: Edit, problem: str) -> None:
@@ -188,8 +194,8 @@ def test_breach_in_a_batch_names_the_file(workspace: Workspace, edit: Edit, prob
 
 def test_corner_that_float32_moved_a_hair_outside_is_let_through(workspace: Workspace) -> None:
     pool = files.read_table(workspace.derived("prepare") / "pool.parquet", POOL).to_pylist()
-    image = next(row for row in pool if row["image_id"] == free(workspace)[0])
-    add_batch(workspace, 1, label(image["image_id"], [0, 0, image["width_px"] + 1e-4, 9]))
+    image = next(row for row in pool if row["image_id"] == unlabeled_ids(workspace)[0])
+    add_batch(workspace, 1, make_label(image["image_id"], [0, 0, image["width_px"] + 1e-4, 9]))
     assert run(workspace)["round"] == 1
 
 
@@ -250,13 +256,15 @@ def test_every_pool_image_is_in_just_one_place(workspace: Workspace, data: st.Da
     pool = {
         row["image_id"] for row in files.read_table(workspace.derived("prepare") / "pool.parquet", POOL).to_pylist()
     }
-    answered = st.dictionaries(st.sampled_from(free(workspace)), st.sampled_from(["labeled", "empty", "skipped"]))
+    answered = st.dictionaries(
+        st.sampled_from(unlabeled_ids(workspace)), st.sampled_from(["labeled", "empty", "skipped"])
+    )
     batches = data.draw(st.lists(answered, max_size=3))
     for number in range(1, 4):
         workspace.label_batch(number).unlink(missing_ok=True)
     for number, answers in enumerate(batches, start=1):
         boxes = {"labeled": [[1.0, 1.0, 9.0, 9.0]], "empty": [], "skipped": []}
-        add_batch(workspace, number, *(label(i, *boxes[s], status=s) for i, s in answers.items()))
+        add_batch(workspace, number, *(make_label(i, *boxes[s], status=s) for i, s in answers.items()))
     summary = run(workspace)
     places = [set(ids(workspace, name)) for name in ("labeled", "unlabeled", "calibration")]
     last = {image_id: status for answers in batches for image_id, status in answers.items()}

@@ -11,10 +11,10 @@ import pytest
 from tasks import files
 from tasks.annotated import read_annotated
 from tasks.campaign import CampaignPlan, create_campaign_data
-from tasks.contracts import ANNOTATED, FROZEN, INDEX, UNCERTAINTY, LabelBatch
+from tasks.contracts import ANNOTATED, DETECTIONS_AT_SELECTION, INDEX, PREVIOUS_UNCERTAINTY, LabelBatch
 from tasks.errors import UserError
-from tasks.importers.gather import Source
-from tasks.paths import Workspace, image_id_of
+from tasks.importers.gather import DatasetSource
+from tasks.paths import Workspace, image_id_from_sha256
 
 CLASSES = ("square", "disc")
 
@@ -36,47 +36,47 @@ def test_parts_share_no_image_and_cover_all(tiny_campaign: Workspace) -> None:
     assert not pool & val
 
 
-def test_images_keep_their_bytes_under_their_digest(tiny_campaign: Workspace, tiny_source: Source) -> None:
+def test_images_keep_their_bytes_under_their_digest(tiny_campaign: Workspace, tiny_source: DatasetSource) -> None:
     for row in files.read_table(tiny_campaign.index, INDEX).to_pylist():
         content = (tiny_campaign.root / row["uri"]).read_bytes()
-        assert content == (tiny_source.images / row["source"]).read_bytes()
+        assert content == (tiny_source.images / row["file_name"]).read_bytes()
         assert row["sha256"] == hashlib.sha256(content).hexdigest()
-        assert row["image_id"] == image_id_of(row["sha256"])
-        assert row["bytes"] == len(content)
+        assert row["image_id"] == image_id_from_sha256(row["sha256"])
+        assert row["size_bytes"] == len(content)
     assert len(list(tiny_campaign.images.iterdir())) == 12
     shared = [p for p in tiny_campaign.images.iterdir() if p.stat().st_nlink > 1 or p.is_symlink()]
     assert not shared  # DVC would make the user's own files read-only through a link
 
 
-def test_boxes_travel_unchanged(tiny_campaign: Workspace, tiny_source: Source) -> None:
+def test_boxes_travel_unchanged(tiny_campaign: Workspace, tiny_source: DatasetSource) -> None:
     document = json.loads(tiny_source.annotations.read_text())
     name_of = {image["id"]: image["file_name"] for image in document["images"]}
     truth: dict[str, list[tuple[str, list[float]]]] = {name: [] for name in name_of.values()}
     for annotation in document["annotations"]:
         x, y, w, h = annotation["bbox"]
         truth[name_of[annotation["image_id"]]].append((CLASSES[annotation["category_id"]], [x, y, x + w, y + h]))
-    sources = {row["image_id"]: row["source"] for row in files.read_table(tiny_campaign.index, INDEX).to_pylist()}
+    sources = {row["image_id"]: row["file_name"] for row in files.read_table(tiny_campaign.index, INDEX).to_pylist()}
     for image in read_annotated(tiny_campaign.oracle, CLASSES):
         assert [(b.category, list(b.xyxy_px)) for b in image.boxes] == truth[sources[image.image_id]]
     for label in seed_batch(tiny_campaign).images:
         assert [(b.category, list(b.xyxy_px)) for b in label.boxes] == truth[sources[label.image_id]]
         assert label.status == ("labeled" if label.boxes else "empty")
-        assert (label.annotator, label.offered_in, label.seconds_spent) == ("imported", 0, None)
+        assert (label.annotator, label.offered_batch, label.seconds_spent) == ("imported", 0, None)
 
 
 def test_first_round_finds_the_files_of_a_round_before(tiny_campaign: Workspace) -> None:
-    assert files.read_table(tiny_campaign.frozen_batch(0), FROZEN).num_rows == 0
-    assert files.read_table(tiny_campaign.previous / "uncertainty.parquet", UNCERTAINTY).num_rows == 0
-    assert files.read_json(tiny_campaign.previous / "history.json") == []
-    assert files.read_json(tiny_campaign.previous / "class_weights.json") == {}
+    assert files.read_table(tiny_campaign.detections_at_selection_batch(0), DETECTIONS_AT_SELECTION).num_rows == 0
+    assert files.read_table(tiny_campaign.warm_start / "uncertainty.parquet", PREVIOUS_UNCERTAINTY).num_rows == 0
+    assert files.read_json(tiny_campaign.warm_start / "history.json") == []
+    assert files.read_json(tiny_campaign.warm_start / "class_weights.json") == {}
 
 
 def test_same_input_gives_the_same_bytes_and_no_paths(
-    tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan, tiny_campaign: Workspace
+    tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan, tiny_campaign: Workspace
 ) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(tiny_source.images.parent, moved)
-    source = Source("coco", moved / "annotations.json", moved / "images", None, None)
+    source = DatasetSource("coco", moved / "annotations.json", moved / "images", None, None)
     again = Workspace(tmp_path / "again")
     create_campaign_data(source, tiny_plan, again)
     for folder in ("data", "oracle"):
@@ -84,7 +84,7 @@ def test_same_input_gives_the_same_bytes_and_no_paths(
     assert str(tmp_path) not in again.import_report.read_text()
 
 
-def test_another_seed_draws_other_images(tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan) -> None:
+def test_another_seed_draws_other_images(tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan) -> None:
     drawn = set()
     for seed in range(5):
         workspace = Workspace(tmp_path / f"w{seed}")
@@ -93,21 +93,21 @@ def test_another_seed_draws_other_images(tmp_path: Path, tiny_source: Source, ti
     assert len(drawn) > 1
 
 
-def test_import_report_counts_what_came_in(tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan) -> None:
+def test_import_report_counts_what_came_in(tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan) -> None:
     (tiny_source.images / "05.png").write_bytes(b"no picture")
     shutil.copy(tiny_source.images / "06.png", tiny_source.images / "bare.png")
     workspace = Workspace(tmp_path / "w")
     data = create_campaign_data(tiny_source, tiny_plan, workspace)
     report = files.read_json(workspace.import_report)
     assert report["counts"] == data.counts
-    assert [entry["where"] for entry in report["set_aside"]] == ["05.png"]
-    assert "bare.png" in [entry["where"] for entry in report["notes"]]
+    assert [entry["item"] for entry in report["set_aside"]] == ["05.png"]
+    assert "bare.png" in [entry["item"] for entry in report["notes"]]
     expected = {"pool_images": 8, "annotated_images": 11, "set_aside": 1, "duplicates_collapsed": 1, "val_images": 3}
     assert {key: data.counts[key] for key in expected} == expected
 
 
 def test_classes_are_those_found_the_most_frequent_first(
-    tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan
+    tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan
 ) -> None:
     document = json.loads(tiny_source.annotations.read_text())
     document["categories"].append({"id": 9, "name": "unused"})
@@ -119,19 +119,21 @@ def test_classes_are_those_found_the_most_frequent_first(
 
 
 def test_box_of_a_class_that_was_not_asked_for_sets_its_image_aside(
-    tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan
+    tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan
 ) -> None:
     document = json.loads(tiny_source.annotations.read_text())
     document["categories"].append({"id": 9, "name": "cat"})
     document["annotations"][0]["category_id"] = 9
     files.write_json(tiny_source.annotations, document)
     data = create_campaign_data(tiny_source, tiny_plan, Workspace(tmp_path / "w"))
-    assert data.set_aside[0]["where"] == "00.png"
-    assert "'cat'" in data.set_aside[0]["reason"]
+    assert data.rejected[0]["item"] == "00.png"
+    assert "'cat'" in data.rejected[0]["reason"]
     assert data.counts["pool_images"] + data.counts["val_images"] == 11
 
 
-def test_without_oracle_the_rest_is_not_written(tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan) -> None:
+def test_without_oracle_the_rest_is_not_written(
+    tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan
+) -> None:
     workspace = Workspace(tmp_path / "w")
     data = create_campaign_data(tiny_source, dataclasses.replace(tiny_plan, oracle=False), workspace)
     assert not workspace.oracle.exists()
@@ -139,7 +141,7 @@ def test_without_oracle_the_rest_is_not_written(tmp_path: Path, tiny_source: Sou
 
 
 def test_all_annotated_images_are_the_seed_where_no_number_is_given(
-    tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan
+    tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan
 ) -> None:
     plan = dataclasses.replace(tiny_plan, seed_images=None)
     with pytest.raises(UserError, match=r"left to choose from are 0 .*--seed-labels"):
@@ -151,7 +153,9 @@ def test_all_annotated_images_are_the_seed_where_no_number_is_given(
     assert (data.counts["seed_images"], data.counts["unannotated_images"]) == (7, 1)
 
 
-def test_given_validation_set_is_taken_whole(tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan) -> None:
+def test_given_validation_set_is_taken_whole(
+    tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan
+) -> None:
     listed = tmp_path / "val.txt"
     listed.write_text("00\n01\n02\n03\n")
     data = create_campaign_data(dataclasses.replace(tiny_source, val=listed), tiny_plan, Workspace(tmp_path / "w"))
@@ -168,7 +172,7 @@ def test_given_validation_set_is_taken_whole(tmp_path: Path, tiny_source: Source
     ],
 )
 def test_source_too_small_for_the_plan(
-    tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan, change: dict[str, float], problem: str
+    tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan, change: dict[str, float], problem: str
 ) -> None:
     workspace = Workspace(tmp_path / "w")
     with pytest.raises(UserError, match=problem):
@@ -176,14 +180,14 @@ def test_source_too_small_for_the_plan(
     assert not workspace.root.exists()  # refused before anything is written
 
 
-def test_no_label_at_all(tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan) -> None:
+def test_no_label_at_all(tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan) -> None:
     document = json.loads(tiny_source.annotations.read_text())
     files.write_json(tiny_source.annotations, document | {"annotations": []})
     with pytest.raises(UserError, match=r"boxes in all annotations are 0"):
         create_campaign_data(tiny_source, tiny_plan, Workspace(tmp_path / "w"))
 
 
-def test_seed_or_validation_without_a_box(tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan) -> None:
+def test_seed_or_validation_without_a_box(tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan) -> None:
     document = json.loads(tiny_source.annotations.read_text())
     only = [a for a in document["annotations"] if a["image_id"] == 0]
     files.write_json(tiny_source.annotations, document | {"annotations": only})
@@ -192,7 +196,7 @@ def test_seed_or_validation_without_a_box(tmp_path: Path, tiny_source: Source, t
 
 
 def test_second_campaign_in_the_same_place(
-    tiny_source: Source, tiny_plan: CampaignPlan, tiny_campaign: Workspace
+    tiny_source: DatasetSource, tiny_plan: CampaignPlan, tiny_campaign: Workspace
 ) -> None:
     before = files.sha256_tree(tiny_campaign.root)
     with pytest.raises(UserError, match="exists already"):
@@ -200,8 +204,10 @@ def test_second_campaign_in_the_same_place(
     assert files.sha256_tree(tiny_campaign.root) == before
 
 
-def test_class_missing_in_the_seed_is_noted(tmp_path: Path, tiny_source: Source, tiny_plan: CampaignPlan) -> None:
+def test_class_missing_in_the_seed_is_noted(
+    tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan
+) -> None:
     plan = dataclasses.replace(tiny_plan, classes=(*CLASSES, "cat"))
     data = create_campaign_data(tiny_source, plan, Workspace(tmp_path / "w"))
-    assert {"where": "seed set", "reason": "class 'cat' has no box in it"} in data.notes
+    assert {"item": "seed set", "reason": "class 'cat' has no box in it"} in data.notes
     assert files.read_table(tmp_path / "w" / "data" / "val.parquet", ANNOTATED).num_rows == 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from detectron_ext.meta_arch import weights_of
+from detectron_ext.meta_arch import cpu_state_dict
 from tasks.detector import detect, load_detector, load_weights_file, new_detector
 from tasks.errors import UserError
 from tasks.params import load_params
@@ -26,11 +26,11 @@ def model_params(**changes: Any) -> ModelParams:
 
 def test_a_trained_detector_is_loaded_and_detects_in_pixels_of_the_original(tmp_path: Path) -> None:
     model = model_params()
-    torch.save(weights_of(new_detector(model, 2, 1.5, tmp_path, "cpu")), tmp_path / "teacher.pth")
+    torch.save(cpu_state_dict(new_detector(model, 2, 1.5, tmp_path, "cpu")), tmp_path / "teacher.pth")
     detector = load_detector(model, 2, tmp_path / "teacher.pth", "cpu")
     images = [np.random.default_rng(n).integers(0, 256, (100 + n, 150, 3), dtype=np.uint8) for n in range(2)]
     for image, found in zip(images, detect(detector, images, model), strict=True):
-        assert found.posteriors.shape == (len(found.scores), 3)
+        assert found.class_probs.shape == (len(found.scores), 3)
         assert (found.boxes_xyxy >= 0).all()
         assert (found.boxes_xyxy[:, [0, 2]] <= image.shape[1]).all()
         assert (found.boxes_xyxy[:, [1, 3]] <= image.shape[0]).all()
@@ -39,33 +39,42 @@ def test_a_trained_detector_is_loaded_and_detects_in_pixels_of_the_original(tmp_
 @pytest.mark.slow
 def test_a_model_zoo_yaml_builds_and_starts_from_a_checkpoint(tmp_path: Path) -> None:
     """A ResNet-50 FPN goes through the same heads; of a COCO checkpoint the class layers do not fit and stay new."""
-    model = model_params(architecture=ZOO, weights="none")
+    model = model_params(architecture=ZOO, pretrained_weights="none")
     coco = new_detector(model, 80, 1.5, tmp_path, "cpu")
-    state = {name: value.numpy() for name, value in weights_of(coco).items()}
+    state = {name: value.numpy() for name, value in cpu_state_dict(coco).items()}
     with (tmp_path / "model_final.pkl").open("wb") as stream:
         pickle.dump({"model": state, "__author__": "Detectron2 Model Zoo"}, stream)
-    own = new_detector(model.model_copy(update={"weights": "model_final.pkl"}), 2, 1.5, tmp_path, "cpu")
-    for name, value in weights_of(own).items():
+    own = new_detector(model.model_copy(update={"pretrained_weights": "model_final.pkl"}), 2, 1.5, tmp_path, "cpu")
+    for name, value in cpu_state_dict(own).items():
         if value.shape == state[name].shape:
             torch.testing.assert_close(value, torch.from_numpy(state[name]))
     assert own.roi_heads.box_predictor.cls_score.out_features == 3
     assert own.input_format == "BGR"
     found = detect(own.eval(), [np.zeros((80, 120, 3), dtype=np.uint8)], model)
-    assert found[0].posteriors.shape[1] == 3
+    assert found[0].class_probs.shape[1] == 3
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"backbone": "no_such_net", "weights": "none"}, "backbone is 'no_such_net'"),
-        ({"backbone": "resnet18"}, "weights is 'packaged' with timm_fpn on resnet18"),
-        ({"weights": "gone.pth"}, "weights is 'gone.pth', expected packaged, none or an existing file"),
-        ({"weights": "../outside.pth"}, "inside the workspace"),
-        ({"architecture": "no/such.yaml", "weights": "none"}, "is no Detectron2 YAML"),
+        ({"backbone": "no_such_net", "pretrained_weights": "none"}, "backbone is 'no_such_net'"),
+        ({"backbone": "resnet18"}, "pretrained_weights is 'imagenet' with timm_fpn on resnet18"),
+        (
+            {"pretrained_weights": "gone.pth"},
+            "pretrained_weights is 'gone.pth', expected imagenet, none or an existing file",
+        ),
+        ({"pretrained_weights": "../outside.pth"}, "inside the workspace"),
+        ({"architecture": "no/such.yaml", "pretrained_weights": "none"}, "is no Detectron2 YAML"),
         # its YAML runs eval(), so it is not even read
-        ({"architecture": "COCO-Detection/retinanet_R_50_FPN_1x.yaml", "weights": "none"}, "is no Detectron2 YAML"),
-        ({"architecture": "COCO-Detection/rpn_R_50_FPN_1x.yaml", "weights": "none"}, "is of ('ProposalNetwork'"),
-        ({"architecture": "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "weights": "none"}, "with FPN"),
+        (
+            {"architecture": "COCO-Detection/retinanet_R_50_FPN_1x.yaml", "pretrained_weights": "none"},
+            "is no Detectron2 YAML",
+        ),
+        (
+            {"architecture": "COCO-Detection/rpn_R_50_FPN_1x.yaml", "pretrained_weights": "none"},
+            "is of ('ProposalNetwork'",
+        ),
+        ({"architecture": "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "pretrained_weights": "none"}, "with FPN"),
     ],
 )
 def test_an_unusable_start_is_one_sentence(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -89,9 +98,9 @@ def test_weights_that_carry_code_are_not_run(tmp_path: Path) -> None:
 
 
 def test_a_torn_weights_file_is_named(tmp_path: Path) -> None:
-    model = model_params(weights="none")
+    model = model_params(pretrained_weights="none")
     detector = new_detector(model, 2, 1.5, tmp_path, "cpu")
-    torch.save(weights_of(detector), tmp_path / "teacher.pth")
+    torch.save(cpu_state_dict(detector), tmp_path / "teacher.pth")
     (tmp_path / "torn.pth").write_bytes((tmp_path / "teacher.pth").read_bytes()[:1000])
     with pytest.raises(UserError, match="Run: dvc repro train"):
         load_weights_file(detector, tmp_path / "torn.pth")

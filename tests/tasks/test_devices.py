@@ -11,17 +11,17 @@ from PIL import Image
 
 from tasks import contracts, files
 from tasks.errors import GuardRailError, UserError
-from tasks.params import load
-from tasks.params_template import make_params
-from tasks.paths import image_id_of
-from tasks.train import train, train_on_device
-from tests.detectron_ext.in_two_processes import in_two_processes
+from tasks.params import load_stage_params
+from tasks.params_template import render_params
+from tasks.paths import image_id_from_sha256
+from tasks.train import train, train_worker
+from tests.detectron_ext.in_two_processes import launch_two_processes
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
     "train.iterations=3",
     "train.burn_in_iterations=1",
-    "train.loader_workers=0",
+    "train.num_workers=0",
     "model.short_side_px=64",
     "model.long_side_px=96",
     "model.fpn_channels=32",
@@ -31,10 +31,10 @@ SMALL = [
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     template = (REPOSITORY / "params.yaml").read_text()
-    params = make_params(template, classes=["square", "disc"], overrides=SMALL)
+    params = render_params(template, classes=["square", "disc"], overrides=SMALL)
     (tmp_path / "params.yaml").write_text(params)
-    images = [draw(tmp_path, seed) for seed in range(4)]
-    boxes = {"boxes_xyxy": [10.0, 10.0, 40.0, 50.0], "classes": [1], "batch": 0}
+    images = [save_image(tmp_path, seed) for seed in range(4)]
+    boxes = {"boxes_xyxy": [10.0, 10.0, 40.0, 50.0], "class_ids": [1], "batch": 0}
     files.write_table(
         tmp_path / "assembled" / "labeled.parquet",
         pa.Table.from_pylist([image | boxes for image in images[:2]], contracts.ANNOTATED),
@@ -42,28 +42,35 @@ def workspace(tmp_path: Path) -> Path:
     files.write_table(
         tmp_path / "assembled" / "unlabeled.parquet", pa.Table.from_pylist(images[2:], contracts.UNLABELED)
     )
-    files.write_table(tmp_path / "previous" / "uncertainty.parquet", pa.Table.from_pylist([], contracts.UNCERTAINTY))
+    files.write_table(
+        tmp_path / "previous" / "uncertainty.parquet", pa.Table.from_pylist([], contracts.PREVIOUS_UNCERTAINTY)
+    )
     files.write_json(tmp_path / "previous" / "class_weights.json", {})
     return tmp_path
 
 
-def draw(folder: Path, seed: int) -> dict[str, object]:
+def save_image(folder: Path, seed: int) -> dict[str, object]:
     pixels = np.random.default_rng(seed).integers(0, 255, (64, 80, 3), dtype=np.uint8)
     path = folder / f"{seed}.png"
     Image.fromarray(pixels).save(path)
-    return {"image_id": image_id_of(files.sha256_file(path)), "uri": path.name, "width_px": 80, "height_px": 64}
+    return {
+        "image_id": image_id_from_sha256(files.sha256_file(path)),
+        "uri": path.name,
+        "width_px": 80,
+        "height_px": 64,
+    }
 
 
-def train_here(rank: int, folder: Path) -> None:
-    sections = load(folder / "params.yaml", "seed", "classes", "model", "train", "views", "ssl")
+def run_worker(rank: int, folder: Path) -> None:
+    sections = load_stage_params(folder / "params.yaml", "seed", "classes", "model", "train", "augmentation", "ssl")
     places = [folder / name for name in ("assembled", "previous", "scratch", "out")]
-    train_on_device(sections, folder, *places)
+    train_worker(sections, folder, *places)
     torch.save(torch.tensor(rank), folder / f"{rank}.pth")
 
 
 @pytest.mark.slow
 def test_two_processes_leave_one_outcome(workspace: Path) -> None:
-    assert [int(rank) for rank in in_two_processes(train_here, workspace)] == [0, 1]
+    assert [int(rank) for rank in launch_two_processes(run_worker, workspace)] == [0, 1]
     summary = files.read_json(workspace / "out" / "summary.json")
     assert summary["iterations"] == 3
     assert summary["teacher_sha256"] == files.sha256_file(workspace / "out" / "teacher.pth")
@@ -72,14 +79,14 @@ def test_two_processes_leave_one_outcome(workspace: Path) -> None:
 
 @pytest.mark.slow
 def test_a_batch_that_does_not_divide_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.train.num_processes", lambda: 3)
-    sections = load(workspace / "params.yaml", "seed", "classes", "model", "train", "views", "ssl")
-    with pytest.raises(UserError, match=r"train\.labeled_images_per_step is 4, expected a multiple of the 3 GPUs"):
+    monkeypatch.setattr("tasks.train.world_size", lambda: 3)
+    sections = load_stage_params(workspace / "params.yaml", "seed", "classes", "model", "train", "augmentation", "ssl")
+    with pytest.raises(UserError, match=r"train\.labeled_batch_size is 4, expected a multiple of the 3 GPUs"):
         train(
             sections,
             root=workspace,
             assembled=workspace / "assembled",
-            previous=workspace / "previous",
+            warm_start=workspace / "previous",
             scratch=workspace / "scratch",
             out=workspace / "out",
         )

@@ -6,9 +6,9 @@ from tasks import files
 from tasks.contracts import INDEX
 from tasks.draw import draw
 from tasks.paths import Workspace
-from tasks.sections import DrawParams
+from tasks.sections import DigitsParams
 
-SMALL = DrawParams(pool_images=40, val_images=12, seed_images=8, calibration_images=4)
+SMALL = DigitsParams(pool_images=40, val_images=12, seed_images=8, calibration_images=4)
 CLASSES = ["zero", "one", "two"]
 
 

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 
 from tasks import files
-from tasks.contracts import UNCERTAINTY
+from tasks.contracts import PREVIOUS_UNCERTAINTY
 from tasks.errors import UserError
-from tasks.paths import image_id_of, resolve_uri
+from tasks.paths import image_id_from_sha256, resolve_uri
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_rest(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_a_failed_write_leaves_the_old_content_and_no_rest(tmp_path: Path) -> No
     files.write_bytes(path, b"old")
 
     def fail_half_way() -> None:
-        with files.replacing(path) as temporary:
+        with files.atomic_write(path) as temporary:
             temporary.write_bytes(b"half")
             raise RuntimeError
 
@@ -38,15 +38,15 @@ def test_a_write_replaces_and_does_not_touch_a_linked_copy(tmp_path: Path) -> No
 def test_a_table_of_other_columns_is_refused(tmp_path: Path) -> None:
     files.write_table(tmp_path / "t.parquet", pa.table({"other": [1]}))
     with pytest.raises(UserError, match=r"the columns are \['other'\], expected \['image_id', 'uncertainty'\]"):
-        files.read_table(tmp_path / "t.parquet", UNCERTAINTY)
+        files.read_table(tmp_path / "t.parquet", PREVIOUS_UNCERTAINTY)
 
 
 def test_a_torn_table_is_refused(tmp_path: Path) -> None:
-    files.write_table(tmp_path / "t.parquet", UNCERTAINTY.empty_table())
+    files.write_table(tmp_path / "t.parquet", PREVIOUS_UNCERTAINTY.empty_table())
     whole = (tmp_path / "t.parquet").read_bytes()
     (tmp_path / "t.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="unreadable"):
-        files.read_table(tmp_path / "t.parquet", UNCERTAINTY)
+        files.read_table(tmp_path / "t.parquet", PREVIOUS_UNCERTAINTY)
 
 
 def test_the_digest_of_a_folder_knows_names_and_contents(tmp_path: Path) -> None:
@@ -72,4 +72,4 @@ def test_a_link_out_of_the_workspace_is_refused(tmp_path: Path) -> None:
 
 
 def test_identity_is_the_content() -> None:
-    assert image_id_of("0123456789abcdef" + "f" * 48) == "0123456789abcdef"
+    assert image_id_from_sha256("0123456789abcdef" + "f" * 48) == "0123456789abcdef"

@@ -8,38 +8,38 @@ import pyarrow as pa
 import pytest
 
 from tasks import files
-from tasks.contracts import DETECTIONS, FROZEN, SCORES, SELECTION, UNLABELED, HandoffTask
+from tasks.contracts import DETECTIONS, DETECTIONS_AT_SELECTION, SCORES, SELECTION, UNLABELED, AnnotationTask
 from tasks.errors import UserError
 from tasks.handoff import handoff
 from tasks.importers import read_coco
-from tasks.sections import HandoffParams
+from tasks.sections import PreannotationParams
 
 CLASSES = ["cat", "a\u2028b"]  # a line separator that str.splitlines would break at
 IDS = ["aaa", "bbb", "ccc", "ddd"]
 
 
-def detection(image_id: str, *found: tuple[list[float], float, int]) -> dict[str, Any]:
+def detection_row(image_id: str, *found: tuple[list[float], float, int]) -> dict[str, Any]:
     return {
         "image_id": image_id,
         "boxes_xyxy": [corner for box, _, _ in found for corner in box],
         "scores": [score for _, score, _ in found],
-        "labels": [label for _, _, label in found],
-        "posteriors": [0.0] * 3 * len(found),
+        "class_ids": [label for _, _, label in found],
+        "class_probs": [0.0] * 3 * len(found),
         "embedding": [0.5, 0.25],
         "model_digest": "f00d",
     }
 
 
-DETECTED = {
-    "aaa": detection("aaa", ([1, 2, 10.123, 20], 0.5, 0), ([3, 3, 9, 9], 0.9, 1), ([0, 0, 5, 5], 0.2, 0)),
-    "bbb": detection("bbb", ([-0.001, -3, 100.002, 90], 1.0000001, 0), ([50, 50, 50.001, 60], 0.8, 0)),
-    "ccc": detection("ccc"),
-    "ddd": detection("ddd", ([1, 1, 2, 2], 0.9, 0)),
+DETECTIONS_BY_ID = {
+    "aaa": detection_row("aaa", ([1, 2, 10.123, 20], 0.5, 0), ([3, 3, 9, 9], 0.9, 1), ([0, 0, 5, 5], 0.2, 0)),
+    "bbb": detection_row("bbb", ([-0.001, -3, 100.002, 90], 1.0000001, 0), ([50, 50, 50.001, 60], 0.8, 0)),
+    "ccc": detection_row("ccc"),
+    "ddd": detection_row("ddd", ([1, 1, 2, 2], 0.9, 0)),
 }
 
 METRICS = ("confidence", "entropy", "overlap")
-SCORED = {
-    image_id: {"image_id": image_id, "num_boxes": 1, "zero_detections": False}
+SCORES_BY_ID = {
+    image_id: {"image_id": image_id, "num_boxes": 1, "has_no_detections": False}
     | {f"{name}_raw": 9.0 for name in METRICS}
     | {name: (3 * row + column) / 16 for column, name in enumerate(METRICS)}
     for row, image_id in enumerate(IDS)
@@ -51,14 +51,14 @@ def inputs(tmp_path: Path) -> Path:
     unlabeled = [{"image_id": i, "uri": f"data/images/{i}.png", "width_px": 100, "height_px": 80} for i in IDS]
     files.write_table(tmp_path / "unlabeled.parquet", pa.Table.from_pylist(unlabeled, schema=UNLABELED))
     for number, part in enumerate((["bbb"], ["aaa", "ddd"], ["ccc"])):
-        shard = pa.Table.from_pylist([DETECTED[i] for i in part], schema=DETECTIONS)
+        shard = pa.Table.from_pylist([DETECTIONS_BY_ID[i] for i in part], schema=DETECTIONS)
         files.write_table(tmp_path / "infer" / f"shard-{number:04d}.parquet", shard)
-    files.write_table(tmp_path / "scores.parquet", pa.Table.from_pylist(list(SCORED.values()), schema=SCORES))
-    select(tmp_path, "bbb", "ccc", "aaa")
+    files.write_table(tmp_path / "scores.parquet", pa.Table.from_pylist(list(SCORES_BY_ID.values()), schema=SCORES))
+    write_selection(tmp_path, "bbb", "ccc", "aaa")
     return tmp_path
 
 
-def select(folder: Path, *ranked: str) -> None:
+def write_selection(folder: Path, *ranked: str) -> None:
     rows = [
         {
             "image_id": image_id,
@@ -73,9 +73,9 @@ def select(folder: Path, *ranked: str) -> None:
     files.write_table(folder / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
 
 
-def run(folder: Path, score_threshold: float = 0.3) -> list[HandoffTask]:
+def run(folder: Path, score_threshold: float = 0.3) -> list[AnnotationTask]:
     handoff(
-        HandoffParams(score_threshold=score_threshold),
+        PreannotationParams(score_threshold=score_threshold),
         classes=CLASSES,
         unlabeled=folder / "unlabeled.parquet",
         detections=folder / "infer",
@@ -84,7 +84,7 @@ def run(folder: Path, score_threshold: float = 0.3) -> list[HandoffTask]:
         out=folder / "out",
     )
     lines = (folder / "out" / "manifest.jsonl").read_text().splitlines()
-    return [HandoffTask.model_validate_json(line) for line in lines]
+    return [AnnotationTask.model_validate_json(line) for line in lines]
 
 
 def test_tasks_stand_by_rank_with_what_the_annotator_needs(inputs: Path) -> None:
@@ -112,9 +112,9 @@ def test_boxes_are_clipped_to_the_image_and_slivers_left_out(inputs: Path) -> No
 
 def test_detections_of_the_picked_images_are_frozen_with_their_metrics(inputs: Path) -> None:
     run(inputs)
-    frozen = files.read_table(inputs / "out" / "detections.parquet", FROZEN)
-    rows = [DETECTED[i] | {name: SCORED[i][name] for name in METRICS} for i in ("aaa", "bbb", "ccc")]
-    assert frozen.equals(pa.Table.from_pylist(rows, schema=FROZEN))
+    frozen = files.read_table(inputs / "out" / "detections.parquet", DETECTIONS_AT_SELECTION)
+    rows = [DETECTIONS_BY_ID[i] | {name: SCORES_BY_ID[i][name] for name in METRICS} for i in ("aaa", "bbb", "ccc")]
+    assert frozen.equals(pa.Table.from_pylist(rows, schema=DETECTIONS_AT_SELECTION))
 
 
 def test_coco_file_says_the_same(inputs: Path, tiny_coco: Path) -> None:
@@ -143,13 +143,13 @@ def test_second_run_writes_the_same_bytes(inputs: Path) -> None:
 
 
 def test_exhausted_pool_gives_an_empty_manifest(inputs: Path) -> None:
-    select(inputs)
+    write_selection(inputs)
     assert run(inputs) == []
-    assert files.read_table(inputs / "out" / "detections.parquet", FROZEN).num_rows == 0
+    assert files.read_table(inputs / "out" / "detections.parquet", DETECTIONS_AT_SELECTION).num_rows == 0
 
 
 def test_picked_image_that_nobody_knows_is_an_error(inputs: Path) -> None:
-    select(inputs, "aaa", "zzz")
+    write_selection(inputs, "aaa", "zzz")
     with pytest.raises(UserError, match=r"selection\.parquet: picked image zzz is not among.*dvc repro"):
         run(inputs)
 
@@ -161,7 +161,7 @@ def test_picked_image_that_the_teacher_did_not_see_is_an_error(inputs: Path) -> 
 
 
 def test_picked_image_that_was_not_scored_is_an_error(inputs: Path) -> None:
-    rows = [SCORED["aaa"], SCORED["bbb"]]
+    rows = [SCORES_BY_ID["aaa"], SCORES_BY_ID["bbb"]]
     files.write_table(inputs / "scores.parquet", pa.Table.from_pylist(rows, schema=SCORES))
     with pytest.raises(UserError, match=r"scores\.parquet: picked image ccc has no scores"):
         run(inputs)

@@ -17,10 +17,10 @@ from tasks import image_cache, object_store
 from tasks.image_cache import ChangedObjectError, ImageCache
 from tasks.object_store import (
     MissingObjectError,
-    ObjectStoreAwayError,
+    ObjectStoreUnavailable,
     write_object,
 )
-from tasks.paths import image_id_of
+from tasks.paths import image_id_from_sha256
 from tests.services import S3Server
 
 pytestmark = pytest.mark.slow
@@ -29,22 +29,22 @@ KIB = 1 << 10
 
 @pytest.fixture
 def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    s3_server.use(monkeypatch)
-    monkeypatch.setattr(image_cache, "_FIRST_DELAY_S", 0.01)
+    s3_server.set_environment(monkeypatch)
+    monkeypatch.setattr(image_cache, "_INITIAL_BACKOFF_S", 0.01)
     return f"s3://{s3_server.new_bucket()}"
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> ImageCache:
-    return ImageCache(tmp_path / "cache", 100 * KIB, workers=4)
+    return ImageCache(tmp_path / "cache", 100 * KIB, num_workers=4)
 
 
-def put(uri: str, content: bytes) -> str:
+def put_image(uri: str, content: bytes) -> str:
     write_object(uri, content)
-    return image_id_of(hashlib.sha256(content).hexdigest())
+    return image_id_from_sha256(hashlib.sha256(content).hexdigest())
 
 
-def files_in(cache: ImageCache) -> dict[str, int]:
+def cached_files(cache: ImageCache) -> dict[str, int]:
     return {
         path.name: path.stat().st_size for path in cache.folder.rglob("*") if path.is_file() and path.name != ".lock"
     }
@@ -53,45 +53,45 @@ def files_in(cache: ImageCache) -> dict[str, int]:
 def test_an_image_is_fetched_once_and_read_from_the_disk_then(
     bucket: str, cache: ImageCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image_id = put(f"{bucket}/a b/ü.png", b"pixels")
-    assert cache.use(f"{bucket}/a b/ü.png", image_id, Path.read_bytes) == b"pixels"
+    image_id = put_image(f"{bucket}/a b/ü.png", b"pixels")
+    assert cache.open(f"{bucket}/a b/ü.png", image_id, Path.read_bytes) == b"pixels"
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")  # nobody is there
-    assert cache.use(f"{bucket}/a b/ü.png", image_id, Path.read_bytes) == b"pixels"
+    assert cache.open(f"{bucket}/a b/ü.png", image_id, Path.read_bytes) == b"pixels"
 
 
 def test_the_folder_may_be_deleted_at_any_time(bucket: str, cache: ImageCache) -> None:
-    ids = [put(f"{bucket}/{n}", bytes([n])) for n in range(2)]
+    ids = [put_image(f"{bucket}/{n}", bytes([n])) for n in range(2)]
     for n, image_id in enumerate(ids):
-        cache.use(f"{bucket}/{n}", image_id, Path.read_bytes)
+        cache.open(f"{bucket}/{n}", image_id, Path.read_bytes)
         shutil.rmtree(cache.folder)
-    assert cache.use(f"{bucket}/0", ids[0], Path.read_bytes) == bytes([0])
+    assert cache.open(f"{bucket}/0", ids[0], Path.read_bytes) == bytes([0])
 
 
 def test_other_bytes_than_the_id_says_are_refused_and_leave_nothing(bucket: str, cache: ImageCache) -> None:
-    image_id = put(f"{bucket}/a.png", b"first")
+    image_id = put_image(f"{bucket}/a.png", b"first")
     write_object(f"{bucket}/a.png", b"second")
     with pytest.raises(ChangedObjectError, match="gleaner pool sync"):
-        cache.use(f"{bucket}/a.png", image_id, Path.read_bytes)
+        cache.open(f"{bucket}/a.png", image_id, Path.read_bytes)
     with pytest.raises(MissingObjectError, match="the object is missing"):
-        cache.use(f"{bucket}/none.png", image_id, Path.read_bytes)
-    assert files_in(cache) == {}
+        cache.open(f"{bucket}/none.png", image_id, Path.read_bytes)
+    assert cached_files(cache) == {}
 
 
 def test_the_cache_stays_below_its_limit_and_keeps_what_was_used_last(bucket: str, cache: ImageCache) -> None:
-    ids = [put(f"{bucket}/{n}", bytes([n]) * 10 * KIB) for n in range(30)]
+    ids = [put_image(f"{bucket}/{n}", bytes([n]) * 10 * KIB) for n in range(30)]
     for n, image_id in enumerate(ids):
-        cache.use(f"{bucket}/{n}", image_id, Path.stat)
-        cache.use(f"{bucket}/0", ids[0], Path.stat)
-        assert sum(files_in(cache).values()) <= 110 * KIB
+        cache.open(f"{bucket}/{n}", image_id, Path.stat)
+        cache.open(f"{bucket}/0", ids[0], Path.stat)
+        assert sum(cached_files(cache).values()) <= 110 * KIB
         time.sleep(0.002)
-    kept = files_in(cache)
+    kept = cached_files(cache)
     assert ids[0] in kept
     assert ids[29] in kept
     assert ids[1] not in kept
 
 
 def test_an_image_that_another_process_threw_away_is_fetched_again(bucket: str, cache: ImageCache) -> None:
-    image_id = put(f"{bucket}/a", b"pixels")
+    image_id = put_image(f"{bucket}/a", b"pixels")
     seen = []
 
     def vanish_once(path: Path) -> bytes:
@@ -100,13 +100,13 @@ def test_an_image_that_another_process_threw_away_is_fetched_again(bucket: str, 
             path.unlink()
         return path.read_bytes()
 
-    assert cache.use(f"{bucket}/a", image_id, vanish_once) == b"pixels"
+    assert cache.open(f"{bucket}/a", image_id, vanish_once) == b"pixels"
 
 
 def test_remnants_of_killed_processes_are_swept_and_never_trusted(
     bucket: str, cache: ImageCache, tmp_path: Path
 ) -> None:
-    image_id = put(f"{bucket}/a", b"pixels")
+    image_id = put_image(f"{bucket}/a", b"pixels")
     cache.folder.mkdir()
     old, young = cache.folder / "1-a.part", cache.folder / "2-b.part"
     for path in (old, young):
@@ -116,11 +116,11 @@ def test_remnants_of_killed_processes_are_swept_and_never_trusted(
     empty = cache.folder / image_id[:2] / image_id
     empty.parent.mkdir()
     empty.touch()  # what a power cut may leave
-    other = put(f"{bucket}/b", b"other")
-    cache.use(f"{bucket}/b", other, Path.read_bytes)
+    other = put_image(f"{bucket}/b", b"other")
+    cache.open(f"{bucket}/b", other, Path.read_bytes)
     assert not old.exists()
     assert young.exists()
-    assert cache.use(f"{bucket}/a", image_id, Path.read_bytes) == b"pixels"
+    assert cache.open(f"{bucket}/a", image_id, Path.read_bytes) == b"pixels"
 
 
 def test_many_threads_fetch_an_image_once_and_prefetching_helps(
@@ -135,10 +135,10 @@ def test_many_threads_fetch_an_image_once_and_prefetching_helps(
         return original(uri, into)
 
     monkeypatch.setattr(image_cache, "fetch_object", counted)
-    ids = {f"{bucket}/{n}": put(f"{bucket}/{n}", f"image {n}".encode()) for n in range(8)}
+    ids = {f"{bucket}/{n}": put_image(f"{bucket}/{n}", f"image {n}".encode()) for n in range(8)}
     cache.prefetch(ids.items())
     threads = [
-        threading.Thread(target=cache.use, args=(uri, i, Path.read_bytes)) for uri, i in ids.items() for _ in (1, 2)
+        threading.Thread(target=cache.open, args=(uri, i, Path.read_bytes)) for uri, i in ids.items() for _ in (1, 2)
     ]
     for thread in threads:
         thread.start()
@@ -147,62 +147,62 @@ def test_many_threads_fetch_an_image_once_and_prefetching_helps(
     assert sorted(fetched) == sorted(ids)
 
 
-def _read_all(folder: Path, images: dict[str, str], trouble: Path) -> None:
+def _read_all(folder: Path, images: dict[str, str], error_file: Path) -> None:
     try:
-        cache = ImageCache(folder, 40 * KIB, workers=2)
+        cache = ImageCache(folder, 40 * KIB, num_workers=2)
         for _ in range(3):
             for uri, image_id in images.items():
-                content = cache.use(uri, image_id, Path.read_bytes)
-                assert image_id_of(hashlib.sha256(content).hexdigest()) == image_id
+                content = cache.open(uri, image_id, Path.read_bytes)
+                assert image_id_from_sha256(hashlib.sha256(content).hexdigest()) == image_id
     except BaseException:
-        trouble.write_text(traceback.format_exc())  # a forked process's last words are lost with pytest's buffers
+        error_file.write_text(traceback.format_exc())  # a forked process's last words are lost with pytest's buffers
     os._exit(0)  # libraries that other tests imported have their own ideas about the end of a fork
 
 
 def test_several_processes_share_one_small_folder(bucket: str, tmp_path: Path) -> None:
-    images = {f"{bucket}/{n}": put(f"{bucket}/{n}", bytes([n]) * 8 * KIB) for n in range(12)}
+    images = {f"{bucket}/{n}": put_image(f"{bucket}/{n}", bytes([n]) * 8 * KIB) for n in range(12)}
     context = multiprocessing.get_context("fork")
     workers = [
-        context.Process(target=_read_all, args=(tmp_path / "shared", images, tmp_path / f"trouble-{n}"))
+        context.Process(target=_read_all, args=(tmp_path / "shared", images, tmp_path / f"failure-{n}"))
         for n in range(3)
     ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
-    assert [path.read_text() for path in tmp_path.glob("trouble-*")] == []
+    assert [path.read_text() for path in tmp_path.glob("failure-*")] == []
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("trouble", ["away twice", "cut in the middle", "away for good", "disk full"])
+@pytest.mark.parametrize("failure", ["away twice", "cut in the middle", "away for good", "disk full"])
 def test_outages_are_tried_again_and_then_named(
-    trouble: str, bucket: str, cache: ImageCache, monkeypatch: pytest.MonkeyPatch
+    failure: str, bucket: str, cache: ImageCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image_id = put(f"{bucket}/a", b"pixels" * 1000)
+    image_id = put_image(f"{bucket}/a", b"pixels" * 1000)
     original, calls = object_store.fetch_object, 0
 
     def fetch(uri: str, into: Any) -> str:
         nonlocal calls
         calls += 1
-        if trouble == "disk full":
+        if failure == "disk full":
             raise OSError(28, "No space left on device")
-        if trouble == "away for good" or calls <= 2:
-            if trouble == "cut in the middle":
+        if failure == "away for good" or calls <= 2:
+            if failure == "cut in the middle":
                 into.write(b"pixelspix")
-            raise ObjectStoreAwayError(uri, "the object store is out of reach (Test), expected an answer")
+            raise ObjectStoreUnavailable(uri, "the object store is out of reach (Test), expected an answer")
         return original(uri, into)
 
     monkeypatch.setattr(image_cache, "fetch_object", fetch)
-    if trouble == "disk full":
+    if failure == "disk full":
         with pytest.raises(OSError, match="No space"):
-            cache.use(f"{bucket}/a", image_id, Path.read_bytes)
-    elif trouble == "away for good":
-        with pytest.raises(ObjectStoreAwayError, match="out of reach"):
-            cache.use(f"{bucket}/a", image_id, Path.read_bytes)
+            cache.open(f"{bucket}/a", image_id, Path.read_bytes)
+    elif failure == "away for good":
+        with pytest.raises(ObjectStoreUnavailable, match="out of reach"):
+            cache.open(f"{bucket}/a", image_id, Path.read_bytes)
     else:
-        assert cache.use(f"{bucket}/a", image_id, Path.read_bytes) == b"pixels" * 1000
+        assert cache.open(f"{bucket}/a", image_id, Path.read_bytes) == b"pixels" * 1000
         return
-    assert files_in(cache) == {}
+    assert cached_files(cache) == {}
 
 
 @pytest.fixture
@@ -253,10 +253,10 @@ def test_half_answers_and_server_errors_are_outages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", broken_server(answer))
-    monkeypatch.setattr(object_store, "_ATTEMPTS", 1)
-    monkeypatch.setattr(image_cache, "_ATTEMPTS", 2)
-    with pytest.raises(ObjectStoreAwayError) as caught:
-        cache.use(f"{bucket}/a", "0" * 16, Path.read_bytes)
+    monkeypatch.setattr(object_store, "_MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(image_cache, "_MAX_ATTEMPTS", 2)
+    with pytest.raises(ObjectStoreUnavailable) as caught:
+        cache.open(f"{bucket}/a", "0" * 16, Path.read_bytes)
     assert caught.value.transient
     assert caught.value.exit_code == 6
-    assert files_in(cache) == {}
+    assert cached_files(cache) == {}

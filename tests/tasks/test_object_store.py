@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    s3_server.use(monkeypatch)
+    s3_server.set_environment(monkeypatch)
     return f"s3://{s3_server.new_bucket()}"
 
 

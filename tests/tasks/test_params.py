@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tasks.errors import UserError
-from tasks.params import load, load_params
+from tasks.params import load_params, load_stage_params
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -17,7 +17,7 @@ def content() -> dict[str, Any]:
     return dict(yaml.safe_load((REPOSITORY / "params.yaml").read_text()))
 
 
-def message(tmp_path: Path, content: dict[str, Any]) -> str:
+def error_message(tmp_path: Path, content: dict[str, Any]) -> str:
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(UserError) as caught:
@@ -35,8 +35,8 @@ def message(tmp_path: Path, content: dict[str, Any]) -> str:
         ("train", "iterations", 10.5, "train.iterations is 10.5, expected"),
         ("ssl", "ema_decay", 1.0, "ssl.ema_decay is 1.0, expected less than 1"),
         ("ssl", "enabled", "yes", "ssl.enabled is 'yes', expected boolean"),
-        ("ssl", "weight_direction", "sideways", "expected 'uncertain', 'certain' or 'none'"),
-        ("select", "explore_frac", 1.5, "select.explore_frac is 1.5"),
+        ("ssl", "image_weighting", "sideways", "expected 'favor_uncertain', 'favor_certain' or 'uniform'"),
+        ("select", "random_frac", 1.5, "select.random_frac is 1.5"),
         ("train", "learning_rate", float("inf"), "train.learning_rate is inf, expected a finite number"),
         ("model", "fpn_channels", 48, "model.fpn_channels is 48, expected a multiple of 32"),
     ],
@@ -45,16 +45,16 @@ def test_a_wrong_value_is_named(
     tmp_path: Path, content: dict[str, Any], section: str, key: str, value: Any, words: str
 ) -> None:
     content[section] = {**content[section], key: value}
-    said = message(tmp_path, content)
+    said = error_message(tmp_path, content)
     assert words in said
     assert "\n" not in said
 
 
 def test_a_missing_parameter_is_named(tmp_path: Path, content: dict[str, Any]) -> None:
-    del content["infer"]["images_per_batch"]
+    del content["infer"]["batch_size"]
     del content["scoring"]
-    said = message(tmp_path, content)
-    assert "infer.images_per_batch is missing" in said
+    said = error_message(tmp_path, content)
+    assert "infer.batch_size is missing" in said
     assert "scoring is missing" in said
 
 
@@ -70,12 +70,12 @@ def test_a_wrong_combination_is_named(
     tmp_path: Path, content: dict[str, Any], section: str, changes: dict[str, Any], words: str
 ) -> None:
     content[section] = {**content[section], **changes}
-    assert words in message(tmp_path, content)
+    assert words in error_message(tmp_path, content)
 
 
 def test_a_class_named_twice_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
     content["classes"] = ["cat", "cat"]
-    assert "expected no name twice" in message(tmp_path, content)
+    assert "expected no name twice" in error_message(tmp_path, content)
 
 
 @pytest.mark.parametrize("text", ["seed: [", "just words", ""])
@@ -92,7 +92,7 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_stage_gets_only_what_it_declares() -> None:
-    sections = load(REPOSITORY / "params.yaml", "seed", "infer")
-    assert sections.infer.images_per_batch > 0
+    sections = load_stage_params(REPOSITORY / "params.yaml", "seed", "infer")
+    assert sections.infer.batch_size > 0
     with pytest.raises(AttributeError, match="'train' is not declared"):
         _ = sections.train

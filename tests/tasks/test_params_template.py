@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from tasks.errors import UserError
 from tasks.params import load_params
-from tasks.params_template import make_params
+from tasks.params_template import render_params
 
 TEMPLATE = (Path(__file__).parents[2] / "params.yaml").read_text()
 
 
 def test_only_classes_and_the_demo_section_change() -> None:
-    made = make_params(TEMPLATE, classes=["a"], overrides=())
+    made = render_params(TEMPLATE, classes=["a"], overrides=())
     expected = yaml.safe_load(TEMPLATE) | {"classes": ["a"]}
     del expected["draw"]
     assert yaml.safe_load(made) == expected
@@ -29,7 +29,7 @@ def test_only_classes_and_the_demo_section_change() -> None:
 
 def test_comments_stay() -> None:
     template = re.sub(r"(  iterations: \d+)\n", r"\1 # why\n", TEMPLATE, count=1)
-    assert "iterations: 999 # why" in make_params(template, classes=["a"], overrides=["train.iterations=999"])
+    assert "iterations: 999 # why" in render_params(template, classes=["a"], overrides=["train.iterations=999"])
 
 
 @settings(max_examples=30, deadline=None)
@@ -37,14 +37,14 @@ def test_comments_stay() -> None:
     classes=st.lists(st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=12), min_size=1, unique=True)
 )
 def test_class_names_survive_as_text(classes: list[str]) -> None:
-    assert yaml.safe_load(make_params(TEMPLATE, classes=classes, overrides=()))["classes"] == classes
+    assert yaml.safe_load(render_params(TEMPLATE, classes=classes, overrides=()))["classes"] == classes
 
 
 @pytest.mark.parametrize(
     "name", ["no", "on", "null", "~", "1", "1e3", "12:30", "0x1", "a, b", "[a]", "a: b", "#a", "{", "'"]
 )
 def test_class_names_that_yaml_would_take_for_something_else(name: str) -> None:
-    assert yaml.safe_load(make_params(TEMPLATE, classes=[name], overrides=()))["classes"] == [name]
+    assert yaml.safe_load(render_params(TEMPLATE, classes=[name], overrides=()))["classes"] == [name]
 
 
 @pytest.mark.parametrize(
@@ -60,19 +60,19 @@ def test_class_names_that_yaml_would_take_for_something_else(name: str) -> None:
 )
 def test_override_arrives(tmp_path: Path, override: str, section: str, key: str, value: object) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(make_params(TEMPLATE, classes=["a"], overrides=[override]))
+    path.write_text(render_params(TEMPLATE, classes=["a"], overrides=[override]))
     assert getattr(getattr(load_params(path), section), key) == value
 
 
 @settings(max_examples=30, deadline=None)
 @given(value=st.floats(min_value=1e-300, max_value=1e300))
 def test_any_float_is_read_back_as_itself(value: float) -> None:
-    made = make_params(TEMPLATE, classes=["a"], overrides=[f"train.learning_rate={value!r}"])
+    made = render_params(TEMPLATE, classes=["a"], overrides=[f"train.learning_rate={value!r}"])
     assert yaml.safe_load(made)["train"]["learning_rate"] == value
 
 
 def test_later_override_wins() -> None:
-    made = make_params(TEMPLATE, classes=["a"], overrides=["seed=1", "seed=2"])
+    made = render_params(TEMPLATE, classes=["a"], overrides=["seed=1", "seed=2"])
     assert yaml.safe_load(made)["seed"] == 2
 
 
@@ -99,4 +99,4 @@ def test_later_override_wins() -> None:
 )
 def test_mistakes_are_named(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_params(TEMPLATE, classes=["a"], overrides=[override])
+        render_params(TEMPLATE, classes=["a"], overrides=[override])

@@ -3,85 +3,104 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.images import ImageFacts, ImageProblem
-from tasks.pool_changes import Found, PoolChanges, Row, pool_changes
+from tasks.images import ImageMetadata, ImageProblem
+from tasks.pool_changes import PoolDiff, Row, SourceImage, diff_pool
 
 
-def digest(content: str) -> str:
+def sha256(content: str) -> str:
     return (content * 64)[:64]
 
 
-def found(name: str, content: str) -> Found:
-    return Found(name, f"s3://b/{name}", ImageFacts(9, 9, ".png", 5, digest(content)))
+def source_image(name: str, content: str) -> SourceImage:
+    return SourceImage(name, f"s3://b/{name}", ImageMetadata(9, 9, ".png", 5, sha256(content)))
 
 
-def row(name: str, content: str) -> Row:
-    image_id = digest(content)[:16]
-    return {"image_id": image_id, "uri": f"s3://b/{name}", "bytes": 5, "sha256": digest(content), "source": name}
+def index_row(name: str, content: str) -> Row:
+    image_id = sha256(content)[:16]
+    return {
+        "image_id": image_id,
+        "uri": f"s3://b/{name}",
+        "size_bytes": 5,
+        "sha256": sha256(content),
+        "file_name": name,
+    }
 
 
-def sync(
-    rows: list[Row], now: list[Found], kept: str = "", held_out: dict[str, str] | None = None
-) -> tuple[PoolChanges, list[str]]:
+def run_diff(
+    rows: list[Row], now: list[SourceImage], kept: str = "", held_out: dict[str, str] | None = None
+) -> tuple[PoolDiff, list[str]]:
     """``kept`` and ``held_out`` name contents."""
-    ids = {digest(content)[:16] for content in kept}
-    val = {digest(content)[:16]: name for content, name in (held_out or {}).items()}
-    changes, after = pool_changes(rows, now, kept=ids, held_out=val)
+    ids = {sha256(content)[:16] for content in kept}
+    val = {sha256(content)[:16]: name for content, name in (held_out or {}).items()}
+    changes, after = diff_pool(rows, now, protected_ids=ids, heldout_names=val)
     assert [r["image_id"] for r in after] == sorted(r["image_id"] for r in after)
-    return changes, sorted(f"{r['source']}={r['sha256'][0]}" for r in after)
+    return changes, sorted(f"{r['file_name']}={r['sha256'][0]}" for r in after)
 
 
 def test_nothing_new_changes_nothing() -> None:
-    rows = [row("1", "a"), row("2", "b")]
-    changes, after = sync(rows, [found("2", "b"), found("1", "a")])
-    assert changes == PoolChanges()
+    rows = [index_row("1", "a"), index_row("2", "b")]
+    changes, after = run_diff(rows, [source_image("2", "b"), source_image("1", "a")])
+    assert changes == PoolDiff()
     assert after == ["1=a", "2=b"]
 
 
 def test_new_images_enter_but_copies_and_validation_images_do_not() -> None:
-    now = [found("1", "a"), found("2", "b"), found("3", "a"), found("4", "c"), found("5", "b")]
-    changes, after = sync([row("1", "a")], now, held_out={"c": ""})
-    assert (changes.added, changes.duplicates, changes.held_out) == (["2"], 2, 1)
+    now = [
+        source_image("1", "a"),
+        source_image("2", "b"),
+        source_image("3", "a"),
+        source_image("4", "c"),
+        source_image("5", "b"),
+    ]
+    changes, after = run_diff([index_row("1", "a")], now, held_out={"c": ""})
+    assert (changes.added, changes.duplicates, changes.heldout_duplicates) == (["2"], 2, 1)
     assert after == ["1=a", "2=b"]
 
 
 def test_a_vanished_image_leaves_unless_it_has_labels_which_is_an_alarm() -> None:
-    changes, after = sync([row("1", "a"), row("2", "b"), row("3", "c")], [found("3", "c")], kept="b")
-    assert changes.vanished == ["1"]
-    assert [(entry.where, "is gone" in entry.reason) for entry in changes.lost] == [("2", True)]
+    changes, after = run_diff(
+        [index_row("1", "a"), index_row("2", "b"), index_row("3", "c")], [source_image("3", "c")], kept="b"
+    )
+    assert changes.removed == ["1"]
+    assert [(entry.item, "is gone" in entry.reason) for entry in changes.missing] == [("2", True)]
     assert after == ["2=b", "3=c"]
 
 
 def test_other_bytes_under_a_name_are_a_new_image_and_the_labeled_old_one_stays() -> None:
-    rows = [row("1", "a"), row("2", "b")]
-    now = [found("1", "c"), found("2", "d")]
-    changes, after = sync(rows, now, kept="b")
-    assert (changes.changed, changes.added, changes.vanished) == (["1", "2"], [], [])
-    assert [(entry.where, "was replaced" in entry.reason) for entry in changes.lost] == [("2", True)]
+    rows = [index_row("1", "a"), index_row("2", "b")]
+    now = [source_image("1", "c"), source_image("2", "d")]
+    changes, after = run_diff(rows, now, kept="b")
+    assert (changes.changed, changes.added, changes.removed) == (["1", "2"], [], [])
+    assert [(entry.item, "was replaced" in entry.reason) for entry in changes.missing] == [("2", True)]
     assert after == ["1=c", "2=b", "2=d"]
-    again, same = sync([row("1", "c"), row("2", "b"), row("2", "d")], now, kept="b")
+    again, same = run_diff([index_row("1", "c"), index_row("2", "b"), index_row("2", "d")], now, kept="b")
     assert (again.changed, again.added, same) == ([], [], after)
-    assert len(again.lost) == 1  # as long as it lasts
+    assert len(again.missing) == 1  # as long as it lasts
 
 
 def test_a_renamed_image_is_the_same_image() -> None:
-    changes, after = sync([row("old", "a")], [found("new", "a")], kept="a")
-    assert (changes.moved, changes.lost, changes.added) == (["old -> new"], [], [])
+    changes, after = run_diff([index_row("old", "a")], [source_image("new", "a")], kept="a")
+    assert (changes.moved, changes.missing, changes.added) == (["old -> new"], [], [])
     assert after == ["new=a"]
 
 
 def test_two_images_that_change_places_stay_what_they_are() -> None:
-    changes, after = sync([row("1", "a"), row("2", "b")], [found("1", "b"), found("2", "a")], kept="a")
-    assert changes.lost == []
+    changes, after = run_diff(
+        [index_row("1", "a"), index_row("2", "b")], [source_image("1", "b"), source_image("2", "a")], kept="a"
+    )
+    assert changes.missing == []
     assert sorted(changes.moved) == ["1 -> 2", "2 -> 1"]
     assert after == ["1=b", "2=a"]
 
 
 def test_broken_images_and_lost_validation_images_are_named() -> None:
-    now = [found("1", "a"), Found("bad", "s3://b/bad", ImageProblem("the image is unreadable, expected a whole one"))]
-    changes, after = sync([row("1", "a")], now, held_out={"c": "s3://b/val", "e": ""})
-    assert [entry.where for entry in changes.set_aside] == ["bad"]
-    assert [entry.where for entry in changes.lost] == ["s3://b/val"]
+    now = [
+        source_image("1", "a"),
+        SourceImage("bad", "s3://b/bad", ImageProblem("the image is unreadable, expected a whole one")),
+    ]
+    changes, after = run_diff([index_row("1", "a")], now, held_out={"c": "s3://b/val", "e": ""})
+    assert [entry.item for entry in changes.rejected] == ["bad"]
+    assert [entry.item for entry in changes.missing] == ["s3://b/val"]
     assert after == ["1=a"]
 
 
@@ -98,15 +117,15 @@ def test_a_second_sync_finds_nothing_to_do(
     before: dict[str, str], now: dict[str, str], kept: set[str], val: set[str]
 ) -> None:
     unique = {content: name for name, content in before.items() if content not in val}
-    rows = [row(name, content) for content, name in unique.items()]
-    images = [found(name, content) for name, content in now.items()]
-    ids, held_out = {digest(c)[:16] for c in kept}, {digest(c)[:16]: "" for c in val}
-    first, after = pool_changes(rows, images, kept=ids, held_out=held_out)
-    second, same = pool_changes(after, images, kept=ids, held_out=held_out)
+    rows = [index_row(name, content) for content, name in unique.items()]
+    images = [source_image(name, content) for name, content in now.items()]
+    ids, held_out = {sha256(c)[:16] for c in kept}, {sha256(c)[:16]: "" for c in val}
+    first, after = diff_pool(rows, images, protected_ids=ids, heldout_names=held_out)
+    second, same = diff_pool(after, images, protected_ids=ids, heldout_names=held_out)
     assert same == after
-    assert (second.added, second.changed, second.moved, second.vanished) == ([], [], [], [])
-    assert second.lost == first.lost
+    assert (second.added, second.changed, second.moved, second.removed) == ([], [], [], [])
+    assert second.missing == first.missing
     pool = {r["image_id"] for r in after}
     assert len(pool) == len(after)
-    assert {digest(c)[:16] for c in now.values()} - set(held_out) <= pool  # whatever is there can be picked
-    assert {digest(c)[:16] for c in unique if c in kept} <= pool  # whatever is labeled stays
+    assert {sha256(c)[:16] for c in now.values()} - set(held_out) <= pool  # whatever is there can be picked
+    assert {sha256(c)[:16] for c in unique if c in kept} <= pool  # whatever is labeled stays

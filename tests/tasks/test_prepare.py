@@ -17,7 +17,7 @@ from tasks.paths import Workspace
 from tasks.prepare import prepare
 from tasks.sections import PrepareParams
 
-LIMITS = PrepareParams(min_side_px=16, max_pixels=100_000)
+LIMITS = PrepareParams(min_image_side_px=16, max_pixels=100_000)
 Rows = list[dict[str, Any]]
 
 
@@ -25,7 +25,7 @@ def run(workspace: Workspace, limits: PrepareParams = LIMITS) -> tuple[Rows, dic
     out = workspace.derived("prepare")
     prepare(limits, index=workspace.index, root=workspace.root, out=out)
     pool: Rows = files.read_table(out / "pool.parquet", POOL).to_pylist()
-    return pool, {entry["where"]: entry["reason"] for entry in files.read_json(out / "quarantine.json")}
+    return pool, {entry["item"]: entry["reason"] for entry in files.read_json(out / "quarantine.json")}
 
 
 def rows(workspace: Workspace) -> Rows:
@@ -64,15 +64,15 @@ def test_missing_broken_and_exchanged_images_are_set_aside(tiny_campaign: Worksp
     assert "missing" in quarantine[gone["image_id"]]
     assert "unreadable" in quarantine[cut["image_id"]]
     assert "SHA-256" in quarantine[exchanged["image_id"]]
-    assert all(row["source"] in quarantine[row["image_id"]] for row in (gone, cut, exchanged))
+    assert all(row["file_name"] in quarantine[row["image_id"]] for row in (gone, cut, exchanged))
 
 
 def test_limits_set_images_aside(tiny_campaign: Workspace) -> None:
     sides = {row["image_id"]: (row["width_px"], row["height_px"]) for row in run(tiny_campaign)[0]}
-    pool, quarantine = run(tiny_campaign, PrepareParams(min_side_px=75, max_pixels=100_000))
+    pool, quarantine = run(tiny_campaign, PrepareParams(min_image_side_px=75, max_pixels=100_000))
     assert {row["image_id"] for row in pool} == {i for i, side in sides.items() if min(side) >= 75}
     assert all("at least 75" in reason for reason in quarantine.values())
-    pool, quarantine = run(tiny_campaign, PrepareParams(min_side_px=1, max_pixels=6_000))
+    pool, quarantine = run(tiny_campaign, PrepareParams(min_image_side_px=1, max_pixels=6_000))
     assert {row["image_id"] for row in pool} == {i for i, (w, h) in sides.items() if w * h <= 6_000}
     assert all("pixels" in reason for reason in quarantine.values())
 
@@ -98,7 +98,7 @@ def test_image_ids_that_are_listed_twice_or_not_of_their_image(tiny_campaign: Wo
 
 def test_nothing_usable_is_an_error(tiny_campaign: Workspace) -> None:
     with pytest.raises(UserError, match=r"index\.parquet: usable images are 0 of 9.*dvc checkout"):
-        run(tiny_campaign, PrepareParams(min_side_px=1000, max_pixels=100_000))
+        run(tiny_campaign, PrepareParams(min_image_side_px=1000, max_pixels=100_000))
     rewrite(tiny_campaign, [])
     with pytest.raises(UserError, match="images in the pool are 0"):
         run(tiny_campaign)

@@ -29,7 +29,7 @@ def test_the_start_weights_load_and_see(tiny_campaign: Workspace) -> None:
     done = probe(tiny_campaign)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["weights"] == "the start weights (packaged)"
+    assert found["weights"] == "the start weights (imagenet)"
     assert found["device"] in ("cpu", "cuda")
     assert found["load_seconds"] > 0
     assert found["forward_seconds"] > 0

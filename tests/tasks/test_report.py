@@ -12,7 +12,7 @@ import pytest
 
 from tasks import files
 from tasks.errors import UserError
-from tasks.params import load
+from tasks.params import load_stage_params
 from tasks.paths import Workspace
 from tasks.report import report
 
@@ -53,19 +53,19 @@ class Page(HTMLParser):
         self.text += data if not self.open or self.open[-1] != "style" else ""
 
 
-def made(workspace: Workspace) -> Page:
-    params = load(workspace.params, "classes", "scoring", "report")
+def render_page(workspace: Workspace) -> Page:
+    params = load_stage_params(workspace.params, "classes", "scoring", "report")
     report(params.classes, params.scoring, params.report, workspace=workspace, out=workspace.derived("report"))
     return Page((workspace.derived("report") / "report.html").read_text(encoding="utf-8"))
 
 
-def words_of(page: Page) -> str:
+def text_of(page: Page) -> str:
     return " ".join(page.text.split())
 
 
-def test_page_is_self_contained_and_well_formed(made_up_campaign):
-    workspace = made_up_campaign()
-    page = made(workspace)
+def test_page_is_self_contained_and_well_formed(synthetic_campaign):
+    workspace = synthetic_campaign()
+    page = render_page(workspace)
     html = (workspace.derived("report") / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|//[a-z]|@import|url\((?!#)", re.sub(r"base64,[A-Za-z0-9+/=]+", "", html))
     assert all(link.startswith(("#", "data:image/jpeg;base64,")) for link in page.links)
@@ -75,9 +75,9 @@ def test_page_is_self_contained_and_well_formed(made_up_campaign):
     assert (page.unbalanced, page.open) == ([], [])
 
 
-def test_page_shows_every_part(made_up_campaign):
-    page = made(made_up_campaign())
-    text = words_of(page)
+def test_page_shows_every_part(synthetic_campaign):
+    page = render_page(synthetic_campaign())
+    text = text_of(page)
     for part in (
         "Round 3: the teacher reaches 45.7 mAP with 120 images labeled",
         "a gain of 21.7 mAP points since round 0",
@@ -103,9 +103,9 @@ def test_page_shows_every_part(made_up_campaign):
     assert drawings == 4 + 4 + 2 + 12  # by round, of the pool, of training, thumbnails
 
 
-def test_every_drawing_has_words_for_those_who_do_not_see_it(made_up_campaign):
-    workspace = made_up_campaign()
-    made(workspace)
+def test_every_drawing_has_words_for_those_who_do_not_see_it(synthetic_campaign):
+    workspace = synthetic_campaign()
+    render_page(workspace)
     html = (workspace.derived("report") / "report.html").read_text(encoding="utf-8")
     drawings = re.findall(r"<svg[^>]*>", html)
     assert drawings
@@ -113,9 +113,9 @@ def test_every_drawing_has_words_for_those_who_do_not_see_it(made_up_campaign):
     assert html.count("<figure>") == html.count("<figcaption>")
 
 
-def test_first_round_says_in_words_what_cannot_be_drawn_yet(made_up_campaign):
-    page = made(made_up_campaign(rounds=1))
-    text = words_of(page)
+def test_first_round_says_in_words_what_cannot_be_drawn_yet(synthetic_campaign):
+    page = render_page(synthetic_campaign(rounds=1))
+    text = text_of(page)
     assert "Round 0: the teacher starts at 24.0 mAP with 48 images labeled" in text
     assert "there is nothing to compare it with yet" in text
     assert "The curve begins when the next batch of labels is back." in text
@@ -126,22 +126,22 @@ def test_first_round_says_in_words_what_cannot_be_drawn_yet(made_up_campaign):
     assert "nan" not in text.lower().split()
 
 
-def test_rounds_without_any_correlation_are_told_not_drawn(made_up_campaign):
-    text = words_of(made(made_up_campaign(rounds=3, weights_used="cold")))
+def test_rounds_without_any_correlation_are_told_not_drawn(synthetic_campaign):
+    text = text_of(render_page(synthetic_campaign(rounds=3, acquisition_weights="cold")))
     assert "No round so far had enough labeled images to measure a rank correlation." in text
     assert "Equal weights were used" in text
     assert "None" not in text
 
 
-def test_lost_comparison_is_admitted(made_up_campaign):
-    text = words_of(made(made_up_campaign(weights_used="equal")))
+def test_lost_comparison_is_admitted(synthetic_campaign):
+    text = text_of(render_page(synthetic_campaign(acquisition_weights="equal")))
     assert "Equal weights were used. Learned ones rank the teacher’s mistakes no better: 0.51" in text
     assert "Learned weights were used in 0 of 4 rounds so far." in text
 
 
 @pytest.mark.parametrize(("pool", "picked"), [(0, 0), (1, 1), (5, 5)])
-def test_small_and_empty_pools(made_up_campaign, pool, picked):
-    text = words_of(made(made_up_campaign(pool_images=pool, picked=picked)))
+def test_small_and_empty_pools(synthetic_campaign, pool, picked):
+    text = text_of(render_page(synthetic_campaign(pool_images=pool, num_selected=picked)))
     if pool == 0:
         assert "No unlabeled image is left: there is nothing more to ask for." in text
         assert "No image was picked: nothing unlabeled is left." in text
@@ -151,10 +151,10 @@ def test_small_and_empty_pools(made_up_campaign, pool, picked):
         assert "All 5 unlabeled images are asked for next" in text
 
 
-def test_names_from_outside_are_text_not_markup(made_up_campaign):
+def test_names_from_outside_are_text_not_markup(synthetic_campaign):
     hostile = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$\\frac{1}{2}$", "red & blue", "猫", "a")
-    workspace = made_up_campaign(classes=hostile)
-    page = made(workspace)
+    workspace = synthetic_campaign(classes=hostile)
+    page = render_page(workspace)
     html = (workspace.derived("report") / "report.html").read_text(encoding="utf-8")
     assert "<script" not in html
     assert "<img" not in html
@@ -162,62 +162,63 @@ def test_names_from_outside_are_text_not_markup(made_up_campaign):
     assert (page.unbalanced, page.open) == ([], [])
 
 
-def test_same_inputs_give_the_same_files(made_up_campaign):
-    workspace = made_up_campaign()
-    made(workspace)
+def test_same_inputs_give_the_same_files(synthetic_campaign):
+    workspace = synthetic_campaign()
+    render_page(workspace)
     first = [path.read_bytes() for path in sorted(workspace.derived("report").iterdir())]
-    made(workspace)
+    render_page(workspace)
     assert [path.read_bytes() for path in sorted(workspace.derived("report").iterdir())] == first
     assert str(workspace.root).encode() not in b"".join(first)
 
 
-def test_history_does_not_depend_on_timings(made_up_campaign):
-    workspace = made_up_campaign()
-    made(workspace)
+def test_history_does_not_depend_on_timings(synthetic_campaign):
+    workspace = synthetic_campaign()
+    render_page(workspace)
     before = (workspace.derived("report") / "history.json").read_bytes()
     for path in workspace.timing("train").parent.iterdir():
         path.unlink()
-    text = words_of(made(workspace))
+    text = text_of(render_page(workspace))
     assert (workspace.derived("report") / "history.json").read_bytes() == before
     assert "Time by stage" not in text
 
 
-def test_history_is_the_earlier_one_and_this_round(made_up_campaign):
-    workspace = made_up_campaign()
-    made(workspace)
+def test_history_is_the_earlier_one_and_this_round(synthetic_campaign):
+    workspace = synthetic_campaign()
+    render_page(workspace)
     history = json.loads((workspace.derived("report") / "history.json").read_text())
-    earlier = json.loads((workspace.previous / "history.json").read_text())
+    earlier = json.loads((workspace.warm_start / "history.json").read_text())
     assert history[:-1] == earlier
     assert set(history[-1]) == set(earlier[-1])
     assert (history[-1]["round"], history[-1]["dwa_used"]) == (3, True)
-    weights = pq.read_table(workspace.derived("weigh") / "weights.parquet")["uncertainty"].to_pylist()
+    weights = pq.read_table(workspace.derived("weigh") / "uncertainty.parquet")["uncertainty"].to_pylist()
     assert history[-1]["mean_uncertainty"] == pytest.approx(sum(weights) / len(weights))
 
 
-def write_answers(workspace: Workspace, *annotators: str) -> None:
+def write_annotations(workspace: Workspace, *annotators: str) -> None:
     """Everybody keeps one of two pre-drawn boxes of an image, takes out the other and draws a third."""
-    predrawn = [{"category": "zero", "xyxy_px": [x, 0, x + 9, 9]} for x in (0, 20)]
-    answers = [
+    preannotations = [{"category": "zero", "xyxy_px": [x, 0, x + 9, 9]} for x in (0, 20)]
+    annotations = [
         {
             "image_id": "a" * 16, "status": "labeled",
-            "boxes": [predrawn[0], {"category": "one", "xyxy_px": [50, 0, 60, 9]}],
+            "boxes": [preannotations[0], {"category": "one", "xyxy_px": [50, 0, 60, 9]}],
             "annotator": annotator, "finished_at": f"2026-03-01T10:00:0{n}+00:00", "seconds_spent": 30.0,
-            "offered_in": 3, "predrawn": predrawn,
+            "offered_batch": 3, "preannotations": preannotations,
         }
         for n, annotator in enumerate(annotators)
     ]  # fmt: skip
     path = workspace.label_batch(3)
-    files.write_json(path, {**files.read_json(path), "images": answers[-1:], "others": answers[:-1]})
+    files.write_json(path, {**files.read_json(path), "images": annotations[-1:], "other_annotations": annotations[:-1]})
 
 
-def test_agreement_is_told_in_words_and_by_annotator(made_up_campaign):
-    workspace = made_up_campaign()
-    assert "No answer of the newest batch says what boxes it started from." in words_of(made(workspace))
-    write_answers(workspace, "ann", "<b>bob</b>")
-    page = made(workspace)
-    text = words_of(page)
+def test_agreement_is_told_in_words_and_by_annotator(synthetic_campaign):
+    workspace = synthetic_campaign()
+    assert "No answer of the newest batch says what boxes it started from." in text_of(render_page(workspace))
+    write_annotations(workspace, "ann", "<b>bob</b>")
+    page = render_page(workspace)
+    text = text_of(page)
     assert (
-        "Of 4 pre-drawn boxes 2 were kept, 0 were moved, 0 were renamed and 2 were removed; 2 boxes were added." in text
+        "Of 4 pre-drawn boxes 2 were unchanged, 0 were adjusted, 0 were given another class and 2 were deleted; 2 boxes were added."
+        in text
     )
     assert "F1 by round: 0.67, 0.67, 0.67, 0.50." in text
     assert "1 time two people labeled the same image, with an F1 of 1.00." in text
@@ -227,72 +228,74 @@ def test_agreement_is_told_in_words_and_by_annotator(made_up_campaign):
     assert "Together 2 2 0 0 2 2 0.50 1.00" in cells
     assert (page.unbalanced, page.open) == ([], [])
     now = files.read_json(workspace.derived("report") / "history.json")[-1]
-    assert now["agreement"]["with_predrawn"]["annotators"]["ann"]["f1"] == 0.5
+    assert now["agreement"]["with_preannotations"]["annotators"]["ann"]["f1"] == 0.5
     assert now["agreement"]["between_annotators"]["f1"] == 1.0
 
 
-def test_a_history_from_before_agreement_was_measured_is_no_obstacle(made_up_campaign):
-    workspace = made_up_campaign()
-    path = workspace.previous / "history.json"
+def test_a_history_from_before_agreement_was_measured_is_no_obstacle(synthetic_campaign):
+    workspace = synthetic_campaign()
+    path = workspace.warm_start / "history.json"
     old = [
         {k: v for k, v in entry.items() if k not in ("agreement", "annotation_cost")} for entry in files.read_json(path)
     ]
     files.write_json(path, old)
-    write_answers(workspace, "ann")
-    text = words_of(made(workspace))
+    write_annotations(workspace, "ann")
+    text = text_of(render_page(workspace))
     assert "F1 by round" not in text
     assert "No image of the newest batch was labeled by two people." in text
 
 
-def test_the_cost_of_the_next_batch_says_where_it_comes_from(made_up_campaign):
-    text = words_of(made(made_up_campaign()))
+def test_the_cost_of_the_next_batch_says_where_it_comes_from(synthetic_campaign):
+    text = text_of(render_page(synthetic_campaign()))
     assert "of work, at 0.25 minutes an image and 0.50 a box (fitted to 43 answers)." in text
 
 
-def test_a_class_that_floods_the_pseudo_labels_is_told(made_up_campaign):
-    workspace = made_up_campaign()
-    assert "pseudo-boxes must be mistakes" not in words_of(made(workspace))
+def test_a_class_that_floods_the_pseudo_labels_is_told(synthetic_campaign):
+    workspace = synthetic_campaign()
+    assert "pseudo-boxes must be mistakes" not in text_of(render_page(workspace))
     assembled = files.read_json(workspace.derived("assemble") / "summary.json")
     name, boxes = next(iter(assembled["boxes_per_class"].items()))
     summary = workspace.derived("train") / "summary.json"
     trained = files.read_json(summary)
     trained["pseudo_boxes_per_image_by_class"][name] = 7 * boxes / assembled["labeled_images"]
     files.write_json(summary, trained)
-    assert f"The teacher draws “{name}” 7 times as often in unlabeled images" in words_of(made(workspace))
+    assert f"The teacher draws “{name}” 7 times as often in unlabeled images" in text_of(render_page(workspace))
 
 
-def test_page_grows_from_its_own_history(made_up_campaign):
+def test_page_grows_from_its_own_history(synthetic_campaign):
     """The next round starts from what this one wrote."""
-    workspace = made_up_campaign(rounds=1)
-    made(workspace)
-    files.write_json(workspace.previous / "history.json", files.read_json(workspace.derived("report") / "history.json"))
+    workspace = synthetic_campaign(rounds=1)
+    render_page(workspace)
+    files.write_json(
+        workspace.warm_start / "history.json", files.read_json(workspace.derived("report") / "history.json")
+    )
     summary = workspace.derived("assemble") / "summary.json"
     files.write_json(summary, {**files.read_json(summary), "round": 1, "labels": 72})
-    text = words_of(made(workspace))
+    text = text_of(render_page(workspace))
     assert "That is no change since round 0, for 24 more images labeled." in text
     assert len(files.read_json(workspace.derived("report") / "history.json")) == 2
 
 
-def test_missing_curves_and_pictures_leave_words(made_up_campaign):
-    workspace = made_up_campaign()
+def test_missing_curves_and_pictures_leave_words(synthetic_campaign):
+    workspace = synthetic_campaign()
     (workspace.derived("train") / "curves.parquet").unlink()
     for picture in workspace.images.iterdir():
         picture.write_bytes(b"not a picture")
-    text = words_of(made(workspace))
+    text = text_of(render_page(workspace))
     assert "The training left no curves." in text
     assert text.count("The image is not on this machine.") == 12
 
 
-def test_supervised_training_has_no_pseudo_labels_to_show(made_up_campaign):
-    workspace = made_up_campaign()
+def test_supervised_training_has_no_pseudo_labels_to_show(synthetic_campaign):
+    workspace = synthetic_campaign()
     path = workspace.derived("train") / "curves.parquet"
     files.write_table(path, pq.read_table(path).slice(0, 100))  # before the teacher takes part
-    assert "The teacher took no part in this training: it was all on labels." in words_of(made(workspace))
+    assert "The teacher took no part in this training: it was all on labels." in text_of(render_page(workspace))
 
 
-def test_no_thumbnails_when_none_are_wanted(made_up_campaign):
-    workspace = made_up_campaign()
-    params = load(workspace.params, "classes", "scoring", "report")
+def test_no_thumbnails_when_none_are_wanted(synthetic_campaign):
+    workspace = synthetic_campaign()
+    params = load_stage_params(workspace.params, "classes", "scoring", "report")
     none = params.report.model_copy(update={"thumbnails": 0})
     report(params.classes, params.scoring, none, workspace=workspace, out=workspace.derived("report"))
     html = (workspace.derived("report") / "report.html").read_text(encoding="utf-8")
@@ -303,23 +306,23 @@ def test_no_thumbnails_when_none_are_wanted(made_up_campaign):
 @pytest.mark.parametrize(
     ("path", "content", "message"),
     [
-        ("data/previous/history.json", "{}", "the content is not a list of rounds, expected one"),
-        ("data/previous/history.json", "[1]", "the content is not a list of rounds, expected one"),
+        ("data/warm_start/history.json", "{}", "the content is not a list of rounds, expected one"),
+        ("data/warm_start/history.json", "[1]", "the content is not a list of rounds, expected one"),
         ("derived/handoff/manifest.jsonl", "{}\n", "a line is not a task"),
         ("derived/evaluate/metrics.json", "no", "the content is not JSON"),
     ],
 )
-def test_broken_input_is_named(made_up_campaign, path, content, message):
-    workspace = made_up_campaign()
+def test_broken_input_is_named(synthetic_campaign, path, content, message):
+    workspace = synthetic_campaign()
     (workspace.root / path).write_text(content)
     with pytest.raises(UserError) as raised:
-        made(workspace)
+        render_page(workspace)
     assert message in str(raised.value)
     assert path.split("/")[-1] in str(raised.value)
 
 
-def test_runs_as_a_module_in_a_workspace(made_up_campaign):
-    workspace = made_up_campaign()
+def test_runs_as_a_module_in_a_workspace(synthetic_campaign):
+    workspace = synthetic_campaign()
     command = [sys.executable, "-m", "tasks.report"]
     done = subprocess.run(command, cwd=workspace.root, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

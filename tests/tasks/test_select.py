@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks import files
-from tasks.contracts import DETECTIONS, SCORES, SELECTION, UNLABELED, WEIGHTS
+from tasks.contracts import DETECTIONS, SCORES, SELECTION, UNCERTAINTY, UNLABELED
 from tasks.errors import UserError
 from tasks.params import load_params
 from tasks.paths import Workspace
@@ -23,8 +23,10 @@ from tasks.sections import BudgetParams, SelectParams
 from tasks.select import select
 
 ROOT = Path(__file__).parents[2]
-IMAGES_24 = BudgetParams(unit="images", amount=24.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_answers=20)
-UNCERTAINTY = SelectParams(strategy="uncertainty", explore_frac=0.1)
+IMAGES_24 = BudgetParams(
+    unit="images", amount=24.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20
+)
+BY_UNCERTAINTY = SelectParams(strategy="uncertainty", random_frac=0.1)
 
 
 def image_ids(count: int) -> list[str]:
@@ -44,7 +46,7 @@ def write_inputs(
         "image_id": ids, "num_boxes": boxes,
         **{name: values[:, i] for i, name in enumerate(["confidence_raw", "entropy_raw", "overlap_raw"])},
         **{name: values[:, i] for i, name in enumerate(["confidence", "entropy", "overlap"])},
-        "zero_detections": [n == 0 for n in boxes],
+        "has_no_detections": [n == 0 for n in boxes],
     }  # fmt: skip
     weighed = {
         "image_id": ids,
@@ -59,28 +61,28 @@ def write_inputs(
         "leased": workspace.derived("assemble") / "leased.json",
         "infer": workspace.derived("infer"),
         "scores": workspace.derived("score") / "scores.parquet",
-        "weights": workspace.derived("weigh") / "weights.parquet",
+        "uncertainty": workspace.derived("weigh") / "uncertainty.parquet",
     }
     for name, table, schema in [
         ("unlabeled", unlabeled, UNLABELED),
         ("scores", scores, SCORES),
-        ("weights", weighed, WEIGHTS),
+        ("uncertainty", weighed, UNCERTAINTY),
     ]:
         files.write_table(paths[name], pa.table(table, schema=schema).take(rows))
     files.write_json(paths["leased"], [])
-    write_answers(workspace, [])
+    write_annotations(workspace, [])
     _write_shards(paths["infer"], [*ids, "ffff", "eeee"], [*boxes, 3, 3], [*rows, count, count + 1], shard)
     return paths
 
 
-def write_answers(workspace: Workspace, timed: list[tuple[int, float]]) -> None:
+def write_annotations(workspace: Workspace, timed: list[tuple[int, float]]) -> None:
     """A label batch with boxes and minutes of each answer."""
     box = {"category": "a", "xyxy_px": [0, 0, 9, 9]}
     images = [
         {
             "image_id": f"{number:015x}x", "status": "labeled" if boxes else "empty", "boxes": [box] * boxes,
             "annotator": "ann", "finished_at": "2026-03-01T10:00:00+00:00", "seconds_spent": 60 * minutes,
-            "offered_in": 0,
+            "offered_batch": 0,
         }
         for number, (boxes, minutes) in enumerate(timed)
     ]  # fmt: skip
@@ -95,15 +97,15 @@ def _write_shards(folder: Path, ids: list[str], boxes: list[int], rows: list[int
             "image_id": [ids[i] for i in part],
             "boxes_xyxy": [[0.0, 0.0, 9.0, 9.0] * boxes[i] for i in part],
             "scores": [[0.5] * boxes[i] for i in part],
-            "labels": [[0] * boxes[i] for i in part],
-            "posteriors": [[np.float16(0.5)] * (2 * boxes[i]) for i in part],
+            "class_ids": [[0] * boxes[i] for i in part],
+            "class_probs": [[np.float16(0.5)] * (2 * boxes[i]) for i in part],
             "embedding": [[np.float16(0)]] * len(part),
             "model_digest": ["0" * 64] * len(part),
         }
         files.write_table(folder / f"shard-{number:04d}.parquet", pa.table(table, schema=DETECTIONS))
 
 
-def selected(out: Path) -> list[dict]:
+def read_selection(out: Path) -> list[dict]:
     table = pq.read_table(out / "selection.parquet")
     assert table.schema.equals(SELECTION)
     return table.to_pylist()
@@ -111,11 +113,11 @@ def selected(out: Path) -> list[dict]:
 
 def test_writes_ranked_rows_and_a_summary(tmp_path):
     paths = write_inputs(tmp_path, 60)
-    summary = select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
-    rows = selected(tmp_path / "out")
+    summary = select(BY_UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    rows = read_selection(tmp_path / "out")
     assert [row["rank"] for row in rows] == list(range(1, 25))
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert (summary["picked"], summary["explored"], summary["candidates"]) == (24, 2, 60)
+    assert (summary["selected"], summary["random_picks"], summary["candidates"]) == (24, 2, 60)
     assert (summary["budget_unit"], summary["budget_amount"], summary["pool_exhausted"]) == (
         "images",
         24.0,
@@ -127,17 +129,17 @@ def test_writes_ranked_rows_and_a_summary(tmp_path):
 
 def test_expected_boxes_are_the_sum_of_scores_over_all_shards(tmp_path):
     paths = write_inputs(tmp_path, 20, shard=3)
-    select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
-    for row in selected(tmp_path / "out"):
+    select(BY_UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    for row in read_selection(tmp_path / "out"):
         assert row["expected_boxes"] == pytest.approx(0.5 * (int(row["image_id"], 16) % 5))
 
 
 def test_reasons_name_rank_metrics_and_weights_or_the_draw(tmp_path):
     paths = write_inputs(tmp_path, 60)
-    select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
-    rows = selected(tmp_path / "out")
+    select(BY_UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    rows = read_selection(tmp_path / "out")
     scores = {row["image_id"]: row for row in pq.read_table(paths["scores"]).to_pylist()}
-    weights = {row["image_id"]: row for row in pq.read_table(paths["weights"]).to_pylist()}
+    weights = {row["image_id"]: row for row in pq.read_table(paths["uncertainty"]).to_pylist()}
     s, w = scores[rows[0]["image_id"]], weights[rows[0]["image_id"]]
     place = sorted(-row["uncertainty"] for row in weights.values()).index(-w["uncertainty"]) + 1
     expected = (
@@ -146,32 +148,32 @@ def test_reasons_name_rank_metrics_and_weights_or_the_draw(tmp_path):
         f"weights {w['w_entropy']:.2f}/{w['w_overlap']:.2f}/{w['w_confidence']:.2f}"
     )
     assert rows[0]["reason"].startswith(expected)
-    explored = [row for row in rows if row["reason"].startswith("explore: uniform draw; ")]
+    explored = [row for row in rows if row["reason"].startswith("random pick; ")]
     assert [row["rank"] for row in explored] == [5, 15]
 
 
 def test_zero_detection_images_say_so(tmp_path):
     paths = write_inputs(tmp_path, 10, empty=(1, 2, 3))
-    select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
-    said = {int(row["image_id"], 16) for row in selected(tmp_path / "out") if "no detections" in row["reason"]}
+    select(BY_UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    said = {int(row["image_id"], 16) for row in read_selection(tmp_path / "out") if "no detections" in row["reason"]}
     assert said == {0, 1, 2, 3, 5}  # 0 and 5 have i % 5 = 0 boxes
 
 
 def test_pool_smaller_than_the_budget_is_taken_whole_and_said(tmp_path, caplog):
     paths = write_inputs(tmp_path, 5)
     with caplog.at_level(logging.INFO):
-        summary = select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
-    assert (summary["picked"], summary["pool_exhausted"]) == (5, True)
-    assert {row["image_id"] for row in selected(tmp_path / "out")} == set(image_ids(5))
+        summary = select(BY_UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    assert (summary["selected"], summary["pool_exhausted"]) == (5, True)
+    assert {row["image_id"] for row in read_selection(tmp_path / "out")} == set(image_ids(5))
     assert "all that is left" in caplog.text
 
 
 def test_empty_pool_gives_an_empty_selection_and_no_error(tmp_path, caplog):
     paths = write_inputs(tmp_path, 0)
     with caplog.at_level(logging.INFO):
-        summary = select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
-    assert selected(tmp_path / "out") == []
-    assert (summary["picked"], summary["explored"], summary["expected_minutes"]) == (0, 0, 0.0)
+        summary = select(BY_UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    assert read_selection(tmp_path / "out") == []
+    assert (summary["selected"], summary["random_picks"], summary["expected_minutes"]) == (0, 0, 0.0)
     assert "nothing to select" in caplog.text
 
 
@@ -180,9 +182,9 @@ def test_what_the_annotators_have_already_is_not_picked_again(tmp_path, caplog):
     everything = image_ids(8)
     files.write_json(paths["leased"], everything[:5])
     with caplog.at_level(logging.INFO):
-        summary = select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
-    assert sorted(row["image_id"] for row in selected(tmp_path / "out")) == everything[5:]
-    assert (summary["leased"], summary["candidates"], summary["picked"]) == (5, 3, 3)
+        summary = select(BY_UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+    assert sorted(row["image_id"] for row in read_selection(tmp_path / "out")) == everything[5:]
+    assert (summary["leased"], summary["candidates"], summary["selected"]) == (5, 3, 3)
     assert "5 unlabeled images are with the annotators" in caplog.text
 
 
@@ -190,28 +192,28 @@ def test_no_shard_at_all_is_an_empty_pool_too(tmp_path):
     paths = write_inputs(tmp_path, 0)
     for shard in paths["infer"].iterdir():
         shard.unlink()
-    assert select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")["picked"] == 0
+    assert select(BY_UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")["selected"] == 0
 
 
 def test_unscored_image_is_named(tmp_path):
     paths = write_inputs(tmp_path, 5)
     files.write_table(paths["scores"], pq.read_table(paths["scores"]).slice(1))
     with pytest.raises(UserError, match=r"without a score is 1 \(first: 0000000000000000\), expected 0"):
-        select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
+        select(BY_UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("unit", ["images", "boxes", "minutes"])
 def test_measured_times_take_the_place_of_the_parameters(tmp_path, unit, caplog):
     paths = write_inputs(tmp_path, 60)
-    write_answers(Workspace(tmp_path), [(n % 7, 1.0 + 2.0 * (n % 7)) for n in range(30)] + [(1, 90.0)])
+    write_annotations(Workspace(tmp_path), [(n % 7, 1.0 + 2.0 * (n % 7)) for n in range(30)] + [(1, 90.0)])
     budget = IMAGES_24.model_copy(update={"unit": unit, "amount": 20.0})
     with caplog.at_level(logging.INFO):
-        summary = select(UNCERTAINTY, budget, 7, **paths, out=tmp_path / "out")
+        summary = select(BY_UNCERTAINTY, budget, 7, **paths, out=tmp_path / "out")
     cost = summary["annotation_cost"]
     assert (cost["minutes_per_image"], cost["minutes_per_box"]) == (1.0, 2.0)
-    assert (cost["fitted"], cost["timed_answers"], cost["left_out"]) == (True, 31, 1)
+    assert (cost["is_fitted"], cost["num_timed"], cost["num_outliers"]) == (True, 31, 1)
     assert "1 minutes per image and 2 per box: fitted to 30 answers with a measured time; 1 that" in caplog.text
-    rows = selected(tmp_path / "out")
+    rows = read_selection(tmp_path / "out")
     for row in rows:
         assert row["expected_minutes"] == pytest.approx(1.0 + 2.0 * row["expected_boxes"])
     if unit == "minutes":  # with the parameters' 0.2 and 0.5 four times as many images would fit
@@ -222,17 +224,17 @@ def test_measured_times_take_the_place_of_the_parameters(tmp_path, unit, caplog)
 
 def test_without_enough_measured_times_the_parameters_count_and_the_summary_says_so(tmp_path):
     paths = write_inputs(tmp_path, 30)
-    write_answers(Workspace(tmp_path), [(n, 9.0) for n in range(19)])
-    cost = select(UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")["annotation_cost"]
-    assert (cost["minutes_per_image"], cost["minutes_per_box"], cost["fitted"]) == (0.2, 0.5, False)
-    assert "are 19, fewer than budget.min_timed_answers (20)" in cost["why"]
+    write_annotations(Workspace(tmp_path), [(n, 9.0) for n in range(19)])
+    cost = select(BY_UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")["annotation_cost"]
+    assert (cost["minutes_per_image"], cost["minutes_per_box"], cost["is_fitted"]) == (0.2, 0.5, False)
+    assert "are 19, fewer than budget.min_timed_annotations (20)" in cost["reason"]
 
 
 @pytest.mark.parametrize("unit", ["boxes", "minutes"])
 def test_one_image_is_picked_even_if_it_alone_is_over_budget(tmp_path, unit):
     paths = write_inputs(tmp_path, 30)
-    budget = BudgetParams(unit=unit, amount=0.01, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_answers=20)
-    assert select(UNCERTAINTY, budget, 7, **paths, out=tmp_path / "out")["picked"] == 1
+    budget = BudgetParams(unit=unit, amount=0.01, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20)
+    assert select(BY_UNCERTAINTY, budget, 7, **paths, out=tmp_path / "out")["selected"] == 1
 
 
 @given(
@@ -240,15 +242,17 @@ def test_one_image_is_picked_even_if_it_alone_is_over_budget(tmp_path, unit):
     amount=st.floats(1, 60),
     seed=st.integers(0, 2**31 - 1),
     strategy=st.sampled_from(["uncertainty", "random", "entropy"]),
-    explore_frac=st.floats(0, 1),
+    random_frac=st.floats(0, 1),
     shuffle=st.integers(1, 99),
 )
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_result_is_within_budget_deterministic_and_blind_to_row_order(
-    tmp_path, unit, amount, seed, strategy, explore_frac, shuffle
+    tmp_path, unit, amount, seed, strategy, random_frac, shuffle
 ):
-    params = SelectParams(strategy=strategy, explore_frac=explore_frac)
-    budget = BudgetParams(unit=unit, amount=amount, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_answers=20)
+    params = SelectParams(strategy=strategy, random_frac=random_frac)
+    budget = BudgetParams(
+        unit=unit, amount=amount, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20
+    )
     paths, shuffled = (
         write_inputs(tmp_path / "a", 40),
         write_inputs(tmp_path / "b", 40, shuffle=shuffle, shard=5),
@@ -257,7 +261,7 @@ def test_result_is_within_budget_deterministic_and_blind_to_row_order(
     select(params, budget, seed, **shuffled, out=tmp_path / "out-b")
     for name in ("selection.parquet", "summary.json"):
         assert (tmp_path / "out-a" / name).read_bytes() == (tmp_path / "out-b" / name).read_bytes()
-    rows = selected(tmp_path / "out-a")
+    rows = read_selection(tmp_path / "out-a")
     assert {row["image_id"] for row in rows} <= set(image_ids(40))  # no calibration image
     spent = {"images": len(rows), "boxes": summary["expected_boxes"], "minutes": summary["expected_minutes"]}[unit]
     assert spent <= amount + 1e-3 or len(rows) == 1
@@ -270,7 +274,7 @@ def test_runs_as_a_module_in_a_workspace(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     amount = load_params(ROOT / "params.yaml").budget.amount
-    assert len(selected(tmp_path / "derived" / "select")) == min(40, int(amount))
+    assert len(read_selection(tmp_path / "derived" / "select")) == min(40, int(amount))
     assert (tmp_path / ".gleaner" / "timings" / "select.json").exists()
 
 

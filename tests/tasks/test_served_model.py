@@ -13,7 +13,7 @@ import tasks
 from tasks import files
 from tasks.detector import detect, load_detector, new_detector
 from tasks.params import load_params
-from tasks.params_template import make_params
+from tasks.params_template import render_params
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
@@ -23,8 +23,13 @@ CLASSES = ("disc", "square")
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
-    overrides = ["model.weights=none", "model.fpn_channels=32", "model.short_side_px=64", "model.long_side_px=96"]
-    text = make_params((REPOSITORY / "params.yaml").read_text(), classes=CLASSES, overrides=overrides)
+    overrides = [
+        "model.pretrained_weights=none",
+        "model.fpn_channels=32",
+        "model.short_side_px=64",
+        "model.long_side_px=96",
+    ]
+    text = render_params((REPOSITORY / "params.yaml").read_text(), classes=CLASSES, overrides=overrides)
     files.write_bytes(folder / "params.yaml", text.encode())
     torch.manual_seed(0)
     model = load_params(folder / "params.yaml").model
@@ -43,7 +48,7 @@ def served(saved: Path) -> mlflow.pyfunc.PyFuncModel:
     return mlflow.pyfunc.load_model(str(saved / "model"))
 
 
-def picture() -> np.ndarray:
+def make_image() -> np.ndarray:
     return np.random.default_rng(1).integers(0, 255, size=(48, 64, 3)).astype(np.uint8)
 
 
@@ -51,9 +56,9 @@ def test_bytes_path_and_array_of_one_picture_give_the_same_boxes(
     served: mlflow.pyfunc.PyFuncModel, saved: Path
 ) -> None:
     buffer = io.BytesIO()
-    Image.fromarray(picture()).save(buffer, "PNG")
+    Image.fromarray(make_image()).save(buffer, "PNG")
     (saved / "picture.png").write_bytes(buffer.getvalue())
-    results = served.predict([buffer.getvalue(), str(saved / "picture.png"), picture()])
+    results = served.predict([buffer.getvalue(), str(saved / "picture.png"), make_image()])
     assert results[0] == results[1] == results[2]
     assert len(results[0]["classes"]) == len(results[0]["scores"]) == len(results[0]["boxes_xyxy_px"]) > 0
 
@@ -61,10 +66,10 @@ def test_bytes_path_and_array_of_one_picture_give_the_same_boxes(
 def test_boxes_are_those_of_the_detector_with_names(served: mlflow.pyfunc.PyFuncModel, saved: Path) -> None:
     params = load_params(saved / "params.yaml")
     detector = load_detector(params.model, len(CLASSES), saved / "teacher.pth")
-    found = detect(detector, [picture()], params.model)[0]
-    result = served.predict([picture()])[0]
+    found = detect(detector, [make_image()], params.model)[0]
+    result = served.predict([make_image()])[0]
     np.testing.assert_allclose(result["boxes_xyxy_px"], found.boxes_xyxy, rtol=1e-5)
-    assert result["classes"] == [CLASSES[label] for label in found.labels]
+    assert result["classes"] == [CLASSES[label] for label in found.class_ids]
     assert result["scores"] == sorted(result["scores"], reverse=True)
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from flows.create import create_workspace
 from tasks import files
-from tasks.entry import BATCH_DIVISOR
-from tasks.errors import LEFT_EARLY
+from tasks.entry import MICRO_BATCHES_ENV
+from tasks.errors import EXIT_INTERRUPTED
 from tasks.paths import Workspace
-from tests.flows.tiny import draw_source, environment, new_campaign
+from tests.flows.tiny import make_source, subprocess_env, workspace_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ITERATIONS = 8
@@ -27,9 +27,9 @@ SETTINGS = (
     f"train.iterations={ITERATIONS}",
     "train.burn_in_iterations=3",
     "train.checkpoint_every_iterations=1",
-    "train.labeled_images_per_step=2",
-    "train.loader_workers=1",
-    "ssl.pseudo_threshold=0.05",
+    "train.labeled_batch_size=2",
+    "train.num_workers=1",
+    "ssl.pseudo_label_threshold=0.05",
 )
 
 
@@ -37,7 +37,7 @@ def start(workspace: Workspace, stage: str, **changes: str) -> subprocess.Popen[
     return subprocess.Popen(
         [sys.executable, "-m", f"tasks.{stage}"],
         cwd=workspace.root,
-        env=environment(PYTHONWARNINGS="ignore", **changes),
+        env=subprocess_env(PYTHONWARNINGS="ignore", **changes),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -47,45 +47,45 @@ def start(workspace: Workspace, stage: str, **changes: str) -> subprocess.Popen[
 
 def run(workspace: Workspace, stage: str, **changes: str) -> str:
     process = start(workspace, stage, **changes)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
 
 
 @pytest.fixture(scope="module")
 def assembled(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     folder = tmp_path_factory.mktemp("signals")
     workspace = Workspace(folder / "campaign")
-    create_workspace(workspace.root, new_campaign(draw_source(folder / "source"), *SETTINGS))
+    create_workspace(workspace.root, workspace_config(make_source(folder / "source"), *SETTINGS))
     for stage in ("prepare", "assemble"):
         run(workspace, stage)
     return workspace
 
 
 @pytest.fixture(scope="module")
-def undisturbed(assembled: Workspace) -> dict[str, str]:
+def reference_digests(assembled: Workspace) -> dict[str, str]:
     """Digests of what an uninterrupted training writes."""
     run(assembled, "train")
-    digests = digests_of(assembled)
+    digests = output_digests(assembled)
     shutil.rmtree(assembled.derived("train"))
     return digests
 
 
-def digests_of(workspace: Workspace) -> dict[str, str]:
+def output_digests(workspace: Workspace) -> dict[str, str]:
     out = workspace.derived("train")
     return {path.name: files.sha256_file(path) for path in sorted(out.iterdir())}
 
 
-def wait_until_gone(family: list[int]) -> None:
+def wait_for_exit(pids: list[int]) -> None:
     """A worker that was killed may be on its way out for a moment on a busy machine."""
     deadline_s = time.monotonic() + 15
-    while any(is_running(pid) for pid in family):
+    while any(is_running(pid) for pid in pids):
         assert time.monotonic() < deadline_s, "something outlived the training"
         time.sleep(0.05)
 
 
 def test_sigterm_to_the_whole_group_keeps_the_state_and_going_on_changes_nothing(
-    assembled: Workspace, undisturbed: dict[str, str]
+    assembled: Workspace, reference_digests: dict[str, str]
 ) -> None:
     checkpoint = assembled.scratch("train") / "checkpoint.pth"
     training = start(assembled, "train")
@@ -98,28 +98,28 @@ def test_sigterm_to_the_whole_group_keeps_the_state_and_going_on_changes_nothing
     asked_s = time.monotonic()
     os.killpg(training.pid, signal.SIGTERM)  # as a night does; the worker that reads ahead gets it too
     said, _ = training.communicate(timeout=60)
-    assert training.returncode == LEFT_EARLY, said
+    assert training.returncode == EXIT_INTERRUPTED, said
     assert time.monotonic() - asked_s < 30
     assert len(family) > 1
-    wait_until_gone(family)
+    wait_for_exit(family)
     assert "asked to leave; saved at iteration" in said
     assert "Traceback" not in said
     assert not assembled.derived("train").exists()
 
     said = run(assembled, "train")
     assert "going on at iteration" in said
-    assert digests_of(assembled) == undisturbed
+    assert output_digests(assembled) == reference_digests
     assert not checkpoint.exists()
 
 
 def test_half_the_batch_is_in_the_summary_and_the_method_stays(
-    assembled: Workspace, undisturbed: dict[str, str]
+    assembled: Workspace, reference_digests: dict[str, str]
 ) -> None:
-    run(assembled, "train", **{BATCH_DIVISOR: "2"})
+    run(assembled, "train", **{MICRO_BATCHES_ENV: "2"})
     summary = files.read_json(assembled.derived("train") / "summary.json")
     assert summary["micro_batches"] == 2
     assert summary["iterations"] == ITERATIONS
-    assert set(digests_of(assembled)) == set(undisturbed)
+    assert set(output_digests(assembled)) == set(reference_digests)
 
 
 def is_running(pid: int) -> bool:
@@ -130,42 +130,42 @@ def is_running(pid: int) -> bool:
 
 
 def test_a_training_on_a_full_disk_says_so_and_goes_on_when_there_is_space(
-    assembled: Workspace, undisturbed: dict[str, str], small_disk: Path
+    assembled: Workspace, reference_digests: dict[str, str], full_disk: Path
 ) -> None:
     """``.gleaner/train`` lies on a file system of 8 MiB, too small for a checkpoint."""
     scratch = assembled.scratch("train")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.symlink_to(small_disk, target_is_directory=True)
+    scratch.symlink_to(full_disk, target_is_directory=True)
     try:
         training = start(assembled, "train")
         said, _ = training.communicate(timeout=120)
         assert training.returncode == 5, said
         assert "the space left on the disk is 0" in said
         assert "Traceback" not in said
-        assert list(small_disk.iterdir()) == []  # no half checkpoint, nothing temporary
+        assert list(full_disk.iterdir()) == []  # no half checkpoint, nothing temporary
     finally:
         scratch.unlink()
     run(assembled, "train")
-    assert digests_of(assembled) == undisturbed
+    assert output_digests(assembled) == reference_digests
 
 
 def test_an_inference_on_a_full_disk_says_so_and_goes_on_when_there_is_space(
-    assembled: Workspace, undisturbed: dict[str, str], small_disk: Path
+    assembled: Workspace, reference_digests: dict[str, str], full_disk: Path
 ) -> None:
     """The first of its shards finds no space; the images before it are not lost to anything half-written."""
     if not assembled.derived("train").is_dir():
         run(assembled, "train")
     scratch = assembled.scratch("infer")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.symlink_to(small_disk, target_is_directory=True)
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(b"x" * ((8 << 20) - os.statvfs(small_disk).f_frsize * 2))
+    scratch.symlink_to(full_disk, target_is_directory=True)
+    ballast = full_disk / "ballast"
+    ballast.write_bytes(b"x" * ((8 << 20) - os.statvfs(full_disk).f_frsize * 2))
     try:
         inference = start(assembled, "infer")
         said, _ = inference.communicate(timeout=120)
         assert inference.returncode == 5, said
         assert said.strip().splitlines()[-1].startswith("infer: the space left on the disk is 0")
-        assert not list(small_disk.rglob("*.parquet")) + list(small_disk.rglob("*.tmp"))
+        assert not list(full_disk.rglob("*.parquet")) + list(full_disk.rglob("*.tmp"))
         assert not assembled.derived("infer").exists()
         ballast.unlink()
         run(assembled, "infer")

@@ -8,28 +8,36 @@ that has not come yet.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from flows.labels.door.answer import checked_answer, is_word_for_word
-from flows.labels.door.choice import Known, choose, newest_of_each, says_the_same, source_of
-from flows.labels.door.clock import with_possible_time
-from flows.labels.door.offer import Offer
-from flows.labels.door.refusal import Refusal, Suspicious, Unacceptable, answer_digest, refusal
+from flows.labels.door.answer import is_identical, parse_annotation
+from flows.labels.door.choice import (
+    ExistingAnnotations,
+    annotator_key,
+    has_same_content,
+    latest_per_annotator,
+    resolve_conflicts,
+)
+from flows.labels.door.clock import clamp_future_timestamp
+from flows.labels.door.offer import ValidationContext
+from flows.labels.door.refusal import ImplausibleAnnotation, InvalidAnnotation, Rejection, annotation_digest, reject
 from flows.labels.door.suspicion import require_plausible
-from flows.labels.providers.base import Returned
+from flows.labels.providers.base import RawAnnotation
 from tasks.contracts import LabeledImage
 
 
 @dataclass(frozen=True)
-class Admitted:
+class ValidationResult:
     """A collection after the check."""
 
-    images: tuple[LabeledImage, ...]
+    primary: tuple[LabeledImage, ...]
     """Answers that count from now on, one an image, by image id."""
-    others: tuple[LabeledImage, ...]
+    secondary: tuple[LabeledImage, ...]
     """New answers beside those that count, or beside one that an earlier batch holds."""
-    refusals: tuple[Refusal, ...]
+    rejections: tuple[Rejection, ...]
 
 
-def admit(returned: Iterable[Returned], offer: Offer, known: Known) -> Admitted:
+def validate_batch(
+    raw_annotations: Iterable[RawAnnotation], context: ValidationContext, existing: ExistingAnnotations
+) -> ValidationResult:
     """Split what came back into labels and refusals; what label batches hold already is in neither.
 
     Args:
@@ -37,66 +45,70 @@ def admit(returned: Iterable[Returned], offer: Offer, known: Known) -> Admitted:
         offer: the delivery they answer.
         known: every answer that label batches hold, by image id, in the order they came in.
     """
-    passed: list[_Passed] = []
-    refusals: list[Refusal] = []
-    for answer in returned:
+    accepted: list[_Accepted] = []
+    rejections: list[Rejection] = []
+    for raw in raw_annotations:
         try:
-            passed.append(_taken_before(answer, offer, known) or _passed(answer, offer, known))
-        except Unacceptable as problem:
-            refusals.append(refusal(problem.kind, offer.batch, str(problem), answer))
-    current = newest_of_each([one.label for one in passed])
-    images, others = choose(current, known)
-    return Admitted(images, others, (*refusals, *_notes(passed, current, offer)))
+            accepted.append(_already_imported(raw, context, existing) or _validate(raw, context, existing))
+        except InvalidAnnotation as problem:
+            rejections.append(reject(problem.kind, context.batch, str(problem), raw))
+    current = latest_per_annotator([item.label for item in accepted])
+    primary, secondary = resolve_conflicts(current, existing)
+    return ValidationResult(primary, secondary, (*rejections, *_notes(accepted, current, context)))
 
 
 @dataclass(frozen=True)
-class _Passed:
+class _Accepted:
     """An answer that went through."""
 
     label: LabeledImage
-    doubled: int
+    num_duplicates: int
     """Boxes that were left out."""
-    answer: Returned
+    raw: RawAnnotation
 
 
-def _taken_before(answer: Returned, offer: Offer, known: Known) -> _Passed | None:
+def _already_imported(
+    raw: RawAnnotation, context: ValidationContext, existing: ExistingAnnotations
+) -> _Accepted | None:
     """An answer that a label batch holds to the letter. Most are: every night tells all of a campaign again."""
-    image_id = answer.get("image_id")
-    for old in known.get(image_id, ()) if isinstance(image_id, str) else ():
-        if is_word_for_word(old, answer, offer.batch):
-            return _Passed(old, 0, answer)
+    image_id = raw.get("image_id")
+    for old in existing.get(image_id, ()) if isinstance(image_id, str) else ():
+        if is_identical(old, raw, context.batch):
+            return _Accepted(old, 0, raw)
     return None
 
 
-def _passed(answer: Returned, offer: Offer, known: Known) -> _Passed:
-    label, doubled = checked_answer(answer, offer)
+def _validate(raw: RawAnnotation, context: ValidationContext, existing: ExistingAnnotations) -> _Accepted:
+    label, num_duplicates = parse_annotation(raw, context)
     try:
-        require_plausible(label, offer)
-    except Suspicious:
-        if answer_digest(offer.batch, answer) not in offer.confirmed:
+        require_plausible(label, context)
+    except ImplausibleAnnotation:
+        if annotation_digest(context.batch, raw) not in context.approved:
             raise
-    return _Passed(with_possible_time(label, offer, known), doubled, answer)
+    return _Accepted(clamp_future_timestamp(label, context, existing), num_duplicates, raw)
 
 
-def _notes(passed: Sequence[_Passed], current: Sequence[LabeledImage], offer: Offer) -> list[Refusal]:
+def _notes(
+    accepted: Sequence[_Accepted], current: Sequence[LabeledImage], context: ValidationContext
+) -> list[Rejection]:
     """What is kept for the record, one note an answer: so it says the same however often the answer comes in."""
-    newest = {source_of(label): label for label in current}
+    newest = {annotator_key(label): label for label in current}
     notes = []
-    for one in passed:
-        words = _words(one, newest[source_of(one.label)], offer)
-        if words:
-            notes.append(refusal("note", offer.batch, "; ".join(words), one.answer))
+    for item in accepted:
+        texts = _note_texts(item, newest[annotator_key(item.label)], context)
+        if texts:
+            notes.append(reject("note", context.batch, "; ".join(texts), item.raw))
     return notes
 
 
-def _words(one: _Passed, newest: LabeledImage, offer: Offer) -> list[str]:
-    words = []
-    if one.doubled:
-        twice = f"{one.doubled} boxes are drawn twice (same class, IoU above {offer.rules.duplicate_iou:g})"
-        words.append(f"{twice}, expected each once; the second was left out")
-    if one.label.claimed_at is not None:
-        wrong = f"finished_at is {one.label.claimed_at!r}, expected a time that has come"
-        words.append(f"{wrong}; it counts as finished when it was collected")
-    if not says_the_same(one.label, newest):
-        words.append(f"the annotator changed it at {newest.claimed_at or newest.finished_at}")
-    return words
+def _note_texts(accepted: _Accepted, newest: LabeledImage, context: ValidationContext) -> list[str]:
+    texts = []
+    if accepted.num_duplicates:
+        duplicates = f"{accepted.num_duplicates} boxes are drawn twice (same class, IoU above {context.limits.duplicate_iou_threshold:g})"
+        texts.append(f"{duplicates}, expected each once; the second was left out")
+    if accepted.label.reported_finished_at is not None:
+        clock_skew = f"finished_at is {accepted.label.reported_finished_at!r}, expected a time that has come"
+        texts.append(f"{clock_skew}; it counts as finished when it was collected")
+    if not has_same_content(accepted.label, newest):
+        texts.append(f"the annotator changed it at {newest.reported_finished_at or newest.finished_at}")
+    return texts

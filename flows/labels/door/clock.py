@@ -6,12 +6,14 @@ finished is when it first went into a label batch; that time it gets, and keeps.
 
 from datetime import datetime, timedelta
 
-from flows.labels.door.choice import Known, source_of
-from flows.labels.door.offer import Offer
+from flows.labels.door.choice import ExistingAnnotations, annotator_key
+from flows.labels.door.offer import ValidationContext
 from tasks.contracts import LabeledImage
 
 
-def with_possible_time(label: LabeledImage, offer: Offer, known: Known) -> LabeledImage:
+def clamp_future_timestamp(
+    label: LabeledImage, context: ValidationContext, existing: ExistingAnnotations
+) -> LabeledImage:
     """The label, finished at a time that has come.
 
     Args:
@@ -19,12 +21,12 @@ def with_possible_time(label: LabeledImage, offer: Offer, known: Known) -> Label
         offer: says when the answer was collected, and how far a clock may be ahead.
         known: answers so far; one that claimed the same time before keeps what it got then, also when that time comes.
     """
-    claimed = label.finished_at
-    before = [old for old in known.get(label.image_id, ()) if source_of(old) == source_of(label)]
-    given = next((old.finished_at for old in before if old.claimed_at == claimed), None)
-    if given is None:
-        latest = offer.collected_at + timedelta(minutes=offer.rules.clock_ahead_minutes)
-        if datetime.fromisoformat(claimed) <= latest:
+    reported = label.finished_at
+    previous = [old for old in existing.get(label.image_id, ()) if annotator_key(old) == annotator_key(label)]
+    clamped = next((old.finished_at for old in previous if old.reported_finished_at == reported), None)
+    if clamped is None:
+        latest = context.collected_at + timedelta(minutes=context.limits.max_clock_skew_minutes)
+        if datetime.fromisoformat(reported) <= latest:
             return label
-        given = offer.collected_at.isoformat(timespec="seconds")
-    return label.model_copy(update={"finished_at": given, "claimed_at": claimed})
+        clamped = context.collected_at.isoformat(timespec="seconds")
+    return label.model_copy(update={"finished_at": clamped, "reported_finished_at": reported})

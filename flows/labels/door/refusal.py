@@ -5,64 +5,64 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flows.labels.providers.base import Returned
+from flows.labels.providers.base import RawAnnotation
 from tasks import files
 from tasks.contracts import Quarantined
 
-Kind = Literal["refused", "suspicious", "note"]
+RejectionKind = Literal["refused", "suspicious", "note"]
 """``suspicious``: well-formed, and hard to believe; a person may confirm it. ``note``: nothing waits for anybody; of an
 answer that went on something was left out, or its annotator has given another one since."""
-_SHOWN = 100
+_MAX_ID_LENGTH = 100
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Rejection:
     """One thing set aside."""
 
-    kind: Kind
+    kind: RejectionKind
     batch: int
     """Of the delivery it answers."""
     quarantined: Quarantined
-    returned: Mapping[str, Any]
+    raw_annotation: Mapping[str, Any]
     """The answer, as far as JSON can say it."""
 
 
-class Unacceptable(ValueError):
+class InvalidAnnotation(ValueError):
     """Why an answer is refused: ``<what> is <value>, expected <allowed>``."""
 
-    kind: Kind = "refused"
+    kind: RejectionKind = "refused"
 
 
-class Suspicious(Unacceptable):
+class ImplausibleAnnotation(InvalidAnnotation):
     """Why an answer needs somebody's confirmation."""
 
     kind = "suspicious"
 
 
-def refusal(kind: Kind, batch: int, reason: str, answer: Returned) -> Refusal:
+def reject(kind: RejectionKind, batch: int, reason: str, raw: RawAnnotation) -> Rejection:
     """Put an answer aside."""
-    returned = as_json(answer)
-    where = f"image {str(returned.get('image_id'))[:_SHOWN]}"
-    return Refusal(kind, batch, Quarantined(where=where, reason=reason), returned)
+    raw_json = to_json_value(raw)
+    where = f"image {str(raw_json.get('image_id'))[:_MAX_ID_LENGTH]}"
+    return Rejection(kind, batch, Quarantined(item=where, reason=reason), raw_json)
 
 
-def answer_digest(batch: int, returned: Mapping[str, Any]) -> str:
+def annotation_digest(batch: int, raw: Mapping[str, Any]) -> str:
     """The same answer to the same delivery, however often it comes in; 64 hex digits."""
-    return files.sha256_json([batch, as_json(returned)])
+    return files.sha256_json([batch, to_json_value(raw)])
 
 
-def as_json(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """What came in, as far as JSON in UTF-8 can say it: NaN and half characters become text."""
     if isinstance(value, Mapping):
-        return {_text(str(key)): as_json(item) for key, item in value.items()}
+        return {_utf8_text(str(key)): to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, str):
-        return _text(value)
+        return _utf8_text(value)
     if value is None or isinstance(value, bool | int):
         return value
-    return value if isinstance(value, float) and math.isfinite(value) else _text(repr(value))
+    return value if isinstance(value, float) and math.isfinite(value) else _utf8_text(repr(value))
 
 
-def _text(text: str) -> str:
+def _utf8_text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

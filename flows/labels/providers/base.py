@@ -7,10 +7,10 @@ from typing import Any, Literal, Protocol
 
 from tasks.errors import UserError
 
-Returned = Mapping[str, Any]
+RawAnnotation = Mapping[str, Any]
 """One finished answer as the provider tells it: image_id, status, boxes [{category, xyxy_px, rotation_deg}], annotator,
-finished_at, seconds_spent, answer_id (what the provider calls it, for ever), link (where a person can look at it) and
-image_sha256 (of the bytes that were labeled; None where the tool cannot say). ``rotation_deg``, ``answer_id``, ``link``
+finished_at, seconds_spent, answer_id (what the provider calls it, for ever), url (where a person can look at it) and
+image_sha256 (of the bytes that were labeled; None where the tool cannot say). ``rotation_deg``, ``answer_id``, ``url``
 and ``image_sha256`` may be absent. Two annotators give two answers to one image. Something that came in and
 cannot be made an answer is told as one with ``problem``, the reason in words. Any of it may be wrong;
 ``flows.labels.door`` decides, and sets aside."""
@@ -28,14 +28,14 @@ class ProviderError(UserError):
 
 
 @dataclass(frozen=True)
-class Delivery:
+class AnnotationBatch:
     """One batch that was, or is about to be, offered."""
 
     batch: int
     key: str
     """Idempotency key: the same batch of the same campaign, whoever asks and how often."""
     folder: Path
-    """Holds ``manifest.jsonl``: one contracts.HandoffTask a line."""
+    """Holds ``manifest.jsonl``: one contracts.AnnotationTask a line."""
     image_ids: tuple[str, ...]
     created_at: str
     """ISO 8601 with time zone."""
@@ -73,14 +73,14 @@ class LabelProvider(Protocol):
             UserError: what is missing, and how to set it up.
         """
 
-    def deliver(self, delivery: Delivery) -> str:
+    def deliver(self, delivery: AnnotationBatch) -> str:
         """Offer the manifest's images; return what the provider calls the batch."""
 
-    def status(self, delivery: Delivery) -> LabelingProgress:
+    def status(self, delivery: AnnotationBatch) -> LabelingProgress:
         """Count what is finished and what is not."""
 
-    def collect(self, delivery: Delivery) -> Sequence[Returned]:
+    def collect(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
         """Every answer finished so far, in any order, those that were collected before too."""
 
-    def withdraw(self, delivery: Delivery, image_ids: Collection[str]) -> None:
+    def withdraw(self, delivery: AnnotationBatch, image_ids: Collection[str]) -> None:
         """Take back those of the images that nobody has finished; what is finished stays collectable."""

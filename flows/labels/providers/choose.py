@@ -2,19 +2,19 @@
 
 from flows.labels.providers.base import LabelProvider
 from flows.labels.providers.folder.provider import FolderProvider
-from flows.labels.providers.simulated import SimulatedAnnotator
+from flows.labels.providers.simulated import OracleProvider
 from tasks.params import Params
 from tasks.paths import Workspace
 
 
-def choose_provider(workspace: Workspace, params: Params) -> LabelProvider:
+def create_provider(workspace: Workspace, params: Params) -> LabelProvider:
     """The label provider of a campaign."""
     if params.provider.kind == "folder":
         return FolderProvider(params.provider, params.classes, workspace.root)
     if params.provider.kind == "label_studio":
         from flows.labels.providers.label_studio.provider import (
-            LabelStudioAnnotators,  # its SDK takes a second to import
+            LabelStudioProvider,  # its SDK takes a second to import
         )
 
-        return LabelStudioAnnotators(workspace, params.classes, params.provider)
-    return SimulatedAnnotator(workspace.oracle, params.classes, params.budget)
+        return LabelStudioProvider(workspace, params.classes, params.provider)
+    return OracleProvider(workspace.oracle, params.classes, params.budget)

@@ -4,17 +4,17 @@ import hashlib
 from collections.abc import Sequence
 
 
-def drawn_for_two(image_ids: Sequence[str], consensus_frac: float, key: str) -> frozenset[str]:
+def sample_for_double_annotation(image_ids: Sequence[str], double_annotation_frac: float, key: str) -> frozenset[str]:
     """A share of the images, and at least one where any are wanted; a repeated call draws the same.
 
     Args:
         image_ids: of the whole delivery.
-        consensus_frac: ``provider.consensus_frac``.
+        double_annotation_frac: ``provider.double_annotation_frac``.
         key: idempotency key of the delivery.
     """
-    count = round(consensus_frac * len(image_ids)) or int(consensus_frac > 0)
+    count = round(double_annotation_frac * len(image_ids)) or int(double_annotation_frac > 0)
 
-    def lot(image_id: str) -> str:
+    def sort_key(image_id: str) -> str:
         return hashlib.sha256(f"{key}/{image_id}".encode()).hexdigest()
 
-    return frozenset(sorted(image_ids, key=lot)[:count])
+    return frozenset(sorted(image_ids, key=sort_key)[:count])

@@ -6,22 +6,22 @@ The same delivery always returns the same labels, so a campaign can be repeated 
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from flows.labels.providers.base import Delivery, LabelingProgress, Returned
+from flows.labels.providers.base import AnnotationBatch, LabelingProgress, RawAnnotation
 from tasks.annotated import read_annotated
 from tasks.errors import UserError
 from tasks.sections import BudgetParams
 
 
-class SimulatedAnnotator:
+class OracleProvider:
     """Finishes every image at once, and says it took the time that the budget parameters say."""
 
-    name = "simulated"
+    name = "oracle"
 
-    def __init__(self, oracle: Path, classes: Sequence[str], pace: BudgetParams) -> None:
+    def __init__(self, oracle: Path, classes: Sequence[str], budget: BudgetParams) -> None:
         """Take the path of the oracle, the names of its class indices and the working pace."""
         self._oracle = oracle
         self._classes = list(classes)
-        self._pace = pace
+        self._budget = budget
 
     def check(self) -> None:
         """Refuse a campaign that was made without an oracle.
@@ -36,27 +36,27 @@ class SimulatedAnnotator:
                 "Make the campaign with gleaner init --oracle.",
             )
 
-    def deliver(self, delivery: Delivery) -> str:
+    def deliver(self, delivery: AnnotationBatch) -> str:
         """Nothing to send; the key names the batch."""
         self.check()
         return delivery.key
 
-    def status(self, delivery: Delivery) -> LabelingProgress:
+    def status(self, delivery: AnnotationBatch) -> LabelingProgress:
         """Everything is finished at once."""
         return LabelingProgress(finished=len(delivery.image_ids), open=0)
 
-    def withdraw(self, delivery: Delivery, image_ids: Collection[str]) -> None:
+    def withdraw(self, delivery: AnnotationBatch, image_ids: Collection[str]) -> None:
         """Nothing is ever open."""
 
-    def collect(self, delivery: Delivery) -> Sequence[Returned]:
+    def collect(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
         """The oracle's boxes; an image it does not know comes back as skipped."""
         self.check()
-        known = {image.image_id: image.boxes for image in read_annotated(self._oracle, self._classes)}
-        returned: list[Returned] = []
+        boxes_by_image = {image.image_id: image.boxes for image in read_annotated(self._oracle, self._classes)}
+        raw_annotations: list[RawAnnotation] = []
         for image_id in delivery.image_ids:
-            boxes = known.get(image_id)
-            seconds = self._seconds(boxes)
-            returned.append(
+            boxes = boxes_by_image.get(image_id)
+            seconds = self._duration(boxes)
+            raw_annotations.append(
                 {
                     "image_id": image_id,
                     "status": "skipped" if boxes is None else "labeled" if boxes else "empty",
@@ -66,9 +66,9 @@ class SimulatedAnnotator:
                     "seconds_spent": seconds,
                 }
             )
-        return returned
+        return raw_annotations
 
-    def _seconds(self, boxes: Sequence[object] | None) -> float:
+    def _duration(self, boxes: Sequence[object] | None) -> float:
         if boxes is None:
             return 0.0
-        return round(60 * (self._pace.minutes_per_image + len(boxes) * self._pace.minutes_per_box), 1)
+        return round(60 * (self._budget.minutes_per_image + len(boxes) * self._budget.minutes_per_box), 1)

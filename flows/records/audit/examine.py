@@ -9,19 +9,19 @@ from pydantic import ValidationError
 from flows.position import newest_round
 from flows.records.audit.data import data_checks
 from flows.records.audit.evaluation import evaluation_checks
-from flows.records.audit.findings import Audited, Check, check
-from flows.records.audit.pictures import picture_checks
+from flows.records.audit.findings import AuditScope, Check, make_check
+from flows.records.audit.pictures import image_checks
 from flows.records.audit.records import record_checks
-from flows.records.audit.tracked import tracking_checks
-from flows.records.git_objects import blob
-from flows.records.recorded import recorded_rounds
+from flows.records.audit.tracked import mlflow_checks
+from flows.records.git_objects import read_blob
+from flows.records.recorded import load_snapshots
 from tasks.errors import UserError
 from tasks.gate_sections import AuditParams
-from tasks.params import in_words
+from tasks.params import format_validation_error
 from tasks.paths import Workspace
 
 
-def audit(
+def run_audit(
     workspace: Workspace, round_number: int | None, *, recompute: bool, on_check: Callable[[Check], None]
 ) -> list[Check]:
     """Examine the rounds up to one, each check reported as it is done.
@@ -35,30 +35,30 @@ def audit(
     Raises:
         UserError: there is no finished round, or a ledger cannot be read.
     """
-    audited = _audited(workspace, round_number)
+    scope = _audit_scope(workspace, round_number)
     params = _audit_params(workspace)
     areas = {
-        "records": record_checks(audited),
-        "data": data_checks(audited),
-        "pictures": picture_checks(audited, params.near_duplicate_bits),
-        "evaluation": evaluation_checks(audited, recompute),
-        "MLflow": tracking_checks(audited),
+        "records": record_checks(scope),
+        "data": data_checks(scope),
+        "pictures": image_checks(scope, params.max_hamming_distance),
+        "evaluation": evaluation_checks(scope, recompute),
+        "MLflow": mlflow_checks(scope),
     }
     checks: list[Check] = []
-    for area, found in areas.items():
-        for one in _finished(area, found):
+    for area, area_checks in areas.items():
+        for one in _guarded_checks(area, area_checks):
             checks.append(one)
             on_check(one)
     return checks
 
 
-def _finished(area: str, found: Iterator[Check]) -> Iterator[Check]:
+def _guarded_checks(area: str, checks: Iterator[Check]) -> Iterator[Check]:
     """The checks of an area, even where altered bytes cannot be read any more and end them early."""
     try:
-        yield from found
+        yield from checks
     except (UserError, OSError, ValueError) as error:
-        said = " ".join(str(error).split())
-        yield check(area, "can be read", "what is stored", [said])
+        message = " ".join(str(error).split())
+        yield make_check(area, "can be read", "what is stored", [message])
 
 
 def _audit_params(workspace: Workspace) -> AuditParams:
@@ -66,22 +66,22 @@ def _audit_params(workspace: Workspace) -> AuditParams:
 
     The other sections play no part, so that a campaign of an older Gleaner can be audited.
     """
-    committed = blob(workspace.root, "HEAD", "params.yaml")  # None where git's own copy of it is damaged
+    committed = read_blob(workspace.root, "HEAD", "params.yaml")  # None where git's own copy of it is damaged
     content = yaml.safe_load(workspace.params.read_bytes() if committed is None else committed) or {}
     try:
         return AuditParams.model_validate(content.get("audit", {}))
     except ValidationError as error:
-        problems = "; ".join(f"audit.{in_words(problem)}" for problem in error.errors())
+        problems = "; ".join(f"audit.{format_validation_error(problem)}" for problem in error.errors())
         raise UserError("params.yaml", problems) from None
 
 
-def _audited(workspace: Workspace, round_number: int | None) -> Audited:
-    rounds = recorded_rounds(workspace)
+def _audit_scope(workspace: Workspace, round_number: int | None) -> AuditScope:
+    rounds = load_snapshots(workspace)
     if not rounds:
-        fix = "Run: gleaner night"
+        fix = "Run: gleaner run"
         raise UserError(Path("rounds"), "the folder holds no ledger, expected that of a finished round", fix)
     last = max(rounds) if round_number is None else round_number
-    return Audited(
+    return AuditScope(
         workspace,
         {number: rounds[number] for number in sorted(rounds) if number <= last},
         last == max(rounds),

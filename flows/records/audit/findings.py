@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flows.records.recorded import RecordedRound
+from flows.records.recorded import RoundSnapshot
 from tasks.paths import Workspace
 
 Result = Literal["pass", "fail", "skip"]
@@ -32,25 +32,25 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Audited:
+class AuditScope:
     """What is audited: rounds 0 to that of the model, and the workspace around them."""
 
     workspace: Workspace
-    rounds: Mapping[int, RecordedRound]
-    whole: bool
+    rounds: Mapping[int, RoundSnapshot]
+    is_complete: bool
     """The newest round is among them, so that the workspace itself is part of it."""
-    deriving: bool
+    is_deriving: bool
     """A night was cut off while it derived the next round: what it has written is not yet committed."""
-    damaged: dict[str, str] = field(default_factory=dict)
+    damaged_objects: dict[str, str] = field(default_factory=dict)
     """MD5 of stored objects that turned out altered or missing, and what is wrong; filled by the first check, so
     that the others need not trip over them."""
 
     @property
-    def newest(self) -> RecordedRound:
+    def newest(self) -> RoundSnapshot:
         """The last round that is audited."""
         return self.rounds[max(self.rounds)]
 
 
-def check(area: str, name: str, examined: str, findings: Sequence[str]) -> Check:
+def make_check(area: str, name: str, examined: str, findings: Sequence[str]) -> Check:
     """A check that looked at something; the same finding counts once."""
     return Check(area, name, examined, tuple(dict.fromkeys(findings)))

@@ -5,72 +5,72 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from flows.records.audit.findings import Audited
-from flows.records.dvc_objects import MissingBytesError
-from flows.records.recorded import RecordedRound
+from flows.records.audit.findings import AuditScope
+from flows.records.dvc_objects import MissingDataError
+from flows.records.recorded import RoundSnapshot
 from tasks import files
 
 
-def model_findings(audited: Audited) -> list[str]:
+def model_findings(scope: AuditScope) -> list[str]:
     """What is not as the ledgers say of selection, manifest, teacher, frozen detections and detections."""
     found: list[str] = []
-    for recorded in audited.rounds.values():
-        named = {"derived/select/selection.parquet": recorded.ledger["selection_sha256"],
-                 "derived/handoff/manifest.jsonl": recorded.ledger["manifest_sha256"]}  # fmt: skip
-        if recorded.ledger["format"] > 1:
-            named["derived/train/teacher.pth"] = recorded.ledger["teacher"]["sha256"]
-            for number, digest in recorded.ledger["frozen_sha256"].items():
-                named[f"data/frozen/batch-{int(number):04d}.parquet"] = digest
-        found += _sha256_findings(audited, recorded, named)
-        found += _handed_over(audited, recorded)
-        found += _detector_findings(audited, recorded)
+    for snapshot in scope.rounds.values():
+        named = {"derived/select/selection.parquet": snapshot.ledger["selection_sha256"],
+                 "derived/handoff/manifest.jsonl": snapshot.ledger["manifest_sha256"]}  # fmt: skip
+        if snapshot.ledger["format"] > 1:
+            named["derived/train/teacher.pth"] = snapshot.ledger["teacher"]["sha256"]
+            for number, digest in snapshot.ledger["detections_at_selection_sha256"].items():
+                named[f"data/detections_at_selection/batch-{int(number):04d}.parquet"] = digest
+        found += _sha256_findings(scope, snapshot, named)
+        found += _teacher_chain_findings(scope, snapshot)
+        found += _detection_findings(scope, snapshot)
     return found
 
 
-def _sha256_findings(audited: Audited, recorded: RecordedRound, named: Mapping[str, str]) -> Iterator[str]:
+def _sha256_findings(scope: AuditScope, snapshot: RoundSnapshot, named: Mapping[str, str]) -> Iterator[str]:
     for path, digest in named.items():
-        stored = _stored(audited, recorded, path)
+        stored = _stored_path(scope, snapshot, path)
         if stored is None:
-            yield f"{path} of {recorded.name} is not stored, though its ledger holds a digest of it"
+            yield f"{path} of {snapshot.tag} is not stored, though its ledger holds a digest of it"
         elif stored and files.sha256_file(Path(stored)) != digest:
-            yield f"{path} of {recorded.name} is altered: its SHA-256 is not that of the ledger"
+            yield f"{path} of {snapshot.tag} is altered: its SHA-256 is not that of the ledger"
 
 
-def _stored(audited: Audited, recorded: RecordedRound, path: str) -> str | None:
+def _stored_path(scope: AuditScope, snapshot: RoundSnapshot, path: str) -> str | None:
     """Where a file's bytes are; empty where an earlier check has named them already; None where nobody has them."""
     try:
-        md5 = recorded.digest(path)
+        md5 = snapshot.md5(path)
         if md5 is None:
             return None
-        return "" if md5 in audited.damaged else str(recorded.stored(path))
-    except MissingBytesError:
+        return "" if md5 in scope.damaged_objects else str(snapshot.cached_path(path))
+    except MissingDataError:
         return ""
 
 
-def _handed_over(audited: Audited, recorded: RecordedRound) -> Iterator[str]:
-    before = audited.rounds.get(recorded.number - 1)
-    ledger = recorded.ledger
-    if before is None or ledger["format"] == 1 or before.ledger["format"] == 1:
+def _teacher_chain_findings(scope: AuditScope, snapshot: RoundSnapshot) -> Iterator[str]:
+    previous = scope.rounds.get(snapshot.number - 1)
+    ledger = snapshot.ledger
+    if previous is None or ledger["format"] == 1 or previous.ledger["format"] == 1:
         return
-    if ledger["previous_model"]["sha256"] != before.ledger["teacher"]["sha256"]:
-        yield f"{recorded.name} was handed another teacher than that of {before.name}"
-    started = ledger["teacher"]["started_from_sha256"]
-    if started is not None and started != before.ledger["teacher"]["sha256"]:
-        yield f"{recorded.name} started from another teacher than that of {before.name}"
+    if ledger["selection_model"]["sha256"] != previous.ledger["teacher"]["sha256"]:
+        yield f"{snapshot.tag} was handed another teacher than that of {previous.tag}"
+    started_from = ledger["teacher"]["started_from_sha256"]
+    if started_from is not None and started_from != previous.ledger["teacher"]["sha256"]:
+        yield f"{snapshot.tag} started from another teacher than that of {previous.tag}"
 
 
-def _detector_findings(audited: Audited, recorded: RecordedRound) -> Iterator[str]:
+def _detection_findings(scope: AuditScope, snapshot: RoundSnapshot) -> Iterator[str]:
     """Detections say which weights made them."""
-    if recorded.ledger["format"] == 1:
+    if snapshot.ledger["format"] == 1:
         return
-    teacher = recorded.ledger["teacher"]["sha256"]
+    teacher = snapshot.ledger["teacher"]["sha256"]
     try:
-        shards = recorded.members("derived/infer")
-    except MissingBytesError:
+        shards = snapshot.folder_md5s("derived/infer")
+    except MissingDataError:
         return
     for name in sorted(shards):
-        stored = _stored(audited, recorded, f"derived/infer/{name}") if name.endswith(".parquet") else ""
+        stored = _stored_path(scope, snapshot, f"derived/infer/{name}") if name.endswith(".parquet") else ""
         if stored:
-            makers = set(pq.read_table(stored, columns=["model_digest"])["model_digest"].to_pylist())
-            if makers - {teacher}:
-                yield f"derived/infer/{name} of {recorded.name} is not of that round's teacher"
+            model_digests = set(pq.read_table(stored, columns=["model_digest"])["model_digest"].to_pylist())
+            if model_digests - {teacher}:
+                yield f"derived/infer/{name} of {snapshot.tag} is not of that round's teacher"

@@ -9,25 +9,25 @@ from pathlib import Path
 import pytest
 
 from flows import vcs
-from flows.records.audit.examine import audit
+from flows.records.audit.examine import run_audit
 from flows.records.audit.findings import Check
-from flows.records.recorded import recorded_rounds
+from flows.records.recorded import load_snapshots
 from tasks import files
 from tasks.paths import Workspace
-from tests.flows.tiny import gleaner
+from tests.flows.tiny import run_gleaner
 
 pytestmark = pytest.mark.slow
 
 
-def examined(workspace: Workspace, *, recompute: bool = False) -> list[Check]:
-    return audit(workspace, None, recompute=recompute, on_check=lambda _: None)
+def run_checks(workspace: Workspace, *, recompute: bool = False) -> list[Check]:
+    return run_audit(workspace, None, recompute=recompute, on_check=lambda _: None)
 
 
 def findings(workspace: Workspace) -> list[str]:
-    return [finding for check in examined(workspace) for finding in check.findings]
+    return [finding for check in run_checks(workspace) for finding in check.findings]
 
 
-def flip(path: Path, at: int | None = None) -> None:
+def flip_bit(path: Path, at: int | None = None) -> None:
     """One bit of one byte, in place: a hard link's other names change too."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2 if at is None else at] ^= 1
@@ -36,18 +36,18 @@ def flip(path: Path, at: int | None = None) -> None:
         stream.write(content)
 
 
-def stored(workspace: Workspace, path: str, round_number: int = 1) -> Path:
-    return recorded_rounds(workspace)[round_number].stored(path)
+def cached_path(workspace: Workspace, path: str, round_number: int = 1) -> Path:
+    return load_snapshots(workspace)[round_number].cached_path(path)
 
 
-def change(path: Path, old: str, new: str) -> None:
+def replace_text(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert text.count(old) >= 1
     path.write_text(text.replace(old, new, 1))
 
 
 def flip_image(workspace: Workspace) -> None:
-    flip(sorted(workspace.images.iterdir())[0], at=-9)
+    flip_bit(sorted(workspace.images.iterdir())[0], at=-9)
 
 
 def alter_metric(workspace: Workspace) -> None:
@@ -62,17 +62,17 @@ def alter_version_tag(workspace: Workspace) -> None:
 
 
 def alter_git_object(workspace: Workspace) -> None:
-    blob = vcs.git(workspace.root, "rev-parse", "round-0000:params.yaml")
-    flip(workspace.root / ".git" / "objects" / blob[:2] / blob[2:])
+    blob = vcs.run_git(workspace.root, "rev-parse", "round-0000:params.yaml")
+    flip_bit(workspace.root / ".git" / "objects" / blob[:2] / blob[2:])
 
 
 def flip_stored(path: str, round_number: int = 1) -> Callable[[Workspace], None]:
-    return lambda workspace: flip(stored(workspace, path, round_number))
+    return lambda workspace: flip_bit(cached_path(workspace, path, round_number))
 
 
 def flip_folder_list(workspace: Workspace) -> None:
-    recorded = recorded_rounds(workspace)[1]
-    flip(recorded.objects.path(recorded.ledger["stages"]["infer"]["outs"]["derived/infer"]))
+    snapshot = load_snapshots(workspace)[1]
+    flip_bit(snapshot.dvc_cache.object_path(snapshot.ledger["stages"]["infer"]["outs"]["derived/infer"]))
 
 
 def alter_copy(workspace: Workspace) -> None:
@@ -80,25 +80,28 @@ def alter_copy(workspace: Workspace) -> None:
 
 
 TAMPERED: dict[str, tuple[Callable[[Workspace], object], str]] = {
-    "label batch": (lambda w: flip(w.label_batch(1)), "data/labels/batch-0001.json in the workspace is altered"),
+    "label batch": (lambda w: flip_bit(w.label_batch(1)), "data/labels/batch-0001.json in the workspace is altered"),
     "checkpoint": (flip_stored("derived/train/teacher.pth", 0), "round-0000:derived/train/teacher.pth"),
     "shard": (flip_stored("derived/infer/shard-0000.parquet"), "round-0001:derived/infer/shard-0000.parquet"),
-    "frozen detections": (flip_stored("data/frozen/batch-0001.parquet"), "data/frozen/batch-0001.parquet"),
+    "frozen detections": (
+        flip_stored("data/detections_at_selection/batch-0001.parquet"),
+        "data/detections_at_selection/batch-0001.parquet",
+    ),
     "list of a folder": (flip_folder_list, "round-0001:derived/infer: it is altered"),
-    "parameter": (lambda w: change(w.params, "iterations: ", "iterations: 1"), "params.yaml is altered"),
-    "ledger": (lambda w: change(w.ledger(0), '"boxes": 5', '"boxes": 6'), "rounds/round-0000.json is altered"),
+    "parameter": (lambda w: replace_text(w.params, "iterations: ", "iterations: 1"), "params.yaml is altered"),
+    "ledger": (lambda w: replace_text(w.ledger(0), '"boxes": 5', '"boxes": 6'), "rounds/round-0000.json is altered"),
     "metric": (alter_metric, "metric teacher/mAP is 60.001, the ledger's is 60.0"),
     "version": (alter_version_tag, "MLflow version 2: tag gleaner.teacher_sha256"),
     "pool image": (flip_image, "data/images/"),
-    "validation list": (lambda w: flip(w.val), "data/val.parquet is altered"),
-    "promotion log": (lambda w: change(w.promotions, '"promote"', '"refuse"'), "promotions.jsonl is altered"),
+    "validation list": (lambda w: flip_bit(w.val), "data/val.parquet is altered"),
+    "promotion log": (lambda w: replace_text(w.promotions, '"promote"', '"refuse"'), "promotions.jsonl is altered"),
     "copy in the workspace": (alter_copy, "derived/select/selection.parquet in the workspace is altered"),
     "git": (alter_git_object, ".git: "),
 }
 
 
 def test_an_untouched_campaign_passes(two_rounds: Workspace) -> None:
-    checks = examined(two_rounds, recompute=True)
+    checks = run_checks(two_rounds, recompute=True)
     assert [finding for check in checks for finding in check.findings] == []
     assert [check.name for check in checks if check.result == "skip"] == ["signatures of tags hold"]
     assert len(checks) > 20
@@ -115,10 +118,10 @@ def test_whatever_is_altered_is_named(after_two_rounds: Workspace, what: str) ->
 def test_a_history_written_anew_does_not_fit_what_others_recorded(after_two_rounds: Workspace) -> None:
     """Ledger changed, committed and tagged again, as by somebody who knows git well."""
     root = after_two_rounds.root
-    change(after_two_rounds.ledger(1), '"boxes": 8', '"boxes": 9')
-    vcs.git(root, "commit", "--quiet", "--all", "--message", "Round 1")
+    replace_text(after_two_rounds.ledger(1), '"boxes": 8', '"boxes": 9')
+    vcs.run_git(root, "commit", "--quiet", "--all", "--message", "Round 1")
     digest = files.sha256_file(after_two_rounds.ledger(1))
-    vcs.git(root, "tag", "--force", "--annotate", "--message", f"fine\n\nLedger-SHA256: {digest}", "round-0001")
+    vcs.run_git(root, "tag", "--force", "--annotate", "--message", f"fine\n\nLedger-SHA256: {digest}", "round-0001")
     found = findings(after_two_rounds)
     assert any("MLflow run round-0001: tag gleaner.ledger_sha256" in finding for finding in found), found
     assert any("metric boxes is 8.0, the ledger's is 9.0" in finding for finding in found), found
@@ -127,18 +130,18 @@ def test_a_history_written_anew_does_not_fit_what_others_recorded(after_two_roun
 def test_recomputing_finds_a_measurement_that_the_weights_do_not_give(after_two_rounds: Workspace) -> None:
     """The stored boxes fit the stored mAP, but not what the model of that round really finds."""
     root = after_two_rounds.root
-    change(root / "dvc.yaml", "fake_stages.py evaluate", "fake_stages.py evaluate --lost bright")
-    vcs.git(root, "commit", "--quiet", "--all", "--message", "Another evaluation")
-    vcs.git(root, "tag", "--force", "--annotate", "--message", "x", "round-0001")
-    (check,) = [one for one in examined(after_two_rounds, recompute=True) if "stored weights" in one.name]
+    replace_text(root / "dvc.yaml", "fake_stages.py evaluate", "fake_stages.py evaluate --lost bright")
+    vcs.run_git(root, "commit", "--quiet", "--all", "--message", "Another evaluation")
+    vcs.run_git(root, "tag", "--force", "--annotate", "--message", "x", "round-0001")
+    (check,) = [one for one in run_checks(after_two_rounds, recompute=True) if "stored weights" in one.name]
     assert any("teacher mAP in the ledger is 60.0, a fresh one 0.0" in finding for finding in check.findings), check
 
 
 def test_the_command_says_it_in_a_table_in_json_and_by_its_code(after_two_rounds: Workspace) -> None:
-    passed = gleaner("audit", "round-0000", cwd=after_two_rounds.root)
+    passed = run_gleaner("audit", "round-0000", cwd=after_two_rounds.root)
     assert (passed.returncode, "Nothing was altered" in passed.stdout) == (0, True), passed.stdout + passed.stderr
-    flip(after_two_rounds.val)
-    failed = gleaner("audit", "--json", cwd=after_two_rounds.root)
+    flip_bit(after_two_rounds.val)
+    failed = run_gleaner("audit", "--json", cwd=after_two_rounds.root)
     document = json.loads(failed.stdout)
     assert (failed.returncode, document["passed"]) == (1, False)
     assert any("data/val.parquet" in finding for check in document["checks"] for finding in check["findings"])
@@ -146,10 +149,10 @@ def test_the_command_says_it_in_a_table_in_json_and_by_its_code(after_two_rounds
 
 def test_a_clone_without_mlflow_skips_it_and_says_so(after_two_rounds: Workspace, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
-    vcs.git(after_two_rounds.root, "clone", "--quiet", str(after_two_rounds.root), str(clone))
+    vcs.run_git(after_two_rounds.root, "clone", "--quiet", str(after_two_rounds.root), str(clone))
     cache = Path(os.path.relpath(after_two_rounds.root / ".dvc" / "cache", clone / ".dvc"))
     (clone / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n")
-    checks = examined(Workspace(clone))
+    checks = run_checks(Workspace(clone))
     assert [finding for check in checks for finding in check.findings] == []
     assert [check.area for check in checks if check.result == "skip"] == ["ledgers", "evaluation", "MLflow"]
     assert not (clone / "mlflow.db").exists()
@@ -158,7 +161,7 @@ def test_a_clone_without_mlflow_skips_it_and_says_so(after_two_rounds: Workspace
 def test_a_clone_without_tags_lacks_the_tags_and_nothing_else(after_two_rounds: Workspace, tmp_path: Path) -> None:
     """As after a ``git push`` that forgot them: the rounds before the newest one are not what HEAD is."""
     clone = tmp_path / "clone"
-    vcs.git(after_two_rounds.root, "clone", "--quiet", "--no-tags", str(after_two_rounds.root), str(clone))
+    vcs.run_git(after_two_rounds.root, "clone", "--quiet", "--no-tags", str(after_two_rounds.root), str(clone))
     cache = Path(os.path.relpath(after_two_rounds.root / ".dvc" / "cache", clone / ".dvc"))
     (clone / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n")
     assert findings(Workspace(clone)) == [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flows.doctor import machine
-from flows.doctor.context import Context
+from flows.doctor.context import CheckContext
 from tasks import files
 from tasks.paths import Workspace
 
@@ -19,7 +19,7 @@ Usage = namedtuple("Usage", "total used free")
 GIB = 1 << 30
 
 
-def program(folder: Path, name: str, script: str) -> None:
+def write_program(folder: Path, name: str, script: str) -> None:
     path = folder / name
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
@@ -27,20 +27,20 @@ def program(folder: Path, name: str, script: str) -> None:
 
 @pytest.mark.parametrize("check", [machine.check_disk, machine.check_clock, machine.check_versions])
 def test_a_healthy_campaign_passes_or_warns(tiny: Workspace, check: Any) -> None:
-    assert check(Context(tiny)).state in ("pass", "warn")
+    assert check(CheckContext(tiny)).state in ("pass", "warn")
 
 
 @pytest.mark.parametrize(("free", "state"), [(GIB - 1, "fail"), (3 * GIB, "warn"), (100 * GIB, "pass")])
 def test_disk_before_the_first_round(tiny: Workspace, monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(200 * GIB, 0, free))
-    assert machine.check_disk(Context(tiny)).state == state
+    assert machine.check_disk(CheckContext(tiny)).state == state
 
 
 @pytest.mark.slow
 def test_a_rounds_size_follows_from_the_last_one(after_two_rounds: Workspace) -> None:
     teacher = (after_two_rounds.derived("train") / "teacher.pth").stat().st_size
     made = sum(path.stat().st_size for path in (after_two_rounds.root / "derived").rglob("*") if path.is_file())
-    needed = machine.round_bytes(after_two_rounds)
+    needed = machine.estimate_round_bytes(after_two_rounds)
     assert needed >= 6 * teacher
     assert needed == pytest.approx(made + 6 * teacher, rel=0.2)
 
@@ -50,22 +50,22 @@ def test_a_cache_on_another_disk_is_looked_at(tiny: Workspace, tmp_path: Path, m
     other.mkdir()
     with (tiny.root / ".dvc" / "config.local").open("w") as file:
         file.write(f"[cache]\n    dir = {other}\n['remote \"store\"']\n    url = /nowhere\n")
-    assert machine.cache_folder(tiny) == other
+    assert machine.dvc_cache_dir(tiny) == other
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(GIB, 0, 100 if place == other else 90 * GIB))
-    finding = machine.check_disk(Context(tiny))
-    assert (finding.state, str(other) in finding.what) == ("fail", True)
+    finding = machine.check_disk(CheckContext(tiny))
+    assert (finding.state, str(other) in finding.message) == ("fail", True)
 
 
 @pytest.mark.parametrize(("available", "state"), [(GIB // 2, "fail"), (2 * GIB, "warn"), (9 * GIB, "pass")])
 def test_memory(tiny: Workspace, monkeypatch: pytest.MonkeyPatch, available: int, state: str) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=available))
-    monkeypatch.setattr(machine, "_container_bytes", lambda: [])
-    assert machine.check_memory(Context(tiny)).state == state
+    monkeypatch.setattr(machine, "_cgroup_available_bytes", lambda: [])
+    assert machine.check_memory(CheckContext(tiny)).state == state
 
 
 def test_a_containers_limit_counts(tiny: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_container_bytes", lambda: [GIB // 2])
-    assert machine.check_memory(Context(tiny)).state == "fail"
+    monkeypatch.setattr(machine, "_cgroup_available_bytes", lambda: [GIB // 2])
+    assert machine.check_memory(CheckContext(tiny)).state == "fail"
 
 
 def test_a_clock_that_went_back(tiny: Workspace) -> None:
@@ -73,7 +73,7 @@ def test_a_clock_that_went_back(tiny: Workspace) -> None:
     batch = files.read_json(path)
     batch["collected_at"] = (datetime.now(UTC) + timedelta(days=2)).isoformat()
     files.write_json(path, batch)
-    finding = machine.check_clock(Context(tiny))
+    finding = machine.check_clock(CheckContext(tiny))
     assert (finding.state, "clock" in finding.fix) == ("fail", True)
 
 
@@ -89,25 +89,25 @@ def test_a_clock_that_went_back(tiny: Workspace) -> None:
 def test_the_driver(
     tiny: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, state: str, words: str
 ) -> None:
-    program(tmp_path, "nvidia-smi", script)
+    write_program(tmp_path, "nvidia-smi", script)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    finding = machine.check_gpu(Context(tiny))
-    assert (finding.state, words in finding.what) == (state, True), finding
+    finding = machine.check_gpu(CheckContext(tiny))
+    assert (finding.state, words in finding.message) == (state, True), finding
 
 
 def test_a_driver_that_hangs(tiny: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(tmp_path, "nvidia-smi", "exec sleep 60")
+    write_program(tmp_path, "nvidia-smi", "exec sleep 60")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(machine, "_NVIDIA_SMI_LIMIT_S", 0.3)
-    assert "no answer within 0.3 s" in machine.check_gpu(Context(tiny)).what
+    assert "no answer within 0.3 s" in machine.check_gpu(CheckContext(tiny)).message
 
 
 @pytest.mark.parametrize(("name", "version"), [("fastapi", "0.151.0"), ("sqlalchemy", "2.1.9")])
 def test_the_known_traps(tiny: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:
-    installed = machine._installed
-    monkeypatch.setattr(machine, "_installed", lambda asked: version if asked == name else installed(asked))
-    finding = machine.check_versions(Context(tiny))
-    assert (finding.state, f"{name} is {version}" in finding.what) == ("fail", True)
+    installed = machine._installed_version
+    monkeypatch.setattr(machine, "_installed_version", lambda asked: version if asked == name else installed(asked))
+    finding = machine.check_versions(CheckContext(tiny))
+    assert (finding.state, f"{name} is {version}" in finding.message) == ("fail", True)
 
 
 def test_another_version_than_the_locked_one(tiny: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,20 +116,20 @@ def test_another_version_than_the_locked_one(tiny: Workspace, tmp_path: Path, mo
         "# comment\nnumpy==0.0.1 \\\n    --hash=sha256:00\nno-such-thing==1.0 ; sys_platform == 'win32' \\\n"
         "    --hash=sha256:00\nno-such-thing-at-all==1.0\n"
     )
-    monkeypatch.setattr(machine, "packaged", lambda _: lock)
-    finding = machine.check_versions(Context(tiny))
+    monkeypatch.setattr(machine, "packaged_file", lambda _: lock)
+    finding = machine.check_versions(CheckContext(tiny))
     assert finding.state == "warn"
-    assert finding.what.startswith("2 packages differ")
-    assert "no-such-thing-at-all is missing" in finding.what
+    assert finding.message.startswith("2 packages differ")
+    assert "no-such-thing-at-all is missing" in finding.message
 
 
 def test_the_lock_of_this_repository_is_understood() -> None:
-    lock = machine.packaged("requirements.lock")
-    assert len(machine._differing(lock)) < 20
+    lock = machine.packaged_file("requirements.lock")
+    assert len(machine._version_differences(lock)) < 20
 
 
 def test_code_that_changed_since_the_last_round(tiny: Workspace) -> None:
-    digests = files.read_json(tiny.code_digests)
-    files.write_json(tiny.code_digests, {**digests, "train": "of another day"})
-    finding = machine.check_versions(Context(tiny))
-    assert (finding.state, "train" in finding.what) == ("warn", True)
+    digests = files.read_json(tiny.code_versions)
+    files.write_json(tiny.code_versions, {**digests, "train": "of another day"})
+    finding = machine.check_versions(CheckContext(tiny))
+    assert (finding.state, "train" in finding.message) == ("warn", True)

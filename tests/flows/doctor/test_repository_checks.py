@@ -2,7 +2,7 @@ import pytest
 
 from flows import vcs
 from flows.doctor import repository
-from flows.doctor.context import Context
+from flows.doctor.context import CheckContext
 from tasks import files
 from tasks.errors import UserError
 from tasks.paths import Workspace
@@ -10,71 +10,71 @@ from tasks.paths import Workspace
 
 def test_a_new_campaign_is_in_order(tiny: Workspace) -> None:
     for check in (repository.check_branch, repository.check_uncommitted, repository.check_rounds):
-        assert check(Context(tiny)).state == "pass"
+        assert check(CheckContext(tiny)).state == "pass"
 
 
 def test_an_old_commit_is_checked_out(tiny: Workspace) -> None:
-    vcs.git(tiny.root, "checkout", "--quiet", "--detach")
+    vcs.run_git(tiny.root, "checkout", "--quiet", "--detach")
     with pytest.raises(UserError, match="expected a branch"):
-        repository.check_branch(Context(tiny))
+        repository.check_branch(CheckContext(tiny))
 
 
 def test_a_merge_nobody_finished(tiny: Workspace) -> None:
     root = tiny.root
     for branch, text in (("other", "a"), ("main", "b")):
-        vcs.git(root, "switch", "--quiet", *(["--create"] if branch == "other" else []), branch)
+        vcs.run_git(root, "switch", "--quiet", *(["--create"] if branch == "other" else []), branch)
         (root / ".dvcignore").write_text(text)
-        vcs.git(root, "commit", "--quiet", "--all", "--message", branch)
+        vcs.run_git(root, "commit", "--quiet", "--all", "--message", branch)
     with pytest.raises(UserError, match="conflict"):
-        vcs.git(root, "merge", "other")
-    finding = repository.check_branch(Context(tiny))
-    assert (finding.state, finding.what) == ("fail", "a merge is not finished")
-    vcs.git(root, *finding.fix.rsplit("git ", 1)[1].split())
-    assert repository.check_branch(Context(tiny)).state == "pass"
+        vcs.run_git(root, "merge", "other")
+    finding = repository.check_branch(CheckContext(tiny))
+    assert (finding.state, finding.message) == ("fail", "a merge is not finished")
+    vcs.run_git(root, *finding.fix.rsplit("git ", 1)[1].split())
+    assert repository.check_branch(CheckContext(tiny)).state == "pass"
 
 
 def test_uncommitted_sources_are_named(tiny: Workspace) -> None:
     tiny.label_batch(0).write_text("{}")
     (tiny.labels / "batch-0001.json").write_text("{}")
-    finding = repository.check_uncommitted(Context(tiny))
+    finding = repository.check_uncommitted(CheckContext(tiny))
     assert finding.state == "warn"
-    assert "data/labels/batch-0000.json" in finding.what
-    assert "data/labels/batch-0001.json" in finding.what
+    assert "data/labels/batch-0000.json" in finding.message
+    assert "data/labels/batch-0001.json" in finding.message
 
 
 @pytest.mark.slow
 def test_rounds_in_order(after_two_rounds: Workspace) -> None:
-    vcs.git(after_two_rounds.root, "tag", "round-about")  # somebody's own
-    assert repository.check_rounds(Context(after_two_rounds)).what.startswith("2 rounds")
+    vcs.run_git(after_two_rounds.root, "tag", "round-about")  # somebody's own
+    assert repository.check_rounds(CheckContext(after_two_rounds)).message.startswith("2 rounds")
 
 
 @pytest.mark.slow
 def test_a_ledger_without_its_tag(after_two_rounds: Workspace) -> None:
-    vcs.git(after_two_rounds.root, "tag", "--delete", "round-0000")
-    finding = repository.check_rounds(Context(after_two_rounds))
-    assert (finding.state, finding.what) == ("fail", "the ledger of round-0000 has no tag")
+    vcs.run_git(after_two_rounds.root, "tag", "--delete", "round-0000")
+    finding = repository.check_rounds(CheckContext(after_two_rounds))
+    assert (finding.state, finding.message) == ("fail", "the ledger of round-0000 has no tag")
 
 
 @pytest.mark.slow
 def test_the_newest_round_may_be_on_its_way(after_two_rounds: Workspace) -> None:
-    vcs.git(after_two_rounds.root, "tag", "--delete", "round-0001")
-    assert repository.check_rounds(Context(after_two_rounds)).state == "warn"
+    vcs.run_git(after_two_rounds.root, "tag", "--delete", "round-0001")
+    assert repository.check_rounds(CheckContext(after_two_rounds)).state == "warn"
 
 
 @pytest.mark.slow
 def test_a_tag_without_its_ledger_and_the_way_back(after_two_rounds: Workspace) -> None:
     after_two_rounds.ledger(0).unlink()
-    finding = repository.check_rounds(Context(after_two_rounds))
-    assert (finding.state, finding.what) == ("fail", "round-0000 has no ledger")
-    vcs.git(after_two_rounds.root, *finding.fix.rsplit("git ", 1)[1].split())
-    assert repository.check_rounds(Context(after_two_rounds)).state == "pass"
+    finding = repository.check_rounds(CheckContext(after_two_rounds))
+    assert (finding.state, finding.message) == ("fail", "round-0000 has no ledger")
+    vcs.run_git(after_two_rounds.root, *finding.fix.rsplit("git ", 1)[1].split())
+    assert repository.check_rounds(CheckContext(after_two_rounds)).state == "pass"
 
 
 @pytest.mark.slow
 def test_a_ledger_somebody_altered(after_two_rounds: Workspace) -> None:
     path = after_two_rounds.ledger(1)
     content = files.read_json(path)
-    content["figures"]["teacher"]["mAP"] = 99.0
+    content["metrics"]["teacher"]["mAP"] = 99.0
     files.write_json(path, content)
-    finding = repository.check_rounds(Context(after_two_rounds))
-    assert (finding.state, finding.what) == ("fail", "round-0001 is not as it was published")
+    finding = repository.check_rounds(CheckContext(after_two_rounds))
+    assert (finding.state, finding.message) == ("fail", "round-0001 is not as it was published")

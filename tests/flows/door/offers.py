@@ -3,31 +3,31 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from flows.labels.door.offer import Offer
-from tasks.contracts import HandoffTask, Prediction
-from tasks.people_sections import DoorParams
+from flows.labels.door.offer import ValidationContext
+from tasks.contracts import AnnotationTask, Prediction
+from tasks.people_sections import LabelValidationParams
 
 CLASSES = ("cat", "dog")
 WIDTH, HEIGHT = 100, 80
 IMAGE = "a" * 16
 COLLECTED_AT = datetime(2026, 3, 2, tzinfo=UTC)
-RULES = DoorParams(
-    min_side_px=2.0,
-    duplicate_iou=0.9,
-    clock_ahead_minutes=10.0,
-    trusted_ap50=50.0,
-    sure_score=0.95,
-    sure_boxes=3,
-    most_boxes_times=10.0,
+LIMITS = LabelValidationParams(
+    min_box_side_px=2.0,
+    duplicate_iou_threshold=0.9,
+    max_clock_skew_minutes=10.0,
+    min_teacher_ap50=50.0,
+    confident_score=0.95,
+    min_confident_boxes=3,
+    max_box_count_ratio=10.0,
 )
 
 
-def task(image_id: str, *scores: float) -> HandoffTask:
+def make_task(image_id: str, *scores: float) -> AnnotationTask:
     """With a pre-drawn box of each score."""
     predictions = [
         Prediction(category="cat", xyxy_px=(10.0 * n, 1, 10.0 * n + 9, 9), score=s) for n, s in enumerate(scores)
     ]
-    return HandoffTask(
+    return AnnotationTask(
         image_id=image_id,
         uri=f"data/images/{image_id}.png",
         width_px=WIDTH,
@@ -40,23 +40,26 @@ def task(image_id: str, *scores: float) -> HandoffTask:
     )
 
 
-def offer(
-    *tasks: HandoffTask, trusted: bool = True, confirmed: frozenset[str] = frozenset(), at: datetime = COLLECTED_AT
-) -> Offer:
+def make_context(
+    *tasks: AnnotationTask,
+    is_teacher_trusted: bool = True,
+    approved: frozenset[str] = frozenset(),
+    collected_at: datetime = COLLECTED_AT,
+) -> ValidationContext:
     """Of batch 3."""
-    offered = tasks or (task(IMAGE), task("b" * 16))
-    return Offer(
+    offered = tasks or (make_task(IMAGE), make_task("b" * 16))
+    return ValidationContext(
         batch=3,
         tasks={task.image_id: task for task in offered},
         classes=CLASSES,
-        rules=RULES,
-        teacher_trusted=trusted,
-        collected_at=at,
-        confirmed=confirmed,
+        limits=LIMITS,
+        is_teacher_trusted=is_teacher_trusted,
+        collected_at=collected_at,
+        approved=approved,
     )
 
 
-def answer(**changes: Any) -> dict[str, Any]:
+def make_annotation(**changes: Any) -> dict[str, Any]:
     """A good one, but for the changes."""
     good = {
         "image_id": IMAGE,
@@ -69,6 +72,6 @@ def answer(**changes: Any) -> dict[str, Any]:
     return {**good, **changes}
 
 
-def box(*corners: Any, category: Any = "cat", **more: Any) -> dict[str, Any]:
+def make_box(*corners: Any, category: Any = "cat", **more: Any) -> dict[str, Any]:
     """One drawn box."""
     return {"category": category, "xyxy_px": list(corners), **more}

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.labels.providers.base import Delivery, Returned
+from flows.labels.providers.base import AnnotationBatch, RawAnnotation
 from flows.labels.providers.folder import recognise
-from flows.labels.providers.folder.place import place_at
+from flows.labels.providers.folder.place import open_storage
 from flows.labels.providers.folder.provider import FolderProvider
 from tasks import files
-from tasks.contracts import HandoffTask, Prediction
+from tasks.contracts import AnnotationTask, Prediction
 from tasks.params import load_params
-from tasks.paths import image_id_of
+from tasks.paths import image_id_from_sha256
 from tests.flows.tiny import REPOSITORY
 from tests.services import S3Server
 
@@ -34,37 +34,37 @@ class Team:
 
     root: Path
     location: str
-    delivery: Delivery
-    tasks: list[HandoffTask]
-    consensus_frac: float = 0.0
+    delivery: AnnotationBatch
+    tasks: list[AnnotationTask]
+    double_annotation_frac: float = 0.0
 
     @property
     def provider(self) -> FolderProvider:
-        changed = {"kind": "folder", "location": self.location, "consensus_frac": self.consensus_frac}
+        changed = {"kind": "folder", "url": self.location, "double_annotation_frac": self.double_annotation_frac}
         params = load_params(REPOSITORY / "params.yaml").provider.model_copy(update=changed)
         return FolderProvider(params, CLASSES, self.root)
 
-    def put(self, name: str, content: bytes | str | dict[str, Any], age_s: float = 3600) -> None:
+    def write_to_inbox(self, name: str, content: bytes | str | dict[str, Any], age_s: float = 3600) -> None:
         """Lay a file into the inbox, as old as that."""
         text = json.dumps(content) if isinstance(content, dict) else content
         raw = text.encode() if isinstance(text, str) else text
-        place_at(self.location, self.root).write(f"inbox/{name}", raw)
+        open_storage(self.location, self.root).write(f"inbox/{name}", raw)
         if not self.location.startswith("s3://"):
             moment = time.time() - age_s
             os.utime(Path(self.location) / "inbox" / name, (moment, moment))
 
-    def outbox(self, name: str) -> bytes | None:
-        return place_at(self.location, self.root).find(f"outbox/{name}")
+    def read_outbox(self, name: str) -> bytes | None:
+        return open_storage(self.location, self.root).read_optional(f"outbox/{name}")
 
-    def names(self, folder: str) -> set[str]:
-        return {entry.name for entry in place_at(self.location, self.root).entries(folder)}
+    def list_names(self, folder: str) -> set[str]:
+        return {entry.name for entry in open_storage(self.location, self.root).list_files(folder)}
 
-    def collect(self) -> tuple[dict[str, Returned], list[str]]:
+    def collect(self) -> tuple[dict[str, RawAnnotation], list[str]]:
         """Answers by image id (there must be one each), and the problems."""
         found = self.provider.collect(self.delivery)
-        answers = [answer for answer in found if "problem" not in answer]
-        by_id = {answer["image_id"]: answer for answer in answers}
-        assert len(by_id) == len(answers)
+        annotations = [raw for raw in found if "problem" not in raw]
+        by_id = {answer["image_id"]: answer for answer in annotations}
+        assert len(by_id) == len(annotations)
         return by_id, [answer["problem"] for answer in found if "problem" in answer]
 
     def coco(self, boxes: Sequence[tuple[int, str, Sequence[float]]], **more: Any) -> dict[str, Any]:
@@ -91,11 +91,11 @@ def make_team(root: Path, location: str, uri_of: Callable[[str], str] = lambda n
         (root / "data" / "images").mkdir(parents=True, exist_ok=True)
         path = root / "data" / "images" / "new.png"
         Image.fromarray(pixels).save(path)
-        image_id = image_id_of(files.sha256_file(path))
+        image_id = image_id_from_sha256(files.sha256_file(path))
         path.rename(path.with_name(f"{image_id}.png"))
         predictions = tuple(Prediction(category=name, xyxy_px=corners, score=0.5) for name, corners in boxes)
         tasks.append(
-            HandoffTask(
+            AnnotationTask(
                 image_id=image_id, uri=uri_of(f"{image_id}.png"), width_px=WIDTH, height_px=HEIGHT, rank=number + 1,
                 reason="why", uncertainty=0.5, predictions=predictions, model_digest="ab" * 32,
             )
@@ -104,7 +104,7 @@ def make_team(root: Path, location: str, uri_of: Callable[[str], str] = lambda n
     lines = "".join(task.model_dump_json() + "\n" for task in tasks)
     files.write_bytes(folder / "manifest.jsonl", lines.encode())
     ids = tuple(task.image_id for task in tasks)
-    delivery = Delivery(3, "key of batch 3", folder, ids, "2026-03-01T10:00:00+00:00", "prepared", None)
+    delivery = AnnotationBatch(3, "key of batch 3", folder, ids, "2026-03-01T10:00:00+00:00", "prepared", None)
     return Team(root, location, delivery, tasks)
 
 
@@ -118,8 +118,8 @@ def team(tmp_path: Path) -> Team:
 @pytest.fixture
 def s3_team(tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Team:
     """Annotators who share a bucket; nobody waits for files to become old."""
-    s3_server.use(monkeypatch)
-    monkeypatch.setattr(recognise, "_QUIET_S", 0.0)
+    s3_server.set_environment(monkeypatch)
+    monkeypatch.setattr(recognise, "_STABLE_AFTER_S", 0.0)
     return make_team(tmp_path / "campaign", f"s3://{s3_server.new_bucket()}/team/campaign")
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from flows.labels.providers.folder import recognise
-from flows.labels.providers.folder.layouts import voc, yolo
-from flows.labels.providers.folder.outbox import offered_names
+from flows.labels.providers.folder.layouts import to_voc, to_yolo
+from flows.labels.providers.folder.outbox import offered_images
 from tests.flows.folder.conftest import CLASSES, HEIGHT, WIDTH, Team
 
 
@@ -20,7 +20,7 @@ def test_coco_of_the_whole_batch_finishes_only_what_somebody_touched(team: Team)
         (1, "cat", [1, 1, 8, 8]),
         (3, "dog, small", [5, 6, 7, 8]),
     ]
-    team.put("batch-0003/instances.json", team.coco(drawn_again))
+    team.write_to_inbox("batch-0003/instances.json", team.coco(drawn_again))
     answers, problems = team.collect()
     first, second, third, fourth = (task.image_id for task in team.tasks)
     assert problems == []
@@ -51,8 +51,8 @@ def test_reviewed_images_are_finished_with_what_is_there(team: Team, how: str) -
     elif how == "csv with another name":
         csv = f"image;status;annotator;seconds_spent;finished_at\n{first};;jo;30;2026-03-02T08:00:00+01:00\n{third};;;;"
     if csv:
-        team.put("batch-0003/reviewed.csv", csv)
-    team.put("batch-0003/export/a.json", document)
+        team.write_to_inbox("batch-0003/reviewed.csv", csv)
+    team.write_to_inbox("batch-0003/export/a.json", document)
     answers, problems = team.collect()
     assert problems == []
     assert answers[first]["status"] == "labeled"
@@ -65,7 +65,7 @@ def test_reviewed_images_are_finished_with_what_is_there(team: Team, how: str) -
 
 def test_a_line_may_say_empty_or_skipped_by_itself_but_never_empty_by_default(team: Team) -> None:
     first, second, third, _ = (task.image_id for task in team.tasks)
-    team.put("batch-0003/reviewed.csv", f"image,status\n{first},empty\n{second},skipped\n{third},\n")
+    team.write_to_inbox("batch-0003/reviewed.csv", f"image,status\n{first},empty\n{second},skipped\n{third},\n")
     answers, problems = team.collect()
     assert problems == []
     assert {image_id: answer["status"] for image_id, answer in answers.items()} == {first: "empty", second: "skipped"}
@@ -73,10 +73,10 @@ def test_a_line_may_say_empty_or_skipped_by_itself_but_never_empty_by_default(te
 
 def test_yolo_and_voc_files_finish_their_image_even_empty_ones(team: Team) -> None:
     first, second, third, fourth = (task.image_id for task in team.tasks)
-    team.put(f"batch-0003/labels/train/{first}.txt", "1 0.5 0.5 0.5 0.25\n")
-    team.put(f"batch-0003/labels/train/{second}.txt", "")
-    team.put(f"batch-0003/{third}.xml", "<annotation><annotator>jo</annotator></annotation>")
-    team.put(
+    team.write_to_inbox(f"batch-0003/labels/train/{first}.txt", "1 0.5 0.5 0.5 0.25\n")
+    team.write_to_inbox(f"batch-0003/labels/train/{second}.txt", "")
+    team.write_to_inbox(f"batch-0003/{third}.xml", "<annotation><annotator>jo</annotator></annotation>")
+    team.write_to_inbox(
         f"batch-0003/{fourth}.xml",
         f"<annotation><size><width>{WIDTH}</width><height>{HEIGHT}</height></size><seconds_spent>9</seconds_spent>"
         "<object><name>cat</name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>10</xmax><ymax>11</ymax></bndbox></object>"
@@ -101,13 +101,13 @@ def published(team: Team) -> None:
 
 
 def test_the_handed_out_files_brought_back_are_no_answer_unless_somebody_says_so(team: Team) -> None:
-    for image in offered_names(team.tasks):
-        team.put(f"batch-0003/a/{image.task.image_id}.xml", voc(image))
+    for image in offered_images(team.tasks):
+        team.write_to_inbox(f"batch-0003/a/{image.task.image_id}.xml", to_voc(image))
         if image.task.predictions:
-            team.put(f"batch-0003/b/{image.task.image_id}.txt", yolo(image.task, CLASSES))
-    team.put("batch-0003/coco.json", team.outbox("batch-0003/preannotations/coco.json") or b"")
+            team.write_to_inbox(f"batch-0003/b/{image.task.image_id}.txt", to_yolo(image.task, CLASSES))
+    team.write_to_inbox("batch-0003/coco.json", team.read_outbox("batch-0003/preannotations/coco.json") or b"")
     assert team.collect() == ({}, [])
-    team.put("batch-0003/reviewed.csv", f"image\n{team.tasks[0].image_id}\n")
+    team.write_to_inbox("batch-0003/reviewed.csv", f"image\n{team.tasks[0].image_id}\n")
     found = team.provider.collect(team.delivery)
     assert [answer["image_id"] for answer in found] == 3 * [team.tasks[0].image_id]  # once a file
     for answer in found:
@@ -115,21 +115,21 @@ def test_the_handed_out_files_brought_back_are_no_answer_unless_somebody_says_so
 
 
 def test_verified_is_what_labelimg_writes_when_the_boxes_were_right(team: Team) -> None:
-    image = offered_names(team.tasks)[0]
-    team.put(
+    image = offered_images(team.tasks)[0]
+    team.write_to_inbox(
         f"batch-0003/{image.task.image_id}.xml",
-        voc(image).replace(b"<annotation>", b'<annotation verified="yes">'),
+        to_voc(image).replace(b"<annotation>", b'<annotation verified="yes">'),
     )
     assert list(team.collect()[0]) == [image.task.image_id]
 
 
 def test_class_numbers_are_those_of_the_nearest_list(team: Team) -> None:
     first, second, third, _ = (task.image_id for task in team.tasks)
-    team.put("batch-0003/jo/data.yaml", "names: ['dog, small', cat]")
-    team.put(f"batch-0003/jo/labels/{first}.txt", "0 0.5 0.5 0.5 0.5")
-    team.put("batch-0003/ann/classes.txt", "bird\ncat\n")
-    team.put(f"batch-0003/ann/{second}.txt", "0 0.5 0.5 0.5 0.5")
-    team.put(f"batch-0003/{third}.txt", "0 0.5 0.5 0.5 0.5")
+    team.write_to_inbox("batch-0003/jo/data.yaml", "names: ['dog, small', cat]")
+    team.write_to_inbox(f"batch-0003/jo/labels/{first}.txt", "0 0.5 0.5 0.5 0.5")
+    team.write_to_inbox("batch-0003/ann/classes.txt", "bird\ncat\n")
+    team.write_to_inbox(f"batch-0003/ann/{second}.txt", "0 0.5 0.5 0.5 0.5")
+    team.write_to_inbox(f"batch-0003/{third}.txt", "0 0.5 0.5 0.5 0.5")
     answers, _ = team.collect()
     named = {image_id: answer["boxes"][0]["category"] for image_id, answer in answers.items()}
     assert named == {first: "dog, small", second: "bird", third: "cat"}  # the door refuses birds
@@ -137,7 +137,7 @@ def test_class_numbers_are_those_of_the_nearest_list(team: Team) -> None:
 
 def test_without_the_outbox_nobody_knows_what_class_numbers_mean(team: Team) -> None:
     (Path(team.location) / "outbox" / "batch-0003" / "_COMPLETE").unlink()
-    team.put(f"batch-0003/{team.tasks[0].image_id}.txt", "0 0.5 0.5 0.5 0.5")
+    team.write_to_inbox(f"batch-0003/{team.tasks[0].image_id}.txt", "0 0.5 0.5 0.5 0.5")
     answers, problems = team.collect()
     assert answers == {}
     assert "meaning of its class numbers is unknown" in problems[0]
@@ -148,16 +148,16 @@ def test_names_outside_the_batch_wrong_sizes_and_foreign_files_are_told(team: Te
     document["images"][0]["file_name"] = f"../../{team.tasks[0].image_id}.png"
     document["images"][1]["width"] = 80
     document["annotations"][1]["attributes"] = {"rotation": 30.0}
-    team.put("batch-0003/a.json", document)
-    team.put("batch-0003/notes.docx", b"PK\x03\x04")
-    team.put("batch-0003/export.zip", b"PK\x03\x04")
-    team.put("batch-0003/settings.json", {"theme": "dark"})
-    team.put("batch-0003/other.xml", "<svg></svg>")
-    team.put("batch-0003/README.txt", "hello")
-    team.put("batch-0003/reviewed.csv", "image\nsomething\n")
+    team.write_to_inbox("batch-0003/a.json", document)
+    team.write_to_inbox("batch-0003/notes.docx", b"PK\x03\x04")
+    team.write_to_inbox("batch-0003/export.zip", b"PK\x03\x04")
+    team.write_to_inbox("batch-0003/settings.json", {"theme": "dark"})
+    team.write_to_inbox("batch-0003/other.xml", "<svg></svg>")
+    team.write_to_inbox("batch-0003/README.txt", "hello")
+    team.write_to_inbox("batch-0003/reviewed.csv", "image\nsomething\n")
     for ignored in ("Thumbs.db", ".DS_Store", "__MACOSX/x.json", "images/a.png"):
-        team.put(f"batch-0003/{ignored}", b"x")
-    team.put("batch-0003/train.txt", "data/images/a.png\ndata/images/b.JPG\n")
+        team.write_to_inbox(f"batch-0003/{ignored}", b"x")
+    team.write_to_inbox("batch-0003/train.txt", "data/images/a.png\ndata/images/b.JPG\n")
     answers, problems = team.collect()
     assert answers == {}
     text = "\n".join(sorted(problems))
@@ -173,9 +173,15 @@ def test_names_outside_the_batch_wrong_sizes_and_foreign_files_are_told(team: Te
 
 def test_every_file_is_told_with_its_time_and_the_door_chooses(team: Team) -> None:
     first = team.tasks[0].image_id
-    team.put("batch-0003/old.json", team.coco([(0, "cat", [1, 1, 5, 5])], info={"annotator": "jo"}), age_s=9000)
-    team.put("batch-0003/new.json", team.coco([(0, "cat", [2, 2, 5, 5])], info={"annotator": "jo"}), age_s=600)
-    team.put("batch-0003/ann.json", team.coco([(0, "cat", [3, 3, 5, 5])], info={"annotator": "ann"}), age_s=9000)
+    team.write_to_inbox(
+        "batch-0003/old.json", team.coco([(0, "cat", [1, 1, 5, 5])], info={"annotator": "jo"}), age_s=9000
+    )
+    team.write_to_inbox(
+        "batch-0003/new.json", team.coco([(0, "cat", [2, 2, 5, 5])], info={"annotator": "jo"}), age_s=600
+    )
+    team.write_to_inbox(
+        "batch-0003/ann.json", team.coco([(0, "cat", [3, 3, 5, 5])], info={"annotator": "ann"}), age_s=9000
+    )
     found = team.provider.collect(team.delivery)
     assert {(a["annotator"], a["boxes"][0]["xyxy_px"][0], a["answer_id"]) for a in found} == {
         ("ann", 3.0, f"batch-0003/ann/{first}"),
@@ -183,34 +189,34 @@ def test_every_file_is_told_with_its_time_and_the_door_chooses(team: Team) -> No
         ("jo", 2.0, f"batch-0003/jo/{first}"),
     }
     newest = max(found, key=lambda answer: datetime.fromisoformat(answer["finished_at"]))
-    assert newest["link"] == str(Path(team.location) / "inbox/batch-0003/new.json")
+    assert newest["url"] == str(Path(team.location) / "inbox/batch-0003/new.json")
 
 
 def test_half_written_files_wait_for_the_next_night_and_are_named(team: Team, caplog: pytest.LogCaptureFixture) -> None:
     whole = json.dumps(team.coco([(0, "cat", [1, 1, 5, 5])]))
-    team.put("batch-0003/a.json", whole[:-30])
-    team.put(f"batch-0003/{team.tasks[1].image_id}.xml", "<annotation><object>")
-    team.put("batch-0003/c.json", "")
-    team.put(f"batch-0003/{team.tasks[2].image_id}.txt", "")
+    team.write_to_inbox("batch-0003/a.json", whole[:-30])
+    team.write_to_inbox(f"batch-0003/{team.tasks[1].image_id}.xml", "<annotation><object>")
+    team.write_to_inbox("batch-0003/c.json", "")
+    team.write_to_inbox(f"batch-0003/{team.tasks[2].image_id}.txt", "")
     answers, problems = team.collect()
     assert (list(answers), problems) == ([team.tasks[2].image_id], [])
     said = " ".join(record.getMessage() for record in caplog.records)
     for name in ("a.json", f"{team.tasks[1].image_id}.xml", "c.json"):
         assert f"{name}: the" in said
     assert "left for the next night" in said
-    team.put("batch-0003/a.json", whole)
+    team.write_to_inbox("batch-0003/a.json", whole)
     assert set(team.collect()[0]) == {team.tasks[0].image_id, team.tasks[2].image_id}
 
 
 def test_a_file_that_stays_half_is_set_aside_in_the_end(team: Team) -> None:
-    team.put("batch-0003/a.json", '{"images": [', age_s=3 * 86_400)
+    team.write_to_inbox("batch-0003/a.json", '{"images": [', age_s=3 * 86_400)
     assert team.collect() == ({}, ["a.json: the JSON ends too early, expected a whole file"])
 
 
 def test_a_file_that_is_being_written_is_not_read(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (task.image_id for task in team.tasks[:2])
-    team.put(f"batch-0003/{first}.txt", "", age_s=0)
-    team.put(f"batch-0003/{second}.txt", "", age_s=0)
+    team.write_to_inbox(f"batch-0003/{first}.txt", "", age_s=0)
+    team.write_to_inbox(f"batch-0003/{second}.txt", "", age_s=0)
     waited_s: list[float] = []
 
     def write_on(seconds: float) -> None:
@@ -222,7 +228,7 @@ def test_a_file_that_is_being_written_is_not_read(team: Team, monkeypatch: pytes
 
     monkeypatch.setattr("flows.labels.providers.folder.recognise.time.sleep", write_on)
     assert list(team.collect()[0]) == [first]
-    assert 0 < waited_s[0] <= recognise._QUIET_S
+    assert 0 < waited_s[0] <= recognise._STABLE_AFTER_S
 
 
 def test_links_pipes_and_bytes_that_are_no_names_do_no_harm(team: Team, tmp_path: Path) -> None:
@@ -247,8 +253,8 @@ def test_links_pipes_and_bytes_that_are_no_names_do_no_harm(team: Team, tmp_path
 
 def test_a_file_nobody_may_read_does_not_hold_up_the_others(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (task.image_id for task in team.tasks[:2])
-    team.put(f"batch-0003/{first}.txt", "0 0.5 0.5 0.5 0.5")
-    team.put(f"batch-0003/closed/{second}.txt", "0 0.5 0.5 0.5 0.5")
+    team.write_to_inbox(f"batch-0003/{first}.txt", "0 0.5 0.5 0.5 0.5")
+    team.write_to_inbox(f"batch-0003/closed/{second}.txt", "0 0.5 0.5 0.5 0.5")
     original = Path.read_bytes
 
     def read(path: Path) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.campaign import campaign
+from flows.campaign import run_rounds
 from tasks import files
 from tasks.annotated import read_annotated
 from tasks.label_store import read_batch
@@ -17,7 +17,7 @@ from tests.flows.tiny import BUDGET, CLASSES
 pytestmark = pytest.mark.slow
 
 
-def annotate(workspace: Workspace, share: Path, batch: str) -> int:
+def annotate_batch(workspace: Workspace, share: Path, batch: str) -> int:
     """Answer every image of a batch from what the simulated annotator would know; how many there were."""
     known = {image.image_id: image.boxes for image in read_annotated(workspace.oracle, CLASSES)}
     document = json.loads((share / "outbox" / batch / "coco.json").read_text())
@@ -42,17 +42,15 @@ def test_two_batches_through_a_directory_and_rubbish_in_quarantine(
     share = tmp_path / "share"
     share.mkdir()
     text = tiny.params.read_text()
-    tiny.params.write_text(
-        text.replace("kind: simulated", "kind: folder").replace("location: ''", "location: ../share")
-    )
-    assert [result.outcome for result in campaign(tiny.root, 1)] == ["finished"]
+    tiny.params.write_text(text.replace("kind: oracle", "kind: folder").replace("url: ''", "url: ../share"))
+    assert [result.outcome for result in run_rounds(tiny.root, 1)] == ["completed"]
     assert (share / "outbox" / "batch-0001" / "_COMPLETE").is_file()
-    assert [result.outcome for result in campaign(tiny.root, 1)] == ["waiting"]
-    assert annotate(tiny, share, "batch-0001") == BUDGET
+    assert [result.outcome for result in run_rounds(tiny.root, 1)] == ["waiting_for_labels"]
+    assert annotate_batch(tiny, share, "batch-0001") == BUDGET
     odd = share / "inbox" / "batch-0001" / "odd.json"
     files.write_json(odd, {"theme": "dark"})
     os.utime(odd, (0, 0))
-    assert [result.outcome for result in campaign(tiny.root, 1)] == ["finished"]
+    assert [result.outcome for result in run_rounds(tiny.root, 1)] == ["completed"]
     batch = read_batch(tiny.label_batch(1))
     assert (batch.provider, len(batch.images)) == ("folder", BUDGET)
     assert {image.annotator for image in batch.images} == {"annotator"}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from flows.labels.providers.base import ProviderError
 from flows.labels.providers.folder import place
-from flows.labels.providers.folder.place import Bucket, Directory, place_at
+from flows.labels.providers.folder.place import LocalStorage, S3Storage, open_storage
 from flows.labels.providers.folder.provider import FolderProvider
 from tasks import files, object_store
 from tests.flows.folder.conftest import CLASSES, Team, make_team
@@ -24,22 +24,22 @@ def test_a_batch_has_all_that_an_outside_tool_needs(any_team: Team) -> None:
     receipt = any_team.provider.deliver(any_team.delivery)
     assert receipt == f"{any_team.location}/outbox/batch-0003"
     ids = [task.image_id for task in any_team.tasks]
-    assert any_team.names("outbox/batch-0003") == {
+    assert any_team.list_names("outbox/batch-0003") == {
         "README.md", "manifest.jsonl", "coco.json", "_COMPLETE", "preannotations/coco.json",
         "preannotations/yolo/data.yaml", *(f"preannotations/yolo/labels/{i}.txt" for i in ids),
         *(f"preannotations/voc/{i}.xml" for i in ids), *(f"images/{i}.png" for i in ids),
     }  # fmt: skip
-    skeleton = json.loads(any_team.outbox("batch-0003/coco.json") or b"")
+    skeleton = json.loads(any_team.read_outbox("batch-0003/coco.json") or b"")
     assert skeleton["annotations"] == []
     assert [image["file_name"] for image in skeleton["images"]] == [f"images/{i}.png" for i in ids]
-    lines = [json.loads(line) for line in (any_team.outbox("batch-0003/manifest.jsonl") or b"").splitlines()]
+    lines = [json.loads(line) for line in (any_team.read_outbox("batch-0003/manifest.jsonl") or b"").splitlines()]
     for line in lines:
-        assert files.sha256_bytes(any_team.outbox(f"batch-0003/{line['uri']}") or b"") == line["sha256"]
-    complete = json.loads(any_team.outbox("batch-0003/_COMPLETE") or b"")
+        assert files.sha256_bytes(any_team.read_outbox(f"batch-0003/{line['uri']}") or b"") == line["sha256"]
+    complete = json.loads(any_team.read_outbox("batch-0003/_COMPLETE") or b"")
     assert complete["classes"] == list(CLASSES)
     for name, sha256 in complete["sha256"].items():
-        assert files.sha256_bytes(any_team.outbox(f"batch-0003/{name}") or b"") == sha256
-    assert "inbox/batch-0003/" in (any_team.outbox("batch-0003/README.md") or b"").decode()
+        assert files.sha256_bytes(any_team.read_outbox(f"batch-0003/{name}") or b"") == sha256
+    assert "inbox/batch-0003/" in (any_team.read_outbox("batch-0003/README.md") or b"").decode()
     again = any_team.provider.deliver(any_team.delivery)
     assert again == receipt
 
@@ -57,11 +57,11 @@ def test_images_in_a_bucket_stay_there_and_are_named(tmp_path: Path) -> None:
     (tmp_path / "share").mkdir()
     team = make_team(tmp_path / "campaign", str(tmp_path / "share"), lambda name: f"s3://pool/cam 1/{name}")
     team.provider.deliver(team.delivery)
-    assert not any(name.startswith("images/") for name in team.names("outbox/batch-0003"))
-    skeleton = json.loads(team.outbox("batch-0003/coco.json") or b"")
+    assert not any(name.startswith("images/") for name in team.list_names("outbox/batch-0003"))
+    skeleton = json.loads(team.read_outbox("batch-0003/coco.json") or b"")
     assert skeleton["images"][0]["file_name"] == team.tasks[0].uri
     document = {**skeleton, "reviewed": [team.tasks[0].uri, skeleton["images"][1]["id"]]}
-    team.put("batch-0003/a.json", document)
+    team.write_to_inbox("batch-0003/a.json", document)
     assert set(team.collect()[0]) == {team.tasks[0].image_id, team.tasks[1].image_id}
 
 
@@ -70,13 +70,13 @@ def test_partial_work_comes_in_night_by_night_and_the_same_twice(any_team: Team)
     team.provider.deliver(team.delivery)
     first, second, third, _ = (task.image_id for task in team.tasks)
     assert team.collect() == ({}, [])
-    team.put("batch-0003/a.json", team.coco([(0, "cat", [1, 1, 5, 5])]))
+    team.write_to_inbox("batch-0003/a.json", team.coco([(0, "cat", [1, 1, 5, 5])]))
     monday = team.collect()
     assert set(monday[0]) == {first}
     assert team.collect() == monday
-    team.put(f"batch-0003/labels/{second}.txt", "0 0.5 0.5 0.5 0.5\n")
+    team.write_to_inbox(f"batch-0003/labels/{second}.txt", "0 0.5 0.5 0.5 0.5\n")
     team.provider.withdraw(team.delivery, [third])
-    team.put(f"batch-0003/{third}.xml", "<annotation></annotation>")
+    team.write_to_inbox(f"batch-0003/{third}.xml", "<annotation></annotation>")
     late, problems = team.collect()
     assert (set(late), problems) == ({first, second, third}, [])
     assert team.provider.status(team.delivery).finished == 3
@@ -85,25 +85,25 @@ def test_partial_work_comes_in_night_by_night_and_the_same_twice(any_team: Team)
 def test_withdrawn_images_are_named_once_and_for_all(any_team: Team) -> None:
     team = any_team
     team.provider.withdraw(team.delivery, [team.tasks[0].image_id])
-    assert team.outbox("batch-0003/withdrawn.json") is None  # nothing went out
+    assert team.read_outbox("batch-0003/withdrawn.json") is None  # nothing went out
     team.provider.deliver(team.delivery)
     team.provider.withdraw(team.delivery, [team.tasks[1].image_id, "of another batch"])
     team.provider.withdraw(team.delivery, [team.tasks[0].image_id])
     team.provider.withdraw(team.delivery, [])
-    withdrawn = json.loads(team.outbox("batch-0003/withdrawn.json") or b"")
+    withdrawn = json.loads(team.read_outbox("batch-0003/withdrawn.json") or b"")
     assert withdrawn == {"image_ids": sorted(task.image_id for task in team.tasks[:2])}
 
 
 def test_a_share_goes_to_a_second_annotator_who_does_not_see_the_first(any_team: Team) -> None:
     team = any_team
-    team.consensus_frac = 0.5
+    team.double_annotation_frac = 0.5
     team.provider.deliver(team.delivery)
-    second = json.loads(team.outbox("batch-0003-second/coco.json") or b"")
+    second = json.loads(team.read_outbox("batch-0003-second/coco.json") or b"")
     doubled = [image["image_id"] for image in second["images"]]
     assert len(doubled) == 2
     image_id = doubled[0]
-    team.put(f"batch-0003/{image_id}.txt", "0 0.5 0.5 0.5 0.5\n")
-    team.put(f"batch-0003-second/{image_id}.txt", "1 0.5 0.5 0.25 0.25\n")
+    team.write_to_inbox(f"batch-0003/{image_id}.txt", "0 0.5 0.5 0.5 0.5\n")
+    team.write_to_inbox(f"batch-0003-second/{image_id}.txt", "1 0.5 0.5 0.25 0.25\n")
     found = team.provider.collect(team.delivery)
     assert {(answer["annotator"], answer["boxes"][0]["category"]) for answer in found} == {
         ("annotator", "cat"),
@@ -113,11 +113,11 @@ def test_a_share_goes_to_a_second_annotator_who_does_not_see_the_first(any_team:
     assert team.provider.status(team.delivery).finished == 1
 
 
-class Killed(BaseException):
+class SimulatedCrash(BaseException):
     """Stands for SIGKILL: nothing may catch it."""
 
 
-def interrupted(
+def crash_at_call(
     monkeypatch: pytest.MonkeyPatch, names: list[tuple[Any, str]], at: int, after: bool
 ) -> Callable[[], int]:
     """Die at the n-th of these calls, before or after it; tells how many there were."""
@@ -131,10 +131,10 @@ def interrupted(
                 count += 1
                 mine = count
             if mine == at and not after:
-                raise Killed
+                raise SimulatedCrash
             result = original(*args, **kwargs)
             if mine == at and after:
-                raise Killed
+                raise SimulatedCrash
             return result
 
         return call
@@ -144,37 +144,37 @@ def interrupted(
     return lambda: count
 
 
-LOCAL = [(shutil, "copyfile"), (Path, "write_bytes"), (Path, "mkdir"), (Path, "rename"), (place, "_fsync")]
-REMOTE = [(place, "write_object"), (place, "upload_file")]
+LOCAL_CALLS = [(shutil, "copyfile"), (Path, "write_bytes"), (Path, "mkdir"), (Path, "rename"), (place, "_fsync")]
+REMOTE_CALLS = [(place, "write_object"), (place, "upload_file")]
 
 
 @pytest.mark.parametrize("after", [False, True])
 def test_delivery_killed_anywhere_is_finished_by_the_next_call(any_team: Team, after: bool) -> None:
     team = any_team
-    team.consensus_frac = 0.5
-    calls = REMOTE if team.location.startswith("s3://") else LOCAL
+    team.double_annotation_frac = 0.5
+    calls = REMOTE_CALLS if team.location.startswith("s3://") else LOCAL_CALLS
     with pytest.MonkeyPatch.context() as patch:
-        total = interrupted(patch, calls, at=0, after=after)
+        total = crash_at_call(patch, calls, at=0, after=after)
         team.provider.deliver(team.delivery)
-    whole = {name: team.outbox(name) for name in team.names("outbox")}
+    whole = {name: team.read_outbox(name) for name in team.list_names("outbox")}
     last = total()
     for at in sorted({*range(1, last, 12), *range(last - 3, last + 1)}):
         sub = Team(team.root, f"{team.location}/again-{at}", team.delivery, team.tasks, 0.5)
-        if calls is LOCAL:
+        if calls is LOCAL_CALLS:
             Path(sub.location).mkdir()
         with pytest.MonkeyPatch.context() as patch:
-            interrupted(patch, calls, at=at, after=after)
-            with pytest.raises(Killed):
+            crash_at_call(patch, calls, at=at, after=after)
+            with pytest.raises(SimulatedCrash):
                 sub.provider.deliver(sub.delivery)
         for batch in ("batch-0003", "batch-0003-second"):
-            marked = sub.outbox(f"{batch}/_COMPLETE")
+            marked = sub.read_outbox(f"{batch}/_COMPLETE")
             if marked:  # what is marked is whole
                 assert marked == whole[f"{batch}/_COMPLETE"]
-                assert {n for n in sub.names("outbox") if n.startswith(f"{batch}/")} == {
+                assert {n for n in sub.list_names("outbox") if n.startswith(f"{batch}/")} == {
                     n for n in whole if n.startswith(f"{batch}/")
                 }
         sub.provider.deliver(sub.delivery)
-        assert {name: sub.outbox(name) for name in sub.names("outbox")} == whole
+        assert {name: sub.read_outbox(name) for name in sub.list_names("outbox")} == whole
 
 
 def test_another_campaign_at_the_same_place_is_refused(any_team: Team) -> None:
@@ -201,7 +201,7 @@ def test_an_image_that_is_gone_or_another_is_not_handed_out(team: Team) -> None:
     path.unlink()
     with pytest.raises(ProviderError, match="image is missing"):
         team.provider.deliver(team.delivery)
-    assert team.names("outbox") == set()
+    assert team.list_names("outbox") == set()
 
 
 def test_a_location_that_is_missing_closed_or_inside_the_campaign_is_refused_early(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_location_that_is_missing_closed_or_inside_the_campaign_is_refused_ear
         provider(str(tmp_path.parent / "none")).check()
     with pytest.raises(ProviderError, match="outside the campaign"):
         provider("annotators").check()
-    assert isinstance(place_at("../share", tmp_path), Directory)
+    assert isinstance(open_storage("../share", tmp_path), LocalStorage)
     closed = tmp_path.parent / f"{tmp_path.name}-closed"
     closed.write_text("a file")
     with pytest.raises(ProviderError, match="the directory is missing"):
@@ -233,17 +233,17 @@ def test_rights_that_are_missing_end_in_one_sentence(team: Team, monkeypatch: py
 def test_a_bucket_that_is_not_there_or_not_ours_is_refused(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s3_server.use(monkeypatch)
+    s3_server.set_environment(monkeypatch)
     with pytest.raises(ProviderError, match="NoSuchBucket") as missing:
-        Bucket("s3://no-such-bucket-here/x").check()
+        S3Storage("s3://no-such-bucket-here/x").check()
     assert not missing.value.transient
     bucket = s3_server.new_bucket()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(ProviderError, match="SignatureDoesNotMatch") as refused:
-        Bucket(f"s3://{bucket}/x").check()
+        S3Storage(f"s3://{bucket}/x").check()
     assert "wrong" not in str(refused.value)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    monkeypatch.setattr(object_store, "_ATTEMPTS", 1)
+    monkeypatch.setattr(object_store, "_MAX_ATTEMPTS", 1)
     with pytest.raises(ProviderError, match="out of reach") as away:
-        Bucket(f"s3://{bucket}/x").check()
+        S3Storage(f"s3://{bucket}/x").check()
     assert away.value.transient

@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 
 from tasks.paths import Workspace
-from tests.flows.lifecycle.label_tool import LabelTool
-from tests.flows.lifecycle.plain_nights import PARAMS, make_plain_campaign, plain_night
+from tests.flows.lifecycle.label_tool import FakeProvider
+from tests.flows.lifecycle.plain_nights import PARAMS, make_fake_campaign, run_fake_round
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """A campaign whose first batch is with the annotators."""
-    made = make_plain_campaign(tmp_path / "campaign")
-    assert plain_night(made, LabelTool(tmp_path / "tool.json"), PARAMS).outcome == "finished"
+    made = make_fake_campaign(tmp_path / "campaign")
+    assert run_fake_round(made, FakeProvider(tmp_path / "tool.json"), PARAMS).outcome == "completed"
     return made
 
 
 @pytest.fixture
-def tool(workspace: Workspace, tmp_path: Path) -> LabelTool:
+def fake_provider(workspace: Workspace, tmp_path: Path) -> FakeProvider:
     """The tool they work in."""
-    return LabelTool(tmp_path / "tool.json")
+    return FakeProvider(tmp_path / "tool.json")

@@ -9,38 +9,40 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from tests.flows.providers.team import Annotator
-from tests.services import missing
+from tests.services import skip_or_fail
 
-_QUIET = (
+_CHROMIUM_ARGS = (
     "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
     "--no-first-run"
 )
-_PATIENCE_MS = 120_000
+_TIMEOUT_MS = 120_000
 
 
 @contextmanager
-def browser_at(server: str) -> Iterator[Page]:
+def open_browser(server: str) -> Iterator[Page]:
     """An empty page for one server; nothing may be loaded from elsewhere, by this page or those it opens."""
     program = os.environ.get("GLEANER_CHROMIUM") or shutil.which("chromium")
     if program is None:
-        missing("chromium is not installed: apt-get install chromium, or set GLEANER_CHROMIUM")
-    elsewhere: list[str] = []
+        skip_or_fail("chromium is not installed: apt-get install chromium, or set GLEANER_CHROMIUM")
+    external_requests: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=_QUIET.split())
+        browser = playwright.chromium.launch(executable_path=program, args=_CHROMIUM_ARGS.split())
         context = browser.new_context(viewport={"width": 1400, "height": 900})
-        context.set_default_timeout(_PATIENCE_MS)
-        context.on("request", lambda request: None if _is_local(request.url, server) else elsewhere.append(request.url))
+        context.set_default_timeout(_TIMEOUT_MS)
+        context.on(
+            "request", lambda request: None if _is_local(request.url, server) else external_requests.append(request.url)
+        )
         try:
             yield context.new_page()
         finally:
             browser.close()
-    assert elsewhere == []
+    assert external_requests == []
 
 
 @contextmanager
 def label_stream(annotator: Annotator, project: int) -> Iterator[Page]:
     """The page of Label Studio where an annotator gets one task after the other."""
-    with browser_at(annotator.url) as page:
+    with open_browser(annotator.url) as page:
         page.goto(f"{annotator.url}/user/login/")
         page.fill("input[name=email]", annotator.email)
         page.fill("input[name=password]", annotator.password)

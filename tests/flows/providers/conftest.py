@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from infra.label_studio.account import account_in
-from infra.label_studio.install import CHECKOUT, LOCK, installed
+from infra.label_studio.account import load_or_create_admin
+from infra.label_studio.install import REPOSITORY_ROOT, REQUIREMENTS_LOCK, installed_program
 from infra.label_studio.service import label_studio as describe
 from infra.stack.ports import free_ports
 from tasks import files
 from tests.flows.providers.team import Annotator, Team, new_team, sign_up
-from tests.services import S3Server, missing, serving
+from tests.services import S3Server, running_service, skip_or_fail
 
 
 @dataclass(frozen=True)
@@ -32,33 +32,33 @@ class LabelStudioServer:
 @pytest.fixture(scope="session")
 def label_studio(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[LabelStudioServer]:
     """The server, with credentials of the S3 server; every test takes a campaign of its own, and with it a project."""
-    program = installed()
+    program = installed_program()
     if program is None:
-        missing("Label Studio is not installed: python -m infra.label_studio.install")
+        skip_or_fail("Label Studio is not installed: python -m infra.label_studio.install")
         return
     folder = tmp_path_factory.mktemp("label_studio")
-    shutil.copytree(migrated(program), folder / "data")
+    shutil.copytree(migrated_data_folder(program), folder / "data")
     served = folder / "files"
     served.mkdir()
-    account = account_in(folder / "data", {})
+    account = load_or_create_admin(folder / "data", {})
     with pytest.MonkeyPatch.context() as patch:
-        s3_server.use(patch)
+        s3_server.set_environment(patch)
         service = describe(program, folder / "data", served, free_ports(), account)
-    with serving(service):
+    with running_service(service):
         owner = Annotator(account.email, account.password, account.token, service.url)
         second = sign_up(owner, "second@example.com", "a password of theirs")
         yield LabelStudioServer(service.url, served, owner, second)
 
 
-def migrated(program: Path) -> Path:
+def migrated_data_folder(program: Path) -> Path:
     """A data folder as a first start leaves it; made anew when the lock changes, by one of the workers side by side."""
-    kept = CHECKOUT / ".cache" / "label_studio" / files.sha256_file(LOCK)[:12]
+    kept = REPOSITORY_ROOT / ".cache" / "label_studio" / files.sha256_file(REQUIREMENTS_LOCK)[:12]
     kept.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{kept}.lock"):
         if not kept.is_dir():
             building = Path(tempfile.mkdtemp(dir=kept.parent, prefix=".building-"))
             data = building / "data"
-            with serving(describe(program, data, building, free_ports(), account_in(data, {}))):
+            with running_service(describe(program, data, building, free_ports(), load_or_create_admin(data, {}))):
                 pass
             data.rename(kept)
             shutil.rmtree(building)

@@ -12,13 +12,13 @@ from label_studio_sdk import LabelStudio
 from PIL import Image, ImageDraw
 
 from flows import vcs
-from flows.labels.providers.base import Delivery, Returned
+from flows.labels.providers.base import AnnotationBatch, RawAnnotation
 from flows.labels.providers.label_studio.labeling_config import CONTROL, IMAGE
-from flows.labels.providers.label_studio.provider import LabelStudioAnnotators
+from flows.labels.providers.label_studio.provider import LabelStudioProvider
 from tasks import files
-from tasks.contracts import HandoffTask, LabelBatch, Prediction
+from tasks.contracts import AnnotationTask, LabelBatch, Prediction
 from tasks.params import load_params
-from tasks.paths import Workspace, image_id_of
+from tasks.paths import Workspace, image_id_from_sha256
 from tests.flows.tiny import REPOSITORY
 
 CLASSES = ("cup", "fork & <knife>")
@@ -27,27 +27,29 @@ BOXES = ((40.0, 30.0, 140.0, 120.5), (180.25, 90.0, 300.0, 220.0))
 """Where the things are that are drawn on every picture."""
 
 
-def draw_picture(path: Path, number: int) -> None:
+def make_image(path: Path, number: int) -> None:
     """A table with two things on it, different in each picture."""
     noise = np.random.default_rng(number).integers(90, 110, size=(HEIGHT, WIDTH, 3))
-    picture = Image.fromarray(noise.astype(np.uint8))
-    pen = ImageDraw.Draw(picture)
+    image = Image.fromarray(noise.astype(np.uint8))
+    pen = ImageDraw.Draw(image)
     pen.ellipse(BOXES[0], fill=(230, 200, 60))
     pen.rectangle(BOXES[1], fill=(60, 90, 200))
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
 
 
-def draw_source(images: Path, annotations: Path, pictures: int, annotated: int) -> None:
+def make_source(images: Path, annotations: Path, num_images: int, num_annotated: int) -> None:
     """So many pictures, and a COCO file that knows the first of them."""
-    for number in range(pictures):
-        draw_picture(images / f"{number:03d}.png", number)
+    for number in range(num_images):
+        make_image(images / f"{number:03d}.png", number)
     boxes = [(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in BOXES]
     content: dict[str, Any] = {
-        "images": [{"id": n, "file_name": f"{n:03d}.png", "width": WIDTH, "height": HEIGHT} for n in range(annotated)],
+        "images": [
+            {"id": n, "file_name": f"{n:03d}.png", "width": WIDTH, "height": HEIGHT} for n in range(num_annotated)
+        ],
         "annotations": [
             {"id": 2 * n + k, "image_id": n, "category_id": k, "bbox": box}
-            for n in range(annotated)
+            for n in range(num_annotated)
             for k, box in enumerate(boxes)
         ],
         "categories": [{"id": k, "name": category} for k, category in enumerate(CLASSES)],
@@ -69,33 +71,33 @@ class Annotator:
         nothing_left_open = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
         return LabelStudio(base_url=self.url, api_key=self.token, max_retries=0, httpx_client=nothing_left_open)
 
-    def ask(self, method: str, path: str, **arguments: Any) -> Any:
+    def request(self, method: str, path: str, **arguments: Any) -> Any:
         """A call the SDK is too careful for."""
         headers = {"Authorization": f"Token {self.token}"}
-        answer = httpx.request(method, self.url + path, headers=headers, timeout=60, **arguments)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
+        response = httpx.request(method, self.url + path, headers=headers, timeout=60, **arguments)
+        response.raise_for_status()
+        return response.json() if response.content else None
 
     def annotate(self, task: int, *boxes: dict[str, Any], **more: Any) -> int:
         """Submit an annotation and return its number."""
-        return int(self.ask("POST", f"/api/tasks/{task}/annotations/", json={"result": list(boxes), **more})["id"])
+        return int(self.request("POST", f"/api/tasks/{task}/annotations/", json={"result": list(boxes), **more})["id"])
 
     def fetch(self, address: str) -> bytes:
         """What this user's browser gets."""
         headers = {"Authorization": f"Token {self.token}"}
-        answer = httpx.get(httpx.URL(self.url).join(address), headers=headers, timeout=60)
-        return answer.raise_for_status().content
+        response = httpx.get(httpx.URL(self.url).join(address), headers=headers, timeout=60)
+        return response.raise_for_status().content
 
     def next_task(self, project: int) -> dict[str, Any] | None:
         """What the label stream shows next."""
         headers = {"Authorization": f"Token {self.token}"}
-        answer = httpx.get(f"{self.url}/api/projects/{project}/next", headers=headers, timeout=60)
-        return dict(answer.json()) if answer.status_code == 200 else None
+        response = httpx.get(f"{self.url}/api/projects/{project}/next", headers=headers, timeout=60)
+        return dict(response.json()) if response.status_code == 200 else None
 
 
 def sign_up(owner: Annotator, email: str, password: str) -> Annotator:
     """Make another user, by the invitation link as a person would."""
-    invitation = owner.ask("GET", "/api/invite")["invite_url"]
+    invitation = owner.request("GET", "/api/invite")["invite_url"]
     with httpx.Client(base_url=owner.url, follow_redirects=True, timeout=60) as browser:
         page = browser.get(invitation)
         found = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
@@ -106,7 +108,7 @@ def sign_up(owner: Annotator, email: str, password: str) -> Annotator:
     return Annotator(email, password, token, owner.url)
 
 
-def drawn(category: str, x1: float, y1: float, x2: float, y2: float, **more: Any) -> dict[str, Any]:
+def make_region(category: str, x1: float, y1: float, x2: float, y2: float, **more: Any) -> dict[str, Any]:
     """A box as Label Studio's editor submits it, from pixels."""
     value = {
         "x": 100 * x1 / WIDTH,
@@ -133,17 +135,19 @@ class Team:
 
     workspace: Workspace
     url: str
-    consensus_frac: float = 0.0
+    double_annotation_frac: float = 0.0
     transport: httpx.BaseTransport | None = None
 
     @property
-    def provider(self) -> LabelStudioAnnotators:
+    def provider(self) -> LabelStudioProvider:
         """A new one each time, as each night has."""
-        changed = {"kind": "label_studio", "location": self.url, "consensus_frac": self.consensus_frac}
+        changed = {"kind": "label_studio", "url": self.url, "double_annotation_frac": self.double_annotation_frac}
         params = load_params(REPOSITORY / "params.yaml").provider.model_copy(update=changed)
-        return LabelStudioAnnotators(self.workspace, CLASSES, params, self.transport)
+        return LabelStudioProvider(self.workspace, CLASSES, params, self.transport)
 
-    def delivery(self, batch: int, images: Sequence[int], teacher: str = "a" * 64, bucket: str = "") -> Delivery:
+    def make_batch(
+        self, batch: int, images: Sequence[int], teacher: str = "a" * 64, bucket: str = ""
+    ) -> AnnotationBatch:
         """A prepared delivery of some of the drawn images, or of their copies in a bucket."""
         tasks = [self._task(number, rank, teacher) for rank, number in enumerate(images, start=1)]
         if bucket:
@@ -152,12 +156,12 @@ class Team:
         files.write_bytes(folder / "manifest.jsonl", "".join(f"{t.model_dump_json()}\n" for t in tasks).encode())
         ids = tuple(task.image_id for task in tasks)
         key = files.sha256_json([vcs.campaign_id(self.workspace.root), batch, ids])
-        return Delivery(batch, key, folder, ids, "2026-03-01T00:00:00+00:00", "prepared", None)
+        return AnnotationBatch(batch, key, folder, ids, "2026-03-01T00:00:00+00:00", "prepared", None)
 
-    def _task(self, number: int, rank: int, teacher: str) -> HandoffTask:
+    def _task(self, number: int, rank: int, teacher: str) -> AnnotationTask:
         uri = f"data/images/{number}.png"
-        return HandoffTask(
-            image_id=image_id_of(files.sha256_file(self.workspace.root / uri)),
+        return AnnotationTask(
+            image_id=image_id_from_sha256(files.sha256_file(self.workspace.root / uri)),
             uri=uri,
             width_px=WIDTH,
             height_px=HEIGHT,
@@ -171,7 +175,7 @@ class Team:
             model_digest=teacher,
         )
 
-    def offered(self, delivery: Delivery) -> Delivery:
+    def deliver(self, delivery: AnnotationBatch) -> AnnotationBatch:
         """Deliver it, and record that as the night does."""
         return replace(delivery, state="delivered", receipt=self.provider.deliver(delivery))
 
@@ -180,33 +184,33 @@ def new_team(root: Path, url: str, images: int = 6) -> Team:
     """A workspace in git with drawn images below a folder that Label Studio serves."""
     workspace = Workspace(root)
     for number in range(images):
-        draw_picture(workspace.images / f"{number}.png", number)
+        make_image(workspace.images / f"{number}.png", number)
     files.write_bytes(workspace.root / ".gitignore", b"data/\ndeliveries/\n")
     seed = LabelBatch(batch=0, provider="import", collected_at="2026-03-01T00:00:00+00:00", images=())
     files.write_json(workspace.label_batch(0), seed.model_dump(mode="json"))
-    vcs.create_repository(workspace.root)
+    vcs.init_repository(workspace.root)
     vcs.ensure_identity(workspace.root)
-    vcs.git(workspace.root, "add", "--all")
-    vcs.git(workspace.root, "commit", "--quiet", "-m", f"A campaign in {root}")
+    vcs.run_git(workspace.root, "add", "--all")
+    vcs.run_git(workspace.root, "commit", "--quiet", "-m", f"A campaign in {root}")
     return Team(workspace, url)
 
 
-def project_of(delivery: Delivery) -> int:
+def project_id(delivery: AnnotationBatch) -> int:
     """The number of the project it was offered in."""
     assert delivery.receipt is not None
     return int(delivery.receipt.rpartition("/")[2])
 
 
-def task_numbers(somebody: Annotator, delivery: Delivery) -> dict[str, int]:
+def task_ids(annotator: Annotator, delivery: AnnotationBatch) -> dict[str, int]:
     """Task by image id; there must be one for each image."""
-    found = [t for t in somebody.sdk.tasks.list(project=project_of(delivery)) if t.data["delivery"] == delivery.key]
-    numbers = {task.data["image_id"]: task.id for task in found}
-    assert len(numbers) == len(found)
-    return {image_id: numbers[image_id] for image_id in delivery.image_ids if image_id in numbers}
+    found = [t for t in annotator.sdk.tasks.list(project=project_id(delivery)) if t.data["delivery"] == delivery.key]
+    task_by_image = {task.data["image_id"]: task.id for task in found}
+    assert len(task_by_image) == len(found)
+    return {image_id: task_by_image[image_id] for image_id in delivery.image_ids if image_id in task_by_image}
 
 
-def said(answers: Sequence[Returned]) -> set[tuple[str, str, str]]:
+def annotation_keys(annotations: Sequence[RawAnnotation]) -> set[tuple[str, str, str]]:
     """Image, annotator and status of each; no two the same."""
-    given = [(answer["image_id"], answer["annotator"], answer["status"]) for answer in answers]
-    assert len(set(given)) == len(given)
-    return set(given)
+    keys = [(raw["image_id"], raw["annotator"], raw["status"]) for raw in annotations]
+    assert len(set(keys)) == len(keys)
+    return set(keys)

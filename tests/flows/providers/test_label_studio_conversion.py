@@ -11,24 +11,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.labels.door.answer import checked_answer
-from flows.labels.door.offer import Offer
-from flows.labels.door.refusal import Unacceptable
-from flows.labels.providers.base import Delivery, Returned
-from flows.labels.providers.consensus import drawn_for_two
-from flows.labels.providers.label_studio.answers import answers_in
-from flows.labels.providers.label_studio.labeling_config import flaw_of, labeling_config
-from flows.labels.providers.label_studio.offers import PREDRAWN_BY, offer
-from tasks.contracts import HandoffTask, Prediction
+from flows.labels.door.answer import parse_annotation
+from flows.labels.door.offer import ValidationContext
+from flows.labels.door.refusal import InvalidAnnotation
+from flows.labels.providers.base import AnnotationBatch, RawAnnotation
+from flows.labels.providers.consensus import sample_for_double_annotation
+from flows.labels.providers.label_studio.answers import parse_export
+from flows.labels.providers.label_studio.labeling_config import config_error, labeling_config
+from flows.labels.providers.label_studio.offers import MODEL_VERSION, to_task
+from tasks.contracts import AnnotationTask, Prediction
 from tasks.params import load_params
-from tests.flows.providers.team import CLASSES, HEIGHT, WIDTH, drawn
+from tests.flows.providers.team import CLASSES, HEIGHT, WIDTH, make_region
 from tests.flows.tiny import REPOSITORY
 
 IMAGE_ID, SHA256 = "ab" * 8, "ab" * 32
 
 
-def a_task(*boxes: tuple[float, float, float, float], width_px: int = WIDTH, height_px: int = HEIGHT) -> HandoffTask:
-    return HandoffTask(
+def make_task(
+    *boxes: tuple[float, float, float, float], width_px: int = WIDTH, height_px: int = HEIGHT
+) -> AnnotationTask:
+    return AnnotationTask(
         image_id=IMAGE_ID,
         uri="data/images/a.png",
         width_px=width_px,
@@ -41,31 +43,38 @@ def a_task(*boxes: tuple[float, float, float, float], width_px: int = WIDTH, hei
     )
 
 
-def offered(task: HandoffTask) -> dict[str, Any]:
-    delivery = Delivery(3, "key", REPOSITORY, (IMAGE_ID,), "2026-03-01T00:00:00+00:00", "prepared", None)
-    return offer(task, delivery, "/data/local-files/?d=a.png", SHA256)
+def make_import_task(task: AnnotationTask) -> dict[str, Any]:
+    delivery = AnnotationBatch(3, "key", REPOSITORY, (IMAGE_ID,), "2026-03-01T00:00:00+00:00", "prepared", None)
+    return to_task(task, delivery, "/data/local-files/?d=a.png", SHA256)
 
 
-def exported(result: Any, **annotation: Any) -> dict[str, Any]:
+def make_export_task(result: Any, **annotation: Any) -> dict[str, Any]:
     """A task with one annotation, as the export tells it."""
     given = {"id": 5, "unique_id": "uuid", "completed_by": 7, "result": result, "was_cancelled": False}
     times = {"updated_at": "2026-03-01T10:00:00.5Z", "lead_time": 4.5}
-    return {"id": 9, "data": offered(a_task())["data"], "annotations": [{**given, **times, **annotation}]}
+    return {"id": 9, "data": make_import_task(make_task())["data"], "annotations": [{**given, **times, **annotation}]}
 
 
-def answers(*tasks: Any) -> list[Returned]:
+def parse_tasks(*tasks: Any) -> list[RawAnnotation]:
     names = {7: "ann@example.com", 8: "bob@example.com"}
-    return answers_in(tasks, lambda by: names.get(by), lambda number: f"http://ls/{number}")
+    return parse_export(tasks, lambda by: names.get(by), lambda number: f"http://ls/{number}")
 
 
 @cache
-def door() -> Offer:
+def validation_context() -> ValidationContext:
     params = load_params(REPOSITORY / "params.yaml")
-    return Offer(3, {IMAGE_ID: a_task()}, CLASSES, params.door, teacher_trusted=False, collected_at=datetime.now(UTC))
+    return ValidationContext(
+        3,
+        {IMAGE_ID: make_task()},
+        CLASSES,
+        params.label_validation,
+        is_teacher_trusted=False,
+        collected_at=datetime.now(UTC),
+    )
 
 
-def at_the_door(answer: Returned) -> Any:
-    return checked_answer(answer, door())[0]
+def validate(answer: RawAnnotation) -> Any:
+    return parse_annotation(answer, validation_context())[0]
 
 
 sides = st.integers(16, 20_000)
@@ -77,10 +86,10 @@ def test_a_box_survives_the_way_there_and_back(
     width_px: int, height_px: int, a: float, b: float, c: float, d: float
 ) -> None:
     (x1, x2), (y1, y2) = sorted((a * width_px, b * width_px)), sorted((c * height_px, d * height_px))
-    task = offered(a_task((x1, y1, x2, y2), width_px=width_px, height_px=height_px))
+    task = make_import_task(make_task((x1, y1, x2, y2), width_px=width_px, height_px=height_px))
     there = json.loads(json.dumps(task))
     there["annotations"] = [{"result": there["predictions"][0]["result"], "completed_by": 7}]
-    (answer,) = answers(there)
+    (answer,) = parse_tasks(there)
     assert answer.get("problem") is None
     (box,) = answer["boxes"]
     assert box["category"] == "cup"
@@ -89,62 +98,64 @@ def test_a_box_survives_the_way_there_and_back(
 
 
 def test_a_task_tells_annotators_and_us_what_each_must_know() -> None:
-    task = offered(a_task((40, 30, 140, 120)))
+    task = make_import_task(make_task((40, 30, 140, 120)))
     assert task["data"]["about"] == "Batch 3, pick 4: it is new"
     assert {task["data"][name] for name in ("image_id", "delivery", "batch", "rank")} == {IMAGE_ID, "key", 3, 4}
     (prediction,) = task["predictions"]
-    assert (prediction["model_version"], prediction["score"]) == (PREDRAWN_BY, 0.75)
+    assert (prediction["model_version"], prediction["score"]) == (MODEL_VERSION, 0.75)
     assert task["data"]["teacher"] == "c0ffeec0ffee"
     assert prediction["result"][0]["value"]["width"] == 100 * 100 / WIDTH
-    assert offered(a_task())["predictions"] == []
+    assert make_import_task(make_task())["predictions"] == []
 
 
 def test_a_good_answer_passes_the_door() -> None:
-    (answer,) = answers(exported([drawn("cup", 40, 30, 140, 120)]))
-    label = at_the_door(answer)
+    (answer,) = parse_tasks(make_export_task([make_region("cup", 40, 30, 140, 120)]))
+    label = validate(answer)
     assert (label.status, label.annotator, label.seconds_spent) == ("labeled", "ann@example.com", 4.5)
     assert label.boxes[0].xyxy_px == pytest.approx((40, 30, 140, 120))
-    assert (answer["answer_id"], answer["link"], answer["image_sha256"]) == ("uuid", "http://ls/9", SHA256)
+    assert (answer["answer_id"], answer["url"], answer["image_sha256"]) == ("uuid", "http://ls/9", SHA256)
 
 
 def test_nothing_drawn_is_empty_and_cancelled_is_skipped() -> None:
     comment = {"type": "textarea", "from_name": "note", "value": {"text": ["dark"]}}
-    (empty,) = answers(exported([comment]))
-    (skipped,) = answers(exported([drawn("cup", 1, 2, 30, 40)], was_cancelled=True))
-    assert (at_the_door(empty).status, at_the_door(skipped).status) == ("empty", "skipped")
+    (empty,) = parse_tasks(make_export_task([comment]))
+    (skipped,) = parse_tasks(make_export_task([make_region("cup", 1, 2, 30, 40)], was_cancelled=True))
+    assert (validate(empty).status, validate(skipped).status) == ("empty", "skipped")
 
 
 @pytest.mark.parametrize(
     ("region", "words"),
     [
-        (drawn("unicorn", 40, 30, 140, 120), "class is 'unicorn'"),
-        (drawn("cup", 40, 30, 140, 120, rectanglelabels=["cup", CLASSES[1]]), "class is"),
-        (drawn("cup", 40, 30, 140, 120, rectanglelabels=None), "class is None"),
-        (drawn("cup", 40, 30, 400, 120), "inside the image"),
-        (drawn("cup", 40, 30, 140, 120, rotation=12.5), "rotation_deg"),
-        (drawn("cup", 40, 30, 140, 120, x=math.nan), "nan"),
-        (drawn("cup", 40, 30, 140, 120, width="wide"), "expected four numbers"),
-        (drawn("cup", 40, 30, 140, 120) | {"original_width": 640}, "the labeled picture is 640 x 240 px"),
-        (drawn("cup", 40, 30, 140, 120) | {"original_width": None}, "expected four numbers"),
+        (make_region("unicorn", 40, 30, 140, 120), "class is 'unicorn'"),
+        (make_region("cup", 40, 30, 140, 120, rectanglelabels=["cup", CLASSES[1]]), "class is"),
+        (make_region("cup", 40, 30, 140, 120, rectanglelabels=None), "class is None"),
+        (make_region("cup", 40, 30, 400, 120), "inside the image"),
+        (make_region("cup", 40, 30, 140, 120, rotation=12.5), "rotation_deg"),
+        (make_region("cup", 40, 30, 140, 120, x=math.nan), "nan"),
+        (make_region("cup", 40, 30, 140, 120, width="wide"), "expected four numbers"),
+        (make_region("cup", 40, 30, 140, 120) | {"original_width": 640}, "the labeled picture is 640 x 240 px"),
+        (make_region("cup", 40, 30, 140, 120) | {"original_width": None}, "expected four numbers"),
         ({"type": "polygonlabels", "value": {"points": [[1, 2]], "polygonlabels": ["cup"]}}, "class is None"),
         ("rubbish", "class is None"),
     ],
 )
 def test_the_door_hears_what_is_wrong(region: Any, words: str) -> None:
-    (answer,) = answers(exported([region]))
-    with pytest.raises(Unacceptable, match=words):
-        at_the_door(answer)
+    (answer,) = parse_tasks(make_export_task([region]))
+    with pytest.raises(InvalidAnnotation, match=words):
+        validate(answer)
 
 
 def test_each_annotator_says_one_thing_about_an_image() -> None:
     """Also where an import happened twice, so that the image has two tasks."""
-    early = exported([], updated_at="2026-03-01T10:00:00.000000Z", unique_id="early")
-    late = exported([drawn("cup", 40, 30, 140, 120)], updated_at="2026-03-01T11:00:00.000000Z", unique_id="late")
-    skip = exported([], updated_at="2026-03-01T12:00:00.000000Z", was_cancelled=True, unique_id="skip")
-    other = exported([], completed_by=8, unique_id="other")
+    early = make_export_task([], updated_at="2026-03-01T10:00:00.000000Z", unique_id="early")
+    late = make_export_task(
+        [make_region("cup", 40, 30, 140, 120)], updated_at="2026-03-01T11:00:00.000000Z", unique_id="late"
+    )
+    skip = make_export_task([], updated_at="2026-03-01T12:00:00.000000Z", was_cancelled=True, unique_id="skip")
+    other = make_export_task([], completed_by=8, unique_id="other")
     for order in ([early, late, skip, other], [skip, other, late, early]):
-        assert {answer["answer_id"] for answer in answers(*order)} == {"late", "other"}
-    assert [answer["answer_id"] for answer in answers(skip)] == ["skip"]
+        assert {answer["answer_id"] for answer in parse_tasks(*order)} == {"late", "other"}
+    assert [answer["answer_id"] for answer in parse_tasks(skip)] == ["skip"]
 
 
 anything = st.recursive(
@@ -153,13 +164,13 @@ anything = st.recursive(
     max_leaves=8,
 )
 spoiled_region = st.builds(
-    lambda key, value, wrong: {**drawn("cup", 1, 2, 30, 40), key: value, "value": wrong},
+    lambda key, value, wrong: {**make_region("cup", 1, 2, 30, 40), key: value, "value": wrong},
     st.sampled_from(["type", "original_width", "original_height", "image_rotation"]),
     anything,
     anything | st.dictionaries(st.sampled_from(["x", "y", "width", "height", "rotation", "rectanglelabels"]), anything),
 )
 spoiled = st.builds(
-    lambda key, value: exported(**{"result": [], key: value}),
+    lambda key, value: make_export_task(**{"result": [], key: value}),
     st.sampled_from(["result", "completed_by", "updated_at", "lead_time", "was_cancelled", "unique_id"]),
     anything | st.lists(spoiled_region, max_size=3),
 )
@@ -167,13 +178,13 @@ spoiled = st.builds(
 
 @given(st.lists(anything | spoiled | st.builds(lambda x: {"id": 1, "data": x, "annotations": [{}]}, anything)))
 def test_rubbish_never_crashes_and_is_never_dropped_or_believed(tasks: list[Any]) -> None:
-    found = answers_in(tasks, lambda by: by if isinstance(by, str) else None, lambda number: repr(number))
+    found = parse_export(tasks, lambda by: by if isinstance(by, str) else None, lambda number: repr(number))
     annotated = [task for task in tasks if not isinstance(task, dict) or task.get("annotations") != []]
     assert bool(found) == bool(annotated)
     for answer in found:
         try:
-            label = at_the_door(answer)
-        except Unacceptable:
+            label = validate(answer)
+        except InvalidAnnotation:
             continue
         assert label.status in ("empty", "skipped", "labeled")
         assert all(0 <= side <= WIDTH for box in label.boxes for side in box.xyxy_px)
@@ -182,7 +193,7 @@ def test_rubbish_never_crashes_and_is_never_dropped_or_believed(tasks: list[Any]
 def test_a_configuration_we_wrote_has_no_flaw_and_keeps_colours_and_keys() -> None:
     names = [*CLASSES, *(f"class {n}" for n in range(30))]
     config = labeling_config(names)
-    assert flaw_of(config, names) is None
+    assert config_error(config, names) is None
     labels = list(ET.fromstring(config).iter("Label"))
     assert [label.get("value") for label in labels] == names
     assert [label.get("hotkey") for label in labels[:12]] == [*"1234567890", None, None]
@@ -201,19 +212,19 @@ def test_a_configuration_we_wrote_has_no_flaw_and_keeps_colours_and_keys() -> No
     ],
 )
 def test_a_configuration_that_would_spoil_labels_is_named(config: str, words: str) -> None:
-    flaw = flaw_of(config, CLASSES)
+    flaw = config_error(config, CLASSES)
     assert flaw is not None
     assert words in flaw
 
 
 def test_a_team_may_add_to_the_configuration() -> None:
     config = labeling_config(CLASSES).replace("</View>", '<TextArea name="note" toName="image"/></View>')
-    assert flaw_of(config.replace("#0072B2", "red"), CLASSES[::-1]) is None
+    assert config_error(config.replace("#0072B2", "red"), CLASSES[::-1]) is None
 
 
 @given(st.integers(1, 40), st.floats(0, 1), st.text(max_size=9))
 def test_the_share_for_two_annotators_is_drawn_the_same_again(count: int, share: float, key: str) -> None:
     ids = [f"{n:016x}" for n in range(count)]
-    drawn = drawn_for_two(ids, share, key)
-    assert drawn == drawn_for_two(ids[::-1], share, key)
+    drawn = sample_for_double_annotation(ids, share, key)
+    assert drawn == sample_for_double_annotation(ids[::-1], share, key)
     assert len(drawn) == (max(1, round(share * count)) if share else 0)

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from flows.labels.providers.base import ProviderError
-from flows.labels.providers.label_studio.server import OpenTask, Project, Server
+from flows.labels.providers.label_studio.server import LabelStudioClient, OpenTask, Project
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 EXPIRED = (
@@ -15,8 +15,8 @@ EXPIRED = (
 )
 
 
-def server(answer: Callable[[httpx.Request], httpx.Response]) -> Server:
-    return Server("http://127.0.0.1:9/", TOKEN, httpx.MockTransport(answer))
+def client_with(answer: Callable[[httpx.Request], httpx.Response]) -> LabelStudioClient:
+    return LabelStudioClient("http://127.0.0.1:9/", TOKEN, httpx.MockTransport(answer))
 
 
 def failing(error: Exception) -> Callable[[httpx.Request], httpx.Response]:
@@ -33,7 +33,7 @@ def failing(error: Exception) -> Callable[[httpx.Request], httpx.Response]:
         (failing(httpx.ReadError("reset")), True, r"\(reset\)"),
         (failing(httpx.RemoteProtocolError("cut")), True, "Nothing is lost"),
         (failing(httpx.ReadTimeout("slow")), True, "no answer in time"),
-        (failing(httpx.UnsupportedProtocol("no http://")), False, "provider.location"),
+        (failing(httpx.UnsupportedProtocol("no http://")), False, "provider.url"),
         (lambda _: httpx.Response(401, json={"detail": f"Invalid token {TOKEN}"}), False, "the token is refused"),
         (lambda _: httpx.Response(403, json={"detail": "no"}), False, "manage projects"),
         (lambda _: httpx.Response(404, json={"detail": "Not found."}), False, "something is gone"),
@@ -51,8 +51,8 @@ def failing(error: Exception) -> Callable[[httpx.Request], httpx.Response]:
 def test_every_failure_has_a_name(
     answer: Callable[[httpx.Request], httpx.Response], transient: bool, words: str
 ) -> None:
-    with server(answer) as broken, pytest.raises(ProviderError, match=words) as raised:
-        broken.projects()
+    with client_with(answer) as broken, pytest.raises(ProviderError, match=words) as raised:
+        broken.list_projects()
     assert raised.value.transient is transient
     assert TOKEN not in str(raised.value)
     assert str(raised.value).startswith("Label Studio at http://127.0.0.1:9: ")
@@ -67,8 +67,8 @@ def test_nothing_is_tried_twice_in_one_call() -> None:
         asked.append(request.url.path)
         return httpx.Response(503)
 
-    with server(answer) as broken, pytest.raises(ProviderError):
-        broken.projects()
+    with client_with(answer) as broken, pytest.raises(ProviderError):
+        broken.list_projects()
     assert len(asked) == 1
 
 
@@ -76,19 +76,19 @@ def test_nothing_is_tried_twice_in_one_call() -> None:
 def test_an_export_that_is_no_list_is_garbage(content: bytes) -> None:
     project = Project(1, "http://127.0.0.1:9/projects/1", "t", "d", "<View/>")
     with (
-        server(lambda _: httpx.Response(200, content=content)) as broken,
+        client_with(lambda _: httpx.Response(200, content=content)) as broken,
         pytest.raises(ProviderError, match="makes no sense"),
     ):
-        broken.export(project, [OpenTask(1, "a" * 16, 1, 1, False)])
+        broken.export_tasks(project, [OpenTask(1, "a" * 16, 1, 1, False)])
 
 
 def test_a_token_that_has_expired_is_refused_at_once() -> None:
     with pytest.raises(ProviderError, match="the token is refused on logging in") as raised:
-        Server("http://127.0.0.1:9", EXPIRED)
+        LabelStudioClient("http://127.0.0.1:9", EXPIRED)
     assert EXPIRED not in str(raised.value)
     assert not raised.value.transient
 
 
 def test_a_server_does_not_show_its_token() -> None:
-    with server(lambda _: httpx.Response(200)) as quiet:
+    with client_with(lambda _: httpx.Response(200)) as quiet:
         assert TOKEN not in repr(quiet)

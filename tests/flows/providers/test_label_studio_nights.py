@@ -11,48 +11,48 @@ import pytest
 from PIL import Image
 
 from flows import vcs
-from flows.create import NewCampaign, create_workspace
-from flows.labels.deliveries import read_delivery
+from flows.create import WorkspaceConfig, create_workspace
+from flows.labels.deliveries import read_annotation_batch
 from flows.labels.providers.base import ProviderError
-from flows.night import night
+from flows.night import nightly
 from flows.position import newest_round
 from tasks import files
-from tasks.importers.gather import Source
+from tasks.importers.gather import DatasetSource
 from tasks.paths import Workspace
 from tests.faulty_proxy import faulty_proxy
 from tests.flows.providers.browser import label_stream, screenshot
 from tests.flows.providers.conftest import LabelStudioServer
-from tests.flows.providers.team import BOXES, CLASSES, draw_source, drawn
-from tests.flows.tiny import fake_heavy_stages, gleaner
+from tests.flows.providers.team import BOXES, CLASSES, make_region, make_source
+from tests.flows.tiny import fake_heavy_stages, run_gleaner
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.service,
-    pytest.mark.usefixtures("prefect_engine"),
+    pytest.mark.usefixtures("prefect_test_server"),
     pytest.mark.timeout(1800),  # minutes on a free machine; with much else going on, several times that
 ]
 IMAGES, BUDGET = 22, 6
-FIRST_COLOUR = (0x00, 0x72, 0xB2)
-PREDRAWN = (4.0, 4.0, 20.0, 20.0)
+FIRST_COLOR = (0x00, 0x72, 0xB2)
+PREANNOTATION = (4.0, 4.0, 20.0, 20.0)
 """What the fake teacher claims on every image."""
 
 
 def make_campaign(server: LabelStudioServer, name: str) -> Workspace:
     """22 pictures: 3 validation, 2 calibration, 3 seed, 14 left to choose from, 6 a night."""
     source = server.files.with_name(f"{name}-source")
-    draw_source(source / "images", source / "annotations.json", IMAGES, IMAGES)
-    settings = (f"budget.amount={BUDGET}", "provider.kind=label_studio", f"provider.location={server.url}")
+    make_source(source / "images", source / "annotations.json", IMAGES, IMAGES)
+    settings = (f"budget.amount={BUDGET}", "provider.kind=label_studio", f"provider.url={server.url}")
     workspace = Workspace(server.files / name)
     create_workspace(
         workspace.root,
-        NewCampaign(
-            source=Source("coco", source / "annotations.json", source / "images", None, None),
+        WorkspaceConfig(
+            source=DatasetSource("coco", source / "annotations.json", source / "images", None, None),
             classes=CLASSES,
             seed_labels=3,
             calibration_images=2,
             val_frac=3 / IMAGES,
             oracle=False,
-            settings=settings,
+            overrides=settings,
             imported_at="2026-01-01T00:00:00+00:00",
         ),
     )
@@ -60,9 +60,9 @@ def make_campaign(server: LabelStudioServer, name: str) -> Workspace:
     return workspace
 
 
-def tasks_of(server: LabelStudioServer, workspace: Workspace, batch: int) -> tuple[int, dict[str, int]]:
+def tasks_by_image(server: LabelStudioServer, workspace: Workspace, batch: int) -> tuple[int, dict[str, int]]:
     """The project, and task by image id in the order of the manifest."""
-    delivery = read_delivery(workspace, batch)
+    delivery = read_annotation_batch(workspace, batch)
     assert delivery is not None
     assert delivery.receipt is not None
     project = int(delivery.receipt.rpartition("/")[2])
@@ -74,14 +74,14 @@ def tasks_of(server: LabelStudioServer, workspace: Workspace, batch: int) -> tup
 
 def label_all(server: LabelStudioServer, workspace: Workspace, batch: int) -> int:
     """An annotator script: draws what is on the pictures."""
-    _, tasks = tasks_of(server, workspace, batch)
+    _, tasks = tasks_by_image(server, workspace, batch)
     for number in tasks.values():
-        boxes = [drawn(name, *box) for name, box in zip(CLASSES, BOXES, strict=True)]
+        boxes = [make_region(name, *box) for name, box in zip(CLASSES, BOXES, strict=True)]
         server.second.annotate(number, *boxes, lead_time=8.5)
     return len(tasks)
 
 
-def work_in_the_browser(server: LabelStudioServer, project: int, picture: Path) -> None:
+def submit_in_browser(server: LabelStudioServer, project: int, picture: Path) -> None:
     """See the image, the reason and the pre-drawn box; submit it as it is."""
     with label_stream(server.owner, project) as page:
         page.get_by_text("Batch 1, pick 1: ").wait_for()
@@ -90,33 +90,33 @@ def work_in_the_browser(server: LabelStudioServer, project: int, picture: Path) 
         page.wait_for_function("document.querySelectorAll('canvas').length > 0")
         page.wait_for_timeout(1000)  # until the box is painted; there is nothing to wait for
         seen = np.asarray(Image.open(screenshot(page, picture)).convert("RGB")).astype(int)
-        assert (np.abs(seen - FIRST_COLOUR).max(axis=2) < 24).sum() > 100
+        assert (np.abs(seen - FIRST_COLOR).max(axis=2) < 24).sum() > 100
         with page.expect_response(lambda answer: "/annotations" in answer.url and answer.request.method == "POST"):
             page.get_by_role("button", name="Submit", exact=False).first.click()
 
 
 def label_the_first_batch(server: LabelStudioServer, workspace: Workspace, picture: Path) -> list[str]:
     """Each image another kind of answer; returns the ids."""
-    project, tasks = tasks_of(server, workspace, 1)
+    project, tasks = tasks_by_image(server, workspace, 1)
     assert len(tasks) == BUDGET
-    work_in_the_browser(server, project, picture)
+    submit_in_browser(server, project, picture)
     _, empty, unknown, outside, skipped, good = tasks.values()
     server.second.annotate(empty, lead_time=2.5)
-    server.second.annotate(unknown, drawn("unicorn", *BOXES[0]))
-    server.owner.annotate(outside, drawn(CLASSES[0], 250, 30, 400, 120))
+    server.second.annotate(unknown, make_region("unicorn", *BOXES[0]))
+    server.owner.annotate(outside, make_region(CLASSES[0], 250, 30, 400, 120))
     server.second.annotate(skipped, was_cancelled=True)
-    server.second.annotate(good, drawn(CLASSES[0], *BOXES[0]), drawn(CLASSES[1], *BOXES[1]), lead_time=8.5)
+    server.second.annotate(good, make_region(CLASSES[0], *BOXES[0]), make_region(CLASSES[1], *BOXES[1]), lead_time=8.5)
     return list(tasks)
 
 
-def batch(workspace: Workspace, number: int) -> dict[str, Mapping[str, Any]]:
+def labels_by_image(workspace: Workspace, number: int) -> dict[str, Mapping[str, Any]]:
     return {image["image_id"]: image for image in files.read_json(workspace.label_batch(number))["images"]}
 
 
 def require_first_batch(workspace: Workspace, ids: list[str], server: LabelStudioServer) -> None:
     """Exactly what was answered, and exactly what was refused."""
     seen, empty, unknown, outside, skipped, good = ids
-    labels = batch(workspace, 1)
+    labels = labels_by_image(workspace, 1)
     assert {image_id: label["status"] for image_id, label in labels.items()} == {
         seen: "labeled",
         empty: "empty",
@@ -129,7 +129,7 @@ def require_first_batch(workspace: Workspace, ids: list[str], server: LabelStudi
     assert labels[seen]["seconds_spent"] > 0
     (box,) = labels[seen]["boxes"]
     assert box["category"] == CLASSES[0]
-    assert box["xyxy_px"] == pytest.approx(PREDRAWN, abs=1e-3)
+    assert box["xyxy_px"] == pytest.approx(PREANNOTATION, abs=1e-3)
     assert [box["category"] for box in labels[good]["boxes"]] == list(CLASSES)
     assert np.allclose([box["xyxy_px"] for box in labels[good]["boxes"]], BOXES, atol=1e-3)
     refused = [files.read_json(path) for path in workspace.quarantine.glob("*.json")]
@@ -140,7 +140,7 @@ def require_first_batch(workspace: Workspace, ids: list[str], server: LabelStudi
     reasons = {entry["image_id"]: entry["reason"] for entry in refused}
     assert "class is 'unicorn'" in reasons[unknown]
     assert "inside the image" in reasons[outside]
-    assert all(f"{server.url}/projects/" in entry["link"] for entry in refused)
+    assert all(f"{server.url}/projects/" in entry["url"] for entry in refused)
 
 
 def test_three_nights_with_annotators_between_them(
@@ -148,16 +148,16 @@ def test_three_nights_with_annotators_between_them(
 ) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
     workspace = make_campaign(label_studio, "three-nights")
-    assert night(workspace.root).outcome == "finished"  # round 0 on the seed labels; batch 1 goes out
-    assert night(workspace.root).outcome == "waiting"
+    assert nightly(workspace.root).outcome == "completed"  # round 0 on the seed labels; batch 1 goes out
+    assert nightly(workspace.root).outcome == "waiting_for_labels"
     ids = label_the_first_batch(label_studio, workspace, artifacts / "label-studio.png")
-    night(workspace.root)
+    nightly(workspace.root)
     require_first_batch(workspace, ids, label_studio)
     trained_on = [files.read_json(workspace.derived("assemble") / "summary.json")["labels"]]
     for number in (2, 3):
         labeled = label_all(label_studio, workspace, number)
-        night(workspace.root)
-        assert len(batch(workspace, number)) == labeled
+        nightly(workspace.root)
+        assert len(labels_by_image(workspace, number)) == labeled
         trained_on.append(files.read_json(workspace.derived("assemble") / "summary.json")["labels"])
     assert newest_round(workspace) == 3
     assert trained_on == sorted(set(trained_on))
@@ -174,8 +174,8 @@ def test_the_command_says_that_label_studio_is_down_and_the_next_one_recovers(
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
     with faulty_proxy(label_studio.url) as proxy:
         workspace = make_campaign(replace(label_studio, url=proxy.url), "down")
-        proxy.show("refused")
-        alone = gleaner("night", cwd=workspace.root)
+        proxy.inject("refused")
+        alone = run_gleaner("night", cwd=workspace.root)
         assert alone.returncode == 1, alone.stderr
         assert "Traceback" not in alone.stdout + alone.stderr
         last = alone.stderr.splitlines()[-1]
@@ -183,11 +183,11 @@ def test_the_command_says_that_label_studio_is_down_and_the_next_one_recovers(
         assert last.endswith("Nothing is lost: the next night asks again.")
         assert vcs.has_tag(workspace.root, "round-0000")  # what needs no annotators is done
         assert not workspace.label_batch(1).exists()
-        proxy.show("none")
-        recovered = gleaner("night", cwd=workspace.root)
+        proxy.inject("none")
+        recovered = run_gleaner("night", cwd=workspace.root)
         assert recovered.returncode == 0, recovered.stderr
         assert f"Batch 1: {BUDGET} images are out for labeling (label_studio)." in recovered.stdout
-        _, tasks = tasks_of(label_studio, workspace, 1)
+        _, tasks = tasks_by_image(label_studio, workspace, 1)
         assert len(tasks) == BUDGET
 
 
@@ -197,23 +197,23 @@ def test_a_night_without_label_studio_says_so_and_the_next_one_recovers(
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "0" * 40)
     workspace = make_campaign(label_studio, "lonely")
     with pytest.raises(ProviderError, match="the token is refused"):
-        night(workspace.root)
+        nightly(workspace.root)
     assert newest_round(workspace) == 0
     assert (workspace.ledger(0)).is_file()  # what needs no annotators is done
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
-    night(workspace.root)
-    project, tasks = tasks_of(label_studio, workspace, 1)
+    nightly(workspace.root)
+    project, tasks = tasks_by_image(label_studio, workspace, 1)
     assert len(tasks) == BUDGET
     label_studio.owner.sdk.projects.delete(id=project)
     with pytest.raises(ProviderError, match="the campaign's project was deleted"):
-        night(workspace.root)
-    delivery = read_delivery(workspace, 1)
+        nightly(workspace.root)
+    delivery = read_annotation_batch(workspace, 1)
     assert delivery is not None
     caplog.set_level(logging.WARNING)
     anew = next(p for p in label_studio.owner.sdk.projects.list(page_size=500) if p.title.startswith("lonely ("))
     found = [task.id for task in label_studio.owner.sdk.tasks.list(project=anew.id)]
     assert len(found) == BUDGET
     for number in found:
-        label_studio.owner.annotate(number, drawn(CLASSES[0], *BOXES[0]))
-    night(workspace.root)
-    assert len(batch(workspace, 1)) == BUDGET
+        label_studio.owner.annotate(number, make_region(CLASSES[0], *BOXES[0]))
+    nightly(workspace.root)
+    assert len(labels_by_image(workspace, 1)) == BUDGET

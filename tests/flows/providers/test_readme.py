@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 
 from flows import vcs
-from infra.label_studio.account import account_in
-from infra.label_studio.install import installed
-from infra.label_studio.serve import PORT
+from infra.label_studio.account import load_or_create_admin
+from infra.label_studio.install import installed_program
+from infra.label_studio.serve import DEFAULT_PORT
 from infra.stack.ports import free_ports
 from tasks import files
 from tasks.paths import Workspace
-from tests.flows.providers.conftest import migrated
-from tests.flows.providers.team import BOXES, CLASSES, Annotator, draw_source, drawn
-from tests.flows.tiny import REPOSITORY, client_of, environment, fake_heavy_stages
-from tests.services import missing
+from tests.flows.providers.conftest import migrated_data_folder
+from tests.flows.providers.team import BOXES, CLASSES, Annotator, make_region, make_source
+from tests.flows.tiny import REPOSITORY, fake_heavy_stages, mlflow_client, subprocess_env
+from tests.services import skip_or_fail
 
 pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(1800)]
 SECTION = (REPOSITORY / "README.md").read_text().split("## With your annotators\n")[1].split("\n## ")[0]
@@ -52,13 +52,13 @@ class Shell:
     def start(self, command: str, ready: str) -> None:
         """Type a command that stays, and wait for a word of it."""
         self._type(command)
-        assert ready in "".join(self._words_until(ready))
+        assert ready in "".join(self._lines_until(ready))
 
     def run(self, command: str) -> str:
         """Type a command and return what it prints; it has to end well."""
         self._type(command)
         self._type('echo "ended with $?"')
-        *words, end = self._words_until("ended with ")
+        *words, end = self._lines_until("ended with ")
         assert end == "ended with 0\n", f"{command}\n{''.join(words)}{end}"
         return "".join(words)
 
@@ -72,7 +72,7 @@ class Shell:
         self._bash.stdin.write(f"{line}\n")
         self._bash.stdin.flush()
 
-    def _words_until(self, last: str) -> list[str]:
+    def _lines_until(self, last: str) -> list[str]:
         assert self._bash.stdout is not None
         words = []
         for line in self._bash.stdout:
@@ -91,40 +91,42 @@ def shell(cwd: Path, env: dict[str, str]) -> Iterator[Shell]:
         opened.close()
 
 
-def label_everything(annotator: Annotator) -> int:
+def label_all(annotator: Annotator) -> int:
     """An annotator script: draws what is on each picture, until the label stream shows no more."""
     (project,) = annotator.sdk.projects.list()
     done = 0
     while task := annotator.next_task(project.id):
-        annotator.annotate(task["id"], *[drawn(name, *box) for name, box in zip(CLASSES, BOXES, strict=True)])
+        annotator.annotate(task["id"], *[make_region(name, *box) for name, box in zip(CLASSES, BOXES, strict=True)])
         done += 1
     return done
 
 
 def test_the_section_as_it_stands(tmp_path: Path) -> None:
-    program = installed()
+    program = installed_program()
     if program is None:
-        missing("Label Studio is not installed: python -m infra.label_studio.install")
+        skip_or_fail("Label Studio is not installed: python -m infra.label_studio.install")
         return
     home, port = tmp_path / "home", free_ports()
-    shutil.copytree(migrated(program), home / "label-studio")  # as its first start leaves it: that takes minutes
-    draw_source(tmp_path / "photos", tmp_path / "labels.json", ANNOTATED + UNLABELED, ANNOTATED)
-    env = {name: value for name, value in environment(HOME=str(home)).items() if not name.startswith("LABEL_STUDIO")}
+    shutil.copytree(
+        migrated_data_folder(program), home / "label-studio"
+    )  # as its first start leaves it: that takes minutes
+    make_source(tmp_path / "photos", tmp_path / "labels.json", ANNOTATED + UNLABELED, ANNOTATED)
+    env = {name: value for name, value in subprocess_env(HOME=str(home)).items() if not name.startswith("LABEL_STUDIO")}
     serve, rest = SERVER.rstrip().split("  #")
-    account = account_in(home / "label-studio", {})
+    account = load_or_create_admin(home / "label-studio", {})
     annotator = Annotator(account.email, account.password, account.token, f"http://127.0.0.1:{port}")
     campaign = Workspace(home / "campaigns" / "parts")
     token, init, first_night, each_further_night = COMMANDS
     with shell(REPOSITORY, env) as one, shell(tmp_path, env) as another:
         one.start(f"{serve} --port {port}  #{rest}", ready="Its password and token: ")
         another.run(token)
-        assert "--oracle" not in another.run(init.replace(f"127.0.0.1:{PORT}", f"127.0.0.1:{port}"))
+        assert "--oracle" not in another.run(init.replace(f"127.0.0.1:{DEFAULT_PORT}", f"127.0.0.1:{port}"))
         fake_heavy_stages(campaign)
         said = another.run(first_night)
         for number in (1, 2, 3):
             assert f"Batch {number}: {BATCH} images are out for labeling (label_studio)." in said
             assert "Waiting for labels" in another.run(each_further_night)
-            assert label_everything(annotator) == BATCH
+            assert label_all(annotator) == BATCH
             said = another.run(each_further_night)
             assert f"Batch {number}: {BATCH} images labeled, 0 refused, 0 taken back" in said
     require_three_batches_and_a_grown_model(campaign)
@@ -134,8 +136,8 @@ def require_three_batches_and_a_grown_model(campaign: Workspace) -> None:
     batches = [files.read_json(campaign.label_batch(number)) for number in range(4)]
     assert [len(batch["images"]) for batch in batches] == [SEED, BATCH, BATCH, BATCH]
     assert not list(campaign.quarantine.glob("*.json"))
-    assert vcs.git(campaign.root, "tag").split() == [f"round-{number:04d}" for number in range(4)]
+    assert vcs.run_git(campaign.root, "tag").split() == [f"round-{number:04d}" for number in range(4)]
     ledgers = [files.read_json(campaign.ledger(number)) for number in range(4)]
-    assert [ledger["figures"]["labels"] for ledger in ledgers] == [50, 74, 98, 122]
-    versions = client_of(campaign).search_model_versions(f"name = '{ledgers[0]['mlflow']['model_name']}'")
+    assert [ledger["metrics"]["labels"] for ledger in ledgers] == [50, 74, 98, 122]
+    versions = mlflow_client(campaign).search_model_versions(f"name = '{ledgers[0]['mlflow']['model_name']}'")
     assert sorted(int(version.version) for version in versions) == [1, 2, 3, 4]

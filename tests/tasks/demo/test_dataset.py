@@ -11,22 +11,22 @@ import pytest
 from PIL import Image
 
 from tasks import files
-from tasks.demo import draw_demo
+from tasks.demo import generate_dataset
 from tasks.errors import UserError
 from tasks.importers import read_coco
 from tasks.params import load_params
-from tasks.sections import DrawParams
+from tasks.sections import DigitsParams
 
 PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
-SMALL = DrawParams(pool_images=40, val_images=12, seed_images=8, calibration_images=4)
+SMALL = DigitsParams(pool_images=40, val_images=12, seed_images=8, calibration_images=4)
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo data of the repository's own params.yaml."""
     assert PARAMS.draw is not None
     folder = tmp_path_factory.mktemp("drawn")
-    draw_demo(folder, params=PARAMS.draw, classes=PARAMS.classes, seed=PARAMS.seed)
+    generate_dataset(folder, params=PARAMS.draw, classes=PARAMS.classes, seed=PARAMS.seed)
     return folder
 
 
@@ -40,26 +40,26 @@ def boxes_per_class(content: dict[str, Any]) -> Counter[str]:
     return Counter(names[annotation["category_id"]] for annotation in content["annotations"])
 
 
-def test_importer_takes_all_of_it_without_a_word(drawn: Path) -> None:
+def test_importer_takes_all_of_it_without_a_word(dataset_folder: Path) -> None:
     for name, number in (("annotations.json", 300), ("val.json", 60)):
-        result = read_coco(drawn / name, drawn / "images", max_pixels=1_000_000)
+        result = read_coco(dataset_folder / name, dataset_folder / "images", max_pixels=1_000_000)
         assert len(result.records) == number
-        assert not result.findings.set_aside
-        assert not result.findings.notes
+        assert not result.report.rejected
+        assert not result.report.notes
 
 
-def test_pool_has_a_long_tail_and_validation_measures_every_class(drawn: Path) -> None:
-    pool = boxes_per_class(document(drawn, "annotations.json"))
+def test_pool_has_a_long_tail_and_validation_measures_every_class(dataset_folder: Path) -> None:
+    pool = boxes_per_class(document(dataset_folder, "annotations.json"))
     shares = [pool[name] / pool.total() for name in PARAMS.classes]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > 0.35
     assert 0.02 < shares[-1] < 0.08
-    val = boxes_per_class(document(drawn, "val.json"))
+    val = boxes_per_class(document(dataset_folder, "val.json"))
     assert min(val[name] for name in PARAMS.classes) >= 10
 
 
-def test_sizes_of_pictures_and_digits(drawn: Path) -> None:
-    content = document(drawn, "annotations.json")
+def test_sizes_of_pictures_and_digits(dataset_folder: Path) -> None:
+    content = document(dataset_folder, "annotations.json")
     sides = [(image["width"], image["height"]) for image in content["images"]]
     assert min(min(pair) for pair in sides) >= 160
     assert max(max(pair) for pair in sides) <= 320
@@ -70,34 +70,35 @@ def test_sizes_of_pictures_and_digits(drawn: Path) -> None:
     assert 70 < max(heights) <= 90
 
 
-def test_some_are_empty_and_some_are_exact_copies(drawn: Path) -> None:
-    content = document(drawn, "annotations.json")
+def test_some_are_empty_and_some_are_exact_copies(dataset_folder: Path) -> None:
+    content = document(dataset_folder, "annotations.json")
     digests = Counter(
-        hashlib.sha256((drawn / "images" / image["file_name"]).read_bytes()).hexdigest() for image in content["images"]
+        hashlib.sha256((dataset_folder / "images" / image["file_name"]).read_bytes()).hexdigest()
+        for image in content["images"]
     )
     assert len(digests) == 300 - 9
     shown = {annotation["image_id"] for annotation in content["annotations"]}
     assert 10 <= 300 - len(shown) <= 25
 
 
-def test_copies_carry_the_boxes_of_their_originals(drawn: Path) -> None:
-    content = document(drawn, "annotations.json")
+def test_copies_carry_the_boxes_of_their_originals(dataset_folder: Path) -> None:
+    content = document(dataset_folder, "annotations.json")
     seen: dict[bytes, list[list[int]]] = {}
     for image in content["images"]:
         boxes = [a["bbox"] for a in content["annotations"] if a["image_id"] == image["id"]]
-        assert seen.setdefault((drawn / "images" / image["file_name"]).read_bytes(), boxes) == boxes
+        assert seen.setdefault((dataset_folder / "images" / image["file_name"]).read_bytes(), boxes) == boxes
 
 
-def test_boxes_are_where_the_digits_are(drawn: Path) -> None:
+def test_boxes_are_where_the_digits_are(dataset_folder: Path) -> None:
     """Inside its box an easy digit differs from the same background elsewhere; just outside it does not."""
-    content = document(drawn, "annotations.json")
+    content = document(dataset_folder, "annotations.json")
     per_image = Counter(annotation["image_id"] for annotation in content["annotations"])
     contrast_inside, contrast_outside = [], []
     for annotation in content["annotations"]:
         if per_image[annotation["image_id"]] > 1:
             continue
         image = content["images"][annotation["image_id"] - 1]
-        pixels = np.asarray(Image.open(drawn / "images" / image["file_name"]).convert("L"), dtype=np.float64)
+        pixels = np.asarray(Image.open(dataset_folder / "images" / image["file_name"]).convert("L"), dtype=np.float64)
         x, y, width, height = annotation["bbox"]
         ring = pixels[max(0, y - 6) : y + height + 6, max(0, x - 6) : x + width + 6].copy()
         inside = pixels[y : y + height, x : x + width]
@@ -111,11 +112,11 @@ def test_boxes_are_where_the_digits_are(drawn: Path) -> None:
 
 def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        draw_demo(tmp_path / name, params=SMALL, classes=["zero", "nine"], seed=seed)
+        generate_dataset(tmp_path / name, params=SMALL, classes=["zero", "nine"], seed=seed)
     digests = {name: files.sha256_tree(tmp_path / name) for name in "abc"}
     assert digests["a"] == digests["b"] != digests["c"]
 
 
 def test_only_digits_can_be_drawn(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"classes has 'cat', expected names of digits"):
-        draw_demo(tmp_path, params=SMALL, classes=["zero", "cat"], seed=1)
+        generate_dataset(tmp_path, params=SMALL, classes=["zero", "cat"], seed=1)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.demo.sources import read_digits
-from tasks.demo.stamps import Stamp, blend, clutter_mask, digit_mask
+from tasks.demo.stamps import Overlay, blend, clutter_mask, digit_mask
 
 INKS = read_digits(["four"], "pool")["four"]
 
@@ -29,7 +29,7 @@ def test_clutter_masks_are_tight(size: int, seed: int) -> None:
 @given(level=st.floats(0, 255), contrast=st.floats(0.3, 1.0), seed=st.integers(0, 20))
 def test_blending_changes_only_the_stamps_box_and_by_the_contrast(level: float, contrast: float, seed: int) -> None:
     canvas = np.full((30, 40, 3), level)
-    blend(canvas, Stamp(np.ones((10, 8)), 5, 7), contrast, np.random.default_rng(seed))
+    blend(canvas, Overlay(np.ones((10, 8)), 5, 7), contrast, np.random.default_rng(seed))
     changed = np.argwhere((canvas != level).any(axis=2))
     assert changed.min(axis=0).tolist() == [7, 5]
     assert changed.max(axis=0).tolist() == [16, 12]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.importers.boxes import CLIP_TOLERANCE_PX, BoxProblem, checked_box, checked_class_name
+from tasks.importers.boxes import CLIP_TOLERANCE_PX, BoxProblem, validate_box, validate_class_name
 
 corner = st.floats(-200, 400, allow_nan=False) | st.sampled_from([0.0, -1.0, 100.0, 101.0, 80.0, 81.0])
 
@@ -16,7 +16,7 @@ def test_what_passes_lies_inside_and_moved_by_a_pixel_at_most(
     corners: tuple[float, float, float, float],
 ) -> None:
     try:
-        box, clipped = checked_box("a", corners, 100, 80)
+        box, clipped = validate_box("a", corners, 100, 80)
     except BoxProblem:
         x1, y1, x2, y2 = corners
         comfortable = 0 <= x1 <= x2 - 1 and x2 <= 100 and 0 <= y1 <= y2 - 1 and y2 <= 80
@@ -43,14 +43,14 @@ def test_what_passes_lies_inside_and_moved_by_a_pixel_at_most(
 )
 def test_refused_boxes_are_told_apart(corners: tuple[float, float, float, float], problem: str) -> None:
     with pytest.raises(BoxProblem, match=problem):
-        checked_box("a", corners, 100, 80)
+        validate_box("a", corners, 100, 80)
 
 
 def test_class_names_lose_blanks_and_refuse_control_characters() -> None:
-    assert checked_class_name("  two words ") == "two words"
+    assert validate_class_name("  two words ") == "two words"
     for name in ("", "   ", "a\nb", "x" * 101):
         with pytest.raises(BoxProblem, match="class name"):
-            checked_class_name(name)
+            validate_class_name(name)
 
 
 @pytest.mark.parametrize(("corners", "passes"), [((98, 10, 101, 20), True), ((99, 10, 101, 20), False)])
@@ -58,7 +58,7 @@ def test_the_shortest_side_is_measured_inside_the_image(
     corners: tuple[float, float, float, float], passes: bool
 ) -> None:
     if passes:
-        assert checked_box("a", corners, 100, 80, min_side_px=2.0)[1]
+        assert validate_box("a", corners, 100, 80, min_box_side_px=2.0)[1]
     else:
         with pytest.raises(BoxProblem, match="1 x 10 px, expected sides of at least 2 px"):
-            checked_box("a", corners, 100, 80, min_side_px=2.0)
+            validate_box("a", corners, 100, 80, min_box_side_px=2.0)

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import UserError
-from tasks.importers import Imported, read_coco
+from tasks.importers import ImportResult, read_coco
 
 Document = dict[str, Any]
 Edit = Callable[[Document], None]
 
 
-def read(folder: Path, edit: Edit = lambda _: None) -> Imported:
+def read(folder: Path, edit: Edit = lambda _: None) -> ImportResult:
     path = folder / "annotations.json"
     document = json.loads(path.read_text())
     edit(document)
@@ -25,14 +25,14 @@ def read(folder: Path, edit: Edit = lambda _: None) -> Imported:
     return read_coco(path, folder / "images", max_pixels=100_000)
 
 
-def reasons(result: Imported) -> dict[str, str]:
-    return {entry.where: entry.reason for entry in result.findings.set_aside}
+def rejection_reasons(result: ImportResult) -> dict[str, str]:
+    return {entry.item: entry.reason for entry in result.report.rejected}
 
 
 def test_good_file_comes_in_whole(tiny_coco: Path) -> None:
     result = read(tiny_coco)
     assert [record.file_name for record in result.records] == [f"{n:02d}.png" for n in range(12)]
-    assert not result.findings.set_aside
+    assert not result.report.rejected
     assert result.records[11].boxes == ()  # listed without boxes: somebody looked
     document = json.loads((tiny_coco / "annotations.json").read_text())
     x, y, width, height = document["annotations"][0]["bbox"]
@@ -40,112 +40,112 @@ def test_good_file_comes_in_whole(tiny_coco: Path) -> None:
     assert result.records[0].boxes[0].xyxy_px == (x, y, x + width, y + height)
 
 
-def set_in(kind: str, position: int, **values: Any) -> Edit:
+def set_key(kind: str, position: int, **values: Any) -> Edit:
     def edit(document: Document) -> None:
         document[kind][position] |= values
 
     return edit
 
 
-def drop_in(kind: str, position: int, key: str) -> Edit:
+def drop_key(kind: str, position: int, key: str) -> Edit:
     def edit(document: Document) -> None:
         del document[kind][position][key]
 
     return edit
 
 
-def add_to(kind: str, entry: Any) -> Edit:
+def add_entry(kind: str, entry: Any) -> Edit:
     return lambda document: document[kind].append(entry)
 
 
-def copy_in(kind: str, position: int, **values: Any) -> Edit:
+def copy_entry(kind: str, position: int, **values: Any) -> Edit:
     return lambda document: document[kind].append(document[kind][position] | values)
 
 
 @pytest.mark.parametrize(
     ("edit", "where", "reason"),
     [
-        (set_in("images", 0, file_name="gone.png"), "gone.png", "missing"),
+        (set_key("images", 0, file_name="gone.png"), "gone.png", "missing"),
         (
-            set_in("images", 0, file_name="../annotations.json"),
+            set_key("images", 0, file_name="../annotations.json"),
             "../annotations.json",
             "inside the images folder",
         ),
-        (set_in("images", 0, file_name="/etc/passwd"), "/etc/passwd", "inside the images folder"),
-        (set_in("images", 0, file_name=""), "", "inside the images folder"),
-        (set_in("images", 0, file_name="a\0b"), "a\0b", "inside the images folder"),
-        (set_in("images", 0, file_name="x" * 5000), "x" * 5000, "unreadable"),
-        (set_in("images", 0, width=999), "00.png", "size is 999 x"),
-        (set_in("images", 0, width="wide"), "annotations.json: images[0]", "width is"),
-        (drop_in("images", 0, "file_name"), "annotations.json: images[0]", "file_name"),
-        (drop_in("images", 0, "id"), "annotations.json: images[0]", "id"),
-        (add_to("images", "nonsense"), "annotations.json: images[12]", "the entry is"),
-        (copy_in("images", 0, file_name="other.png"), "00.png", "several images"),
-        (copy_in("images", 0, id=77), "00.png", "several image ids"),
-        (set_in("annotations", 0, category_id=9), "00.png", "category_id is 9"),
-        (set_in("annotations", 0, bbox=[10, 10, 0, 5]), "00.png", "no area"),
-        (set_in("annotations", 0, bbox=[10, 10, 5, -5]), "00.png", "no area"),
-        (set_in("annotations", 0, bbox=[-30, 0, 40, 10]), "00.png", "inside the image"),
-        (set_in("annotations", 0, bbox=[0, 0, 500, 10]), "00.png", "inside the image"),
-        (set_in("annotations", 0, bbox=[0, 0, 5]), "00.png", "bbox"),
-        (set_in("annotations", 0, bbox=None), "00.png", "bbox"),
-        (set_in("annotations", 0, bbox=[float("nan"), 0, 5, 5]), "00.png", "finite"),
-        (set_in("annotations", 0, bbox=[10**400, 0, 5, 5]), "00.png", "bbox"),
-        (drop_in("annotations", 0, "category_id"), "00.png", "category_id"),
-        (set_in("annotations", 0, image_id=999), "annotations.json: annotations[0]", "image_id is 999"),
-        (set_in("annotations", 0, image_id=[]), "annotations.json: annotations[0]", "image_id"),
-        (add_to("annotations", 3), "annotations.json: annotations[16]", "the entry is 3"),
-        (copy_in("annotations", 0, bbox=[1, 1, 9, 9]), "00.png", "stands for several boxes"),
+        (set_key("images", 0, file_name="/etc/passwd"), "/etc/passwd", "inside the images folder"),
+        (set_key("images", 0, file_name=""), "", "inside the images folder"),
+        (set_key("images", 0, file_name="a\0b"), "a\0b", "inside the images folder"),
+        (set_key("images", 0, file_name="x" * 5000), "x" * 5000, "unreadable"),
+        (set_key("images", 0, width=999), "00.png", "size is 999 x"),
+        (set_key("images", 0, width="wide"), "annotations.json: images[0]", "width is"),
+        (drop_key("images", 0, "file_name"), "annotations.json: images[0]", "file_name"),
+        (drop_key("images", 0, "id"), "annotations.json: images[0]", "id"),
+        (add_entry("images", "nonsense"), "annotations.json: images[12]", "the entry is"),
+        (copy_entry("images", 0, file_name="other.png"), "00.png", "several images"),
+        (copy_entry("images", 0, id=77), "00.png", "several image ids"),
+        (set_key("annotations", 0, category_id=9), "00.png", "category_id is 9"),
+        (set_key("annotations", 0, bbox=[10, 10, 0, 5]), "00.png", "no area"),
+        (set_key("annotations", 0, bbox=[10, 10, 5, -5]), "00.png", "no area"),
+        (set_key("annotations", 0, bbox=[-30, 0, 40, 10]), "00.png", "inside the image"),
+        (set_key("annotations", 0, bbox=[0, 0, 500, 10]), "00.png", "inside the image"),
+        (set_key("annotations", 0, bbox=[0, 0, 5]), "00.png", "bbox"),
+        (set_key("annotations", 0, bbox=None), "00.png", "bbox"),
+        (set_key("annotations", 0, bbox=[float("nan"), 0, 5, 5]), "00.png", "finite"),
+        (set_key("annotations", 0, bbox=[10**400, 0, 5, 5]), "00.png", "bbox"),
+        (drop_key("annotations", 0, "category_id"), "00.png", "category_id"),
+        (set_key("annotations", 0, image_id=999), "annotations.json: annotations[0]", "image_id is 999"),
+        (set_key("annotations", 0, image_id=[]), "annotations.json: annotations[0]", "image_id"),
+        (add_entry("annotations", 3), "annotations.json: annotations[16]", "the entry is 3"),
+        (copy_entry("annotations", 0, bbox=[1, 1, 9, 9]), "00.png", "stands for several boxes"),
         (
-            add_to("categories", {"id": 0, "name": "other"}),
+            add_entry("categories", {"id": 0, "name": "other"}),
             "annotations.json: category id 0",
             "several names",
         ),
-        (add_to("categories", {"id": 5, "name": "a\nb"}), "annotations.json: category id 5", "class name"),
-        (add_to("categories", {"id": 5}), "annotations.json: categories[2]", "name"),
+        (add_entry("categories", {"id": 5, "name": "a\nb"}), "annotations.json: category id 5", "class name"),
+        (add_entry("categories", {"id": 5}), "annotations.json: categories[2]", "name"),
     ],
 )
 def test_bad_entry_is_named_and_the_rest_comes_in(tiny_coco: Path, edit: Edit, where: str, reason: str) -> None:
     result = read(tiny_coco, edit)
-    assert reason in reasons(result)[where]
+    assert reason in rejection_reasons(result)[where]
     names = {record.file_name for record in result.records}
     assert names >= {"11.png"}  # the one without boxes is hit by none of these
     assert where not in names
-    assert len(result.findings.set_aside) == len({entry.where for entry in result.findings.set_aside})
+    assert len(result.report.rejected) == len({entry.item for entry in result.report.rejected})
 
 
 def test_other_images_are_not_touched_by_a_bad_one(tiny_coco: Path) -> None:
-    result = read(tiny_coco, set_in("annotations", 0, bbox=[0, 0, 0, 0]))
+    result = read(tiny_coco, set_key("annotations", 0, bbox=[0, 0, 0, 0]))
     assert {r.file_name for r in result.records} == {f"{n:02d}.png" for n in range(1, 12)}
-    assert result.findings.refused == {"00.png"}
+    assert result.report.rejected_images == {"00.png"}
 
 
 def test_off_by_one_box_is_clipped_and_counted(tiny_coco: Path) -> None:
     width = json.loads((tiny_coco / "annotations.json").read_text())["images"][0]["width"]
-    result = read(tiny_coco, set_in("annotations", 0, bbox=[-1, 0, width + 2, 20]))
+    result = read(tiny_coco, set_key("annotations", 0, bbox=[-1, 0, width + 2, 20]))
     assert result.records[0].boxes is not None
     assert result.records[0].boxes[0].xyxy_px == (0, 0, width, 20)
-    assert result.findings.clipped_boxes == 1
-    assert result.findings.notes[0].where == "00.png"
+    assert result.report.clipped_boxes == 1
+    assert result.report.notes[0].item == "00.png"
 
 
 def test_truncated_image_is_set_aside(tiny_coco: Path) -> None:
     path = tiny_coco / "images" / "03.png"
     path.write_bytes(path.read_bytes()[:200])
-    assert "unreadable" in reasons(read(tiny_coco))["03.png"]
+    assert "unreadable" in rejection_reasons(read(tiny_coco))["03.png"]
 
 
 def test_link_out_of_the_images_folder_is_refused(tiny_coco: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside.png"
     os.replace(tiny_coco / "images" / "03.png", outside)
     (tiny_coco / "images" / "03.png").symlink_to(outside)
-    assert "link out of" in reasons(read(tiny_coco))["03.png"]
+    assert "link out of" in rejection_reasons(read(tiny_coco))["03.png"]
 
 
 def test_images_in_subfolders_keep_their_names(tiny_coco: Path) -> None:
     (tiny_coco / "images" / "sub").mkdir()
     os.replace(tiny_coco / "images" / "03.png", tiny_coco / "images" / "sub" / "03.png")
-    result = read(tiny_coco, set_in("images", 3, file_name="sub/03.png"))
+    result = read(tiny_coco, set_key("images", 3, file_name="sub/03.png"))
     assert "sub/03.png" in {record.file_name for record in result.records}
 
 
@@ -161,10 +161,10 @@ def test_what_other_tools_write_is_tolerated(tiny_coco: Path) -> None:
 
     result = read(tiny_coco, edit)
     assert len(result.records) == 12
-    assert not result.findings.set_aside
+    assert not result.report.rejected
     assert result.records[0].boxes is not None
     assert [box.category for box in result.records[0].boxes] == ["square"]  # the crowd is left out
-    assert "crowd" in result.findings.notes[0].reason
+    assert "crowd" in result.report.notes[0].reason
 
 
 def test_exact_copies_of_entries_are_kept_once(tiny_coco: Path) -> None:
@@ -176,14 +176,14 @@ def test_exact_copies_of_entries_are_kept_once(tiny_coco: Path) -> None:
 
     doubled = read(tiny_coco, edit)
     assert doubled.records == plain.records
-    assert len(doubled.findings.notes) == 2
+    assert len(doubled.report.notes) == 2
 
 
 def test_joined_files_with_the_same_annotation_ids_keep_their_boxes(tiny_coco: Path) -> None:
     plain = read(tiny_coco)
-    joined = read(tiny_coco, set_in("annotations", 1, id=0))  # of image 1, with the id of image 0's
+    joined = read(tiny_coco, set_key("annotations", 1, id=0))  # of image 1, with the id of image 0's
     assert joined.records == plain.records
-    assert joined.findings.notes[0].where == "01.png"
+    assert joined.report.notes[0].item == "01.png"
 
 
 @pytest.mark.parametrize(
@@ -244,5 +244,5 @@ def test_any_value_in_any_field_ends_in_records_or_a_message(tiny_coco: Path, ki
     for record in result.records:
         for box in record.boxes or ():
             x1, y1, x2, y2 = box.xyxy_px
-            assert 0 <= x1 < x2 <= record.facts.width_px
-            assert 0 <= y1 < y2 <= record.facts.height_px
+            assert 0 <= x1 < x2 <= record.metadata.width_px
+            assert 0 <= y1 < y2 <= record.metadata.height_px

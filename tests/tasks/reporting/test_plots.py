@@ -9,25 +9,25 @@ from hypothesis import strategies as st
 
 from tasks.reporting import plots
 
-maybe = st.one_of(st.none(), st.floats(-1, 100))
+optional_floats = st.one_of(st.none(), st.floats(-1, 100))
 
 
-def parsed(drawing: str) -> ET.Element:
+def parse_svg(drawing: str) -> ET.Element:
     return ET.fromstring(drawing)
 
 
-@given(st.lists(st.tuples(maybe, maybe), min_size=1, max_size=30))
+@given(st.lists(st.tuples(optional_floats, optional_floats), min_size=1, max_size=30))
 @settings(max_examples=15, deadline=None)
 def test_any_series_draws_with_gaps_and_single_points(values):
     rounds = list(range(len(values)))
     curves = {"learned": [pair[0] for pair in values], "equal": [pair[1] for pair in values]}
-    root = parsed(plots.correlations(rounds, curves, alt="two lines"))
+    root = parse_svg(plots.correlations(rounds, curves, alt="two lines"))
     assert root.attrib["aria-label"] == "two lines"
 
 
 @pytest.mark.parametrize("values", [[], [0.0], [0.5] * 40, [-1.0, 2.0], [1e-12, 0.0]])
 def test_any_distribution_draws(values):
-    parsed(plots.distribution(values, x="entropy", colour="entropy", alt="a histogram"))
+    parse_svg(plots.histogram(values, x="entropy", color="entropy", alt="a histogram"))
 
 
 def test_colours_and_fonts_come_from_the_page():
@@ -44,7 +44,7 @@ def test_every_colour_is_a_variable_of_the_style_sheet():
     style = (plots.__file__.rsplit("/", 1)[0]) + "/style.css.j2"
     with open(style) as stream:
         text = stream.read()
-    for name in (*plots.COLOURS, "ink", "muted", "line"):
+    for name in (*plots.COLORS, "ink", "muted", "line"):
         assert f"--{name}:" in text, name
 
 
@@ -61,13 +61,15 @@ def test_ids_of_two_figures_do_not_collide():
 
 
 def test_alt_text_is_escaped():
-    drawing = plots.distribution([1.0], x="x", colour="entropy", alt='"><script>')
+    drawing = plots.histogram([1.0], x="x", color="entropy", alt='"><script>')
     assert "<script>" not in drawing
-    assert parsed(drawing).attrib["aria-label"] == '"><script>'
+    assert parse_svg(drawing).attrib["aria-label"] == '"><script>'
 
 
 def test_same_figures_give_the_same_drawing():
     def draw() -> str:
-        return plots.stacked({"picked": [0.9], "explored": [0.2], "pool": [0.1, 0.5]}, x="uncertainty", alt="x")
+        return plots.stacked_histogram(
+            {"picked": [0.9], "explored": [0.2], "pool": [0.1, 0.5]}, x="uncertainty", alt="x"
+        )
 
     assert draw() == draw()

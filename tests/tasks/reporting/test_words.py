@@ -5,9 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.reporting import tables, words
-from tasks.reporting.history import extended
+from tasks.reporting.history import append_round
 
-DWA = {"mode": "learned", "used": "learned", "why": "", "pairs": 40, "spearman_dwa": 0.5, "spearman_equal": 0.3}
+DWA = {
+    "mode": "learned",
+    "used": "learned",
+    "reason": "",
+    "num_samples": 40,
+    "spearman_dwa": 0.5,
+    "spearman_equal": 0.3,
+}
 
 
 @pytest.mark.parametrize(
@@ -37,7 +44,7 @@ def test_duration(seconds, text):
     ("parts", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
 )
 def test_listed(parts, text):
-    assert words.listed(parts) == text
+    assert words.join_and(parts) == text
 
 
 EQUAL = {"used": "equal", "spearman_dwa": None}
@@ -51,7 +58,10 @@ EQUAL = {"used": "equal", "spearman_dwa": None}
             {"used": "equal", "spearman_dwa": 0.2},
             "Equal weights were used. Learned ones rank the teacher’s mistakes no",
         ),
-        (EQUAL | {"pairs": 1}, "Equal weights were used: 1 image with both detections and human labels is too few"),
+        (
+            EQUAL | {"num_samples": 1},
+            "Equal weights were used: 1 image with both detections and human labels is too few",
+        ),
         (EQUAL, "For equal weights alone it is 0.30."),
         (EQUAL | {"mode": "entropy"}, "This campaign does not learn its metric weights: dwa.mode is “entropy”"),
     ],
@@ -62,11 +72,11 @@ def test_verdict_names_what_was_used_and_why(change, said):
 
 def test_caution_shrinks_with_pairs_and_is_silent_without_a_comparison():
     assert "±0.34" in words.dwa_caution(DWA)
-    assert "±1.00" in words.dwa_caution(DWA | {"pairs": 4})
+    assert "±1.00" in words.dwa_caution(DWA | {"num_samples": 4})
     assert words.dwa_caution(DWA | {"spearman_dwa": None}) == ""
 
 
-def entry(number: int, reached: float | None) -> dict:
+def round_entry(number: int, reached: float | None) -> dict:
     return {"round": number, "labels": 10 * (number + 1), "teacher": {"mAP": reached}}
 
 
@@ -75,7 +85,7 @@ def entry(number: int, reached: float | None) -> dict:
     [(28.5, 35.0, "6.5 mAP points ahead"), (28.5, 30.4, ""), (35.0, 28.5, ""), (None, 35.0, ""), (28.5, None, "")],
 )
 def test_a_teacher_behind_its_student_is_told(teacher, student, said):
-    told = words.teacher_lag({"teacher": {"mAP": teacher}, "student": {"mAP": student}})
+    told = words.teacher_lag_warning({"teacher": {"mAP": teacher}, "student": {"mAP": student}})
     assert said in told
     assert bool(told) == bool(said)
 
@@ -93,18 +103,18 @@ LABELED = {"labeled_images": 10, "boxes_per_class": {"cup": 20, "jug": 5, "pan":
     ],
 )
 def test_pseudo_boxes_far_more_frequent_than_labels_are_told(drawn, said):
-    told = words.pseudo_box_flood({"pseudo_boxes_per_image_by_class": drawn}, LABELED)
+    told = words.pseudo_box_warning({"pseudo_boxes_per_image_by_class": drawn}, LABELED)
     assert said in told
     assert bool(told) == bool(said)
 
 
 def test_headline_without_a_measurement():
-    assert words.headline([entry(0, None)]) == "Round 0: 10 images labeled, and nothing to measure the teacher on"
+    assert words.headline([round_entry(0, None)]) == "Round 0: 10 images labeled, and nothing to measure the teacher on"
 
 
 @given(st.lists(st.integers(0, 20), unique=True, max_size=8), st.integers(0, 20))
 def test_history_is_sorted_and_holds_each_round_once(known, now):
-    rounds = [entry["round"] for entry in extended([{"round": number} for number in known], {"round": now})]
+    rounds = [entry["round"] for entry in append_round([{"round": number} for number in known], {"round": now})]
     assert rounds == [*sorted(number for number in known if number < now), now]
 
 
@@ -135,8 +145,8 @@ WEIGHED = {"w_confidence": 0.2, "w_entropy": 0.5, "w_overlap": 0.3, "confidence"
 
 
 def test_shares_sum_to_one_and_are_absent_where_the_sum_is_not_the_uncertainty():
-    shares = tables.shares(WEIGHED | {"uncertainty": 0.6})
+    shares = tables.metric_contributions(WEIGHED | {"uncertainty": 0.6})
     assert shares == pytest.approx({"entropy": 5 / 6, "overlap": 0.0, "confidence": 1 / 6})
-    assert tables.shares(WEIGHED | {"uncertainty": 0.9}) == {}
-    assert tables.shares({}) == {}
-    assert tables.shares(dict.fromkeys(WEIGHED, 0.0) | {"uncertainty": 0.0}) == {}
+    assert tables.metric_contributions(WEIGHED | {"uncertainty": 0.9}) == {}
+    assert tables.metric_contributions({}) == {}
+    assert tables.metric_contributions(dict.fromkeys(WEIGHED, 0.0) | {"uncertainty": 0.0}) == {}

@@ -4,12 +4,12 @@ import pytest
 import yaml
 
 from tasks.errors import UserError
-from tasks.params import check_params
-from tasks.study.plan import StudyPlan, arm_params, load_study
+from tasks.params import validate_params
+from tasks.study.plan import StudyConfig, arm_params, load_study
 
 ROOT = Path(__file__).parents[3]
 TEMPLATE = (ROOT / "params.yaml").read_text()
-SOUND = {
+VALID = {
     "name": "sound",
     "source": {"kind": "demo"},
     "seeds": [1, 2, 3],
@@ -21,40 +21,40 @@ SOUND = {
 }
 
 
-def load(tmp_path: Path, **changes: object) -> StudyPlan:
+def load_config(tmp_path: Path, **changes: object) -> StudyConfig:
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump({**SOUND, **changes}))
+    path.write_text(yaml.safe_dump({**VALID, **changes}))
     return load_study(path, TEMPLATE, own_data_settings=("model.short_side_px=256",))
 
 
 def test_random_and_equal_are_added_and_come_first(tmp_path: Path) -> None:
-    plan = load(tmp_path)
+    plan = load_config(tmp_path)
     assert list(plan.arms) == ["random", "equal", "mine"]
     assert plan.added == ["random", "equal"]
-    assert plan.references == ["random", "equal"]
+    assert plan.all_baselines == ["random", "equal"]
 
 
 def test_arms_the_file_names_stay_as_they_are(tmp_path: Path) -> None:
     arms = {"equal": ["dwa.mode=equal", "scoring.entropy=mean"], "random": ["select.strategy=random"]}
-    plan = load(tmp_path, arms=arms, compare_with=["equal"])
+    plan = load_config(tmp_path, arms=arms, baselines=["equal"])
     assert plan.arms == arms
     assert plan.added == []
-    assert plan.references == ["random", "equal"]
+    assert plan.all_baselines == ["random", "equal"]
 
 
 def test_own_settings_come_after_common_ones_and_the_seed_is_the_pairs(tmp_path: Path) -> None:
-    plan = load(tmp_path)
-    mine = check_params(yaml.safe_load(arm_params(plan, "mine", 3, TEMPLATE, ["a", "b"])), "here")
+    plan = load_config(tmp_path)
+    mine = validate_params(yaml.safe_load(arm_params(plan, "mine", 3, TEMPLATE, ["a", "b"])), "here")
     assert (mine.seed, mine.classes, mine.train.iterations, mine.dwa.mode) == (3, ["a", "b"], 60, "entropy")
-    other = check_params(yaml.safe_load(arm_params(plan, "random", 3, TEMPLATE, ["a", "b"])), "here")
+    other = validate_params(yaml.safe_load(arm_params(plan, "random", 3, TEMPLATE, ["a", "b"])), "here")
     assert (other.train.iterations, other.dwa.mode, other.select.strategy) == (50, "learned", "random")
 
 
 def test_data_of_ones_own_start_from_inits_settings(tmp_path: Path) -> None:
     source = {"kind": "voc", "images": "i", "annotations": "a"}
-    assert load(tmp_path, source=source).settings[0] == "model.short_side_px=256"
-    assert load(tmp_path).settings == SOUND["settings"]
-    assert load(tmp_path, rounds=0).rounds == 0
+    assert load_config(tmp_path, source=source).settings[0] == "model.short_side_px=256"
+    assert load_config(tmp_path).settings == VALID["settings"]
+    assert load_config(tmp_path, rounds=0).rounds == 0
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_data_of_ones_own_start_from_inits_settings(tmp_path: Path) -> None:
         ({"arms": {"a/b": []}}, "a/b"),
         ({"source": {"kind": "coco"}}, "expected images and annotations with kind coco"),
         ({"source": {"kind": "demo", "images": "x"}}, "expected none with kind demo"),
-        ({"compare_with": ["nobody"]}, "compare_with names 'nobody', expected one of the arms"),
+        ({"baselines": ["nobody"]}, "baselines names 'nobody', expected one of the arms"),
         ({"arms": {"mine": ["dwa.mode=best"]}}, "arms.mine: dwa.mode is 'best', expected"),
         ({"arms": {"mine": ["dwa.mod=equal"]}}, "Did you mean dwa.mode?"),
         ({"settings": ["nonsense"]}, "the override is 'nonsense', expected section.key=value"),
@@ -82,7 +82,7 @@ def test_data_of_ones_own_start_from_inits_settings(tmp_path: Path) -> None:
 )
 def test_what_is_refused_and_how(tmp_path: Path, changes: dict[str, object], words: str) -> None:
     with pytest.raises(UserError) as refused:
-        load(tmp_path, **changes)
+        load_config(tmp_path, **changes)
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
 

@@ -7,16 +7,16 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from detectron_ext.realised_loss import realised_loss
+from detectron_ext.realised_loss import realized_loss
 from tasks import files
-from tasks.contracts import ANNOTATED, DETECTIONS, SCORES, WEIGHTS
-from tasks.params import Sections
-from tasks.study.pool import pool_correlation
+from tasks.contracts import ANNOTATED, DETECTIONS, SCORES, UNCERTAINTY
+from tasks.params import StageParams
+from tasks.study.pool import pool_spearman
 
 CLASSES = ["a", "b"]
 GAMMA = 1.5
 IMAGES = 8
-PARAMS = cast(Sections, SimpleNamespace(classes=CLASSES, dwa=SimpleNamespace(focal_gamma=GAMMA)))
+PARAMS = cast(StageParams, SimpleNamespace(classes=CLASSES, dwa=SimpleNamespace(focal_gamma=GAMMA)))
 
 
 def write_pool(folder: Path, *, scored: int = IMAGES) -> tuple[dict[str, Path], list[dict[str, Any]], list[float]]:
@@ -26,14 +26,14 @@ def write_pool(folder: Path, *, scored: int = IMAGES) -> tuple[dict[str, Path], 
     for number in range(scored):
         name, p = f"{number:02d}", float(rng.uniform(0.4, 0.95))
         box = [1.0, 1.0, 9.0, 9.0] if number % 3 else [20.0, 20.0, 28.0, 28.0]  # every third one misses
-        found.append({"image_id": name, "boxes_xyxy": box, "scores": [p], "labels": [number % 2]})
-        found[-1]["posteriors"] = [0.0, 0.0, 1 - p]
-        found[-1]["posteriors"][number % 2] = p
+        found.append({"image_id": name, "boxes_xyxy": box, "scores": [p], "class_ids": [number % 2]})
+        found[-1]["class_probs"] = [0.0, 0.0, 1 - p]
+        found[-1]["class_probs"][number % 2] = p
         metrics = dict(zip(("confidence", "entropy", "overlap"), rng.uniform(size=3).tolist(), strict=True))
         raw = {f"{key}_raw": value for key, value in metrics.items()}
-        scores.append({"image_id": name, "num_boxes": 1, **raw, **metrics, "zero_detections": False})
+        scores.append({"image_id": name, "num_boxes": 1, **raw, **metrics, "has_no_detections": False})
         truth.append({"image_id": name, "uri": "x", "width_px": 40, "height_px": 40, "batch": -1})
-        truth[-1] |= {"boxes_xyxy": [1.0, 1.0, 9.0, 9.0], "classes": [0]}
+        truth[-1] |= {"boxes_xyxy": [1.0, 1.0, 9.0, 9.0], "class_ids": [0]}
         weights.append(
             {"image_id": name, **{f"w_{key}": 1 / 3 for key in metrics}, "uncertainty": float(rng.uniform())}
         )
@@ -42,28 +42,28 @@ def write_pool(folder: Path, *, scored: int = IMAGES) -> tuple[dict[str, Path], 
         {**row, "embedding": [0.0], "model_digest": "m"} for row in [*found, *([calibration] if calibration else [])]
     ]
     paths = {"oracle": folder / "oracle.parquet", "detections": folder / "infer"}
-    paths |= {"scores": folder / "scores.parquet", "weights": folder / "weights.parquet"}
+    paths |= {"scores": folder / "scores.parquet", "uncertainty": folder / "uncertainty.parquet"}
     files.write_table(paths["detections"] / "shard-0000.parquet", pa.Table.from_pylist(rows, schema=DETECTIONS))
     files.write_table(paths["oracle"], pa.Table.from_pylist(truth, schema=ANNOTATED))
     files.write_table(paths["scores"], pa.Table.from_pylist(scores, schema=SCORES))
-    files.write_table(paths["weights"], pa.Table.from_pylist(weights, schema=WEIGHTS))
+    files.write_table(paths["uncertainty"], pa.Table.from_pylist(weights, schema=UNCERTAINTY))
     losses = [_loss(row) for row in rows[:scored]]
     return paths, [{**a, **b} for a, b in zip(scores, weights, strict=True)], losses
 
 
 def _loss(row: dict[str, Any]) -> float:
-    posteriors = np.array(row["posteriors"], dtype=np.float16).astype(np.float32).reshape(1, 3)
+    posteriors = np.array(row["class_probs"], dtype=np.float16).astype(np.float32).reshape(1, 3)
     box, scores = np.array(row["boxes_xyxy"], dtype=np.float32).reshape(1, 4), np.array(row["scores"])
-    loss = realised_loss(box, scores, posteriors, np.array([[1.0, 1.0, 9.0, 9.0]]), np.array([0]), GAMMA)
+    loss = realized_loss(box, scores, posteriors, np.array([[1.0, 1.0, 9.0, 9.0]]), np.array([0]), GAMMA)
     return float(loss.total_K.sum())
 
 
 def test_the_correlations_are_spearmans_over_the_pool_alone(tmp_path: Path) -> None:
     paths, rows, losses = write_pool(tmp_path)
-    measured = pool_correlation(PARAMS, **paths)
+    measured = pool_spearman(PARAMS, **paths)
     assert measured["pool_images"] == IMAGES
     expected = {
-        "used": [row["uncertainty"] for row in rows],
+        "uncertainty": [row["uncertainty"] for row in rows],
         "equal": [(row["confidence"] + row["entropy"] + row["overlap"]) / 3 for row in rows],
         **{name: [row[name] for row in rows] for name in ("confidence", "entropy", "overlap")},
     }
@@ -73,10 +73,10 @@ def test_the_correlations_are_spearmans_over_the_pool_alone(tmp_path: Path) -> N
 
 def test_too_few_images_have_no_correlation(tmp_path: Path) -> None:
     paths, _, _ = write_pool(tmp_path, scored=2)
-    measured = pool_correlation(PARAMS, **paths)
-    assert measured == {"pool_images": 2} | dict.fromkeys(("used", "equal", "confidence", "entropy", "overlap"))
+    measured = pool_spearman(PARAMS, **paths)
+    assert measured == {"pool_images": 2} | dict.fromkeys(("uncertainty", "equal", "confidence", "entropy", "overlap"))
 
 
 def test_an_exhausted_pool_is_no_error(tmp_path: Path) -> None:
     paths, _, _ = write_pool(tmp_path, scored=0)
-    assert pool_correlation(PARAMS, **paths)["pool_images"] == 0
+    assert pool_spearman(PARAMS, **paths)["pool_images"] == 0

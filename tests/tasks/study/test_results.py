@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
-from tasks.study.plan import StudyPlan
-from tasks.study.plot import draw
+from tasks.study.plan import StudyConfig
+from tasks.study.plot import write_plots
 from tasks.study.results import POOL_MEASURES, StudyResults, collect_results, summary
-from tasks.study.words import reading, table
+from tasks.study.words import comparison_tables, readme
 
 LABELS = (10, 20, 30)
 
 
-def plan(**changes: Any) -> StudyPlan:
+def make_config(**changes: Any) -> StudyConfig:
     content: dict[str, Any] = {
         "name": "made-up",
         "source": {"kind": "demo"},
@@ -22,15 +22,15 @@ def plan(**changes: Any) -> StudyPlan:
         "calibration_images": 0,
         "arms": {"random": ["select.strategy=random"], "equal": ["dwa.mode=equal"], "better": [], "same": []},
     }
-    return StudyPlan.model_validate({**content, **changes})
+    return StudyConfig.model_validate({**content, **changes})
 
 
-def row(seed: int, arm: str, number: int, teacher_map: float) -> dict[str, Any]:
+def result_row(seed: int, arm: str, number: int, teacher_map: float) -> dict[str, Any]:
     return {
         "seed": seed,
         "arm": arm,
         "round": number,
-        "labels": LABELS[number],
+        "num_labeled": LABELS[number],
         "teacher_map": teacher_map,
         "spearman_dwa": 0.4 if arm == "better" and number else None,
         "spearman_equal": 0.2,
@@ -39,19 +39,21 @@ def row(seed: int, arm: str, number: int, teacher_map: float) -> dict[str, Any]:
     }
 
 
-def made_up(study: StudyPlan, *, full: dict[int, float] | None = None) -> StudyResults:
+def synthetic_results(config: StudyConfig, *, full: dict[int, float] | None = None) -> StudyResults:
     """``better`` is 4 points above the others in every round and seed but the first round."""
     rows = [
-        row(seed, arm, number, 20.0 + seed + 10 * number + (4.0 + 0.1 * seed if arm == "better" and number else 0.0))
-        for seed in study.seeds
-        for arm in study.arms
+        result_row(
+            seed, arm, number, 20.0 + seed + 10 * number + (4.0 + 0.1 * seed if arm == "better" and number else 0.0)
+        )
+        for seed in config.seeds
+        for arm in config.arms
         for number in range(3)
     ]
-    return collect_results(study, rows, full or {}, [])
+    return collect_results(config, rows, full or {}, [])
 
 
 def test_the_summary_holds_the_written_out_figures() -> None:
-    found = summary(made_up(plan(), full={1: 40.0, 2: 40.0, 3: 40.0}))
+    found = summary(synthetic_results(make_config(), full={1: 40.0, 2: 40.0, 3: 40.0}))
     # random, seed 1: 21, 31, 41 at 10, 20, 30 labels: mean 31; mean over seeds 32
     assert found["arms"]["random"]["area"] == pytest.approx(32.0)
     assert found["arms"]["random"]["final_map"] == pytest.approx(42.0)
@@ -65,7 +67,7 @@ def test_the_summary_holds_the_written_out_figures() -> None:
 
 
 def test_the_reading_says_what_is_and_what_is_not_to_be_told_apart() -> None:
-    words = reading(made_up(plan()))
+    words = readme(synthetic_results(make_config()))
     assert re.search(
         r"`better` against `random`: over all rounds \*\*above\*\* \(\+3\.15, \[\+3\.0\d, \+3\.2\d\]", words
     )
@@ -77,28 +79,30 @@ def test_the_reading_says_what_is_and_what_is_not_to_be_told_apart() -> None:
     assert "Labels needed" not in words
     assert "`random` against" not in words
     assert words.count("`equal` against") == 1
-    words = reading(made_up(plan(compare_with=["better"])))
+    words = readme(synthetic_results(make_config(baselines=["better"])))
     assert "`same` against `better`: over all rounds **below**" in words
     assert words.count("against `equal`") == 0
 
 
 def test_an_interval_with_zero_in_it_is_not_distinguishable() -> None:
-    study = plan()
-    results = made_up(study)
+    study = make_config()
+    results = synthetic_results(study)
     shaken = [{**r, "teacher_map": r["teacher_map"] + (3 - 2 * r["seed"])} for r in results.arms["same"].rows]
     others = [r for name, arm in results.arms.items() if name != "same" for r in arm.rows]
-    words = reading(collect_results(study, [*others, *shaken], {}, []))
+    words = readme(collect_results(study, [*others, *shaken], {}, []))
     assert re.search(
         r"`same` against `random`: over all rounds not distinguishable \(-1\.00, \[-3\.00, \+1\.00\]\)", words
     )
 
 
 def test_without_rounds_arms_differ_in_how_they_learn() -> None:
-    study = plan(rounds=0)
+    study = make_config(rounds=0)
     rows = [
-        row(seed, arm, 0, 20.0 + seed + (2.0 if arm == "better" else 0.0)) for seed in (1, 2, 3) for arm in study.arms
+        result_row(seed, arm, 0, 20.0 + seed + (2.0 if arm == "better" else 0.0))
+        for seed in (1, 2, 3)
+        for arm in study.arms
     ]
-    words = reading(collect_results(study, rows, {}, []))
+    words = readme(collect_results(study, rows, {}, []))
     assert "3 paired seeds, no round after the seed labels." in words
     assert "- `better` against `random`: **above** (+2.00, [+2.00, +2.00]; t [+2.00, +2.00])." in words
     assert "| better | random | last | +2.00 |" in words
@@ -106,39 +110,39 @@ def test_without_rounds_arms_differ_in_how_they_learn() -> None:
 
 
 def test_few_seeds_are_said_to_be_few() -> None:
-    assert "Seeds are 2, fewer than the 3 a claim needs" in reading(made_up(plan(seeds=[1, 2])))
-    assert "One seed has no interval" in reading(made_up(plan(seeds=[1])))
+    assert "Seeds are 2, fewer than the 3 a claim needs" in readme(synthetic_results(make_config(seeds=[1, 2])))
+    assert "One seed has no interval" in readme(synthetic_results(make_config(seeds=[1])))
 
 
 def test_unfinished_seeds_take_no_part_and_are_named() -> None:
-    study = plan()
-    results = made_up(study)
+    study = make_config()
+    results = synthetic_results(study)
     rows = [r for arm in results.arms.values() for r in arm.rows]
     partial = [r for r in rows if not (r["arm"] == "better" and r["seed"] == 3 and r["round"] == 2)]
     cut = collect_results(study, partial, {}, ["better, seed 3, round 2: loss ratio is 30."])
     assert list(cut.arms["better"].curves) == [1, 2]
-    words = reading(cut)
+    words = readme(cut)
     assert "**Not finished**: seeds complete are, of 3: better 2." in words
     assert "**Stopped**: better, seed 3, round 2: loss ratio is 30." in words
 
 
 def test_labels_needed_are_counted_only_where_they_were_reached() -> None:
-    words = reading(made_up(plan(), full={1: 40.0, 2: 40.0, 3: 60.0}))
+    words = readme(synthetic_results(make_config(), full={1: 40.0, 2: 40.0, 3: 60.0}))
     assert "| random | reached in 2 of 3 seeds | reached in 2 of 3 seeds |" in words
 
 
 def test_a_study_that_has_just_begun_can_be_read_and_drawn(tmp_path: Path) -> None:
-    nothing = collect_results(plan(), [], {}, [])
-    assert "have no seed in common yet" in reading(nothing)
-    assert "| random | 0 |" in table(nothing)
+    nothing = collect_results(make_config(), [], {}, [])
+    assert "have no seed in common yet" in readme(nothing)
+    assert "| random | 0 |" in comparison_tables(nothing)
     assert summary(nothing)["arms"]["random"]["area"] is None
-    draw(nothing, tmp_path)
+    write_plots(nothing, tmp_path)
     assert (tmp_path / "plot.svg").stat().st_size > 0
 
 
 def test_the_plot_is_the_same_for_the_same_numbers(tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        draw(made_up(plan(), full={1: 50.0}), tmp_path / folder)
+        write_plots(synthetic_results(make_config(), full={1: 50.0}), tmp_path / folder)
     first = (tmp_path / "a" / "plot.svg").read_bytes()
     assert first == (tmp_path / "b" / "plot.svg").read_bytes()
     assert all(f">{name}<".encode() in first for name in ("random", "equal", "better", "all labels"))

@@ -14,7 +14,7 @@ from tasks.study.statistics import (
     compare_area,
     compare_final,
     labels_to_reach,
-    mean_height,
+    mean_value,
     paired_bootstrap,
     t_interval,
 )
@@ -30,7 +30,7 @@ def curves(draw: st.DrawFn) -> Curve:
     return Curve(tuple(float(x) for x in itertools.accumulate(steps)), tuple(values))
 
 
-def written_out_mean(curve: Curve) -> float:
+def reference_mean(curve: Curve) -> float:
     """The trapezoid rule, term by term."""
     total = 0.0
     for index in range(1, len(curve.labels)):
@@ -41,19 +41,19 @@ def written_out_mean(curve: Curve) -> float:
 
 @given(curves())
 def test_the_mean_height_is_the_trapezoid_rule_over_the_range(curve: Curve) -> None:
-    assert mean_height(curve, curve.labels[0], curve.labels[-1]) == pytest.approx(written_out_mean(curve))
+    assert mean_value(curve, curve.labels[0], curve.labels[-1]) == pytest.approx(reference_mean(curve))
 
 
 @given(curves(), st.floats(0.01, 0.99))
 def test_areas_of_two_parts_add_up(curve: Curve, share: float) -> None:
     low, high = curve.labels[0], curve.labels[-1]
     middle = low + share * (high - low)
-    parts = (middle - low) * mean_height(curve, low, middle) + (high - middle) * mean_height(curve, middle, high)
-    assert parts == pytest.approx((high - low) * mean_height(curve, low, high))
+    parts = (middle - low) * mean_value(curve, low, middle) + (high - middle) * mean_value(curve, middle, high)
+    assert parts == pytest.approx((high - low) * mean_value(curve, low, high))
 
 
 def test_a_range_without_width_gives_the_height_there() -> None:
-    assert mean_height(Curve((10, 20), (30.0, 50.0)), 15, 15) == 40.0
+    assert mean_value(Curve((10, 20), (30.0, 50.0)), 15, 15) == 40.0
 
 
 def test_arms_with_other_numbers_of_labels_are_compared_where_both_have_been() -> None:
@@ -100,17 +100,21 @@ def test_draws_of_the_images_widen_the_interval_as_written_out() -> None:
     redrawn = [[0.0, 2.0], [3.0, 9.0]]
     means = [(a + b) / 2 for a, b in itertools.product([0.0, 2.0, 3.0, 9.0], repeat=2)]
     low, high = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
-    interval = paired_bootstrap([1.0, 6.0], seed=0, redrawn=redrawn)
+    interval = paired_bootstrap([1.0, 6.0], seed=0, resampled=redrawn)
     assert interval == Interval(low, high)
     assert interval != paired_bootstrap([1.0, 6.0], seed=0)
-    assert paired_bootstrap([1.0, 6.0], seed=0, redrawn=[[1.0], []]) == paired_bootstrap([1.0, 6.0], seed=0)
+    assert paired_bootstrap([1.0, 6.0], seed=0, resampled=[[1.0], []]) == paired_bootstrap([1.0, 6.0], seed=0)
 
 
 def test_curves_are_compared_draw_by_draw() -> None:
     """Ours is 2 points better on every draw, however much the draws differ: pairing leaves no doubt."""
     theirs = [Curve((10, 20), (30.0, 40.0), tuple((30.0 + d, 40.0 + 2 * d) for d in range(-3, 4))) for _ in range(3)]
     ours = [
-        Curve(curve.labels, tuple(v + 2 for v in curve.values), tuple(tuple(v + 2 for v in d) for d in curve.drawn))
+        Curve(
+            curve.labels,
+            tuple(v + 2 for v in curve.values),
+            tuple(tuple(v + 2 for v in d) for d in curve.resampled_values),
+        )
         for curve in theirs
     ]
     for found in (compare_area(ours, theirs, seed=0), compare_final(ours, theirs, seed=0)):

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from flows.labels.providers.base import Returned
-from flows.labels.providers.folder.layouts import Offered
-from flows.labels.providers.folder.place import Entry, Place
-from flows.labels.providers.folder.recognise import InboxFiles, Source, Trouble
-from flows.labels.providers.folder.said import Said
-from tasks.contracts import HandoffTask, Prediction
+from flows.labels.providers.base import RawAnnotation
+from flows.labels.providers.folder.layouts import OfferedImage
+from flows.labels.providers.folder.place import FileEntry, Storage
+from flows.labels.providers.folder.recognise import FileAnnotation, FileProblem, InboxReader
+from flows.labels.providers.folder.said import ParsedAnnotation
+from tasks.contracts import AnnotationTask, Prediction
 
-_SAME_PX = 0.5
+_TOLERANCE_PX = 0.5
 """Tools round coordinates when they save."""
 
 
@@ -26,16 +26,20 @@ _SAME_PX = 0.5
 class Inbox:
     """Everything one inbox holds."""
 
-    answers: Sequence[Returned]
+    annotations: Sequence[RawAnnotation]
     """All of them, by image and annotator; which of several counts is decided at the door."""
-    troubles: Sequence[Returned]
+    problems: Sequence[RawAnnotation]
     """With a ``problem`` instead of boxes: the door sets them aside."""
-    waiting: Sequence[str]
+    unfinished: Sequence[str]
     """What is not finished, in words."""
 
 
 def read_inbox(
-    place: Place, folder: str, offered: Sequence[Offered], classes: Sequence[str] | None, unnamed: str
+    storage: Storage,
+    folder: str,
+    offered: Sequence[OfferedImage],
+    classes: Sequence[str] | None,
+    default_annotator: str,
 ) -> Inbox:
     """Read all files below ``folder``.
 
@@ -50,117 +54,124 @@ def read_inbox(
         ProviderError: the place is out of reach.
     """
     tasks = {image.task.image_id: image for image in offered}
-    found = InboxFiles(place, folder, tasks, classes)
-    answering = _Answering(found, place, folder, tasks, unnamed)
-    for source in found.sources:
-        answering.take(source)
-    answering.take_marks()
-    return answering.result()
+    reader = InboxReader(storage, folder, tasks, classes)
+    builder = _Builder(reader, storage, folder, tasks, default_annotator)
+    for source in reader.annotations:
+        builder.add(source)
+    builder.add_marks()
+    return builder.result()
 
 
-class _Answering:
+class _Builder:
     """From what the files say to answers."""
 
     def __init__(
-        self, found: InboxFiles, place: Place, folder: str, offered: Mapping[str, Offered], unnamed: str
+        self,
+        reader: InboxReader,
+        storage: Storage,
+        folder: str,
+        offered: Mapping[str, OfferedImage],
+        default_annotator: str,
     ) -> None:
-        self._found, self._offered, self._unnamed = found, offered, unnamed
-        self._place, self._folder, self._batch = place, folder, PurePosixPath(folder).name
-        self._answers: list[Returned] = []
-        self._troubles = list(found.troubles)
-        self._untouched: Counter[str] = Counter()
+        self._reader, self._offered, self._default_annotator = reader, offered, default_annotator
+        self._storage, self._folder, self._batch = storage, folder, PurePosixPath(folder).name
+        self._annotations: list[RawAnnotation] = []
+        self._problems = list(reader.problems)
+        self._num_unmodified: Counter[str] = Counter()
 
-    def take(self, source: Source) -> None:
+    def add(self, source: FileAnnotation) -> None:
         """One thing a file says: an answer, a trouble, or an image nobody has finished."""
-        said, image_id = source.said, self._found.image_id_of(source.said)
+        parsed, image_id = source.parsed, self._reader.find_image_id(source.parsed)
         if image_id is None:
-            reason = said.problem or f"the image is called {said.image[:100]!r}, expected an id or name of the batch"
-            self._troubles.append(Trouble(source.entry, said.image, reason, said.annotator))
+            reason = (
+                parsed.problem or f"the image is called {parsed.image[:100]!r}, expected an id or name of the batch"
+            )
+            self._problems.append(FileProblem(source.entry, parsed.image, reason, parsed.annotator))
             return
         task = self._offered[image_id].task
-        if problem := said.problem or _other_size(said, task):
-            self._troubles.append(Trouble(source.entry, image_id, problem, said.annotator))
-        elif image_id in self._found.marks or _is_finished(source, task):
-            self._answers.append(self._answer(source.entry, image_id, said))
+        if problem := parsed.problem or _size_mismatch(parsed, task):
+            self._problems.append(FileProblem(source.entry, image_id, problem, parsed.annotator))
+        elif image_id in self._reader.marks or _is_finished(source, task):
+            self._annotations.append(self._raw_annotation(source.entry, image_id, parsed))
         else:
-            self._untouched[source.entry.name] += 1
+            self._num_unmodified[source.entry.name] += 1
 
-    def take_marks(self) -> None:
+    def add_marks(self) -> None:
         """Lines of ``reviewed.csv`` that are answers by themselves."""
-        answered = {answer["image_id"] for answer in self._answers}
-        for image_id, (entry, mark) in self._found.marks.items():
-            if mark.status in ("empty", "skipped") and image_id not in answered:
-                self._answers.append(self._answer(entry, image_id, Said(image_id)))
+        annotated = {raw["image_id"] for raw in self._annotations}
+        for image_id, (entry, mark) in self._reader.marks.items():
+            if mark.status in ("empty", "skipped") and image_id not in annotated:
+                self._annotations.append(self._raw_annotation(entry, image_id, ParsedAnnotation(image_id)))
 
     def result(self) -> Inbox:
         """Everything taken, by image."""
         reason = "neither marked as reviewed nor other than handed out"
-        untouched = [f"{name}: {count} images are {reason}" for name, count in sorted(self._untouched.items())]
+        unmodified = [f"{name}: {count} images are {reason}" for name, count in sorted(self._num_unmodified.items())]
         return Inbox(
-            answers=sorted(self._answers, key=lambda answer: (answer["image_id"], answer["annotator"])),
-            troubles=[self._refused(trouble) for trouble in self._troubles],
-            waiting=[*self._found.waiting, *untouched],
+            annotations=sorted(self._annotations, key=lambda answer: (answer["image_id"], answer["annotator"])),
+            problems=[self._raw_problem(problem) for problem in self._problems],
+            unfinished=[*self._reader.unfinished, *unmodified],
         )
 
-    def _answer(self, entry: Entry, image_id: str, said: Said) -> Returned:
-        mark = self._found.marks[image_id][1] if image_id in self._found.marks else None
-        annotator = str(said.annotator or (mark and mark.annotator) or self._unnamed)
-        seconds = said.seconds_spent if said.seconds_spent is not None else mark and mark.seconds_spent
+    def _raw_annotation(self, entry: FileEntry, image_id: str, parsed: ParsedAnnotation) -> RawAnnotation:
+        mark = self._reader.marks[image_id][1] if image_id in self._reader.marks else None
+        annotator = str(parsed.annotator or (mark and mark.annotator) or self._default_annotator)
+        seconds = parsed.seconds_spent if parsed.seconds_spent is not None else mark and mark.seconds_spent
         return {
             "image_id": image_id,
-            "status": said.status or (mark and mark.status) or ("labeled" if said.boxes else "empty"),
-            "boxes": [dict(box) for box in said.boxes],
+            "status": parsed.status or (mark and mark.status) or ("labeled" if parsed.boxes else "empty"),
+            "boxes": [dict(box) for box in parsed.boxes],
             "annotator": annotator,
-            "finished_at": said.finished_at or (mark and mark.finished_at) or _time_of(entry),
+            "finished_at": parsed.finished_at or (mark and mark.finished_at) or _modified_at(entry),
             "seconds_spent": seconds,
             "answer_id": f"{self._batch}/{annotator}/{image_id}",
-            "link": self._link(entry),
-            "image_sha256": said.sha256,
+            "url": self._file_uri(entry),
+            "image_sha256": parsed.sha256,
         }
 
-    def _link(self, entry: Entry) -> str:
-        return self._place.where(f"{self._folder}/{entry.name}")
+    def _file_uri(self, entry: FileEntry) -> str:
+        return self._storage.uri(f"{self._folder}/{entry.name}")
 
-    def _refused(self, trouble: Trouble) -> Returned:
+    def _raw_problem(self, problem: FileProblem) -> RawAnnotation:
         return {
-            "image_id": trouble.image,
-            "problem": f"{trouble.entry.name}: {trouble.reason}",
-            "annotator": str(trouble.annotator or self._unnamed),
-            "finished_at": _time_of(trouble.entry),
-            "answer_id": f"{self._batch}/{trouble.entry.name}#{trouble.image}",
-            "link": self._link(trouble.entry),
+            "image_id": problem.image,
+            "problem": f"{problem.entry.name}: {problem.reason}",
+            "annotator": str(problem.annotator or self._default_annotator),
+            "finished_at": _modified_at(problem.entry),
+            "answer_id": f"{self._batch}/{problem.entry.name}#{problem.image}",
+            "url": self._file_uri(problem.entry),
         }
 
 
-def _is_finished(source: Source, task: HandoffTask) -> bool:
-    if source.said.is_reviewed:
+def _is_finished(source: FileAnnotation, task: AnnotationTask) -> bool:
+    if source.parsed.is_reviewed:
         return True
-    if source.said.is_explicit:
-        return not source.is_untouched
-    return bool(source.said.boxes) and not _same_boxes(source.said.boxes, task.predictions)
+    if source.parsed.has_explicit_status:
+        return not source.is_unmodified
+    return bool(source.parsed.boxes) and not _has_same_boxes(source.parsed.boxes, task.predictions)
 
 
-def _same_boxes(boxes: Sequence[Mapping[str, Any]], predictions: Sequence[Prediction]) -> bool:
+def _has_same_boxes(boxes: Sequence[Mapping[str, Any]], predictions: Sequence[Prediction]) -> bool:
     """Whether these are the pre-drawn boxes, in any order and to half a pixel."""
     left = list(predictions)
     for box in boxes:
-        same = [p for p in left if p.category == box["category"] and _is_near(p.xyxy_px, box["xyxy_px"])]
+        same = [p for p in left if p.category == box["category"] and _is_close(p.xyxy_px, box["xyxy_px"])]
         if not same:
             return False
         left.remove(same[0])
     return not left
 
 
-def _is_near(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(abs(a - b) <= _SAME_PX for a, b in zip(one, other, strict=True))
+def _is_close(first: Sequence[float], second: Sequence[float]) -> bool:
+    return all(abs(a - b) <= _TOLERANCE_PX for a, b in zip(first, second, strict=True))
 
 
-def _other_size(said: Said, task: HandoffTask) -> str | None:
-    if said.size_px is None or said.size_px == (task.width_px, task.height_px):
+def _size_mismatch(parsed: ParsedAnnotation, task: AnnotationTask) -> str | None:
+    if parsed.size_px is None or parsed.size_px == (task.width_px, task.height_px):
         return None
-    stated = f"the labeled picture is {said.size_px[0]} x {said.size_px[1]} px"
+    stated = f"the labeled picture is {parsed.size_px[0]} x {parsed.size_px[1]} px"
     return f"{stated}, expected {task.width_px} x {task.height_px} px as it was handed out"
 
 
-def _time_of(entry: Entry) -> str:
+def _modified_at(entry: FileEntry) -> str:
     return entry.modified_at.isoformat(timespec="seconds")

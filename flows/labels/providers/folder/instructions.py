@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-_PAGE = """\
+_TEMPLATE = """\
 # {name}: {count} images to label
 
 Classes, by number: {classes}.
@@ -39,7 +39,7 @@ Whatever cannot be understood is set aside and named to the people who run the c
 """
 
 
-def instructions(name: str, classes: Sequence[str], count: int) -> str:
+def render_readme(name: str, classes: Sequence[str], count: int) -> str:
     """Markdown of one batch.
 
     Args:
@@ -48,4 +48,4 @@ def instructions(name: str, classes: Sequence[str], count: int) -> str:
         count: images in it.
     """
     numbered = ", ".join(f"{number} {class_name}" for number, class_name in enumerate(classes))
-    return _PAGE.format(name=name, count=count, classes=numbered, example="0123456789abcdef")
+    return _TEMPLATE.format(name=name, count=count, classes=numbered, example="0123456789abcdef")

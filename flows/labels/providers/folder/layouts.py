@@ -1,6 +1,6 @@
 """What an annotator's tool opens: a COCO skeleton, and the pre-drawn boxes as COCO, YOLO and Pascal VOC.
 
-Written the way ``said_by_coco``, ``said_by_yolo`` and ``said_by_voc`` read.
+Written the way ``parse_coco``, ``parse_yolo`` and ``parse_voc`` read.
 """
 
 import xml.etree.ElementTree as ET
@@ -11,40 +11,40 @@ from typing import Any
 
 import yaml
 
-from tasks.contracts import HandoffTask, Prediction
+from tasks.contracts import AnnotationTask, Prediction
 
 _DECIMALS = 6
 """Of YOLO's fractions: a hundredth of a pixel in an image 10,000 pixels wide."""
 
 
 @dataclass(frozen=True)
-class Offered:
+class OfferedImage:
     """One image as it lies in, or is named by, a published folder."""
 
-    task: HandoffTask
+    task: AnnotationTask
     file_name: str
     """``images/<image_id>.jpg`` inside the folder, or the image's s3 uri."""
     sha256: str | None
     """Of the image's bytes, where they passed through our hands."""
 
 
-def manifest_line(image: Offered) -> dict[str, Any]:
+def manifest_line(image: OfferedImage) -> dict[str, Any]:
     """The task with the place where the annotator's tool finds the image."""
     return {**image.task.model_dump(mode="json"), "uri": image.file_name, "sha256": image.sha256}
 
 
-def coco(offered: Sequence[Offered], classes: Sequence[str], *, pre_drawn: bool) -> dict[str, Any]:
+def to_coco(offered: Sequence[OfferedImage], classes: Sequence[str], *, preannotated: bool) -> dict[str, Any]:
     """A COCO document: with the teacher's boxes, or the skeleton without any."""
-    boxes = [(n, p) for n, image in enumerate(offered, start=1) for p in image.task.predictions if pre_drawn]
+    boxes = [(n, p) for n, image in enumerate(offered, start=1) for p in image.task.predictions if preannotated]
     return {
-        "info": {"description": "pre-drawn boxes, not looked at yet" if pre_drawn else "nothing drawn yet"},
+        "info": {"description": "pre-drawn boxes, not looked at yet" if preannotated else "nothing drawn yet"},
         "images": [_coco_image(n, image) for n, image in enumerate(offered, start=1)],
         "annotations": [_coco_box(k, n, p, classes) for k, (n, p) in enumerate(boxes, start=1)],
         "categories": [{"id": n, "name": name} for n, name in enumerate(classes, start=1)],
     }
 
 
-def _coco_image(number: int, image: Offered) -> dict[str, Any]:
+def _coco_image(number: int, image: OfferedImage) -> dict[str, Any]:
     task = image.task
     entry = {"id": number, "file_name": image.file_name, "width": task.width_px, "height": task.height_px}
     return {**entry, "image_id": task.image_id, "reviewed": False}
@@ -64,7 +64,7 @@ def _coco_box(number: int, image: int, box: Prediction, classes: Sequence[str]) 
     }
 
 
-def yolo(task: HandoffTask, classes: Sequence[str]) -> bytes:
+def to_yolo(task: AnnotationTask, classes: Sequence[str]) -> bytes:
     """One line a box: class index, and centre, width and height as fractions of the image."""
     lines = []
     for box in task.predictions:
@@ -75,12 +75,12 @@ def yolo(task: HandoffTask, classes: Sequence[str]) -> bytes:
     return "".join(lines).encode()
 
 
-def yolo_names(classes: Sequence[str]) -> bytes:
+def to_yolo_data_yaml(classes: Sequence[str]) -> bytes:
     """``data.yaml``, which says what the class indices mean."""
     return yaml.safe_dump({"names": dict(enumerate(classes))}, sort_keys=False, allow_unicode=True).encode()
 
 
-def voc(image: Offered) -> bytes:
+def to_voc(image: OfferedImage) -> bytes:
     """Pascal VOC: corners 1-based and inclusive, so one is added to the upper left one."""
     task, root = image.task, ET.Element("annotation")
     ET.SubElement(root, "filename").text = PurePosixPath(image.file_name).name
@@ -88,9 +88,9 @@ def voc(image: Offered) -> bytes:
     for name, value in (("width", task.width_px), ("height", task.height_px), ("depth", 3)):
         ET.SubElement(size, name).text = str(value)
     for box in task.predictions:
-        drawn = ET.SubElement(root, "object")
-        ET.SubElement(drawn, "name").text = box.category
-        corners = ET.SubElement(drawn, "bndbox")
+        annotation = ET.SubElement(root, "object")
+        ET.SubElement(annotation, "name").text = box.category
+        corners = ET.SubElement(annotation, "bndbox")
         x1, y1, x2, y2 = box.xyxy_px
         for name, corner in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
             ET.SubElement(corners, name).text = str(round(corner, 2))

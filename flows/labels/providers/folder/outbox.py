@@ -5,21 +5,33 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from flows.labels.providers.base import Delivery, ProviderError
-from flows.labels.providers.folder.instructions import instructions
-from flows.labels.providers.folder.layouts import Offered, coco, manifest_line, voc, yolo, yolo_names
-from flows.labels.providers.folder.place import COMPLETE, Place
+from flows.labels.providers.base import AnnotationBatch, ProviderError
+from flows.labels.providers.folder.instructions import render_readme
+from flows.labels.providers.folder.layouts import (
+    OfferedImage,
+    manifest_line,
+    to_coco,
+    to_voc,
+    to_yolo,
+    to_yolo_data_yaml,
+)
+from flows.labels.providers.folder.place import COMPLETE_MARKER, Storage
 from tasks import files
-from tasks.contracts import HandoffTask
+from tasks.contracts import AnnotationTask
 from tasks.object_store import is_object_uri
-from tasks.paths import image_id_of, resolve_uri
+from tasks.paths import image_id_from_sha256, resolve_uri
 
-FORMAT = 1
+FORMAT_VERSION = 1
 """Raised when a field of ``_COMPLETE`` changes its meaning."""
 
 
 def publish_batch(
-    place: Place, name: str, delivery: Delivery, tasks: Sequence[HandoffTask], classes: Sequence[str], root: Path
+    storage: Storage,
+    name: str,
+    delivery: AnnotationBatch,
+    tasks: Sequence[AnnotationTask],
+    classes: Sequence[str],
+    root: Path,
 ) -> None:
     """Make ``outbox/<name>``, unless this very delivery is there already.
 
@@ -35,78 +47,80 @@ def publish_batch(
         ProviderError: the place is out of reach, or holds another campaign's batch of that name.
     """
     folder = f"outbox/{name}"
-    known = read_complete(place, name)
-    if known is not None:
-        if known.get("key") != delivery.key:
+    existing = read_complete_marker(storage, name)
+    if existing is not None:
+        if existing.get("key") != delivery.key:
             problem = "the batch is another campaign's, expected a location for this campaign alone"
-            raise ProviderError(place.where(folder), problem, "Give provider.location another directory or prefix.")
+            raise ProviderError(storage.uri(folder), problem, "Give provider.url another directory or prefix.")
         return
-    offered, images = _images(tasks, root)
+    offered, images = _prepare_images(tasks, root)
     contents: dict[str, bytes | Path] = {**_documents(offered, classes, name), **images}
     digests = {
         path: files.sha256_file(content) if isinstance(content, Path) else files.sha256_bytes(content)
         for path, content in contents.items()
     }
-    complete = {"format": FORMAT, "key": delivery.key, "batch": delivery.batch, "classes": list(classes)}
-    place.publish(folder, contents, _json({**complete, "created_at": delivery.created_at, "sha256": digests}))
+    complete = {"format": FORMAT_VERSION, "key": delivery.key, "batch": delivery.batch, "classes": list(classes)}
+    storage.write_batch(
+        folder, contents, _json_bytes({**complete, "created_at": delivery.created_at, "sha256": digests})
+    )
 
 
-def read_complete(place: Place, name: str) -> dict[str, Any] | None:
+def read_complete_marker(storage: Storage, name: str) -> dict[str, Any] | None:
     """What ``_COMPLETE`` of an outbox folder says; None where there is none that can be read."""
-    content = place.find(f"outbox/{name}/{COMPLETE}")
+    content = storage.read_optional(f"outbox/{name}/{COMPLETE_MARKER}")
     try:
-        known = None if content is None else json.loads(content)
+        marker = None if content is None else json.loads(content)
     except ValueError:
         return None
-    return known if isinstance(known, dict) else None
+    return marker if isinstance(marker, dict) else None
 
 
-def offered_names(tasks: Sequence[HandoffTask]) -> list[Offered]:
+def offered_images(tasks: Sequence[AnnotationTask]) -> list[OfferedImage]:
     """The images under the names they went out with."""
-    return [Offered(task, _file_name(task), None) for task in tasks]
+    return [OfferedImage(task, _file_name(task), None) for task in tasks]
 
 
-def _file_name(task: HandoffTask) -> str:
+def _file_name(task: AnnotationTask) -> str:
     """Images that lie in a bucket stay where they are; local ones come along."""
     if is_object_uri(task.uri):
         return task.uri
     return f"images/{task.image_id}{PurePosixPath(task.uri).suffix}"
 
 
-def _images(tasks: Sequence[HandoffTask], root: Path) -> tuple[list[Offered], dict[str, bytes | Path]]:
+def _prepare_images(tasks: Sequence[AnnotationTask], root: Path) -> tuple[list[OfferedImage], dict[str, bytes | Path]]:
     """The images with their digests, and the files to send, each held against its id."""
     offered, to_send = [], {}
     for task in tasks:
         name = _file_name(task)
         if is_object_uri(task.uri):
-            offered.append(Offered(task, name, None))
+            offered.append(OfferedImage(task, name, None))
             continue
         path = resolve_uri(root, task.uri)
         if not path.is_file():
             raise ProviderError(path, "the image is missing, expected it in the campaign", "Run: dvc checkout")
         sha256 = files.sha256_file(path)
-        if image_id_of(sha256) != task.image_id:
-            problem = f"the SHA-256 begins with {image_id_of(sha256)}, expected {task.image_id}"
+        if image_id_from_sha256(sha256) != task.image_id:
+            problem = f"the SHA-256 begins with {image_id_from_sha256(sha256)}, expected {task.image_id}"
             raise ProviderError(path, problem, "Restore the image: dvc checkout")
-        offered.append(Offered(task, name, sha256))
+        offered.append(OfferedImage(task, name, sha256))
         to_send[name] = path
     return offered, dict(to_send)
 
 
-def _documents(offered: Sequence[Offered], classes: Sequence[str], name: str) -> dict[str, bytes]:
+def _documents(offered: Sequence[OfferedImage], classes: Sequence[str], name: str) -> dict[str, bytes]:
     lines = [json.dumps(manifest_line(image)) + "\n" for image in offered]
     documents = {
-        "README.md": instructions(name, classes, len(offered)).encode(),
+        "README.md": render_readme(name, classes, len(offered)).encode(),
         "manifest.jsonl": "".join(lines).encode(),
-        "coco.json": _json(coco(offered, classes, pre_drawn=False)),
-        "preannotations/coco.json": _json(coco(offered, classes, pre_drawn=True)),
-        "preannotations/yolo/data.yaml": yolo_names(classes),
+        "coco.json": _json_bytes(to_coco(offered, classes, preannotated=False)),
+        "preannotations/coco.json": _json_bytes(to_coco(offered, classes, preannotated=True)),
+        "preannotations/yolo/data.yaml": to_yolo_data_yaml(classes),
     }
     for image in offered:
-        documents[f"preannotations/yolo/labels/{image.task.image_id}.txt"] = yolo(image.task, classes)
-        documents[f"preannotations/voc/{image.task.image_id}.xml"] = voc(image)
+        documents[f"preannotations/yolo/labels/{image.task.image_id}.txt"] = to_yolo(image.task, classes)
+        documents[f"preannotations/voc/{image.task.image_id}.xml"] = to_voc(image)
     return documents
 
 
-def _json(content: Any) -> bytes:
+def _json_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -5,25 +5,25 @@ from dataclasses import dataclass
 from typing import Any
 
 
-class CutOffError(ValueError):
+class TruncatedFileError(ValueError):
     """The file ends too early: somebody is still writing it, or a copy broke off."""
 
 
-class NotUnderstoodError(ValueError):
+class UnsupportedFormatError(ValueError):
     """Why nothing of a file can be used."""
 
 
 @dataclass(frozen=True)
-class Said:
+class ParsedAnnotation:
     """One file's answer to one image. ``flows.labels.door`` decides what of it is believed."""
 
     image: str
     """As the file calls the image."""
-    other_name: str | None = None
+    alternative_name: str | None = None
     """What else it calls the image, if the first name means nothing."""
     boxes: tuple[Mapping[str, Any], ...] = ()
     """category, xyxy_px, rotation_deg each."""
-    is_explicit: bool = False
+    has_explicit_status: bool = False
     """The file was made for this image alone, or says that a person has finished it."""
     is_reviewed: bool = False
     """A person has said so in words, so that even untouched boxes are an answer."""
@@ -40,6 +40,6 @@ class Said:
     """Why this answer cannot be used."""
 
 
-def ends_well(content: bytes, *closing: bytes) -> bool:
+def is_complete(content: bytes, *endings: bytes) -> bool:
     """Whether a file's last characters are those every whole file of its kind ends with."""
-    return content.rstrip().endswith(closing)
+    return content.rstrip().endswith(endings)

@@ -8,12 +8,12 @@ import xml.etree.ElementTree as ET
 from pathlib import PurePosixPath
 from typing import Any
 
-from flows.labels.providers.folder.said import CutOffError, NotUnderstoodError, Said, ends_well
+from flows.labels.providers.folder.said import ParsedAnnotation, TruncatedFileError, UnsupportedFormatError, is_complete
 from tasks.importers.boxes import BoxProblem
-from tasks.importers.voc import Sheet, XmlProblem, parse_sheet, voc_corners
+from tasks.importers.voc import VocDocument, XmlProblem, parse_voc_document, voc_corners
 
 
-def said_by_voc(content: bytes, file_name: str) -> Said:
+def parse_voc(content: bytes, file_name: str) -> ParsedAnnotation:
     """Read one file; its own name comes before ``<filename>``, which is often left over from a renaming.
 
     Raises:
@@ -21,45 +21,45 @@ def said_by_voc(content: bytes, file_name: str) -> Said:
         NotUnderstoodError: it is no VOC sheet.
     """
     try:
-        sheet = parse_sheet(content)
+        sheet = parse_voc_document(content)
     except XmlProblem as problem:
-        if not ends_well(content, b">"):
-            raise CutOffError("the XML ends too early") from None
+        if not is_complete(content, b">"):
+            raise TruncatedFileError("the XML ends too early") from None
         if "no element found" in str(problem):  # cut off right behind a tag
-            raise CutOffError("the XML ends too early") from None
-        raise NotUnderstoodError(str(problem)) from None
-    boxes, problem_text = _boxes(sheet)
-    return Said(
+            raise TruncatedFileError("the XML ends too early") from None
+        raise UnsupportedFormatError(str(problem)) from None
+    boxes, problem_text = _parse_boxes(sheet)
+    return ParsedAnnotation(
         image=PurePosixPath(file_name).name,
-        other_name=sheet.file_name or None,
+        alternative_name=sheet.file_name or None,
         boxes=boxes,
-        is_explicit=True,
+        has_explicit_status=True,
         is_reviewed=sheet.root.get("verified") == "yes" or sheet.root.find("status") is not None,
-        status=_text(sheet, "status"),
-        annotator=_text(sheet, "annotator"),
-        finished_at=_text(sheet, "finished_at"),
-        seconds_spent=_number(_text(sheet, "seconds_spent")),
-        size_px=_size(sheet),
+        status=_element_text(sheet, "status"),
+        annotator=_element_text(sheet, "annotator"),
+        finished_at=_element_text(sheet, "finished_at"),
+        seconds_spent=_number_or_text(_element_text(sheet, "seconds_spent")),
+        size_px=_size_px(sheet),
         problem=problem_text,
     )
 
 
-def _boxes(sheet: Sheet) -> tuple[tuple[dict[str, Any], ...], str | None]:
+def _parse_boxes(sheet: VocDocument) -> tuple[tuple[dict[str, Any], ...], str | None]:
     boxes = []
     for element in sheet.objects:
         try:
-            boxes.append(_box(element))
+            boxes.append(_parse_box(element))
         except (BoxProblem, XmlProblem) as problem:
             return (), str(problem)
     return tuple(boxes), None
 
 
-def _box(element: ET.Element) -> dict[str, Any]:
+def _parse_box(element: ET.Element) -> dict[str, Any]:
     category = (element.findtext("name") or "").strip()
     return {"category": category, "xyxy_px": list(voc_corners(element, category)), "rotation_deg": None}
 
 
-def _size(sheet: Sheet) -> tuple[int, int] | None:
+def _size_px(sheet: VocDocument) -> tuple[int, int] | None:
     """Zeros and blanks are what tools write that do not know the size."""
     try:
         width, height = (int(text) for text in sheet.size)
@@ -68,11 +68,11 @@ def _size(sheet: Sheet) -> tuple[int, int] | None:
     return (width, height) if width and height else None
 
 
-def _text(sheet: Sheet, tag: str) -> str | None:
+def _element_text(sheet: VocDocument, tag: str) -> str | None:
     return (sheet.root.findtext(tag) or "").strip() or None
 
 
-def _number(text: str | None) -> Any:
+def _number_or_text(text: str | None) -> Any:
     """A number where it is one; otherwise the text, for the door to refuse."""
     try:
         return None if text is None else float(text)

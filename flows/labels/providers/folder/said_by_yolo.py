@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from flows.labels.providers.folder.said import NotUnderstoodError, Said
+from flows.labels.providers.folder.said import ParsedAnnotation, UnsupportedFormatError
 
 _FIELDS = 5
 _MAX_NAMES_BYTES = 1 << 20
 
 
-def said_by_yolo(content: bytes, file_name: str, classes: Sequence[str], size_px: tuple[int, int]) -> Said:
+def parse_yolo(content: bytes, file_name: str, classes: Sequence[str], size_px: tuple[int, int]) -> ParsedAnnotation:
     """Read one label file.
 
     Args:
@@ -32,13 +32,13 @@ def said_by_yolo(content: bytes, file_name: str, classes: Sequence[str], size_px
         if not line.strip():
             continue
         try:
-            boxes.append(_box(line.split(), classes, size_px))
+            boxes.append(_parse_box(line.split(), classes, size_px))
         except ValueError as error:
-            return Said(image, is_explicit=True, problem=f"line {number}: {error}")
-    return Said(image, boxes=tuple(boxes), is_explicit=True)
+            return ParsedAnnotation(image, has_explicit_status=True, problem=f"line {number}: {error}")
+    return ParsedAnnotation(image, boxes=tuple(boxes), has_explicit_status=True)
 
 
-def _box(fields: Sequence[str], classes: Sequence[str], size_px: tuple[int, int]) -> dict[str, Any]:
+def _parse_box(fields: Sequence[str], classes: Sequence[str], size_px: tuple[int, int]) -> dict[str, Any]:
     if len(fields) != _FIELDS:
         raise ValueError(f"the fields are {len(fields)}, expected class, cx, cy, width, height")
     try:
@@ -55,24 +55,26 @@ def _box(fields: Sequence[str], classes: Sequence[str], size_px: tuple[int, int]
     return {"category": classes[index], "xyxy_px": [round(corner, 3) for corner in corners], "rotation_deg": None}
 
 
-def class_names(content: bytes, file_name: str) -> list[str]:
+def parse_class_names(content: bytes, file_name: str) -> list[str]:
     """Names by class number, from ``data.yaml`` or from a list with a name a line.
 
     Raises:
         NotUnderstoodError: it holds no names.
     """
     if len(content) > _MAX_NAMES_BYTES:
-        raise NotUnderstoodError(f"the class names are {len(content)} bytes long, expected at most {_MAX_NAMES_BYTES}")
+        raise UnsupportedFormatError(
+            f"the class names are {len(content)} bytes long, expected at most {_MAX_NAMES_BYTES}"
+        )
     text = content.decode("utf-8", "replace")
     if not file_name.lower().endswith((".yaml", ".yml")):
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise NotUnderstoodError(f"the content is no YAML ({' '.join(str(error).split())})") from None
+        raise UnsupportedFormatError(f"the content is no YAML ({' '.join(str(error).split())})") from None
     names = document.get("names") if isinstance(document, dict) else None
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
-        raise NotUnderstoodError("names is missing or no list, expected the class names by their numbers")
+        raise UnsupportedFormatError("names is missing or no list, expected the class names by their numbers")
     return [str(name) for name in names]

@@ -7,13 +7,15 @@ are gone.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from flows.labels.providers.base import Returned
+from flows.labels.providers.base import RawAnnotation
 
-_NOT_DRAWN = ("choices", "datetime", "number", "pairwise", "rating", "relation", "taxonomy", "textarea")
+_NON_REGION_TYPES = ("choices", "datetime", "number", "pairwise", "rating", "relation", "taxonomy", "textarea")
 """Results about the whole image, or about two boxes; a team may add tags for its own use."""
 
 
-def answers_in(exported: Iterable[Any], who: Callable[[Any], Any], link: Callable[[Any], str | None]) -> list[Returned]:
+def parse_export(
+    tasks: Iterable[Any], annotator_name: Callable[[Any], Any], task_url: Callable[[Any], str | None]
+) -> list[RawAnnotation]:
     """Every answer of exported tasks: of each annotator the newest to an image that is no skip, else the newest skip.
 
     Args:
@@ -21,20 +23,20 @@ def answers_in(exported: Iterable[Any], who: Callable[[Any], Any], link: Callabl
         who: name of the annotator, from an annotation's ``completed_by``.
         link: where a person can look at a task, by its id.
     """
-    newest: dict[object, Returned] = {}
-    for task in exported:
+    latest: dict[object, RawAnnotation] = {}
+    for task in tasks:
         for annotation in _annotations(task):
-            answer = _answer(_mapping(task), annotation, who, link)
-            author = answer["annotator"] if answer["annotator"] is not None else len(newest)  # nobody twice is two
-            of_whom = (repr(answer["image_id"]), repr(author))
-            if of_whom not in newest or _standing(answer) >= _standing(newest[of_whom]):
-                newest[of_whom] = answer
-    return list(newest.values())
+            raw = _raw_annotation(_mapping(task), annotation, annotator_name, task_url)
+            annotator = raw["annotator"] if raw["annotator"] is not None else len(latest)  # nobody twice is two
+            key = (repr(raw["image_id"]), repr(annotator))
+            if key not in latest or _priority(raw) >= _priority(latest[key]):
+                latest[key] = raw
+    return list(latest.values())
 
 
-def _standing(answer: Returned) -> tuple[bool, str]:
+def _priority(raw: RawAnnotation) -> tuple[bool, str]:
     """Label Studio writes times in one format and in UTC, so they sort as text."""
-    return answer["status"] != "skipped", str(answer["finished_at"])
+    return raw["status"] != "skipped", str(raw["finished_at"])
 
 
 def _annotations(task: Any) -> list[Mapping[str, Any]]:
@@ -45,39 +47,42 @@ def _annotations(task: Any) -> list[Mapping[str, Any]]:
     return [{}]
 
 
-def _answer(
-    task: Mapping[str, Any], annotation: Mapping[str, Any], who: Callable[[Any], Any], link: Callable[[Any], str | None]
-) -> Returned:
+def _raw_annotation(
+    task: Mapping[str, Any],
+    annotation: Mapping[str, Any],
+    annotator_name: Callable[[Any], Any],
+    task_url: Callable[[Any], str | None],
+) -> RawAnnotation:
     data = _mapping(task.get("data"))
     result = annotation.get("result")
-    regions = [_mapping(item) for item in result if _is_drawn(item)] if isinstance(result, list) else None
+    regions = [_mapping(item) for item in result if _is_region(item)] if isinstance(result, list) else None
     skipped = annotation.get("was_cancelled") is True
-    answer = {
+    raw = {
         "image_id": data.get("image_id"),
         "status": "skipped" if skipped else "empty" if regions == [] else "labeled",
-        "boxes": None if regions is None else [_box(region) for region in regions],
-        "annotator": who(annotation.get("completed_by")),
+        "boxes": None if regions is None else [_parse_box(region) for region in regions],
+        "annotator": annotator_name(annotation.get("completed_by")),
         "finished_at": annotation.get("updated_at"),
         "seconds_spent": annotation.get("lead_time"),
         "answer_id": annotation.get("unique_id") or annotation.get("id"),
-        "link": link(task.get("id")),
+        "url": task_url(task.get("id")),
         "image_sha256": data.get("image_sha256"),
     }
-    problem = None if skipped else _other_picture(regions or (), data)
-    return answer if problem is None else {**answer, "problem": problem}
+    problem = None if skipped else _size_mismatch(regions or (), data)
+    return raw if problem is None else {**raw, "problem": problem}
 
 
-def _is_drawn(item: Any) -> bool:
-    return _mapping(item).get("type") not in _NOT_DRAWN
+def _is_region(item: Any) -> bool:
+    return _mapping(item).get("type") not in _NON_REGION_TYPES
 
 
-def _box(region: Mapping[str, Any]) -> dict[str, Any]:
+def _parse_box(region: Mapping[str, Any]) -> dict[str, Any]:
     """Corners in pixels; None where the region is no rectangle or its numbers are none."""
     value = _mapping(region.get("value"))
     return {
         "category": _category(value.get("rectanglelabels")),
         "xyxy_px": _corners(region, value),
-        "rotation_deg": _turned(value.get("rotation"), region.get("image_rotation")),
+        "rotation_deg": _rotation_deg(value.get("rotation"), region.get("image_rotation")),
     }
 
 
@@ -97,18 +102,18 @@ def _corners(region: Mapping[str, Any], value: Mapping[str, Any]) -> list[float]
     return [x * width_px, y * height_px, (x + width) * width_px, (y + height) * height_px]
 
 
-def _turned(*angles: Any) -> Any:
+def _rotation_deg(*angles: Any) -> Any:
     """Degrees: the first that is not zero, whatever it is."""
     return next((angle for angle in angles if angle not in (None, 0)), 0)
 
 
-def _other_picture(regions: Iterable[Mapping[str, Any]], data: Mapping[str, Any]) -> str | None:
+def _size_mismatch(regions: Iterable[Mapping[str, Any]], data: Mapping[str, Any]) -> str | None:
     """Boxes are in percent of the picture the browser had; on another one they mean something else."""
     offered = data.get("width_px"), data.get("height_px")
     for region in regions:
-        seen = region.get("original_width"), region.get("original_height")
-        if None not in seen and seen != offered:
-            return f"the labeled picture is {seen[0]} x {seen[1]} px, expected {offered[0]} x {offered[1]}"
+        labeled = region.get("original_width"), region.get("original_height")
+        if None not in labeled and labeled != offered:
+            return f"the labeled picture is {labeled[0]} x {labeled[1]} px, expected {offered[0]} x {offered[1]}"
     return None
 
 

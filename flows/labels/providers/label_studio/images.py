@@ -5,23 +5,23 @@ from collections.abc import Iterable
 from urllib.parse import quote, urlsplit
 
 from flows.labels.providers.base import ProviderError
-from flows.labels.providers.label_studio.server import Project, Server
+from flows.labels.providers.label_studio.server import LabelStudioClient, Project
 from tasks import files
-from tasks.contracts import HandoffTask
+from tasks.contracts import AnnotationTask
 from tasks.errors import UserError
 from tasks.paths import Workspace, resolve_uri
 
-_SERVED = "/data/local-files/?d="
+_LOCAL_FILES_URL = "/data/local-files/?d="
 
 
-class Images:
+class TaskImages:
     """The pictures of one workspace, as a Label Studio on the same file system sees them."""
 
-    def __init__(self, workspace: Workspace, files_root: str) -> None:
-        """``files_root``: what Label Studio serves local files from; absolute, or relative to the workspace."""
+    def __init__(self, workspace: Workspace, local_files_root: str) -> None:
+        """``local_files_root``: what Label Studio serves local files from; absolute, or relative to the workspace."""
         self._root = workspace.root.resolve()
-        self._served = (self._root / files_root).resolve()
-        self._folder = workspace.images.resolve()
+        self._document_root = (self._root / local_files_root).resolve()
+        self._images_folder = workspace.images.resolve()
 
     def check(self) -> None:
         """Refuse a workspace whose images Label Studio cannot reach.
@@ -29,17 +29,17 @@ class Images:
         Raises:
             UserError: they are not below the served folder.
         """
-        if not self._root.is_relative_to(self._served):
-            problem = f"provider.files_root is {self._served}, expected a folder above {self._root}"
+        if not self._root.is_relative_to(self._document_root):
+            problem = f"provider.local_files_root is {self._document_root}, expected a folder above {self._root}"
             raise UserError("params.yaml", problem, "Name the folder that Label Studio serves, such as '..'.")
 
-    def address(self, task: HandoffTask) -> str:
+    def url(self, task: AnnotationTask) -> str:
         """The task's ``image``: an s3 uri as it stands, or a path that Label Studio serves."""
         if _is_s3(task):
             return task.uri
-        return _SERVED + quote((self._root / task.uri).relative_to(self._served).as_posix())
+        return _LOCAL_FILES_URL + quote((self._root / task.uri).relative_to(self._document_root).as_posix())
 
-    def sha256(self, task: HandoffTask) -> str | None:
+    def sha256(self, task: AnnotationTask) -> str | None:
         """Of the bytes an annotator is going to see; None for objects, which are not read for this.
 
         Raises:
@@ -55,7 +55,7 @@ class Images:
                 path, f"the image cannot be read ({error.strerror}), expected it", "Run: dvc checkout"
             ) from None
 
-    def make_visible(self, server: Server, project: Project, tasks: Iterable[HandoffTask]) -> None:
+    def grant_access(self, client: LabelStudioClient, project: Project, tasks: Iterable[AnnotationTask]) -> None:
         """Give the project leave to show the images, and look whether one of them really comes.
 
         Raises:
@@ -64,36 +64,36 @@ class Images:
         """
         tasks = list(tasks)
         buckets = {urlsplit(task.uri).netloc for task in tasks if _is_s3(task)}
-        for bucket in sorted(buckets - set(server.buckets(project)) if buckets else ()):
-            server.allow_bucket(project, bucket)
-        if local := [task for task in tasks if not _is_s3(task)]:
+        for bucket in sorted(buckets - set(client.list_buckets(project)) if buckets else ()):
+            client.add_s3_storage(project, bucket)
+        if local_tasks := [task for task in tasks if not _is_s3(task)]:
             self.check()
-            if str(self._folder) not in server.local_folders(project):
-                self._allow(server, project)
-            self._look_at(local[0], server)
+            if str(self._images_folder) not in client.list_local_folders(project):
+                self._create_storage(client, project)
+            self._verify(local_tasks[0], client)
 
-    def _allow(self, server: Server, project: Project) -> None:
+    def _create_storage(self, client: LabelStudioClient, project: Project) -> None:
         try:
-            server.allow_local_folder(project, str(self._folder))
+            client.add_local_storage(project, str(self._images_folder))
         except ProviderError as error:
             if error.transient:
                 raise
-            raise ProviderError(error.where, error.problem, self._how_to_serve()) from None
+            raise ProviderError(error.where, error.problem, self._help_text()) from None
 
-    def _look_at(self, task: HandoffTask, server: Server) -> None:
+    def _verify(self, task: AnnotationTask, client: LabelStudioClient) -> None:
         expected = self.sha256(task)
-        content = server.file(self.address(task))
+        content = client.fetch_file(self.url(task))
         if content is None or hashlib.sha256(content).hexdigest() != expected:
-            said = "not found" if content is None else "another file"
-            problem = f"the image {task.uri} is {said} there, expected the one of this workspace"
-            raise ProviderError(f"Label Studio at {server.url}", problem, self._how_to_serve())
+            found = "not found" if content is None else "another file"
+            problem = f"the image {task.uri} is {found} there, expected the one of this workspace"
+            raise ProviderError(f"Label Studio at {client.url}", problem, self._help_text())
 
-    def _how_to_serve(self) -> str:
+    def _help_text(self) -> str:
         return (
             f"Start it on this machine with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
-            f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={self._served}, or set provider.files_root in params.yaml."
+            f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={self._document_root}, or set provider.local_files_root in params.yaml."
         )
 
 
-def _is_s3(task: HandoffTask) -> bool:
+def _is_s3(task: AnnotationTask) -> bool:
     return task.uri.startswith("s3://")

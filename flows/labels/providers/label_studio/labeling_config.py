@@ -1,4 +1,4 @@
-"""What annotators see: the image, why it was picked, and a button with colour and hotkey for each class."""
+"""What annotators see: the image, why it was picked, and a button with color and hotkey for each class."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ _PALETTE = [
 
 
 def labeling_config(classes: Sequence[str]) -> str:
-    """The project's configuration; a class keeps its colour and its key when others are added behind it.
+    """The project's configuration; a class keeps its color and its key when others are added behind it.
 
     The first ten classes get the keys 1 to 9 and 0; to the others Label Studio gives free letters.
     """
@@ -48,10 +48,10 @@ def labeling_config(classes: Sequence[str]) -> str:
     return ET.tostring(view, encoding="unicode")
 
 
-def flaw_of(config: str, classes: Sequence[str]) -> str | None:
+def config_error(config: str, classes: Sequence[str]) -> str | None:
     """Why boxes drawn with a project's configuration could not be read, as ``<what> is <value>, expected ...``.
 
-    Other colours, keys, further classes or further tags are the team's own affair.
+    Other colors, keys, further classes or further tags are the team's own affair.
     """
     try:
         root = ET.fromstring(config)
@@ -60,7 +60,7 @@ def flaw_of(config: str, classes: Sequence[str]) -> str | None:
     control = root.find(f".//RectangleLabels[@name='{CONTROL}'][@toName='{IMAGE}']")
     if control is None or root.find(f".//Image[@name='{IMAGE}'][@value='$image']") is None:
         return f"the labeling configuration has no RectangleLabels {CONTROL!r} on an Image {IMAGE!r}, expected them"
-    offered = {label.get("value") for label in control.iter("Label")}
-    if missing := [name for name in classes if name not in offered]:
+    configured = {label.get("value") for label in control.iter("Label")}
+    if missing := [name for name in classes if name not in configured]:
         return f"the labeling configuration lacks {', '.join(map(repr, missing))}, expected all classes of params.yaml"
     return None

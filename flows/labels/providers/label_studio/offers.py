@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from flows.labels.providers.base import Delivery
+from flows.labels.providers.base import AnnotationBatch
 from flows.labels.providers.label_studio.labeling_config import CONTROL, IMAGE
-from tasks.contracts import HandoffTask, Prediction
+from tasks.contracts import AnnotationTask, Prediction
 
-PREDRAWN_BY = "gleaner"
+MODEL_VERSION = "gleaner"
 """``model_version`` of every pre-drawn box. The label stream shows the boxes of one version per project only: with the
 teacher's digest in its place, tasks of the last batch would lose theirs in the moment the next batch is offered. The
 digest is in the task's data instead."""
 _SHORT_DIGEST = 12
 
 
-def offer(task: HandoffTask, delivery: Delivery, image: str, image_sha256: str | None) -> dict[str, Any]:
+def to_task(task: AnnotationTask, delivery: AnnotationBatch, image: str, image_sha256: str | None) -> dict[str, Any]:
     """One task for the import.
 
     Args:
@@ -36,20 +36,20 @@ def offer(task: HandoffTask, delivery: Delivery, image: str, image_sha256: str |
             "height_px": task.height_px,
             "teacher": task.model_digest[:_SHORT_DIGEST],
         },
-        "predictions": [_predrawn(task)] if task.predictions else [],
+        "predictions": [_predictions(task)] if task.predictions else [],
     }
 
 
-def _predrawn(task: HandoffTask) -> dict[str, Any]:
+def _predictions(task: AnnotationTask) -> dict[str, Any]:
     scores = [prediction.score for prediction in task.predictions]
     return {
-        "model_version": PREDRAWN_BY,
+        "model_version": MODEL_VERSION,
         "score": sum(scores) / len(scores),
         "result": [_region(number, box, task) for number, box in enumerate(task.predictions)],
     }
 
 
-def _region(number: int, box: Prediction, task: HandoffTask) -> dict[str, Any]:
+def _region(number: int, box: Prediction, task: AnnotationTask) -> dict[str, Any]:
     x1, y1, x2, y2 = box.xyxy_px
     return {
         "id": f"teacher-{number}",

@@ -16,27 +16,27 @@ import httpx
 from flows import vcs
 from flows.labels.deliveries import MANIFEST, read_manifest
 from flows.labels.leases import open_images
-from flows.labels.providers.base import Delivery, LabelingProgress, ProviderError, Returned
-from flows.labels.providers.consensus import drawn_for_two
-from flows.labels.providers.label_studio.answers import answers_in
+from flows.labels.providers.base import AnnotationBatch, LabelingProgress, ProviderError, RawAnnotation
+from flows.labels.providers.consensus import sample_for_double_annotation
+from flows.labels.providers.label_studio.answers import parse_export
 from flows.labels.providers.label_studio.failures import TOKEN
-from flows.labels.providers.label_studio.images import Images
-from flows.labels.providers.label_studio.labeling_config import flaw_of, labeling_config
-from flows.labels.providers.label_studio.offers import offer
-from flows.labels.providers.label_studio.server import OpenTask, Project, Server
-from tasks.contracts import HandoffTask
+from flows.labels.providers.label_studio.images import TaskImages
+from flows.labels.providers.label_studio.labeling_config import config_error, labeling_config
+from flows.labels.providers.label_studio.offers import to_task
+from flows.labels.providers.label_studio.server import LabelStudioClient, OpenTask, Project
+from tasks.contracts import AnnotationTask
 from tasks.errors import UserError
 from tasks.label_store import read_labels
 from tasks.paths import Workspace
 from tasks.people_sections import ProviderParams
 
-_IMPORTED_AT_ONCE = 100
-_SHORT_ID, _TITLE_MAX = 8, 50
-_ALONE, _TWO = 1, 2
+_IMPORT_CHUNK_SIZE = 100
+_SHORT_ID_LENGTH, _MAX_TITLE_LENGTH = 8, 50
+_SINGLE_OVERLAP, _DOUBLE_OVERLAP = 1, 2
 _log = logging.getLogger(__name__)
 
 
-class LabelStudioAnnotators:
+class LabelStudioProvider:
     """Whoever labels in one Label Studio."""
 
     name = "label_studio"
@@ -59,7 +59,7 @@ class LabelStudioAnnotators:
         self._workspace = workspace
         self._classes = list(classes)
         self._params = params
-        self._images = Images(workspace, params.files_root)
+        self._images = TaskImages(workspace, params.local_files_root)
         self._transport = transport
 
     def check(self) -> None:
@@ -70,169 +70,169 @@ class LabelStudioAnnotators:
             ProviderError: the server is away or refuses.
         """
         self._images.check()
-        with self._server() as server:
-            server.user()
+        with self._client() as client:
+            client.user_email()
 
-    def deliver(self, delivery: Delivery) -> str:
+    def deliver(self, delivery: AnnotationBatch) -> str:
         """Import what is not there yet; return the project's address.
 
         Only images that ``delivery`` names are imported, and the project is made where there is none.
         """
         manifest = read_manifest(delivery.folder / MANIFEST)
         tasks = [task for task in manifest if task.image_id in delivery.image_ids]
-        everybody = [task.image_id for task in manifest]
-        for_two = drawn_for_two(everybody, self._params.consensus_frac, delivery.key)
-        with self._server() as server:
-            project = self._found(server) or self._created(server)
+        image_ids = [task.image_id for task in manifest]
+        double_annotated = sample_for_double_annotation(image_ids, self._params.double_annotation_frac, delivery.key)
+        with self._client() as client:
+            project = self._find_project(client) or self._create_project(client)
             self._require_classes(project)
-            self._images.make_visible(server, project, tasks)
-            there = self._complete(server, project, delivery, tasks)
-            for image_id in sorted(for_two & there.keys()):
-                if there[image_id].wanted == _ALONE and not there[image_id].answers:
-                    server.set_wanted(there[image_id], _TWO)
+            self._images.grant_access(client, project, tasks)
+            open_tasks = self._import_missing(client, project, delivery, tasks)
+            for image_id in sorted(double_annotated & open_tasks.keys()):
+                if open_tasks[image_id].overlap == _SINGLE_OVERLAP and not open_tasks[image_id].num_annotations:
+                    client.set_overlap(open_tasks[image_id], _DOUBLE_OVERLAP)
         return project.url
 
-    def status(self, delivery: Delivery) -> LabelingProgress:
+    def status(self, delivery: AnnotationBatch) -> LabelingProgress:
         """Count images; one with an answer is finished, also where a second annotator is still wanted."""
-        with self._server() as server:
-            project = self._found(server)
-            tasks = [] if project is None else server.tasks_of(project, delivery.key)
-        finished = {task.image_id for task in tasks if task.answers}
-        offered = {task.image_id for task in tasks if task.wanted}
+        with self._client() as client:
+            project = self._find_project(client)
+            tasks = [] if project is None else client.list_tasks(project, delivery.key)
+        finished = {task.image_id for task in tasks if task.num_annotations}
+        offered = {task.image_id for task in tasks if task.overlap}
         return LabelingProgress(finished=len(finished), open=len(offered - finished))
 
-    def collect(self, delivery: Delivery) -> Sequence[Returned]:
+    def collect(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
         """Every answer so far. Images that should be out but have no task, since somebody deleted it, get one again.
 
         Raises:
             ProviderError: besides the usual: the whole project was deleted. It is made anew before that is said.
         """
-        with self._server() as server:
-            project = self._found(server)
+        with self._client() as client:
+            project = self._find_project(client)
             if project is None:
-                return self._begin_anew(delivery)
+                return self._recreate_project(delivery)
             self._require_classes(project)
-            tasks = server.tasks_of(project, delivery.key)
-            self._replace_deleted(delivery, project, {task.image_id for task in tasks})
-            answered = [task for task in tasks if task.answers]
-            emails = server.emails() if answered else {}
-            exported = server.export(project, answered)
-        return answers_in(
+            tasks = client.list_tasks(project, delivery.key)
+            self._reimport_deleted(delivery, project, {task.image_id for task in tasks})
+            annotated = [task for task in tasks if task.num_annotations]
+            emails = client.user_emails() if annotated else {}
+            exported = client.export_tasks(project, annotated)
+        return parse_export(
             exported,
-            who=lambda by: _who(by, emails),
-            link=lambda number: None if number is None else f"{project.url}/data?task={number}",
+            annotator_name=lambda by: _annotator_name(by, emails),
+            task_url=lambda number: None if number is None else f"{project.url}/data?task={number}",
         )
 
-    def withdraw(self, delivery: Delivery, image_ids: Collection[str]) -> None:
+    def withdraw(self, delivery: AnnotationBatch, image_ids: Collection[str]) -> None:
         """Take images that nobody has begun out of the label stream; a project that is gone has none.
 
         What has an answer asks for no second one any more. What somebody has a draft of is left to them.
         """
-        with self._server() as server:
-            project = self._found(server)
-            for task in [] if project is None else server.tasks_of(project, delivery.key):
-                begun = task.has_draft and not task.answers
-                if task.image_id in image_ids and task.wanted > task.answers and not begun:
-                    server.set_wanted(task, task.answers)
+        with self._client() as client:
+            project = self._find_project(client)
+            for task in [] if project is None else client.list_tasks(project, delivery.key):
+                is_started = task.has_draft and not task.num_annotations
+                if task.image_id in image_ids and task.overlap > task.num_annotations and not is_started:
+                    client.set_overlap(task, task.num_annotations)
 
-    def _server(self) -> Server:
+    def _client(self) -> LabelStudioClient:
         token = os.environ.get(TOKEN, "").strip()
         if not token:
-            fix = f"Copy it from Account & Settings in Label Studio at {self._params.location}."
+            fix = f"Copy it from Account & Settings in Label Studio at {self._params.url}."
             raise UserError(TOKEN, "the environment variable is not set, expected an access token", fix)
-        return Server(self._params.location, token, self._transport)
+        return LabelStudioClient(self._params.url, token, self._transport)
 
-    def _found(self, server: Server) -> Project | None:
+    def _find_project(self, client: LabelStudioClient) -> Project | None:
         """The campaign's project, by the id in its description or, where somebody rewrote that, in its title."""
-        campaign = self._campaign()
-        projects = sorted(server.projects(), key=lambda project: project.number)
+        campaign = self._campaign_id()
+        projects = sorted(client.list_projects(), key=lambda project: project.number)
         for project in projects:
-            if campaign in project.description or project.title.endswith(_mark(campaign)):
+            if campaign in project.description or project.title.endswith(_project_marker(campaign)):
                 return project
         return None
 
-    def _created(self, server: Server) -> Project:
-        campaign = self._campaign()
-        mark = _mark(campaign)
-        title = self._workspace.root.resolve().name[: _TITLE_MAX - len(mark)] + mark
+    def _create_project(self, client: LabelStudioClient) -> Project:
+        campaign = self._campaign_id()
+        marker = _project_marker(campaign)
+        title = self._workspace.root.resolve().name[: _MAX_TITLE_LENGTH - len(marker)] + marker
         description = f"Gleaner finds this project by the id of its campaign: {campaign}"
-        return server.create_project(title, description, labeling_config(self._classes))
+        return client.create_project(title, description, labeling_config(self._classes))
 
-    def _campaign(self) -> str:
+    def _campaign_id(self) -> str:
         return vcs.campaign_id(self._workspace.root)
 
     def _require_classes(self, project: Project) -> None:
         """An image labeled without one of the classes would teach that its objects are background."""
-        if flaw := flaw_of(project.labeling_config, self._classes):
+        if problem := config_error(project.labeling_config, self._classes):
             fix = (
                 f"Mend it in {project.url}/settings/labeling, and look again at what was labeled meanwhile. "
                 "Nothing is collected or offered until then."
             )
-            raise ProviderError(f"project {project.title!r} in Label Studio", flaw, fix)
+            raise ProviderError(f"project {project.title!r} in Label Studio", problem, fix)
 
-    def _begin_anew(self, delivery: Delivery) -> Sequence[Returned]:
+    def _recreate_project(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
         """Offer what the label batches do not hold in a new project; nothing is left to say of a finished delivery."""
-        still_out = self._still_out(delivery)
-        if not still_out:
+        unfinished = self._unfinished(delivery)
+        if not unfinished:
             return []
-        url = self.deliver(replace(delivery, image_ids=still_out))
+        url = self.deliver(replace(delivery, image_ids=unfinished))
         problem = (
-            f"the campaign's project was deleted, expected it with {len(still_out)} images of batch {delivery.batch}"
+            f"the campaign's project was deleted, expected it with {len(unfinished)} images of batch {delivery.batch}"
         )
         fix = f"They are offered again, in {url}. Answers that no night had collected are lost."
-        raise ProviderError(f"Label Studio at {self._params.location}", problem, fix)
+        raise ProviderError(f"Label Studio at {self._params.url}", problem, fix)
 
-    def _replace_deleted(self, delivery: Delivery, project: Project, there: Collection[str]) -> None:
-        if deleted := tuple(image_id for image_id in self._still_out(delivery) if image_id not in there):
+    def _reimport_deleted(self, delivery: AnnotationBatch, project: Project, present: Collection[str]) -> None:
+        if deleted := tuple(image_id for image_id in self._unfinished(delivery) if image_id not in present):
             self.deliver(replace(delivery, image_ids=deleted))
-            words = "Batch %d: %d tasks were deleted in %s and are offered again. Skip an image to be rid of it."
-            _log.warning(words, delivery.batch, len(deleted), project.url)
+            message = "Batch %d: %d tasks were deleted in %s and are offered again. Skip an image to be rid of it."
+            _log.warning(message, delivery.batch, len(deleted), project.url)
 
-    def _still_out(self, delivery: Delivery) -> tuple[str, ...]:
+    def _unfinished(self, delivery: AnnotationBatch) -> tuple[str, ...]:
         return open_images(delivery, read_labels(self._workspace.labels))
 
-    def _complete(
-        self, server: Server, project: Project, delivery: Delivery, tasks: Sequence[HandoffTask]
+    def _import_missing(
+        self, client: LabelStudioClient, project: Project, delivery: AnnotationBatch, tasks: Sequence[AnnotationTask]
     ) -> dict[str, OpenTask]:
         """Import what is missing, and look whether it has come."""
-        there = self._one_an_image(server, project, delivery)
-        missing = [task for task in tasks if task.image_id not in there]
-        for start in range(0, len(missing), _IMPORTED_AT_ONCE):
-            some = missing[start : start + _IMPORTED_AT_ONCE]
-            server.import_tasks(
-                project, [offer(task, delivery, self._images.address(task), self._images.sha256(task)) for task in some]
+        open_tasks = self._dedupe(client, project, delivery)
+        missing = [task for task in tasks if task.image_id not in open_tasks]
+        for start in range(0, len(missing), _IMPORT_CHUNK_SIZE):
+            chunk = missing[start : start + _IMPORT_CHUNK_SIZE]
+            client.import_tasks(
+                project, [to_task(task, delivery, self._images.url(task), self._images.sha256(task)) for task in chunk]
             )
         if missing:
-            there = self._one_an_image(server, project, delivery)
-        came = sum(task.image_id in there for task in tasks)
-        if came < len(tasks):
-            problem = f"imported tasks of batch {delivery.batch} are {came}, expected {len(tasks)}"
+            open_tasks = self._dedupe(client, project, delivery)
+        num_imported = sum(task.image_id in open_tasks for task in tasks)
+        if num_imported < len(tasks):
+            problem = f"imported tasks of batch {delivery.batch} are {num_imported}, expected {len(tasks)}"
             raise ProviderError(project.url, problem, "The next night imports the others.", transient=True)
-        return there
+        return open_tasks
 
-    def _one_an_image(self, server: Server, project: Project, delivery: Delivery) -> dict[str, OpenTask]:
+    def _dedupe(self, client: LabelStudioClient, project: Project, delivery: AnnotationBatch) -> dict[str, OpenTask]:
         """Tasks by image. Doubles go: an import whose answer was lost may end after the one that repeats it."""
-        kept: dict[str, OpenTask] = {}
-        for task in server.tasks_of(project, delivery.key):
-            first = kept.setdefault(task.image_id, task)
+        unique: dict[str, OpenTask] = {}
+        for task in client.list_tasks(project, delivery.key):
+            first = unique.setdefault(task.image_id, task)
             if first is task:
                 continue
-            idle = task if _untouched(task) else first
-            if _untouched(idle):
-                kept[task.image_id] = first if idle is task else task
-                server.delete(idle)
-        return kept
+            duplicate = task if _is_untouched(task) else first
+            if _is_untouched(duplicate):
+                unique[task.image_id] = first if duplicate is task else task
+                client.delete_task(duplicate)
+        return unique
 
 
-def _mark(campaign: str) -> str:
-    return f" ({campaign[:_SHORT_ID]})"
+def _project_marker(campaign: str) -> str:
+    return f" ({campaign[:_SHORT_ID_LENGTH]})"
 
 
-def _untouched(task: OpenTask) -> bool:
-    return not task.answers and not task.has_draft
+def _is_untouched(task: OpenTask) -> bool:
+    return not task.num_annotations and not task.has_draft
 
 
-def _who(completed_by: Any, emails: Mapping[int, str]) -> str | None:
+def _annotator_name(completed_by: Any, emails: Mapping[int, str]) -> str | None:
     """E-mail address, or the user's number where the user is gone; None where nobody is named."""
     number = completed_by.get("id") if isinstance(completed_by, Mapping) else completed_by
     if not isinstance(number, int):

@@ -11,11 +11,11 @@ import httpx
 from label_studio_sdk import LabelStudio
 from label_studio_sdk.core import ApiError
 
-from flows.labels.providers.label_studio.failures import NOT_FOUND, garbage, told
+from flows.labels.providers.label_studio.failures import NOT_FOUND, invalid_response, translate_errors
 
 _TIMEOUT = httpx.Timeout(60, connect=10)
 """Seconds; an import of 100 tasks takes 0.2, on a busy machine some."""
-_PAGE = 200
+_PAGE_SIZE = 200
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class OpenTask:
 
     number: int
     image_id: str
-    answers: int
+    num_annotations: int
     """Annotations, skips among them."""
-    wanted: int
+    overlap: int
     """Annotators it is shown to; 0 when it was taken back."""
     has_draft: bool
     """Somebody has begun."""
 
 
-class Server:
+class LabelStudioClient:
     """A Label Studio, and one user's access to it."""
 
     def __init__(self, url: str, token: str, transport: httpx.BaseTransport | None = None) -> None:
@@ -54,43 +54,43 @@ class Server:
         """
         self.url = url.rstrip("/")
         self._token = token
-        self._client = httpx.Client(timeout=_TIMEOUT, follow_redirects=True, transport=transport)
-        with self._told("logging in"):
+        self._http_client = httpx.Client(timeout=_TIMEOUT, follow_redirects=True, transport=transport)
+        with self._translate("logging in"):
             # No retries: an import that was answered badly may have happened all the same.
             self._sdk = LabelStudio(  # type: ignore[no-untyped-call]
-                base_url=self.url, api_key=token, httpx_client=self._client, max_retries=0
+                base_url=self.url, api_key=token, httpx_client=self._http_client, max_retries=0
             )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._client.close()
+        self._http_client.close()
 
     def __repr__(self) -> str:
         """Without the token."""
-        return f"Server({self.url!r})"
+        return f"LabelStudioClient({self.url!r})"
 
-    def user(self) -> str:
+    def user_email(self) -> str:
         """E-mail address of the token's user."""
-        with self._told("asking who the token belongs to"):
+        with self._translate("asking who the token belongs to"):
             return str(self._sdk.users.whoami().email)
 
-    def emails(self) -> Mapping[int, str]:
+    def user_emails(self) -> Mapping[int, str]:
         """E-mail addresses of all users, by their number."""
-        with self._told("listing its users"):
+        with self._translate("listing its users"):
             return {user.id: user.email for user in self._sdk.users.list()}
 
-    def projects(self) -> list[Project]:
+    def list_projects(self) -> list[Project]:
         """Every project the user sees."""
-        with self._told("listing its projects"):
-            found: Any = self._sdk.projects.list(page_size=_PAGE)
-            return [self._project(project) for project in _all(found)]
+        with self._translate("listing its projects"):
+            found: Any = self._sdk.projects.list(page_size=_PAGE_SIZE)
+            return [self._project(project) for project in _all_pages(found)]
 
     def create_project(self, title: str, description: str, labeling_config: str) -> Project:
         """Make a project whose annotators see pre-drawn boxes and may say that there is nothing."""
-        with self._told("making the project"):
-            made = self._sdk.projects.create(
+        with self._translate("making the project"):
+            created = self._sdk.projects.create(
                 title=title,
                 description=description,
                 label_config=labeling_config,
@@ -99,48 +99,48 @@ class Server:
                 show_skip_button=True,
                 maximum_annotations=1,
             )
-            return self._project(made)
+            return self._project(created)
 
-    def tasks_of(self, project: Project, delivery_key: str) -> list[OpenTask]:
+    def list_tasks(self, project: Project, delivery_key: str) -> list[OpenTask]:
         """Tasks of one delivery, oldest first."""
-        of_delivery = {"filter": "filter:tasks:data.delivery", "operator": "equal", "type": "String"}
-        query = {"filters": {"conjunction": "and", "items": [{**of_delivery, "value": delivery_key}]}}
+        delivery_filter = {"filter": "filter:tasks:data.delivery", "operator": "equal", "type": "String"}
+        query = {"filters": {"conjunction": "and", "items": [{**delivery_filter, "value": delivery_key}]}}
         columns = "id,data,overlap,total_annotations,cancelled_annotations,draft_exists"
-        with self._told("listing the tasks of a batch"):
+        with self._translate("listing the tasks of a batch"):
             found: Any = self._sdk.tasks.list(
-                project=project.number, query=json.dumps(query), include=columns, page_size=_PAGE
+                project=project.number, query=json.dumps(query), include=columns, page_size=_PAGE_SIZE
             )
-            return sorted(map(_open_task, _all(found)), key=lambda task: task.number)
+            return sorted(map(_to_open_task, _all_pages(found)), key=lambda task: task.number)
 
     def import_tasks(self, project: Project, tasks: Sequence[Mapping[str, Any]]) -> None:
         """Add tasks; Label Studio never asks whether it has them already."""
-        with self._told("importing tasks"):
+        with self._translate("importing tasks"):
             self._sdk.projects.import_tasks(id=project.number, request=list(tasks))  # type: ignore[arg-type]
 
-    def set_wanted(self, task: OpenTask, annotators: int) -> None:
+    def set_overlap(self, task: OpenTask, overlap: int) -> None:
         """Show a task to this many annotators; once so many have answered, it leaves the label stream."""
-        with self._told(f"changing task {task.number}"):
-            self._sdk.tasks.update(id=str(task.number), overlap=annotators, is_labeled=task.answers >= annotators)
+        with self._translate(f"changing task {task.number}"):
+            self._sdk.tasks.update(id=str(task.number), overlap=overlap, is_labeled=task.num_annotations >= overlap)
 
-    def delete(self, task: OpenTask) -> None:
+    def delete_task(self, task: OpenTask) -> None:
         """Delete a task; gone already is as good."""
-        with self._told(f"deleting task {task.number}"):
+        with self._translate(f"deleting task {task.number}"):
             try:
                 self._sdk.tasks.delete(id=str(task.number))
             except ApiError as error:
                 if error.status_code != NOT_FOUND:
                     raise
 
-    def export(self, project: Project, tasks: Sequence[OpenTask]) -> list[Any]:
+    def export_tasks(self, project: Project, tasks: Sequence[OpenTask]) -> list[Any]:
         """The tasks with all their annotations, as the JSON export gives them."""
         exported: list[Any] = []
-        for start in range(0, len(tasks), _PAGE):  # their numbers go into an address, which has a longest length
-            exported += self._export([str(task.number) for task in tasks[start : start + _PAGE]], project)
+        for start in range(0, len(tasks), _PAGE_SIZE):  # their numbers go into an address, which has a longest length
+            exported += self._export_chunk([str(task.number) for task in tasks[start : start + _PAGE_SIZE]], project)
         return exported
 
-    def _export(self, numbers: list[str], project: Project) -> list[Any]:
-        doing = "exporting annotations"
-        with self._told(doing):
+    def _export_chunk(self, numbers: list[str], project: Project) -> list[Any]:
+        action = "exporting annotations"
+        with self._translate(action):
             parts = self._sdk.projects.exports.download_sync(
                 project.number,
                 export_type="JSON",
@@ -151,35 +151,35 @@ class Server:
         try:
             exported = json.loads(content)
         except ValueError:
-            raise garbage(self.url, doing) from None
+            raise invalid_response(self.url, action) from None
         if not isinstance(exported, list):
-            raise garbage(self.url, doing)
+            raise invalid_response(self.url, action)
         return exported
 
-    def local_folders(self, project: Project) -> list[str]:
+    def list_local_folders(self, project: Project) -> list[str]:
         """Folders whose files the project may show."""
-        with self._told("listing the folders of the project"):
+        with self._translate("listing the folders of the project"):
             return [str(storage.path) for storage in self._sdk.import_storage.local.list(project=project.number)]
 
-    def allow_local_folder(self, project: Project, folder: str) -> None:
+    def add_local_storage(self, project: Project, folder: str) -> None:
         """Let the project show a folder's files; nothing is imported from there."""
-        with self._told(f"allowing the folder {folder}"):
+        with self._translate(f"allowing the folder {folder}"):
             self._sdk.import_storage.local.create(
                 project=project.number, path=folder, use_blob_urls=True, title="images of the campaign"
             )
 
-    def buckets(self, project: Project) -> list[str]:
+    def list_buckets(self, project: Project) -> list[str]:
         """Buckets whose objects the project may show."""
-        with self._told("listing the buckets of the project"):
+        with self._translate("listing the buckets of the project"):
             return [str(storage.bucket) for storage in self._sdk.import_storage.s3.list(project=project.number)]
 
-    def allow_bucket(self, project: Project, bucket: str) -> None:
+    def add_s3_storage(self, project: Project, bucket: str) -> None:
         """Let the project show a bucket's objects, through Label Studio: no address that expires leaves it.
 
         It uses the AWS_* variables of its own environment; credentials are not handed on, and an endpoint that is, it
         refuses where that is in a private network.
         """
-        with self._told(f"allowing the bucket {bucket}"):
+        with self._translate(f"allowing the bucket {bucket}"):
             self._sdk.import_storage.s3.create(
                 project=project.number,
                 bucket=bucket,
@@ -189,15 +189,15 @@ class Server:
                 title="images of the campaign",
             )
 
-    def file(self, address: str) -> bytes | None:
+    def fetch_file(self, address: str) -> bytes | None:
         """What a browser gets at an address of this server; None where there is nothing."""
-        with self._told(f"fetching {address}"):
+        with self._translate(f"fetching {address}"):
             headers = self._sdk._client_wrapper.get_headers()  # the SDK has no call for files
-            answer = self._client.get(self.url + address, headers=headers)
-            if answer.status_code == NOT_FOUND:
+            response = self._http_client.get(self.url + address, headers=headers)
+            if response.status_code == NOT_FOUND:
                 return None
-            answer.raise_for_status()
-            return answer.content
+            response.raise_for_status()
+            return response.content
 
     def _project(self, project: Any) -> Project:
         return Project(
@@ -208,11 +208,11 @@ class Server:
             labeling_config=str(project.label_config or ""),
         )
 
-    def _told(self, doing: str) -> AbstractContextManager[None]:
-        return told(self.url, doing, self._token)
+    def _translate(self, action: str) -> AbstractContextManager[None]:
+        return translate_errors(self.url, action, self._token)
 
 
-def _all(pager: Any) -> Iterator[Any]:
+def _all_pages(pager: Any) -> Iterator[Any]:
     """Everything on all pages. What is no page at all must not be taken for an empty one.
 
     Raises:
@@ -223,13 +223,13 @@ def _all(pager: Any) -> Iterator[Any]:
     yield from pager
 
 
-def _open_task(task: Any) -> OpenTask:
+def _to_open_task(task: Any) -> OpenTask:
     """Anybody who may change a project may have changed its tasks."""
     data = task.data if isinstance(task.data, dict) else {}
     return OpenTask(
         number=int(task.id),
         image_id=str(data.get("image_id")),
-        answers=(task.total_annotations or 0) + (task.cancelled_annotations or 0),
-        wanted=task.overlap or 0,
+        num_annotations=(task.total_annotations or 0) + (task.cancelled_annotations or 0),
+        overlap=task.overlap or 0,
         has_draft=bool(task.draft_exists),
     )
