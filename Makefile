@@ -90,19 +90,19 @@ setup-services: $(STAMP) ## Install what the real services need: PostgreSQL, Chr
 # Where: make services-up STACK=/srv/stack. Other ports, kept from then on: make services-up PORTS='prefect=4300 mlflow=5001'.
 .PHONY: services-up
 services-up: $(STAMP) ## Start PostgreSQL, an S3 server, MLflow and Prefect on loopback
-	@$(BIN)/python -m infra.stack up --dir '$(STACK)' $(foreach port,$(PORTS),--port $(port))
+	@$(BIN)/python -m infra.services up --dir '$(STACK)' $(foreach port,$(PORTS),--port $(port))
 
 .PHONY: services-status
 services-status: $(STAMP) ## Ask each of these services for some real work
-	@$(BIN)/python -m infra.stack status --dir '$(STACK)'
+	@$(BIN)/python -m infra.services status --dir '$(STACK)'
 
 .PHONY: services-down
 services-down: $(STAMP) ## Stop them; their data stay
-	@$(BIN)/python -m infra.stack down --dir '$(STACK)'
+	@$(BIN)/python -m infra.services down --dir '$(STACK)'
 
 .PHONY: services-env
 services-env: $(STAMP) ## Make the credentials only, for infra/compose.yaml
-	@$(BIN)/python -m infra.stack env --dir '$(STACK)'
+	@$(BIN)/python -m infra.services env --dir '$(STACK)'
 
 .PHONY: clean
 clean: ## Remove caches; .venv and the data of rounds stay

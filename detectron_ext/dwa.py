@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detectron_ext.metrics import Floats, grouped_spearman
+from detectron_ext.uncertainty_metrics import Floats, grouped_spearman
 
 _RANK_TEMPERATURE = 0.1
 _BIAS_LEARNING_RATE = 0.05

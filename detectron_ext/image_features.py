@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from detectron_ext.metrics import Floats, pairwise_iou
+from detectron_ext.uncertainty_metrics import Floats, pairwise_iou
 
 _SCORE_BINS = 5
 _OVERLAPPING_IOU = 0.3

@@ -12,8 +12,8 @@ import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from numpy.typing import NDArray
 
+from detectron_ext.augmentation import AugmentationConfig, Pixels, model_input, resize
 from detectron_ext.meta_arch import PerImageRCNN, autocast
-from detectron_ext.views import AugmentationConfig, Pixels, model_input, resize
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from detectron_ext.ignore_regions import IGNORE_LABEL
 from detectron_ext.meta_arch import PerImageRCNN
-from detectron_ext.unsure import IGNORE_LABEL
 
 
 class ScoreThreshold:

@@ -14,8 +14,8 @@ from detectron2.structures import Boxes, Instances
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 
+from detectron_ext.ignore_regions import foreground, overlaps_ignored
 from detectron_ext.losses import focal_loss, per_image_mean
-from detectron_ext.unsure import foreground, overlaps_ignored
 
 
 class PerImageBoxPredictor(FastRCNNOutputLayers):

@@ -8,7 +8,7 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn import functional as F
 
-from detectron_ext.unsure import foreground, overlaps_ignored
+from detectron_ext.ignore_regions import foreground, overlaps_ignored
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()

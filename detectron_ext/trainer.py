@@ -9,12 +9,12 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from detectron_ext.batches import StepBatch
+from detectron_ext.data import StepBatch
 from detectron_ext.distributed import all_reduce_mean, average_gradients, rank, world_size
+from detectron_ext.ignore_regions import foreground
 from detectron_ext.losses import image_weight
 from detectron_ext.meta_arch import PerImageRCNN, autocast
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
-from detectron_ext.unsure import foreground
 
 _RATIO_MOMENTUM = 0.9
 

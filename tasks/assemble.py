@@ -14,15 +14,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks import files
-from tasks.annotated import AnnotatedImage, read_annotated, write_annotated
-from tasks.contracts import POOL, UNLABELED
-from tasks.entry import stage_main
-from tasks.errors import UserError
-from tasks.label_store import LabelStore, check_annotation, read_labels
+from tasks.data.annotations import AnnotatedImage, read_annotated, write_annotated
+from tasks.data.label_store import LabelStore, check_annotation, read_labels
+from tasks.data.paths import Workspace
+from tasks.data.schemas import POOL, UNLABELED
 from tasks.params import load_stage_params
-from tasks.paths import Workspace
-from tasks.sections import AssembleParams
+from tasks.params.stages import AssembleParams
+from tasks.runtime.errors import UserError
+from tasks.runtime.stage_main import stage_main
+from tasks.storage import files
 
 _log = logging.getLogger(__name__)
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks import contracts, files
-from tasks.coco_map import coco_map
-from tasks.detector import detect, image_reader, load_detector, prefetch
-from tasks.entry import num_micro_batches, stage_main
+from tasks.data import schemas
+from tasks.data.paths import Workspace
+from tasks.evaluation.coco_map import coco_map
+from tasks.model.detector import detect, image_reader, load_detector, prefetch
 from tasks.params import StageParams, load_stage_params
-from tasks.paths import Workspace
+from tasks.runtime.stage_main import num_micro_batches, stage_main
+from tasks.storage import files
 
 log = logging.getLogger(__name__)
 MODELS = ("teacher", "student")
@@ -32,15 +33,15 @@ def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, P
         weights: state file by model name, teacher and student.
         out: output folder.
     """
-    truth = files.read_table(val, contracts.ANNOTATED)
+    truth = files.read_table(val, schemas.ANNOTATED)
     rows: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
     for name, path in weights.items():
         predictions = _predict(params, name, path, truth, root)
-        metrics[name] = coco_map(truth, pa.Table.from_pylist(predictions, contracts.PREDICTIONS), params.classes)
+        metrics[name] = coco_map(truth, pa.Table.from_pylist(predictions, schemas.PREDICTIONS), params.classes)
         log.info("evaluate %s: mAP %.1f, AP50 %.1f", name, metrics[name]["mAP"], metrics[name]["AP50"])
         rows += predictions
-    files.write_table(out / "predictions.parquet", pa.Table.from_pylist(rows, contracts.PREDICTIONS))
+    files.write_table(out / "predictions.parquet", pa.Table.from_pylist(rows, schemas.PREDICTIONS))
     files.write_json(out / "metrics.json", {**metrics, "val_images": truth.num_rows})
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks import files
-from tasks.contracts import (
+from tasks.data.detections import read_shards
+from tasks.data.paths import Workspace
+from tasks.data.schemas import (
     DETECTIONS,
     DETECTIONS_AT_SELECTION,
     METRICS,
@@ -25,12 +26,11 @@ from tasks.contracts import (
     AnnotationTask,
     Prediction,
 )
-from tasks.detections import read_shards
-from tasks.entry import stage_main
-from tasks.errors import UserError
 from tasks.params import load_stage_params
-from tasks.paths import Workspace
-from tasks.sections import PreannotationParams
+from tasks.params.stages import PreannotationParams
+from tasks.runtime.errors import UserError
+from tasks.runtime.stage_main import stage_main
+from tasks.storage import files
 
 _DECIMALS_PX = 2
 _log = logging.getLogger(__name__)

@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from detectron_ext.inference import Detections
-from tasks import contracts, files
-from tasks.detector import detect, image_reader, load_detector, prefetch
-from tasks.entry import num_micro_batches, stage_main
-from tasks.errors import UserError
+from tasks.data import schemas
+from tasks.data.paths import Workspace
+from tasks.model.detector import detect, image_reader, load_detector, prefetch
 from tasks.params import StageParams, load_stage_params
-from tasks.paths import Workspace
+from tasks.runtime.errors import UserError
+from tasks.runtime.stage_main import num_micro_batches, stage_main
+from tasks.storage import files
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +69,8 @@ def infer(
 
 def _shards(unlabeled: Path, calibration: Path, shard_size: int) -> list[list[dict[str, str]]]:
     tables = (
-        files.read_table(unlabeled, contracts.UNLABELED),
-        files.read_table(calibration, contracts.ANNOTATED),
+        files.read_table(unlabeled, schemas.UNLABELED),
+        files.read_table(calibration, schemas.ANNOTATED),
     )
     rows = [row for table in tables for row in table.select(["image_id", "uri"]).to_pylist()]
     rows.sort(key=lambda row: row["image_id"])
@@ -101,7 +102,7 @@ def _detect_shard(
     for batch, pixels in prefetch(batches, read_pool_image):
         for image, found in zip(batch, detect(detector, pixels, params.model), strict=True):
             rows.append(_row(image["image_id"], found.filter_by_score(params.infer.score_threshold), digest))
-    return pa.Table.from_pylist(rows, contracts.DETECTIONS)
+    return pa.Table.from_pylist(rows, schemas.DETECTIONS)
 
 
 def _row(image_id: str, found: Detections, digest: str) -> dict[str, Any]:

@@ -14,18 +14,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks import files
-from tasks.contracts import INDEX, POOL
-from tasks.entry import stage_main
-from tasks.errors import UserError
-from tasks.image_cache import image_cache
-from tasks.images import ImageMetadata, ImageProblem, inspect_image
-from tasks.object_store import ObjectMetadata, is_object_uri
+from tasks.data.image_metadata_cache import list_existing_objects, object_metadata_cache
+from tasks.data.images import ImageMetadata, ImageProblem, inspect_image
+from tasks.data.paths import Workspace, image_id_from_sha256, resolve_uri
+from tasks.data.schemas import INDEX, POOL
 from tasks.params import load_params, load_stage_params
-from tasks.paths import Workspace, image_id_from_sha256, resolve_uri
-from tasks.progress import track
-from tasks.sections import PrepareParams
-from tasks.seen_images import list_existing_objects, object_metadata_cache
+from tasks.params.stages import PrepareParams
+from tasks.runtime.errors import UserError
+from tasks.runtime.progress import track
+from tasks.runtime.stage_main import stage_main
+from tasks.storage import files
+from tasks.storage.image_cache import image_cache
+from tasks.storage.s3 import ObjectMetadata, is_object_uri
 
 _log = logging.getLogger(__name__)
 

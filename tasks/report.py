@@ -9,14 +9,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks import files
-from tasks.entry import stage_main
+from tasks.data.paths import Workspace
 from tasks.params import load_stage_params
-from tasks.paths import Workspace
-from tasks.reporting.evidence import load_report_data
+from tasks.params.stages import ReportParams, ScoringParams
 from tasks.reporting.history import append_round, round_entry
 from tasks.reporting.page import render
-from tasks.sections import ReportParams, ScoringParams
+from tasks.reporting.report_data import load_report_data
+from tasks.runtime.stage_main import stage_main
+from tasks.storage import files
 
 _log = logging.getLogger(__name__)
 

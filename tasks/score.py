@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from detectron_ext.metrics import impute_no_detections, normalize, uncertainty_metrics
-from tasks import contracts, files
-from tasks.detections import read_detections
-from tasks.entry import stage_main
+from detectron_ext.uncertainty_metrics import impute_no_detections, normalize, uncertainty_metrics
+from tasks.data import schemas
+from tasks.data.detections import read_detections
+from tasks.data.paths import Workspace
 from tasks.params import load_stage_params
-from tasks.paths import Workspace
-from tasks.sections import ScoringParams
+from tasks.params.stages import ScoringParams
+from tasks.runtime.stage_main import stage_main
+from tasks.storage import files
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +51,12 @@ def score(params: ScoringParams, *, detections: Path, calibration: Path, out: Pa
     raw_P3 = np.array(raw_rows, dtype=np.float64).reshape(-1, 3)
     no_detections_P = np.array(counts, dtype=np.int64) == 0
     columns: dict[str, object] = {"image_id": ids, "num_boxes": counts, "has_no_detections": no_detections_P}
-    for index, name in enumerate(contracts.METRICS):
+    for index, name in enumerate(schemas.METRICS):
         columns[f"{name}_raw"] = raw_P3[:, index]
         normalized = normalize(raw_P3[:, index], params.normalize)
         columns[name] = impute_no_detections(normalized, no_detections_P, params.no_detection_score)
-    table = pa.Table.from_pydict({name: columns[name] for name in contracts.SCORES.names}, contracts.SCORES)
-    calibration_ids = set(files.read_table(calibration, contracts.ANNOTATED)["image_id"].to_pylist())
+    table = pa.Table.from_pydict({name: columns[name] for name in schemas.SCORES.names}, schemas.SCORES)
+    calibration_ids = set(files.read_table(calibration, schemas.ANNOTATED)["image_id"].to_pylist())
     in_calibration = np.array([image_id in calibration_ids for image_id in ids], dtype=bool)
     files.write_table(out / "scores.parquet", table.filter(pa.array(~in_calibration)))
     files.write_table(out / "calibration.parquet", table.filter(pa.array(in_calibration)))

@@ -15,19 +15,19 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from tasks import files
-from tasks.annotation_cost import AnnotationCost, fit_annotation_cost
-from tasks.contracts import SCORES, SELECTION, UNCERTAINTY, UNLABELED
-from tasks.detections import read_shards
-from tasks.entry import stage_main
-from tasks.errors import UserError
-from tasks.label_store import read_labels
+from tasks.data.detections import read_shards
+from tasks.data.label_store import read_labels
+from tasks.data.paths import Workspace
+from tasks.data.schemas import SCORES, SELECTION, UNCERTAINTY, UNLABELED
 from tasks.params import load_stage_params
-from tasks.paths import Workspace
-from tasks.sections import BudgetParams, SelectParams
-from tasks.strategies import budget as budgets
-from tasks.strategies.base import Strategy, seeded_shuffle
-from tasks.strategies.registry import STRATEGIES
+from tasks.params.stages import BudgetParams, SelectParams
+from tasks.runtime.errors import UserError
+from tasks.runtime.stage_main import stage_main
+from tasks.selection import budget as budgets
+from tasks.selection.annotation_cost import AnnotationCost, fit_annotation_cost
+from tasks.selection.strategies.base import Strategy, seeded_shuffle
+from tasks.selection.strategies.registry import STRATEGIES
+from tasks.storage import files
 
 _log = logging.getLogger(__name__)
 

@@ -14,22 +14,23 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from detectron_ext.batches import SemiSupervisedBatches
+from detectron_ext.augmentation import AugmentationConfig
+from detectron_ext.data import SemiSupervisedBatches
 from detectron_ext.distributed import any_rank, barrier, is_main_process, rank, world_size
 from detectron_ext.meta_arch import cpu_state_dict
 from detectron_ext.pseudo_labels import ScoreThreshold
 from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudentTrainer, TrainingDiverged
-from detectron_ext.views import AugmentationConfig
-from tasks import contracts, files
-from tasks.checkpoint import Checkpoint, write_state
-from tasks.detector import default_device, image_reader, load_weights_file, new_detector, to_examples
-from tasks.devices import launch
-from tasks.entry import num_micro_batches, stage_main
-from tasks.errors import GuardRailError, UserError
+from tasks.data import schemas
+from tasks.data.image_source import translate_worker_errors
+from tasks.data.paths import Workspace
+from tasks.model.checkpoint import Checkpoint, write_state
+from tasks.model.detector import default_device, image_reader, load_weights_file, new_detector, to_examples
+from tasks.model.launch import launch
 from tasks.params import StageParams, load_stage_params
-from tasks.paths import Workspace
-from tasks.pool_images import translate_worker_errors
-from tasks.sections import SslParams, TrainParams
+from tasks.params.stages import SslParams, TrainParams
+from tasks.runtime.errors import GuardRailError, UserError
+from tasks.runtime.stage_main import num_micro_batches, stage_main
+from tasks.storage import files
 
 log = logging.getLogger(__name__)
 _PROGRESS_LINES = 12
@@ -56,8 +57,8 @@ def train(params: StageParams, *, root: Path, assembled: Path, warm_start: Path,
 def train_worker(params: StageParams, root: Path, assembled: Path, warm_start: Path, scratch: Path, out: Path) -> None:
     """``train`` as one of several processes, or as the only one; the first of them writes."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    labeled = to_examples(files.read_table(assembled / "labeled.parquet", contracts.ANNOTATED))
-    unlabeled = to_examples(files.read_table(assembled / "unlabeled.parquet", contracts.UNLABELED))
+    labeled = to_examples(files.read_table(assembled / "labeled.parquet", schemas.ANNOTATED))
+    unlabeled = to_examples(files.read_table(assembled / "unlabeled.parquet", schemas.UNLABELED))
     if not labeled:
         raise UserError(assembled / "labeled.parquet", "labeled images are 0, expected at least 1")
     _check_divisible_batch_sizes(params.train)
@@ -140,7 +141,7 @@ def _schedule(train_params: TrainParams, ssl: SslParams) -> Schedule:
 
 def _image_weighting(uncertainty: Path, ssl: SslParams) -> ImageWeighting:
     """z_j from the round before; the first round has none, so every image weighs sigmoid(0) = 0.5."""
-    table = files.read_table(uncertainty, contracts.PREVIOUS_UNCERTAINTY)
+    table = files.read_table(uncertainty, schemas.PREVIOUS_UNCERTAINTY)
     z = table["uncertainty"].to_numpy().astype(np.float64)
     if ssl.standardize_image_weights and len(z):
         z = (z - z.mean()) / max(float(z.std()), 1e-6)

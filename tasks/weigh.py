@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from detectron_ext.detection_loss import class_difficulty
 from detectron_ext.dwa import DwaConfig, DwaResult, DwaSamples, fit_dwa, rank_correlation
+from detectron_ext.feature_importance import feature_importance
 from detectron_ext.image_features import feature_names, image_features
-from detectron_ext.metrics import Floats, uncertainty
-from detectron_ext.realised_loss import class_difficulty
-from detectron_ext.weight_drivers import feature_importance
-from tasks import contracts, files
-from tasks.detections import read_detections
-from tasks.entry import stage_main
-from tasks.pairs import DwaSample, all_samples, metrics_of
+from detectron_ext.uncertainty_metrics import Floats, uncertainty
+from tasks.data import schemas
+from tasks.data.detections import read_detections
+from tasks.data.dwa_samples import DwaSample, all_samples, metrics_of
+from tasks.data.paths import Workspace
 from tasks.params import StageParams, load_stage_params
-from tasks.paths import Workspace
-from tasks.sections import DwaParams
+from tasks.params.stages import DwaParams
+from tasks.runtime.stage_main import stage_main
+from tasks.storage import files
 
 log = logging.getLogger(__name__)
 EQUAL_WEIGHTS = (1 / 3, 1 / 3, 1 / 3)
@@ -76,12 +77,12 @@ def weigh(params: StageParams, *, samples: list[DwaSample], detections: Path, sc
         np.array([pair.losses.weighted(class_weights) for pair in samples]),
     )
     decision = fit_or_fallback(params.dwa, params.seed, table, pool, class_prior_K)
-    columns = {f"w_{name}": decision.weights[:, index] for index, name in enumerate(contracts.METRICS)}
+    columns = {f"w_{name}": decision.weights[:, index] for index, name in enumerate(schemas.METRICS)}
     files.write_table(
         out / "uncertainty.parquet",
         pa.table(
             {"image_id": pool.image_ids, **columns, "uncertainty": decision.uncertainty},
-            schema=contracts.UNCERTAINTY,
+            schema=schemas.UNCERTAINTY,
         ),
     )
     if decision.used == "learned" and decision.fit is not None and len(pool.image_ids):
@@ -160,7 +161,7 @@ def _active_teacher(pool: PoolFeatures) -> DwaDecision:
 
 
 def _pool_features(detections: Path, scores: Path, num_classes: int) -> PoolFeatures:
-    rows = {row["image_id"]: row for row in files.read_table(scores, contracts.SCORES).to_pylist()}
+    rows = {row["image_id"]: row for row in files.read_table(scores, schemas.SCORES).to_pylist()}
     ids, features, metrics, active_teacher = [], [], [], []
     for found in read_detections(detections):
         row = rows.get(found.image_id)
@@ -194,7 +195,7 @@ def _samples_table(samples: DwaSamples, decision: DwaDecision) -> pa.Table:
             "image_id": pa.array(samples.image_ids, pa.string()),
             "group": pa.array(samples.group, pa.int64()),
             "loss": pa.array(samples.loss, pa.float64()),
-            **{name: pa.array(samples.metrics[:, index], pa.float64()) for index, name in enumerate(contracts.METRICS)},
+            **{name: pa.array(samples.metrics[:, index], pa.float64()) for index, name in enumerate(schemas.METRICS)},
             "score_equal": pa.array(samples.metrics.mean(axis=1), pa.float64()),
             "score_dwa_held_out": pa.array((held_out * samples.metrics).sum(axis=1), pa.float64()),
         }
@@ -225,14 +226,14 @@ def _document(
             name: _rounded(rank_correlation(samples, np.tile(np.eye(3)[index], (len(samples), 1))))
             if len(samples)
             else None
-            for index, name in enumerate(contracts.METRICS)
+            for index, name in enumerate(schemas.METRICS)
         },
         "class_weights": class_weights,
         "class_difficulty": difficulty,
-        "mean_weights": {name: round(float(mean[index]), 6) for index, name in enumerate(contracts.METRICS)},
+        "mean_weights": {name: round(float(mean[index]), 6) for index, name in enumerate(schemas.METRICS)},
         "weight_quantiles": {
             name: [round(float(value), 6) for value in quantiles[:, index]]
-            for index, name in enumerate(contracts.METRICS)
+            for index, name in enumerate(schemas.METRICS)
         },
     }
 
@@ -251,7 +252,7 @@ def _feature_importance(decision: DwaDecision, pool: PoolFeatures, classes: list
                 "importance": round(float(found.importance_F[index]), 6),
                 "effect_per_std": {
                     name: round(float(shift), 6)
-                    for name, shift in zip(contracts.METRICS, found.effect_per_std_F3[index], strict=True)
+                    for name, shift in zip(schemas.METRICS, found.effect_per_std_F3[index], strict=True)
                 },
             }
             for index in np.argsort(-found.importance_F, kind="stable").tolist()

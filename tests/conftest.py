@@ -7,11 +7,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw
 
-from tasks import files
-from tasks.campaign import CampaignPlan, create_campaign_data
-from tasks.importers.gather import DatasetSource
-from tasks.params_template import render_params
-from tasks.paths import Workspace
+from flows.workspace.params_template import render_params
+from tasks.data.importers.dataset import DatasetSource
+from tasks.data.initial_split import CampaignPlan, create_campaign_data
+from tasks.data.paths import Workspace
+from tasks.storage import files
+from tests.full_disk import full_disk  # noqa: F401
 from tests.services import (  # noqa: F401 (fixtures for every test)
     mlflow_url,
     postgres_database,
@@ -19,7 +20,6 @@ from tests.services import (  # noqa: F401 (fixtures for every test)
     prefect_url,
     s3_server,
 )
-from tests.small_disk import full_disk  # noqa: F401
 
 TINY_CLASSES = ("square", "disc")
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 
-from infra.stack import mlflow_server as mlflow
-from infra.stack import prefect_server as prefect
-from infra.stack import processes
-from infra.stack.object_store import NUM_PORTS, REGION, S3Key, object_store, s3_client
-from infra.stack.ports import free_ports
-from infra.stack.postgres import Database, create_databases, find_bin_dir, postgres
-from infra.stack.service import LocalServiceError, Service
+from infra.services import mlflow_server as mlflow
+from infra.services import prefect_server as prefect
+from infra.services import processes
+from infra.services.object_store import NUM_PORTS, REGION, S3Key, object_store, s3_client
+from infra.services.ports import free_ports
+from infra.services.postgres import Database, create_databases, find_bin_dir, postgres
+from infra.services.service import LocalServiceError, Service
 
 
 def skip_or_fail(reason: str) -> None:

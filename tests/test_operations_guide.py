@@ -10,11 +10,11 @@ from typing import Any, get_args
 import pytest
 import typer
 
-from flows.cli import app
-from flows.doctor.checks import CHECKS
-from flows.watching.notify import WEBHOOK_URL_ENV, Event
-from flows.watching.structured_log import LOG_FORMAT_ENV
-from tasks.errors import DiskFullError, GuardRailError, OutOfMemoryError, UserError
+from flows.cli.app import app
+from flows.monitoring.json_logging import LOG_FORMAT_ENV
+from flows.monitoring.notifications import WEBHOOK_URL_ENV, Event
+from flows.preflight.checks import CHECKS
+from tasks.runtime.errors import DiskFullError, GuardRailError, OutOfMemoryError, UserError
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "operations.md"

@@ -13,11 +13,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from flows import data_versions, vcs
-from flows.create import create_workspace
-from flows.stage_log import stage_log
-from tasks.paths import STAGES, Workspace
-from tests.flows.tiny import make_source, run_gleaner, subprocess_env, workspace_config
+from flows.workspace import dvc, git
+from flows.workspace.scaffold import create_workspace
+from flows.workspace.stage_log import stage_log
+from tasks.data.paths import STAGES, Workspace
+from tests.flows.small_campaign import make_source, run_gleaner, subprocess_env, workspace_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -79,8 +79,8 @@ def running_stages(folder: Path) -> list[str]:
     return found
 
 
-def run_gleaner(workspace: Workspace) -> None:
-    done = run_gleaner("night", cwd=workspace.root)
+def run_round(workspace: Workspace) -> None:
+    done = run_gleaner("run", cwd=workspace.root)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -90,7 +90,7 @@ def test_a_killed_night_ends_as_one_round(workspace: Workspace) -> None:
     kill_during_stage(workspace, "infer", workspace.scratch("infer") / "*")
     lock_before = (workspace.root / "dvc.lock").read_text()
     assert "train:" in lock_before
-    run_gleaner(workspace)
+    run_round(workspace)
 
     train_log = stage_log(workspace, 0, "train").read_text()
     assert "going on at iteration" in train_log
@@ -98,11 +98,11 @@ def test_a_killed_night_ends_as_one_round(workspace: Workspace) -> None:
     assert "Stage 'train' didn't change, skipping" in train_log
     assert sorted(path.name for path in workspace.labels.iterdir()) == ["batch-0000.json"]
     assert [path.name for path in (workspace.root / "deliveries").iterdir()] == ["batch-0001"]
-    assert data_versions.run_dvc(workspace.root, "status").strip() == "Data and pipelines are up to date."
+    assert dvc.run_dvc(workspace.root, "status").strip() == "Data and pipelines are up to date."
 
 
 def test_the_second_round_learns_from_the_first(workspace: Workspace) -> None:
-    run_gleaner(workspace)
+    run_round(workspace)
     ledger = json.loads(workspace.ledger(1).read_text())
     assert set(ledger["stages"]) >= set(STAGES)
     history = json.loads((workspace.derived("report") / "history.json").read_text())
@@ -113,7 +113,7 @@ def test_the_second_round_learns_from_the_first(workspace: Workspace) -> None:
     assert abs(sum(dwa["mean_weights"].values()) - 1) < 1e-4
     summary = json.loads((workspace.derived("train") / "summary.json").read_text())
     assert 0 < summary["mean_image_weight"] < 1
-    assert data_versions.run_dvc(workspace.root, "status").strip() == "Data and pipelines are up to date."
+    assert dvc.run_dvc(workspace.root, "status").strip() == "Data and pipelines are up to date."
 
 
 def test_the_registered_teachers_are_the_rounds_own(workspace: Workspace) -> None:
@@ -131,9 +131,9 @@ def test_a_tag_brings_the_whole_round_back(workspace: Workspace) -> None:
     teachers = {}
     for name in ("round-0000", "round-0001"):
         subprocess.run(["git", "checkout", "-q", name], cwd=root, check=True)
-        data_versions.run_dvc(root, "checkout")
+        dvc.run_dvc(root, "checkout")
         teachers[name] = (workspace.derived("train") / "teacher.pth").read_bytes()
-        assert data_versions.run_dvc(root, "status").strip() == "Data and pipelines are up to date."
+        assert dvc.run_dvc(root, "status").strip() == "Data and pipelines are up to date."
         assert f'"round": {int(name[-1])}' in (workspace.derived("assemble") / "summary.json").read_text()
     assert teachers["round-0000"] != teachers["round-0001"]
-    assert vcs.has_tag(root, "round-0001")
+    assert git.has_tag(root, "round-0001")

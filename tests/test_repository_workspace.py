@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.paths import STAGES
-from tests.flows.tiny import subprocess_env
+from tasks.data.paths import STAGES
+from tests.flows.small_campaign import subprocess_env
 
 ROOT = Path(__file__).parents[1]
 SMALL_PARAMS = {

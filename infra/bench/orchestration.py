@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tasks.paths import STAGES, Workspace
+from tasks.data.paths import STAGES, Workspace
 
 _RUNS = 3
 _MAX_OVERHEAD_S = 3.0
@@ -42,20 +42,20 @@ class RunTiming:
 
 def instrument_stage_commands(workspace: Workspace) -> None:
     """Let bash write down how long each stage's command takes; the command's last word is the stage."""
-    from flows import vcs
+    from flows.workspace import git
 
     times = workspace.root / ".gleaner" / "bench"
     times.mkdir(parents=True, exist_ok=True)
     timed_command = rf"cmd: 'TIMEFORMAT=%R; {{ time \1 2>&1 ; }} 2> {times}/\2'"
     text = re.sub(r"cmd: (python .*?(\w+))$", timed_command, workspace.dvc_yaml.read_text(), flags=re.MULTILINE)
     workspace.dvc_yaml.write_text(text)
-    vcs.commit(workspace, "Time the commands of the stages")
+    git.commit(workspace, "Time the commands of the stages")
 
 
 def time_run(workspace: Workspace) -> RunTiming:
     """One real night."""
-    from flows.night import nightly
-    from flows.stage_log import stage_seconds
+    from flows.nightly import nightly
+    from flows.workspace.stage_log import stage_seconds
 
     times = {stage: workspace.root / ".gleaner" / "bench" / stage for stage in STAGES}
     for path in times.values():
@@ -99,8 +99,8 @@ def print_table(timings: Sequence[RunTiming], server_s: float, console: Console)
 
 def main() -> None:
     """Make a campaign, run nights, print."""
-    from flows.engine import ensure_prefect_api
-    from flows.environment import prepare_environment
+    from flows.prefect_server import ensure_prefect_api
+    from flows.runtime.process_env import prepare_environment
 
     with tempfile.TemporaryDirectory(prefix="gleaner-bench-") as folder:
         for name in ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI"):
@@ -109,7 +109,7 @@ def main() -> None:
         os.environ["PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL"] = "WARNING"
         os.environ["PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL"] = "WARNING"
         prepare_environment(Path(folder))
-        from tests.flows.tiny import REPOSITORY, make_small_campaign
+        from tests.flows.small_campaign import REPOSITORY, make_small_campaign
 
         os.environ["PYTHONPATH"] = str(REPOSITORY)
         workspace = make_small_campaign(Path(folder))

@@ -17,11 +17,11 @@ from detectron2.utils.events import EventStorage
 from rich.console import Console
 from rich.table import Table
 
-from detectron_ext.batches import StepBatch
+from detectron_ext.data import StepBatch
 from detectron_ext.meta_arch import build_detector
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
 from detectron_ext.trainer import ImageWeighting, Schedule, TeacherStudentTrainer
-from tasks.detector import default_device, detector_config
+from tasks.model.detector import default_device, detector_config
 from tasks.params import load_params
 
 _REPEATS, _WARMUP = 9, 2

@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from infra.detectron2.changes import PATCHES, VERSION, Patch
+from infra.detectron2.patches import PATCHES, VERSION, Patch
 
 WHEEL_NAME = f"detectron2-{VERSION}-py3-none-any.whl"
 SOURCE_FILE = Path(__file__).with_name("source.txt")

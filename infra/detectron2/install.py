@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 from infra.detectron2.build_wheel import BuildError, build
-from infra.detectron2.changes import VERSION
+from infra.detectron2.patches import VERSION
 
 
 def install() -> str:

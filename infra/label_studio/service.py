@@ -4,10 +4,10 @@ import os
 from functools import partial
 from pathlib import Path
 
-from infra.label_studio.account import AdminUser
-from infra.stack.http import require_http_ok
-from infra.stack.ports import LOOPBACK
-from infra.stack.service import Service
+from infra.label_studio.admin_user import AdminUser
+from infra.services.http import require_http_ok
+from infra.services.ports import LOOPBACK
+from infra.services.service import Service
 
 _INHERITED_ENV_PREFIXES = ("AWS_", "POSTGRE_", "DJANGO_DB")
 """Object store and database are chosen by whoever starts it; credentials of images stay in its environment."""

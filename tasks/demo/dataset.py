@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tasks import files
 from tasks.demo.plan import POOL, VAL, num_duplicates, plan_scenes
 from tasks.demo.scene import Scene, render_scene
 from tasks.demo.sources import SourceImages, Split, read_digits, read_photos
-from tasks.progress import track
-from tasks.sections import DigitsParams
+from tasks.params.stages import DigitsParams
+from tasks.runtime.progress import track
+from tasks.storage import files
 
 _ANNOTATIONS: dict[Split, str] = {"pool": "annotations.json", "val": "val.json"}
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from tasks.demo.digits import Overlay, blend, clutter_mask, digit_mask
 from tasks.demo.plan import Difficulty, SceneSpec
 from tasks.demo.sources import EASY_BACKGROUNDS, HARD_BACKGROUNDS, Floats, SourceImages
-from tasks.demo.stamps import Overlay, blend, clutter_mask, digit_mask
 
 _SIZES_PX = ((320, 240), (288, 216), (256, 192), (240, 180), (320, 200), (224, 160))
 _MAX_PLACEMENTS = 60

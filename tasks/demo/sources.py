@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tasks.errors import UserError
+from tasks.runtime.errors import UserError
 
 Floats = npt.NDArray[np.float64]
 Split = Literal["pool", "val"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from tasks.contracts import Box, LabelBatch, LabeledImage
-from tasks.matching import match_boxes
+from tasks.data.schemas import Box, LabelBatch, LabeledImage
+from tasks.evaluation.matching import match_boxes
 
 _UNCHANGED_TOLERANCE_PX = 0.5
 """Corners moved by less were not moved by a person: label tools keep percentages, and round them."""

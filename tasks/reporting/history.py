@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.reporting.evidence import Document, ReportData
+from tasks.reporting.report_data import Document, ReportData
 
 _ASSEMBLED = (
     "round", "labels", "labeled_images", "boxes", "boxes_per_class", "minutes_spent", "unlabeled_images",

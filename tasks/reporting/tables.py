@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.reporting.evidence import Document, ReportData
+from tasks.reporting.report_data import Document, ReportData
 
 ROUNDS_SHOWN = 8
 """Columns of a table by round: the first and the newest."""

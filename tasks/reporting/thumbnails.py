@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from tasks.contracts import AnnotationTask, Prediction
-from tasks.errors import UserError
-from tasks.pool_images import ImageSource
+from tasks.data.image_source import ImageSource
+from tasks.data.schemas import AnnotationTask, Prediction
+from tasks.runtime.errors import UserError
 
 _LONG_SIDE_PX = 400
 _JPEG_QUALITY = 82

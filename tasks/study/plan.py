@@ -7,10 +7,10 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from tasks.errors import UserError
+from flows.workspace.params_template import render_params
 from tasks.params import Params, format_validation_error, validate_params
-from tasks.params_template import render_params
-from tasks.sections import NonNegativeInt, PositiveInt, Section
+from tasks.params.stages import NonNegativeInt, PositiveInt, Section
+from tasks.runtime.errors import UserError
 
 RANDOM, EQUAL = "random", "equal"
 _REQUIRED_ARMS: dict[str, list[str]] = {RANDOM: ["select.strategy=random"], EQUAL: ["dwa.mode=equal"]}

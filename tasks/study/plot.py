@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tasks import files
+from tasks.storage import files
 from tasks.study.plan import EQUAL, RANDOM
 from tasks.study.results import ArmResult, StudyResults
 from tasks.study.statistics import paired_bootstrap

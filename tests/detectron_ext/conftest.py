@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from detectron_ext.batches import StepBatch
+from detectron_ext.data import StepBatch
 from detectron_ext.meta_arch import PerImageRCNN, build_detector
 from tests.detectron_ext.tiny import TINY
 from tests.detectron_ext.tiny_run import SCHEDULE

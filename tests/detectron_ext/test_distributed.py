@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detectron_ext.distributed import all_reduce_mean, any_rank, launch_processes, num_devices
-from tests.detectron_ext.in_two_processes import (
+from tests.detectron_ext.ddp_launch import (
     SCHEDULE,
     launch_two_processes,
     make_batch,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from detectron_ext import inference, trainer
-from detectron_ext.batches import StepBatch
+from detectron_ext.augmentation import AugmentationConfig
+from detectron_ext.data import StepBatch
 from detectron_ext.inference import detect
 from detectron_ext.meta_arch import PerImageRCNN
-from detectron_ext.views import AugmentationConfig
 from tests.detectron_ext.tiny_run import new_trainer, run_steps
 
 

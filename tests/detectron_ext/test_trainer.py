@@ -9,10 +9,10 @@ import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from detectron_ext.batches import StepBatch
+from detectron_ext.data import StepBatch
+from detectron_ext.ignore_regions import IGNORE_LABEL
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
 from detectron_ext.trainer import TrainingDiverged
-from detectron_ext.unsure import IGNORE_LABEL
 from tests.detectron_ext.tiny import NUM_CLASSES
 from tests.detectron_ext.tiny_run import SCHEDULE, new_trainer, run_steps
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from detectron_ext.batches import StepBatch
+from detectron_ext.data import StepBatch
 from detectron_ext.meta_arch import build_detector
 from detectron_ext.pseudo_labels import ScoreThreshold
 from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudentTrainer

@@ -17,8 +17,8 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import pytest
 
-from tasks.paths import Workspace
-from tests.flows.tiny import make_small_campaign
+from tasks.data.paths import Workspace
+from tests.flows.small_campaign import make_small_campaign
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,7 +55,7 @@ def small_campaign_template(tmp_path_factory: pytest.TempPathFactory, somebody: 
 @pytest.fixture(scope="session")
 def two_rounds(tmp_path_factory: pytest.TempPathFactory, tiny_template: Workspace, prefect_engine: None) -> Workspace:
     """A campaign after two real nights, batch 2 delivered; nobody touches it either."""
-    from flows.campaign import run_rounds
+    from flows.nightly import run_rounds
 
     workspace = Workspace(tmp_path_factory.mktemp("two_rounds") / "two-rounds")
     shutil.copytree(tiny_template.root, workspace.root)

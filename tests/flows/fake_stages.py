@@ -17,14 +17,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks import files
-from tasks.coco_map import coco_map
-from tasks.contracts import ANNOTATED, DETECTIONS, PREDICTIONS, SCORES, UNCERTAINTY, UNLABELED
-from tasks.entry import num_micro_batches, set_pdeathsig
-from tasks.label_store import read_batch, read_labels
+from tasks.data.label_store import read_batch, read_labels
+from tasks.data.paths import Workspace
+from tasks.data.schemas import ANNOTATED, DETECTIONS, PREDICTIONS, SCORES, UNCERTAINTY, UNLABELED
+from tasks.evaluation.coco_map import coco_map
 from tasks.params import load_params
-from tasks.paths import Workspace
 from tasks.reporting.agreement import agreement_metrics
+from tasks.runtime.stage_main import num_micro_batches, set_pdeathsig
+from tasks.storage import files
 
 EQUAL_WEIGHTS = {"confidence": 1 / 3, "entropy": 1 / 3, "overlap": 1 / 3}
 

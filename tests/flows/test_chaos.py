@@ -15,12 +15,12 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL
 
-from flows import data_versions, vcs
-from flows.records.ledger import read_ledger
-from flows.stage_log import stage_log
-from tasks import files
-from tasks.paths import STAGES, Workspace
-from tests.flows.nights import kill_when, start_run
+from flows.provenance.ledger import read_ledger
+from flows.workspace import dvc, git
+from flows.workspace.stage_log import stage_log
+from tasks.data.paths import STAGES, Workspace
+from tasks.storage import files
+from tests.flows.cli_runner import kill_when, start_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NAME = "chaos"
@@ -138,8 +138,8 @@ def test_the_results_are_those_of_an_undisturbed_campaign(disturbed: Workspace, 
         for key in ("selection_sha256", "manifest_sha256", "params_sha256", "metrics"):
             assert one[key] == two[key], key
         assert labels_of(disturbed, number) == labels_of(two_rounds, number)
-    assert data_versions.is_clean(disturbed.root)
-    assert vcs.run_git(disturbed.root, "status", "--porcelain") == ""
+    assert dvc.is_clean(disturbed.root)
+    assert git.run_git(disturbed.root, "status", "--porcelain") == ""
 
 
 def labels_of(workspace: Workspace, batch: int) -> object:
@@ -152,7 +152,7 @@ def test_nothing_is_there_twice(disturbed: Workspace) -> None:
     root = disturbed.root
     assert sorted(path.name for path in disturbed.labels.iterdir()) == ["batch-0000.json", "batch-0001.json"]
     assert sorted(path.name for path in (root / "deliveries").iterdir()) == ["batch-0001", "batch-0002"]
-    assert vcs.run_git(root, "tag").split() == ["round-0000", "round-0001"]
+    assert git.run_git(root, "tag").split() == ["round-0000", "round-0001"]
     offered = [files.read_json(disturbed.delivery(batch) / "delivery.json")["image_ids"] for batch in (1, 2)]
     assert not set(offered[0]) & set(offered[1])
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
@@ -185,6 +185,6 @@ def test_what_dead_nights_left_open_is_closed(disturbed: Workspace) -> None:
 def test_the_killed_campaign_can_be_checked_out_round_by_round(disturbed: Workspace, tmp_path: Path) -> None:
     shutil.copytree(disturbed.root, tmp_path / "copy", symlinks=True)
     for tag in ("round-0000", "round-0001"):
-        vcs.run_git(tmp_path / "copy", "checkout", "--quiet", tag)
-        data_versions.run_dvc(tmp_path / "copy", "checkout")
-        assert data_versions.is_clean(tmp_path / "copy")
+        git.run_git(tmp_path / "copy", "checkout", "--quiet", tag)
+        dvc.run_dvc(tmp_path / "copy", "checkout")
+        assert dvc.is_clean(tmp_path / "copy")

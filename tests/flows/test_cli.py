@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.environment import has_prefect_server, prepare_environment
-from flows.labels.door.refusal import reject
-from flows.labels.quarantine import add_to_quarantine
-from tasks.paths import Workspace
-from tests.flows.tiny import CLASSES, REPOSITORY, make_source, run_gleaner, subprocess_env
+from flows.annotation.quarantine import add_to_quarantine
+from flows.annotation.validation.rejection import reject
+from flows.runtime.process_env import has_prefect_server, prepare_environment
+from tasks.data.paths import Workspace
+from tests.flows.small_campaign import CLASSES, REPOSITORY, make_source, run_gleaner, subprocess_env
 
 
 def init(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -14,22 +14,22 @@ import pytest
 from mlflow import MlflowClient
 from prefect.settings import PREFECT_API_URL
 
-from flows import data_versions, vcs
-from flows.data_versions import DvcError
-from flows.night import publish_round, push_data
-from flows.records.publish import PublishError
-from flows.safety.causes import translate_service_errors
-from flows.safety.process import set_pdeathsig
-from flows.safety.retries import RETRY_DELAYS_S
-from flows.stage_log import stage_log
-from infra.stack.ports import free_ports
-from tasks import files
-from tasks.errors import DiskFullError
+from flows.nightly import publish_round, push_data
+from flows.registry.publish import PublishError
+from flows.runtime.retries import RETRY_DELAYS_S
+from flows.runtime.service_errors import translate_service_errors
+from flows.runtime.subprocess import set_pdeathsig
+from flows.workspace import dvc, git
+from flows.workspace.dvc import DvcError
+from flows.workspace.stage_log import stage_log
+from infra.services.ports import free_ports
+from tasks.data.paths import Workspace
 from tasks.params import load_params
-from tasks.paths import Workspace
+from tasks.runtime.errors import DiskFullError
+from tasks.storage import files
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
-from tests.flows.nights import start_cli_run, wait_until
-from tests.flows.tiny import run_gleaner, subprocess_env
+from tests.flows.cli_runner import start_cli_run, wait_until
+from tests.flows.small_campaign import run_gleaner, subprocess_env
 from tests.services import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_test_server")]
@@ -83,7 +83,7 @@ def _wait_for(url: str) -> None:
 @pytest.fixture
 def unpublished(after_two_rounds: Workspace) -> Workspace:
     """Round 1 is derived and not published; its teacher is large enough to be cut in the middle."""
-    vcs.run_git(after_two_rounds.root, "tag", "--delete", "round-0001")
+    git.run_git(after_two_rounds.root, "tag", "--delete", "round-0001")
     teacher = after_two_rounds.derived("train") / "teacher.pth"
     files.write_bytes(teacher, os.urandom(TEACHER_BYTES))
     return after_two_rounds
@@ -108,7 +108,7 @@ def publish(workspace: Workspace) -> None:
 def published(workspace: Workspace, server: str) -> None:
     """One run, one version, one tag, and the teacher is whole."""
     client = MlflowClient(server)
-    campaign = vcs.campaign_id(workspace.root)
+    campaign = git.campaign_id(workspace.root)
     (experiment,) = client.search_experiments(filter_string=f"tags.`gleaner.campaign` = '{campaign}'")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
@@ -122,7 +122,7 @@ def published(workspace: Workspace, server: str) -> None:
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     (stored,) = model.rglob("teacher.pth")
     assert files.sha256_file(stored) == files.sha256_file(workspace.derived("train") / "teacher.pth")
-    assert vcs.has_tag(workspace.root, "round-0001")
+    assert git.has_tag(workspace.root, "round-0001")
     client.delete_registered_model(experiment.name)
     client.rename_experiment(experiment.experiment_id, f"{experiment.name}-{run.info.run_id}")
     client.set_experiment_tag(experiment.experiment_id, "gleaner.campaign", "an earlier test")
@@ -148,7 +148,7 @@ def test_an_mlflow_that_is_gone_is_named_and_the_next_night_goes_on(
         publish(unpublished)
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
-    assert not vcs.has_tag(unpublished.root, "round-0001")
+    assert not git.has_tag(unpublished.root, "round-0001")
     through_proxy.inject("none")
     publish(unpublished)
     published(unpublished, mlflow_server)
@@ -169,12 +169,12 @@ def remote(
             ("modify", "--local", "s3", "read_timeout", "2"),
             ("modify", "--local", "s3", "connect_timeout", "2"),
         ):
-            data_versions.run_dvc(root, "remote", *arguments)
+            dvc.run_dvc(root, "remote", *arguments)
         yield after_two_rounds, proxy, bucket
 
 
 def all_pushed(workspace: Workspace) -> bool:
-    return "in sync" in data_versions.run_dvc(workspace.root, "status", "--cloud", "--all-tags")
+    return "in sync" in dvc.run_dvc(workspace.root, "status", "--cloud", "--all-tags")
 
 
 def test_a_remote_that_fails_for_a_while_gets_everything(remote: tuple[Workspace, FaultyProxy, str]) -> None:
@@ -228,7 +228,7 @@ def test_a_prefect_api_that_is_away_for_a_while_is_not_noticed_and_one_that_is_g
         second = run_gleaner("night", cwd=tiny.root, **patient)
         assert second.returncode == 0, second.stdout + second.stderr
         assert proxy.num_faults == 4
-    assert vcs.has_tag(tiny.root, "round-0000")
+    assert git.has_tag(tiny.root, "round-0000")
     assert stage_log(tiny, 0, "prepare").read_text().count("Running stage 'prepare'") == 1
 
 
@@ -244,7 +244,7 @@ def test_a_disk_that_is_full_while_publishing_is_named_and_nothing_is_half_done(
     artifacts.symlink_to(full_disk, target_is_directory=True)
     with pytest.raises(DiskFullError, match="the space left on the disk is 0"):
         publish(unpublished)
-    assert not vcs.has_tag(unpublished.root, "round-0001")
+    assert not git.has_tag(unpublished.root, "round-0001")
     (full_disk / "ballast").unlink()
     publish(unpublished)
-    assert vcs.has_tag(unpublished.root, "round-0001")
+    assert git.has_tag(unpublished.root, "round-0001")

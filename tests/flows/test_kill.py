@@ -14,17 +14,16 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
-from flows import data_versions, vcs
-from flows.environment import tracking_uri
-from flows.records.tracking import PROCESS_TAG
-from flows.safety.identity import ProcessIdentity
-from flows.safety.locks import read_owner
-from flows.safety.unfinished import close_crashed_runs
-from flows.stage_log import stage_log
-from flows.workspaces import run_lock
-from tasks.paths import Workspace
-from tests.flows.nights import start_cli_run, wait_until
-from tests.flows.tiny import inject_fault, run_gleaner
+from flows.runtime.process_env import tracking_uri
+from flows.tracking.crashed_runs import close_crashed_runs
+from flows.tracking.mlflow_run import PROCESS_TAG
+from flows.workspace import dvc, git
+from flows.workspace.lock import ProcessIdentity, read_owner
+from flows.workspace.run_lock import run_lock
+from flows.workspace.stage_log import stage_log
+from tasks.data.paths import Workspace
+from tests.flows.cli_runner import start_cli_run, wait_until
+from tests.flows.small_campaign import inject_fault, run_gleaner
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +72,7 @@ def test_a_night_killed_in_train_and_in_infer_goes_on_and_does_nothing_twice(tin
         assert code == -signal.SIGKILL
         assert any("fake_stages.py" in command for command in commands)
         wait_until(lambda: all_gone(children))  # noqa: B023 (called at once)
-        assert vcs.run_git(tiny.root, "tag") == ""
+        assert git.run_git(tiny.root, "tag") == ""
     finished = run_gleaner("night", cwd=tiny.root)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     # train: killed once, then done; evaluate: done by the second night; infer: killed there, done by the third
@@ -84,11 +83,11 @@ def test_a_night_killed_in_train_and_in_infer_goes_on_and_does_nothing_twice(tin
         "report": 1,
     }
     assert sorted(path.name for path in tiny.labels.iterdir()) == ["batch-0000.json"]
-    assert vcs.run_git(tiny.root, "tag").splitlines() == ["round-0000"]
+    assert git.run_git(tiny.root, "tag").splitlines() == ["round-0000"]
     assert runs_and_versions(tiny) == (1, 1)
     assert [path.name for path in sorted((tiny.root / "deliveries").iterdir())] == ["batch-0001"]
-    assert data_versions.is_clean(tiny.root)
-    assert vcs.run_git(tiny.root, "status", "--porcelain") == ""
+    assert dvc.is_clean(tiny.root)
+    assert git.run_git(tiny.root, "status", "--porcelain") == ""
     assert "Round 0 is finished" in finished.stdout
     assert "Report: " in finished.stdout
     assert "was killed; going on where it was" in " ".join(finished.stderr.split())
@@ -152,7 +151,7 @@ def test_the_night_after_a_killed_one_closes_what_it_left_open(tiny: Workspace) 
     night.kill()
     night.communicate()
     client = MlflowClient(tracking_uri(tiny.root))
-    campaign = vcs.campaign_id(tiny.root)
+    campaign = git.campaign_id(tiny.root)
     experiment = client.create_experiment("tiny", tags={"gleaner.campaign": campaign})
     others = [replace(holder.identity, pid=1), ProcessIdentity.own()]
     left, *living = (

@@ -10,13 +10,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from flows import data_versions, vcs
-from flows.position import last_published_round
-from flows.records.ledger import all_ledgers, read_ledger
-from tasks import files
-from tasks.contracts import LabelBatch
-from tasks.paths import STAGES, Workspace
-from tests.flows.tiny import BUDGET, CALIBRATION, SEED, run_gleaner
+from flows.provenance.ledger import all_ledgers, read_ledger
+from flows.workspace import dvc, git
+from flows.workspace.state import last_published_round
+from tasks.data.paths import STAGES, Workspace
+from tasks.data.schemas import LabelBatch
+from tasks.storage import files
+from tests.flows.small_campaign import BUDGET, CALIBRATION, SEED, run_gleaner
 
 pytestmark = pytest.mark.slow
 
@@ -57,22 +57,22 @@ def test_the_round_before_hands_over_its_detections_and_teacher(two_rounds: Work
 def test_only_the_open_delivery_keeps_its_copies(two_rounds: Workspace) -> None:
     assert {path.name for path in two_rounds.delivery(1).iterdir()} == {"delivery.json", "manifest.jsonl"}
     assert "teacher.pth" in {path.name for path in two_rounds.delivery(2).iterdir()}
-    tracked = vcs.run_git(two_rounds.root, "ls-files", "deliveries").splitlines()
+    tracked = git.run_git(two_rounds.root, "ls-files", "deliveries").splitlines()
     assert sorted(tracked) == [
         f"deliveries/batch-000{batch}/{name}" for batch in (1, 2) for name in ("delivery.json", "manifest.jsonl")
     ]
 
 
 def test_nothing_is_left_to_commit_or_derive(two_rounds: Workspace) -> None:
-    assert vcs.run_git(two_rounds.root, "status", "--porcelain") == ""
-    assert data_versions.is_clean(two_rounds.root)
+    assert git.run_git(two_rounds.root, "status", "--porcelain") == ""
+    assert dvc.is_clean(two_rounds.root)
     assert last_published_round(two_rounds) == 1
 
 
 def test_each_round_has_one_tag_and_its_ledger(two_rounds: Workspace) -> None:
-    assert vcs.run_git(two_rounds.root, "tag").splitlines() == ["round-0000", "round-0001"]
+    assert git.run_git(two_rounds.root, "tag").splitlines() == ["round-0000", "round-0001"]
     for number in (0, 1):
-        committed = vcs.run_git(two_rounds.root, "show", f"round-{number:04d}:rounds/round-{number:04d}.json")
+        committed = git.run_git(two_rounds.root, "show", f"round-{number:04d}:rounds/round-{number:04d}.json")
         assert json.loads(committed) == read_ledger(two_rounds, number)
 
 
@@ -96,22 +96,22 @@ def test_a_ledgers_digests_are_those_of_the_files(two_rounds: Workspace) -> None
 def test_an_old_round_comes_back_to_the_byte(after_two_rounds: Workspace) -> None:
     root = after_two_rounds.root
     now = {folder: tree(root / folder) for folder in ("derived", "data")}
-    vcs.run_git(root, "checkout", "--quiet", "round-0000")
-    data_versions.run_dvc(root, "checkout", "--quiet")
-    assert data_versions.is_clean(root)
+    git.run_git(root, "checkout", "--quiet", "round-0000")
+    dvc.run_dvc(root, "checkout", "--quiet")
+    assert dvc.is_clean(root)
     assert (root / "derived" / "train" / "teacher.pth").read_bytes() == b"teacher of 5 labels"
     assert not after_two_rounds.label_batch(1).exists()
     assert not (after_two_rounds.warm_start / "teacher.pth").exists()
     refused = run_gleaner("night", cwd=root)
     assert refused.returncode == 2
     assert "git switch main && dvc checkout" in refused.stderr
-    vcs.run_git(root, "switch", "--quiet", "main")
-    data_versions.run_dvc(root, "checkout", "--quiet")
+    git.run_git(root, "switch", "--quiet", "main")
+    dvc.run_dvc(root, "checkout", "--quiet")
     assert {folder: tree(root / folder) for folder in ("derived", "data")} == now
 
 
 def test_plain_dvc_repro_finds_nothing_to_do(two_rounds: Workspace) -> None:
-    said = data_versions.run_dvc(two_rounds.root, "repro")
+    said = dvc.run_dvc(two_rounds.root, "repro")
     assert "Running stage" not in said
 
 

@@ -13,21 +13,21 @@ import pytest
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 
-import flows.study.campaigns
-import flows.study.nights
-from flows import vcs
-from flows.commands.study import run_in_processes
-from flows.create import OWN_DATA_OVERRIDES
-from flows.position import RunResult, last_published_round
-from flows.stage_log import skipped_stages, stage_log
-from flows.study.campaigns import Study, create_arm_workspace, create_base_workspace
-from tasks import files
-from tasks.errors import GuardRailError, UserError
+import flows.study.runner
+import flows.study.workspaces
+from flows.cli.study import run_in_processes
+from flows.study.workspaces import Study, create_arm_workspace, create_base_workspace
+from flows.workspace import git
+from flows.workspace.scaffold import OWN_DATA_OVERRIDES
+from flows.workspace.stage_log import skipped_stages, stage_log
+from flows.workspace.state import RunResult, last_published_round
 from tasks.params import load_params
+from tasks.runtime.errors import GuardRailError, UserError
+from tasks.storage import files
 from tasks.study.plan import load_study
 from tasks.study.results import RESULTS
-from tests.flows.nights import wait_until
-from tests.flows.tiny import (
+from tests.flows.cli_runner import wait_until
+from tests.flows.small_campaign import (
     BUDGET,
     CALIBRATION,
     REPOSITORY,
@@ -121,7 +121,7 @@ def test_the_second_call_repeats_no_finished_round(completed_study: CompletedStu
         ARMS, 1
     )
     for arm in ARMS:
-        assert vcs.run_git(completed_study.study.workspace(1, arm).root, "tag").splitlines() == [
+        assert git.run_git(completed_study.study.workspace(1, arm).root, "tag").splitlines() == [
             "round-0000",
             "round-0001",
         ]
@@ -155,7 +155,7 @@ def test_arms_differ_in_their_settings_and_in_nothing_else(completed_study: Comp
     campaigns = [completed_study.study.workspace(1, arm) for arm in ARMS]
     for path in ("val.parquet", "calibration.parquet", "labels/batch-0000.json", "index.parquet"):
         assert len({files.sha256_file(campaign.root / "data" / path) for campaign in campaigns}) == 1
-    assert len({vcs.campaign_id(campaign.root) for campaign in campaigns}) == len(ARMS)
+    assert len({git.campaign_id(campaign.root) for campaign in campaigns}) == len(ARMS)
 
 
 @pytest.mark.slow
@@ -244,14 +244,14 @@ def scripted_rounds(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         rounds[arm] += 1
         return RunResult(rounds[arm], "completed", "")
 
-    monkeypatch.setattr(flows.study.nights, "nightly", night)
-    monkeypatch.setattr(flows.study.nights, "create_base_workspace", lambda study, seed: study.base_workspace(seed))
-    monkeypatch.setattr(flows.study.nights, "create_arm_workspace", lambda study, seed, arm: study.workspace(seed, arm))
+    monkeypatch.setattr(flows.study.runner, "nightly", night)
+    monkeypatch.setattr(flows.study.runner, "create_base_workspace", lambda study, seed: study.base_workspace(seed))
+    monkeypatch.setattr(flows.study.runner, "create_arm_workspace", lambda study, seed, arm: study.workspace(seed, arm))
     for name in ("last_published_round", "newest_round"):
         monkeypatch.setattr(
-            flows.study.nights, name, lambda workspace: rounds[workspace.root.name.removeprefix("seed-1-")]
+            flows.study.runner, name, lambda workspace: rounds[workspace.root.name.removeprefix("seed-1-")]
         )
-    monkeypatch.setattr(flows.study.nights, "_measure", lambda *_: None)
+    monkeypatch.setattr(flows.study.runner, "_measure", lambda *_: None)
     return rounds
 
 
@@ -261,9 +261,9 @@ def test_an_arm_out_of_bounds_or_out_of_labels_stops_alone_and_says_so(
     text = STUDY.replace("full: [ssl.enabled=false]", "")
     study = load_test_study(write_study(tmp_path, text), tmp_path / "out")
     steps: list[tuple[str, int]] = []
-    flows.study.nights.run_seed(study, 1, lambda _: None, lambda step: steps.append((step.arm, step.round_number)))
+    flows.study.runner.run_seed(study, 1, lambda _: None, lambda step: steps.append((step.arm, step.round_number)))
     assert steps == [("random", 0), ("random", 1), ("supervised", 0)]
-    assert flows.study.nights.failures(study) == [
+    assert flows.study.runner.failures(study) == [
         "equal, seed 1, round 0: the loss ratio is 30, expected at most 20.",
         "supervised, seed 1, round 1: None of 3 images is labeled yet.",
     ]
@@ -310,7 +310,7 @@ def test_a_study_told_to_end_waits_for_its_seeds(tmp_path: Path) -> None:
         "time.sleep(60)"
     )
     study = (
-        "import subprocess, sys\nfrom flows.commands.study import run_in_processes\n"
+        "import subprocess, sys\nfrom flows.cli.study import run_in_processes\n"
         "class Seed(subprocess.Popen):\n"
         "    def __init__(self, _, **options):\n"
         f"        super().__init__([sys.executable, '-c', {seed!r}], **options)\n"
@@ -334,7 +334,7 @@ def test_seeds_put_their_images_into_the_cache_one_after_the_other(
         with pytest.raises(Timeout):
             FileLock(study.cache_lock, timeout=0).acquire()
 
-    monkeypatch.setattr(flows.study.campaigns, "create_workspace", another_seed)
+    monkeypatch.setattr(flows.study.workspaces, "create_workspace", another_seed)
     create_base_workspace(study, 1)
     with FileLock(study.cache_lock, timeout=0):
         pass

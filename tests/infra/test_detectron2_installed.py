@@ -21,8 +21,8 @@ from detectron2.utils.events import EventStorage
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
-from infra.detectron2.changes import VERSION
 from infra.detectron2.install import installed_version
+from infra.detectron2.patches import VERSION
 
 
 @pytest.fixture(scope="module")

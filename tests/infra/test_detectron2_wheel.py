@@ -15,7 +15,7 @@ import pytest
 
 from infra.detectron2 import build_wheel, install
 from infra.detectron2.build_wheel import BuildError, apply_patches, pinned_hash, read_source, write_wheel
-from infra.detectron2.changes import NEW_FILE, PATCHES, VERSION, Patch
+from infra.detectron2.patches import NEW_FILE, PATCHES, VERSION, Patch
 
 TOP = "pb1-detectron2-0.6"
 CACHED_SOURCE = build_wheel.CACHE_DIR / f"{TOP}.tar.gz"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.label_studio import install
-from infra.label_studio.account import CREDENTIALS_FILE, load_or_create_admin
+from infra.label_studio.admin_user import CREDENTIALS_FILE, load_or_create_admin
 from infra.label_studio.service import label_studio
 
 

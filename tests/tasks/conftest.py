@@ -11,9 +11,9 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from tasks import files
-from tasks.contracts import SCORES, SELECTION, UNCERTAINTY, AnnotationTask, Prediction
-from tasks.paths import Workspace
+from tasks.data.paths import Workspace
+from tasks.data.schemas import SCORES, SELECTION, UNCERTAINTY, AnnotationTask, Prediction
+from tasks.storage import files
 
 REPOSITORY = Path(__file__).parents[2]
 METRICS = ("confidence", "entropy", "overlap")

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import files
-from tasks.annotated import read_annotated, write_annotated
 from tasks.assemble import assemble
-from tasks.contracts import ANNOTATED, POOL, UNLABELED
-from tasks.errors import UserError
-from tasks.paths import Workspace
+from tasks.data.annotations import read_annotated, write_annotated
+from tasks.data.paths import Workspace
+from tasks.data.schemas import ANNOTATED, POOL, UNLABELED
+from tasks.params.stages import AssembleParams, PrepareParams
 from tasks.prepare import prepare
-from tasks.sections import AssembleParams, PrepareParams
+from tasks.runtime.errors import UserError
+from tasks.storage import files
 
 CLASSES = ["square", "disc"]
 Summary = dict[str, Any]

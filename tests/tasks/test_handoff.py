@@ -7,12 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tasks import files
-from tasks.contracts import DETECTIONS, DETECTIONS_AT_SELECTION, SCORES, SELECTION, UNLABELED, AnnotationTask
-from tasks.errors import UserError
+from tasks.data.importers import read_coco
+from tasks.data.schemas import DETECTIONS, DETECTIONS_AT_SELECTION, SCORES, SELECTION, UNLABELED, AnnotationTask
 from tasks.handoff import handoff
-from tasks.importers import read_coco
-from tasks.sections import PreannotationParams
+from tasks.params.stages import PreannotationParams
+from tasks.runtime.errors import UserError
+from tasks.storage import files
 
 CLASSES = ["cat", "a\u2028b"]  # a line separator that str.splitlines would break at
 IDS = ["aaa", "bbb", "ccc", "ddd"]

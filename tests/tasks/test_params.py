@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.errors import UserError
 from tasks.params import load_params, load_stage_params
+from tasks.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 

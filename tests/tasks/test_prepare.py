@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tasks import files
-from tasks.contracts import INDEX, POOL
-from tasks.errors import UserError
-from tasks.paths import Workspace
+from tasks.data.paths import Workspace
+from tasks.data.schemas import INDEX, POOL
+from tasks.params.stages import PrepareParams
 from tasks.prepare import prepare
-from tasks.sections import PrepareParams
+from tasks.runtime.errors import UserError
+from tasks.storage import files
 
 LIMITS = PrepareParams(min_image_side_px=16, max_pixels=100_000)
 Rows = list[dict[str, Any]]

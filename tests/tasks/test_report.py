@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import files
-from tasks.errors import UserError
+from tasks.data.paths import Workspace
 from tasks.params import load_stage_params
-from tasks.paths import Workspace
 from tasks.report import report
+from tasks.runtime.errors import UserError
+from tasks.storage import files
 
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "link", "br", "img", "hr", "input", "source"}

@@ -14,13 +14,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import files
-from tasks.contracts import DETECTIONS, SCORES, SELECTION, UNCERTAINTY, UNLABELED
-from tasks.errors import UserError
+from tasks.data.paths import Workspace
+from tasks.data.schemas import DETECTIONS, SCORES, SELECTION, UNCERTAINTY, UNLABELED
 from tasks.params import load_params
-from tasks.paths import Workspace
-from tasks.sections import BudgetParams, SelectParams
+from tasks.params.stages import BudgetParams, SelectParams
+from tasks.runtime.errors import UserError
 from tasks.select import select
+from tasks.storage import files
 
 ROOT = Path(__file__).parents[2]
 IMAGES_24 = BudgetParams(

@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.create import create_workspace
-from tasks import files
-from tasks.entry import MICRO_BATCHES_ENV
-from tasks.errors import EXIT_INTERRUPTED
-from tasks.paths import Workspace
-from tests.flows.tiny import make_source, subprocess_env, workspace_config
+from flows.workspace.scaffold import create_workspace
+from tasks.data.paths import Workspace
+from tasks.runtime.errors import EXIT_INTERRUPTED
+from tasks.runtime.stage_main import MICRO_BATCHES_ENV
+from tasks.storage import files
+from tests.flows.small_campaign import make_source, subprocess_env, workspace_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ITERATIONS = 8

@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from detectron_ext.detection_loss import RealizedLoss
 from detectron_ext.image_features import feature_names
-from detectron_ext.realised_loss import RealizedLoss
-from tasks import contracts, files
-from tasks.pairs import DwaSample
+from tasks.data import schemas
+from tasks.data.dwa_samples import DwaSample
 from tasks.params import StageParams, load_params
 from tasks.score import score
+from tasks.storage import files
 from tasks.weigh import class_prior, weigh
 
 REPOSITORY = Path(__file__).parents[2]
@@ -41,14 +42,14 @@ def write_detections(folder: Path, images: int, calibration: int = 0, empty: int
         )
     half = len(rows) // 2
     for shard, part in enumerate((rows[:half], rows[half:])):
-        files.write_table(folder / f"shard-{shard:04d}.parquet", pa.Table.from_pylist(part, contracts.DETECTIONS))
+        files.write_table(folder / f"shard-{shard:04d}.parquet", pa.Table.from_pylist(part, schemas.DETECTIONS))
 
 
 @pytest.fixture
 def scored(tmp_path: Path) -> Path:
     """An infer and a score folder: 30 pool images, the last without detections, no calibration images."""
     write_detections(tmp_path / "infer", 30)
-    files.write_table(tmp_path / "calibration.parquet", contracts.ANNOTATED.empty_table())
+    files.write_table(tmp_path / "calibration.parquet", schemas.ANNOTATED.empty_table())
     params = load_params(REPOSITORY / "params.yaml").scoring
     score(params, detections=tmp_path / "infer", calibration=tmp_path / "calibration.parquet", out=tmp_path / "score")
     return tmp_path
@@ -80,11 +81,11 @@ def run_weigh(folder: Path, samples: list[DwaSample], **dwa: Any) -> tuple[dict[
         out=folder / "weigh",
     )
     document = json.loads((folder / "weigh" / "dwa.json").read_text())
-    return document, files.read_table(folder / "weigh" / "uncertainty.parquet", contracts.UNCERTAINTY).to_pylist()
+    return document, files.read_table(folder / "weigh" / "uncertainty.parquet", schemas.UNCERTAINTY).to_pylist()
 
 
 def test_scores_are_bounded_and_the_blind_image_gets_the_median(scored: Path) -> None:
-    rows = files.read_table(scored / "score" / "scores.parquet", contracts.SCORES).to_pylist()
+    rows = files.read_table(scored / "score" / "scores.parquet", schemas.SCORES).to_pylist()
     assert len(rows) == 30
     for name in ("confidence", "entropy", "overlap"):
         values = [row[name] for row in rows]
@@ -107,11 +108,11 @@ def test_calibration_images_are_scored_apart(tmp_path: Path) -> None:
         }
         for n in range(4)
     ]
-    files.write_table(tmp_path / "calibration.parquet", pa.Table.from_pylist(rows, contracts.ANNOTATED))
+    files.write_table(tmp_path / "calibration.parquet", pa.Table.from_pylist(rows, schemas.ANNOTATED))
     params = load_params(REPOSITORY / "params.yaml").scoring
     score(params, detections=tmp_path / "infer", calibration=tmp_path / "calibration.parquet", out=tmp_path / "score")
-    pool = files.read_table(tmp_path / "score" / "scores.parquet", contracts.SCORES)["image_id"].to_pylist()
-    own = files.read_table(tmp_path / "score" / "calibration.parquet", contracts.SCORES)["image_id"].to_pylist()
+    pool = files.read_table(tmp_path / "score" / "scores.parquet", schemas.SCORES)["image_id"].to_pylist()
+    own = files.read_table(tmp_path / "score" / "calibration.parquet", schemas.SCORES)["image_id"].to_pylist()
     assert own == [f"{n:016x}" for n in range(4)]
     assert not set(pool) & set(own)
 
@@ -122,7 +123,7 @@ def test_a_cold_start_weighs_equally_and_says_so(scored: Path, count: int) -> No
     assert document["used"] == "equal"
     assert "cold start" in document["reason"]
     assert document["spearman_dwa"] is None
-    metrics = files.read_table(scored / "score" / "scores.parquet", contracts.SCORES).to_pylist()
+    metrics = files.read_table(scored / "score" / "scores.parquet", schemas.SCORES).to_pylist()
     for row, own in zip(rows, metrics, strict=True):
         assert row["uncertainty"] == pytest.approx((own["confidence"] + own["entropy"] + own["overlap"]) / 3)
 
@@ -184,11 +185,11 @@ def test_ablations_give_every_image_the_same_weights(scored: Path, mode: str, ex
 def test_active_teacher_counts_classes_instead_of_overlap(scored: Path) -> None:
     document, rows = run_weigh(scored, make_samples(40, 1), mode="activeteacher")
     assert document["used"] == "activeteacher"
-    scores = files.read_table(scored / "score" / "scores.parquet", contracts.SCORES).to_pylist()
+    scores = files.read_table(scored / "score" / "scores.parquet", schemas.SCORES).to_pylist()
     stored = [
         row
         for shard in (0, 1)
-        for row in files.read_table(scored / "infer" / f"shard-{shard:04d}.parquet", contracts.DETECTIONS).to_pylist()
+        for row in files.read_table(scored / "infer" / f"shard-{shard:04d}.parquet", schemas.DETECTIONS).to_pylist()
     ]
     classes = [len(set(row["class_ids"])) for row in stored]
     for row, own, distinct in zip(rows, scores, classes, strict=True):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.paths import Workspace
-from tests.flows.lifecycle.label_tool import FakeProvider
-from tests.flows.lifecycle.plain_nights import PARAMS, make_fake_campaign, run_fake_round
+from tasks.data.paths import Workspace
+from tests.flows.lifecycle.fake_pipeline import PARAMS, make_fake_campaign, run_fake_round
+from tests.flows.lifecycle.fake_provider import FakeProvider
 
 
 @pytest.fixture

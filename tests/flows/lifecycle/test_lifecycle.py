@@ -2,13 +2,12 @@
 
 import pytest
 
-from flows.labels.deliveries import all_annotation_batches
-from flows.labels.quarantine import read_entries
-from tasks.errors import UserError
-from tasks.label_store import read_labels
-from tasks.paths import Workspace
-from tests.flows.lifecycle.label_tool import FakeProvider
-from tests.flows.lifecycle.plain_nights import (
+from flows.annotation.batches import all_annotation_batches
+from flows.annotation.quarantine import read_entries
+from tasks.data.label_store import read_labels
+from tasks.data.paths import Workspace
+from tasks.runtime.errors import UserError
+from tests.flows.lifecycle.fake_pipeline import (
     BATCH_SIZE,
     LEASE_DAYS,
     PARAMS,
@@ -19,6 +18,7 @@ from tests.flows.lifecycle.plain_nights import (
     read_label_batch,
     run_fake_round,
 )
+from tests.flows.lifecycle.fake_provider import FakeProvider
 
 
 def width_px(workspace: Workspace, image_id: str) -> float:

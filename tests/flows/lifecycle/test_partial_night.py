@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from flows import data_versions, vcs
-from flows.labels.deliveries import offered_annotation_batches, read_annotation_batch
-from flows.labels.providers.base import ProviderError
-from flows.night import nightly
-from flows.position import last_published_round
-from tasks import files
-from tasks.label_store import read_labels
-from tasks.paths import Workspace
-from tests.flows.lifecycle.label_tool import FakeProvider
+from flows.annotation.batches import offered_annotation_batches, read_annotation_batch
+from flows.annotation.providers.base import ProviderError
+from flows.nightly import nightly
+from flows.workspace import dvc, git
+from flows.workspace.state import last_published_round
+from tasks.data.label_store import read_labels
+from tasks.data.paths import Workspace
+from tasks.storage import files
+from tests.flows.lifecycle.fake_provider import FakeProvider
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_test_server")]
 
@@ -33,7 +33,7 @@ def test_leased_images_are_not_picked_again_and_a_lost_delivery_is_repeated(
     fake_provider.deliver(offered)
     first, *others = offered.image_ids
     fake_provider.annotate(2, first)
-    monkeypatch.setattr("flows.night.create_provider", lambda *_: FakeProvider(fake_provider.path, before=refuse))
+    monkeypatch.setattr("flows.nightly.create_provider", lambda *_: FakeProvider(fake_provider.path, before=refuse))
     with pytest.raises(ProviderError, match="disk is full") as refused:
         nightly(after_two_rounds.root)
     assert refused.value.exit_code == 1
@@ -45,10 +45,10 @@ def test_leased_images_are_not_picked_again_and_a_lost_delivery_is_repeated(
     assert prepared.state == "prepared"
     assert prepared.image_ids
     assert not set(prepared.image_ids) & {first, *others}
-    assert data_versions.is_clean(after_two_rounds.root)
+    assert dvc.is_clean(after_two_rounds.root)
     full = False
     recovered = nightly(after_two_rounds.root)
     assert (recovered.outcome, recovered.round_number) == ("completed", 2)
     assert fake_provider.open_images() == {*others, *prepared.image_ids}
-    assert vcs.run_git(after_two_rounds.root, "status", "--porcelain") == ""
-    assert data_versions.is_clean(after_two_rounds.root)
+    assert git.run_git(after_two_rounds.root, "status", "--porcelain") == ""
+    assert dvc.is_clean(after_two_rounds.root)

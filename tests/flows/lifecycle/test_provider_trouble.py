@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.labels.deliveries import read_annotation_batch
-from flows.labels.providers.base import ProviderError
-from tasks import files
-from tasks.paths import Workspace
-from tests.flows.lifecycle.label_tool import FakeProvider
-from tests.flows.lifecycle.plain_nights import (
+from flows.annotation.batches import read_annotation_batch
+from flows.annotation.providers.base import ProviderError
+from tasks.data.paths import Workspace
+from tasks.storage import files
+from tests.flows.lifecycle.fake_pipeline import (
     BATCH_SIZE,
     PARAMS,
     batch_images,
@@ -19,6 +18,7 @@ from tests.flows.lifecycle.plain_nights import (
     run_fake_round,
     run_until_idle,
 )
+from tests.flows.lifecycle.fake_provider import FakeProvider
 
 
 def test_a_delivery_the_provider_lost_does_not_hold_up_the_others(workspace: Workspace, tool: FakeProvider) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks import files
+from tasks.data.importers import read_coco
 from tasks.demo import generate_dataset
-from tasks.errors import UserError
-from tasks.importers import read_coco
 from tasks.params import load_params
-from tasks.sections import DigitsParams
+from tasks.params.stages import DigitsParams
+from tasks.runtime.errors import UserError
+from tasks.storage import files
 
 PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
 SMALL = DigitsParams(pool_images=40, val_images=12, seed_images=8, calibration_images=4)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import files
-from tasks.contracts import Box, LabelBatch, LabeledImage
+from tasks.data.schemas import Box, LabelBatch, LabeledImage
 from tasks.reporting.agreement import Agreement, agreement_metrics, compare
+from tasks.storage import files
 
 A, B = "a" * 16, "b" * 16
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tasks.contracts import AnnotationTask, Prediction
+from tasks.data.schemas import AnnotationTask, Prediction
 from tasks.reporting.thumbnails import class_colors, thumbnail
 
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.errors import UserError
 from tasks.params import validate_params
+from tasks.runtime.errors import UserError
 from tasks.study.plan import StudyConfig, arm_params, load_study
 
 ROOT = Path(__file__).parents[3]

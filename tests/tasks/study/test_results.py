@@ -6,8 +6,8 @@ import pytest
 
 from tasks.study.plan import StudyConfig
 from tasks.study.plot import write_plots
+from tasks.study.report import comparison_tables, readme
 from tasks.study.results import POOL_MEASURES, StudyResults, collect_results, summary
-from tasks.study.words import comparison_tables, readme
 
 LABELS = (10, 20, 30)
 

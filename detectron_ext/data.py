@@ -1,0 +1,142 @@
+"""Batches as a pure function of seed and iteration: a resumed run needs no sampler state."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from detectron_ext.augmentation import (
+    AugmentationConfig,
+    Example,
+    Pixels,
+    model_input,
+    strong_augment,
+    training_input,
+    weak_augment,
+)
+
+ReadImage = Callable[[str], Pixels]
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one process sees of a training step."""
+
+    labeled: list[dict[str, Any]]
+    unlabeled_ids: list[str]
+    unlabeled_weak: list[dict[str, Any]]
+    unlabeled_strong: list[dict[str, Any]]
+
+
+class InfiniteSampler:
+    """Endless passes over ``length`` items, each pass a fresh permutation: nothing is left out for long."""
+
+    def __init__(self, length: int, seed: int, stream: int) -> None:
+        """``stream`` keeps several orders of one seed apart."""
+        self._length, self._seed, self._stream = length, seed, stream
+        self._permutation = lru_cache(maxsize=2)(self._epoch_permutation)
+
+    def _epoch_permutation(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.random.default_rng([self._seed, self._stream, epoch]).permutation(self._length)
+
+    def __getitem__(self, position: int) -> int:
+        """Item at an endless position >= 0."""
+        return int(self._permutation(position // self._length)[position % self._length])
+
+
+class SemiSupervisedBatches(Dataset[StepBatch]):
+    """Item i is the batch of iteration i. Labeled images come as a strong view every second time."""
+
+    def __init__(
+        self,
+        labeled: Sequence[Example],
+        unlabeled: Sequence[Example],
+        read_image: ReadImage,
+        augmentation: AugmentationConfig,
+        *,
+        batch_sizes: tuple[int, int],
+        burn_in_iterations: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            labeled: at least one example.
+            unlabeled: may be empty.
+            read_image: gives the RGB pixels of an uri.
+            augmentation: size and strength of the views.
+            batch_sizes: labeled and unlabeled images per iteration.
+            burn_in_iterations: iterations without unlabeled images.
+            seed: of order and views.
+            rank: number of this process; it makes its share of every batch.
+            world_size: processes that train as one.
+
+        Raises:
+            ValueError: no labeled example, or a batch that does not divide evenly among the processes.
+        """
+        if not labeled:
+            raise ValueError("labeled images are 0, expected at least 1")
+        for kind, size in zip(("labeled", "unlabeled"), batch_sizes, strict=True):
+            if size % world_size:
+                raise ValueError(f"{kind} images per step are {size}, expected a multiple of the {world_size} devices")
+        self._labeled, self._unlabeled = labeled, unlabeled
+        self._read_image, self._augmentation, self._seed = read_image, augmentation, seed
+        self._num_labeled, self._num_unlabeled = batch_sizes[0], batch_sizes[1] if unlabeled else 0
+        self._burn_in, self._rank, self._world_size = burn_in_iterations, rank, world_size
+        self._labeled_sampler = InfiniteSampler(len(labeled), seed, 0)
+        self._unlabeled_sampler = InfiniteSampler(max(len(unlabeled), 1), seed, 1)
+
+    def __getitem__(self, iteration: int) -> StepBatch:
+        """The batch of one iteration."""
+        first = iteration * self._num_labeled
+        labeled = [
+            self._labeled_input(self._labeled[self._labeled_sampler[first + slot]], self._rng(2, iteration, slot))
+            for slot in self._rank_slice(self._num_labeled)
+        ]
+        ids, weak, strong = [], [], []
+        for slot in self._rank_slice(self._num_unlabeled if iteration >= self._burn_in else 0):
+            rng = self._rng(3, iteration, slot)
+            position = (iteration - self._burn_in) * self._num_unlabeled + slot
+            example = self._unlabeled[self._unlabeled_sampler[position]]
+            pixels, _ = weak_augment(self._read_image(example.uri), example, self._augmentation, rng)
+            ids.append(example.image_id)
+            weak.append(model_input(pixels))
+            strong.append(model_input(strong_augment(pixels, self._augmentation, rng)))
+        return StepBatch(labeled, ids, weak, strong)
+
+    def _rank_slice(self, num_slots: int) -> range:
+        """This process's slots of a batch; order and views do not depend on how many processes there are."""
+        return range(self._rank, num_slots, self._world_size)
+
+    def _rng(self, stream: int, iteration: int, slot: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, stream, iteration, slot])
+
+    def _labeled_input(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
+        pixels, boxes = weak_augment(self._read_image(example.uri), example, self._augmentation, rng)
+        if rng.random() < 0.5:
+            pixels = strong_augment(pixels, self._augmentation, rng)
+        return training_input(pixels, boxes, example)
+
+    def iterate(self, start: int, stop: int, num_workers: int) -> Iterator[StepBatch]:
+        """Batches of iterations ``start`` to ``stop - 1``, read ahead by ``workers`` processes."""
+        return iter(
+            DataLoader(
+                self,
+                batch_size=None,
+                sampler=range(start, stop),
+                num_workers=num_workers,
+                worker_init_fn=_ignore_signals,
+            )
+        )
+
+
+def _ignore_signals(_worker: int) -> None:
+    """SIGTERM reaches the whole group; a worker that went at once would break the iteration still to be finished."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,54 @@
+"""What moves the metric weights from image to image: the trained networks, asked one feature at a time."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from detectron_ext.dwa import DwaEnsemble
+from detectron_ext.uncertainty_metrics import Floats
+
+_MAX_IMAGES = 2_000  # of the pool, evenly spaced: more would only take longer
+
+
+@dataclass(frozen=True)
+class FeatureImportance:
+    """How far the weights of single images lie apart, and which features put them there.
+
+    The distance of two weight vectors is half the sum of their absolute differences: the weight that one of them
+    gives to other metrics than the other does, 0 to 1.
+    """
+
+    std: float  # mean distance of an image's weights from the mean weights
+    importance_F: Floats  # mean distance of an image's weights from those it had with the feature at the pool's mean
+    effect_per_std_F3: Floats  # signed change of each weight for one standard deviation more of the feature
+
+
+def feature_importance(ensemble: DwaEnsemble, features_PF: Floats) -> FeatureImportance:
+    """Hold one feature after the other at the pool's mean, and see what becomes of the weights.
+
+    This asks the networks, not the data: a feature that merely goes along with one they read moves nothing. Two
+    features that say the same share what they move.
+
+    Args:
+        ensemble: as trained.
+        features_PF: of the unlabeled pool, at least one image.
+    """
+    features_PF = features_PF[:: -(-len(features_PF) // _MAX_IMAGES)]
+    weights_P3, _ = ensemble.weights(features_PF)
+    standardized_PF = ensemble.standardize(features_PF).double().numpy()
+    importance, effect_per_std = [], []
+    for index in range(features_PF.shape[1]):
+        ablated_PF = features_PF.copy()
+        ablated_PF[:, index] = ensemble.mean[index]
+        change_P3 = weights_P3 - ensemble.weights(ablated_PF)[0]
+        importance.append(_distance(change_P3))
+        # least squares through the origin: at the mean there is no change
+        z_P = standardized_PF[:, index]
+        effect_per_std.append(z_P @ change_P3 / max(z_P @ z_P, 1e-12))
+    return FeatureImportance(
+        _distance(weights_P3 - weights_P3.mean(axis=0)), np.array(importance), np.array(effect_per_std)
+    )
+
+
+def _distance(difference_P3: Floats) -> float:
+    return float(np.abs(difference_P3).sum(axis=1).mean() / 2)

@@ -1,0 +1,153 @@
+"""The folder of one delivery: what is offered, and what the next round must know of the one that offers it.
+
+``deliveries/batch-0002/`` is filled under another name and renamed, so it is whole or absent. Git keeps
+``delivery.json`` and ``manifest.jsonl``; the rest goes to ``data/`` with the next labels that come back, and is
+then removed.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from flows.annotation.providers.base import AnnotationBatch
+from tasks.data.paths import Workspace
+from tasks.data.schemas import PREVIOUS_UNCERTAINTY, UNCERTAINTY, AnnotationTask
+from tasks.runtime.errors import UserError
+from tasks.storage import files
+
+MANIFEST = "manifest.jsonl"
+_RECORD = "delivery.json"
+_TRACKED_FILES = (_RECORD, MANIFEST)
+_UNCERTAINTY = "uncertainty.parquet"
+_DETECTIONS = "detections.parquet"
+
+
+def read_annotation_batch(workspace: Workspace, batch: int) -> AnnotationBatch | None:
+    """What was prepared or delivered as a batch; None where nothing was."""
+    folder = workspace.delivery(batch)
+    if not (folder / _RECORD).is_file():
+        return None
+    record = files.read_json(folder / _RECORD)
+    return AnnotationBatch(**{**record, "image_ids": tuple(record["image_ids"]), "folder": folder})
+
+
+def all_annotation_batches(workspace: Workspace) -> list[AnnotationBatch]:
+    """Every delivery of the campaign, by batch."""
+    folders = sorted((workspace.root / "deliveries").glob("batch-[0-9]*"))
+    found = (read_annotation_batch(workspace, int(folder.name.removeprefix("batch-"))) for folder in folders)
+    return [delivery for delivery in found if delivery is not None]
+
+
+def offered_annotation_batches(workspace: Workspace) -> list[AnnotationBatch]:
+    """Every delivery the provider has, by batch; those that asked for nothing are none."""
+    return [found for found in all_annotation_batches(workspace) if found.image_ids and found.state != "prepared"]
+
+
+def read_manifest(path: Path) -> list[AnnotationTask]:
+    """The tasks of a manifest, by rank.
+
+    Raises:
+        UserError: the file is missing or a line is not a task.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [AnnotationTask.model_validate_json(line) for line in lines if line]
+    except FileNotFoundError:
+        raise UserError(path, "the file is missing, expected the manifest of handoff", "Run: dvc checkout") from None
+    except ValueError as error:
+        raise UserError(path, f"a line is not a task ({' '.join(str(error).split())}), expected one a line") from None
+
+
+def prepare_annotation_batch(
+    workspace: Workspace, campaign: str, batch: int, tasks: Sequence[AnnotationTask]
+) -> AnnotationBatch:
+    """Put together everything of one delivery, on disk before anybody hears of it.
+
+    Args:
+        workspace: its ``derived/`` is that of the round that offers the batch.
+        campaign: identity of the campaign, part of the delivery's key.
+        batch: number of the delivery.
+        tasks: those of the manifest; none where nothing is asked for: there is only something to hand over.
+    """
+    manifest = workspace.derived("handoff") / MANIFEST
+    folder = workspace.delivery(batch)
+    delivery = AnnotationBatch(
+        batch=batch,
+        key=files.sha256_json([campaign, batch, files.sha256_file(manifest)]),
+        folder=folder,
+        image_ids=tuple(task.image_id for task in tasks),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        state="prepared" if tasks else "collected",
+        receipt=None,
+    )
+    staging = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    for name, source in _batch_files(workspace).items():
+        shutil.copyfile(source, staging / name)
+    if not tasks:
+        (staging / MANIFEST).write_bytes(b"")
+    weights = files.read_table(workspace.derived("weigh") / "uncertainty.parquet", UNCERTAINTY)
+    files.write_table(staging / _UNCERTAINTY, weights.select(PREVIOUS_UNCERTAINTY.names))
+    _write_record(staging, delivery)
+    shutil.rmtree(folder, ignore_errors=True)  # a remnant without its delivery.json
+    staging.rename(folder)
+    return delivery
+
+
+def set_state(
+    delivery: AnnotationBatch, state: Literal["delivered", "collected"], receipt: str | None
+) -> AnnotationBatch:
+    """Record how far a delivery has come."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    delivered_at = now if state == "delivered" else delivery.delivered_at
+    updated = replace(delivery, state=state, receipt=receipt, delivered_at=delivered_at)
+    _write_record(delivery.folder, updated)
+    return updated
+
+
+def archive_round_outputs(workspace: Workspace, delivery: AnnotationBatch) -> None:
+    """Copy to ``data/`` what the round before handed over with this batch.
+
+    Raises:
+        UserError: a file of the delivery is gone.
+    """
+    targets = {name: workspace.warm_start / name for name in (*_warm_start_files(workspace), _UNCERTAINTY)}
+    targets[_DETECTIONS] = workspace.detections_at_selection_batch(delivery.batch)
+    for name, target in targets.items():
+        source = delivery.folder / name
+        if not source.is_file():
+            fix = f"Copy {workspace.delivery(delivery.batch).name} from the machine that delivered it."
+            raise UserError(source, "the file is missing, expected it until its labels are back", fix)
+        with files.atomic_write(target) as temporary:  # never in place: DVC's cache shares the file
+            shutil.copyfile(source, temporary)
+
+
+def remove_archived_files(delivery: AnnotationBatch) -> None:
+    """Remove what ``data/`` holds by now."""
+    for path in delivery.folder.iterdir():
+        if path.name not in _TRACKED_FILES:
+            path.unlink()
+
+
+def _warm_start_files(workspace: Workspace) -> dict[str, Path]:
+    """Files of data/warm_start that a stage wrote as they are."""
+    return {
+        "history.json": workspace.derived("report") / "history.json",
+        "class_weights.json": workspace.derived("weigh") / "class_weights.json",
+        "teacher.pth": workspace.derived("train") / "teacher.pth",
+    }
+
+
+def _batch_files(workspace: Workspace) -> dict[str, Path]:
+    handoff = workspace.derived("handoff")
+    return {MANIFEST: handoff / MANIFEST, _DETECTIONS: handoff / _DETECTIONS, **_warm_start_files(workspace)}
+
+
+def _write_record(folder: Path, delivery: AnnotationBatch) -> None:
+    record = asdict(delivery)
+    del record["folder"]
+    files.write_json(folder / _RECORD, record)

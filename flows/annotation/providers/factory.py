@@ -1,0 +1,18 @@
+"""From ``provider.kind`` in params.yaml to the provider itself."""
+
+from flows.annotation.providers.base import LabelProvider
+from flows.annotation.providers.folder.provider import FolderProvider
+from flows.annotation.providers.oracle import OracleProvider
+from tasks.data.paths import Workspace
+from tasks.params import Params
+
+
+def create_provider(workspace: Workspace, params: Params) -> LabelProvider:
+    """The label provider of a campaign."""
+    if params.provider.kind == "folder":
+        return FolderProvider(params.provider, params.classes, workspace.root)
+    if params.provider.kind == "label_studio":
+        from flows.annotation.providers.label_studio.provider import LabelStudioProvider
+
+        return LabelStudioProvider(workspace, params.classes, params.provider)
+    return OracleProvider(workspace.oracle, params.classes, params.budget)

@@ -1,0 +1,240 @@
+"""Label Studio as label provider: one project per campaign, one task per picked image, polled and never waited for.
+
+Where Label Studio keeps no promise, this does: an import is followed by a second look, since it never asks whether it
+has a task already; a task that is taken back leaves the label stream but is not deleted, so that an answer somebody is
+just giving is saved and collected.
+"""
+
+import logging
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import httpx
+
+from flows.annotation.batches import MANIFEST, read_manifest
+from flows.annotation.leases import open_images
+from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, ProviderError, RawAnnotation
+from flows.annotation.providers.double_annotation import sample_for_double_annotation
+from flows.annotation.providers.label_studio.client import LabelStudioClient, OpenTask, Project
+from flows.annotation.providers.label_studio.errors import TOKEN
+from flows.annotation.providers.label_studio.labeling_config import config_error, labeling_config
+from flows.annotation.providers.label_studio.media import TaskImages
+from flows.annotation.providers.label_studio.parse_export import parse_export
+from flows.annotation.providers.label_studio.tasks import to_task
+from flows.workspace import git
+from tasks.data.label_store import read_labels
+from tasks.data.paths import Workspace
+from tasks.data.schemas import AnnotationTask
+from tasks.params.annotation import ProviderParams
+from tasks.runtime.errors import UserError
+
+_IMPORT_CHUNK_SIZE = 100
+_SHORT_ID_LENGTH, _MAX_TITLE_LENGTH = 8, 50
+_SINGLE_OVERLAP, _DOUBLE_OVERLAP = 1, 2
+_log = logging.getLogger(__name__)
+
+
+class LabelStudioProvider:
+    """Whoever labels in one Label Studio."""
+
+    name = "label_studio"
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        classes: Sequence[str],
+        params: ProviderParams,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Nothing is asked of the server yet.
+
+        Args:
+            workspace: of the campaign.
+            classes: class names of params.yaml.
+            params: address, share of images for two annotators, folder of local files.
+            transport: replaces the network; for tests.
+        """
+        self._workspace = workspace
+        self._classes = list(classes)
+        self._params = params
+        self._images = TaskImages(workspace, params.local_files_root)
+        self._transport = transport
+
+    def check(self) -> None:
+        """Refuse a night without a token, or with one the server does not take.
+
+        Raises:
+            UserError: what is missing, and how to set it up.
+            ProviderError: the server is away or refuses.
+        """
+        self._images.check()
+        with self._client() as client:
+            client.user_email()
+
+    def deliver(self, delivery: AnnotationBatch) -> str:
+        """Import what is not there yet; return the project's address.
+
+        Only images that ``delivery`` names are imported, and the project is made where there is none.
+        """
+        manifest = read_manifest(delivery.folder / MANIFEST)
+        tasks = [task for task in manifest if task.image_id in delivery.image_ids]
+        image_ids = [task.image_id for task in manifest]
+        double_annotated = sample_for_double_annotation(image_ids, self._params.double_annotation_frac, delivery.key)
+        with self._client() as client:
+            project = self._find_project(client) or self._create_project(client)
+            self._require_classes(project)
+            self._images.grant_access(client, project, tasks)
+            open_tasks = self._import_missing(client, project, delivery, tasks)
+            for image_id in sorted(double_annotated & open_tasks.keys()):
+                if open_tasks[image_id].overlap == _SINGLE_OVERLAP and not open_tasks[image_id].num_annotations:
+                    client.set_overlap(open_tasks[image_id], _DOUBLE_OVERLAP)
+        return project.url
+
+    def status(self, delivery: AnnotationBatch) -> LabelingProgress:
+        """Count images; one with an answer is finished, also where a second annotator is still wanted."""
+        with self._client() as client:
+            project = self._find_project(client)
+            tasks = [] if project is None else client.list_tasks(project, delivery.key)
+        finished = {task.image_id for task in tasks if task.num_annotations}
+        offered = {task.image_id for task in tasks if task.overlap}
+        return LabelingProgress(finished=len(finished), open=len(offered - finished))
+
+    def collect(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
+        """Every answer so far. Images that should be out but have no task, since somebody deleted it, get one again.
+
+        Raises:
+            ProviderError: besides the usual: the whole project was deleted. It is made anew before that is said.
+        """
+        with self._client() as client:
+            project = self._find_project(client)
+            if project is None:
+                return self._recreate_project(delivery)
+            self._require_classes(project)
+            tasks = client.list_tasks(project, delivery.key)
+            self._reimport_deleted(delivery, project, {task.image_id for task in tasks})
+            annotated = [task for task in tasks if task.num_annotations]
+            emails = client.user_emails() if annotated else {}
+            exported = client.export_tasks(project, annotated)
+        return parse_export(
+            exported,
+            annotator_name=lambda by: _annotator_name(by, emails),
+            task_url=lambda number: None if number is None else f"{project.url}/data?task={number}",
+        )
+
+    def withdraw(self, delivery: AnnotationBatch, image_ids: Collection[str]) -> None:
+        """Take images that nobody has begun out of the label stream; a project that is gone has none.
+
+        What has an answer asks for no second one any more. What somebody has a draft of is left to them.
+        """
+        with self._client() as client:
+            project = self._find_project(client)
+            for task in [] if project is None else client.list_tasks(project, delivery.key):
+                is_started = task.has_draft and not task.num_annotations
+                if task.image_id in image_ids and task.overlap > task.num_annotations and not is_started:
+                    client.set_overlap(task, task.num_annotations)
+
+    def _client(self) -> LabelStudioClient:
+        token = os.environ.get(TOKEN, "").strip()
+        if not token:
+            fix = f"Copy it from Account & Settings in Label Studio at {self._params.url}."
+            raise UserError(TOKEN, "the environment variable is not set, expected an access token", fix)
+        return LabelStudioClient(self._params.url, token, self._transport)
+
+    def _find_project(self, client: LabelStudioClient) -> Project | None:
+        """The campaign's project, by the id in its description or, where somebody rewrote that, in its title."""
+        campaign = self._campaign_id()
+        projects = sorted(client.list_projects(), key=lambda project: project.number)
+        for project in projects:
+            if campaign in project.description or project.title.endswith(_project_marker(campaign)):
+                return project
+        return None
+
+    def _create_project(self, client: LabelStudioClient) -> Project:
+        campaign = self._campaign_id()
+        marker = _project_marker(campaign)
+        title = self._workspace.root.resolve().name[: _MAX_TITLE_LENGTH - len(marker)] + marker
+        description = f"Gleaner finds this project by the id of its campaign: {campaign}"
+        return client.create_project(title, description, labeling_config(self._classes))
+
+    def _campaign_id(self) -> str:
+        return git.campaign_id(self._workspace.root)
+
+    def _require_classes(self, project: Project) -> None:
+        """An image labeled without one of the classes would teach that its objects are background."""
+        if problem := config_error(project.labeling_config, self._classes):
+            fix = (
+                f"Mend it in {project.url}/settings/labeling, and look again at what was labeled meanwhile. "
+                "Nothing is collected or offered until then."
+            )
+            raise ProviderError(f"project {project.title!r} in Label Studio", problem, fix)
+
+    def _recreate_project(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
+        """Offer what the label batches do not hold in a new project; nothing is left to say of a finished delivery."""
+        unfinished = self._unfinished(delivery)
+        if not unfinished:
+            return []
+        url = self.deliver(replace(delivery, image_ids=unfinished))
+        problem = (
+            f"the campaign's project was deleted, expected it with {len(unfinished)} images of batch {delivery.batch}"
+        )
+        fix = f"They are offered again, in {url}. Answers that no night had collected are lost."
+        raise ProviderError(f"Label Studio at {self._params.url}", problem, fix)
+
+    def _reimport_deleted(self, delivery: AnnotationBatch, project: Project, present: Collection[str]) -> None:
+        if deleted := tuple(image_id for image_id in self._unfinished(delivery) if image_id not in present):
+            self.deliver(replace(delivery, image_ids=deleted))
+            message = "Batch %d: %d tasks were deleted in %s and are offered again. Skip an image to be rid of it."
+            _log.warning(message, delivery.batch, len(deleted), project.url)
+
+    def _unfinished(self, delivery: AnnotationBatch) -> tuple[str, ...]:
+        return open_images(delivery, read_labels(self._workspace.labels))
+
+    def _import_missing(
+        self, client: LabelStudioClient, project: Project, delivery: AnnotationBatch, tasks: Sequence[AnnotationTask]
+    ) -> dict[str, OpenTask]:
+        """Import what is missing, and look whether it has come."""
+        open_tasks = self._dedupe(client, project, delivery)
+        missing = [task for task in tasks if task.image_id not in open_tasks]
+        for start in range(0, len(missing), _IMPORT_CHUNK_SIZE):
+            chunk = missing[start : start + _IMPORT_CHUNK_SIZE]
+            client.import_tasks(
+                project, [to_task(task, delivery, self._images.url(task), self._images.sha256(task)) for task in chunk]
+            )
+        if missing:
+            open_tasks = self._dedupe(client, project, delivery)
+        num_imported = sum(task.image_id in open_tasks for task in tasks)
+        if num_imported < len(tasks):
+            problem = f"imported tasks of batch {delivery.batch} are {num_imported}, expected {len(tasks)}"
+            raise ProviderError(project.url, problem, "The next night imports the others.", transient=True)
+        return open_tasks
+
+    def _dedupe(self, client: LabelStudioClient, project: Project, delivery: AnnotationBatch) -> dict[str, OpenTask]:
+        """Tasks by image. Doubles go: an import whose answer was lost may end after the one that repeats it."""
+        unique: dict[str, OpenTask] = {}
+        for task in client.list_tasks(project, delivery.key):
+            first = unique.setdefault(task.image_id, task)
+            if first is task:
+                continue
+            duplicate = task if _is_untouched(task) else first
+            if _is_untouched(duplicate):
+                unique[task.image_id] = first if duplicate is task else task
+                client.delete_task(duplicate)
+        return unique
+
+
+def _project_marker(campaign: str) -> str:
+    return f" ({campaign[:_SHORT_ID_LENGTH]})"
+
+
+def _is_untouched(task: OpenTask) -> bool:
+    return not task.num_annotations and not task.has_draft
+
+
+def _annotator_name(completed_by: Any, emails: Mapping[int, str]) -> str | None:
+    """E-mail address, or the user's number where the user is gone; None where nobody is named."""
+    number = completed_by.get("id") if isinstance(completed_by, Mapping) else completed_by
+    if not isinstance(number, int):
+        return None
+    return emails.get(number) or f"user {number}"

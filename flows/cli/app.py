@@ -1,0 +1,291 @@
+"""The command ``gleaner``."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from flows.cli.audit import audit
+from flows.cli.doctor import doctor
+from flows.cli.gc import gc
+from flows.cli.lineage import lineage
+from flows.cli.options import WorkspaceOption
+from flows.cli.pool import pool
+from flows.cli.promote import promote, rollback
+from flows.cli.quarantine import quarantine
+from flows.cli.reproduce import reproduce
+from flows.cli.schedule import schedule
+from flows.cli.study import study
+from flows.monitoring.json_logging import (
+    LogFormat,
+    is_json_logging,
+    is_json_logging_unchecked,
+    json_error_line,
+    set_log_format,
+)
+from flows.runtime.process_env import prepare_environment
+from tasks.data.paths import Workspace
+from tasks.runtime.errors import UserError
+
+_EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="gleaner",
+    help="Finds, every night, the images whose labels will help a detector most, and learns from the rest "
+    "without labels.",
+    epilog="Exit codes: 0 done, 1 a stage or a service failed, 2 something to mend (said in one line), 3 training "
+    "out of bounds, 4 out of memory, 5 disk full, 6 object store out of reach, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+_out = Console()
+_err = Console(stderr=True)
+
+
+class AnnotationFormat(StrEnum):
+    """How annotations are written."""
+
+    coco = "coco"
+    voc = "voc"
+
+
+LogOption = Annotated[
+    LogFormat | None,
+    typer.Option(
+        "--log",
+        help="json: one JSON object a line.",
+        show_default="GLEANER_LOG_FORMAT, or text",
+        callback=set_log_format,
+    ),
+]
+
+
+def main() -> None:
+    """Entry point: every mistake of the user ends in one line on stderr and its exit code."""
+    handler = RichHandler(console=_err, show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.captureWarnings(True)  # of libraries, to developers; MLflow prints some whatever the filter says
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    try:
+        app()
+    except UserError as error:
+        _print_error(str(error))
+        sys.exit(error.exit_code)
+    except SystemExit as end:
+        if end.code == _EXIT_INTERRUPTED:
+            _print_error("Interrupted. The same command goes on from here.")
+        raise
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="New folder of the campaign.")],
+    images: Annotated[
+        str,
+        typer.Option(help="Folder of images, or s3:// prefix; every picture below it belongs to the pool."),
+    ],
+    annotations: Annotated[Path, typer.Option(help="COCO: a JSON file. VOC: a folder of XML files.")],
+    annotation_format: Annotated[AnnotationFormat, typer.Option("--format", help="Layout of the annotations.")],
+    val: Annotated[
+        Path | None,
+        typer.Option(
+            help="Validation set: a COCO file, a VOC folder, or a text file with one image a line; "
+            "drawn at random otherwise."
+        ),
+    ] = None,
+    val_images: Annotated[Path | None, typer.Option(help="Images of --val.", show_default="--images")] = None,
+    val_frac: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of the annotated images drawn for validation, without --val."),
+    ] = 0.2,
+    seed_labels: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images of the seed batch, drawn at random.", show_default="all annotated ones"),
+    ] = None,
+    calibration_images: Annotated[
+        int,
+        typer.Option(min=0, help="Labeled images never trained on, from which the weights of the score are learned."),
+    ] = 0,
+    oracle: Annotated[
+        bool,
+        typer.Option("--oracle", help="Keep the other annotations where only the simulated annotator reads them."),
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A value of params.yaml, as train.iterations=300; repeatable."),
+    ] = None,
+) -> None:
+    """Make a campaign: git, DVC, dvc.yaml, params.yaml, pool, fixed validation set and seed batch."""
+    prepare_environment(directory)
+    from flows.workspace.scaffold import (
+        OWN_DATA_OVERRIDES,
+        WorkspaceConfig,
+        create_workspace,
+        pool_source_override,
+        summary_counts,
+    )
+    from tasks.data.importers.dataset import DatasetSource
+    from tasks.params import load_params
+    from tasks.storage.s3 import is_object_uri
+
+    campaign = WorkspaceConfig(
+        source=DatasetSource(annotation_format.value, annotations, Path(images), val, val_images),
+        classes=None,
+        seed_labels=seed_labels,
+        calibration_images=calibration_images,
+        val_frac=val_frac,
+        oracle=oracle,
+        overrides=(*OWN_DATA_OVERRIDES, pool_source_override(images), *(settings or ())),
+        imported_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        bucket=images if is_object_uri(images) else None,
+    )
+    data = create_workspace(directory, campaign)
+    _out.print(f"[bold]{escape(str(directory))}[/bold] classes: {escape(', '.join(data.classes))}")
+    for label, count in summary_counts(data):
+        _out.print(f"  {count:>7}  {label}")
+    for entry in data.rejected:
+        _out.print(f"  set aside {escape(entry['item'])}: {escape(entry['reason'])}", style="yellow", soft_wrap=True)
+    if not oracle and load_params(Workspace(directory).params).provider.kind == "oracle":
+        _out.print(
+            "Without --oracle the simulated annotator has nothing to give: gleaner run will say so.",
+            style="yellow",
+        )
+    _out.print(f"Next: cd {escape(str(directory))} && gleaner run")
+
+
+@app.command()
+def run(
+    rounds: Annotated[int, typer.Option("--rounds", "-n", min=1, help="Rounds to run.")] = 1,
+    workspace: WorkspaceOption = Path(),
+    log: LogOption = None,
+) -> None:
+    """Run nightly rounds: collect labels, derive, publish, offer the next batch.
+
+    An interrupted run resumes where it stopped. With --rounds, it stops early when no labels come back or no image is
+    left to label.
+    """
+    _run_flow(workspace, lambda root: _run_rounds(root, rounds))
+
+
+@app.command()
+def status(workspace: WorkspaceOption = Path()) -> None:
+    """Show the rounds so far, what is with the annotators, what was refused, and what comes next."""
+    from flows.cli.status import print_status
+    from flows.workspace.run_lock import require_workspace
+
+    print_status(require_workspace(workspace), _out)
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Option("--dir", help="Folder of the demo campaign.")] = Path("demo"),
+) -> None:
+    """Draw a data set from real pixels and run a campaign of three rounds on it.
+
+    One that was cut off goes on where it was.
+    """
+    prepare_environment(directory)
+    from flows.cli.demo_campaign import prepare_demo, remaining_rounds
+
+    prepare_demo(directory)
+    remaining = remaining_rounds(Workspace(directory.resolve()))
+    if remaining > 0:
+        _run_flow(directory, lambda root: _run_rounds(root, remaining))
+    else:
+        _print_rounds(Workspace(directory.resolve()))
+        _print_locations(Workspace(directory.resolve()))
+
+
+def _run_flow(folder: Path, start_flow: Callable[[Path], object]) -> None:
+    """Everything that can be refused quickly is, before a server is started."""
+    from flows.monitoring.failure_alerts import notify_on_failure
+    from flows.workspace.run_lock import require_workspace
+
+    workspace = require_workspace(folder)
+    prepare_environment(workspace.root)
+    with notify_on_failure(workspace):
+        _require_ready(workspace)
+        from flows.prefect_server import ensure_prefect_api
+
+        ensure_prefect_api(workspace.root)
+        import flows.nightly  # noqa: F401 (sets up Prefect's logging, which `live_progress` changes)
+        from flows.monitoring.live_progress import live_progress
+        from flows.runtime.service_errors import translate_service_errors
+
+        with live_progress(_out, lambda _: _print_rounds(workspace)), translate_service_errors("Prefect"):
+            start_flow(workspace.root)
+    _print_locations(workspace)
+
+
+def _require_ready(workspace: Workspace) -> None:
+    from flows.annotation.providers.base import ProviderError
+    from flows.annotation.providers.factory import create_provider
+    from flows.preflight.quick import require_ready
+    from flows.workspace.run_lock import require_unlocked
+    from tasks.params import load_params
+
+    require_ready(workspace)
+    with suppress(ProviderError):  # the night says so, after all that it can do without the provider
+        create_provider(workspace, load_params(workspace.params)).check()
+    require_unlocked(workspace)
+
+
+def _run_rounds(root: Path, rounds: int) -> None:
+    from flows.nightly import nightly, run_rounds
+
+    if rounds == 1:
+        nightly(root)
+    else:
+        run_rounds(root, rounds)
+
+
+def _print_rounds(workspace: Workspace) -> None:
+    from flows.cli.status import rounds_table
+    from flows.provenance.ledger import all_ledgers
+
+    if not is_json_logging():
+        _out.print(rounds_table(all_ledgers(workspace)))
+
+
+def _print_locations(workspace: Workspace) -> None:
+    if is_json_logging():
+        return
+    _out.print(f"Report: {workspace.derived('report') / 'report.html'}", soft_wrap=True)
+    if "MLFLOW_TRACKING_URI" not in os.environ:  # theirs they know, and it may hold a password
+        _out.print(f"MLflow: {workspace.root / 'mlflow.db'}", soft_wrap=True)
+
+
+def _print_error(message: str) -> None:
+    if is_json_logging_unchecked():
+        sys.stdout.write(json_error_line(message) + "\n")
+    else:
+        _err.print(escape(message), style="red", soft_wrap=True, highlight=False)
+
+
+# After those of this file, in the order in which `gleaner --help` shows them.
+app.command()(doctor)
+app.add_typer(quarantine, name="quarantine")
+app.add_typer(pool, name="pool")
+app.command()(lineage)
+app.command()(audit)
+app.command()(promote)
+app.command()(rollback)
+app.command()(reproduce)
+app.command()(gc)
+app.command()(schedule)
+app.command()(study)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""``gleaner demo``: a whole campaign on images that come along, taken in like anybody's own."""
+
+import tempfile
+from pathlib import Path
+
+from flows.workspace.code_version import packaged_file
+from flows.workspace.run_lock import is_workspace
+from flows.workspace.scaffold import WorkspaceConfig, create_workspace
+from flows.workspace.state import last_published_round
+from tasks.data.importers.dataset import DatasetSource
+from tasks.data.paths import Workspace
+from tasks.demo import generate_dataset
+from tasks.params import load_params
+from tasks.runtime.errors import UserError
+
+LAST_ROUND = 2
+_IMPORTED_AT = "2026-01-01T00:00:00+00:00"  # a fixed time: the same images, labels and parameters give the same bytes
+
+
+def prepare_demo(target: Path) -> None:
+    """Make the demo campaign, or find the one an earlier call has made.
+
+    Raises:
+        UserError: something else is there.
+    """
+    if is_workspace(target):
+        return
+    if target.exists() and any(target.iterdir()):
+        fix = "Name another folder with --dir."
+        raise UserError(target, "the place is taken, expected a free one or an earlier demo", fix)
+    params = load_params(packaged_file("params.yaml"))
+    assert params.draw is not None
+    with tempfile.TemporaryDirectory(prefix="gleaner-demo-") as folder:
+        dataset_dir = Path(folder)
+        generate_dataset(dataset_dir, params=params.draw, classes=params.classes, seed=params.seed)
+        source = DatasetSource(
+            "coco", dataset_dir / "annotations.json", dataset_dir / "images", dataset_dir / "val.json", None
+        )
+        campaign = WorkspaceConfig(
+            source=source,
+            classes=tuple(params.classes),
+            seed_labels=params.draw.seed_images,
+            calibration_images=params.draw.calibration_images,
+            val_frac=0.2,  # unused: the demo brings its own validation set
+            oracle=True,
+            overrides=(),
+            imported_at=_IMPORTED_AT,
+        )
+        create_workspace(target, campaign)
+
+
+def remaining_rounds(workspace: Workspace) -> int:
+    """How many rounds the demo still lacks."""
+    return LAST_ROUND - last_published_round(workspace)

@@ -1,0 +1,91 @@
+"""``gleaner doctor``: tries today what could fail tonight, and says how to mend it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.cli.options import JsonOption, WorkspaceOption
+from flows.preflight.runner import CheckResult
+from flows.runtime.process_env import prepare_environment
+from tasks.data.paths import Workspace
+
+_STYLE = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+_EXIT_FAILED = 1
+
+
+def doctor(
+    workspace: WorkspaceOption = Path(),
+    as_json: JsonOption = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only what a night itself tries before it begins; changes nothing anywhere.")
+    ] = False,
+) -> None:
+    """Try everything a night needs: data, detector, machine, git, DVC remote, MLflow, annotators, schedule.
+
+    Writes, reads and deletes a small object of its own in the DVC remote and in MLflow. Exit code 1 where a check
+    fails.
+    """
+    from flows.workspace.run_lock import require_workspace
+
+    campaign = require_workspace(workspace)
+    prepare_environment(campaign.root)
+    from flows.preflight.checks import CHECKS
+    from flows.preflight.context import CheckContext
+    from flows.preflight.runner import run_checks
+
+    console = Console(stderr=as_json)
+    with console.status("trying everything a night needs"):
+        results = run_checks(CheckContext(campaign), [check for check in CHECKS if check.quick or not quick])
+    if as_json:
+        sys.stdout.write(json.dumps(_document(campaign, results), indent=2, ensure_ascii=False) + "\n")
+    else:
+        _print_table(console, results)
+    sys.stdout.flush()
+    if any(result.timed_out for result in results):
+        os._exit(_exit_code(results))  # a check that hangs must not hold the end up in some library's clean-up
+    raise typer.Exit(_exit_code(results))
+
+
+def _exit_code(results: list[CheckResult]) -> int:
+    return _EXIT_FAILED if any(result.finding.state == "fail" for result in results) else 0
+
+
+def _document(campaign: Workspace, results: list[CheckResult]) -> dict[str, Any]:
+    states = [result.finding.state for result in results]
+    return {
+        "campaign": str(campaign.root),
+        "state": next(state for state in ("fail", "warn", "pass") if state in states),
+        "checks": [
+            {
+                "name": answer.name,
+                "state": answer.finding.state,
+                "message": answer.finding.message,
+                "fix": answer.finding.fix,
+                "seconds": answer.seconds,
+            }
+            for answer in results
+        ],
+    }
+
+
+def _print_table(console: Console, results: list[CheckResult]) -> None:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for header in ("check", "", "found, and what to do"):
+        table.add_column(header, overflow="fold")
+    for result in results:
+        state = result.finding.state
+        message = escape(result.finding.message)
+        if result.finding.fix:
+            message += f"\n[dim]> {escape(result.finding.fix)}[/dim]"
+        table.add_row(result.name, f"[{_STYLE[state]}]{state}[/]", message)
+    console.print(table)
+    counts = [f"{sum(a.finding.state == state for a in results)} {state}" for state in ("pass", "warn", "fail")]
+    console.print(", ".join(counts))

@@ -1,1 +1,0 @@
-"""Who labels: one file per label provider, all behind ``flows.labels.providers.base.LabelProvider``."""

@@ -1,0 +1,114 @@
+"""What a command shows while it works: the stage at hand, and enough of what stages print to see them move.
+
+Flows only log. This handler turns their records into lines and, on a terminal, into a progress bar. All that
+is left out here stands in ``.gleaner/logs/``.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from flows.monitoring.json_logging import is_json_logging, redirect_to
+from flows.monitoring.stage_progress import StageProgress
+from tasks.data.paths import STAGES
+from tasks.runtime.errors import UserError
+
+_LINE_INTERVAL_S = 5.0
+_PREFECT_NOISE = (
+    "Finished in state",
+    "Beginning flow run",
+    "Beginning subflow run",
+    "Created",
+    "View at",
+    "Task run failed",
+)
+
+
+@contextmanager
+def live_progress(console: Console, on_published: Callable[[int], None]) -> Iterator[None]:
+    """Show what flows log inside this block; call ``on_published`` after each finished round.
+
+    Where logs are JSON, the night writes them itself, and nothing else is shown.
+    """
+    if is_json_logging():
+        with redirect_to(logging.NullHandler()):
+            yield
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+        redirect_to(_LiveProgressHandler(console, bar, on_published)),
+    ):
+        yield
+
+
+class _LiveProgressHandler(logging.Handler):
+    """Prints records of a night; a stage's lines at most once in some seconds, and its last one."""
+
+    def __init__(self, console: Console, bar: Progress, on_published: Callable[[int], None]) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+        self._bar = bar
+        self._on_published = on_published
+        self._task = bar.add_task("round", total=len(STAGES), visible=False)
+        self._stage_progress = StageProgress()
+        self._pending_line: str | None = None
+        self._last_message = ""
+        self._printed_at_s = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record, or leave it to the log files."""
+        try:
+            self._show(record)
+        except Exception:
+            self.handleError(record)
+
+    def _show(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if hasattr(record, "gleaner_line"):
+            self._show_line(message)
+            return
+        self._flush_pending_line()
+        if hasattr(record, "gleaner_stage"):
+            self._show_stage(message)
+        elif hasattr(record, "gleaner_round"):
+            self._bar.reset(self._task, total=len(STAGES), visible=True)
+            self._console.print(f"[bold]Round {record.gleaner_round}[/bold]")
+        elif hasattr(record, "gleaner_published"):
+            self._bar.update(self._task, completed=len(STAGES), description="publish")
+            self._console.print(escape(message))
+            self._on_published(record.gleaner_published)
+        elif not message.startswith(_PREFECT_NOISE) and not _is_user_error(record) and message != self._last_message:
+            self._last_message = message  # a crash is told by the task and again by its flow
+            style = "yellow" if record.levelno >= logging.WARNING else None
+            self._console.print(escape(message), style=style, soft_wrap=True)
+
+    def _show_stage(self, stage: str) -> None:
+        self._stage_progress = StageProgress()
+        self._bar.update(self._task, completed=STAGES.index(stage), description=stage)
+        self._console.print(f"[cyan]{time.strftime('%H:%M:%S')}[/cyan] {stage}")
+
+    def _show_line(self, line: str) -> None:
+        self._pending_line = line
+        progress = self._stage_progress.update(line, time.monotonic())
+        if progress is not None:
+            stage = line.split()[0]
+            self._bar.update(self._task, description=f"{stage} {progress}")
+        if time.monotonic() - self._printed_at_s >= _LINE_INTERVAL_S:
+            self._flush_pending_line()
+
+    def _flush_pending_line(self) -> None:
+        if self._pending_line is not None:
+            self._console.print(f"         [dim]{escape(self._pending_line)}[/dim]", soft_wrap=True)
+            self._pending_line = None
+            self._printed_at_s = time.monotonic()
+
+
+def _is_user_error(record: logging.LogRecord) -> bool:
+    """The command line says it once, in one line, at the end."""
+    return record.exc_info is not None and isinstance(record.exc_info[1], UserError)

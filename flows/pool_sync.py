@@ -1,0 +1,133 @@
+"""``gleaner pool sync``: images that arrived where the campaign's images come from enter the pool."""
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+
+from flows.annotation.batches import all_annotation_batches
+from flows.workspace import dvc, git
+from flows.workspace.run_lock import run_lock
+from tasks.data.image_metadata_cache import file_metadata_cache, object_metadata_cache
+from tasks.data.images import ImageProblem
+from tasks.data.importers.bucket import ImageBucket
+from tasks.data.importers.folder import ImageFolder
+from tasks.data.label_store import read_labels
+from tasks.data.paths import Workspace, image_id_from_sha256
+from tasks.data.pool_diff import PoolDiff, Row, SourceImage, diff_pool
+from tasks.data.schemas import ANNOTATED, INDEX
+from tasks.params import Params, load_params
+from tasks.runtime.errors import UserError
+from tasks.runtime.progress import track
+from tasks.storage import files
+from tasks.storage.image_cache import image_cache
+from tasks.storage.s3 import is_object_uri
+
+
+def sync_pool(workspace: Workspace) -> PoolDiff:
+    """Bring ``data/index.parquet`` up to what ``pool.images_uri`` holds, and commit it. May be repeated after a kill.
+
+    Raises:
+        UserError: no source is named, it is empty or out of reach, or a night is at work.
+    """
+    params = load_params(workspace.params)
+    source = params.pool.images_uri
+    if not source:
+        fix = "Put the directory or s3:// prefix of the images there."
+        raise UserError(workspace.params, "pool.images_uri is empty, expected where the images come from", fix)
+    with run_lock(workspace):
+        source_images = _list_source(workspace, params)
+        if not source_images:
+            problem = "images in pool.images_uri are 0, expected at least 1"
+            raise UserError(source, problem, "Is the prefix right, and the share mounted? Nothing was changed.")
+        index = files.read_table(workspace.index, INDEX).to_pylist()
+        source_rows = [row for row in index if _is_from_source(row["uri"], source)]
+        other_rows = [row for row in index if not _is_from_source(row["uri"], source)]
+        changes, rows = diff_pool(
+            source_rows,
+            source_images,
+            protected_ids=_referenced_ids(workspace),
+            heldout_names=_heldout_ids(workspace, source),
+        )
+        rows = sorted((*rows, *_exclude(other_rows, rows)), key=lambda row: row["image_id"])
+        if rows != index:
+            _copy_new_images(workspace, source, rows)
+            files.write_table(workspace.index, pa.Table.from_pylist(rows, schema=INDEX))
+        _commit(workspace, changes)
+    return changes
+
+
+def _list_source(workspace: Workspace, params: Params) -> list[SourceImage]:
+    """Everything the source holds; what was seen before is not fetched again."""
+    pool, max_pixels = params.pool, params.prepare.max_pixels
+    if is_object_uri(pool.images_uri):
+        seen = object_metadata_cache(workspace, image_cache(workspace))
+        bucket = ImageBucket(pool.images_uri, seen, num_workers=pool.num_download_workers, max_pixels=max_pixels)
+        return [SourceImage(name, bucket.uri_of(name), bucket.metadata_of(name)) for name in bucket.names()]
+    folder = ImageFolder(workspace.root / Path(pool.images_uri).expanduser(), max_pixels)
+    metadata_cache, names = file_metadata_cache(workspace), list(folder.names())
+
+    def inspect_file(name: str) -> SourceImage:
+        try:
+            path = folder.locate(name)
+            status = path.stat()
+            version = f"{status.st_mtime_ns}-{status.st_size}"
+            facts = metadata_cache.inspect(str(path), version, max_pixels=max_pixels)
+            return SourceImage(name, f"data/images/{image_id_from_sha256(facts.sha256)}{facts.suffix}", facts)
+        except ImageProblem as problem:
+            return SourceImage(name, "", problem)
+        except OSError as error:
+            return SourceImage(
+                name, "", ImageProblem(f"the image is unreadable ({error.strerror}), expected a whole image")
+            )
+
+    with ThreadPoolExecutor() as threads:
+        return list(track(threads.map(inspect_file, names), "reading images", total=len(names)))
+
+
+def _is_from_source(uri: str, source: str) -> bool:
+    """Whether a row of the index is the source's: of another prefix, used earlier, nothing is known here."""
+    if is_object_uri(source):
+        return uri.startswith(source.rstrip("/") + "/")
+    return not is_object_uri(uri)
+
+
+def _referenced_ids(workspace: Workspace) -> set[str]:
+    """Images somebody has labeled, is or was asked to label, or that calibrate the score."""
+    delivered = {image_id for delivery in all_annotation_batches(workspace) for image_id in delivery.image_ids}
+    calibration = files.read_table(workspace.calibration, ANNOTATED)["image_id"].to_pylist()
+    return {*read_labels(workspace.labels).all_annotations, *delivered, *calibration}
+
+
+def _heldout_ids(workspace: Workspace, source: str) -> dict[str, str]:
+    """Validation images by id, with their uris where those are objects of the source."""
+    rows = files.read_table(workspace.val, ANNOTATED).select(["image_id", "uri"]).to_pylist()
+    remote = is_object_uri(source)
+    return {row["image_id"]: row["uri"] if remote and _is_from_source(row["uri"], source) else "" for row in rows}
+
+
+def _exclude(other_rows: list[Row], rows: list[Row]) -> Iterator[Row]:
+    """Rows of other sources, but for images that this one has as well."""
+    ids = {row["image_id"] for row in rows}
+    return (row for row in other_rows if row["image_id"] not in ids)
+
+
+def _copy_new_images(workspace: Workspace, source: str, rows: list[Row]) -> None:
+    """Copies of local images, each held against its digest: the file may change while we read it."""
+    for row in rows:
+        target = workspace.root / row["uri"]
+        if is_object_uri(row["uri"]) or target.is_file():
+            continue
+        path = ImageFolder(workspace.root / Path(source).expanduser(), 0).locate(row["file_name"])
+        with files.atomic_write(target) as temporary:
+            shutil.copyfile(path, temporary)
+            if files.sha256_file(temporary) != row["sha256"]:
+                raise UserError(path, "the file changed while it was read, expected it to stay", "Start again.")
+
+
+def _commit(workspace: Workspace, changes: PoolDiff) -> None:
+    dvc.add(workspace, workspace.index, workspace.images)
+    counts = f"{len(changes.added)} added, {len(changes.changed)} changed, {len(changes.removed)} vanished"
+    git.commit(workspace, f"Sync the pool: {counts}", git.SOURCE_PATHS)

@@ -1,0 +1,217 @@
+"""Checks on the machine: space, memory, clock, GPU, installed versions."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+from configparser import ConfigParser
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from flows.annotation.batches import all_annotation_batches
+from flows.preflight.context import CheckContext
+from flows.preflight.result import Finding, failed, passed, warned
+from flows.provenance.ledger import all_ledgers
+from flows.workspace import git
+from flows.workspace.code_version import packaged_file, stale_stages
+from flows.workspace.dvc import locked_stages
+from tasks.data.label_store import read_batch
+from tasks.data.paths import Workspace
+from tasks.runtime.errors import UserError
+
+_GIB = 1 << 30
+_MODEL_COPIES_IN_CHECKPOINT = 4  # a checkpoint: student, teacher and AdamW's two moments
+_TEACHER_COPIES = 2  # MLflow's, and the delivery's until its labels are back
+_DEFAULT_ROUND_BYTES = 1 * _GIB
+_MIN_ROUNDS_AHEAD = 7
+_MIN_FREE_INODES = 10_000
+_MIN_MEMORY_BYTES = 1 * _GIB
+_RECOMMENDED_MEMORY_BYTES = (
+    3 * _GIB
+)  # what training the smallest model with one loader worker was seen to take, and a half
+_CLOCK_TOLERANCE = timedelta(minutes=5)
+_NVIDIA_SMI_LIMIT_S = 10.0
+_BUSY_GPU_FRAC = 0.2
+_MAX_LISTED = 5
+_KNOWN_INCOMPATIBLE = (
+    ("fastapi", "<0.151", "Prefect's server does not start with it"),
+    ("sqlalchemy", "<2.1", "with it Prefect never starts a scheduled night, and says nothing"),
+)
+"""Versions that pip takes for good and that break a night; requirements.in has the reasons."""
+
+
+def check_disk(context: CheckContext) -> Finding:
+    """Room for the next round, by the sizes of the last one, where its files and DVC's cache are."""
+    needed = estimate_round_bytes(context.workspace)
+    folders = (context.workspace.root, dvc_cache_dir(context.workspace))
+    fullest = min(folders, key=lambda folder: shutil.disk_usage(folder).free)
+    free_bytes, disk = shutil.disk_usage(fullest).free, os.statvfs(fullest)
+    space = f"{_format_size(free_bytes)} free at {fullest}, a round needs about {_format_size(needed)}"
+    if free_bytes < needed:
+        return failed(space, "Make room; gleaner gc says what no round needs, and frees it with --yes.")
+    if disk.f_files and disk.f_favail < _MIN_FREE_INODES:
+        return failed(f"{disk.f_favail} more files fit at {fullest}", "Make room: the disk is out of inodes.")
+    if free_bytes < _MIN_ROUNDS_AHEAD * needed:
+        return warned(f"{space}: enough for {free_bytes // needed} more", "Make room, or give it another disk.")
+    return passed(space)
+
+
+def estimate_round_bytes(workspace: Workspace) -> int:
+    """What a round adds to the disk, as an estimate: its outputs, a checkpoint, and copies of the teacher."""
+    outputs = [item for entry in locked_stages(workspace).values() for item in entry.get("outs", ())]
+    if not outputs:
+        return _DEFAULT_ROUND_BYTES
+    teacher = workspace.derived("train") / "teacher.pth"
+    teacher_bytes = teacher.stat().st_size if teacher.is_file() else 0
+    output_bytes = sum(int(item.get("size", 0)) for item in outputs)
+    return output_bytes + (_MODEL_COPIES_IN_CHECKPOINT + _TEACHER_COPIES) * teacher_bytes
+
+
+def dvc_cache_dir(workspace: Workspace) -> Path:
+    """DVC's cache, which may be on another disk; an existing folder."""
+    config = ConfigParser(strict=False, interpolation=None)
+    folder = workspace.root / ".dvc"
+    config.read_string("".join(_strip_indentation(folder / name) for name in ("config", "config.local")))
+    cache = folder / config.get("cache", "dir", fallback="cache")
+    return next(path for path in (cache, *cache.parents) if path.is_dir())
+
+
+def check_memory(context: CheckContext) -> Finding:
+    """Memory that is left, within the container's limit where there is one."""
+    del context
+    available = min([psutil.virtual_memory().available, *_cgroup_available_bytes()])
+    message = f"{_format_size(available)} of memory available"
+    if available < _MIN_MEMORY_BYTES:
+        return failed(message, "End what takes it, or give the container more: training would be killed.")
+    if available < _RECOMMENDED_MEMORY_BYTES:
+        return warned(message, "Enough for a small detector only. See what takes it.")
+    return passed(message)
+
+
+def check_clock(context: CheckContext) -> Finding:
+    """Time has not gone back since the campaign's last entry: leases, schedules and S3's signatures trust it."""
+    now = datetime.now(UTC)
+    newest = max(_recorded_times(context), default=now)
+    if newest > now + _CLOCK_TOLERANCE:
+        return failed(
+            f"it is {now.isoformat(timespec='seconds')} here, and something was recorded at {newest.isoformat()}",
+            "Set the clock (timedatectl set-ntp true): leases and signed requests depend on it.",
+        )
+    return passed(f"{now.isoformat(timespec='seconds')}, after everything the campaign has recorded")
+
+
+def check_gpu(context: CheckContext) -> Finding:
+    """The driver answers and the GPU is free; without one training runs on the CPU."""
+    del context
+    program = shutil.which("nvidia-smi")
+    devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    if program is None:
+        if devices:
+            fix = "Install the driver's programs; in a container, start it with --gpus all."
+            return failed(f"{len(devices)} NVIDIA devices and no nvidia-smi", fix)
+        return passed("no NVIDIA driver: training runs on the CPU")
+    query = ["--query-gpu=name,driver_version,memory.total,memory.used", "--format=csv,noheader,nounits"]
+    fix = "Load the driver again or restart the machine: training would run on the CPU, or not at all."
+    try:
+        result = subprocess.run(
+            [program, *query], capture_output=True, text=True, timeout=_NVIDIA_SMI_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return failed(f"nvidia-smi gave no answer within {_NVIDIA_SMI_LIMIT_S:g} s", fix)
+    lines = [line for line in (result.stdout or result.stderr).splitlines() if line.strip()]
+    if result.returncode or not lines:
+        return failed(f"nvidia-smi says: {lines[0] if lines else 'nothing'}", fix)
+    return _gpu_finding([[part.strip() for part in line.split(",")] for line in lines])
+
+
+def check_versions(context: CheckContext) -> Finding:
+    """What is installed is what was tested together; the two known traps are failures."""
+    for name, allowed, reason in _KNOWN_INCOMPATIBLE:
+        installed = _installed_version(name)
+        if installed is not None and installed not in SpecifierSet(allowed):
+            return failed(f"{name} is {installed}, expected {allowed}: {reason}", "Install from requirements.lock.")
+    try:
+        lock = packaged_file("requirements.lock")
+    except UserError:
+        return warned("requirements.lock is not shipped with this installation", "Compare with the one you used.")
+    differences = _version_differences(lock)
+    if differences:
+        more = f" and {len(differences) - _MAX_LISTED} more" if len(differences) > _MAX_LISTED else ""
+        return warned(
+            f"{len(differences)} packages differ from requirements.lock: {', '.join(differences[:_MAX_LISTED])}{more}",
+            "Install from requirements.lock; other versions may work and were not tested together.",
+        )
+    stale = stale_stages(context.workspace)
+    if stale:
+        return warned(
+            f"Gleaner's code has changed for {', '.join(stale)} since the last round",
+            "Nothing to do, if you upgraded: the next round runs these stages again.",
+        )
+    return passed("as in requirements.lock; the campaign was made by this code")
+
+
+def _format_size(size_bytes: float) -> str:
+    return f"{size_bytes / _GIB:.1f} GiB" if size_bytes >= _GIB / 10 else f"{size_bytes / (1 << 20):.0f} MiB"
+
+
+def _strip_indentation(path: Path) -> str:
+    """DVC indents its keys, which ConfigParser takes for the line before."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return "".join(f"{line.strip()}\n" for line in lines)
+
+
+def _cgroup_available_bytes() -> list[int]:
+    """What a cgroup still allows; nothing outside of containers."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        return [] if limit == "max" else [int(limit) - int((group / "memory.current").read_text())]
+    except (OSError, ValueError):
+        return []
+
+
+def _recorded_times(context: CheckContext) -> list[datetime]:
+    """When machines recorded something; people's own times are not asked."""
+    workspace = context.workspace
+    times = [ledger["times"]["published_at"] for ledger in all_ledgers(workspace)[-1:]]
+    times += [delivery.created_at for delivery in all_annotation_batches(workspace)[-1:]]
+    if context.round_number is not None:
+        times.append(read_batch(workspace.label_batch(context.round_number)).collected_at)
+    times.append(git.run_git(workspace.root, "log", "-1", "--format=%cI"))
+    return [datetime.fromisoformat(time) for time in times]
+
+
+def _gpu_finding(rows: list[list[str]]) -> Finding:
+    """Rows of name, driver, total and used MiB."""
+    names = ", ".join(f"{name} ({int(total) >> 10} GiB)" for name, _, total, _ in rows)
+    message = f"{names}, driver {rows[0][1]}"
+    busy = [name for name, _, total, used in rows if int(used) > _BUSY_GPU_FRAC * int(total)]
+    if busy:
+        return warned(f"{message}; something takes memory of {', '.join(busy)}", "See what with nvidia-smi.")
+    return passed(message)
+
+
+def _version_differences(lock: Path) -> list[str]:
+    lines = [line.rstrip(" \\") for line in lock.read_text(encoding="utf-8").splitlines() if line[:1].isalnum()]
+    applicable = [requirement for line in lines if _is_applicable(requirement := Requirement(line))]
+    found = [(requirement, _installed_version(requirement.name)) for requirement in applicable]
+    return [
+        f"{requirement.name} {version or 'is missing'}, expected {requirement.specifier}"
+        for requirement, version in found
+        if version is None or version not in requirement.specifier
+    ]
+
+
+def _is_applicable(requirement: Requirement) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate()
+
+
+def _installed_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""Publish a round, and promote its model through the gate."""

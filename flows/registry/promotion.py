@@ -1,0 +1,240 @@
+"""Who is champion: decided by the gate each night, or by a person; written down first, then told to MLflow.
+
+Every function may be killed anywhere and called again: a decision has a key and is written once, and the alias
+is set to whatever the log says last.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from flows.provenance.audit.run import quick_findings
+from flows.provenance.snapshot import RoundSnapshot, load_snapshots
+from flows.registry.gate import GateResult, evaluate_gate
+from flows.tracking.mlflow_registry import CHAMPION, version_by_alias
+from flows.workspace import git
+from flows.workspace.promotion_log import (
+    Action,
+    Decision,
+    ModelRecord,
+    append_decision,
+    current_champion,
+    model_record,
+    promotions,
+    read_decisions,
+)
+from tasks.data.paths import Workspace
+from tasks.params import Params
+from tasks.runtime.errors import UserError
+from tasks.storage import files
+
+AUTHOR_NIGHTLY = "gleaner run"
+_LOG_PATHS = ("promotions.jsonl",)
+
+
+class PromotionRefusedError(UserError):
+    """The gate says no."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class PromotionResult:
+    """What became of a wish."""
+
+    changed: bool
+    """Whether a line was added to the log."""
+    message: str
+
+
+def evaluate_candidate(workspace: Workspace, params: Params, round_number: int) -> Decision:
+    """Let the gate decide on the round's model and write that down; once, however often it is called."""
+    rounds = load_snapshots(workspace)
+    candidate = rounds[round_number]
+    key = files.sha256_json(["night", candidate.ledger["derivation_sha256"], candidate.ledger["mlflow"]])
+    existing = next((decision for decision in read_decisions(workspace) if decision.key == key), None)
+    if existing is not None:
+        return existing
+    champion = _current_champion(workspace, rounds)
+    result = _run_gate(workspace, rounds, candidate, champion, params)
+    return append_decision(
+        workspace,
+        key,
+        "promote" if result.passed else "refuse",
+        author=AUTHOR_NIGHTLY,
+        previous_champion=champion,
+        model=model_record(candidate.ledger),
+        reason=result.reason,
+        gate=_gate_document(result),
+    )
+
+
+def promote(
+    workspace: Workspace, client: MlflowClient, params: Params, version: int, reason: str, *, force: bool
+) -> PromotionResult:
+    """Make a version champion because a person says so, and the gate does not object.
+
+    Raises:
+        PromotionRefusedError: the gate objects; with ``force`` its objection is written down instead.
+        UserError: there is no such version.
+    """
+    rounds = load_snapshots(workspace)
+    target = _round_of_version(rounds, version)
+    champion = _current_champion(workspace, rounds)
+    if champion is not None and champion.version == version:
+        return _apply(workspace, client, False, f"Version {version} is champion already.")
+    result = _run_gate(workspace, rounds, target, champion, params)
+    action: Action = "promote" if result.passed or force else "refuse"
+    append_decision(
+        workspace,
+        _idempotency_key(workspace, action, version, reason),
+        action,
+        author=_current_user(workspace),
+        previous_champion=champion,
+        model=model_record(target.ledger),
+        reason=reason if action == "promote" else f"{result.reason} (asked for because: {reason})",
+        gate=_gate_document(result),
+    )
+    if action == "promote":
+        return _apply(workspace, client, True, f"Version {version} is champion: {reason}.")
+    git.commit(workspace, f"Promotion refused: version {version}", _LOG_PATHS)
+    fix = "It stands in promotions.jsonl. To promote it all the same: --force"
+    raise PromotionRefusedError(f"version {version}", f"the gate refuses it ({result.reason}), expected a pass", fix)
+
+
+def rollback(workspace: Workspace, client: MlflowClient, to: int | None, reason: str) -> PromotionResult:
+    """Give the title back to a former champion: the one before the last promotion, or the version named.
+
+    Asked for again, nothing more happens; further back goes only who names the version.
+
+    Raises:
+        UserError: nobody was champion before, or the version never was.
+    """
+    rounds = load_snapshots(workspace)
+    promoted = promotions(workspace)
+    champion = _current_champion(workspace, rounds)
+    if to is None and promoted and promoted[-1].action == "rollback":
+        message = f"Rolled back already: version {promoted[-1].model.version} is champion. Further back: --to VERSION."
+        return _apply(workspace, client, False, message)
+    previous_champion = _previous_champion(workspace, promoted, champion, to)
+    if champion is not None and champion.version == previous_champion.version:
+        return _apply(workspace, client, False, f"Version {previous_champion.version} is champion already.")
+    append_decision(
+        workspace,
+        _idempotency_key(workspace, "rollback", previous_champion.version, reason),
+        "rollback",
+        author=_current_user(workspace),
+        previous_champion=champion,
+        model=previous_champion,
+        reason=reason,
+        gate=None,
+    )
+    return _apply(workspace, client, True, f"Version {previous_champion.version} is champion again: {reason}.")
+
+
+def sync_alias(workspace: Workspace, client: MlflowClient) -> str | None:
+    """Set MLflow's alias to what the log says; return a warning where MLflow does not know that model."""
+    promoted = promotions(workspace)
+    if not promoted:
+        return None
+    name = _model_name(workspace)
+    champion = promoted[-1].model
+    try:
+        version = client.get_model_version(name, str(champion.version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return f"MLflow has no version {champion.version} of {name}, which promotions.jsonl says is champion."
+    recorded_sha256 = version.tags.get("gleaner.teacher_sha256")
+    if champion.sha256 is not None and recorded_sha256 is not None and recorded_sha256 != champion.sha256:
+        return f"MLflow's version {champion.version} of {name} is another model than promotions.jsonl says."
+    current = version_by_alias(client, name, CHAMPION)
+    if current is None or int(current.version) != champion.version:
+        client.set_registered_model_alias(name, CHAMPION, str(champion.version))
+    return None
+
+
+def _run_gate(
+    workspace: Workspace,
+    rounds: Mapping[int, RoundSnapshot],
+    candidate: RoundSnapshot,
+    champion: ModelRecord | None,
+    params: Params,
+) -> GateResult:
+    findings = quick_findings(workspace, candidate, rounds)
+    if findings:
+        return GateResult(False, f"the record is not in order: {findings[0]}", {"findings": findings})
+    baseline = _baseline(workspace, champion, candidate.number)
+    if baseline is not None and baseline.round not in rounds:
+        return GateResult(False, f"the champion's ledger (round {baseline.round}) is gone", {})
+    return evaluate_gate(candidate, None if baseline is None else rounds[baseline.round], params)
+
+
+def _baseline(workspace: Workspace, champion: ModelRecord | None, round_number: int) -> ModelRecord | None:
+    """Whom to beat: the champion, unless it is an earlier derivation of this very round, whose ledger is gone."""
+    if champion is None or champion.round != round_number:
+        return champion
+    others = [made.model for made in promotions(workspace) if made.model.round != round_number]
+    return others[-1] if others else None
+
+
+def _current_champion(workspace: Workspace, rounds: Mapping[int, RoundSnapshot]) -> ModelRecord | None:
+    return current_champion(workspace, {number: snapshot.ledger for number, snapshot in rounds.items()})
+
+
+def _apply(workspace: Workspace, client: MlflowClient, changed: bool, message: str) -> PromotionResult:
+    """Finish what this call, or one that was killed, has begun: commit and alias."""
+    git.commit(workspace, f"Promotion: {message.split(':')[0].rstrip('.')}", _LOG_PATHS)
+    warning = sync_alias(workspace, client)
+    return PromotionResult(changed, f"{message} {warning}" if warning else message)
+
+
+def _previous_champion(
+    workspace: Workspace, promoted: list[Decision], champion: ModelRecord | None, to: int | None
+) -> ModelRecord:
+    former_champions = [decision.model for decision in promoted] + [
+        decision.previous_champion for decision in promoted if decision.previous_champion
+    ]
+    if to is not None:
+        previous = next((model for model in reversed(former_champions) if model.version == to), None)
+        known = sorted({model.version for model in former_champions})
+        if previous is None:
+            raise UserError("--to", f"the version is {to}, expected one that was champion: {known}")
+        return previous
+    if not promoted or promoted[-1].previous_champion is None:
+        which = f"version {champion.version} is the first champion" if champion else "there is no champion"
+        raise UserError(workspace.promotions, f"{which}, expected one before it to go back to")
+    return promoted[-1].previous_champion
+
+
+def _round_of_version(rounds: Mapping[int, RoundSnapshot], version: int) -> RoundSnapshot:
+    found = [snapshot for snapshot in rounds.values() if snapshot.model_version == version]
+    if not found:
+        known = sorted(snapshot.model_version for snapshot in rounds.values())
+        raise UserError("VERSION", f"the version is {version}, expected one of this campaign: {known}")
+    return found[-1]
+
+
+def _idempotency_key(workspace: Workspace, action: str, version: int, reason: str) -> str:
+    """The same wish right after itself is the same decision; after another one it is a new one."""
+    log = read_decisions(workspace)
+    request = [action, version, reason]
+    if log and log[-1].key == files.sha256_json([*request, len(log) - 1]):
+        return log[-1].key
+    return files.sha256_json([*request, len(log)])
+
+
+def _current_user(workspace: Workspace) -> str:
+    git.ensure_identity(workspace.root)
+    return git.run_git(workspace.root, "var", "GIT_COMMITTER_IDENT").rsplit(" ", 2)[0]  # without its time
+
+
+def _model_name(workspace: Workspace) -> str:
+    rounds = load_snapshots(workspace)
+    return str(rounds[max(rounds)].ledger["mlflow"]["model_name"])
+
+
+def _gate_document(result: GateResult) -> dict[str, object]:
+    return {"passed": result.passed, "reason": result.reason, **result.metrics}

@@ -1,0 +1,84 @@
+"""What the people who run a campaign get of a night: logs, pages, a summary in one line, and an alarm where needed."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from prefect.logging import get_run_logger
+
+from flows.annotation.label_supply import label_supply_warning
+from flows.monitoring.failure_alerts import notify_on_failure
+from flows.monitoring.json_logging import json_logging
+from flows.monitoring.notifications import Notification, notify
+from flows.monitoring.prefect_artifacts import progress_artifact, publish_round_artifacts
+from flows.monitoring.stage_progress import format_duration
+from flows.preflight.quick import require_ready
+from flows.provenance.ledger import all_ledgers
+from flows.workspace.promotion_log import last_decision
+from flows.workspace.state import RunResult
+from tasks.data.paths import Workspace
+from tasks.params import load_params
+from tasks.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunHooks:
+    """One night under observation."""
+
+    workspace: Workspace
+    started_s: float
+
+    def before_run(self) -> None:
+        """Refuse a night that could not end well, before any work; say what is not well but good enough.
+
+        Raises:
+            UserError: names everything that has to be mended.
+        """
+        for warning in require_ready(self.workspace):
+            get_run_logger().warning("%s.", warning)
+
+    def after_run(self, result: RunResult) -> RunResult:
+        """Say in one line how the night went, and tell somebody if labels run out; hands the result through."""
+        log = get_run_logger()
+        log.info("%s", summary(self.workspace, result, time.monotonic() - self.started_s))
+        try:
+            warning = label_supply_warning(self.workspace, load_params(self.workspace.params), result)
+        except UserError as error:  # the round stands; the doctor and the next night say it again
+            log.warning("%s", error)
+            warning = None
+        if warning is not None:
+            log.warning("%s", warning)
+            notify(Notification(self.workspace.root.name, result.round_number, "label_supply_low", warning))
+        return result
+
+
+@contextmanager
+def monitored(workspace: Workspace) -> Iterator[RunHooks]:
+    """Log, show and, if it fails, report the night inside this block."""
+    with notify_on_failure(workspace), json_logging(workspace), progress_artifact(workspace):
+        yield RunHooks(workspace, time.monotonic())
+
+
+def after_publish(workspace: Workspace, round_number: int) -> None:
+    """Show a round that was just published, and tell somebody if its teacher was refused as champion."""
+    publish_round_artifacts(workspace, round_number)
+    decision = last_decision(workspace, round_number)
+    if decision is not None and decision.action == "refuse":
+        notify(Notification(workspace.root.name, round_number, "promotion_refused", decision.reason))
+
+
+def summary(workspace: Workspace, result: RunResult, seconds: float) -> str:
+    """A night in one line."""
+    prefix = f"{workspace.root.name}: night over in {format_duration(seconds)}"
+    ledgers = all_ledgers(workspace)
+    if result.outcome == "waiting_for_labels" or not ledgers:
+        return f"{prefix}. Waiting for labels; round {result.round_number} stands."
+    figures = ledgers[-1]["metrics"]
+    delta = ""
+    if len(ledgers) > 1:
+        delta = f" ({figures['teacher']['mAP'] - ledgers[-2]['metrics']['teacher']['mAP']:+.1f})"
+    return (
+        f"{prefix}. Round {result.round_number}: {figures['labels']} labels, "
+        f"teacher mAP {figures['teacher']['mAP']:.1f}{delta}. {result.message}"
+    )

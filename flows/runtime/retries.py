@@ -1,0 +1,105 @@
+"""Which failures pass by themselves, and how a task of the night is tried again.
+
+One policy for all tasks, by cause and not by task:
+
+- network and server errors, a lock that somebody else holds, a stage that was killed: again, later and later;
+- memory used up: once more with half the batch;
+- a user's mistake, a full disk, a bug: never. They do not mend themselves.
+"""
+
+import socket
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import httpx
+import requests
+import urllib3
+from botocore.exceptions import ConnectionError as S3ConnectionError
+from botocore.exceptions import HTTPClientError
+from mlflow.exceptions import MlflowException
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+
+from tasks.runtime.errors import OutOfMemoryError, UserError
+from tasks.runtime.resource_errors import exception_chain, is_disk_full
+
+RETRY_DELAYS_S: list[float] = [5, 20, 80]
+"""Before the second, third and fourth attempt; a task that has used them up has failed."""
+RETRY_JITTER_FRAC = 0.3
+"""Nights that met the same outage do not all come back in the same second."""
+_MICRO_BATCHES_ON_RETRY = 2
+_RETRYABLE_STATUS_CODES = (408, 425, 429, 500, 502, 503, 504)
+_NETWORK_ERRORS = (
+    ConnectionError,
+    TimeoutError,
+    socket.gaierror,
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    urllib3.exceptions.HTTPError,
+    httpx.TransportError,
+    HTTPClientError,
+    S3ConnectionError,
+)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def retrying_task(name: str) -> Callable[[Callable[_P, _R]], Task[_P, _R]]:
+    """Make a function a task of the night, under this module's policy.
+
+    Args:
+        name: of its runs; ``{argument}`` stands for an argument's value.
+    """
+    return task(
+        name=name,
+        task_run_name=name,
+        retries=len(RETRY_DELAYS_S),
+        retry_delay_seconds=RETRY_DELAYS_S,
+        retry_jitter_factor=RETRY_JITTER_FRAC,
+        retry_condition_fn=_retry_condition,
+        cache_policy=NO_CACHE,
+    )
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may work in a while, with nobody doing anything."""
+    if isinstance(error, UserError):
+        return error.transient
+    return not is_disk_full(error) and any(is_outage(cause) for cause in exception_chain(error))
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether a service could not be reached, or failed in a way it recovers from."""
+    if isinstance(error, MlflowException):  # it says so by a status even where no server is involved
+        return error.get_http_status_code() in _RETRYABLE_STATUS_CODES  # type: ignore[no-untyped-call]
+    return isinstance(error, _NETWORK_ERRORS) or _http_status(error) in _RETRYABLE_STATUS_CODES
+
+
+def retry_with_half_batch(run: Callable[[int], _R], warn: Callable[[str], None]) -> _R:
+    """Call ``run`` with batch divisor 1 and, where memory is used up, a single time with 2.
+
+    Raises:
+        OutOfMemoryError: half was too much as well.
+    """
+    try:
+        return run(1)
+    except OutOfMemoryError as error:
+        warn(f"{error.where}: {error.problem}. Once more with half the batch. {error.fix}")
+    return run(_MICRO_BATCHES_ON_RETRY)
+
+
+def _retry_condition(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    outcome = state.result(raise_on_failure=False)
+    return isinstance(outcome, BaseException) and is_transient(outcome)
+
+
+def _http_status(error: BaseException) -> int | None:
+    """HTTP status an error of requests, httpx or botocore carries."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(response, "status_code", None)
+    return status if isinstance(status, int) else None

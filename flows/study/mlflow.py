@@ -1,0 +1,68 @@
+"""A study in MLflow: one run, logged anew as more seeds finish; its nights are experiments of their own beside it."""
+
+import time
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from flows.runtime.process_env import tracking_uri
+from flows.study.workspaces import Study
+from flows.tracking.mlflow_run import silence_mlflow
+from tasks.study.results import StudyResults, area, compared_pairs, comparisons, final_map, mean_by_round
+
+_STUDY_TAG = "gleaner.study"
+_BATCH_SIZE = 500
+
+
+def log_study(study: Study, results: StudyResults) -> str:
+    """Log figures and files; returns the run's id. The same study folder finds its run again."""
+    run_id = open_study_run(study)
+    client = MlflowClient(tracking_uri(study.out))
+    metrics = list(_metrics(results))
+    for start in range(0, len(metrics), _BATCH_SIZE):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH_SIZE])
+    for path in sorted(study.results.iterdir()):
+        client.log_artifact(run_id, str(path), "results")
+    complete = all(len(arm.curves) == len(results.config.seeds) for arm in results.arms.values())
+    client.set_terminated(run_id, "FINISHED" if complete else "KILLED")
+    return run_id
+
+
+def open_study_run(study: Study) -> str:
+    """The study's run, made where there is none; also makes the database, before several seeds write to it."""
+    silence_mlflow()
+    client = MlflowClient(tracking_uri(study.out))
+    name, key = f"study-{study.plan.name}", str(study.out.resolve())
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        remote = tracking_uri(study.out).startswith(("http:", "https:", "databricks"))
+        location = None if remote else (study.out.resolve() / "mlartifacts").as_uri()
+        experiment_id = client.create_experiment(name, artifact_location=location)
+    else:
+        experiment_id = experiment.experiment_id
+    found = client.search_runs([experiment_id], f"tags.`{_STUDY_TAG}` = '{key}'")
+    if found:
+        return str(found[0].info.run_id)
+    run = client.create_run(experiment_id, run_name=study.plan.name, tags={_STUDY_TAG: key})
+    run_id = str(run.info.run_id)
+    plan = study.plan
+    for param, value in (("seeds", plan.seeds), ("rounds", plan.rounds), ("seed_labels", plan.seed_labels)):
+        client.log_param(run_id, param, value)
+    for arm, settings in plan.arms.items():
+        client.log_param(run_id, f"arm.{arm}", " ".join(settings) or "defaults")
+    return run_id
+
+
+def _metrics(results: StudyResults) -> list[Metric]:
+    now_ms = int(time.time() * 1000)
+    found: list[tuple[str, float | None, int]] = []
+    for name, arm in results.arms.items():
+        found += [(f"{name}/mean over labels", area(arm), 0), (f"{name}/last mAP", final_map(arm), 0)]
+        for column in ("teacher_map", "spearman_dwa", "spearman_equal", "pool_spearman_uncertainty"):
+            found += [(f"{name}/{column}", value, step) for step, value in enumerate(mean_by_round(arm, column))]
+    for arm_name, reference in compared_pairs(results):
+        for measure, comparison in zip(
+            ("mean over labels", "last mAP"), comparisons(results, arm_name, reference) or (), strict=False
+        ):
+            found.append((f"{arm_name} minus {reference}/{measure}", comparison.mean, 0))
+    return [Metric(name, value, now_ms, step) for name, value, step in found if value is not None]

@@ -1,0 +1,219 @@
+"""The campaigns of a study: one base per seed, and from it one workspace per arm, all with one DVC cache.
+
+An arm is a campaign of its own with its own first commit, so that MLflow, ledgers and tags never mix; what DVC
+has computed for one arm its run cache gives to the next.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from flows.workspace import dvc, git
+from flows.workspace.code_version import packaged_file
+from flows.workspace.run_lock import is_workspace
+from flows.workspace.scaffold import WorkspaceConfig, create_workspace
+from tasks.data.annotations import read_annotated
+from tasks.data.importers.dataset import DatasetSource
+from tasks.data.paths import Workspace
+from tasks.data.schemas import LabelBatch, LabeledImage
+from tasks.demo import generate_dataset
+from tasks.params import load_params
+from tasks.runtime.errors import UserError
+from tasks.storage import files
+from tasks.study.plan import StudyConfig, StudySource, arm_params, render_arm_params
+
+FULL_LABELS = "full"
+_CACHE_DIR = "../../../cache"
+"""From ``campaigns/<name>/.dvc``: the study's folder can be moved as a whole."""
+_CREATED_AT = "2026-01-01T00:00:00+00:00"  # a fixed time: the same files and seed give the same bytes
+_NOT_COPIED = {".git", ".gleaner", ".prefect", "derived", "data/images", ".dvc/tmp", ".dvc/cache"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study on disk."""
+
+    plan: StudyConfig
+    data: Path
+    """Folder that the source's paths are relative to."""
+    out: Path
+
+    def workspace(self, seed: int, name: str) -> Workspace:
+        """Workspace of an arm, of ``base`` or of ``full``."""
+        return Workspace(self.out / "campaigns" / f"seed-{seed}-{name}")
+
+    def base_workspace(self, seed: int) -> Workspace:
+        """What all arms of a seed start from; no round is run in it."""
+        return self.workspace(seed, "base")
+
+    def measurements_path(self, seed: int, arm: str, round_number: int) -> Path:
+        """What only a study can say of a round: figures from the oracle."""
+        return self.out / "measured" / f"seed-{seed}-{arm}" / f"round-{round_number:04d}.json"
+
+    def full_labels_result_path(self, seed: int) -> Path:
+        """Figures of the training on all labels."""
+        return self.out / "measured" / f"seed-{seed}-{FULL_LABELS}.json"
+
+    @property
+    def cache_lock(self) -> Path:
+        """Held while images go into the shared DVC cache: seeds begin together, and with the same images.
+
+        DVC does not bear two that put the same file there. For the first file of a transfer it tries a reflink: it
+        truncates the target, and removes it where the file system has none, whoever has put it there in between.
+        """
+        return self.out / "locks" / "cache"
+
+    @property
+    def results(self) -> Path:
+        """What is meant to be read, and kept."""
+        return self.out / "results"
+
+
+def create_base_workspace(study: Study, seed: int) -> Workspace:
+    """The seed's base; one that is there is kept if it is of the same plan.
+
+    Raises:
+        UserError: the source is unusable, or the base there has other numbers of images.
+    """
+    base = study.base_workspace(seed)
+    if is_workspace(base.root):
+        _require_same_sizes(base, study.plan)
+        return base
+    plan = study.plan
+    with _open_source(plan.source, study.data) as (source, classes):
+        config = WorkspaceConfig(
+            source=source,
+            classes=classes,
+            seed_labels=plan.seed_labels,
+            calibration_images=plan.calibration_images,
+            val_frac=plan.source.val_frac,
+            oracle=True,
+            overrides=(*plan.settings, f"seed={seed}"),
+            imported_at=_CREATED_AT,
+        )
+        with FileLock(study.cache_lock):
+            create_workspace(base.root, config, _CACHE_DIR)
+    return base
+
+
+def create_arm_workspace(study: Study, seed: int, arm: str) -> Workspace:
+    """The arm's workspace; one that is there is kept if it has the same parameters.
+
+    Raises:
+        UserError: it has others.
+    """
+    base = study.base_workspace(seed)
+    text = arm_params(study.plan, arm, seed, _params_template(), load_params(base.params).classes)
+    return _build_from_base(
+        base, study.workspace(seed, arm), text, f"Start arm {arm} of study {study.plan.name}, seed {seed}"
+    )
+
+
+def create_full_labels_workspace(study: Study, seed: int) -> Workspace:
+    """A workspace whose seed batch holds every label there is."""
+    base = study.base_workspace(seed)
+    classes = load_params(base.params).classes
+    text = render_arm_params(study.plan, study.plan.full or (), seed, _params_template(), classes, FULL_LABELS)
+    message = f"Start the training on all labels of study {study.plan.name}, seed {seed}"
+    return _build_from_base(
+        base, study.workspace(seed, FULL_LABELS), text, message, lambda made: _use_all_labels(made, classes)
+    )
+
+
+def _params_template() -> str:
+    return packaged_file("params.yaml").read_text("utf-8")
+
+
+def _build_from_base(
+    base: Workspace, target: Workspace, params: str, message: str, change: Callable[[Workspace], None] | None = None
+) -> Workspace:
+    """Build beside its place, rename at the end: a kill leaves only a hidden folder."""
+    if is_workspace(target.root):
+        _require_same_params(target, params)
+        return target
+    staging = Workspace(target.root.with_name(f".{target.root.name}.tmp"))
+    shutil.rmtree(staging.root, ignore_errors=True)
+    shutil.copytree(base.root, staging.root, ignore=_ignore_not_copied(base.root))
+    files.write_bytes(staging.params, params.encode())
+    if change is not None:
+        change(staging)
+    git.init_repository(staging.root)
+    dvc.run_dvc(staging.root, "checkout", "data/images.dvc")  # linked to the shared cache
+    git.commit(staging, message)
+    staging.root.rename(target.root)
+    return target
+
+
+def _ignore_not_copied(root: Path) -> Callable[[str, list[str]], list[str]]:
+    def ignored(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if (Path(folder) / name).relative_to(root).as_posix() in _NOT_COPIED]
+
+    return ignored
+
+
+def _use_all_labels(workspace: Workspace, classes: Sequence[str]) -> None:
+    path = workspace.label_batch(0)
+    seed_batch = LabelBatch.model_validate(files.read_json(path))
+    oracle_labels = [
+        LabeledImage(
+            image_id=image.image_id,
+            status="labeled" if image.boxes else "empty",
+            boxes=image.boxes,
+            annotator="imported",
+            finished_at=_CREATED_AT,
+            seconds_spent=None,
+            offered_batch=0,
+        )
+        for image in read_annotated(workspace.oracle, classes)
+    ]
+    images = tuple(sorted((*seed_batch.images, *oracle_labels), key=lambda image: image.image_id))
+    files.write_json(path, seed_batch.model_copy(update={"images": images}).model_dump(mode="json"))
+
+
+@contextmanager
+def _open_source(source: StudySource, data: Path) -> Iterator[tuple[DatasetSource, tuple[str, ...] | None]]:
+    """The images on disk, and their classes where those are fixed."""
+    if source.kind != "demo":
+        assert source.annotations is not None
+        assert source.images is not None
+        val = None if source.val is None else data / source.val
+        yield DatasetSource(source.kind, data / source.annotations, data / source.images, val, None), None
+        return
+    params = load_params(packaged_file("params.yaml"))
+    assert params.draw is not None
+    with tempfile.TemporaryDirectory(prefix="gleaner-study-") as folder:
+        demo_folder = Path(folder)
+        generate_dataset(demo_folder, params=params.draw, classes=params.classes, seed=params.seed)
+        yield (
+            DatasetSource(
+                "coco", demo_folder / "annotations.json", demo_folder / "images", demo_folder / "val.json", None
+            ),
+            tuple(params.classes),
+        )
+
+
+def _require_same_sizes(base: Workspace, plan: StudyConfig) -> None:
+    counts = files.read_json(base.import_report)["counts"]
+    for key, count, expected in (
+        ("seed_labels", counts["seed_images"], plan.seed_labels),
+        ("calibration_images", counts["calibration_images"], plan.calibration_images),
+    ):
+        if count != expected:
+            raise UserError(
+                base.root, f"{key} is {count}, expected {expected} as in the study file", _other_folder_hint(base)
+            )
+
+
+def _require_same_params(workspace: Workspace, text: str) -> None:
+    if workspace.params.read_text("utf-8") != text:
+        problem = "the parameters are others than the study file now says, expected the same"
+        raise UserError(workspace.params, problem, _other_folder_hint(workspace))
+
+
+def _other_folder_hint(workspace: Workspace) -> str:
+    return f"Name another folder with --out, or remove {workspace.root.name} to run it anew."

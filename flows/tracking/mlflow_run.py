@@ -1,0 +1,273 @@
+"""A round in MLflow: one experiment a campaign, one run a round, found again by its key.
+
+Whatever is logged is logged under the same name, step and time by a second call, which MLflow keeps once.
+
+Where a round came from, for whoever sees MLflow alone: tags and a page of words on the run and the version.
+
+Everything here is taken from the ledger, whose digest is among the tags: the two refer to each other.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric, Param
+
+from flows.provenance.ledger import MlflowRef, read_history_entry, round_fingerprint
+from flows.runtime.process_env import tracking_uri
+from flows.tracking.mlflow_metrics import round_metrics, round_params
+from flows.tracking.mlflow_registry import ModelRegistration, register_teacher
+from flows.workspace import git
+from flows.workspace.dvc import locked_stages, recorded_md5s
+from flows.workspace.lock import ProcessIdentity
+from tasks.data.label_store import read_batch
+from tasks.data.paths import Workspace
+from tasks.params import Params
+from tasks.storage import files
+
+PROCESS_TAG = "gleaner.process"
+"""Which process works on a run; who comes after its death closes the run."""
+_ROUND_KEY_TAG = "gleaner.round_key"
+_CAMPAIGN_TAG = "gleaner.campaign"
+_ROUND_NUMBER_TAG = "gleaner.round"
+_SUPERSEDED_TAG = "gleaner.superseded_by"
+_BATCH_SIZE = 100
+_MAX_DIGEST_LENGTH = 36
+INPUTS = (
+    ("pool", "prepare", "data/index.parquet", "pool"),
+    ("labels", "assemble", "data/labels", "training"),
+    ("validation", "assemble", "data/val.parquet", "validation"),
+    ("calibration", "assemble", "data/calibration.parquet", "calibration"),
+)
+"""Name, stage that reads it, path, context."""
+ARTIFACTS = (
+    "derived/report/report.html",
+    "derived/report/history.json",
+    "derived/weigh/dwa.json",
+    "derived/weigh/class_weights.json",
+    "derived/select/selection.parquet",
+    "derived/evaluate/metrics.json",
+    "derived/train/curves.parquet",
+    "params.yaml",
+)
+
+
+@dataclass(frozen=True)
+class RoundRun:
+    """A run that is open."""
+
+    client: MlflowClient
+    mlflow_ref: MlflowRef
+
+    def record_ledger(self, ledger: Path) -> None:
+        """Keep a copy of the ledger with the run; run and model version name its digest and what it says."""
+        set_provenance_tags(self.client, self.mlflow_ref, ledger)
+
+
+@contextmanager
+def mlflow_run(workspace: Workspace, params: Params, round_number: int, revision: str) -> Iterator[RoundRun]:
+    """Open the round's run, log all of it, register its teacher; the run is finished when the caller is."""
+    silence_mlflow()
+    with use_tracking_uri(tracking_uri(workspace.root)):
+        yield from _open_mlflow_run(workspace, params, round_number, revision)
+
+
+@contextmanager
+def use_tracking_uri(uri: str) -> Iterator[None]:
+    """MLflow keeps its address in the environment, where a second campaign would take it for the user's."""
+    previous_uri = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        if previous_uri is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = previous_uri
+
+
+def _open_mlflow_run(workspace: Workspace, params: Params, round_number: int, revision: str) -> Iterator[RoundRun]:
+    client = MlflowClient()
+    campaign = git.campaign_id(workspace.root)
+    experiment_id, name = _find_or_create_experiment(client, workspace, campaign)
+    key = f"{campaign[:12]}/{git.round_tag(round_number)}/{round_fingerprint(workspace)[:12]}"
+    run_id = _find_or_create_run(client, experiment_id, key, round_number)
+    with mlflow.start_run(run_id=run_id):
+        mlflow.set_tag(PROCESS_TAG, str(ProcessIdentity.own()))
+        _log_round(client, workspace, params, round_number, run_id)
+        _log_inputs(workspace, revision)
+        teacher = _teacher_registration(workspace, round_number, key, name)
+        version = register_teacher(client, experiment_id, teacher)
+        yield RoundRun(client, MlflowRef(name, run_id, name, version))
+    _end_stale_runs(client, experiment_id, key, round_number)
+
+
+def silence_mlflow() -> None:
+    """Keep MLflow's and its database's start-up messages out of the night's log."""
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+
+
+def _find_or_create_experiment(client: MlflowClient, workspace: Workspace, campaign: str) -> tuple[str, str]:
+    """Id and name of the campaign's experiment; the name is made once, so the folder may be renamed later."""
+    found = client.search_experiments(filter_string=f"tags.`{_CAMPAIGN_TAG}` = '{campaign}'")
+    if found:
+        return found[0].experiment_id, found[0].name
+    root = workspace.root.resolve()
+    name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', root.name)}-{campaign[:8]}"
+    remote = tracking_uri(workspace.root).startswith(("http:", "https:", "databricks"))
+    location = None if remote else (root / "mlartifacts").as_uri()  # a server knows its own place
+    return client.create_experiment(name, artifact_location=location, tags={_CAMPAIGN_TAG: campaign}), name
+
+
+def _find_or_create_run(client: MlflowClient, experiment_id: str, key: str, round_number: int) -> str:
+    found = client.search_runs(
+        [experiment_id], f"tags.`{_ROUND_KEY_TAG}` = '{key}'", order_by=["attributes.start_time ASC"]
+    )
+    if found:
+        return str(found[0].info.run_id)
+    tags = {_ROUND_KEY_TAG: key, _ROUND_NUMBER_TAG: str(round_number), PROCESS_TAG: str(ProcessIdentity.own())}
+    return str(client.create_run(experiment_id, run_name=git.round_tag(round_number), tags=tags).info.run_id)
+
+
+def _end_stale_runs(client: MlflowClient, experiment_id: str, key: str, round_number: int) -> None:
+    """A run whose round was derived anew, with other parameters or code, will never be finished."""
+    for run in client.search_runs([experiment_id], f"tags.`{_ROUND_NUMBER_TAG}` = '{round_number}'"):
+        if run.data.tags[_ROUND_KEY_TAG] != key and _SUPERSEDED_TAG not in run.data.tags:
+            client.set_tag(run.info.run_id, _SUPERSEDED_TAG, key)
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _log_round(client: MlflowClient, workspace: Workspace, params: Params, round_number: int, run_id: str) -> None:
+    history_entry = read_history_entry(workspace, round_number)
+    collected_at = read_batch(workspace.label_batch(round_number)).collected_at
+    timestamp_ms = int(datetime.fromisoformat(collected_at).timestamp() * 1000)  # the same in every attempt
+    values = round_metrics(workspace, round_number, history_entry)
+    metrics = [Metric(name, value, timestamp_ms, round_number) for name, value in values.items()]
+    params_batch = [Param(name, text) for name, text in round_params(params).items()]
+    for start in range(0, len(params_batch), _BATCH_SIZE):
+        client.log_batch(run_id, params=params_batch[start : start + _BATCH_SIZE])
+    for start in range(0, len(metrics), _BATCH_SIZE):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH_SIZE])
+    for path in ARTIFACTS:
+        client.log_artifact(run_id, str(workspace.root / path), Path(path).parent.name)
+
+
+def _log_inputs(workspace: Workspace, revision: str) -> None:
+    locked = locked_stages(workspace)
+    for name, stage, path, context in INPUTS:
+        md5 = recorded_md5s(locked[stage], "deps")[path]
+        source_tags = {"dvc_path": path, "dvc_md5": md5, "git_revision": revision}
+        source = CodeDatasetSource(source_tags)
+        dataset = MetaDataset(source, name=name, digest=md5[:_MAX_DIGEST_LENGTH])  # type: ignore[abstract]
+        mlflow.log_input(dataset, context=context, tags=source_tags)
+
+
+def _teacher_registration(workspace: Workspace, round_number: int, key: str, name: str) -> ModelRegistration:
+    return ModelRegistration(
+        model_name=name,
+        round_key=key,
+        round_number=round_number,
+        weights=workspace.derived("train") / "teacher.pth",
+        params=workspace.params,
+    )
+
+
+_NOTE_TAG = "mlflow.note.content"  # what MLflow's pages show as the description
+_DATA_SETS = {
+    "Labels": "data/labels",
+    "Pool": "data/index.parquet",
+    "Validation set": "data/val.parquet",
+    "Calibration set": "data/calibration.parquet",
+}
+LEDGER_SHA256, TEACHER_SHA256 = "gleaner.ledger_sha256", "gleaner.teacher_sha256"
+
+
+def set_provenance_tags(client: MlflowClient, mlflow_ref: MlflowRef, ledger_path: Path) -> None:
+    """Put a copy of the ledger, tags and words on the round's run and on its model version."""
+    ledger: dict[str, Any] = files.read_json(ledger_path)
+    client.log_artifact(mlflow_ref.run_id, str(ledger_path), "ledger")
+    tags = {**provenance_tags(ledger), LEDGER_SHA256: files.sha256_file(ledger_path)}
+    description = _description(ledger, tags, _report_url(client, mlflow_ref))
+    for key, value in {**tags, _NOTE_TAG: description}.items():
+        client.set_tag(mlflow_ref.run_id, key, value)
+    for key, value in tags.items():
+        client.set_model_version_tag(mlflow_ref.model_name, str(mlflow_ref.model_version), key, value)
+    client.update_model_version(mlflow_ref.model_name, str(mlflow_ref.model_version), description)
+
+
+def provenance_tags(ledger: Mapping[str, Any]) -> dict[str, str]:
+    """Digests and names by which a round is found in git and DVC."""
+    code = ledger["environment"]["gleaner"]
+    deps = _input_md5s(ledger)
+    return {
+        "gleaner.tag": ledger["tag"],
+        "gleaner.round": str(ledger["round"]),
+        "gleaner.parent_round": _parent_tag(ledger),
+        "gleaner.git_revision": ledger["git_revision"],
+        TEACHER_SHA256: ledger["teacher"]["sha256"],
+        "gleaner.started_from_sha256": ledger["teacher"]["started_from_sha256"] or "none",
+        "gleaner.labels": str(ledger["metrics"]["labels"]),
+        "gleaner.labels_md5": deps["data/labels"],
+        "gleaner.pool_md5": deps["data/index.parquet"],
+        "gleaner.validation_md5": deps["data/val.parquet"],
+        "gleaner.selection_sha256": ledger["selection_sha256"],
+        "gleaner.params_sha256": ledger["params_sha256"],
+        "gleaner.packages_sha256": ledger["environment"]["packages_sha256"],
+        "gleaner.code_revision": str(code["git_revision"] or code["version"]),
+        "gleaner.code_dirty": str(code["dirty"]),
+    }
+
+
+def _input_md5s(ledger: Mapping[str, Any]) -> dict[str, str]:
+    """MD5 of what the stages read, by path."""
+    return {path: md5 for stage in ledger["stages"].values() for path, md5 in stage["deps"].items()}
+
+
+def _parent_tag(ledger: Mapping[str, Any]) -> str:
+    return git.round_tag(ledger["round"] - 1) if ledger["round"] else "none"
+
+
+def _report_url(client: MlflowClient, mlflow_ref: MlflowRef) -> str:
+    """Where MLflow's own pages show the report; relative, so that it holds under whatever address they have."""
+    experiment = client.get_run(mlflow_ref.run_id).info.experiment_id
+    return f"#/experiments/{experiment}/runs/{mlflow_ref.run_id}/artifacts/report/report.html"
+
+
+def _description(ledger: Mapping[str, Any], tags: Mapping[str, str], report_url: str) -> str:
+    """Markdown. Lists show its first line alone, so that one says what matters most."""
+    metrics, deps = ledger["metrics"], _input_md5s(ledger)
+    annotators: dict[str, int] = {}
+    for batch in ledger["labels"]:
+        for name, count in batch["annotators"].items():
+            annotators[name] = annotators.get(name, 0) + count
+    rows = {
+        "Labels": f"{metrics['labels']} images, the calibration set included, and {metrics['boxes']} boxes",
+        "Annotators": ", ".join(f"{name} ({count})" for name, count in sorted(annotators.items())),
+        "Teacher mAP": f"{metrics['teacher']['mAP']:.2f}",
+        "Parent round": tags["gleaner.parent_round"],
+        "Code revision": f"{tags['gleaner.code_revision']}" + (" with local changes" if _is_dirty(ledger) else ""),
+        "Campaign revision": f"{ledger['git_revision']} (tag {ledger['tag']})",
+        **{f"{title}, MD5": deps[path] for title, path in _DATA_SETS.items()},
+        "Ledger, SHA-256": tags[LEDGER_SHA256],
+        "Teacher, SHA-256": tags[TEACHER_SHA256],
+        "Report": f"[report.html]({report_url}), an artifact of the run",
+    }
+    headline = f"{ledger['tag']}: {metrics['labels']} labels, teacher mAP {metrics['teacher']['mAP']:.1f}. "
+    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    lineage = f"gleaner lineage {ledger['mlflow']['model_name']}/{ledger['mlflow']['model_version']}"
+    footer = f"Where it came from: `{lineage}`. Proof: `gleaner audit`.\n"
+    return f"{headline}[Report]({report_url})\n\n| {ledger['tag']} | |\n| --- | --- |\n{table}\n{footer}"
+
+
+def _is_dirty(ledger: Mapping[str, Any]) -> bool:
+    return bool(ledger["environment"]["gleaner"]["dirty"])

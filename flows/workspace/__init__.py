@@ -1,0 +1,1 @@
+"""The files of a campaign: scaffold, state, git, DVC, lock, crash recovery."""

@@ -1,0 +1,66 @@
+"""``code_versions.json``: which source each stage is made of: an upgrade of Gleaner re-runs just what it changed."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import tasks
+from tasks.data.paths import Workspace
+from tasks.runtime.errors import UserError
+from tasks.storage import files
+
+_CODE_ROOTS = ("tasks", "detectron_ext")
+_PACKAGE_ROOT = Path(tasks.__file__).parents[1]
+
+
+def packaged_file(name: str) -> Path:
+    """The repository's ``dvc.yaml`` or ``params.yaml``, wherever this Gleaner is installed.
+
+    Raises:
+        UserError: the installation lacks the file.
+    """
+    for folder in (_PACKAGE_ROOT / "tasks" / "workspace", _PACKAGE_ROOT):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(_PACKAGE_ROOT, f"{name} is missing, expected it beside the packages", "Install Gleaner again.")
+
+
+def packaged_stages() -> dict[str, Any]:
+    """``stages`` of the repository's dvc.yaml, in order."""
+    stages: dict[str, Any] = yaml.safe_load(packaged_file("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return stages
+
+
+def is_code(dependency: str) -> bool:
+    """Whether a dependency of dvc.yaml is source code of Gleaner."""
+    return dependency.split("/")[0] in _CODE_ROOTS
+
+
+def code_digests() -> dict[str, str]:
+    """SHA-256 over the installed source files of each stage."""
+    digests: dict[str, str] = {}
+    for stage, entry in packaged_stages().items():
+        sources = sorted(path for path in entry.get("deps", ()) if is_code(path))
+        digests[stage] = files.sha256_json([[path, _digest(_PACKAGE_ROOT / path)] for path in sources])
+    del digests["draw"]  # the repository's own demo data; no campaign has this stage
+    return digests
+
+
+def stale_stages(workspace: Workspace) -> list[str]:
+    """Stages whose installed source is not the one ``code_versions.json`` recorded."""
+    recorded = files.read_json(workspace.code_versions)
+    return [stage for stage, digest in code_digests().items() if recorded.get(stage) != digest]
+
+
+def refresh_code_digests(workspace: Workspace) -> None:
+    """Write ``code_versions.json`` where it is not up to date."""
+    digests = code_digests()
+    if not workspace.code_versions.is_file() or files.read_json(workspace.code_versions) != digests:
+        files.write_json(workspace.code_versions, digests)
+
+
+def _digest(path: Path) -> str:
+    if not path.exists():
+        raise UserError(path, "the source is missing, expected it in the installation", "Install Gleaner again.")
+    return files.sha256_tree(path, keep=lambda found: "__pycache__" not in found.parts)

@@ -1,0 +1,115 @@
+"""What a killed night leaves behind on the disk and among the processes, put right before the next one begins.
+
+What it leaves at MLflow and Prefect needs them to answer: ``flows.tracking.crashed_runs``.
+"""
+
+import json
+import logging
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from flows.runtime.subprocess import GRACE_S
+from flows.workspace import git
+from flows.workspace.lock import LockOwner, write_owner
+from tasks.data.paths import Workspace
+
+WORKSPACE_ENV = "GLEANER_WORKSPACE_OF_PROCESS"
+"""Environment variable of all that a night starts: the folder of its campaign."""
+log = logging.getLogger(__name__)
+_STALE_AFTER_S = 600.0
+_DVC_LOCK_FILE = "dvc.lock"
+
+
+def recover(root: Path) -> None:
+    """Clear away orphans, dead locks and half-written files; only with the night's lock in hand."""
+    kill_orphans(root)
+    _remove_stale_git_lock(root)
+    _remove_stale_dvc_lock(root)
+    _restore_corrupt_lock_file(root)
+
+
+def record_crashed_run(workspace: Workspace, owner: LockOwner) -> None:
+    """Remember a night that was killed until what it left open elsewhere is closed."""
+    log.warning("The night of %s was killed; going on where it was", owner)
+    identity = owner.identity
+    write_owner(workspace.crashed_runs / f"{identity.pid}-{identity.start_ticks}.json", owner)
+
+
+def kill_orphans(root: Path) -> None:
+    """End what a dead night's stages still do; a training is given the time to keep its state.
+
+    No night but the caller's may be at work. What people run by hand bears no mark of a night and is left alone.
+    """
+    orphans = [process for process in psutil.process_iter() if _belongs_to(process, root)]
+    if not orphans:
+        return
+    log.warning("%s: ending %d processes that a dead night left behind", root, len(orphans))
+    for orphan in orphans:
+        with suppress(psutil.Error):
+            orphan.terminate()
+    for orphan in psutil.wait_procs(orphans, timeout=GRACE_S)[1]:
+        with suppress(psutil.Error):
+            orphan.kill()
+
+
+def _belongs_to(process: psutil.Process, root: Path) -> bool:
+    try:
+        return Path(process.cwd()) == root.resolve() and process.environ().get(WORKSPACE_ENV) == str(root.resolve())
+    except (psutil.Error, OSError):
+        return False
+
+
+def _remove_stale_git_lock(root: Path) -> None:
+    """A git that lost its power leaves index.lock for ever; one that is alive keeps it for seconds."""
+    lock = root / ".git" / "index.lock"
+    if lock.is_file() and time.time() - lock.stat().st_mtime > _STALE_AFTER_S:
+        lock.unlink(missing_ok=True)
+
+
+def _remove_stale_dvc_lock(root: Path) -> None:
+    """DVC trusts the process ids in its lock file: half a file, or an id in use again, would stop every night."""
+    lock = root / ".dvc" / "tmp" / "rwlock"
+    try:
+        entries = json.loads(lock.read_text(encoding="utf-8"))
+        writers = list(entries.get("write", {}).values())
+        readers = [reader for readers in entries.get("read", {}).values() for reader in readers]
+        if any(_is_dvc(holder["pid"]) for holder in writers + readers):
+            return
+    except FileNotFoundError:
+        return
+    except (ValueError, AttributeError, TypeError, KeyError):
+        pass  # no lock of DVC's: cut off while it was written
+    lock.unlink(missing_ok=True)
+
+
+def _is_dvc(pid: int) -> bool:
+    try:
+        return any("dvc" in argument for argument in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
+
+
+def _restore_corrupt_lock_file(root: Path) -> None:
+    """DVC writes dvc.lock in place. The last committed one loses nothing: DVC finds finished runs in its cache."""
+    path = root / _DVC_LOCK_FILE
+    if not path.is_file() or _is_valid_lock_file(path):
+        return
+    path.unlink()
+    if git.run_git(root, "ls-tree", "--name-only", "HEAD", _DVC_LOCK_FILE):
+        git.run_git(root, "checkout", "HEAD", "--", _DVC_LOCK_FILE)
+
+
+def _is_valid_lock_file(path: Path) -> bool:
+    try:
+        stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+        items = [item for entry in stages.values() for kind in ("deps", "outs") for item in entry.get(kind, ())]
+        return all({"cmd", "outs"} <= set(entry) for entry in stages.values()) and all(
+            {"path", "md5"} <= set(item) for item in items
+        )
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        return False

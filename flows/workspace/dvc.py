@@ -1,0 +1,144 @@
+"""DVC in a workspace: the command line in a child process, and what its files say."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import tasks
+from flows.runtime.subprocess import run_streaming
+from tasks.data.paths import Workspace
+from tasks.runtime.errors import UserError
+
+_DVC_CONFIG = {
+    "core.analytics": "false",
+    "core.check_update": "false",
+    "core.autostage": "false",  # it would stage dvc.lock, and `git checkout -- .` then keeps the new one
+    "cache.type": "reflink,hardlink,copy",
+}
+
+
+_OUTAGE_PATTERN = re.compile(
+    r"could not connect|connection|timed? ?out|disconnected|temporar|unavailable|name or service|slowdown"
+    r"|internal ?error|internal server error|bad gateway|\b50[0234]\b|try again",
+    re.IGNORECASE,
+)
+
+
+class DvcError(UserError):
+    """DVC refuses, or its remote is away."""
+
+    def __init__(self, root: Path, command: str, code: int, message: str) -> None:
+        """Take the repository, DVC's command, its exit code and its last words."""
+        super().__init__(root, f"dvc {command} ended with code {code} ({message}), expected 0")
+        self.transient = bool(_OUTAGE_PATTERN.search(message))
+
+
+def dvc_command(*arguments: str) -> list[str]:
+    """The installed DVC, whether or not its folder is on PATH."""
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def dvc_env() -> dict[str, str]:
+    """Environment in which ``python -m tasks.<stage>`` is this Python and this Gleaner."""
+    package_parent = str(Path(tasks.__file__).parents[1])
+    python_path = os.environ.get("PYTHONPATH")
+    if package_parent != sysconfig.get_path("purelib"):  # a checkout: what we run is what the stages run
+        python_path = os.pathsep.join(filter(None, [package_parent, python_path]))
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+        "SHELL": _dvc_shell(),
+        "DVC_NO_ANALYTICS": "1",
+        # Waiting threads spin only briefly. On a busy machine, spinning as long as they like by default made a
+        # training step 4 times slower; never spinning costs a fifth on an idle one.
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000"),
+        # Detectron2's libraries still script functions, which torch announces to change on every import.
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning:torch.jit._script"),
+    }
+    return {**environment, "PYTHONPATH": python_path} if python_path else environment
+
+
+def _dvc_shell() -> str:
+    """The shell through which DVC starts a stage.
+
+    Bash replaces itself by a single command, so that the stage is DVC's own child and ends when DVC is killed;
+    Debian's sh stays in between and would leave the stage running.
+    """
+    return shutil.which("bash") or "/bin/sh"
+
+
+def run_dvc(root: Path, *arguments: str) -> str:
+    """Run DVC in ``root``, return what it prints.
+
+    Raises:
+        DvcError: carries DVC's last line.
+    """
+    lines: list[str] = []
+    code = run_streaming(dvc_command(*arguments), cwd=root, env=dvc_env(), on_line=lines.append)
+    if code:
+        last_error = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
+        raise DvcError(root, arguments[0], code, last_error)
+    return "\n".join(lines)
+
+
+def init_dvc(root: Path, cache: str | None = None) -> None:
+    """Make the repository ``root`` a DVC one, with settings that suit a nightly run.
+
+    Args:
+        root: a git repository.
+        cache: folder that several repositories share, absolute or relative to ``root/.dvc``; None: its own.
+    """
+    run_dvc(root, "init")
+    section: dict[str, dict[str, str]] = {}
+    for key, value in (_DVC_CONFIG | ({"cache.dir": cache} if cache else {})).items():
+        group, name = key.split(".")
+        section.setdefault(group, {})[name] = value
+    # One file of four lines; asking `dvc config` for each takes a second a line.
+    text = "".join(
+        f"[{group}]\n" + "".join(f"    {name} = {value}\n" for name, value in values.items())
+        for group, values in section.items()
+    )
+    (root / ".dvc" / "config").write_text(text, encoding="utf-8")
+
+
+def add(workspace: Workspace, *paths: Path) -> None:
+    """Put source files under DVC; what it knows already stays as it is."""
+    run_dvc(workspace.root, "add", *(path.relative_to(workspace.root).as_posix() for path in paths))
+
+
+def has_default_remote(root: Path) -> bool:
+    """Whether somebody has named a place to push to, in the shared or the local configuration."""
+    configs = [(root / ".dvc" / name) for name in ("config", "config.local")]
+    lines = [
+        line.split("=") for config in configs if config.is_file() for line in config.read_text("utf-8").splitlines()
+    ]
+    return any(key.strip() == "remote" and value for key, *value in lines)
+
+
+def locked_stages(workspace: Workspace) -> Mapping[str, Any]:
+    """``stages`` of dvc.lock: command, dependencies, parameters and outputs of each stage's last run."""
+    path = workspace.root / "dvc.lock"
+    if not path.is_file():
+        return {}
+    content: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    return content
+
+
+def recorded_md5s(entry: Mapping[str, Any], kind: str) -> dict[str, str]:
+    """Path to MD5 of a stage's ``deps`` or ``outs``, sorted by path."""
+    return {item["path"]: item["md5"] for item in sorted(entry.get(kind, ()), key=lambda item: str(item["path"]))}
+
+
+def is_clean(root: Path) -> bool:
+    """Whether ``dvc status`` finds nothing to say."""
+    result = subprocess.run(dvc_command("status", "--quiet"), cwd=root, env=dvc_env(), capture_output=True, check=False)
+    return result.returncode == 0

@@ -1,0 +1,1 @@
+"""Schemas, readers and writers of the campaign's data."""

@@ -1,0 +1,101 @@
+"""Images with boxes in a Parquet file (contracts.ANNOTATED), whose class indices stay true to their names.
+
+A table of class indices turns wrong in silence when somebody reorders ``classes`` in params.yaml. The names
+the indices were made with therefore travel in the file, and reading translates them.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.data.schemas import ANNOTATED, Box
+from tasks.runtime.errors import UserError
+from tasks.storage import files
+
+_CLASSES_KEY = b"gleaner.classes"
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """One row of contracts.ANNOTATED with class names instead of indices."""
+
+    image_id: str
+    uri: str
+    width_px: int
+    height_px: int
+    boxes: tuple[Box, ...]
+    batch: int
+    """Label batch it came in; -1 for validation, calibration and oracle."""
+
+
+def write_annotated(path: Path, images: Iterable[AnnotatedImage], classes: Sequence[str]) -> None:
+    """Write the images sorted by id.
+
+    Raises:
+        KeyError: a box of a class that is not in ``classes``.
+    """
+    index_of = {name: index for index, name in enumerate(classes)}
+    rows = [
+        {
+            "image_id": image.image_id,
+            "uri": image.uri,
+            "width_px": image.width_px,
+            "height_px": image.height_px,
+            "boxes_xyxy": [corner for box in image.boxes for corner in box.xyxy_px],
+            "class_ids": [index_of[box.category] for box in image.boxes],
+            "batch": image.batch,
+        }
+        for image in sorted(images, key=lambda image: image.image_id)
+    ]
+    schema = ANNOTATED.with_metadata({_CLASSES_KEY: json.dumps(list(classes), ensure_ascii=False).encode()})
+    files.write_table(path, pa.Table.from_pylist(rows, schema=schema))
+
+
+def read_annotated(path: Path, classes: Sequence[str]) -> list[AnnotatedImage]:
+    """Read the images; class indices become names.
+
+    Args:
+        path: file of ``write_annotated``.
+        classes: as in params.yaml; also the names of the indices, where the file carries none.
+
+    Raises:
+        UserError: missing, unreadable, other columns, or a class that ``classes`` does not have.
+    """
+    table = files.read_table(path, ANNOTATED)
+    names = _stored_class_names(path, classes)
+    return [
+        AnnotatedImage(
+            image_id=row["image_id"],
+            uri=row["uri"],
+            width_px=row["width_px"],
+            height_px=row["height_px"],
+            boxes=_boxes(row, names, classes, path),
+            batch=row["batch"],
+        )
+        for row in table.to_pylist()
+    ]
+
+
+def _stored_class_names(path: Path, classes: Sequence[str]) -> list[str]:
+    stored = (pq.read_schema(path).metadata or {}).get(_CLASSES_KEY)
+    return list(classes) if stored is None else list(json.loads(stored))
+
+
+def _boxes(row: dict[str, list[float]], names: list[str], classes: Sequence[str], path: Path) -> tuple[Box, ...]:
+    corners, indices = row["boxes_xyxy"], [int(index) for index in row["class_ids"]]
+    if len(corners) != 4 * len(indices):
+        problem = f"image {row['image_id']} has {len(corners)} corners for {len(indices)} classes, expected 4 each"
+        raise UserError(path, problem)
+    boxes = []
+    for position, index in enumerate(indices):
+        name = names[index] if 0 <= index < len(names) else f"index {index}"
+        if name not in classes:
+            problem = f"image {row['image_id']} has a box of class {name!r}, expected one of {list(classes)}"
+            raise UserError(path, problem, "Add the class to classes in params.yaml.")
+        x1, y1, x2, y2 = corners[4 * position : 4 * position + 4]
+        boxes.append(Box(category=name, xyxy_px=(x1, y1, x2, y2)))
+    return tuple(boxes)

@@ -1,0 +1,117 @@
+"""Pairs of what a teacher said about an image it had not been trained on, and what people then found there."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from detectron_ext.detection_loss import RealizedLoss, realized_loss
+from detectron_ext.image_features import image_features
+from detectron_ext.uncertainty_metrics import Floats
+from tasks.data import schemas
+from tasks.data.detections import StoredDetections, detections_from_table, read_detections
+from tasks.data.label_store import read_labels
+from tasks.data.paths import Workspace
+from tasks.storage import files
+
+# Group of the calibration images, whose detections are renewed with every teacher.
+CALIBRATION_GROUP = -1
+
+
+@dataclass(frozen=True)
+class DwaSample:
+    """One image seen by one teacher and labeled by people."""
+
+    image_id: str
+    group: int
+    """Batch it was offered in: its teacher is that of the round before. -1 for calibration images."""
+    features: Floats
+    metrics: Floats
+    losses: RealizedLoss
+
+
+def batch_samples(
+    labels: Path, detections_at_selection: Path, classes: Sequence[str], history_batches: int, gamma: float
+) -> list[DwaSample]:
+    """Pairs of the images offered in the newest batches that have an answer by now: each image once.
+
+    Every answer, late or changed, is held against what the teacher claimed when the image was offered.
+
+    Raises:
+        UserError: a label batch or its frozen detections are unreadable.
+    """
+    store = read_labels(labels)
+    oldest_batch = store.newest_batch - history_batches + 1
+    labeled = {image_id: answer.label for image_id, answer in store.current.items() if answer.label.status != "skipped"}
+    samples: list[DwaSample] = []
+    for number in sorted({label.offered_batch for label in labeled.values() if label.offered_batch >= oldest_batch}):
+        table = files.read_table(
+            detections_at_selection / f"batch-{number:04d}.parquet", schemas.DETECTIONS_AT_SELECTION
+        )
+        for found, metrics in _frozen_rows(table):
+            label = labeled.get(found.image_id)
+            if label is None or label.offered_batch != number:
+                continue
+            truth = [(box.xyxy_px, classes.index(box.category)) for box in label.boxes]
+            samples.append(_dwa_sample(found, metrics, truth, classes, number, gamma))
+    return samples
+
+
+def calibration_samples(
+    calibration: Path, detections: Path, scores: Path, classes: Sequence[str], gamma: float
+) -> list[DwaSample]:
+    """Pairs of the calibration images with the current teacher."""
+    truth = {row["image_id"]: row for row in files.read_table(calibration, schemas.ANNOTATED).to_pylist()}
+    metrics = {row["image_id"]: metrics_of(row) for row in files.read_table(scores, schemas.SCORES).to_pylist()}
+    samples = []
+    for found in read_detections(detections):
+        if found.image_id not in truth:
+            continue
+        row = truth[found.image_id]
+        boxes = np.array(row["boxes_xyxy"], dtype=np.float64).reshape(-1, 4)
+        labeled = [(tuple(box), label) for box, label in zip(boxes.tolist(), row["class_ids"], strict=True)]
+        samples.append(_dwa_sample(found, metrics[found.image_id], labeled, classes, CALIBRATION_GROUP, gamma))
+    return samples
+
+
+def metrics_of(row: dict[str, Any]) -> Floats:
+    """The three normalized metrics of a row, (3,): confidence, entropy, overlap."""
+    return np.array([row[name] for name in schemas.METRICS], dtype=np.float64)
+
+
+def _frozen_rows(table: pa.Table) -> Iterator[tuple[StoredDetections, Floats]]:
+    metrics = table.select(list(schemas.METRICS)).to_pylist()
+    for found, row in zip(detections_from_table(table), metrics, strict=True):
+        yield found, metrics_of(row)
+
+
+def _dwa_sample(
+    found: StoredDetections,
+    metrics: Floats,
+    truth: Sequence[tuple[Sequence[float], int]],
+    classes: Sequence[str],
+    group: int,
+    gamma: float,
+) -> DwaSample:
+    posteriors = found.class_probs.reshape(len(found.scores), len(classes) + 1)
+    boxes = np.array([box for box, _ in truth], dtype=np.float64).reshape(-1, 4)
+    labels = np.array([label for _, label in truth], dtype=np.int64)
+    losses = realized_loss(found.boxes_xyxy, found.scores, posteriors, boxes, labels, gamma)
+    features = image_features(found.boxes_xyxy, found.scores, posteriors, metrics, len(classes))
+    return DwaSample(found.image_id, group, features, metrics, losses)
+
+
+def all_samples(workspace: Workspace, classes: Sequence[str], history_batches: int, gamma: float) -> list[DwaSample]:
+    """Pairs of the window's batches and of the calibration set."""
+    return batch_samples(
+        workspace.labels, workspace.detections_at_selection, classes, history_batches, gamma
+    ) + calibration_samples(
+        workspace.derived("assemble") / "calibration.parquet",
+        workspace.derived("infer"),
+        workspace.derived("score") / "calibration.parquet",
+        classes,
+        gamma,
+    )

@@ -1,0 +1,116 @@
+"""Images opened and measured once: what was found is kept under the version of the file or object it was found in.
+
+Asking a hundred thousand objects for their versions takes a hundred requests; fetching them takes a night.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import astuple, fields
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from tasks.data.images import ImageMetadata, ImageProblem, inspect_image
+from tasks.data.paths import Workspace
+from tasks.storage.image_cache import ImageCache
+from tasks.storage.s3 import MissingObjectError, ObjectMetadata, list_objects, split_uri
+
+_REJECTION_LENGTH = 2
+
+
+class ImageMetadataCache:
+    """Facts about images by (uri, version), kept in a file that only speeds things up."""
+
+    def __init__(self, path: Path, fetch: Callable[[str], Path]) -> None:
+        """Read what earlier calls found.
+
+        Args:
+            path: one JSON list a line, appended to; may be deleted at any time.
+            fetch: gives the local file of an uri.
+        """
+        self._path, self._fetch, self._lock = path, fetch, Lock()
+        self._metadata: dict[tuple[str, str], ImageMetadata] = {}
+        self._rejected: dict[tuple[str, str, int], str] = {}
+        """Why an image is none, by its limit in pixels too."""
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, TypeError):  # the last line of a killed process
+                    self._load_entry(*json.loads(line))
+
+    def inspect(self, uri: str, version: str, *, max_pixels: int) -> ImageMetadata:
+        """Hash and fully decode one image, unless these very bytes were seen before.
+
+        Args:
+            uri: of the image.
+            version: changes whenever its bytes do.
+            max_pixels: images with more are refused.
+
+        Raises:
+            ImageProblem: gone by now, no known format, too large, broken, or not 8 bits deep.
+            ObjectStoreError: away or refused.
+        """
+        reason = self._rejected.get((uri, version, max_pixels))
+        if reason:
+            raise ImageProblem(reason)
+        metadata = self._metadata.get((uri, version))
+        if metadata is None or metadata.width_px * metadata.height_px > max_pixels:
+            metadata = self._inspect_file(uri, version, max_pixels)
+            self._append_entry(uri, version, *astuple(metadata))
+        return metadata
+
+    def _inspect_file(self, uri: str, version: str, max_pixels: int) -> ImageMetadata:
+        try:
+            path = self._fetch(uri)
+        except MissingObjectError as error:
+            raise ImageProblem(error.problem) from None
+        try:
+            return inspect_image(path, max_pixels=max_pixels)
+        except ImageProblem as problem:
+            cause = problem.__context__
+            is_transient = isinstance(cause, OSError) and cause.errno is not None  # the disk's fault, not the image's
+            if path.is_file() and not is_transient:
+                self._append_entry(uri, version, max_pixels, str(problem))
+            raise
+
+    def _load_entry(self, uri: str, version: str, *found: Any) -> None:
+        if len(found) == len(fields(ImageMetadata)):
+            self._metadata[uri, version] = ImageMetadata(*found)
+        elif len(found) == _REJECTION_LENGTH:
+            self._rejected[uri, version, found[0]] = found[1]
+
+    def _append_entry(self, uri: str, version: str, *found: Any) -> None:
+        line = json.dumps([uri, version, *found]) + "\n"
+        with self._lock:
+            self._load_entry(uri, version, *found)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(line)
+
+
+def object_metadata_cache(workspace: Workspace, cache: ImageCache) -> ImageMetadataCache:
+    """What is known about the objects of a campaign, whose version is their ETag."""
+    return ImageMetadataCache(workspace.scratch("seen") / "objects.jsonl", lambda uri: cache.add(uri)[0])
+
+
+def file_metadata_cache(workspace: Workspace) -> ImageMetadataCache:
+    """What is known about the files of a directory that a campaign takes its images from; uris are their paths."""
+    return ImageMetadataCache(workspace.scratch("seen") / "files.jsonl", Path)
+
+
+def list_existing_objects(uris: Iterable[str]) -> Mapping[str, ObjectMetadata]:
+    """Which of these objects are there, by uri, with a thousand a request instead of one.
+
+    Raises:
+        ObjectStoreError: away, refused, or no such bucket.
+    """
+    wanted = set(uris)
+    keys_of: dict[str, list[str]] = {}
+    for uri in wanted:
+        bucket, key = split_uri(uri)
+        keys_of.setdefault(bucket, []).append(key)
+    # Letter by letter and then back to the last slash: keys are no paths, a//b is not a/b.
+    folders = {bucket: os.path.commonprefix(keys).rpartition("/")[0] for bucket, keys in keys_of.items()}  # noqa: RUF071
+    prefixes = [f"s3://{bucket}/{folder}" for bucket, folder in folders.items()]
+    return {facts.uri: facts for prefix in prefixes for facts in list_objects(prefix) if facts.uri in wanted}

@@ -1,0 +1,141 @@
+"""Label batches read from ``data/labels``: every answer people gave, the newest of each image counting.
+
+Which of several answers counts is decided at the door, before they are in a batch: ``images`` of a later batch
+supersede those of an earlier one. The superseded ones stay where they are, as the image's history.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tasks.data.schemas import LabelBatch, LabeledImage
+from tasks.runtime.errors import UserError
+
+_NAME = re.compile(r"batch-(\d{4,})\.json")
+_ROUNDING_PX = 1e-3  # corners that went through float32 may end a hair outside
+_RESTORE = "Label batches are append-only: restore the file from git."
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a person said about an image, and where it stands."""
+
+    label: LabeledImage
+    batch: int
+    file: Path
+
+
+@dataclass(frozen=True)
+class LabelStore:
+    """All batches together."""
+
+    newest_batch: int
+    """The round's number."""
+    current: dict[str, Annotation]
+    """The newest answer to each image, by image id, sorted."""
+    all_annotations: dict[str, tuple[LabeledImage, ...]]
+    """Every answer there ever was, by image id, in the order they came in; of one batch, the one that counts last."""
+    leased: dict[str, int]
+    """Images that were with the annotators when the newest batch was collected, and the batch they were offered in."""
+    minutes_spent: float | None
+    """Over all answers, those that do not count too; None where no tool measured any."""
+
+
+def read_labels(folder: Path) -> LabelStore:
+    """Read every batch.
+
+    Raises:
+        UserError: no batch, one missing in between, or one that is no label batch.
+    """
+    batches = [(path, read_batch(path)) for path in _batch_paths(folder)]
+    current: dict[str, Annotation] = {}
+    all_annotations: dict[str, tuple[LabeledImage, ...]] = {}
+    for path, batch in batches:
+        current |= {label.image_id: Annotation(label, batch.batch, path) for label in batch.images}
+        for label in (*batch.other_annotations, *batch.images):
+            all_annotations[label.image_id] = (*all_annotations.get(label.image_id, ()), label)
+    return LabelStore(
+        newest_batch=batches[-1][1].batch,
+        current=dict(sorted(current.items())),
+        all_annotations=all_annotations,
+        leased=batches[-1][1].leased,
+        minutes_spent=_minutes(label for labels in all_annotations.values() for label in labels),
+    )
+
+
+def _minutes(annotations: Iterable[LabeledImage]) -> float | None:
+    """Working time of all people. That of a changed answer includes the time of the answer it replaces."""
+    latest = {(label.image_id, label.offered_batch, label.annotator): label.seconds_spent for label in annotations}
+    seconds = [spent for spent in latest.values() if spent is not None]
+    return sum(seconds) / 60 if seconds else None
+
+
+def _batch_paths(folder: Path) -> list[Path]:
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            raise UserError(path, "the file is no label batch, expected the name batch-0000.json", "Move it away.")
+        found.append((int(match[1]), path))
+    found.sort()
+    if not found:
+        raise UserError(folder, "label batches are 0, expected batch-0000.json", "Make the campaign: gleaner init.")
+    for expected, (number, _) in enumerate(found):
+        if number != expected:
+            name = f"batch-{expected:04d}.json"
+            raise UserError(folder, f"{name} is missing, expected every batch up to {found[-1][0]}", _RESTORE)
+    return [path for _, path in found]
+
+
+def read_batch(path: Path) -> LabelBatch:
+    """One label batch.
+
+    Raises:
+        UserError: missing, no label batch, or one of another number than its name says.
+    """
+    try:
+        batch = LabelBatch.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(path, "the file is missing, expected a label batch", _RESTORE) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the content"
+        raise UserError(path, f"{key}: {first['msg']}, expected a label batch", _RESTORE) from None
+    if path.name != f"batch-{batch.batch:04d}.json":
+        raise UserError(path, f"batch is {batch.batch}, expected the number in the file's name", _RESTORE)
+    ids = [label.image_id for label in batch.images]
+    if len(set(ids)) != len(ids):
+        duplicate_id = next(image_id for image_id in ids if ids.count(image_id) > 1)
+        raise UserError(path, f"image {duplicate_id} stands in it twice, expected once", _RESTORE)
+    return batch
+
+
+def check_annotation(annotation: Annotation, sizes_px: Mapping[str, tuple[int, int]], classes: Sequence[str]) -> None:
+    """Hold one answer against its image. Labels are checked on their way in, so this finds edits and bugs.
+
+    Args:
+        annotation: of an image in ``sizes_px``.
+        sizes_px: width and height by image id.
+        classes: class names of params.yaml.
+
+    Raises:
+        UserError: boxes against the status, outside the image, without area, or of an unknown class.
+    """
+    label = annotation.label
+    if (label.status == "labeled") != bool(label.boxes):
+        problem = f"image {label.image_id} has status {label.status!r} with {len(label.boxes)} boxes"
+        raise UserError(annotation.file, f"{problem}, expected boxes just where it is 'labeled'", _RESTORE)
+    width_px, height_px = sizes_px[label.image_id]
+    for box in label.boxes:
+        if box.category not in classes:
+            problem = f"image {label.image_id} has a box of class {box.category!r}, expected one of {list(classes)}"
+            raise UserError(annotation.file, problem, "Add the class to classes in params.yaml.")
+        x1, y1, x2, y2 = box.xyxy_px
+        right, bottom = width_px + _ROUNDING_PX, height_px + _ROUNDING_PX
+        if not (-_ROUNDING_PX <= x1 < x2 <= right and -_ROUNDING_PX <= y1 < y2 <= bottom):
+            problem = f"image {label.image_id} has a box {list(box.xyxy_px)}"
+            expected = f"expected x1 < x2 and y1 < y2 inside {width_px} x {height_px} px"
+            raise UserError(annotation.file, f"{problem}, {expected}", _RESTORE)

@@ -1,0 +1,80 @@
+"""Draws the repository's own demo campaign, so that `dvc repro` has data to work on.
+
+Reads  nothing
+Writes data/images, data/index.parquet, data/val.parquet, data/calibration.parquet, data/import_report.json, data/labels, data/detections_at_selection, data/warm_start, oracle/annotations.parquet
+Params seed, classes, draw
+"""  # noqa: E501
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.data.importers.dataset import DatasetSource
+from tasks.data.initial_split import CampaignData, CampaignPlan, create_campaign_data
+from tasks.data.paths import Workspace
+from tasks.demo import generate_dataset
+from tasks.params import load_stage_params
+from tasks.params.stages import DigitsParams
+from tasks.runtime.stage_main import stage_main
+
+_CREATED_AT = "2026-01-01T00:00:00+00:00"  # a fixed time: the same seed gives the same files
+_MAX_PIXELS = 1_000_000
+
+
+def draw(params: DigitsParams, *, classes: Sequence[str], seed: int, workspace: Workspace) -> CampaignData:
+    """Draw the demo data in COCO layout and take them in as a user's would be, with the rest as oracle.
+
+    Args:
+        params: numbers of images.
+        classes: names of digits.
+        seed: of drawing and of all splits.
+        workspace: gets ``data/`` and ``oracle/``; what they hold is replaced.
+
+    Raises:
+        UserError: a class is no digit's name, or the pool is too small for its parts.
+    """
+    _clear(workspace)
+    plan = CampaignPlan(
+        seed=seed,
+        classes=tuple(classes),
+        seed_images=params.seed_images,
+        calibration_images=params.calibration_images,
+        val_frac=0.0,  # the drawn data bring their own validation set
+        oracle=True,
+        imported_at=_CREATED_AT,
+        max_pixels=_MAX_PIXELS,
+    )
+    with tempfile.TemporaryDirectory(prefix="gleaner-draw-") as scratch:
+        folder = Path(scratch)
+        generate_dataset(folder, params=params, classes=classes, seed=seed)
+        source = DatasetSource("coco", folder / "annotations.json", folder / "images", folder / "val.json", None)
+        return create_campaign_data(source, plan, workspace)
+
+
+def _clear(workspace: Workspace) -> None:
+    """DVC removes outputs before it runs a stage; `python -m tasks.demo.draw` by hand does the same."""
+    for folder in (workspace.images, workspace.labels, workspace.detections_at_selection, workspace.warm_start):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in (
+        workspace.index,
+        workspace.val,
+        workspace.calibration,
+        workspace.import_report,
+        workspace.oracle,
+    ):
+        file.unlink(missing_ok=True)
+
+
+def _body(workspace: Workspace) -> None:
+    sections = load_stage_params(workspace.params, "seed", "classes", "draw")
+    draw(sections.draw, classes=sections.classes, seed=sections.seed, workspace=workspace)
+
+
+def main() -> None:
+    """Stage entry point."""
+    stage_main("draw", _body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""COCO mAP, paired bootstrap and box matching."""

@@ -1,0 +1,71 @@
+"""Two sets of boxes on one image laid over each other: which box of the one is which of the other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from detectron_ext.uncertainty_metrics import Floats, pairwise_iou
+from tasks.data.schemas import Box
+
+MATCH_IOU = 0.5
+"""Boxes that overlap at least this much may be the same object."""
+
+
+@dataclass(frozen=True)
+class BoxPair:
+    """A box of the first set and the one of the second set that stands for the same object."""
+
+    first: int
+    second: int
+    iou: float
+    same_class: bool
+
+
+def match_boxes(first: Sequence[Box], second: Sequence[Box]) -> list[BoxPair]:
+    """Pairs of boxes that mean the same object, each box in one pair at most.
+
+    Boxes of one class are paired first, so that the sum of their IoU is largest; then what is left, whatever
+    its class: the same object under another name.
+    """
+    iou_AB = pairwise_iou(_corners(first), _corners(second))
+    same_AB = np.array([[a.category == b.category for b in second] for a in first], dtype=bool).reshape(iou_AB.shape)
+    matching_iou_AB = np.where(iou_AB >= MATCH_IOU, iou_AB, 0.0)
+    pairs = _assign(np.where(same_AB, matching_iou_AB, 0.0), same_class=True)
+    for pair in pairs:
+        matching_iou_AB[pair.first, :] = matching_iou_AB[:, pair.second] = 0.0
+    return sorted(
+        pairs + _assign(np.where(same_AB, 0.0, matching_iou_AB), same_class=False), key=lambda pair: pair.first
+    )
+
+
+def drop_duplicates(boxes: Sequence[Box], iou: float) -> tuple[Box, ...]:
+    """The boxes in their order, without those that lie on an earlier one of their class.
+
+    Args:
+        boxes: of one image.
+        iou: boxes that overlap more than this are one.
+    """
+    iou_NN = pairwise_iou(_corners(boxes), _corners(boxes))
+    kept: list[int] = []
+    for n, box in enumerate(boxes):
+        is_duplicate = any(
+            boxes[k].category == box.category and (iou_NN[k, n] > iou or boxes[k].xyxy_px == box.xyxy_px) for k in kept
+        )
+        if not is_duplicate:
+            kept.append(n)
+    return tuple(boxes[k] for k in kept)
+
+
+def _assign(score_AB: Floats, *, same_class: bool) -> list[BoxPair]:
+    rows, columns = linear_sum_assignment(score_AB, maximize=True)
+    return [
+        BoxPair(int(a), int(b), float(score_AB[a, b]), same_class)
+        for a, b in zip(rows, columns, strict=True)
+        if score_AB[a, b] > 0
+    ]
+
+
+def _corners(boxes: Sequence[Box]) -> Floats:
+    return np.array([box.xyxy_px for box in boxes], dtype=np.float64).reshape(-1, 4)

@@ -1,0 +1,1 @@
+"""The detector on files: weights, checkpoints, launch, inference, the served model."""

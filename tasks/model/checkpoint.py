@@ -1,0 +1,83 @@
+"""The state of an unfinished training run, so that a kill costs minutes and not the night."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from pickle import UnpicklingError
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch
+
+from detectron_ext.trainer import StepLog, TeacherStudentTrainer
+from tasks.runtime.errors import EXIT_INTERRUPTED
+from tasks.storage import files
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoint:
+    """The newest state of an unfinished run, kept outside DVC; only used for the very same inputs."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._path = folder / "checkpoint.pth"
+        self._key = key
+        self.exit_requested = False
+
+    def load(self, trainer: TeacherStudentTrainer) -> list[StepLog]:
+        """Bring ``trainer`` to the stored iteration; returns the log up to there."""
+        if not self._path.is_file():
+            return []
+        try:
+            state = torch.load(self._path, map_location=trainer.student.device, weights_only=True)
+        except (RuntimeError, EOFError, OSError, UnpicklingError):
+            log.warning("train: the checkpoint is unreadable and set aside; starting at iteration 0")
+            return []
+        if state["key"] != self._key:
+            log.info("train: the checkpoint belongs to other inputs; starting at iteration 0")
+            return []
+        trainer.load_state_dict(state["run"])
+        log.info("train: going on at iteration %d", trainer.iteration)
+        return [StepLog(**row) for row in state["logs"]]
+
+    def save(self, trainer: TeacherStudentTrainer, logs: list[StepLog]) -> None:
+        """Replace the stored state atomically."""
+        write_state(
+            {"key": self._key, "run": trainer.state_dict(), "logs": [asdict(entry) for entry in logs]}, self._path
+        )
+
+    def delete(self) -> None:
+        """The run is finished."""
+        self._path.unlink(missing_ok=True)
+
+    def exit_on_signal(self) -> None:
+        """SIGTERM and Ctrl-C end the run after the current iteration, with its state saved."""
+
+        def request(signum: int, frame: FrameType | None) -> None:
+            del signum, frame
+            self.exit_requested = True
+
+        signal.signal(signal.SIGTERM, request)
+        signal.signal(signal.SIGINT, request)
+
+    def exit_interrupted(self, iteration: int) -> NoReturn:
+        """End the process at once; the state is saved, and the workers that read ahead go with it."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for an error
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        log.info("train: asked to leave; saved at iteration %d, run again to go on", iteration)
+        sys.stdout.flush()
+        os._exit(EXIT_INTERRUPTED)
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """Write tensors atomically; the same state gives the same bytes.
+
+    Through an open file, because torch writes a file's name into it, and the temporary name is another each time.
+    """
+    with files.atomic_write(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)

@@ -1,0 +1,132 @@
+"""``params.yaml`` as one frozen typed object: the only input besides data (DVC could not see a default).
+
+Load only what a stage declares: ``load(path, "seed", "model", "train")``.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from tasks.params.annotation import LabelValidationParams, ProviderParams
+from tasks.params.promotion import AuditParams, PromotionParams
+from tasks.params.stages import (
+    AssembleParams,
+    AugmentationParams,
+    BudgetParams,
+    ClassName,
+    DigitsParams,
+    DwaParams,
+    EvaluateParams,
+    InferParams,
+    ModelParams,
+    NightlyParams,
+    PoolParams,
+    PreannotationParams,
+    PrepareParams,
+    ReportParams,
+    ScoringParams,
+    Section,
+    SelectParams,
+    SslParams,
+    TrainParams,
+)
+from tasks.runtime.errors import UserError
+
+
+class Params(Section):
+    """All sections of ``params.yaml``. ``draw`` stands in the repository's own file only."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    classes: Annotated[list[ClassName], Field(min_length=1)]
+    draw: DigitsParams | None = None
+    model: ModelParams
+    pool: PoolParams
+    prepare: PrepareParams
+    assemble: AssembleParams
+    train: TrainParams
+    augmentation: AugmentationParams
+    ssl: SslParams
+    evaluate: EvaluateParams
+    infer: InferParams
+    scoring: ScoringParams
+    dwa: DwaParams
+    budget: BudgetParams
+    select: SelectParams
+    preannotation: PreannotationParams
+    report: ReportParams
+    label_validation: LabelValidationParams
+    nightly: NightlyParams
+    provider: ProviderParams
+    promotion: PromotionParams
+    audit: AuditParams
+
+    @model_validator(mode="after")
+    def _check_unique_classes(self) -> Self:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes is {self.classes}, expected no name twice")
+        return self
+
+
+class StageParams:
+    """The sections one stage declared; any other is an error, so that no dependency stays hidden from DVC."""
+
+    def __init__(self, params: Params, names: tuple[str, ...]) -> None:
+        self._params = params
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._names:
+            raise AttributeError(f"params section {name!r} is not declared, only {self._names}")
+        return getattr(self._params, name)
+
+
+def load_params(path: Path) -> Params:
+    """Read and check the whole file.
+
+    Raises:
+        UserError: missing, not YAML, unknown key, wrong type or a value out of range; names each one.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            path,
+            "the file is missing, expected a parameter file",
+            "Run gleaner init, or change to a workspace.",
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(path, f"the content is not YAML ({' '.join(str(error).split())}), expected YAML") from None
+    return validate_params(content, path)
+
+
+def validate_params(content: object, source: object) -> Params:
+    """Hold parsed YAML against the classes above.
+
+    Raises:
+        UserError: unknown key, wrong type or a value out of range; names each one.
+    """
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError(source, "; ".join(format_validation_error(problem) for problem in error.errors())) from None
+
+
+def load_stage_params(path: Path, *names: str) -> StageParams:
+    """Check the whole file, hand out only the sections named."""
+    return StageParams(load_params(path), names)
+
+
+def format_validation_error(error: Any) -> str:
+    """One pydantic error as ``<key> is <value>, expected <allowed>``."""
+    key = ".".join(str(part) for part in error["loc"]) or "the file"
+    if error["type"] == "extra_forbidden":
+        return f"{key} is an unknown parameter, expected none of that name"
+    if error["type"] == "missing":
+        return f"{key} is missing, expected a value"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{key}: {message}"
+    expected = message.removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{key} is {error['input']!r}, expected {expected}"

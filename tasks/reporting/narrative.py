@@ -1,0 +1,252 @@
+"""Sentences of the page: what happened, in plain words, and no more than the figures bear."""
+
+from collections.abc import Sequence
+
+from tasks.reporting.report_data import Document, ReportData
+
+DASH = "–"
+"""Stands where a figure does not exist."""
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure with a fixed number of digits, thousands apart, a true minus, or a dash."""
+    if value is None or value != value:
+        return DASH
+    return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "−")
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    """A difference with its sign; a true minus, not a hyphen."""
+    if value is None or value != value:
+        return DASH
+    text = number(abs(value), digits)
+    return f"±{text}" if float(f"{value:.{digits}f}") == 0 else ("+" if value > 0 else "−") + text
+
+
+def pluralize(count: float, one: str, many: str | None = None) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number(count, 0)} {one if count == 1 else many or one + 's'}"
+
+
+def join_and(parts: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def headline(history: Sequence[Document]) -> str:
+    """The campaign's state in one line."""
+    now = history[-1]
+    reached, labels = now["teacher"]["mAP"], f"{pluralize(now['labels'], 'image')} labeled"
+    if reached is None:
+        return f"Round {now['round']}: {labels}, and nothing to measure the teacher on"
+    if len(history) == 1:
+        return f"Round {now['round']}: the teacher starts at {number(reached)} mAP with {labels}"
+    return f"Round {now['round']}: the teacher reaches {number(reached)} mAP with {labels}"
+
+
+def summary(data: ReportData, history: Sequence[Document]) -> list[str]:
+    """A paragraph for somebody who reads nothing else, one sentence each."""
+    return [_progress(history), _next_batch(data), _weights_summary(data.dwa)]
+
+
+def _progress(history: Sequence[Document]) -> str:
+    points = [entry["teacher"]["mAP"] for entry in history]
+    if len(points) == 1 or points[-1] is None or points[0] is None:
+        return "This is the first point of the curve; there is nothing to compare it with yet."
+    since = f"{_change_text(points[-1] - points[0])} since round {history[0]['round']}"
+    if len(points) == 2 or points[-2] is None:
+        return f"That is {since}, for {_labels_between(history[0], history[-1])}."
+    last = f"{_change_text(points[-1] - points[-2])} since round {history[-2]['round']}"
+    return f"That is {since}, for {_labels_between(history[0], history[-1])}, and {last}."
+
+
+def _labels_between(first: Document, now: Document) -> str:
+    return f"{pluralize(now['labels'] - first['labels'], 'more image')} labeled"
+
+
+def _change_text(points: float) -> str:
+    """A difference in mAP; what rounds to nothing is called nothing."""
+    if abs(points) < 0.05:
+        return "no change"
+    return f"a {'gain' if points > 0 else 'loss'} of {number(abs(points))} mAP points"
+
+
+_NOISE_POINTS = 2.0
+"""Of mAP: what a small validation set moves by chance, as the page says."""
+
+
+def teacher_lag_warning(now: Document) -> str:
+    """Where the teacher, which is kept, is worse than the student it is averaged from, and what to do; else empty."""
+    teacher, student = now["teacher"]["mAP"], now["student"]["mAP"]
+    if teacher is None or student is None or student - teacher < _NOISE_POINTS:
+        return ""
+    return (
+        f"The student is {number(student - teacher)} mAP points ahead: the moving average lags behind. "
+        "A lower ssl.ema_decay, or more iterations after the burn-in, let the teacher catch up."
+    )
+
+
+_MAX_PSEUDO_BOX_RATIO = 3.0
+"""Labeled images are chosen, so classes are not equally frequent in the pool; but not as different as this."""
+
+
+def pseudo_box_warning(train_summary: Document, assemble_summary: Document) -> str:
+    """Classes of which the teacher drew far more pseudo-boxes than people drew boxes, and what to do; else empty."""
+    labeled = {
+        name: boxes / assemble_summary["labeled_images"] for name, boxes in assemble_summary["boxes_per_class"].items()
+    }
+    pseudo_boxes = train_summary["pseudo_boxes_per_image_by_class"]
+    excessive = [
+        name for name, boxes in labeled.items() if boxes and pseudo_boxes[name] >= _MAX_PSEUDO_BOX_RATIO * boxes
+    ]
+    if not excessive:
+        return ""
+    times = [f"“{name}” {number(pseudo_boxes[name] / labeled[name], 0)} times" for name in excessive]
+    return (
+        f"The teacher draws {join_and(times)} as often in unlabeled images as people did in labeled ones: most of these "
+        "pseudo-boxes must be mistakes, and the student learns them. A higher ssl.pseudo_label_threshold, with "
+        "ssl.pseudo_label_threshold_mode “fixed”, keeps them out."
+    )
+
+
+def _next_batch(data: ReportData) -> str:
+    picked, left = data.selection_summary["selected"], data.assemble_summary["unlabeled_images"]
+    if not left:
+        return "No unlabeled image is left: there is nothing more to ask for."
+    if not picked:
+        return f"None of the {pluralize(left, 'unlabeled image')} was picked."
+    which = (
+        f"All {pluralize(left, 'unlabeled image')} are"
+        if picked == left
+        else f"{picked} of {left} unlabeled images are"
+    )
+    if picked == left == 1:
+        which = "The last unlabeled image is"
+    work = f"about {pluralize(round(data.selection_summary['expected_boxes']), 'box', 'boxes')} to check"
+    minutes = pluralize(round(data.selection_summary["expected_minutes"]), "minute")
+    return f"{which} asked for next, {work}, {minutes} of work."
+
+
+def _weights_summary(dwa: Document) -> str:
+    if dwa["mode"] != "learned":
+        return f"The metric weights are set to “{dwa['mode']}” in params.yaml, not learned."
+    return f"They are ranked with {dwa['used']} metric weights."
+
+
+_IMPORT_CORRECTIONS = (
+    ("duplicates_collapsed", "exact duplicate", "exact duplicates", "collapsed"),
+    ("val_duplicates_dropped", "image", "images", "kept out of the pool because validation has the same"),
+    ("clipped_boxes", "box", "boxes", "clipped by a pixel"),
+)
+
+
+def import_corrections(import_counts: Document) -> str:
+    """What the import put right by itself; empty where there was nothing."""
+    done = [
+        f"{pluralize(import_counts[key], one, many)} {what}"
+        for key, one, many, what in _IMPORT_CORRECTIONS
+        if import_counts.get(key)
+    ]
+    return f"On import: {join_and(done)}." if done else ""
+
+
+def dwa_verdict(dwa: Document) -> str:
+    """Which metric weights were used, and on what evidence; says plainly when the network lost."""
+    learned, equal = dwa["spearman_dwa"], dwa["spearman_equal"]
+    pairs = pluralize(dwa["num_samples"], "image")
+    if dwa["mode"] != "learned":
+        return (
+            f"This campaign does not learn its metric weights: dwa.mode is “{dwa['mode']}”, "
+            "so every image gets the same ones."
+        )
+    if learned is None or equal is None:
+        equal_only = "" if equal is None else f" For equal weights alone it is {number(equal, 2)}."
+        return (
+            f"Equal weights were used: {pairs} with both detections and human labels "
+            f"{'is' if dwa['num_samples'] == 1 else 'are'} too few to learn from and to compare fairly.{equal_only}"
+        )
+    comparison = f"{number(learned, 2)} with learned and {number(equal, 2)} with equal weights"
+    if dwa["used"] == "learned":
+        return f"Learned weights were used. They rank the teacher’s mistakes better: {comparison}, on {pairs}."
+    return f"Equal weights were used. Learned ones rank the teacher’s mistakes no better: {comparison}, on {pairs}."
+
+
+def dwa_caution(dwa: Document) -> str:
+    """How much the comparison can bear."""
+    pairs = dwa["num_samples"]
+    if dwa["spearman_dwa"] is None:
+        return ""
+    # Fisher's z: the standard error of a rank correlation is about 1.06 / sqrt(n - 3)
+    margin = min(1.0, 1.96 * 1.06 / (pairs - 3) ** 0.5) if pairs > 3 else 1.0
+    return (
+        f"With {pluralize(pairs, 'image')} either figure is uncertain by about ±{number(margin, 2)} (95 %): "
+        "a small lead is no proof."
+    )
+
+
+CONFIDENCE = {
+    "sum": "The sum of an image’s scores: how much the teacher is sure to see in it.",
+    "least_confidence": "The mean of 1 − score over an image’s boxes: doubtful images stand on the right.",
+}
+ENTROPY = {
+    "sum": "The summed entropy of the class posteriors (nats): doubt about what the boxes hold.",
+    "mean": "The mean entropy of the class posteriors (nats): doubt about what a box holds.",
+}
+OVERLAP = "The mean IoU between pairs of boxes that survived suppression: boxes that pile up."
+
+
+def dwa_record(history: Sequence[Document]) -> str:
+    """In how many rounds the network was good enough."""
+    if len(history) == 1:
+        return ""
+    used = sum(bool(entry.get("dwa_used")) for entry in history)
+    return f"Learned weights were used in {used} of {pluralize(len(history), 'round')} so far."
+
+
+_CHANGES = (
+    ("unchanged", "unchanged"),
+    ("box_adjusted", "adjusted"),
+    ("class_changed", "given another class"),
+    ("deleted", "deleted"),
+)
+
+
+def agreement(history: Sequence[Document]) -> list[str]:
+    """What people changed of the boxes they started from, and how alike they draw."""
+    now = history[-1]["agreement"]
+    return [
+        _preannotation_agreement(now["with_preannotations"], history),
+        _annotator_agreement(now["between_annotators"]),
+    ]
+
+
+def _preannotation_agreement(now: Document, history: Sequence[Document]) -> str:
+    if not now["images"]:
+        return "No answer of the newest batch says what boxes it started from."
+    num_preannotations = sum(now[key] for key, _ in _CHANGES)
+    changed = join_and([f"{number(now[key], 0)} were {change}" for key, change in _CHANGES])
+    added = f"{pluralize(now['added'], 'box was', 'boxes were')} added"
+    changes = (
+        f"Of {pluralize(num_preannotations, 'pre-drawn box', 'pre-drawn boxes')} {changed}"
+        if num_preannotations
+        else "No box was pre-drawn"
+    )
+    known = [entry["agreement"]["with_preannotations"]["f1"] for entry in history if "agreement" in entry]
+    measured = [number(f1, 2) for f1 in known if f1 is not None]
+    trend = f" F1 by round: {', '.join(measured)}." if len(measured) > 1 else ""
+    return f"{changes}; {added}.{trend}"
+
+
+def _annotator_agreement(now: Document) -> str:
+    if not now["images"]:
+        return "No image of the newest batch was labeled by two people."
+    score = "" if now["f1"] is None else f", with an F1 of {number(now['f1'], 2)}"
+    return f"{pluralize(now['images'], 'time')} two people labeled the same image{score}."

@@ -1,0 +1,120 @@
+"""Everything the page is made from, read once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from tasks.data.label_store import read_batch, read_labels
+from tasks.data.paths import STAGES, Workspace
+from tasks.data.schemas import SCORES, SELECTION, UNCERTAINTY, AnnotationTask
+from tasks.reporting.agreement import agreement_metrics
+from tasks.runtime.errors import UserError
+from tasks.storage import files
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """One round's outputs, and the history of the rounds before it."""
+
+    root: Path
+    """Folder that image uris are relative to."""
+    classes: Sequence[str]
+    past_rounds: Sequence[Document]
+    """History entries of earlier rounds, oldest first."""
+    assemble_summary: Document
+    train_summary: Document
+    curves: pd.DataFrame | None
+    """One row per training iteration; None where train kept none."""
+    metrics: Document
+    """Of teacher and student, in percent."""
+    dwa: Document
+    selection_summary: Document
+    """Summary of the selection."""
+    agreement: Document
+    """Of the newest label batch: with the pre-drawn boxes, and between annotators."""
+    pool_metrics: pd.DataFrame
+    """contracts.SCORES joined with contracts.UNCERTAINTY, by image_id, for every unlabeled image."""
+    selection: pd.DataFrame
+    """contracts.SELECTION, by rank."""
+    tasks: Sequence[AnnotationTask]
+    """What annotators get, by rank."""
+    import_counts: Document
+    """What ``gleaner init`` counted: of ``data/import_report.json``."""
+    rejected: Mapping[str, Sequence[Document]]
+    """``{where, reason}`` by the step that set it aside."""
+    stage_seconds: Mapping[str, float]
+    """Of each stage's last run, in the order of the stages; empty where nothing was timed."""
+
+
+def load_report_data(workspace: Workspace, classes: Sequence[str]) -> ReportData:
+    """Read what the stages before left in a workspace.
+
+    Raises:
+        UserError: something is missing or not as its contract says.
+    """
+    select_folder = workspace.derived("select")
+    import_report = files.read_json(workspace.import_report)
+    store = read_labels(workspace.labels)
+    return ReportData(
+        root=workspace.root,
+        classes=classes,
+        past_rounds=_history(workspace.warm_start / "history.json"),
+        assemble_summary=files.read_json(workspace.derived("assemble") / "summary.json"),
+        train_summary=files.read_json(workspace.derived("train") / "summary.json"),
+        curves=_curves(workspace.derived("train") / "curves.parquet"),
+        metrics=files.read_json(workspace.derived("evaluate") / "metrics.json"),
+        dwa=files.read_json(workspace.derived("weigh") / "dwa.json"),
+        selection_summary=files.read_json(select_folder / "summary.json"),
+        agreement=agreement_metrics(read_batch(workspace.label_batch(store.newest_batch)), store.all_annotations),
+        pool_metrics=_pool_metrics(workspace),
+        selection=files.read_table(select_folder / "selection.parquet", SELECTION).to_pandas(),
+        tasks=_read_tasks(workspace.derived("handoff") / "manifest.jsonl"),
+        import_counts=import_report.get("counts", {}),
+        rejected={
+            "import": import_report.get("set_aside", []),
+            "prepare": files.read_json(workspace.derived("prepare") / "quarantine.json"),
+        },
+        stage_seconds=_stage_seconds(workspace),
+    )
+
+
+def _history(path: Path) -> list[Document]:
+    history = files.read_json(path)
+    if not isinstance(history, list) or not all(isinstance(entry, dict) and "round" in entry for entry in history):
+        raise UserError(path, "the content is not a list of rounds, expected one", "Run: dvc checkout data/warm_start")
+    return history
+
+
+def _curves(path: Path) -> pd.DataFrame | None:
+    curves: pd.DataFrame | None = pq.read_table(path).to_pandas() if path.is_file() else None
+    return curves
+
+
+def _pool_metrics(workspace: Workspace) -> pd.DataFrame:
+    scores = files.read_table(workspace.derived("score") / "scores.parquet", SCORES).to_pandas()
+    weights = files.read_table(workspace.derived("weigh") / "uncertainty.parquet", UNCERTAINTY).to_pandas()
+    joined: pd.DataFrame = scores.set_index("image_id").join(weights.set_index("image_id"), how="inner")
+    return joined
+
+
+def _read_tasks(manifest: Path) -> list[AnnotationTask]:
+    try:
+        lines = manifest.read_text(encoding="utf-8").split("\n")  # a class name may hold other line ends
+        return [AnnotationTask.model_validate_json(line) for line in lines if line.strip()]
+    except FileNotFoundError:
+        raise UserError(manifest, "the file is missing, expected one task a line", "Run: dvc repro handoff") from None
+    except ValueError as error:
+        problem = f"a line is not a task ({' '.join(str(error).split())[:200]}), expected one task a line"
+        raise UserError(manifest, problem, "Run: dvc repro --force handoff") from None
+
+
+def _stage_seconds(workspace: Workspace) -> dict[str, float]:
+    """Not the report's own: it is still running, and what lies there is from the run before."""
+    timed = {stage: workspace.timing(stage) for stage in STAGES if stage != "report"}
+    return {stage: float(files.read_json(path)["seconds"]) for stage, path in timed.items() if path.is_file()}

@@ -1,0 +1,1 @@
+"""How a stage process starts, reports progress and ends."""

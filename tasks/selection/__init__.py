@@ -1,0 +1,1 @@
+"""Selection strategies, labeling cost and budget."""

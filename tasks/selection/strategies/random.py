@@ -1,0 +1,17 @@
+"""Every image equally likely: the control against which a gain is claimed (METHOD section 7)."""
+
+import pandas as pd
+
+from tasks.selection.strategies.base import seeded_shuffle
+
+
+class Random:
+    """A uniform random order."""
+
+    def rank(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
+        """Ids in an order that depends on nothing but the seed and the set of ids."""
+        return seeded_shuffle((str(image) for image in candidates.index), seed=seed, purpose="random")
+
+    def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
+        """Says that nothing about the image mattered."""
+        return f"random: uniform draw from {num_candidates} images"

@@ -1,0 +1,1 @@
+"""Local files, S3 and the image cache."""

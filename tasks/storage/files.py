@@ -1,0 +1,118 @@
+"""Files that are either whole or absent: temporary name, fsync, rename; and their digests."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.runtime.errors import UserError
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path next to ``path``; on success fsync it and rename it over ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp makes 0600, which a second user of the cache could not read
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+        _fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: keys in the order given, two-space indent, final newline."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: the file is missing, not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(path, "the file is missing, expected JSON") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(path, f"the content is not JSON ({error}), expected JSON") from None
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet table atomically."""
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a Parquet table and hold it against its contract.
+
+    Raises:
+        UserError: the file is missing, unreadable, or its columns are not those of ``schema``.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise UserError(path, "the file is missing, expected a Parquet table") from None
+    except pa.ArrowInvalid as error:
+        raise UserError(path, f"the content is unreadable ({error}), expected a Parquet table") from None
+    if not table.schema.equals(schema):
+        raise UserError(path, f"the columns are {table.schema.names}, expected {schema.names} with their types")
+    return table
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_bytes(content: bytes) -> str:
+    """SHA-256, 64 hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_json(content: Any) -> str:
+    """SHA-256 of a value's canonical JSON (sorted keys, no spaces), 64 hex digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sha256_tree(path: Path, keep: Callable[[Path], bool] = lambda _: True) -> str:
+    """SHA-256 of a file, or of a folder's relative names and contents, 64 hex digits."""
+    if path.is_file():
+        return sha256_file(path)
+    files = sorted(found for found in path.rglob("*") if found.is_file() and keep(found))
+    return sha256_json([[found.relative_to(path).as_posix(), sha256_file(found)] for found in files])
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,76 @@
+"""How well a round's uncertainty finds the teacher's mistakes, over the whole unlabeled pool.
+
+Only a study can say this: it reads the oracle, which no stage may. Run in a workspace whose ``derived/`` is up
+to date: ``python -m tasks.study.pool_spearman``.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from detectron_ext.uncertainty_metrics import Floats, grouped_spearman
+from tasks.data import schemas
+from tasks.data.dwa_samples import DwaSample, calibration_samples
+from tasks.data.paths import Workspace
+from tasks.params import StageParams, load_stage_params
+from tasks.runtime.stage_main import stage_main
+from tasks.storage import files
+
+
+def pool_spearman(
+    params: StageParams, *, oracle: Path, detections: Path, scores: Path, uncertainty: Path
+) -> dict[str, float | int | None]:
+    """Spearman correlation with the realized loss (all class weights 1, so that arms compare).
+
+    Args:
+        params: sections classes and dwa.
+        oracle: contracts.ANNOTATED, true boxes of the pool.
+        detections: output of infer.
+        scores: contracts.SCORES of the pool.
+        uncertainty: contracts.UNCERTAINTY of the pool.
+
+    Returns:
+        ``pool_images``; correlation of the uncertainty that was used (``uncertainty``), of equal weights (``equal``)
+        and of each metric alone; None where one side is constant or fewer than 3 images are left.
+    """
+    samples = calibration_samples(oracle, detections, scores, params.classes, params.dwa.focal_gamma)
+    table = files.read_table(uncertainty, schemas.UNCERTAINTY)
+    used = dict(zip(table["image_id"].to_pylist(), table["uncertainty"].to_pylist(), strict=True))
+    metrics_P3 = np.array([pair.metrics for pair in samples], dtype=np.float64).reshape(-1, 3)
+    candidates: dict[str, Floats] = {
+        "uncertainty": np.array([used[pair.image_id] for pair in samples], dtype=np.float64),
+        "equal": metrics_P3.mean(axis=1),
+        **{name: metrics_P3[:, index] for index, name in enumerate(schemas.METRICS)},
+    }
+    loss_P = _losses(samples)
+    return {"pool_images": len(samples)} | {
+        name: _rounded(grouped_spearman([(score_P, loss_P)])) for name, score_P in candidates.items()
+    }
+
+
+def _losses(samples: list[DwaSample]) -> Floats:
+    return np.array([float(pair.losses.total_K.sum()) for pair in samples], dtype=np.float64)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def _body(workspace: Workspace) -> None:
+    result = pool_spearman(
+        load_stage_params(workspace.params, "classes", "dwa"),
+        oracle=workspace.oracle,
+        detections=workspace.derived("infer"),
+        scores=workspace.derived("score") / "scores.parquet",
+        uncertainty=workspace.derived("weigh") / "uncertainty.parquet",
+    )
+    files.write_json(workspace.scratch("study") / "pool.json", result)
+
+
+def main() -> None:
+    """``python -m tasks.study.pool_spearman``."""
+    stage_main("study_pool", _body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Views and batches: boxes follow the pixels, every image gets its turn, an iteration always sees the same."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from detectron_ext.augmentation import AugmentationConfig, Example, resize, strong_augment, weak_augment
+from detectron_ext.data import InfiniteSampler, SemiSupervisedBatches
+
+AUGMENTATION = AugmentationConfig(short_side_px=32, long_side_px=64, flip_probability=0.5, scale_jitter_frac=0.2)
+
+
+def make_image(uri: str) -> np.ndarray:
+    """A dark 40 x 60 picture with one bright box whose place follows from the name."""
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    left = int(uri)
+    pixels[10:30, left : left + 12] = 255
+    return pixels
+
+
+def make_example(left: int, labeled: bool = True) -> Example:
+    boxes = np.array([[left, 10, left + 12, 30]] if labeled else [], dtype=np.float32).reshape(-1, 4)
+    return Example(f"{left:016d}", str(left), boxes, np.zeros(len(boxes), dtype=np.int64))
+
+
+def make_batches(seed: int = 5, burn_in: int = 2) -> SemiSupervisedBatches:
+    labeled = [make_example(left) for left in (1, 10, 20)]
+    unlabeled = [make_example(left, labeled=False) for left in range(30, 37)]
+    return SemiSupervisedBatches(
+        labeled, unlabeled, make_image, AUGMENTATION, batch_sizes=(2, 3), burn_in_iterations=burn_in, seed=seed
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_boxes_follow_the_pixels(seed: int) -> None:
+    example = make_example(5)
+    pixels, boxes = weak_augment(make_image("5"), example, AUGMENTATION, np.random.default_rng(seed))
+    x1, y1, x2, y2 = boxes[0]
+    rows, columns = np.nonzero(pixels[:, :, 0] > 127)
+    assert abs(columns.min() - x1) <= 1
+    assert abs(columns.max() + 1 - x2) <= 1
+    assert abs(rows.min() - y1) <= 1
+    assert abs(rows.max() + 1 - y2) <= 1
+
+
+def test_the_strong_view_keeps_the_geometry() -> None:
+    pixels = make_image("5")
+    for seed in range(10):
+        assert strong_augment(pixels, AUGMENTATION, np.random.default_rng(seed)).shape == pixels.shape
+
+
+def test_resize_respects_both_sides() -> None:
+    resized, factor_x, factor_y = resize(np.zeros((100, 400, 3), dtype=np.uint8), AUGMENTATION)
+    assert resized.shape == (16, 64, 3)
+    assert (factor_x, factor_y) == (0.16, 0.16)
+
+
+def test_an_order_visits_everything_once_per_pass_and_differs_between_passes() -> None:
+    order = InfiniteSampler(10, seed=1, stream=0)
+    passes = [[order[10 * epoch + i] for i in range(10)] for epoch in range(3)]
+    assert all(sorted(one) == list(range(10)) for one in passes)
+    assert passes[0] != passes[1]
+
+
+def test_unlabeled_batches_cover_the_whole_pool() -> None:
+    seen = Counter(image_id for i in range(2, 2 + 14) for image_id in make_batches()[i].unlabeled_ids)
+    assert len(seen) == 7
+    assert set(seen.values()) == {6}
+
+
+def test_burn_in_sees_labels_only() -> None:
+    assert make_batches()[1].unlabeled_ids == []
+    assert len(make_batches()[2].unlabeled_ids) == 3
+
+
+def test_an_iteration_is_the_same_whenever_it_is_asked_for() -> None:
+    first, again, other = make_batches()[3], make_batches()[3], make_batches()[4]
+    for one, two in zip(first.labeled + first.unlabeled_strong, again.labeled + again.unlabeled_strong, strict=True):
+        torch.testing.assert_close(one["image"], two["image"])
+    assert first.unlabeled_ids != other.unlabeled_ids
+
+
+def test_starting_late_gives_the_same_batches() -> None:
+    whole = list(make_batches().iterate(0, 5, num_workers=0))
+    late = list(make_batches().iterate(3, 5, num_workers=0))
+    assert [batch.unlabeled_ids for batch in whole[3:]] == [batch.unlabeled_ids for batch in late]
+    torch.testing.assert_close(whole[3].labeled[0]["image"], late[0].labeled[0]["image"])
+
+
+def test_no_labels_is_an_error() -> None:
+    with pytest.raises(ValueError, match="labeled images are 0"):
+        SemiSupervisedBatches([], [], make_image, AUGMENTATION, batch_sizes=(1, 1), burn_in_iterations=0, seed=0)
+
+
+def test_processes_share_every_batch_and_see_the_same_views() -> None:
+    labeled = [make_example(left) for left in (1, 10, 20)]
+    unlabeled = [make_example(left, labeled=False) for left in range(30, 37)]
+
+    def made(rank: int, world_size: int) -> SemiSupervisedBatches:
+        sizes = {"batch_sizes": (2, 4), "burn_in_iterations": 0, "seed": 5}
+        return SemiSupervisedBatches(
+            labeled, unlabeled, make_image, AUGMENTATION, rank=rank, world_size=world_size, **sizes
+        )
+
+    whole, first, second = made(0, 1)[3], made(0, 2)[3], made(1, 2)[3]
+    assert whole.unlabeled_ids[0::2] == first.unlabeled_ids
+    assert whole.unlabeled_ids[1::2] == second.unlabeled_ids
+    for alone, shared in zip(whole.labeled, first.labeled + second.labeled, strict=True):
+        assert torch.equal(alone["image"], shared["image"])
+    for alone, shared in zip(whole.unlabeled_strong[1::2], second.unlabeled_strong, strict=True):
+        assert torch.equal(alone["image"], shared["image"])
+
+
+def test_a_batch_that_does_not_divide_among_the_processes_is_refused() -> None:
+    with pytest.raises(ValueError, match="labeled images per step are 3, expected a multiple of the 2 devices"):
+        SemiSupervisedBatches(
+            [make_example(1)],
+            [],
+            make_image,
+            AUGMENTATION,
+            batch_sizes=(3, 2),
+            burn_in_iterations=0,
+            seed=1,
+            rank=0,
+            world_size=2,
+        )

@@ -1,0 +1,66 @@
+"""Realised loss on cases small enough to count by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from detectron_ext.detection_loss import MISS_PROBABILITY, class_difficulty, match_detections, realized_loss
+
+GAMMA = 1.5
+
+
+def focal_loss(p: float) -> float:
+    return -((1 - p) ** GAMMA) * math.log(p)
+
+
+BOX = [10.0, 10, 20, 20]
+FAR = [50.0, 50, 60, 60]
+
+
+def compute_loss(boxes, posteriors, truth, classes):  # type: ignore[no-untyped-def]
+    posteriors = np.array(posteriors, dtype=float).reshape(-1, 3)
+    return realized_loss(
+        np.array(boxes, dtype=float).reshape(-1, 4),
+        posteriors[:, :-1].max(axis=1, initial=0),
+        posteriors,
+        np.array(truth, dtype=float).reshape(-1, 4),
+        np.array(classes, dtype=int),
+        GAMMA,
+    )
+
+
+def test_a_hit_counts_the_true_class() -> None:
+    loss = compute_loss([BOX], [[0.7, 0.2, 0.1]], [BOX], [0])
+    assert loss.total_K.tolist() == pytest.approx([focal_loss(0.7), 0])
+
+
+def test_a_hit_under_the_wrong_name_counts_the_true_class_too() -> None:
+    loss = compute_loss([BOX], [[0.7, 0.2, 0.1]], [BOX], [1])
+    assert loss.total_K.tolist() == pytest.approx([0, focal_loss(0.2)])
+
+
+def test_a_false_positive_counts_for_the_class_it_claims() -> None:
+    loss = compute_loss([BOX], [[0.7, 0.2, 0.1]], [], [])
+    assert loss.total_K.tolist() == pytest.approx([focal_loss(0.1), 0])
+
+
+def test_a_miss_counts_for_the_class_that_was_there() -> None:
+    loss = compute_loss([], [], [BOX], [1])
+    assert loss.total_K.tolist() == pytest.approx([0, focal_loss(MISS_PROBABILITY)])
+    assert loss.num_terms_K.tolist() == [0, 1]
+
+
+def test_an_empty_image_without_detections_costs_nothing() -> None:
+    assert compute_loss([], [], [], []).weighted(np.ones(2)) == 0.0
+
+
+def test_one_true_box_is_matched_once_by_the_surest_detection() -> None:
+    matched = match_detections(np.array([BOX, BOX, FAR]), np.array([0.5, 0.9, 0.8]), np.array([BOX]))
+    assert matched.tolist() == [-1, 0, -1]
+
+
+def test_difficulty_is_the_mean_per_term() -> None:
+    losses = [compute_loss([BOX], [[0.7, 0.2, 0.1]], [BOX], [0]), compute_loss([], [], [BOX], [0])]
+    assert class_difficulty(losses)[0] == pytest.approx((focal_loss(0.7) + focal_loss(MISS_PROBABILITY)) / 2)
+    assert math.isnan(class_difficulty(losses)[1])

@@ -1,0 +1,268 @@
+"""Which images are finished, by whom and when; and that nothing a person put there gets lost."""
+
+import json
+import os
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from flows.annotation.providers.folder import detect_format
+from flows.annotation.providers.folder.outbox import offered_images
+from flows.annotation.providers.folder.writers import to_voc, to_yolo
+from tests.flows.annotation.folder.conftest import CLASSES, HEIGHT, WIDTH, Team
+
+
+def test_coco_of_the_whole_batch_finishes_only_what_somebody_touched(team: Team) -> None:
+    drawn_again: list[tuple[int, str, list[float]]] = [
+        (0, "cat", [3.2, 4.4, 17.0, 25.6]),
+        (1, "cat", [1, 1, 8, 8]),
+        (3, "dog, small", [5, 6, 7, 8]),
+    ]
+    team.write_to_inbox("batch-0003/instances.json", team.coco(drawn_again))
+    answers, problems = team.collect()
+    first, second, third, fourth = (task.image_id for task in team.tasks)
+    assert problems == []
+    assert set(answers) == {second, fourth}  # 0 is as pre-drawn to half a pixel, 2 has no boxes at all
+    assert answers[fourth]["boxes"] == [
+        {"category": "dog, small", "xyxy_px": [5.0, 6.0, 12.0, 14.0], "rotation_deg": None}
+    ]
+    assert answers[second]["status"] == "labeled"
+    assert {first, third}.isdisjoint(answers)
+    assert team.provider.status(team.delivery).finished == 2
+    assert team.provider.status(team.delivery).open == 2
+
+
+@pytest.mark.parametrize(
+    "how", ["list of names", "list of numbers", "flag", "status", "reviewed.csv", "star", "csv with another name"]
+)
+def test_reviewed_images_are_finished_with_what_is_there(team: Team, how: str) -> None:
+    first, _, third, _ = (task.image_id for task in team.tasks)
+    document = team.coco([(0, "cat", [3.0, 4.5, 17.25, 25.5])])
+    csv = {"reviewed.csv": f"image\n{first}\nimages/{third}.png\n", "star": "image\n*\n"}.get(how)
+    if how == "list of names":
+        document["reviewed"] = [f"{first}.png", f"{third}.png"]
+    elif how == "list of numbers":
+        document["reviewed"] = [0, 2]
+    elif how in ("flag", "status"):
+        for number, status in ((0, "labeled"), (2, "empty")):
+            document["images"][number] |= {"reviewed": True} if how == "flag" else {"status": status}
+    elif how == "csv with another name":
+        csv = f"image;status;annotator;seconds_spent;finished_at\n{first};;jo;30;2026-03-02T08:00:00+01:00\n{third};;;;"
+    if csv:
+        team.write_to_inbox("batch-0003/reviewed.csv", csv)
+    team.write_to_inbox("batch-0003/export/a.json", document)
+    answers, problems = team.collect()
+    assert problems == []
+    assert answers[first]["status"] == "labeled"
+    assert (answers[third]["status"], answers[third]["boxes"]) == ("empty", [])
+    assert len(answers) == (4 if how == "star" else 2)
+    if how.startswith("csv"):
+        said = [answers[first][key] for key in ("annotator", "seconds_spent", "finished_at")]
+        assert said == ["jo", 30.0, "2026-03-02T08:00:00+01:00"]
+
+
+def test_a_line_may_say_empty_or_skipped_by_itself_but_never_empty_by_default(team: Team) -> None:
+    first, second, third, _ = (task.image_id for task in team.tasks)
+    team.write_to_inbox("batch-0003/reviewed.csv", f"image,status\n{first},empty\n{second},skipped\n{third},\n")
+    answers, problems = team.collect()
+    assert problems == []
+    assert {image_id: answer["status"] for image_id, answer in answers.items()} == {first: "empty", second: "skipped"}
+
+
+def test_yolo_and_voc_files_finish_their_image_even_empty_ones(team: Team) -> None:
+    first, second, third, fourth = (task.image_id for task in team.tasks)
+    team.write_to_inbox(f"batch-0003/labels/train/{first}.txt", "1 0.5 0.5 0.5 0.25\n")
+    team.write_to_inbox(f"batch-0003/labels/train/{second}.txt", "")
+    team.write_to_inbox(f"batch-0003/{third}.xml", "<annotation><annotator>jo</annotator></annotation>")
+    team.write_to_inbox(
+        f"batch-0003/{fourth}.xml",
+        f"<annotation><size><width>{WIDTH}</width><height>{HEIGHT}</height></size><seconds_spent>9</seconds_spent>"
+        "<object><name>cat</name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>10</xmax><ymax>11</ymax></bndbox></object>"
+        "</annotation>",
+    )
+    answers, problems = team.collect()
+    assert problems == []
+    assert {image_id: answer["status"] for image_id, answer in answers.items()} == {
+        first: "labeled", second: "empty", third: "empty", fourth: "labeled",
+    }  # fmt: skip
+    assert answers[first]["boxes"] == [
+        {"category": "dog, small", "xyxy_px": [10.0, 12.0, 30.0, 20.0], "rotation_deg": None}
+    ]
+    assert answers[fourth]["boxes"][0]["xyxy_px"] == [1.0, 2.0, 10.0, 11.0]
+    assert (answers[third]["annotator"], answers[fourth]["seconds_spent"]) == ("jo", 9.0)
+
+
+@pytest.fixture(autouse=True)
+def published(team: Team) -> None:
+    """Every batch here went out."""
+    team.provider.deliver(team.delivery)
+
+
+def test_the_handed_out_files_brought_back_are_no_answer_unless_somebody_says_so(team: Team) -> None:
+    for image in offered_images(team.tasks):
+        team.write_to_inbox(f"batch-0003/a/{image.task.image_id}.xml", to_voc(image))
+        if image.task.predictions:
+            team.write_to_inbox(f"batch-0003/b/{image.task.image_id}.txt", to_yolo(image.task, CLASSES))
+    team.write_to_inbox("batch-0003/coco.json", team.read_outbox("batch-0003/preannotations/coco.json") or b"")
+    assert team.collect() == ({}, [])
+    team.write_to_inbox("batch-0003/reviewed.csv", f"image\n{team.tasks[0].image_id}\n")
+    found = team.provider.collect(team.delivery)
+    assert [answer["image_id"] for answer in found] == 3 * [team.tasks[0].image_id]  # once a file
+    for answer in found:
+        assert answer["boxes"][0]["xyxy_px"] == pytest.approx([3.0, 4.5, 20.25, 30.0], abs=0.01)
+
+
+def test_verified_is_what_labelimg_writes_when_the_boxes_were_right(team: Team) -> None:
+    image = offered_images(team.tasks)[0]
+    team.write_to_inbox(
+        f"batch-0003/{image.task.image_id}.xml",
+        to_voc(image).replace(b"<annotation>", b'<annotation verified="yes">'),
+    )
+    assert list(team.collect()[0]) == [image.task.image_id]
+
+
+def test_class_numbers_are_those_of_the_nearest_list(team: Team) -> None:
+    first, second, third, _ = (task.image_id for task in team.tasks)
+    team.write_to_inbox("batch-0003/jo/data.yaml", "names: ['dog, small', cat]")
+    team.write_to_inbox(f"batch-0003/jo/labels/{first}.txt", "0 0.5 0.5 0.5 0.5")
+    team.write_to_inbox("batch-0003/ann/classes.txt", "bird\ncat\n")
+    team.write_to_inbox(f"batch-0003/ann/{second}.txt", "0 0.5 0.5 0.5 0.5")
+    team.write_to_inbox(f"batch-0003/{third}.txt", "0 0.5 0.5 0.5 0.5")
+    answers, _ = team.collect()
+    named = {image_id: answer["boxes"][0]["category"] for image_id, answer in answers.items()}
+    assert named == {first: "dog, small", second: "bird", third: "cat"}  # the door refuses birds
+
+
+def test_without_the_outbox_nobody_knows_what_class_numbers_mean(team: Team) -> None:
+    (Path(team.location) / "outbox" / "batch-0003" / "_COMPLETE").unlink()
+    team.write_to_inbox(f"batch-0003/{team.tasks[0].image_id}.txt", "0 0.5 0.5 0.5 0.5")
+    answers, problems = team.collect()
+    assert answers == {}
+    assert "meaning of its class numbers is unknown" in problems[0]
+
+
+def test_names_outside_the_batch_wrong_sizes_and_foreign_files_are_told(team: Team) -> None:
+    document = team.coco([(0, "cat", [1, 1, 5, 5]), (1, "cat", [1, 1, 5, 5])])
+    document["images"][0]["file_name"] = f"../../{team.tasks[0].image_id}.png"
+    document["images"][1]["width"] = 80
+    document["annotations"][1]["attributes"] = {"rotation": 30.0}
+    team.write_to_inbox("batch-0003/a.json", document)
+    team.write_to_inbox("batch-0003/notes.docx", b"PK\x03\x04")
+    team.write_to_inbox("batch-0003/export.zip", b"PK\x03\x04")
+    team.write_to_inbox("batch-0003/settings.json", {"theme": "dark"})
+    team.write_to_inbox("batch-0003/other.xml", "<svg></svg>")
+    team.write_to_inbox("batch-0003/README.txt", "hello")
+    team.write_to_inbox("batch-0003/reviewed.csv", "image\nsomething\n")
+    for ignored in ("Thumbs.db", ".DS_Store", "__MACOSX/x.json", "images/a.png"):
+        team.write_to_inbox(f"batch-0003/{ignored}", b"x")
+    team.write_to_inbox("batch-0003/train.txt", "data/images/a.png\ndata/images/b.JPG\n")
+    answers, problems = team.collect()
+    assert answers == {}
+    text = "\n".join(sorted(problems))
+    for expected in (
+        "a.json: the image is called '../../", "the labeled picture is 80 x 32 px, expected 40 x 32",
+        "notes.docx: the file is none of COCO, VOC and YOLO", "(unpack it)", "settings.json: the JSON is no COCO",
+        "other.xml: the XML's root is <svg>", "README.txt: the image is called 'README.txt'",
+        "reviewed.csv: image is 'something'",
+    ):  # fmt: skip
+        assert expected in text
+    assert len(problems) == 8
+
+
+def test_every_file_is_told_with_its_time_and_the_door_chooses(team: Team) -> None:
+    first = team.tasks[0].image_id
+    team.write_to_inbox(
+        "batch-0003/old.json", team.coco([(0, "cat", [1, 1, 5, 5])], info={"annotator": "jo"}), age_s=9000
+    )
+    team.write_to_inbox(
+        "batch-0003/new.json", team.coco([(0, "cat", [2, 2, 5, 5])], info={"annotator": "jo"}), age_s=600
+    )
+    team.write_to_inbox(
+        "batch-0003/ann.json", team.coco([(0, "cat", [3, 3, 5, 5])], info={"annotator": "ann"}), age_s=9000
+    )
+    found = team.provider.collect(team.delivery)
+    assert {(a["annotator"], a["boxes"][0]["xyxy_px"][0], a["answer_id"]) for a in found} == {
+        ("ann", 3.0, f"batch-0003/ann/{first}"),
+        ("jo", 1.0, f"batch-0003/jo/{first}"),
+        ("jo", 2.0, f"batch-0003/jo/{first}"),
+    }
+    newest = max(found, key=lambda answer: datetime.fromisoformat(answer["finished_at"]))
+    assert newest["url"] == str(Path(team.location) / "inbox/batch-0003/new.json")
+
+
+def test_half_written_files_wait_for_the_next_night_and_are_named(team: Team, caplog: pytest.LogCaptureFixture) -> None:
+    whole = json.dumps(team.coco([(0, "cat", [1, 1, 5, 5])]))
+    team.write_to_inbox("batch-0003/a.json", whole[:-30])
+    team.write_to_inbox(f"batch-0003/{team.tasks[1].image_id}.xml", "<annotation><object>")
+    team.write_to_inbox("batch-0003/c.json", "")
+    team.write_to_inbox(f"batch-0003/{team.tasks[2].image_id}.txt", "")
+    answers, problems = team.collect()
+    assert (list(answers), problems) == ([team.tasks[2].image_id], [])
+    said = " ".join(record.getMessage() for record in caplog.records)
+    for name in ("a.json", f"{team.tasks[1].image_id}.xml", "c.json"):
+        assert f"{name}: the" in said
+    assert "left for the next night" in said
+    team.write_to_inbox("batch-0003/a.json", whole)
+    assert set(team.collect()[0]) == {team.tasks[0].image_id, team.tasks[2].image_id}
+
+
+def test_a_file_that_stays_half_is_set_aside_in_the_end(team: Team) -> None:
+    team.write_to_inbox("batch-0003/a.json", '{"images": [', age_s=3 * 86_400)
+    assert team.collect() == ({}, ["a.json: the JSON ends too early, expected a whole file"])
+
+
+def test_a_file_that_is_being_written_is_not_read(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (task.image_id for task in team.tasks[:2])
+    team.write_to_inbox(f"batch-0003/{first}.txt", "", age_s=0)
+    team.write_to_inbox(f"batch-0003/{second}.txt", "", age_s=0)
+    waited_s: list[float] = []
+
+    def write_on(seconds: float) -> None:
+        waited_s.append(seconds)
+        path = Path(team.location) / "inbox" / "batch-0003" / f"{second}.txt"
+        path.write_text("0 0.5 0.5 0.5 0.5\n0 0.5")
+        now = time.time()
+        os.utime(path, (now, now))
+
+    monkeypatch.setattr("flows.annotation.providers.folder.detect_format.time.sleep", write_on)
+    assert list(team.collect()[0]) == [first]
+    assert 0 < waited_s[0] <= detect_format._STABLE_AFTER_S
+
+
+def test_links_pipes_and_bytes_that_are_no_names_do_no_harm(team: Team, tmp_path: Path) -> None:
+    inbox = Path(team.location) / "inbox" / "batch-0003"
+    inbox.mkdir(parents=True, exist_ok=True)
+    secret = tmp_path / "secret.json"
+    secret.write_text(json.dumps(team.coco([(0, "cat", [1, 1, 5, 5])])))
+    (inbox / "a.json").symlink_to(secret)
+    (inbox / "b").symlink_to(tmp_path)
+    os.mkfifo(inbox / "c.json")
+    Path(os.fsdecode(os.fsencode(inbox) + b"/\xff\xfe.json")).write_text("{}")
+    past = time.time() - 100
+    for path in inbox.iterdir():
+        os.utime(path, (past, past), follow_symlinks=False)
+    answers, problems = team.collect()
+    assert answers == {}
+    assert len(problems) == 4
+    assert sum("no plain file" in problem for problem in problems) == 3
+    json.dumps(problems).encode()
+    [problem.encode() for problem in problems]
+
+
+def test_a_file_nobody_may_read_does_not_hold_up_the_others(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (task.image_id for task in team.tasks[:2])
+    team.write_to_inbox(f"batch-0003/{first}.txt", "0 0.5 0.5 0.5 0.5")
+    team.write_to_inbox(f"batch-0003/closed/{second}.txt", "0 0.5 0.5 0.5 0.5")
+    original = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.parent.name == "closed":
+            raise PermissionError(13, os.strerror(13))
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)  # root, who runs tests in containers, may read everything
+    answers, problems = team.collect()
+    assert list(answers) == [first]
+    assert problems == [f"closed/{second}.txt: the file system's answer is 'Permission denied', expected none"]

@@ -1,0 +1,59 @@
+"""Nights with a directory for annotators, and somebody at work in it between them."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.nightly import run_rounds
+from tasks.data.annotations import read_annotated
+from tasks.data.label_store import read_batch
+from tasks.data.paths import Workspace
+from tasks.storage import files
+from tests.flows.small_campaign import BUDGET, CLASSES
+
+pytestmark = pytest.mark.slow
+
+
+def annotate_batch(workspace: Workspace, share: Path, batch: str) -> int:
+    """Answer every image of a batch from what the simulated annotator would know; how many there were."""
+    known = {image.image_id: image.boxes for image in read_annotated(workspace.oracle, CLASSES)}
+    document = json.loads((share / "outbox" / batch / "coco.json").read_text())
+    number_of = {category["name"]: category["id"] for category in document["categories"]}
+    for image in document["images"]:
+        image["reviewed"] = True
+        for box in known[image["image_id"]]:
+            x1, y1, x2, y2 = box.xyxy_px
+            document["annotations"].append(
+                {"image_id": image["id"], "category_id": number_of[box.category], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            )
+    path = share / "inbox" / batch / "done.json"
+    files.write_json(path, document)
+    past = time.time() - 60
+    os.utime(path, (past, past))
+    return len(document["images"])
+
+
+def test_two_batches_through_a_directory_and_rubbish_in_quarantine(
+    tiny: Workspace, tmp_path: Path, prefect_engine: None
+) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    text = tiny.params.read_text()
+    tiny.params.write_text(text.replace("kind: oracle", "kind: folder").replace("url: ''", "url: ../share"))
+    assert [result.outcome for result in run_rounds(tiny.root, 1)] == ["completed"]
+    assert (share / "outbox" / "batch-0001" / "_COMPLETE").is_file()
+    assert [result.outcome for result in run_rounds(tiny.root, 1)] == ["waiting_for_labels"]
+    assert annotate_batch(tiny, share, "batch-0001") == BUDGET
+    odd = share / "inbox" / "batch-0001" / "odd.json"
+    files.write_json(odd, {"theme": "dark"})
+    os.utime(odd, (0, 0))
+    assert [result.outcome for result in run_rounds(tiny.root, 1)] == ["completed"]
+    batch = read_batch(tiny.label_batch(1))
+    assert (batch.provider, len(batch.images)) == ("folder", BUDGET)
+    assert {image.annotator for image in batch.images} == {"annotator"}
+    reasons = [files.read_json(path)["reason"] for path in tiny.quarantine.glob("*.json")]
+    assert [reason for reason in reasons if "odd.json: the JSON is no COCO document" in reason]
+    assert (share / "outbox" / "batch-0002" / "_COMPLETE").is_file()

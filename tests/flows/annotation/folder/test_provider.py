@@ -1,0 +1,248 @@
+"""Batches out and answers back, on a directory and on a real S3 server; killed anywhere, called again."""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from flows.annotation.providers.base import ProviderError
+from flows.annotation.providers.folder.provider import FolderProvider
+from tasks.storage import backends, files, s3
+from tasks.storage.backends import LocalStorage, S3Storage, open_storage
+from tests.flows.annotation.folder.conftest import CLASSES, Team, make_team
+from tests.services import S3Server
+
+
+def test_a_batch_has_all_that_an_outside_tool_needs(any_team: Team) -> None:
+    receipt = any_team.provider.deliver(any_team.delivery)
+    assert receipt == f"{any_team.location}/outbox/batch-0003"
+    ids = [task.image_id for task in any_team.tasks]
+    assert any_team.list_names("outbox/batch-0003") == {
+        "README.md", "manifest.jsonl", "coco.json", "_COMPLETE", "preannotations/coco.json",
+        "preannotations/yolo/data.yaml", *(f"preannotations/yolo/labels/{i}.txt" for i in ids),
+        *(f"preannotations/voc/{i}.xml" for i in ids), *(f"images/{i}.png" for i in ids),
+    }  # fmt: skip
+    skeleton = json.loads(any_team.read_outbox("batch-0003/coco.json") or b"")
+    assert skeleton["annotations"] == []
+    assert [image["file_name"] for image in skeleton["images"]] == [f"images/{i}.png" for i in ids]
+    lines = [json.loads(line) for line in (any_team.read_outbox("batch-0003/manifest.jsonl") or b"").splitlines()]
+    for line in lines:
+        assert files.sha256_bytes(any_team.read_outbox(f"batch-0003/{line['uri']}") or b"") == line["sha256"]
+    complete = json.loads(any_team.read_outbox("batch-0003/_COMPLETE") or b"")
+    assert complete["classes"] == list(CLASSES)
+    for name, sha256 in complete["sha256"].items():
+        assert files.sha256_bytes(any_team.read_outbox(f"batch-0003/{name}") or b"") == sha256
+    assert "inbox/batch-0003/" in (any_team.read_outbox("batch-0003/README.md") or b"").decode()
+    again = any_team.provider.deliver(any_team.delivery)
+    assert again == receipt
+
+
+def test_images_are_copies_that_a_tool_may_spoil(team: Team) -> None:
+    team.provider.deliver(team.delivery)
+    copy = Path(team.location) / "outbox" / "batch-0003" / "images" / f"{team.tasks[0].image_id}.png"
+    with Image.open(copy) as image:
+        image.rotate(90).save(copy)
+    original = team.root / team.tasks[0].uri
+    assert files.sha256_file(original).startswith(team.tasks[0].image_id)
+
+
+def test_images_in_a_bucket_stay_there_and_are_named(tmp_path: Path) -> None:
+    (tmp_path / "share").mkdir()
+    team = make_team(tmp_path / "campaign", str(tmp_path / "share"), lambda name: f"s3://pool/cam 1/{name}")
+    team.provider.deliver(team.delivery)
+    assert not any(name.startswith("images/") for name in team.list_names("outbox/batch-0003"))
+    skeleton = json.loads(team.read_outbox("batch-0003/coco.json") or b"")
+    assert skeleton["images"][0]["file_name"] == team.tasks[0].uri
+    document = {**skeleton, "reviewed": [team.tasks[0].uri, skeleton["images"][1]["id"]]}
+    team.write_to_inbox("batch-0003/a.json", document)
+    assert set(team.collect()[0]) == {team.tasks[0].image_id, team.tasks[1].image_id}
+
+
+def test_partial_work_comes_in_night_by_night_and_the_same_twice(any_team: Team) -> None:
+    team = any_team
+    team.provider.deliver(team.delivery)
+    first, second, third, _ = (task.image_id for task in team.tasks)
+    assert team.collect() == ({}, [])
+    team.write_to_inbox("batch-0003/a.json", team.coco([(0, "cat", [1, 1, 5, 5])]))
+    monday = team.collect()
+    assert set(monday[0]) == {first}
+    assert team.collect() == monday
+    team.write_to_inbox(f"batch-0003/labels/{second}.txt", "0 0.5 0.5 0.5 0.5\n")
+    team.provider.withdraw(team.delivery, [third])
+    team.write_to_inbox(f"batch-0003/{third}.xml", "<annotation></annotation>")
+    late, problems = team.collect()
+    assert (set(late), problems) == ({first, second, third}, [])
+    assert team.provider.status(team.delivery).finished == 3
+
+
+def test_withdrawn_images_are_named_once_and_for_all(any_team: Team) -> None:
+    team = any_team
+    team.provider.withdraw(team.delivery, [team.tasks[0].image_id])
+    assert team.read_outbox("batch-0003/withdrawn.json") is None  # nothing went out
+    team.provider.deliver(team.delivery)
+    team.provider.withdraw(team.delivery, [team.tasks[1].image_id, "of another batch"])
+    team.provider.withdraw(team.delivery, [team.tasks[0].image_id])
+    team.provider.withdraw(team.delivery, [])
+    withdrawn = json.loads(team.read_outbox("batch-0003/withdrawn.json") or b"")
+    assert withdrawn == {"image_ids": sorted(task.image_id for task in team.tasks[:2])}
+
+
+def test_a_share_goes_to_a_second_annotator_who_does_not_see_the_first(any_team: Team) -> None:
+    team = any_team
+    team.double_annotation_frac = 0.5
+    team.provider.deliver(team.delivery)
+    second = json.loads(team.read_outbox("batch-0003-second/coco.json") or b"")
+    doubled = [image["image_id"] for image in second["images"]]
+    assert len(doubled) == 2
+    image_id = doubled[0]
+    team.write_to_inbox(f"batch-0003/{image_id}.txt", "0 0.5 0.5 0.5 0.5\n")
+    team.write_to_inbox(f"batch-0003-second/{image_id}.txt", "1 0.5 0.5 0.25 0.25\n")
+    found = team.provider.collect(team.delivery)
+    assert {(answer["annotator"], answer["boxes"][0]["category"]) for answer in found} == {
+        ("annotator", "cat"),
+        ("second annotator", "dog, small"),
+    }
+    assert len({answer["answer_id"] for answer in found}) == 2
+    assert team.provider.status(team.delivery).finished == 1
+
+
+class SimulatedCrash(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+def crash_at_call(
+    monkeypatch: pytest.MonkeyPatch, names: list[tuple[Any, str]], at: int, after: bool
+) -> Callable[[], int]:
+    """Die at the n-th of these calls, before or after it; tells how many there were."""
+    count = 0
+    lock = threading.Lock()
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            with lock:
+                count += 1
+                mine = count
+            if mine == at and not after:
+                raise SimulatedCrash
+            result = original(*args, **kwargs)
+            if mine == at and after:
+                raise SimulatedCrash
+            return result
+
+        return call
+
+    for owner, name in names:
+        monkeypatch.setattr(owner, name, wrap(getattr(owner, name)))
+    return lambda: count
+
+
+LOCAL_CALLS = [(shutil, "copyfile"), (Path, "write_bytes"), (Path, "mkdir"), (Path, "rename"), (backends, "_fsync")]
+REMOTE_CALLS = [(backends, "write_object"), (backends, "upload_file")]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_delivery_killed_anywhere_is_finished_by_the_next_call(any_team: Team, after: bool) -> None:
+    team = any_team
+    team.double_annotation_frac = 0.5
+    calls = REMOTE_CALLS if team.location.startswith("s3://") else LOCAL_CALLS
+    with pytest.MonkeyPatch.context() as patch:
+        total = crash_at_call(patch, calls, at=0, after=after)
+        team.provider.deliver(team.delivery)
+    whole = {name: team.read_outbox(name) for name in team.list_names("outbox")}
+    last = total()
+    for at in sorted({*range(1, last, 12), *range(last - 3, last + 1)}):
+        sub = Team(team.root, f"{team.location}/again-{at}", team.delivery, team.tasks, 0.5)
+        if calls is LOCAL_CALLS:
+            Path(sub.location).mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            crash_at_call(patch, calls, at=at, after=after)
+            with pytest.raises(SimulatedCrash):
+                sub.provider.deliver(sub.delivery)
+        for batch in ("batch-0003", "batch-0003-second"):
+            marked = sub.read_outbox(f"{batch}/_COMPLETE")
+            if marked:  # what is marked is whole
+                assert marked == whole[f"{batch}/_COMPLETE"]
+                assert {n for n in sub.list_names("outbox") if n.startswith(f"{batch}/")} == {
+                    n for n in whole if n.startswith(f"{batch}/")
+                }
+        sub.provider.deliver(sub.delivery)
+        assert {name: sub.read_outbox(name) for name in sub.list_names("outbox")} == whole
+
+
+def test_another_campaign_at_the_same_place_is_refused(any_team: Team) -> None:
+    any_team.provider.deliver(any_team.delivery)
+    delivery = any_team.delivery.__class__(**{**any_team.delivery.__dict__, "key": "of another campaign"})
+    with pytest.raises(ProviderError, match="another campaign's"):
+        any_team.provider.deliver(delivery)
+
+
+def test_files_under_the_batch_s_name_are_not_touched(team: Team) -> None:
+    path = Path(team.location) / "outbox" / "batch-0003" / "mine.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    with pytest.raises(ProviderError, match="Directory not empty"):
+        team.provider.deliver(team.delivery)
+    assert path.read_text() == "precious"
+
+
+def test_an_image_that_is_gone_or_another_is_not_handed_out(team: Team) -> None:
+    path = team.root / team.tasks[2].uri
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ProviderError, match="dvc checkout"):
+        team.provider.deliver(team.delivery)
+    path.unlink()
+    with pytest.raises(ProviderError, match="image is missing"):
+        team.provider.deliver(team.delivery)
+    assert team.list_names("outbox") == set()
+
+
+def test_a_location_that_is_missing_closed_or_inside_the_campaign_is_refused_early(tmp_path: Path) -> None:
+    def provider(location: str) -> FolderProvider:
+        return Team(tmp_path, location, None, []).provider  # type: ignore[arg-type]
+
+    with pytest.raises(ProviderError, match=r"the directory is missing.*mkdir -p"):
+        provider(str(tmp_path.parent / "none")).check()
+    with pytest.raises(ProviderError, match="outside the campaign"):
+        provider("annotators").check()
+    assert isinstance(open_storage("../share", tmp_path), LocalStorage)
+    closed = tmp_path.parent / f"{tmp_path.name}-closed"
+    closed.write_text("a file")
+    with pytest.raises(ProviderError, match="the directory is missing"):
+        provider(str(closed)).check()
+
+
+def test_rights_that_are_missing_end_in_one_sentence(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, os.strerror(13))
+
+    monkeypatch.setattr(files, "write_bytes", refuse)
+    with pytest.raises(ProviderError, match="Permission denied") as caught:
+        team.provider.check()
+    assert not caught.value.transient
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_not_there_or_not_ours_is_refused(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_server.set_environment(monkeypatch)
+    with pytest.raises(ProviderError, match="NoSuchBucket") as missing:
+        S3Storage("s3://no-such-bucket-here/x").check()
+    assert not missing.value.transient
+    bucket = s3_server.new_bucket()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(ProviderError, match="SignatureDoesNotMatch") as refused:
+        S3Storage(f"s3://{bucket}/x").check()
+    assert "wrong" not in str(refused.value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setattr(s3, "_MAX_ATTEMPTS", 1)
+    with pytest.raises(ProviderError, match="out of reach") as away:
+        S3Storage(f"s3://{bucket}/x").check()
+    assert away.value.transient

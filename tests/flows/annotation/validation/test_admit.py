@@ -1,0 +1,218 @@
+"""What passes the door and what does not, and that every answer ends as the one or the other."""
+
+import copy
+import math
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.annotation.validation.rejection import annotation_digest
+from flows.annotation.validation.validate_batch import ValidationResult, validate_batch
+from tasks.data.schemas import LabeledImage
+from tests.flows.annotation.validation.offers import HEIGHT, WIDTH, make_annotation, make_box, make_context, make_task
+
+
+def validate(*answers: dict[str, Any], known: dict[str, list[LabeledImage]] | None = None) -> ValidationResult:
+    return validate_batch(answers, make_context(), known or {})
+
+
+def test_a_good_answer_passes_unchanged() -> None:
+    admitted = validate(make_annotation())
+    assert admitted.rejections == ()
+    (image,) = admitted.primary
+    assert image.boxes[0].xyxy_px == (10, 10, 30, 40)
+    assert (image.status, image.annotator, image.seconds_spent, image.offered_batch) == ("labeled", "ann", 12.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"image_id": "c" * 16}, "image_id is .*expected one of this batch"),
+        ({"image_id": None}, "image_id is None, expected one of this batch"),
+        ({"image_id": ["a" * 16]}, "image_id is .*expected one of this batch"),
+        ({"image_sha256": "f" * 64}, "SHA-256 ffffffffffffffff.*expected those of the pool's image"),
+        ({"image_sha256": "a" * 16}, "image_sha256 is .*expected 64 hex digits"),
+        ({"image_sha256": 7}, "image_sha256 is 7, expected 64 hex digits"),
+        ({"boxes": [make_box(1, 1, 5, 5, rotation_deg=12.5)]}, "rotation_deg of a box of cat is 12.5, expected 0"),
+        ({"boxes": [make_box(1, 1, 5, 5, rotation_deg="left")]}, "rotation_deg of a box of cat is 'left'"),
+        ({"boxes": [make_box(1, 1, 5, 2.5)]}, "4 x 1.5 px, expected sides of at least 2 px"),
+        ({"boxes": [make_box(98.5, 1, 101, 20)]}, "1.5 x 19 px, expected sides of at least 2 px"),
+        ({"boxes": [make_box(1, 1, 5, 5, category="cow")]}, r"class is 'cow', expected one of \['cat', 'dog'\]"),
+        ({"boxes": [make_box(1, 1, 5, 5, category=["cat"])]}, "class is"),
+        ({"boxes": [make_box(90, 10, 103, 40)]}, "inside the image of 100 x 80 px"),
+        ({"boxes": [make_box(-3, 10, 30, 40)]}, "inside the image"),
+        ({"boxes": [make_box(10, 10, 10, 40)]}, "has no area"),
+        ({"boxes": [make_box(30, 10, 10, 40)]}, "has no area"),
+        ({"boxes": [make_box(10, 10, math.nan, 40)]}, "finite numbers"),
+        ({"boxes": [make_box(10, 10, 20)]}, "expected four numbers"),
+        ({"boxes": [make_box(10, 10, "wide", 40)]}, "expected four numbers"),
+        ({"boxes": [{"category": "cat"}]}, "expected four numbers"),
+        ({"boxes": ["cat"]}, "expected category and xyxy_px"),
+        ({"boxes": None}, "boxes is None, expected a list"),
+        ({"boxes": []}, "'labeled' with 0 boxes"),
+        ({"status": "empty"}, "'empty' with 1 boxes"),
+        ({"status": "done"}, "status is 'done'"),
+        ({"annotator": None}, "annotator is None, expected who it was"),
+        ({"annotator": " "}, "annotator is ' ', expected who it was"),
+        ({"boxes": [make_box(10, 10, 10**400, 40)]}, "expected four numbers"),
+        ({"finished_at": "yesterday"}, "expected ISO 8601"),
+        ({"finished_at": None}, "expected ISO 8601"),
+        ({"finished_at": "2026-03-01T10:00:00"}, "expected a time zone"),
+        ({"seconds_spent": -1}, "seconds_spent is -1"),
+        ({"seconds_spent": math.nan}, "seconds_spent is nan"),
+        ({"seconds_spent": "long"}, "seconds_spent is 'long'"),
+    ],
+)
+def test_a_bad_answer_is_refused_with_its_reason_and_the_others_pass(changes: dict[str, Any], reason: str) -> None:
+    other = make_annotation(image_id="b" * 16)
+    admitted = validate(make_annotation(**changes), other)
+    assert [image.image_id for image in admitted.primary] == ["b" * 16]
+    (refusal,) = admitted.rejections
+    assert re.search(reason, refusal.quarantined.reason)
+
+
+def test_one_bad_box_refuses_the_whole_image() -> None:
+    admitted = validate(make_annotation(boxes=[make_box(10, 10, 30, 40), make_box(5, 5, 5, 9)]))
+    assert admitted.primary == ()
+    assert len(admitted.rejections) == 1
+
+
+def test_a_corner_a_pixel_outside_is_clipped() -> None:
+    (image,) = validate(make_annotation(boxes=[make_box(-1, 0, WIDTH + 1, HEIGHT)])).primary
+    assert image.boxes[0].xyxy_px == (0, 0, WIDTH, HEIGHT)
+
+
+def test_a_box_drawn_twice_is_kept_once_and_told() -> None:
+    twice = [
+        make_box(1, 1, 41, 41),
+        make_box(1, 1, 41, 40),
+        make_box(1, 1, 41, 41, category="dog"),
+        make_box(1, 1, 41, 30),
+    ]
+    admitted = validate(make_annotation(boxes=twice))
+    assert [(b.category, b.xyxy_px[3]) for b in admitted.primary[0].boxes] == [("cat", 41), ("dog", 41), ("cat", 30)]
+    (note,) = admitted.rejections
+    assert note.kind == "note"
+    assert note.quarantined.reason.startswith("1 boxes are drawn twice (same class, IoU above 0.9)")
+
+
+def test_the_label_says_what_was_predrawn_and_what_was_asked() -> None:
+    (image,) = validate_batch([make_annotation()], make_context(make_task("a" * 16, 0.4, 0.9)), {}).primary
+    assert image.preannotations is not None
+    assert [(found.category, found.xyxy_px) for found in image.preannotations] == [
+        ("cat", (0, 1, 9, 9)),
+        ("cat", (10, 1, 19, 9)),
+    ]
+    assert (
+        validate(make_annotation(image_sha256="a" * 64, boxes=[make_box(1, 1, 5, 5, rotation_deg=0.0)])).rejections
+        == ()
+    )
+
+
+def test_a_skipped_image_loses_half_drawn_boxes() -> None:
+    (image,) = validate(make_annotation(status="skipped", boxes=[make_box(1, 1, 5, 500)])).primary
+    assert (image.status, image.boxes) == ("skipped", ())
+
+
+def test_an_empty_image_is_an_answer() -> None:
+    (image,) = validate(make_annotation(status="empty", boxes=[])).primary
+    assert (image.status, image.boxes) == ("empty", ())
+
+
+CONFIDENT_SCORES = (0.99, 0.97, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("scores", "trusted", "suspicious"),
+    [
+        (CONFIDENT_SCORES, True, True),
+        (CONFIDENT_SCORES, False, False),
+        ((0.99, 0.97, 0.94), True, False),
+        ((), True, False),
+    ],
+)
+def test_empty_against_a_sure_and_proven_teacher_waits_for_a_person(
+    scores: tuple[float, ...], trusted: bool, suspicious: bool
+) -> None:
+    empty = make_annotation(status="empty", boxes=[])
+    admitted = validate_batch([empty], make_context(make_task("a" * 16, *scores), is_teacher_trusted=trusted), {})
+    assert len(admitted.primary) == (not suspicious)
+    if suspicious:
+        (refusal,) = admitted.rejections
+        assert refusal.kind == "suspicious"
+        assert "'empty' where the teacher is very sure of 3 boxes" in refusal.quarantined.reason
+
+
+@pytest.mark.parametrize(("boxes", "suspicious"), [(20, False), (21, True)])
+def test_far_more_boxes_than_the_teacher_draws_anywhere_wait_for_a_person(boxes: int, suspicious: bool) -> None:
+    many = make_annotation(boxes=[make_box(n, n, n + 20, n + 20) for n in range(0, 3 * boxes, 3)])
+    wide = [
+        task.model_copy(update={"width_px": 500, "height_px": 500})
+        for task in (make_task("a" * 16), make_task("b" * 16, 0.5, 0.5))
+    ]
+    admitted = validate_batch([many], make_context(*wide), {})
+    assert [refusal.kind for refusal in admitted.rejections] == ["suspicious"] * suspicious
+    assert len(validate_batch([many], make_context(*wide, is_teacher_trusted=False), {}).primary) == 1
+
+
+def test_what_a_person_confirmed_is_not_suspected_again() -> None:
+    empty = make_annotation(status="empty", boxes=[])
+    confirmed = frozenset([annotation_digest(3, empty)])
+    assert (
+        len(
+            validate_batch(
+                [empty], make_context(make_task("a" * 16, *CONFIDENT_SCORES), approved=confirmed), {}
+            ).primary
+        )
+        == 1
+    )
+    another = {**empty, "annotator": "bob"}
+    assert (
+        validate_batch([another], make_context(make_task("a" * 16, *CONFIDENT_SCORES), approved=confirmed), {}).primary
+        == ()
+    )
+
+
+boxes_drawn = st.fixed_dictionaries({"category": st.just("cat"), "xyxy_px": st.just([1, 1, 9, 9])})
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-200, 200) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "image_id": st.sampled_from(["a" * 16, "b" * 16, "c"]) | anything,
+                "status": st.sampled_from(["labeled", "empty", "skipped"]) | anything,
+                "boxes": st.lists(boxes_drawn, max_size=3) | anything,
+                "annotator": st.sampled_from(["ann", "bob"]) | anything,
+                "finished_at": st.sampled_from(["2026-03-01T10:00:00+01:00", "2026-03-01T10:00:01+01:00"]) | anything,
+                "seconds_spent": anything,
+            },
+        ),
+        max_size=4,
+    )
+)
+def test_whatever_comes_back_each_answer_is_a_label_or_a_refusal(answers: list[dict[str, Any]]) -> None:
+    before = copy.deepcopy(answers)
+    admitted = validate(*answers)
+    assert repr(before) == repr(answers)
+    ids = [image.image_id for image in admitted.primary]
+    assert ids == sorted(set(ids))
+    ends = {annotation_digest(3, refusal.raw_annotation) for refusal in admitted.rejections}
+    labels = {(label.image_id, label.annotator, label.status) for label in (*admitted.primary, *admitted.secondary)}
+    for one in answers:
+        assert annotation_digest(3, one) in ends or (one["image_id"], one["annotator"], one["status"]) in labels
+    for image in (*admitted.primary, *admitted.secondary):
+        assert (image.status == "labeled") == bool(image.boxes)
+        for drawn in image.boxes:
+            x1, y1, x2, y2 = drawn.xyxy_px
+            assert 0 <= x1 < x2 <= WIDTH
+            assert 0 <= y1 < y2 <= HEIGHT

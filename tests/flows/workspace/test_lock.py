@@ -1,0 +1,255 @@
+"""Who may write: locks that crashes, reused process ids, other machines and changed clocks cannot confuse."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.runtime import gpu_lock
+from flows.workspace import lock
+from flows.workspace.lock import LockHeldError, LockOwner, ProcessIdentity, acquire, read_owner, write_owner
+from tests.flows.small_campaign import subprocess_env
+
+HOLD = (
+    "import sys, time\n"
+    "from pathlib import Path\n"
+    "from flows.workspace.lock import acquire\n"
+    "with acquire(Path(sys.argv[1]), 'here', print):\n"
+    "    print('held', flush=True)\n"
+    "    time.sleep(60)"
+)
+QUEUE = (
+    "import sys, time\n"
+    "from pathlib import Path\n"
+    "from flows.runtime.gpu_lock import gpu_lock\n"
+    "def say(words): print(words, flush=True)\n"
+    "with gpu_lock(Path(sys.argv[1]), sys.argv[2], say):\n"
+    "    say('mine')\n"
+    "    sys.stdin.readline()"
+)
+
+
+@contextmanager
+def child(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that ends with the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=subprocess_env(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lock nobody holds; records of other machines are watched for a second."""
+    monkeypatch.setattr(lock, "STALE_AFTER_S", 1.0)
+    return tmp_path / "lock"
+
+
+def died_over(place: Path) -> list[LockOwner]:
+    """Take the lock; who held it last and did not give it back."""
+    dead: list[LockOwner] = []
+    with acquire(place, "x", dead.append):
+        return dead
+
+
+def record_of(place: Path) -> Path:
+    return place.with_name("lock.owner")
+
+
+def leave(place: Path, **changes: Any) -> LockOwner:
+    """A record as a killed holder leaves it."""
+    holder = LockOwner(replace(ProcessIdentity.own(), **changes), "2026-01-01T00:00:00+00:00", {"flow_runs": "a b"})
+    write_owner(record_of(place), holder)
+    return holder
+
+
+def test_a_lock_names_its_holder_and_a_second_one_is_refused(place: Path) -> None:
+    with child(HOLD, str(place)) as first:
+        assert next_line(first) == "held"
+        with (
+            pytest.raises(LockHeldError, match=f"another night is at work \\(process {first.pid} on") as refused,
+            acquire(place, "x", print),
+        ):
+            pass
+        assert refused.value.exit_code == 2
+        first.kill()
+        first.wait()
+        (dead,) = died_over(place)
+        assert dead.identity.pid == first.pid
+
+
+def test_a_lock_that_was_given_back_leaves_no_predecessor(place: Path) -> None:
+    def fail() -> None:
+        with acquire(place, "x", print) as first:
+            first.add_notes(flow_runs="a")
+            assert read_owner(record_of(place)) == first.owner
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert died_over(place) == []
+
+
+def test_a_process_id_in_use_again_is_not_the_holder(place: Path) -> None:
+    """Process 1 lives, but it did not start when the record says."""
+    dead = leave(place, pid=1, start_ticks=12345)
+    assert died_over(place) == [dead]
+
+
+def test_a_living_holder_is_respected_even_when_its_lock_file_was_removed(place: Path) -> None:
+    with child(HOLD, str(place)) as first:
+        assert next_line(first) == "held"
+        place.unlink()
+        with pytest.raises(LockHeldError, match=f"process {first.pid}"), acquire(place, "x", print):
+            pass
+        assert read_owner(record_of(place)) is not None  # the refusal took nothing away
+
+
+@pytest.mark.parametrize("other", [{"boot": "another"}, {"boot": "another", "host": "elsewhere"}])
+def test_a_silent_record_of_another_machine_is_taken_over(place: Path, other: dict[str, str]) -> None:
+    dead = leave(place, **other)
+    assert died_over(place) == [dead]
+
+
+def test_a_beating_record_of_another_machine_is_respected_whatever_its_clock_says(place: Path) -> None:
+    """Its clock is a year behind and runs backwards."""
+    leave(place, boot="another", host="elsewhere")
+    over = threading.Event()
+
+    def beat() -> None:
+        at_s = time.time() - 365 * 86400
+        while not over.wait(0.05):
+            at_s -= 60
+            os.utime(record_of(place), (at_s, at_s))
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    try:
+        with pytest.raises(LockHeldError, match="on elsewhere"), acquire(place, "x", print):
+            pass
+    finally:
+        over.set()
+        heart.join()
+
+
+@pytest.mark.parametrize("days", [-400, 400])
+def test_a_clock_that_was_set_decides_nothing(place: Path, days: int) -> None:
+    """The record bears a time far from now: its holder is dead or alive all the same."""
+    at_s = time.time() + days * 86400
+    with child(HOLD, str(place)) as first:
+        assert next_line(first) == "held"
+        os.utime(record_of(place), (at_s, at_s))
+        with pytest.raises(LockHeldError), acquire(place, "x", print):
+            pass
+    os.utime(record_of(place), (at_s, at_s))
+    assert len(died_over(place)) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"process": "x|y", "since": "", "notes": {}}', '{"process": 3}'])
+def test_half_a_record_stops_nobody(place: Path, content: str) -> None:
+    record_of(place).write_text(content)
+    assert died_over(place) == []
+
+
+def test_the_heart_beats_while_the_lock_is_held(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.05)
+    with acquire(place, "x", print):
+        os.utime(record_of(place), (1, 1))
+        deadline_s = time.monotonic() + 10
+        while record_of(place).stat().st_mtime == 1:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+
+
+def test_a_process_is_told_from_its_corpse_and_from_its_successor() -> None:
+    own = ProcessIdentity.own()
+    assert ProcessIdentity.parse(str(own)) == own
+    assert not own.is_dead
+    assert replace(own, start_ticks=own.start_ticks + 1).is_dead
+    assert replace(own, boot="before the restart").is_dead
+    assert not replace(own, boot="another", host="elsewhere").is_dead  # who knows
+    with subprocess.Popen([sys.executable, "-c", ""]) as zombie:
+        ticks = 0
+        while not replace(own, pid=zombie.pid, start_ticks=ticks).is_dead:
+            time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_campaigns_get_a_gpu_in_the_order_they_came_and_a_killed_one_gives_it_back(tmp_path: Path) -> None:
+    queue = str(tmp_path / "gpu-0")
+    with child(QUEUE, queue, "first") as first:
+        assert next_line(first) == "mine"
+        with child(QUEUE, queue, "second") as second:
+            assert next_line(second) == "waiting for the GPU, which is in use by first"
+            with child(QUEUE, queue, "third") as third:
+                assert next_line(third) == "waiting for the GPU, which is in use by first"
+                first.kill()
+                assert next_line(second) == "mine"
+                assert next_line(third) == "waiting for the GPU, which is in use by second"
+                assert second.stdin is not None
+                second.stdin.write("done\n")
+                second.stdin.flush()
+                assert next_line(third) == "mine"
+    assert [path.name for path in (tmp_path / "gpu-0").iterdir() if path.name.isdigit()] == ["000000003"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "named", "expected"),
+    [
+        ((), None, []),
+        ((), "0", []),
+        (("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"), None, ["0", "1"]),
+        (("nvidia0", "nvidia1"), "1", ["1"]),
+        (("nvidia0", "nvidia1"), "1, 0", ["0", "1"]),
+        (("nvidia0",), "", []),
+        (("nvidia0",), "-1", []),
+        (("nvidia0",), "GPU-8a1b/2", ["GPU-8a1b/2"]),
+    ],
+)
+def test_the_gpus_a_stage_may_use_are_found_without_asking_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: tuple[str, ...], named: str | None, expected: list[str]
+) -> None:
+    for node in nodes:
+        (tmp_path / node).touch()
+    monkeypatch.setattr(gpu_lock, "_DEVICES_DIR", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert gpu_lock.visible_gpus() == expected
+    assert all(
+        gpu_lock.gpu_queue_dir(name).name.startswith("gpu-") and "/" not in gpu_lock.gpu_queue_dir(name).name
+        for name in expected
+    )
+
+
+def test_only_stages_that_compute_on_a_gpu_queue_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_lock, "visible_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(gpu_lock, "has_prefect_server", lambda: False)
+    monkeypatch.setenv("GLEANER_LOCK_DIR", str(tmp_path / "locks"))
+    with gpu_lock.gpu_locks("score", "a campaign", lambda _: None):
+        assert not (tmp_path / "locks").exists()
+    with gpu_lock.gpu_locks("train", "a campaign", lambda _: None):
+        held_tickets = sorted((tmp_path / "locks").glob("gpu-*/0*"))
+        assert [path.read_text() for path in held_tickets] == ["a campaign"] * 2
+    assert not list((tmp_path / "locks").glob("gpu-*/0*"))

@@ -1,0 +1,48 @@
+"""The two servers the other tests lean on do what they are there for."""
+
+import subprocess
+import sys
+
+import psycopg2
+import pytest
+from botocore.exceptions import ClientError
+
+from infra.services.object_store import S3Key, s3_client
+from tests.services import S3Server
+
+pytestmark = [pytest.mark.slow, pytest.mark.service]
+
+
+def test_the_s3_server_keeps_what_it_is_given(s3_server: S3Server) -> None:
+    client, bucket = s3_server.client(), s3_server.new_bucket()
+    client.put_object(Bucket=bucket, Key="a/b.bin", Body=b"bytes")
+    assert client.get_object(Bucket=bucket, Key="a/b.bin")["Body"].read() == b"bytes"
+    assert [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket)["Contents"]] == ["a/b.bin"]
+
+
+def test_the_s3_server_refuses_a_wrong_secret(s3_server: S3Server) -> None:
+    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+        s3_client(s3_server.url, S3Key(s3_server.key.access, "wrong")).list_buckets()
+
+
+def test_the_environment_alone_leads_boto3_to_the_server(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3_server.set_environment(monkeypatch)
+    script = "import boto3; print([b['Name'] for b in boto3.client('s3').list_buckets()['Buckets']])"
+    listed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "gleaner" in listed.stdout
+
+
+def test_a_database_of_ones_own(postgres_url: str) -> None:
+    connection = psycopg2.connect(postgres_url)
+    try:
+        cursor = connection.cursor()
+        cursor.execute("SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'")
+        assert cursor.fetchone() == (0,)
+    finally:
+        connection.close()
+
+
+def test_postgres_refuses_a_wrong_password(postgres_url: str) -> None:
+    wrong = postgres_url.replace("gleaner:", "gleaner:x", 1)
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        psycopg2.connect(wrong)

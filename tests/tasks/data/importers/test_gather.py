@@ -1,0 +1,149 @@
+"""Pool and validation put together: every file once, nothing in both."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks.data.importers.dataset import DatasetSource, ImportedDataset, import_dataset
+from tasks.runtime.errors import UserError
+from tasks.storage import files
+
+
+def file_names(records: object) -> list[str]:
+    assert isinstance(records, tuple)
+    return sorted(record.file_name for record in records)
+
+
+def import_with_val(source: DatasetSource, val: Path, val_images: Path | None = None) -> ImportedDataset:
+    return import_dataset(dataclasses.replace(source, val=val, val_images=val_images), max_pixels=100_000)
+
+
+def write_val_split(source: DatasetSource, numbers: set[int]) -> Path:
+    """Moves the entries of some images into a ``val.json`` of their own."""
+    document = json.loads(source.annotations.read_text())
+    val = source.annotations.with_name("val.json")
+    for path, keep in ((val, True), (source.annotations, False)):
+        part = dict(document)
+        part["images"] = [image for image in document["images"] if (image["id"] in numbers) is keep]
+        part["annotations"] = [a for a in document["annotations"] if (a["image_id"] in numbers) is keep]
+        files.write_json(path, part)
+    return val
+
+
+def test_without_a_validation_set_all_is_pool(tiny_source: DatasetSource) -> None:
+    gathered = import_dataset(tiny_source, max_pixels=100_000)
+    assert gathered.val is None
+    assert len(gathered.pool) == 12
+    assert [r.metadata.sha256 for r in gathered.pool] == sorted(r.metadata.sha256 for r in gathered.pool)
+
+
+def test_images_without_annotation_join_the_pool_and_broken_ones_are_named(tiny_source: DatasetSource) -> None:
+    write_val_split(tiny_source, {0, 1})  # 00 and 01 are annotated nowhere that is read
+    (tiny_source.images / "broken.jpg").write_bytes(b"no picture")
+    (tiny_source.images / ".hidden.png").write_bytes(b"no picture")
+    (tiny_source.images / "notes.txt").write_text("no picture")
+    gathered = import_dataset(tiny_source, max_pixels=100_000)
+    assert file_names(tuple(r for r in gathered.pool if r.boxes is None)) == ["00.png", "01.png"]
+    assert [entry.item for entry in gathered.report.rejected] == ["broken.jpg"]
+
+
+def test_set_aside_image_does_not_come_back_as_unannotated(tiny_source: DatasetSource) -> None:
+    document = json.loads(tiny_source.annotations.read_text())
+    document["annotations"][0]["bbox"] = [0, 0, 0, 0]
+    files.write_json(tiny_source.annotations, document)
+    gathered = import_dataset(tiny_source, max_pixels=100_000)
+    assert "00.png" not in file_names(gathered.pool)
+
+
+def test_own_coco_validation_file(tiny_source: DatasetSource) -> None:
+    gathered = import_with_val(tiny_source, write_val_split(tiny_source, {2, 3, 11}))
+    assert file_names(gathered.val) == ["02.png", "03.png", "11.png"]
+    assert file_names(gathered.pool) == [f"{n:02d}.png" for n in (0, 1, 4, 5, 6, 7, 8, 9, 10)]
+    assert not gathered.report.notes
+
+
+def test_validation_file_that_repeats_images_of_the_annotations(tiny_source: DatasetSource) -> None:
+    whole = tiny_source.annotations.read_bytes()
+    val = write_val_split(tiny_source, {2, 3})
+    tiny_source.annotations.write_bytes(whole)
+    gathered = import_with_val(tiny_source, val)
+    assert file_names(gathered.val) == ["02.png", "03.png"]
+    assert len(gathered.pool) == 10
+
+
+def test_validation_images_in_a_folder_of_their_own_may_share_names(tiny_source: DatasetSource) -> None:
+    val = write_val_split(tiny_source, {2, 3})
+    folder = tiny_source.images.with_name("val_images")
+    folder.mkdir()
+    document = json.loads(val.read_text())
+    for new, image in enumerate(document["images"]):
+        shutil.move(tiny_source.images / image["file_name"], folder / f"{new:02d}.png")
+        image["file_name"] = f"{new:02d}.png"  # 00.png and 01.png also name images of the pool
+    files.write_json(val, document)
+    gathered = import_with_val(tiny_source, val, folder)
+    assert file_names(gathered.val) == ["00.png", "01.png"]
+    assert file_names(gathered.pool) == [f"{n:02d}.png" for n in (0, 1, 4, 5, 6, 7, 8, 9, 10, 11)]
+
+
+def test_list_of_validation_images(tiny_source: DatasetSource) -> None:
+    listed = tiny_source.annotations.with_name("val.txt")
+    listed.write_text("02\n03.png\n\nnowhere\n")
+    gathered = import_with_val(tiny_source, listed)
+    assert file_names(gathered.val) == ["02.png", "03.png"]
+    assert len(gathered.pool) == 10
+    [entry] = gathered.report.rejected
+    assert entry.item == "val.txt"
+    assert "'nowhere' matches 0" in entry.reason
+
+
+def test_listed_image_that_was_set_aside_is_named_once(tiny_source: DatasetSource) -> None:
+    (tiny_source.images / "02.png").write_bytes(b"no picture")
+    listed = tiny_source.annotations.with_name("val.txt")
+    listed.write_text("02\n03\n")
+    gathered = import_with_val(tiny_source, listed)
+    assert file_names(gathered.val) == ["03.png"]
+    assert [entry.item for entry in gathered.report.rejected] == ["02.png"]
+
+
+@pytest.mark.parametrize("content", [b"", b"nowhere\n", b"\xff\xfe"])
+def test_useless_list_is_an_error(tiny_source: DatasetSource, content: bytes) -> None:
+    listed = tiny_source.annotations.with_name("val.txt")
+    listed.write_bytes(content)
+    with pytest.raises(UserError, match=r"val\.txt: .*validation"):
+        import_with_val(tiny_source, listed)
+    with pytest.raises(UserError, match="unreadable"):
+        import_with_val(tiny_source, listed.with_name("none.txt"))
+
+
+def test_exact_duplicates_collapse_to_the_annotated_one(tiny_source: DatasetSource) -> None:
+    shutil.copy(tiny_source.images / "05.png", tiny_source.images / "00-copy.png")
+    gathered = import_dataset(tiny_source, max_pixels=100_000)
+    assert "05.png" in file_names(gathered.pool)
+    assert len(gathered.pool) == 12
+    assert gathered.duplicates_collapsed == 1
+    [note] = gathered.report.notes
+    assert (note.item, note.reason) == ("00-copy.png", "same bytes as 05.png, collapsed")
+
+
+def test_duplicates_that_disagree_on_boxes_are_noted(tiny_source: DatasetSource) -> None:
+    shutil.copy(tiny_source.images / "05.png", tiny_source.images / "06.png")
+    document = json.loads(tiny_source.annotations.read_text())
+    document["images"][6] |= {key: document["images"][5][key] for key in ("width", "height")}
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] != 6]
+    files.write_json(tiny_source.annotations, document)
+    gathered = import_dataset(tiny_source, max_pixels=100_000)
+    assert "its boxes differ" in gathered.report.notes[0].reason
+    kept = next(record for record in gathered.pool if record.file_name == "05.png")
+    assert kept.boxes
+
+
+def test_duplicate_of_a_validation_image_leaves_the_pool(tiny_source: DatasetSource) -> None:
+    val = write_val_split(tiny_source, {2, 3})
+    shutil.copy(tiny_source.images / "02.png", tiny_source.images / "leak.png")
+    gathered = import_with_val(tiny_source, val)
+    assert gathered.val_duplicates_dropped == 1
+    assert not {r.metadata.sha256 for r in gathered.pool} & {r.metadata.sha256 for r in gathered.val or ()}
+    assert gathered.report.notes[0].item == "leak.png"

@@ -1,0 +1,69 @@
+"""mAP on cases known by hand; empty images, empty predictions, absent classes."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from tasks.data.schemas import ANNOTATED, PREDICTIONS
+from tasks.evaluation.coco_map import coco_map
+
+CLASSES = ["a", "b", "never"]
+
+
+def truth_table(*images: tuple[list[float], list[int]]) -> pa.Table:
+    rows = [
+        {
+            "image_id": f"{n:016x}", "uri": "", "width_px": 100, "height_px": 100,
+            "boxes_xyxy": boxes, "class_ids": classes, "batch": -1,
+        }
+        for n, (boxes, classes) in enumerate(images)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, ANNOTATED)
+
+
+def prediction_table(*images: tuple[list[float], list[float], list[int]]) -> pa.Table:
+    rows: list[dict[str, Any]] = [
+        {"model": "teacher", "image_id": f"{n:016x}", "boxes_xyxy": boxes, "scores": scores, "class_ids": labels}
+        for n, (boxes, scores, labels) in enumerate(images)
+    ]
+    return pa.Table.from_pylist(rows, PREDICTIONS)
+
+
+BOX, FAR = [10.0, 10, 50, 50], [60.0, 60, 90, 90]
+TRUTH = truth_table((BOX, [0]), (BOX + FAR, [0, 1]), ([], []))
+
+
+def test_perfect_predictions_score_a_hundred() -> None:
+    metrics = coco_map(
+        TRUTH, prediction_table((BOX, [0.9], [0]), (BOX + FAR, [0.8, 0.7], [0, 1]), ([], [], [])), CLASSES
+    )
+    assert metrics == {"mAP": 100.0, "AP50": 100.0, "AP75": 100.0, "per_class": {"a": 100.0, "b": 100.0, "never": None}}
+
+
+def test_no_predictions_score_zero_and_absent_classes_stay_unknown() -> None:
+    metrics = coco_map(TRUTH, prediction_table(([], [], []), ([], [], []), ([], [], [])), CLASSES)
+    assert metrics["mAP"] == 0
+    assert metrics["per_class"] == {"a": 0.0, "b": 0.0, "never": None}
+
+
+def test_a_false_alarm_on_an_empty_image_costs_precision() -> None:
+    quiet = coco_map(TRUTH, prediction_table((BOX, [0.5], [0]), (BOX, [0.5], [0]), ([], [], [])), CLASSES)
+    alarmed = coco_map(TRUTH, prediction_table((BOX, [0.5], [0]), (BOX, [0.5], [0]), (BOX, [0.9], [0])), CLASSES)
+    assert quiet["per_class"]["a"] == 100.0
+    assert alarmed["per_class"]["a"] is not None
+    assert alarmed["per_class"]["a"] < 70
+
+
+def test_a_shifted_box_passes_at_50_and_fails_at_75() -> None:
+    shifted = [20.0, 10, 60, 50]  # IoU 30 / 50 = 0.6
+    metrics = coco_map(truth_table((BOX, [0])), prediction_table((shifted, [0.9], [0])), CLASSES)
+    assert metrics["AP50"] == 100.0
+    assert metrics["AP75"] == 0.0
+    assert metrics["mAP"] == pytest.approx(30.0)  # IoU thresholds .50, .55 and .60
+
+
+def test_a_validation_set_without_boxes_is_no_error() -> None:
+    metrics = coco_map(truth_table(([], [])), prediction_table((BOX, [0.9], [0])), CLASSES)
+    assert metrics["mAP"] == 0.0
+    assert set(metrics["per_class"].values()) == {None}

@@ -1,0 +1,106 @@
+"""What a model may start from: packaged weights, a model-zoo YAML, a site's checkpoint; and what is refused."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from detectron_ext.meta_arch import cpu_state_dict
+from tasks.model.detector import detect, load_detector, load_weights_file, new_detector
+from tasks.model.pretrained_weights import read_weights
+from tasks.params import load_params
+from tasks.params.stages import ModelParams
+from tasks.runtime.errors import UserError
+
+ZOO = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
+REPOSITORY = Path(__file__).parents[3]
+
+
+def model_params(**changes: Any) -> ModelParams:
+    own = load_params(REPOSITORY / "params.yaml").model
+    return own.model_copy(update={"fpn_channels": 32, "short_side_px": 64, "long_side_px": 96, **changes})
+
+
+def test_a_trained_detector_is_loaded_and_detects_in_pixels_of_the_original(tmp_path: Path) -> None:
+    model = model_params()
+    torch.save(cpu_state_dict(new_detector(model, 2, 1.5, tmp_path, "cpu")), tmp_path / "teacher.pth")
+    detector = load_detector(model, 2, tmp_path / "teacher.pth", "cpu")
+    images = [np.random.default_rng(n).integers(0, 256, (100 + n, 150, 3), dtype=np.uint8) for n in range(2)]
+    for image, found in zip(images, detect(detector, images, model), strict=True):
+        assert found.class_probs.shape == (len(found.scores), 3)
+        assert (found.boxes_xyxy >= 0).all()
+        assert (found.boxes_xyxy[:, [0, 2]] <= image.shape[1]).all()
+        assert (found.boxes_xyxy[:, [1, 3]] <= image.shape[0]).all()
+
+
+@pytest.mark.slow
+def test_a_model_zoo_yaml_builds_and_starts_from_a_checkpoint(tmp_path: Path) -> None:
+    """A ResNet-50 FPN goes through the same heads; of a COCO checkpoint the class layers do not fit and stay new."""
+    model = model_params(architecture=ZOO, pretrained_weights="none")
+    coco = new_detector(model, 80, 1.5, tmp_path, "cpu")
+    state = {name: value.numpy() for name, value in cpu_state_dict(coco).items()}
+    with (tmp_path / "model_final.pkl").open("wb") as stream:
+        pickle.dump({"model": state, "__author__": "Detectron2 Model Zoo"}, stream)
+    own = new_detector(model.model_copy(update={"pretrained_weights": "model_final.pkl"}), 2, 1.5, tmp_path, "cpu")
+    for name, value in cpu_state_dict(own).items():
+        if value.shape == state[name].shape:
+            torch.testing.assert_close(value, torch.from_numpy(state[name]))
+    assert own.roi_heads.box_predictor.cls_score.out_features == 3
+    assert own.input_format == "BGR"
+    found = detect(own.eval(), [np.zeros((80, 120, 3), dtype=np.uint8)], model)
+    assert found[0].class_probs.shape[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"backbone": "no_such_net", "pretrained_weights": "none"}, "backbone is 'no_such_net'"),
+        ({"backbone": "resnet18"}, "pretrained_weights is 'imagenet' with timm_fpn on resnet18"),
+        (
+            {"pretrained_weights": "gone.pth"},
+            "pretrained_weights is 'gone.pth', expected imagenet, none or an existing file",
+        ),
+        ({"pretrained_weights": "../outside.pth"}, "inside the workspace"),
+        ({"architecture": "no/such.yaml", "pretrained_weights": "none"}, "is no Detectron2 YAML"),
+        # its YAML runs eval(), so it is not even read
+        (
+            {"architecture": "COCO-Detection/retinanet_R_50_FPN_1x.yaml", "pretrained_weights": "none"},
+            "is no Detectron2 YAML",
+        ),
+        (
+            {"architecture": "COCO-Detection/rpn_R_50_FPN_1x.yaml", "pretrained_weights": "none"},
+            "is of ('ProposalNetwork'",
+        ),
+        ({"architecture": "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "pretrained_weights": "none"}, "with FPN"),
+    ],
+)
+def test_an_unusable_start_is_one_sentence(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        new_detector(model_params(**changes), 2, 1.5, tmp_path, "cpu")
+    assert str(caught.value).startswith("params.yaml: model: ")
+    assert words in str(caught.value)
+
+
+def test_weights_that_carry_code_are_not_run(tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "harm",))
+
+    for name in ("evil.pkl", "evil.pth"):
+        with (tmp_path / name).open("wb") as stream:
+            pickle.dump({"model": Harm()}, stream, protocol=2)
+        with pytest.raises(ValueError, match="unreadable"):
+            read_weights(tmp_path / name)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_torn_weights_file_is_named(tmp_path: Path) -> None:
+    model = model_params(pretrained_weights="none")
+    detector = new_detector(model, 2, 1.5, tmp_path, "cpu")
+    torch.save(cpu_state_dict(detector), tmp_path / "teacher.pth")
+    (tmp_path / "torn.pth").write_bytes((tmp_path / "teacher.pth").read_bytes()[:1000])
+    with pytest.raises(UserError, match="Run: dvc repro train"):
+        load_weights_file(detector, tmp_path / "torn.pth")

@@ -1,0 +1,75 @@
+"""Files are whole or absent, whatever happens in between; paths from outside stay inside."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tasks.data.paths import image_id_from_sha256, resolve_uri
+from tasks.data.schemas import PREVIOUS_UNCERTAINTY
+from tasks.runtime.errors import UserError
+from tasks.storage import files
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_rest(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    files.write_bytes(path, b"old")
+
+    def fail_half_way() -> None:
+        with files.atomic_write(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_replaces_and_does_not_touch_a_linked_copy(tmp_path: Path) -> None:
+    path, linked = tmp_path / "a.txt", tmp_path / "cache.txt"
+    files.write_bytes(path, b"old")
+    linked.hardlink_to(path)  # what DVC's cache does
+    files.write_bytes(path, b"new")
+    assert linked.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+def test_a_table_of_other_columns_is_refused(tmp_path: Path) -> None:
+    files.write_table(tmp_path / "t.parquet", pa.table({"other": [1]}))
+    with pytest.raises(UserError, match=r"the columns are \['other'\], expected \['image_id', 'uncertainty'\]"):
+        files.read_table(tmp_path / "t.parquet", PREVIOUS_UNCERTAINTY)
+
+
+def test_a_torn_table_is_refused(tmp_path: Path) -> None:
+    files.write_table(tmp_path / "t.parquet", PREVIOUS_UNCERTAINTY.empty_table())
+    whole = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="unreadable"):
+        files.read_table(tmp_path / "t.parquet", PREVIOUS_UNCERTAINTY)
+
+
+def test_the_digest_of_a_folder_knows_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    first = files.sha256_tree(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    renamed = files.sha256_tree(tmp_path)
+    (tmp_path / "b").write_text("2")
+    assert len({first, renamed, files.sha256_tree(tmp_path)}) == 3
+
+
+@pytest.mark.parametrize("uri", ["../secret.png", "/etc/passwd", "data/../../x.png"])
+def test_an_image_uri_never_leaves_the_workspace(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(ValueError, match="inside the workspace"):
+        resolve_uri(tmp_path, uri)
+
+
+def test_a_link_out_of_the_workspace_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="inside the workspace"):
+        resolve_uri(tmp_path / "w", "link/x.png")
+
+
+def test_identity_is_the_content() -> None:
+    assert image_id_from_sha256("0123456789abcdef" + "f" * 48) == "0123456789abcdef"
