@@ -34,7 +34,7 @@ def isolated_git_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 
 @pytest.fixture(scope="session")
-def prefect_test_server(somebody: None) -> Iterator[None]:
+def prefect_test_server(isolated_git_config: None) -> Iterator[None]:
     """One temporary Prefect server for all tests; without heartbeats, which cost a second a flow."""
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
@@ -47,27 +47,29 @@ def prefect_test_server(somebody: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def small_campaign_template(tmp_path_factory: pytest.TempPathFactory, somebody: None) -> Workspace:
+def small_campaign_template(tmp_path_factory: pytest.TempPathFactory, isolated_git_config: None) -> Workspace:
     """A new campaign nobody touches."""
     return make_small_campaign(tmp_path_factory.mktemp("template"))
 
 
 @pytest.fixture(scope="session")
-def two_rounds(tmp_path_factory: pytest.TempPathFactory, tiny_template: Workspace, prefect_engine: None) -> Workspace:
+def two_rounds(
+    tmp_path_factory: pytest.TempPathFactory, small_campaign_template: Workspace, prefect_test_server: None
+) -> Workspace:
     """A campaign after two real nights, batch 2 delivered; nobody touches it either."""
     from flows.nightly import run_rounds
 
     workspace = Workspace(tmp_path_factory.mktemp("two_rounds") / "two-rounds")
-    shutil.copytree(tiny_template.root, workspace.root)
+    shutil.copytree(small_campaign_template.root, workspace.root)
     results = run_rounds(workspace.root, 2)
     assert [result.outcome for result in results] == ["completed", "completed"]
     return workspace
 
 
 @pytest.fixture
-def small_campaign(tiny_template: Workspace, tmp_path: Path) -> Workspace:
+def small_campaign(small_campaign_template: Workspace, tmp_path: Path) -> Workspace:
     """A new campaign of one's own."""
-    return _copy(tiny_template, tmp_path)
+    return _copy(small_campaign_template, tmp_path)
 
 
 @pytest.fixture

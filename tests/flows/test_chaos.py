@@ -100,10 +100,12 @@ def runs_of(workspace: Workspace, round_number: int, stage: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def disturbed(tiny_template: Workspace, tmp_path_factory: pytest.TempPathFactory, prefect_engine: None) -> Workspace:
+def disturbed(
+    small_campaign_template: Workspace, tmp_path_factory: pytest.TempPathFactory, prefect_test_server: None
+) -> Workspace:
     """Two rounds, and a kill at each point; each call goes on where the last one was killed."""
     workspace = Workspace(tmp_path_factory.mktemp("chaos") / NAME)
-    shutil.copytree(tiny_template.root, workspace.root)
+    shutil.copytree(small_campaign_template.root, workspace.root)
     api_url = PREFECT_API_URL.value()
     assert api_url is not None
     in_train = [point for point in IN_STAGES if point.name.startswith("train")]

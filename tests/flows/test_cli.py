@@ -35,7 +35,7 @@ def test_help_says_what_a_command_does(tmp_path: Path, command: str) -> None:
     assert len(shown.stdout.splitlines()) > 6
 
 
-def test_help_and_status_load_neither_prefect_nor_mlflow_nor_torch(tiny: Workspace) -> None:
+def test_help_and_status_load_neither_prefect_nor_mlflow_nor_torch(small_campaign: Workspace) -> None:
     code = (
         "import sys\n"
         "sys.argv = ['gleaner', *sys.argv[1:]]\n"
@@ -47,7 +47,7 @@ def test_help_and_status_load_neither_prefect_nor_mlflow_nor_torch(tiny: Workspa
     for arguments in (["--help"], ["run", "--help"], ["status"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
-            cwd=tiny.root,
+            cwd=small_campaign.root,
             env=subprocess_env(),
             capture_output=True,
             text=True,
@@ -84,20 +84,20 @@ def test_init_refuses_in_one_line_and_leaves_nothing(tmp_path: Path, more: list[
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_broken_parameter_is_one_line_before_anything_starts(tiny: Workspace) -> None:
-    text = tiny.params.read_text()
-    tiny.params.write_text(text.replace("ema_decay:", "ema_dekay:"))
-    said = one_line(run_gleaner("night", cwd=tiny.root))
+def test_a_broken_parameter_is_one_line_before_anything_starts(small_campaign: Workspace) -> None:
+    text = small_campaign.params.read_text()
+    small_campaign.params.write_text(text.replace("ema_decay:", "ema_dekay:"))
+    said = one_line(run_gleaner("run", cwd=small_campaign.root))
     assert "ssl.ema_dekay is an unknown parameter" in said
     assert "ssl.ema_decay is missing" in said
-    assert not (tiny.root / ".prefect").exists()
+    assert not (small_campaign.root / ".prefect").exists()
     assert "ema_dekay" in one_line(
-        run_gleaner("campaign", "--rounds", "2", "--workspace", str(tiny.root), cwd=tiny.root)
+        run_gleaner("campaign", "--rounds", "2", "--workspace", str(small_campaign.root), cwd=small_campaign.root)
     )
 
 
 def test_the_repository_itself_is_sent_to_the_demo() -> None:
-    assert "Run gleaner demo" in one_line(run_gleaner("night", cwd=REPOSITORY))
+    assert "Run gleaner demo" in one_line(run_gleaner("run", cwd=REPOSITORY))
 
 
 def test_a_folder_that_is_no_campaign_is_told_how_to_make_one(tmp_path: Path) -> None:
@@ -106,21 +106,23 @@ def test_a_folder_that_is_no_campaign_is_told_how_to_make_one(tmp_path: Path) ->
 
 
 def test_an_unknown_option_is_no_traceback(tmp_path: Path) -> None:
-    wrong = run_gleaner("night", "--fast", cwd=tmp_path)
+    wrong = run_gleaner("run", "--fast", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "--fast" in wrong.stderr
     assert "Traceback" not in wrong.stderr
 
 
-def test_status_of_a_new_campaign_says_what_comes_first(tiny: Workspace) -> None:
-    shown = run_gleaner("status", "--workspace", str(tiny.root), cwd=Path("/"))
+def test_status_of_a_new_campaign_says_what_comes_first(small_campaign: Workspace) -> None:
+    shown = run_gleaner("status", "--workspace", str(small_campaign.root), cwd=Path("/"))
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout == "Next: gleaner run derives round 0.\n"
 
 
-def test_status_counts_refusals(tiny: Workspace) -> None:
-    add_to_quarantine(tiny, [reject("refused", 1, "no area", {"image_id": "[x]"}), reject("note", 1, "twice", {})])
-    shown = run_gleaner("status", cwd=tiny.root)
+def test_status_counts_refusals(small_campaign: Workspace) -> None:
+    add_to_quarantine(
+        small_campaign, [reject("refused", 1, "no area", {"image_id": "[x]"}), reject("note", 1, "twice", {})]
+    )
+    shown = run_gleaner("status", cwd=small_campaign.root)
     assert "Refused labels: 1, shown by gleaner quarantine list" in shown.stdout
     assert "image [x]: no area" in shown.stdout
 

@@ -210,13 +210,15 @@ def test_a_remote_that_refuses_the_key_is_not_asked_again(
     assert not caught.value.transient
 
 
-def test_a_prefect_api_that_is_away_for_a_while_is_not_noticed_and_one_that_is_gone_is_named(tiny: Workspace) -> None:
+def test_a_prefect_api_that_is_away_for_a_while_is_not_noticed_and_one_that_is_gone_is_named(
+    small_campaign: Workspace,
+) -> None:
     api_url = PREFECT_API_URL.value()
     assert api_url is not None
     with faulty_proxy(api_url) as proxy:
         impatient = {"PREFECT_API_URL": f"{proxy.url}/api", "PREFECT_CLIENT_MAX_RETRIES": "1"}
-        night = start_cli_run(tiny.root, **impatient)
-        wait_until(lambda: stage_log(tiny, 0, "train").is_file())
+        night = start_cli_run(small_campaign.root, **impatient)
+        wait_until(lambda: stage_log(small_campaign, 0, "train").is_file())
         proxy.inject("refused")
         said, _ = night.communicate(timeout=200)
         assert night.returncode == 1, said
@@ -225,11 +227,11 @@ def test_a_prefect_api_that_is_away_for_a_while_is_not_noticed_and_one_that_is_g
 
         proxy.inject("500", connections=4)
         patient = {"PREFECT_API_URL": f"{proxy.url}/api", "PREFECT_CLIENT_RETRY_JITTER_FACTOR": "0"}
-        second = run_gleaner("night", cwd=tiny.root, **patient)
+        second = run_gleaner("run", cwd=small_campaign.root, **patient)
         assert second.returncode == 0, second.stdout + second.stderr
         assert proxy.num_faults == 4
-    assert git.has_tag(tiny.root, "round-0000")
-    assert stage_log(tiny, 0, "prepare").read_text().count("Running stage 'prepare'") == 1
+    assert git.has_tag(small_campaign.root, "round-0000")
+    assert stage_log(small_campaign, 0, "prepare").read_text().count("Running stage 'prepare'") == 1
 
 
 def test_a_disk_that_is_full_while_publishing_is_named_and_nothing_is_half_done(

@@ -66,65 +66,65 @@ def runs_and_versions(workspace: Workspace) -> tuple[int, int]:
     return len(client.search_runs(experiments)), len(client.search_model_versions())
 
 
-def test_a_night_killed_in_train_and_in_infer_goes_on_and_does_nothing_twice(tiny: Workspace) -> None:
+def test_a_night_killed_in_train_and_in_infer_goes_on_and_does_nothing_twice(small_campaign: Workspace) -> None:
     for stage in ("train", "infer"):
-        code, _, children, commands = stop_in(tiny, stage, signal.SIGKILL)
+        code, _, children, commands = stop_in(small_campaign, stage, signal.SIGKILL)
         assert code == -signal.SIGKILL
         assert any("fake_stages.py" in command for command in commands)
         wait_until(lambda: all_gone(children))  # noqa: B023 (called at once)
-        assert git.run_git(tiny.root, "tag") == ""
-    finished = run_gleaner("night", cwd=tiny.root)
+        assert git.run_git(small_campaign.root, "tag") == ""
+    finished = run_gleaner("run", cwd=small_campaign.root)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     # train: killed once, then done; evaluate: done by the second night; infer: killed there, done by the third
-    assert {stage: said(tiny, stage) for stage in ("train", "evaluate", "infer", "report")} == {
+    assert {stage: said(small_campaign, stage) for stage in ("train", "evaluate", "infer", "report")} == {
         "train": 2,
         "evaluate": 1,
         "infer": 2,
         "report": 1,
     }
-    assert sorted(path.name for path in tiny.labels.iterdir()) == ["batch-0000.json"]
-    assert git.run_git(tiny.root, "tag").splitlines() == ["round-0000"]
-    assert runs_and_versions(tiny) == (1, 1)
-    assert [path.name for path in sorted((tiny.root / "deliveries").iterdir())] == ["batch-0001"]
-    assert dvc.is_clean(tiny.root)
-    assert git.run_git(tiny.root, "status", "--porcelain") == ""
+    assert sorted(path.name for path in small_campaign.labels.iterdir()) == ["batch-0000.json"]
+    assert git.run_git(small_campaign.root, "tag").splitlines() == ["round-0000"]
+    assert runs_and_versions(small_campaign) == (1, 1)
+    assert [path.name for path in sorted((small_campaign.root / "deliveries").iterdir())] == ["batch-0001"]
+    assert dvc.is_clean(small_campaign.root)
+    assert git.run_git(small_campaign.root, "status", "--porcelain") == ""
     assert "Round 0 is finished" in finished.stdout
     assert "Report: " in finished.stdout
     assert "was killed; going on where it was" in " ".join(finished.stderr.split())
     assert "Traceback" not in finished.stderr
 
 
-def test_ctrl_c_takes_the_stage_with_it(tiny: Workspace) -> None:
-    code, words, children, _ = stop_in(tiny, "train", signal.SIGINT)
+def test_ctrl_c_takes_the_stage_with_it(small_campaign: Workspace) -> None:
+    code, words, children, _ = stop_in(small_campaign, "train", signal.SIGINT)
     assert code == 130, words
     wait_until(lambda: all_gone(children))
     assert "Traceback" not in words
     assert "goes on from here" in words
 
 
-def test_sigterm_takes_the_stage_with_it(tiny: Workspace) -> None:
-    code, words, children, _ = stop_in(tiny, "train", signal.SIGTERM)
+def test_sigterm_takes_the_stage_with_it(small_campaign: Workspace) -> None:
+    code, words, children, _ = stop_in(small_campaign, "train", signal.SIGTERM)
     assert code == -signal.SIGTERM, words
     wait_until(lambda: all_gone(children))
     assert "Traceback" not in words
 
 
-def test_a_second_night_says_so_and_leaves(tiny: Workspace) -> None:
-    with run_lock(tiny):
-        second = run_gleaner("night", cwd=tiny.root)
+def test_a_second_night_says_so_and_leaves(small_campaign: Workspace) -> None:
+    with run_lock(small_campaign):
+        second = run_gleaner("run", cwd=small_campaign.root)
     assert second.returncode == 2
     assert second.stderr.count("\n") == 1
     assert "another night is at work" in second.stderr
-    assert not (tiny.root / "derived").exists()
+    assert not (small_campaign.root / "derived").exists()
 
 
 @pytest.mark.usefixtures("prefect_test_server")
-def test_cancel_in_prefects_ui_ends_a_night_that_no_worker_has_started(tiny: Workspace) -> None:
+def test_cancel_in_prefects_ui_ends_a_night_that_no_worker_has_started(small_campaign: Workspace) -> None:
     api_url = PREFECT_API_URL.value()
     assert api_url is not None
-    night, _ = night_hanging_in(tiny, "train", PREFECT_API_URL=api_url)
+    night, _ = night_hanging_in(small_campaign, "train", PREFECT_API_URL=api_url)
     children = psutil.Process(night.pid).children(recursive=True)
-    holder = read_owner(tiny.lock.with_name("lock.owner"))
+    holder = read_owner(small_campaign.lock.with_name("lock.owner"))
     assert holder is not None
     assert holder.identity.pid == night.pid
     run_id = UUID(holder.notes["flow_runs"])
@@ -140,28 +140,28 @@ def test_cancel_in_prefects_ui_ends_a_night_that_no_worker_has_started(tiny: Wor
 
 
 @pytest.mark.usefixtures("prefect_test_server")
-def test_the_night_after_a_killed_one_closes_what_it_left_open(tiny: Workspace) -> None:
+def test_the_night_after_a_killed_one_closes_what_it_left_open(small_campaign: Workspace) -> None:
     """And of another campaign's run, or of a night that lives, it touches nothing."""
     api_url = PREFECT_API_URL.value()
     assert api_url is not None
-    night, _ = night_hanging_in(tiny, "train", PREFECT_API_URL=api_url)
-    holder = read_owner(tiny.lock.with_name("lock.owner"))
+    night, _ = night_hanging_in(small_campaign, "train", PREFECT_API_URL=api_url)
+    holder = read_owner(small_campaign.lock.with_name("lock.owner"))
     assert holder is not None
     dead_run = UUID(holder.notes["flow_runs"])
     night.kill()
     night.communicate()
-    client = MlflowClient(tracking_uri(tiny.root))
-    campaign = git.campaign_id(tiny.root)
+    client = MlflowClient(tracking_uri(small_campaign.root))
+    campaign = git.campaign_id(small_campaign.root)
     experiment = client.create_experiment("tiny", tags={"gleaner.campaign": campaign})
     others = [replace(holder.identity, pid=1), ProcessIdentity.own()]
     left, *living = (
         client.create_run(experiment, tags={PROCESS_TAG: str(identity)}).info.run_id
         for identity in (holder.identity, *others)
     )
-    with run_lock(tiny):  # buries the dead night
-        close_crashed_runs(tiny)
+    with run_lock(small_campaign):  # buries the dead night
+        close_crashed_runs(small_campaign)
     assert client.get_run(left).info.status == "KILLED"
     assert {client.get_run(run).info.status for run in living} == {"RUNNING"}
     with get_client(sync_client=True) as prefect:
         assert prefect.read_flow_run(dead_run).state_name == "Crashed"
-    assert list(tiny.crashed_runs.iterdir()) == []
+    assert list(small_campaign.crashed_runs.iterdir()) == []

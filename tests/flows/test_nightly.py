@@ -64,44 +64,49 @@ def test_an_exhausted_pool_ends_the_campaign(after_two_rounds: Workspace) -> Non
     assert "the campaign is complete" in result.message
 
 
-def test_a_failed_stage_stops_the_round_and_the_next_night_goes_on_from_it(tiny: Workspace) -> None:
-    failing = inject_fault(tiny, "train", "exit 2 params.yaml: train.iterations is 0, expected more.")
+def test_a_failed_stage_stops_the_round_and_the_next_night_goes_on_from_it(small_campaign: Workspace) -> None:
+    failing = inject_fault(small_campaign, "train", "exit 2 params.yaml: train.iterations is 0, expected more.")
     with pytest.raises(UserError, match="dvc repro --single-item train"):
-        nightly(tiny.root)
-    assert logs_of(tiny, 0) == ["assemble.json", "assemble.log", "prepare.json", "prepare.log", "train.log"]
-    assert git.run_git(tiny.root, "tag") == ""
+        nightly(small_campaign.root)
+    assert logs_of(small_campaign, 0) == ["assemble.json", "assemble.log", "prepare.json", "prepare.log", "train.log"]
+    assert git.run_git(small_campaign.root, "tag") == ""
     failing.unlink()
-    assert nightly(tiny.root).outcome == "completed"
-    assert (tiny.root / ".gleaner" / "logs" / "round-0000" / "prepare.log").read_text().count("Running stage") == 1
+    assert nightly(small_campaign.root).outcome == "completed"
+    assert (small_campaign.root / ".gleaner" / "logs" / "round-0000" / "prepare.log").read_text().count(
+        "Running stage"
+    ) == 1
 
 
-def test_a_campaign_without_oracle_is_refused_before_any_work(tiny: Workspace) -> None:
-    tiny.oracle.unlink()
+def test_a_campaign_without_oracle_is_refused_before_any_work(small_campaign: Workspace) -> None:
+    small_campaign.oracle.unlink()
     with pytest.raises(UserError, match="gleaner init --oracle"):
-        nightly(tiny.root)
-    assert logs_of(tiny, 0) == []
+        nightly(small_campaign.root)
+    assert logs_of(small_campaign, 0) == []
 
 
 @pytest.mark.parametrize(
     ("breaking", "words"),
     [
-        (lambda tiny: shutil.rmtree(tiny.labels), "label batches are 0"),
-        (lambda tiny: shutil.copy(tiny.label_batch(0), tiny.label_batch(2)), "batch-0001.json is missing"),
-        (lambda tiny: git.run_git(tiny.root, "checkout", "--quiet", "--detach"), "expected a branch"),
-        (lambda tiny: tiny.params.write_text("seed: [\n"), "the content is not YAML"),
+        (lambda tiny: shutil.rmtree(small_campaign.labels), "label batches are 0"),
+        (
+            lambda tiny: shutil.copy(small_campaign.label_batch(0), small_campaign.label_batch(2)),
+            "batch-0001.json is missing",
+        ),
+        (lambda tiny: git.run_git(small_campaign.root, "checkout", "--quiet", "--detach"), "expected a branch"),
+        (lambda tiny: small_campaign.params.write_text("seed: [\n"), "the content is not YAML"),
     ],
 )
 def test_a_campaign_in_disorder_is_refused_with_words(
-    tiny: Workspace, breaking: Callable[[Workspace], object], words: str
+    small_campaign: Workspace, breaking: Callable[[Workspace], object], words: str
 ) -> None:
-    breaking(tiny)
+    breaking(small_campaign)
     with pytest.raises(UserError, match=words):
-        nightly(tiny.root)
-    assert logs_of(tiny, 0) == []
+        nightly(small_campaign.root)
+    assert logs_of(small_campaign, 0) == []
 
 
 def test_an_mlflow_that_does_not_answer_is_told_and_the_next_night_goes_on(
-    tiny: Workspace, monkeypatch: pytest.MonkeyPatch
+    small_campaign: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.nightly.STAGES", ())
     monkeypatch.setattr("flows.nightly.publish_round", flows.nightly.publish_round.with_options(retries=0))
@@ -109,9 +114,9 @@ def test_an_mlflow_that_does_not_answer_is_told_and_the_next_night_goes_on(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(PublishError, match="when MLflow answers") as caught:
-        nightly(tiny.root)
+        nightly(small_campaign.root)
     assert caught.value.exit_code == 1
-    assert git.run_git(tiny.root, "tag") == ""
+    assert git.run_git(small_campaign.root, "tag") == ""
 
 
 @pytest.fixture
@@ -133,12 +138,12 @@ def run_log() -> Iterator[list[logging.LogRecord]]:
 
 
 def test_each_stages_lines_are_in_its_own_run_log(
-    tiny: Workspace, run_log: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+    small_campaign: Workspace, run_log: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.nightly.STAGES", ("prepare", "assemble"))
     monkeypatch.setattr("flows.nightly.publish_round", lambda *_: (_ for _ in ()).throw(UserError("x", "is y")))
     with pytest.raises(UserError):
-        nightly(tiny.root)
+        nightly(small_campaign.root)
     said = {(record.task_run_name, record.getMessage()) for record in run_log if hasattr(record, "gleaner_line")}
     assert ("prepare", "13 images, 0 set aside") in said
     assert {name for name, _ in said} == {"prepare", "assemble"}

@@ -39,7 +39,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def s3_template(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, somebody: None) -> Iterator[Workspace]:
+def s3_template(
+    tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server, isolated_git_config: None
+) -> Iterator[Workspace]:
     """The tiny campaign with its images in a bucket; nobody touches it, but all share the bucket's ``pool/``."""
     folder = tmp_path_factory.mktemp("s3_template")
     source = make_source(folder / "source")
@@ -90,9 +92,9 @@ def run_prepare(workspace: Workspace) -> tuple[list[str], dict[str, str]]:
 
 
 def test_a_campaign_on_a_bucket_is_the_same_campaign_with_other_uris(
-    s3_campaign: Workspace, tiny_template: Workspace
+    s3_campaign: Workspace, small_campaign_template: Workspace
 ) -> None:
-    ours, theirs = index_rows(s3_campaign), index_rows(tiny_template)
+    ours, theirs = index_rows(s3_campaign), index_rows(small_campaign_template)
     assert {name: row["image_id"] for name, row in ours.items()} == {n: r["image_id"] for n, r in theirs.items()}
     prefix = load_params(s3_campaign.params).pool.images_uri
     assert all(row["uri"] == f"{prefix}/{name}" for name, row in ours.items())
@@ -101,14 +103,14 @@ def test_a_campaign_on_a_bucket_is_the_same_campaign_with_other_uris(
     assert len(val) == VAL
     assert all(uri.startswith(prefix) for uri in val)
     assert [path.name for path in s3_campaign.images.iterdir()] == ["README"]
-    assert s3_campaign.label_batch(0).read_bytes() == tiny_template.label_batch(0).read_bytes()
+    assert s3_campaign.label_batch(0).read_bytes() == small_campaign_template.label_batch(0).read_bytes()
     report = files.read_json(s3_campaign.import_report)
     assert [entry["item"] for entry in report["set_aside"]] == ["broken.jpg"]
     assert git.run_git(s3_campaign.root, "status", "--porcelain") == ""
 
 
 def test_a_night_on_a_bucket_and_a_pool_that_changes_after_it(
-    s3_campaign: Workspace, s3_server: S3Server, prefect_engine: None
+    s3_campaign: Workspace, s3_server: S3Server, prefect_test_server: None
 ) -> None:
     from flows.nightly import run_rounds
 
@@ -258,6 +260,6 @@ def test_a_directory_is_followed_too(tmp_path: Path) -> None:
     assert index_rows(workspace) == after
 
 
-def test_a_campaign_without_a_source_is_told_where_to_put_it(tiny: Workspace) -> None:
+def test_a_campaign_without_a_source_is_told_where_to_put_it(small_campaign: Workspace) -> None:
     with pytest.raises(UserError, match=r"pool\.images_uri is empty"):
-        sync_pool(tiny)
+        sync_pool(small_campaign)

@@ -102,7 +102,7 @@ def test_an_old_round_comes_back_to_the_byte(after_two_rounds: Workspace) -> Non
     assert (root / "derived" / "train" / "teacher.pth").read_bytes() == b"teacher of 5 labels"
     assert not after_two_rounds.label_batch(1).exists()
     assert not (after_two_rounds.warm_start / "teacher.pth").exists()
-    refused = run_gleaner("night", cwd=root)
+    refused = run_gleaner("run", cwd=root)
     assert refused.returncode == 2
     assert "git switch main && dvc checkout" in refused.stderr
     git.run_git(root, "switch", "--quiet", "main")

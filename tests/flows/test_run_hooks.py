@@ -85,10 +85,10 @@ def test_short_values_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert redact("a banana at http://host/a@b") == "a banana at http://host/a@b"
 
 
-def test_text_is_what_there_is_without_asking(tiny: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_what_there_is_without_asking(small_campaign: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(LOG_FORMAT_ENV, raising=False)
     handlers = list(LOGGER.handlers)
-    with json_logging(tiny):
+    with json_logging(small_campaign):
         assert LOGGER.handlers == handlers
         assert LOGGER.propagate
     monkeypatch.setenv(LOG_FORMAT_ENV, "jason")
@@ -98,10 +98,10 @@ def test_text_is_what_there_is_without_asking(tiny: Workspace, monkeypatch: pyte
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["option", "environment"])
-def test_a_command_that_fails_says_so_as_json_too(tiny: Workspace, how: str) -> None:
-    tiny.params.write_text(tiny.params.read_text().replace("seed: 7", "seed: -7"))
+def test_a_command_that_fails_says_so_as_json_too(small_campaign: Workspace, how: str) -> None:
+    small_campaign.params.write_text(small_campaign.params.read_text().replace("seed: 7", "seed: -7"))
     option, environment = (["--log", "json"], {}) if how == "option" else ([], {LOG_FORMAT_ENV: "json"})
-    done = run_gleaner("night", *option, cwd=tiny.root, **environment)
+    done = run_gleaner("run", *option, cwd=small_campaign.root, **environment)
     assert (done.returncode, done.stderr) == (2, "")
     (entry,) = [json.loads(line) for line in done.stdout.splitlines()]
     assert (entry["level"], "seed is -7" in entry["message"]) == ("error", True)
@@ -137,9 +137,9 @@ def test_progress_in_words() -> None:
     ]
 
 
-def test_a_key_is_fit_for_prefect_and_of_one_campaign(tiny: Workspace) -> None:
-    renamed = tiny.root.with_name("Ünïts_of  Größe.2 (copy)")
-    tiny.root.rename(renamed)
+def test_a_key_is_fit_for_prefect_and_of_one_campaign(small_campaign: Workspace) -> None:
+    renamed = small_campaign.root.with_name("Ünïts_of  Größe.2 (copy)")
+    small_campaign.root.rename(renamed)
     key = campaign_key(Workspace(renamed))
     assert set(key) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
     assert key.startswith("n-ts-of-gr-e-2-copy-")
@@ -204,25 +204,27 @@ def test_the_pages_of_two_nights_and_a_repeated_one_adds_none(two_rounds: Worksp
 
 
 @pytest.mark.slow
-def test_progress_is_one_page_a_stage_and_moves(tiny: Workspace, prefect_engine: None, heard: None) -> None:
+def test_progress_is_one_page_a_stage_and_moves(
+    small_campaign: Workspace, prefect_test_server: None, heard: None
+) -> None:
     from prefect import flow
 
     from flows.monitoring.prefect_artifacts import progress_artifact
 
     @flow
     def stage() -> None:
-        with progress_artifact(tiny):
+        with progress_artifact(small_campaign):
             for done in (10, 20, 30, 40):
                 LOGGER.info("train %d/40  supervised 1.0", done, extra={"gleaner_line": "train"})
 
     stage()
-    (page,) = artifacts(f"{campaign_key(tiny)}-progress")
+    (page,) = artifacts(f"{campaign_key(small_campaign)}-progress")
     assert (page.type, float(page.data)) == ("progress", 100.0)
     assert page.description == "tiny, train: 40 of 40"
 
 
 def test_a_server_that_is_away_costs_a_stage_its_page_only(
-    tiny: Workspace, heard: None, monkeypatch: pytest.MonkeyPatch
+    small_campaign: Workspace, heard: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows.monitoring import prefect_artifacts as pages
 
@@ -233,7 +235,7 @@ def test_a_server_that_is_away_costs_a_stage_its_page_only(
         raise ConnectionError("refused")
 
     monkeypatch.setattr(pages, "create_progress_artifact", refuse)
-    with pages.progress_artifact(tiny):
+    with pages.progress_artifact(small_campaign):
         for done in range(1, 41):
             LOGGER.info("train %d/40", done, extra={"gleaner_line": "train"})
     assert len(asked) == 1

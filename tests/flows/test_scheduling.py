@@ -29,25 +29,29 @@ def wait_until(happens: Callable[[], bool], what: str) -> None:
         time.sleep(0.3)
 
 
-def test_without_a_server_it_says_what_is_missing(tiny: Workspace) -> None:
-    answer = run_gleaner("serve", str(tiny.root), cwd=tiny.root, PREFECT_HOME=str(tiny.root / "no-profile"))
+def test_without_a_server_it_says_what_is_missing(small_campaign: Workspace) -> None:
+    answer = run_gleaner(
+        "serve", str(small_campaign.root), cwd=small_campaign.root, PREFECT_HOME=str(small_campaign.root / "no-profile")
+    )
     assert answer.returncode == 1
     assert answer.stderr.startswith("PREFECT_API_URL: the value is missing, expected a running Prefect server")
     assert "make services-up" in answer.stderr
 
 
-def test_a_server_that_does_not_answer_is_named(tiny: Workspace) -> None:
-    answer = run_gleaner("serve", str(tiny.root), cwd=tiny.root, PREFECT_API_URL="http://127.0.0.1:9/api")
+def test_a_server_that_does_not_answer_is_named(small_campaign: Workspace) -> None:
+    answer = run_gleaner(
+        "serve", str(small_campaign.root), cwd=small_campaign.root, PREFECT_API_URL="http://127.0.0.1:9/api"
+    )
     assert answer.returncode == 1
     assert "Prefect server: the answer is" in answer.stderr
     assert "http://127.0.0.1:9/api" in answer.stderr
     assert "Traceback" not in answer.stderr
 
 
-def test_two_campaigns_of_one_name_are_refused(tiny: Workspace, tmp_path: Path) -> None:
-    other = tmp_path / "other" / tiny.root.name
-    shutil.copytree(tiny.root, other)
-    answer = run_gleaner("serve", str(tiny.root), str(other), cwd=tmp_path)
+def test_two_campaigns_of_one_name_are_refused(small_campaign: Workspace, tmp_path: Path) -> None:
+    other = tmp_path / "other" / small_campaign.root.name
+    shutil.copytree(small_campaign.root, other)
+    answer = run_gleaner("serve", str(small_campaign.root), str(other), cwd=tmp_path)
     assert answer.returncode == 2
     assert "the folders called 'tiny' are 2" in answer.stderr
 
@@ -85,18 +89,18 @@ def test_a_night_still_at_work_has_the_next_one_cancelled() -> None:
 @pytest.mark.service
 @pytest.mark.timeout(900)
 def test_nights_come_by_schedule_and_sigterm_ends_all_but_the_schedule(
-    tiny: Workspace, prefect_url: str, tmp_path: Path
+    small_campaign: Workspace, prefect_url: str, tmp_path: Path
 ) -> None:
-    inject_fault(tiny, "train", "hang")
+    inject_fault(small_campaign, "train", "hang")
     log = tmp_path / "serve.log"
     shell = subprocess_env(PREFECT_API_URL=f"{prefect_url}/api", PREFECT_HOME=str(tmp_path / "home"))
-    command = [sys.executable, "-m", "flows.cli", "schedule", str(tiny.root), "--cron", "* * * * *"]
+    command = [sys.executable, "-m", "flows.cli", "schedule", str(small_campaign.root), "--cron", "* * * * *"]
     with log.open("wb") as output:
         serving = subprocess.Popen(
             [*command, "--timezone", "Europe/Berlin"], env=shell, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        begun = stage_log(tiny, 0, "train")
+        begun = stage_log(small_campaign, 0, "train")
         wait_until(lambda: begun.is_file() and "train is at work" in begun.read_text(), "the night did not begin")
         children = psutil.Process(serving.pid).children(recursive=True)
         serving.terminate()
@@ -109,7 +113,7 @@ def test_nights_come_by_schedule_and_sigterm_ends_all_but_the_schedule(
     assert "Traceback" not in log.read_text(), log.read_text()
     limits = {limit["name"]: limit["limit"] for limit in call_prefect_api(prefect_url, "v2/concurrency_limits/filter")}
     assert limits[CONCURRENCY_LIMIT_NAME] == 1
-    by_name = {"name": {"any_": [tiny.root.name]}}
+    by_name = {"name": {"any_": [small_campaign.root.name]}}
     first = call_prefect_api(prefect_url, "flow_runs/filter", deployments=by_name, sort="EXPECTED_START_TIME_ASC")[0]
     assert (first["state_type"], first["auto_scheduled"]) == ("CRASHED", True)  # it said goodbye itself
     deployment = call_prefect_api(prefect_url, "deployments/filter", deployments=by_name)[0]

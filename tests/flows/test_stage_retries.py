@@ -20,9 +20,11 @@ from tests.flows.small_campaign import inject_fault, subprocess_env
 
 
 @pytest.fixture(scope="module")
-def ready_template(tiny_template: Workspace, tmp_path_factory: pytest.TempPathFactory, prefect_engine: None) -> Path:
+def ready_template(
+    small_campaign_template: Workspace, tmp_path_factory: pytest.TempPathFactory, prefect_test_server: None
+) -> Path:
     root = tmp_path_factory.mktemp("ready") / "tiny"
-    shutil.copytree(tiny_template.root, root)
+    shutil.copytree(small_campaign_template.root, root)
     for stage in ("prepare", "assemble"):
         run_stage(root, stage, 0)
     return root

@@ -17,11 +17,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_test_server")]
 
 
 @pytest.fixture
-def ready(tiny: Workspace) -> Workspace:
+def ready(small_campaign: Workspace) -> Workspace:
     """Everything before train is derived."""
     for stage in ("prepare", "assemble"):
-        assert not run_stage(tiny.root, stage, 0).skipped
-    return tiny
+        assert not run_stage(small_campaign.root, stage, 0).skipped
+    return small_campaign
 
 
 def test_a_stage_done_already_is_skipped_and_keeps_its_time(ready: Workspace) -> None:

@@ -76,7 +76,7 @@ class CompletedStudy:
 
 
 @pytest.fixture(scope="module")
-def completed_study(tmp_path_factory: pytest.TempPathFactory, somebody: None) -> CompletedStudy:
+def completed_study(tmp_path_factory: pytest.TempPathFactory, isolated_git_config: None) -> CompletedStudy:
     """Killed in the second arm's round 0, then run to the end by the same command."""
     folder = tmp_path_factory.mktemp("study")
     make_source(folder / "source")

@@ -114,19 +114,19 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def offered(tiny: Workspace) -> Workspace:
+def offered(small_campaign: Workspace) -> Workspace:
     """A campaign whose batch 1 is with the annotators; the teacher that drew its boxes was a good one."""
     unknown = [AnnotationTask(
         image_id=image_id, uri=f"data/images/{image_id}.png", width_px=40, height_px=32, rank=rank, reason="test",
         uncertainty=0.5, predictions=tuple(SURE), model_digest="d",
     ) for rank, image_id in enumerate((IMAGE, OTHER), start=1)]  # fmt: skip
-    folder = tiny.delivery(1)
+    folder = small_campaign.delivery(1)
     files.write_bytes(folder / "manifest.jsonl", "".join(task.model_dump_json() + "\n" for task in unknown).encode())
     delivery = AnnotationBatch(1, "key", folder, (IMAGE, OTHER), "2026-01-01T00:00:00+00:00", "prepared", None)
     set_state(delivery, "delivered", "receipt")
-    files.write_json(tiny.ledger(0), {"format": LEDGER_FORMAT, "metrics": {"teacher": {"AP50": 80.0}}})
-    git.commit(tiny, "Deliver")
-    return tiny
+    files.write_json(small_campaign.ledger(0), {"format": LEDGER_FORMAT, "metrics": {"teacher": {"AP50": 80.0}}})
+    git.commit(small_campaign, "Deliver")
+    return small_campaign
 
 
 def waiting(workspace: Workspace) -> dict[int, list[RawAnnotation]]:

@@ -80,8 +80,8 @@ def recover(workspace: Workspace, fake_provider: FakeProvider) -> None:
     assert run_fake_round(workspace, fake_provider, PARAMS).outcome in ("waiting_for_labels", "completed")
 
 
-def test_a_night_killed_at_any_effect_is_repeated_to_the_same_end(eventful: Path, tmp_path: Path) -> None:
-    wanted, effects = run_without_faults(eventful, tmp_path / "good")
+def test_a_night_killed_at_any_effect_is_repeated_to_the_same_end(busy_campaign: Path, tmp_path: Path) -> None:
+    wanted, effects = run_without_faults(busy_campaign, tmp_path / "good")
     for name in (
         "before withdraw",
         "after withdraw",
@@ -91,17 +91,17 @@ def test_a_night_killed_at_any_effect_is_repeated_to_the_same_end(eventful: Path
     ):
         assert name in effects
     for number in range(1, len(effects) + 1):
-        workspace, fake_provider = copy_campaign(eventful, tmp_path / "killed")
+        workspace, fake_provider = copy_campaign(busy_campaign, tmp_path / "killed")
         with pytest.raises(SimulatedCrash):
             run_fake_round(workspace, fake_provider, PARAMS, FaultInjector(number))
         recover(workspace, fake_provider)
         assert snapshot(workspace, fake_provider) == wanted, f"killed {effects[number - 1]} (effect {number})"
 
 
-def test_a_night_killed_twice_is_repeated_to_the_same_end(eventful: Path, tmp_path: Path) -> None:
-    wanted, effects = run_without_faults(eventful, tmp_path / "good")
+def test_a_night_killed_twice_is_repeated_to_the_same_end(busy_campaign: Path, tmp_path: Path) -> None:
+    wanted, effects = run_without_faults(busy_campaign, tmp_path / "good")
     for number in range(1, len(effects) + 1, 5):
-        workspace, fake_provider = copy_campaign(eventful, tmp_path / "killed")
+        workspace, fake_provider = copy_campaign(busy_campaign, tmp_path / "killed")
         for again in (number, number + 3):
             try:
                 run_fake_round(workspace, fake_provider, PARAMS, FaultInjector(again))
@@ -114,10 +114,10 @@ def test_a_night_killed_twice_is_repeated_to_the_same_end(eventful: Path, tmp_pa
 
 
 @pytest.mark.parametrize("at", [0.05, 0.3, 0.6, 0.8, 0.97])
-def test_a_night_that_gets_sigkill_is_repeated_to_the_same_end(eventful: Path, tmp_path: Path, at: float) -> None:
+def test_a_night_that_gets_sigkill_is_repeated_to_the_same_end(busy_campaign: Path, tmp_path: Path, at: float) -> None:
     """No ``finally`` runs, nothing is flushed: the real thing, in a process of its own."""
-    wanted, effects = run_without_faults(eventful, tmp_path / "good")
-    workspace, fake_provider = copy_campaign(eventful, tmp_path / "killed")
+    wanted, effects = run_without_faults(busy_campaign, tmp_path / "good")
+    workspace, fake_provider = copy_campaign(busy_campaign, tmp_path / "killed")
     child = os.fork()
     if child == 0:
         run_fake_round(workspace, fake_provider, PARAMS, FaultInjector(round(at * len(effects)), _sigkill_self))
@@ -148,13 +148,13 @@ def fail_at_call(call: str, nth: int, *, transient: bool) -> Callable[[str], Non
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("call", CALLS)
 def test_a_provider_that_fails_at_any_call_is_told_and_the_next_night_recovers(
-    eventful: Path, tmp_path: Path, call: str, moment: str, transient: bool
+    busy_campaign: Path, tmp_path: Path, call: str, moment: str, transient: bool
 ) -> None:
     """Whether or not the call had its effect: a lost answer looks like a lost question."""
-    wanted, effects = run_without_faults(eventful, tmp_path / "good")
+    wanted, effects = run_without_faults(busy_campaign, tmp_path / "good")
     assert f"before {call}" in effects
     for nth in range(1, effects.count(f"before {call}") + 1):
-        workspace, fake_provider = copy_campaign(eventful, tmp_path / "failed")
+        workspace, fake_provider = copy_campaign(busy_campaign, tmp_path / "failed")
         refusing = FakeProvider(fake_provider.path, **{moment: fail_at_call(call, nth, transient=transient)})
         with pytest.raises(ProviderError, match=f"{call} failed"):
             run_fake_round(workspace, refusing, PARAMS)

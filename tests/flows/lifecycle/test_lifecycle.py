@@ -27,75 +27,77 @@ def width_px(workspace: Workspace, image_id: str) -> float:
 
 
 def test_a_part_of_a_batch_is_collected_and_the_rest_stays_with_the_annotators(
-    workspace: Workspace, tool: FakeProvider
+    workspace: Workspace, fake_provider: FakeProvider
 ) -> None:
     first, second, third = batch_images(workspace, 1)
-    tool.annotate(1, first)
-    assert run_fake_round(workspace, tool, PARAMS).outcome == "completed"
+    fake_provider.annotate(1, first)
+    assert run_fake_round(workspace, fake_provider, PARAMS).outcome == "completed"
     assert [label.image_id for label in read_label_batch(workspace, 1).images] == [first]
     assert set(read_label_batch(workspace, 1).leased) == {second, third}
     assert not {second, third} & set(batch_images(workspace, 2))
-    assert tool.open_images() == {second, third, *batch_images(workspace, 2)}
+    assert fake_provider.open_images() == {second, third, *batch_images(workspace, 2)}
     assert count_states(workspace) == {"labeled": 1, "leased": 2 + BATCH_SIZE}
 
 
-def test_a_night_collects_from_all_deliveries(workspace: Workspace, tool: FakeProvider) -> None:
+def test_a_night_collects_from_all_deliveries(workspace: Workspace, fake_provider: FakeProvider) -> None:
     first, second, third = batch_images(workspace, 1)
-    tool.annotate(1, first)
-    run_fake_round(workspace, tool, PARAMS)
+    fake_provider.annotate(1, first)
+    run_fake_round(workspace, fake_provider, PARAMS)
     newer = batch_images(workspace, 2)[0]
-    tool.annotate(1, second, status="empty")
-    tool.annotate(2, newer, status="skipped")
-    run_fake_round(workspace, tool, PARAMS)
+    fake_provider.annotate(1, second, status="empty")
+    fake_provider.annotate(2, newer, status="skipped")
+    run_fake_round(workspace, fake_provider, PARAMS)
     batch = read_label_batch(workspace, 2)
     assert {label.image_id: label.offered_batch for label in batch.images} == {second: 1, newer: 2}
     assert batch.leased[third] == 1
     assert count_states(workspace) == {"labeled": 1, "empty": 1, "skipped": 1, "leased": 3 + BATCH_SIZE}
 
 
-def test_the_same_label_counts_once_however_often_it_comes_back(workspace: Workspace, tool: FakeProvider) -> None:
+def test_the_same_label_counts_once_however_often_it_comes_back(
+    workspace: Workspace, fake_provider: FakeProvider
+) -> None:
     for image_id in batch_images(workspace, 1):
-        tool.annotate(1, image_id)
-    run_fake_round(workspace, tool, PARAMS)
+        fake_provider.annotate(1, image_id)
+    run_fake_round(workspace, fake_provider, PARAMS)
     for _ in range(2):
-        waiting = run_fake_round(workspace, tool, PARAMS)
+        waiting = run_fake_round(workspace, fake_provider, PARAMS)
         assert (waiting.outcome, waiting.round_number) == ("waiting_for_labels", 1)
     assert "batch 2: 0 finished, 3 open" in waiting.message
     assert not workspace.label_batch(2).exists()
 
 
-def test_a_changed_label_supersedes_and_its_history_stays(workspace: Workspace, tool: FakeProvider) -> None:
+def test_a_changed_label_supersedes_and_its_history_stays(workspace: Workspace, fake_provider: FakeProvider) -> None:
     first = batch_images(workspace, 1)[0]
-    tool.annotate(1, first, width_px=10, seconds_spent=30.0)
-    run_fake_round(workspace, tool, PARAMS)
-    tool.annotate(1, first, width_px=12, seconds_spent=42.0)
-    assert run_fake_round(workspace, tool, PARAMS).round_number == 2
+    fake_provider.annotate(1, first, width_px=10, seconds_spent=30.0)
+    run_fake_round(workspace, fake_provider, PARAMS)
+    fake_provider.annotate(1, first, width_px=12, seconds_spent=42.0)
+    assert run_fake_round(workspace, fake_provider, PARAMS).round_number == 2
     assert width_px(workspace, first) == 12
     store = read_labels(workspace.labels)
     assert [(label.offered_batch, len(label.boxes)) for label in store.all_annotations[first]] == [(1, 1), (1, 1)]
     assert read_label_batch(workspace, 1).images[0].boxes[0].xyxy_px[2] == 12  # 2 + 10: untouched
     assert store.minutes_spent == pytest.approx(42 / 60)  # the tool's time of an answer includes what it replaces
-    tool.annotate(1, first, width_px=10)  # and back again
-    run_fake_round(workspace, tool, PARAMS)
+    fake_provider.annotate(1, first, width_px=10)  # and back again
+    run_fake_round(workspace, fake_provider, PARAMS)
     assert width_px(workspace, first) == 10
 
 
-def test_a_lease_ends_and_the_image_is_offered_again(workspace: Workspace, tool: FakeProvider) -> None:
+def test_a_lease_ends_and_the_image_is_offered_again(workspace: Workspace, fake_provider: FakeProvider) -> None:
     first, second, third = batch_images(workspace, 1)
-    tool.annotate(1, first)
-    tool.advance_days(LEASE_DAYS - 1)
-    run_fake_round(workspace, tool, PARAMS)
-    assert {second, third} <= tool.open_images()
-    tool.advance_days(1)
-    tool.annotate(2, batch_images(workspace, 2)[0])
-    run_fake_round(workspace, tool, PARAMS)
+    fake_provider.annotate(1, first)
+    fake_provider.advance_days(LEASE_DAYS - 1)
+    run_fake_round(workspace, fake_provider, PARAMS)
+    assert {second, third} <= fake_provider.open_images()
+    fake_provider.advance_days(1)
+    fake_provider.annotate(2, batch_images(workspace, 2)[0])
+    run_fake_round(workspace, fake_provider, PARAMS)
     assert not set(read_label_batch(workspace, 2).leased) & {second, third}
     assert count_states(workspace)["leased"] == 2 + BATCH_SIZE
     offered_again = {second, third} & set(batch_images(workspace, 3))
     assert count_states(workspace).get("expired", 0) == 2 - len(offered_again)
     for _ in range(6):  # sooner or later they are picked again
-        tool.annotate(newest_batch(workspace), batch_images(workspace, newest_batch(workspace))[0])
-        run_fake_round(workspace, tool, PARAMS)
+        fake_provider.annotate(newest_batch(workspace), batch_images(workspace, newest_batch(workspace))[0])
+        run_fake_round(workspace, fake_provider, PARAMS)
     picked_again = {
         image for number in range(3, newest_batch(workspace) + 1) for image in batch_images(workspace, number)
     }
@@ -106,11 +108,11 @@ def newest_batch(workspace: Workspace) -> int:
     return max(delivery.batch for delivery in all_annotation_batches(workspace) if delivery.image_ids)
 
 
-def test_without_new_labels_no_lease_ends(workspace: Workspace, tool: FakeProvider) -> None:
+def test_without_new_labels_no_lease_ends(workspace: Workspace, fake_provider: FakeProvider) -> None:
     """There is no new round that could offer the images again, so people had better keep them."""
-    tool.advance_days(10 * LEASE_DAYS)
-    assert run_fake_round(workspace, tool, PARAMS).outcome == "waiting_for_labels"
-    assert tool.open_images() == set(batch_images(workspace, 1))
+    fake_provider.advance_days(10 * LEASE_DAYS)
+    assert run_fake_round(workspace, fake_provider, PARAMS).outcome == "waiting_for_labels"
+    assert fake_provider.open_images() == set(batch_images(workspace, 1))
 
 
 def reoffered_image(workspace: Workspace, fake_provider: FakeProvider) -> tuple[str, int]:
@@ -129,87 +131,93 @@ def reoffered_image(workspace: Workspace, fake_provider: FakeProvider) -> tuple[
 
 
 def test_a_late_label_of_a_withdrawn_image_is_taken_and_the_new_offer_is_withdrawn(
-    workspace: Workspace, tool: FakeProvider
+    workspace: Workspace, fake_provider: FakeProvider
 ) -> None:
-    late, number = reoffered_image(workspace, tool)
-    assert late in tool.open_images()
-    tool.annotate(1, late, width_px=11)
-    run_fake_round(workspace, tool, PARAMS)
-    assert late not in tool.open_images()
+    late, number = reoffered_image(workspace, fake_provider)
+    assert late in fake_provider.open_images()
+    fake_provider.annotate(1, late, width_px=11)
+    run_fake_round(workspace, fake_provider, PARAMS)
+    assert late not in fake_provider.open_images()
     assert read_labels(workspace.labels).current[late].label.offered_batch == 1
-    tool.annotate(number, late, width_px=13)  # somebody had it on the screen already
-    run_fake_round(workspace, tool, PARAMS)
+    fake_provider.annotate(number, late, width_px=13)  # somebody had it on the screen already
+    run_fake_round(workspace, fake_provider, PARAMS)
     assert width_px(workspace, late) == 13
     assert [label.offered_batch for label in read_labels(workspace.labels).all_annotations[late]] == [1, number]
 
 
-def test_an_older_answer_that_comes_in_late_does_not_undo_newer_work(workspace: Workspace, tool: FakeProvider) -> None:
-    late, number = reoffered_image(workspace, tool)
-    finished_first = tool.now.isoformat()
-    tool.annotate(number, late, width_px=13)
-    run_fake_round(workspace, tool, PARAMS)
-    tool.annotate(1, late, width_px=11, finished_at=finished_first)
-    tool.annotate(number, next(image for image in batch_images(workspace, number) if image != late))
-    run_fake_round(workspace, tool, PARAMS)
+def test_an_older_answer_that_comes_in_late_does_not_undo_newer_work(
+    workspace: Workspace, fake_provider: FakeProvider
+) -> None:
+    late, number = reoffered_image(workspace, fake_provider)
+    finished_first = fake_provider.now.isoformat()
+    fake_provider.annotate(number, late, width_px=13)
+    run_fake_round(workspace, fake_provider, PARAMS)
+    fake_provider.annotate(1, late, width_px=11, finished_at=finished_first)
+    fake_provider.annotate(number, next(image for image in batch_images(workspace, number) if image != late))
+    run_fake_round(workspace, fake_provider, PARAMS)
     assert width_px(workspace, late) == 13
     assert [label.offered_batch for label in read_labels(workspace.labels).all_annotations[late]] == [number, 1]
 
 
-def test_a_refused_answer_can_be_corrected_where_it_was_given(workspace: Workspace, tool: FakeProvider) -> None:
+def test_a_refused_answer_can_be_corrected_where_it_was_given(
+    workspace: Workspace, fake_provider: FakeProvider
+) -> None:
     first = batch_images(workspace, 1)[0]
-    tool.annotate(1, first, width_px=500)
+    fake_provider.annotate(1, first, width_px=500)
     with pytest.raises(UserError, match="usable labels are 0 of 1"):
-        run_fake_round(workspace, tool, PARAMS)
-    assert run_fake_round(workspace, tool, PARAMS).outcome == "waiting_for_labels"  # told once
+        run_fake_round(workspace, fake_provider, PARAMS)
+    assert run_fake_round(workspace, fake_provider, PARAMS).outcome == "waiting_for_labels"  # told once
     assert len(read_entries(workspace)) == 1
     assert count_states(workspace) == {"leased": BATCH_SIZE}
-    tool.annotate(1, first)
-    assert run_fake_round(workspace, tool, PARAMS).round_number == 1
+    fake_provider.annotate(1, first)
+    assert run_fake_round(workspace, fake_provider, PARAMS).round_number == 1
     assert width_px(workspace, first) == 10
 
 
 @pytest.mark.parametrize(("rule", "outcome"), [("skip", "waiting_for_labels"), ("proceed", "completed")])
 def test_few_labels_wait_as_long_as_waiting_helps(
-    workspace: Workspace, tool: FakeProvider, rule: str, outcome: str
+    workspace: Workspace, fake_provider: FakeProvider, rule: str, outcome: str
 ) -> None:
     settings = params_with(on_few_labels=rule, min_new_labels=2, lease_days=LEASE_DAYS)
-    tool.annotate(1, batch_images(workspace, 1)[0])
-    result = run_fake_round(workspace, tool, settings)
+    fake_provider.annotate(1, batch_images(workspace, 1)[0])
+    result = run_fake_round(workspace, fake_provider, settings)
     assert result.outcome == outcome
     if rule == "skip":
         assert "1 images are newly labeled, fewer than nightly.min_new_labels" in result.message
-        tool.advance_days(LEASE_DAYS)  # nobody holds on to the others any more
-        assert run_fake_round(workspace, tool, settings).outcome == "completed"
+        fake_provider.advance_days(LEASE_DAYS)  # nobody holds on to the others any more
+        assert run_fake_round(workspace, fake_provider, settings).outcome == "completed"
 
 
-def test_where_annotators_are_behind_no_further_batch_is_offered(workspace: Workspace, tool: FakeProvider) -> None:
+def test_where_annotators_are_behind_no_further_batch_is_offered(
+    workspace: Workspace, fake_provider: FakeProvider
+) -> None:
     settings = params_with(max_pending_images=2, lease_days=LEASE_DAYS)
     first, second, third = batch_images(workspace, 1)
-    tool.annotate(1, first)
-    held_back = run_fake_round(workspace, tool, settings)
+    fake_provider.annotate(1, first)
+    held_back = run_fake_round(workspace, fake_provider, settings)
     assert held_back.outcome == "completed"
     assert held_back.message == "Batch 2 asks for no image: 2 are still with the annotators (tool)."
     assert batch_images(workspace, 2) == ()
-    assert tool.open_images() == {second, third}
-    tool.annotate(1, second)
-    run_fake_round(workspace, tool, settings)
+    assert fake_provider.open_images() == {second, third}
+    fake_provider.annotate(1, second)
+    run_fake_round(workspace, fake_provider, settings)
     assert {label.offered_batch for label in read_label_batch(workspace, 2).images} == {1}
     assert len(batch_images(workspace, 3)) == BATCH_SIZE
     assert (workspace.warm_start / "teacher.pth").read_text() == "of round 1"
 
 
 def test_a_campaign_ends_when_every_image_is_answered_and_wakes_up_for_a_change(
-    workspace: Workspace, tool: FakeProvider
+    workspace: Workspace, fake_provider: FakeProvider
 ) -> None:
-    while tool.open_images():
-        for batch, image_id in tool.all_tasks():
-            if image_id in tool.open_images():
-                tool.annotate(batch, image_id)
-        last = run_fake_round(workspace, tool, PARAMS)
+    while fake_provider.open_images():
+        for batch, image_id in fake_provider.all_tasks():
+            if image_id in fake_provider.open_images():
+                fake_provider.annotate(batch, image_id)
+        last = run_fake_round(workspace, fake_provider, PARAMS)
     assert last.outcome == "pool_exhausted"
-    assert run_fake_round(workspace, tool, PARAMS).outcome == "pool_exhausted"
+    assert run_fake_round(workspace, fake_provider, PARAMS).outcome == "pool_exhausted"
     assert count_states(workspace) == {"labeled": len(POOL)}
-    batch, image_id = tool.all_tasks()[0]
-    tool.annotate(batch, image_id, status="empty")
-    run_fake_round(workspace, tool, PARAMS)
+    batch, image_id = fake_provider.all_tasks()[0]
+    fake_provider.annotate(batch, image_id, status="empty")
+    run_fake_round(workspace, fake_provider, PARAMS)
     assert count_states(workspace) == {"labeled": len(POOL) - 1, "empty": 1}

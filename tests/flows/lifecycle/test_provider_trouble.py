@@ -21,16 +21,18 @@ from tests.flows.lifecycle.fake_pipeline import (
 from tests.flows.lifecycle.fake_provider import FakeProvider
 
 
-def test_a_delivery_the_provider_lost_does_not_hold_up_the_others(workspace: Workspace, tool: FakeProvider) -> None:
-    tool.annotate(1, batch_images(workspace, 1)[0])
-    run_fake_round(workspace, tool, PARAMS)
-    content = tool.state
+def test_a_delivery_the_provider_lost_does_not_hold_up_the_others(
+    workspace: Workspace, fake_provider: FakeProvider
+) -> None:
+    fake_provider.annotate(1, batch_images(workspace, 1)[0])
+    run_fake_round(workspace, fake_provider, PARAMS)
+    content = fake_provider.state
     del content["batches"]["1"]
-    files.write_json(tool.path, content)
+    files.write_json(fake_provider.path, content)
     late = batch_images(workspace, 2)[0]
-    tool.annotate(2, late)
+    fake_provider.annotate(2, late)
     with pytest.raises(ProviderError, match="batch 1 is unknown"):
-        run_fake_round(workspace, tool, PARAMS)
+        run_fake_round(workspace, fake_provider, PARAMS)
     assert [label.image_id for label in read_label_batch(workspace, 2).images] == [late]
     assert len(batch_images(workspace, 3)) == BATCH_SIZE
 
@@ -58,7 +60,9 @@ def test_a_provider_that_is_away_stops_only_what_needs_it(tmp_path: Path) -> Non
     assert count_states(workspace) == {"leased": BATCH_SIZE}
 
 
-def test_labels_are_collected_while_a_batch_cannot_be_offered(workspace: Workspace, tool: FakeProvider) -> None:
+def test_labels_are_collected_while_a_batch_cannot_be_offered(
+    workspace: Workspace, fake_provider: FakeProvider
+) -> None:
     full = True
 
     def refuse(call: str) -> None:
@@ -66,16 +70,16 @@ def test_labels_are_collected_while_a_batch_cannot_be_offered(workspace: Workspa
             raise ProviderError("tool", "the disk is full, expected room")
 
     first, second, third = batch_images(workspace, 1)
-    refusing = FakeProvider(tool.path, before=refuse)
-    tool.annotate(1, first)
+    refusing = FakeProvider(fake_provider.path, before=refuse)
+    fake_provider.annotate(1, first)
     with pytest.raises(ProviderError, match="disk is full"):
         run_fake_round(workspace, refusing, PARAMS)
-    tool.annotate(1, second)
+    fake_provider.annotate(1, second)
     with pytest.raises(ProviderError, match="disk is full"):
         run_fake_round(workspace, refusing, PARAMS)
     assert count_states(workspace) == {"labeled": 2, "leased": 1, "offered": 2 * BATCH_SIZE}
     full = False
-    tool.annotate(1, third)
+    fake_provider.annotate(1, third)
     assert run_fake_round(workspace, refusing, PARAMS).round_number == 3
     assert count_states(workspace) == {"labeled": 3, "leased": 3 * BATCH_SIZE}
-    assert run_until_idle(workspace, tool, PARAMS)[-1].outcome == "waiting_for_labels"
+    assert run_until_idle(workspace, fake_provider, PARAMS)[-1].outcome == "waiting_for_labels"

@@ -65,7 +65,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 
 
 def send(**limits: Any) -> bool:
-    return notify(NOTICE, **{"limit_s": 2.0, "delays_s": (0.0, 0.0), **limits})
+    return notify(NOTICE, **{"timeout_s": 2.0, "delays_s": (0.0, 0.0), **limits})
 
 
 def test_a_notice_says_where_what_and_when(receiver: Receiver) -> None:
@@ -108,7 +108,7 @@ def test_what_will_not_change_is_not_tried_for_long(receiver: Receiver, code: in
 def test_a_server_that_hangs_costs_its_limit_and_no_more(receiver: Receiver) -> None:
     receiver.answers = [0, 0, 0]
     started_s = time.monotonic()
-    assert not send(limit_s=0.3)
+    assert not send(timeout_s=0.3)
     assert 0.9 <= time.monotonic() - started_s < 5
     assert len(receiver.received) == 3
 
@@ -139,13 +139,13 @@ def test_secrets_stay_here(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) 
     assert receiver.received[0]["text"] == "Gleaner, screws: http://***@mlflow:5000 refused ***"
 
 
-def test_a_failure_is_told_once_however_deep(receiver: Receiver, tiny: Workspace) -> None:
+def test_a_failure_is_told_once_however_deep(receiver: Receiver, small_campaign: Workspace) -> None:
     def inner() -> None:
-        with notify_on_failure(tiny):
+        with notify_on_failure(small_campaign):
             raise ConnectionError("first line\nsecond line")
 
     def outer() -> None:
-        with notify_on_failure(tiny):
+        with notify_on_failure(small_campaign):
             try:
                 inner()
             except ConnectionError as error:
@@ -158,8 +158,8 @@ def test_a_failure_is_told_once_however_deep(receiver: Receiver, tiny: Workspace
 
 
 @pytest.mark.parametrize("what", [KeyboardInterrupt(), SystemExit(143), LockHeldError("here", None)])
-def test_what_is_no_failure_is_not_told(receiver: Receiver, tiny: Workspace, what: BaseException) -> None:
-    with pytest.raises(type(what)), notify_on_failure(tiny):
+def test_what_is_no_failure_is_not_told(receiver: Receiver, small_campaign: Workspace, what: BaseException) -> None:
+    with pytest.raises(type(what)), notify_on_failure(small_campaign):
         raise what
     assert receiver.received == []
 

@@ -26,14 +26,16 @@ def write_program(folder: Path, name: str, script: str) -> None:
 
 
 @pytest.mark.parametrize("check", [machine.check_disk, machine.check_clock, machine.check_versions])
-def test_a_healthy_campaign_passes_or_warns(tiny: Workspace, check: Any) -> None:
-    assert check(CheckContext(tiny)).state in ("pass", "warn")
+def test_a_healthy_campaign_passes_or_warns(small_campaign: Workspace, check: Any) -> None:
+    assert check(CheckContext(small_campaign)).state in ("pass", "warn")
 
 
 @pytest.mark.parametrize(("free", "state"), [(GIB - 1, "fail"), (3 * GIB, "warn"), (100 * GIB, "pass")])
-def test_disk_before_the_first_round(tiny: Workspace, monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
+def test_disk_before_the_first_round(
+    small_campaign: Workspace, monkeypatch: pytest.MonkeyPatch, free: int, state: str
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(200 * GIB, 0, free))
-    assert machine.check_disk(CheckContext(tiny)).state == state
+    assert machine.check_disk(CheckContext(small_campaign)).state == state
 
 
 @pytest.mark.slow
@@ -45,35 +47,37 @@ def test_a_rounds_size_follows_from_the_last_one(after_two_rounds: Workspace) ->
     assert needed == pytest.approx(made + 6 * teacher, rel=0.2)
 
 
-def test_a_cache_on_another_disk_is_looked_at(tiny: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_on_another_disk_is_looked_at(
+    small_campaign: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = tmp_path / "other disk"
     other.mkdir()
-    with (tiny.root / ".dvc" / "config.local").open("w") as file:
+    with (small_campaign.root / ".dvc" / "config.local").open("w") as file:
         file.write(f"[cache]\n    dir = {other}\n['remote \"store\"']\n    url = /nowhere\n")
-    assert machine.dvc_cache_dir(tiny) == other
+    assert machine.dvc_cache_dir(small_campaign) == other
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(GIB, 0, 100 if place == other else 90 * GIB))
-    finding = machine.check_disk(CheckContext(tiny))
+    finding = machine.check_disk(CheckContext(small_campaign))
     assert (finding.state, str(other) in finding.message) == ("fail", True)
 
 
 @pytest.mark.parametrize(("available", "state"), [(GIB // 2, "fail"), (2 * GIB, "warn"), (9 * GIB, "pass")])
-def test_memory(tiny: Workspace, monkeypatch: pytest.MonkeyPatch, available: int, state: str) -> None:
+def test_memory(small_campaign: Workspace, monkeypatch: pytest.MonkeyPatch, available: int, state: str) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=available))
     monkeypatch.setattr(machine, "_cgroup_available_bytes", lambda: [])
-    assert machine.check_memory(CheckContext(tiny)).state == state
+    assert machine.check_memory(CheckContext(small_campaign)).state == state
 
 
-def test_a_containers_limit_counts(tiny: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_containers_limit_counts(small_campaign: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_cgroup_available_bytes", lambda: [GIB // 2])
-    assert machine.check_memory(CheckContext(tiny)).state == "fail"
+    assert machine.check_memory(CheckContext(small_campaign)).state == "fail"
 
 
-def test_a_clock_that_went_back(tiny: Workspace) -> None:
-    path = tiny.label_batch(0)
+def test_a_clock_that_went_back(small_campaign: Workspace) -> None:
+    path = small_campaign.label_batch(0)
     batch = files.read_json(path)
     batch["collected_at"] = (datetime.now(UTC) + timedelta(days=2)).isoformat()
     files.write_json(path, batch)
-    finding = machine.check_clock(CheckContext(tiny))
+    finding = machine.check_clock(CheckContext(small_campaign))
     assert (finding.state, "clock" in finding.fix) == ("fail", True)
 
 
@@ -87,37 +91,39 @@ def test_a_clock_that_went_back(tiny: Workspace) -> None:
     ],
 )
 def test_the_driver(
-    tiny: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, state: str, words: str
+    small_campaign: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, state: str, words: str
 ) -> None:
     write_program(tmp_path, "nvidia-smi", script)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    finding = machine.check_gpu(CheckContext(tiny))
+    finding = machine.check_gpu(CheckContext(small_campaign))
     assert (finding.state, words in finding.message) == (state, True), finding
 
 
-def test_a_driver_that_hangs(tiny: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_hangs(small_campaign: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_program(tmp_path, "nvidia-smi", "exec sleep 60")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(machine, "_NVIDIA_SMI_LIMIT_S", 0.3)
-    assert "no answer within 0.3 s" in machine.check_gpu(CheckContext(tiny)).message
+    assert "no answer within 0.3 s" in machine.check_gpu(CheckContext(small_campaign)).message
 
 
 @pytest.mark.parametrize(("name", "version"), [("fastapi", "0.151.0"), ("sqlalchemy", "2.1.9")])
-def test_the_known_traps(tiny: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:
+def test_the_known_traps(small_campaign: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:
     installed = machine._installed_version
     monkeypatch.setattr(machine, "_installed_version", lambda asked: version if asked == name else installed(asked))
-    finding = machine.check_versions(CheckContext(tiny))
+    finding = machine.check_versions(CheckContext(small_campaign))
     assert (finding.state, f"{name} is {version}" in finding.message) == ("fail", True)
 
 
-def test_another_version_than_the_locked_one(tiny: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_than_the_locked_one(
+    small_campaign: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = tmp_path / "requirements.lock"
     lock.write_text(
         "# comment\nnumpy==0.0.1 \\\n    --hash=sha256:00\nno-such-thing==1.0 ; sys_platform == 'win32' \\\n"
         "    --hash=sha256:00\nno-such-thing-at-all==1.0\n"
     )
     monkeypatch.setattr(machine, "packaged_file", lambda _: lock)
-    finding = machine.check_versions(CheckContext(tiny))
+    finding = machine.check_versions(CheckContext(small_campaign))
     assert finding.state == "warn"
     assert finding.message.startswith("2 packages differ")
     assert "no-such-thing-at-all is missing" in finding.message
@@ -128,8 +134,8 @@ def test_the_lock_of_this_repository_is_understood() -> None:
     assert len(machine._version_differences(lock)) < 20
 
 
-def test_code_that_changed_since_the_last_round(tiny: Workspace) -> None:
-    digests = files.read_json(tiny.code_versions)
-    files.write_json(tiny.code_versions, {**digests, "train": "of another day"})
-    finding = machine.check_versions(CheckContext(tiny))
+def test_code_that_changed_since_the_last_round(small_campaign: Workspace) -> None:
+    digests = files.read_json(small_campaign.code_versions)
+    files.write_json(small_campaign.code_versions, {**digests, "train": "of another day"})
+    finding = machine.check_versions(CheckContext(small_campaign))
     assert (finding.state, "train" in finding.message) == ("warn", True)

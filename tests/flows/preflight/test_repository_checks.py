@@ -8,35 +8,35 @@ from tasks.runtime.errors import UserError
 from tasks.storage import files
 
 
-def test_a_new_campaign_is_in_order(tiny: Workspace) -> None:
+def test_a_new_campaign_is_in_order(small_campaign: Workspace) -> None:
     for check in (repository.check_branch, repository.check_uncommitted, repository.check_rounds):
-        assert check(CheckContext(tiny)).state == "pass"
+        assert check(CheckContext(small_campaign)).state == "pass"
 
 
-def test_an_old_commit_is_checked_out(tiny: Workspace) -> None:
-    git.run_git(tiny.root, "checkout", "--quiet", "--detach")
+def test_an_old_commit_is_checked_out(small_campaign: Workspace) -> None:
+    git.run_git(small_campaign.root, "checkout", "--quiet", "--detach")
     with pytest.raises(UserError, match="expected a branch"):
-        repository.check_branch(CheckContext(tiny))
+        repository.check_branch(CheckContext(small_campaign))
 
 
-def test_a_merge_nobody_finished(tiny: Workspace) -> None:
-    root = tiny.root
+def test_a_merge_nobody_finished(small_campaign: Workspace) -> None:
+    root = small_campaign.root
     for branch, text in (("other", "a"), ("main", "b")):
         git.run_git(root, "switch", "--quiet", *(["--create"] if branch == "other" else []), branch)
         (root / ".dvcignore").write_text(text)
         git.run_git(root, "commit", "--quiet", "--all", "--message", branch)
     with pytest.raises(UserError, match="conflict"):
         git.run_git(root, "merge", "other")
-    finding = repository.check_branch(CheckContext(tiny))
+    finding = repository.check_branch(CheckContext(small_campaign))
     assert (finding.state, finding.message) == ("fail", "a merge is not finished")
     git.run_git(root, *finding.fix.rsplit("git ", 1)[1].split())
-    assert repository.check_branch(CheckContext(tiny)).state == "pass"
+    assert repository.check_branch(CheckContext(small_campaign)).state == "pass"
 
 
-def test_uncommitted_sources_are_named(tiny: Workspace) -> None:
-    tiny.label_batch(0).write_text("{}")
-    (tiny.labels / "batch-0001.json").write_text("{}")
-    finding = repository.check_uncommitted(CheckContext(tiny))
+def test_uncommitted_sources_are_named(small_campaign: Workspace) -> None:
+    small_campaign.label_batch(0).write_text("{}")
+    (small_campaign.labels / "batch-0001.json").write_text("{}")
+    finding = repository.check_uncommitted(CheckContext(small_campaign))
     assert finding.state == "warn"
     assert "data/labels/batch-0000.json" in finding.message
     assert "data/labels/batch-0001.json" in finding.message

@@ -65,7 +65,7 @@ def remote_services(
 
 
 @pytest.fixture
-def clone(remote_services: RemoteServices, tmp_path: Path, prefect_engine: None) -> Workspace:
+def clone(remote_services: RemoteServices, tmp_path: Path, prefect_test_server: None) -> Workspace:
     """Of a campaign after two nights whose own folder, with both caches, is gone."""
     from flows.nightly import run_rounds
 

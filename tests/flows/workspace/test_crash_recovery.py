@@ -11,14 +11,14 @@ from flows.workspace.run_lock import run_lock
 from tasks.data.paths import Workspace
 
 
-def test_a_git_lock_left_by_a_dead_git_is_dropped_and_a_fresh_one_is_not(tiny: Workspace) -> None:
-    lock = tiny.root / ".git" / "index.lock"
+def test_a_git_lock_left_by_a_dead_git_is_dropped_and_a_fresh_one_is_not(small_campaign: Workspace) -> None:
+    lock = small_campaign.root / ".git" / "index.lock"
     lock.touch()
-    with run_lock(tiny):
+    with run_lock(small_campaign):
         assert lock.exists()
     an_hour_ago_s = time.time() - 3600
     os.utime(lock, (an_hour_ago_s, an_hour_ago_s))
-    with run_lock(tiny):
+    with run_lock(small_campaign):
         assert not lock.exists()
 
 
@@ -31,14 +31,14 @@ def test_a_git_lock_left_by_a_dead_git_is_dropped_and_a_fresh_one_is_not(tiny: W
         ('{"write": {}, "read": {"/x": [{"pid": %d, "cmd": "dvc repro"}]}}', True),
     ],
 )
-def test_a_dvc_lock_is_dropped_unless_dvc_holds_it(tiny: Workspace, content: str, stays: bool) -> None:
+def test_a_dvc_lock_is_dropped_unless_dvc_holds_it(small_campaign: Workspace, content: str, stays: bool) -> None:
     somebody = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "dvc"])
-    lock = tiny.root / ".dvc" / "tmp" / "rwlock"
+    lock = small_campaign.root / ".dvc" / "tmp" / "rwlock"
     lock.write_text(content.replace("%d", str(somebody.pid)))
     while "dvc" not in psutil.Process(somebody.pid).cmdline():
         time.sleep(0.01)
     try:
-        with run_lock(tiny):
+        with run_lock(small_campaign):
             assert lock.exists() == stays
     finally:
         somebody.kill()
@@ -57,20 +57,20 @@ stages:
 
 
 @pytest.mark.parametrize("length", [0, 10, 30, WHOLE.index("    outs"), WHOLE.index("      md5"), len(WHOLE) - 60])
-def test_half_a_dvc_lock_file_is_replaced_by_the_committed_one(tiny: Workspace, length: int) -> None:
-    path = tiny.root / "dvc.lock"
+def test_half_a_dvc_lock_file_is_replaced_by_the_committed_one(small_campaign: Workspace, length: int) -> None:
+    path = small_campaign.root / "dvc.lock"
     path.write_text(WHOLE)
-    git.commit(tiny, "a round")
+    git.commit(small_campaign, "a round")
     path.write_text(WHOLE[:length])
-    with run_lock(tiny):
+    with run_lock(small_campaign):
         assert path.read_text() == WHOLE
 
 
-def test_half_a_first_dvc_lock_file_is_dropped_and_a_whole_one_stays(tiny: Workspace) -> None:
-    path = tiny.root / "dvc.lock"
+def test_half_a_first_dvc_lock_file_is_dropped_and_a_whole_one_stays(small_campaign: Workspace) -> None:
+    path = small_campaign.root / "dvc.lock"
     path.write_text(WHOLE[:-40])
-    with run_lock(tiny):
+    with run_lock(small_campaign):
         assert not path.exists()
     path.write_text(WHOLE)
-    with run_lock(tiny):
+    with run_lock(small_campaign):
         assert path.read_text() == WHOLE

@@ -27,9 +27,9 @@ from tests.flows.small_campaign import (
 )
 
 
-def test_a_new_campaign_is_committed_whole(tiny: Workspace) -> None:
-    assert git.run_git(tiny.root, "status", "--porcelain") == ""
-    tracked = set(git.run_git(tiny.root, "ls-files").splitlines())
+def test_a_new_campaign_is_committed_whole(small_campaign: Workspace) -> None:
+    assert git.run_git(small_campaign.root, "status", "--porcelain") == ""
+    tracked = set(git.run_git(small_campaign.root, "ls-files").splitlines())
     assert {
         "params.yaml",
         "dvc.yaml",
@@ -44,19 +44,19 @@ def test_a_new_campaign_is_committed_whole(tiny: Workspace) -> None:
         "data/labels/batch-0000.json",
     } <= tracked
     assert not any(name.startswith(("oracle", "data/images/", ".gleaner")) for name in tracked)
-    assert tiny.oracle.is_file()
+    assert small_campaign.oracle.is_file()
 
 
-def test_dvc_reports_nothing_home_and_stages_nothing(tiny: Workspace) -> None:
-    config = (tiny.root / ".dvc" / "config").read_text()
+def test_dvc_reports_nothing_home_and_stages_nothing(small_campaign: Workspace) -> None:
+    config = (small_campaign.root / ".dvc" / "config").read_text()
     for line in ("analytics = false", "autostage = false", "check_update = false", "type = reflink,hardlink,copy"):
         assert line in config
-    assert dvc.run_dvc(tiny.root, "config", "core.analytics") == "false"
-    assert not dvc.has_default_remote(tiny.root)
+    assert dvc.run_dvc(small_campaign.root, "config", "core.analytics") == "false"
+    assert not dvc.has_default_remote(small_campaign.root)
 
 
-def test_params_are_the_repositorys_with_the_campaigns_classes(tiny: Workspace) -> None:
-    ours, theirs = (yaml.safe_load((root / "params.yaml").read_text()) for root in (tiny.root, REPOSITORY))
+def test_params_are_the_repositorys_with_the_campaigns_classes(small_campaign: Workspace) -> None:
+    ours, theirs = (yaml.safe_load((root / "params.yaml").read_text()) for root in (small_campaign.root, REPOSITORY))
     assert ours["classes"] == list(CLASSES)
     assert ours["budget"]["amount"] == 3
     del theirs["draw"]
@@ -76,12 +76,14 @@ def test_the_graph_is_the_repositorys_without_draw_and_with_code_digests() -> No
         assert (entry["cmd"], entry["outs"]) == (theirs[stage]["cmd"], theirs[stage]["outs"])
 
 
-def test_a_second_init_of_the_same_place_is_refused_and_changes_nothing(tiny: Workspace, tmp_path: Path) -> None:
-    before = git.head_commit(tiny.root)
+def test_a_second_init_of_the_same_place_is_refused_and_changes_nothing(
+    small_campaign: Workspace, tmp_path: Path
+) -> None:
+    before = git.head_commit(small_campaign.root)
     source = make_source(tmp_path / "again")
     with pytest.raises(UserError, match="Go on with: gleaner run"):
-        create_workspace(tiny.root, workspace_config(source))
-    assert git.head_commit(tiny.root) == before
+        create_workspace(small_campaign.root, workspace_config(source))
+    assert git.head_commit(small_campaign.root) == before
 
 
 def test_a_place_that_is_taken_is_refused(tmp_path: Path) -> None:
@@ -142,22 +144,22 @@ def test_init_inside_another_repository_makes_its_own(tmp_path: Path) -> None:
     assert Path(git.run_git(tmp_path / "new", "rev-parse", "--show-toplevel")) == (tmp_path / "new").resolve()
 
 
-def test_the_users_images_are_copied_not_linked(tiny: Workspace, tmp_path: Path) -> None:
+def test_the_users_images_are_copied_not_linked(small_campaign: Workspace, tmp_path: Path) -> None:
     source = make_source(tmp_path / "mine")
     create_workspace(tmp_path / "campaign", workspace_config(source))
     assert all(os.access(path, os.W_OK) and path.stat().st_nlink == 1 for path in source.images.iterdir())
 
 
-def test_a_change_of_gleaner_is_seen_and_taken_over(tiny: Workspace) -> None:
-    assert stale_stages(tiny) == []
-    recorded = files.read_json(tiny.code_versions)
+def test_a_change_of_gleaner_is_seen_and_taken_over(small_campaign: Workspace) -> None:
+    assert stale_stages(small_campaign) == []
+    recorded = files.read_json(small_campaign.code_versions)
     assert set(recorded) == set(STAGES)
-    files.write_json(tiny.code_versions, {**recorded, "train": "0" * 64})
-    assert stale_stages(tiny) == ["train"]
-    shown = run_gleaner("status", cwd=tiny.root)
+    files.write_json(small_campaign.code_versions, {**recorded, "train": "0" * 64})
+    assert stale_stages(small_campaign) == ["train"]
+    shown = run_gleaner("status", cwd=small_campaign.root)
     assert "Gleaner's code has changed for train" in shown.stdout
-    refresh_code_digests(tiny)
-    assert files.read_json(tiny.code_versions) == recorded
+    refresh_code_digests(small_campaign)
+    assert files.read_json(small_campaign.code_versions) == recorded
 
 
 def test_a_stages_digest_covers_its_own_sources_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,23 +37,23 @@ def annotate_batch(workspace: Workspace, share: Path, batch: str) -> int:
 
 
 def test_two_batches_through_a_directory_and_rubbish_in_quarantine(
-    tiny: Workspace, tmp_path: Path, prefect_engine: None
+    small_campaign: Workspace, tmp_path: Path, prefect_test_server: None
 ) -> None:
     share = tmp_path / "share"
     share.mkdir()
-    text = tiny.params.read_text()
-    tiny.params.write_text(text.replace("kind: oracle", "kind: folder").replace("url: ''", "url: ../share"))
-    assert [result.outcome for result in run_rounds(tiny.root, 1)] == ["completed"]
+    text = small_campaign.params.read_text()
+    small_campaign.params.write_text(text.replace("kind: oracle", "kind: folder").replace("url: ''", "url: ../share"))
+    assert [result.outcome for result in run_rounds(small_campaign.root, 1)] == ["completed"]
     assert (share / "outbox" / "batch-0001" / "_COMPLETE").is_file()
-    assert [result.outcome for result in run_rounds(tiny.root, 1)] == ["waiting_for_labels"]
-    assert annotate_batch(tiny, share, "batch-0001") == BUDGET
+    assert [result.outcome for result in run_rounds(small_campaign.root, 1)] == ["waiting_for_labels"]
+    assert annotate_batch(small_campaign, share, "batch-0001") == BUDGET
     odd = share / "inbox" / "batch-0001" / "odd.json"
     files.write_json(odd, {"theme": "dark"})
     os.utime(odd, (0, 0))
-    assert [result.outcome for result in run_rounds(tiny.root, 1)] == ["completed"]
-    batch = read_batch(tiny.label_batch(1))
+    assert [result.outcome for result in run_rounds(small_campaign.root, 1)] == ["completed"]
+    batch = read_batch(small_campaign.label_batch(1))
     assert (batch.provider, len(batch.images)) == ("folder", BUDGET)
     assert {image.annotator for image in batch.images} == {"annotator"}
-    reasons = [files.read_json(path)["reason"] for path in tiny.quarantine.glob("*.json")]
+    reasons = [files.read_json(path)["reason"] for path in small_campaign.quarantine.glob("*.json")]
     assert [reason for reason in reasons if "odd.json: the JSON is no COCO document" in reason]
     assert (share / "outbox" / "batch-0002" / "_COMPLETE").is_file()

@@ -62,14 +62,14 @@ def predictions(draw: st.DrawFn) -> list[Prediction]:
 @pytest.mark.parametrize("back", [from_coco, from_yolo, from_voc])
 @given(drawn=predictions())
 def test_boxes_come_back_where_they_were(
-    back: Callable[[OfferedImage], ParsedAnnotation], drawn: list[Prediction]
+    back: Callable[[OfferedImage], ParsedAnnotation], dataset_folder: list[Prediction]
 ) -> None:
-    image = make_offered_image(drawn)
+    image = make_offered_image(dataset_folder)
     said = back(image)
     assert said.problem is None
     assert ImageIndex([image]).find(said.image) == "ab" * 8
-    assert [box["category"] for box in said.boxes] == [box.category for box in drawn]
-    for box, prediction in zip(said.boxes, drawn, strict=True):
+    assert [box["category"] for box in said.boxes] == [box.category for box in dataset_folder]
+    for box, prediction in zip(said.boxes, dataset_folder, strict=True):
         assert box["xyxy_px"] == pytest.approx(prediction.xyxy_px, abs=0.02)
 
 

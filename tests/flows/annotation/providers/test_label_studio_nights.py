@@ -175,7 +175,7 @@ def test_the_command_says_that_label_studio_is_down_and_the_next_one_recovers(
     with faulty_proxy(label_studio.url) as proxy:
         workspace = make_campaign(replace(label_studio, url=proxy.url), "down")
         proxy.inject("refused")
-        alone = run_gleaner("night", cwd=workspace.root)
+        alone = run_gleaner("run", cwd=workspace.root)
         assert alone.returncode == 1, alone.stderr
         assert "Traceback" not in alone.stdout + alone.stderr
         last = alone.stderr.splitlines()[-1]
@@ -184,7 +184,7 @@ def test_the_command_says_that_label_studio_is_down_and_the_next_one_recovers(
         assert git.has_tag(workspace.root, "round-0000")  # what needs no annotators is done
         assert not workspace.label_batch(1).exists()
         proxy.inject("none")
-        recovered = run_gleaner("night", cwd=workspace.root)
+        recovered = run_gleaner("run", cwd=workspace.root)
         assert recovered.returncode == 0, recovered.stderr
         assert f"Batch 1: {BUDGET} images are out for labeling (label_studio)." in recovered.stdout
         _, tasks = tasks_by_image(label_studio, workspace, 1)

@@ -99,9 +99,11 @@ answers = st.builds(
 
 
 @given(st.lists(st.lists(answers, max_size=5), max_size=5))
-def test_whatever_comes_in_which_order_nothing_is_lost_or_taken_twice(nights: list[list[LabeledImage]]) -> None:
+def test_whatever_comes_in_which_order_nothing_is_lost_or_taken_twice(
+    scripted_rounds: list[list[LabeledImage]],
+) -> None:
     known: list[LabeledImage] = []
-    for night in nights:
+    for night in scripted_rounds:
         current = latest_per_annotator(night)
         images, others = resolve_conflicts(current, by_image(known))
         assert (images, others) == resolve_conflicts(list(reversed(current)), by_image(known))
