@@ -61,7 +61,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
             report("%s: %s", path, problem)
     if _MATH_BLOCK.search(markdown) or _MATH_INLINE.search(markdown):
         markdown = _MATH_BLOCK.sub(_display_equation, markdown)
-        markdown = _MATH_INLINE.sub(lambda found: _one_line(convert(found[1], display="inline")), markdown)
+        markdown = _MATH_INLINE.sub(_inline_equation, markdown)
     origins = [own for own, at in REPOSITORY_PAGES.items() if at == path and (ROOT / own).is_file()]
     source = origins[0] if origins else f"docs/{path}"
     return _outside_fences(markdown, lambda text: _LINK.sub(lambda link: _link(link, source, path), text))
@@ -87,6 +87,11 @@ def _display_equation(found: re.Match[str]) -> str:
         return f'<div class="equation">{body}</div>'
     label = number[1]
     return f'<div class="equation" id="eq-{label}">{body}<a class="number" href="#eq-{label}">({label})</a></div>'
+
+
+def _inline_equation(found: re.Match[str]) -> str:
+    # In a span: Markdown takes a line that begins with <math> for a block of its own.
+    return f'<span class="math">{_one_line(convert(found[1], display="inline"))}</span>'
 
 
 def _one_line(mathml: str) -> str:
