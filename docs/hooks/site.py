@@ -146,6 +146,9 @@ def _unknown_names(markdown: str) -> list[str]:
             code = line.split(" #")[0]
             problems += [f"make {word}: no such target" for word in _targets(code) if word not in targets]
             problems += _unknown_command(code, commands, sections)
+            for module in re.findall(r"python -m ((?:infra|tasks|flows)[\w.]*)", code):
+                if not list(ROOT.glob(module.replace(".", "/") + "*")):
+                    problems.append(f"python -m {module}: no such module")
             folders = re.findall(r"(?:^|&& )\. (\.[a-z]+)/env", code)
             problems += [
                 f"{folder}/env: the Makefile names no such folder" for folder in folders if folder not in makefile
