@@ -1,0 +1,1 @@
+"""Read, check and match the data a user brings: annotations, image names, boxes and archives."""
