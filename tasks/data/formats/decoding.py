@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from charset_normalizer import from_bytes
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring, iterparse
+from defusedxml import DefusedXmlException  # type: ignore[import-untyped]
+from defusedxml.ElementTree import fromstring, iterparse  # type: ignore[import-untyped]
 
 from tasks.data.errors import TruncatedFileError, UnsupportedFormatError
 

@@ -1,11 +1,14 @@
 """Check and format what the writers have in common."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tasks.data.errors import UnsupportedFormatError
 from tasks.data.formats.base import ParsedBox, ParsedImage
 from tasks.data.formats.decoding import shown
+
+_NOT_XML = re.compile("[\\x00-\\x1f\\ud800-\\udfff\\ufffe\\uffff]")
 
 
 def plain_boxes(image: ParsedImage, classes: Mapping[str, int], *, allow_crowd: bool = False) -> Iterator[ParsedBox]:
@@ -48,6 +51,4 @@ def number(value: float, decimals: int = 6) -> str:
 
 def xml_text(value: Any) -> str:
     """Text that XML can hold: control characters and lone surrogates replaced."""
-    return "".join(
-        c if c >= " " and not "\ud800" <= c <= "\udfff" and c not in "\ufffe\uffff" else "?" for c in str(value)
-    )
+    return _NOT_XML.sub("?", str(value))
