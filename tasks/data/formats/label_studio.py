@@ -38,21 +38,9 @@ from tasks.data.formats.writing import plain_boxes, required_size
 
 _EXPECTED = "a Label Studio export (JSON)"
 _NOT_DRAWN = frozenset(
-    [
-        "choices",
-        "datetime",
-        "number",
-        "pairwise",
-        "rating",
-        "relation",
-        "taxonomy",
-        "textarea",
-        "ranker",
-        "chat",
-        "ranking",
-        "hypertextlabels",
-    ]
+    {"choices", "datetime", "number", "pairwise", "rating", "relation", "taxonomy", "textarea", "ranker", "chat"}
 )
+"""Results about the whole image, or about two regions."""
 _GEOMETRY = ("x", "y", "width", "height", "points", "rle", "radiusX", "vertices")
 _LABEL_KEYS = ("rectanglelabels", "polygonlabels", "brushlabels", "ellipselabels", "labels", "keypointlabels")
 _IMAGE_KEYS = ("image", "img", "url", "photo", "picture")
@@ -106,7 +94,8 @@ def _answers(task: Any, where: str) -> Iterator[ParsedImage]:
     if not isinstance(task, Mapping):
         yield ParsedImage("", where, problems=(f"the task is {shown(task)}, expected an object",))
         return
-    data = task.get("data") if isinstance(task.get("data"), Mapping) else task
+    nested = task.get("data")
+    data: Mapping[str, Any] = nested if isinstance(nested, Mapping) else task
     name, others = _names(task, data)
     listed = ParsedImage(
         name=name or "",

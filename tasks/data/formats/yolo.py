@@ -9,6 +9,7 @@ The format does not state image sizes: boxes are fractions (``ParsedImage.units`
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -36,6 +37,7 @@ from tasks.data.formats.writing import number, plain_boxes, required_size
 
 _MAX_NAMES_BYTES = 1 << 20
 _MAX_LABEL_BYTES = 64 << 20
+_MAX_CLASSES = 100_000
 _FRACTION_RANGE = (-0.5, 1.5)
 """Further out the numbers are no fractions of the image, but pixels."""
 _DECIMALS = 9
@@ -72,12 +74,12 @@ def parse_yolo_classes(content: bytes, file_name: str) -> YoloClasses:
         raise UnsupportedFormatError(file_name, problem)
     text = decode_text(content)[0]
     if not file_name.lower().endswith((".yaml", ".yml")):
-        lines = [line.strip() for line in text.splitlines()]
+        lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
         while lines and not lines[-1]:
             lines.pop()
         return _checked(lines, {}, 0)
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Loader=yaml.BaseLoader)  # plain text: `no`, `1e3` and `null` are names too
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = f"the content is no YAML ({' '.join(str(error).split())[:100]}), expected names"
         raise UnsupportedFormatError(file_name, problem) from None
@@ -94,13 +96,13 @@ def _names_by_number(names: Any) -> list[Any] | None:
         return names
     if not isinstance(names, dict):
         return None
-    numbers = {key: to_float(key) for key in names}
-    if any(n is None or n != int(n) or not 0 <= n < 100_000 for n in numbers.values() if n is None or math.isfinite(n)):
-        return None
-    by_number = {int(n): names[key] for key, n in numbers.items() if n is not None and math.isfinite(n)}
-    if len(by_number) < len(names):
-        return None
-    return [by_number.get(n) for n in range(max(by_number, default=-1) + 1)]
+    by_number: dict[int, Any] = {}
+    for key, name in names.items():
+        number_or_none = to_float(key)
+        if number_or_none is None or not 0 <= number_or_none < _MAX_CLASSES or number_or_none != int(number_or_none):
+            return None
+        by_number[int(number_or_none)] = name
+    return [by_number.get(position, "") for position in range(max(by_number, default=-1) + 1)]
 
 
 def _paths(document: Mapping[Any, Any], key: str) -> tuple[str, ...]:
@@ -111,8 +113,12 @@ def _paths(document: Mapping[Any, Any], key: str) -> tuple[str, ...]:
 
 
 def _keypoint_values(shape: Any) -> int:
-    if isinstance(shape, list) and len(shape) == 2 and all(type(side) is int and 0 < side < 1000 for side in shape):
-        return int(shape[0] * shape[1])
+    if (
+        isinstance(shape, list)
+        and len(shape) == 2
+        and all(str(side).isdecimal() and int(side) < 1000 for side in shape)
+    ):
+        return int(shape[0]) * int(shape[1])
     return 0
 
 
@@ -120,19 +126,12 @@ def _checked(names: Sequence[Any], splits: Mapping[str, tuple[str, ...]], keypoi
     kept: list[str | None] = []
     problems = []
     for position, name in enumerate(names):
-        text = _yaml_name(name).strip()
+        text = name.strip() if isinstance(name, str) else ""
         problem = class_name_problem(text)
         if problem:
             problems.append(f"class {position}: {problem}")
         kept.append(None if problem else text)
     return YoloClasses(tuple(kept), splits, keypoints, tuple(problems))
-
-
-def _yaml_name(name: Any) -> str:
-    """A name that YAML took for a number or a truth value is text all the same."""
-    if isinstance(name, bool):
-        return "yes" if name else "no"
-    return str(name) if isinstance(name, str | int | float) else ""
 
 
 def parse_yolo(content: bytes, file_name: str, classes: YoloClasses, size_px: Size | None = None) -> ParsedImage:
