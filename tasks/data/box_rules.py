@@ -1,16 +1,19 @@
 """Check boxes by the one rule that import, inbox, Label Studio and doctor share.
 
 Shape letters: N boxes, of one image or of many. A box must be finite, have an area, lie inside its image (up to 1 px
-outside is the usual mix-up of 0-based, 1-based and inclusive pixels, and is clipped), have sides of some length, and not
-lie on an earlier box of its class and image.
+outside is the usual mix-up of 0-based, 1-based and inclusive pixels, and is clipped), have sides of some length, and
+not lie on an earlier box of its class and image.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Categories = Sequence[str] | NDArray[np.integer[Any]]
 
 _PAIRS_BY_OFFSET_UP_TO = 64
 """Boxes of one class on one image, up to which duplicates are looked for in all images at once."""
@@ -61,14 +64,16 @@ class CheckedBoxes:
     """Values of ``BoxResult``."""
     duplicate_of_N: NDArray[np.int64]
     """Row of the earlier box that a duplicate lies on; -1."""
-    categories: Sequence[object]
+    categories: Categories
     size_px_N2: NDArray[np.float64]
     rules: BoxRules
+    names: Sequence[str] | None = None
+    """Class names, where ``categories`` are numbers."""
 
     @property
     def kept_N(self) -> NDArray[np.bool_]:
         """Mask of the boxes that are used."""
-        mask: NDArray[np.bool_] = self.result_N <= BoxResult.CLIPPED
+        mask: NDArray[np.bool_] = self.result_N <= int(BoxResult.CLIPPED)
         return mask
 
     def counts(self) -> dict[BoxResult, int]:
@@ -82,7 +87,8 @@ class CheckedBoxes:
         if result.is_kept:
             return None
         corners = ", ".join(f"{corner:g}" for corner in self.stated_xyxy_N4[row].tolist())
-        box = f"a box of {self.categories[row]}"
+        category = self.categories[row]
+        box = f"a box of {category if self.names is None else self.names[int(category)]}"
         width_px, height_px = self.size_px_N2[row].tolist()
         if result == BoxResult.NOT_FINITE:
             return f"{box} is [{corners}], expected finite numbers"
@@ -99,12 +105,13 @@ class CheckedBoxes:
 
 def check_boxes(
     xyxy: ArrayLike,
-    categories: Sequence[object] | NDArray[np.int32],
+    categories: Categories,
     width_px: ArrayLike,
     height_px: ArrayLike,
     rules: BoxRules | None = None,
     *,
     images: ArrayLike | None = None,
+    names: Sequence[str] | None = None,
 ) -> CheckedBoxes:
     """Check boxes of one image, or of many at once.
 
@@ -115,6 +122,7 @@ def check_boxes(
         height_px: of the image; for many images shape (N,).
         rules: None: the usual ones.
         images: shape (N,), a number for each image; None: all boxes are of one.
+        names: class names by number, for messages, where ``categories`` are numbers.
     """
     rules = rules or BoxRules()
     stated_N4 = np.array(xyxy, dtype=np.float64).reshape(-1, 4)
@@ -127,7 +135,7 @@ def check_boxes(
     rows = np.flatnonzero(result_N <= BoxResult.CLIPPED)
     duplicate_of_N[rows] = _duplicates(inside_N4[rows], group_N[rows], rows, rules.duplicate_iou)
     result_N[duplicate_of_N >= 0] = BoxResult.DUPLICATE
-    return CheckedBoxes(stated_N4, inside_N4, result_N, duplicate_of_N, categories, size_N2, rules)
+    return CheckedBoxes(stated_N4, inside_N4, result_N, duplicate_of_N, categories, size_N2, rules, names)
 
 
 def _clip(
@@ -135,33 +143,31 @@ def _clip(
 ) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
     """Boxes clipped to their images, and the first rule each breaks."""
     result_N = np.zeros(len(stated_N4), dtype=np.int8)
-    finite_N = np.isfinite(stated_N4).all(axis=1)
+    finite_N = np.all(np.isfinite(stated_N4), axis=1)
     safe_N4 = np.where(finite_N[:, None], stated_N4, 0.0)
     inside_N4 = np.clip(safe_N4, 0.0, np.tile(size_N2, 2))
     sides_N2, inner_N2 = safe_N4[:, 2:] - safe_N4[:, :2], inside_N4[:, 2:] - inside_N4[:, :2]
-    away_N = np.abs(safe_N4 - inside_N4).max(axis=1, initial=0.0)
+    away_N = np.max(np.abs(safe_N4 - inside_N4), axis=1, initial=0.0)
     broken = (
         (BoxResult.NOT_FINITE, ~finite_N),
-        (BoxResult.NO_AREA, (sides_N2 <= 0).any(axis=1)),
+        (BoxResult.NO_AREA, np.any(sides_N2 <= 0, axis=1)),
         (BoxResult.OUTSIDE, away_N > rules.clip_tolerance_px),
-        (BoxResult.TOO_SMALL, ((inner_N2 < rules.min_side_px) | (inner_N2 <= 0)).any(axis=1)),
+        (BoxResult.TOO_SMALL, np.any((inner_N2 < rules.min_side_px) | (inner_N2 <= 0), axis=1)),
         (BoxResult.CLIPPED, away_N > 0),
     )
     for result, mask_N in broken:
         result_N[(result_N == BoxResult.KEPT) & mask_N] = result
-    refused_N = result_N > BoxResult.CLIPPED
-    inside_N4[refused_N & (result_N != BoxResult.TOO_SMALL)] = stated_N4[refused_N & (result_N != BoxResult.TOO_SMALL)]
+    as_stated_N = (result_N > BoxResult.CLIPPED) & (result_N != BoxResult.TOO_SMALL)
+    inside_N4[as_stated_N] = stated_N4[as_stated_N]
     return inside_N4, result_N
 
 
-def _groups(
-    categories: Sequence[object] | NDArray[np.int32], images: ArrayLike | None, count: int
-) -> NDArray[np.int64]:
+def _groups(categories: Categories, images: ArrayLike | None, count: int) -> NDArray[np.int64]:
     """A number for each class of each image."""
     if isinstance(categories, np.ndarray):
         class_N = categories.astype(np.int64)
     else:
-        known: dict[object, int] = {}
+        known: dict[str, int] = {}
         class_N = np.array([known.setdefault(name, len(known)) for name in categories], dtype=np.int64)
     if len(class_N) != count:
         raise ValueError(f"{len(class_N)} categories for {count} boxes")
@@ -176,8 +182,8 @@ def _duplicates(
 ) -> NDArray[np.int64]:
     """The earlier kept box, by its row, that each box lies on; -1.
 
-    Two boxes with an IoU over t have left edges within (1 - t) of the wider one's width, so in order of the left edge
-    only near neighbors are compared.
+    In large groups only near neighbors are compared: the left edges, and the upper ones, of two boxes with an IoU over
+    t are within (1 / t - 1) of either one's side.
     """
     found_N = np.full(len(group_N), -1, dtype=np.int64)
     if len(group_N) < 2:
@@ -218,26 +224,35 @@ def _crowded(
     found_N: NDArray[np.int64],
 ) -> None:
     """Mark the duplicates within one large group; ``members`` in their given order."""
-    order = np.argsort(xyxy_N4[members, 0], kind="stable")
-    by_left = members[order]
-    left, boxes = xyxy_N4[by_left, 0], xyxy_N4[by_left]
-    place = np.empty(len(members), dtype=np.int64)
-    place[order] = np.arange(len(members))
-    for member, at in zip(members.tolist(), place.tolist(), strict=True):
-        if found_N[member] >= 0:
-            continue
-        x1, width = float(left[at]), float(boxes[at, 2] - boxes[at, 0])
-        reach = (1 / iou - 1) * width + 1e-6 if iou > 0 else np.inf
-        low, high = np.searchsorted(left, (x1 - reach, x1 + reach), side="left")
-        near = by_left[low:high]
-        close = near[(near > member) & _overlap(boxes[at : at + 1], boxes[low:high], iou)]
-        found_N[close[found_N[close] < 0]] = rows_N[member]
+    boxes = xyxy_N4[members]
+    reach_N2 = (1 / iou - 1) * (boxes[:, 2:] - boxes[:, :2]) + 1e-6 if iou > 0 else np.full((len(boxes), 2), np.inf)
+    windows = [_windows(boxes[:, axis], reach_N2[:, axis]) for axis in (0, 1)]
+    order, low_N, high_N = min(windows, key=lambda window: int((window[2] - window[1]).sum()))
+    sorted_N4, earliest = boxes[order], members[order]
+    for index, (member, low, high) in enumerate(zip(members.tolist(), low_N.tolist(), high_N.tolist(), strict=True)):
+        if found_N[member] < 0 and high - low > 1:
+            near = earliest[low:high]
+            close = near[(near > member) & _overlap(boxes[index : index + 1], sorted_N4[low:high], iou)]
+            found_N[close[found_N[close] < 0]] = rows_N[member]
+
+
+def _windows(
+    edge_N: NDArray[np.float64], reach_N: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The order of the edges, and for each box the first and last place of edges within reach."""
+    order = np.argsort(edge_N, kind="stable")
+    ordered = edge_N[order]
+    low_N = np.searchsorted(ordered, edge_N - reach_N, side="left")
+    return order, low_N, np.searchsorted(ordered, edge_N + reach_N, side="right")
 
 
 def _overlap(one_N4: NDArray[np.float64], other_N4: NDArray[np.float64], iou: float) -> NDArray[np.bool_]:
     """Whether boxes, row by row, are equal or have an IoU over ``iou``."""
-    corner = np.minimum(one_N4[:, 2:], other_N4[:, 2:]) - np.maximum(one_N4[:, :2], other_N4[:, :2])
-    inter_N = np.prod(np.maximum(corner, 0.0), axis=1)
-    area_N = np.prod(one_N4[:, 2:] - one_N4[:, :2], axis=1) + np.prod(other_N4[:, 2:] - other_N4[:, :2], axis=1)
-    is_close: NDArray[np.bool_] = (inter_N > iou * (area_N - inter_N)) | (one_N4 == other_N4).all(axis=1)
-    return is_close
+    ax1, ay1, ax2, ay2 = one_N4.T
+    bx1, by1, bx2, by2 = other_N4.T
+    width_N = np.maximum(np.minimum(ax2, bx2) - np.maximum(ax1, bx1), 0.0)
+    inter_N = width_N * np.maximum(np.minimum(ay2, by2) - np.maximum(ay1, by1), 0.0)
+    area_N = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)
+    is_equal_N = (ax1 == bx1) & (ay1 == by1) & (ax2 == bx2) & (ay2 == by2)
+    is_close_N: NDArray[np.bool_] = (inter_N > iou * (area_N - inter_N)) | is_equal_N
+    return is_close_N
