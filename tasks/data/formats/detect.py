@@ -41,6 +41,7 @@ _SPLIT_WORDS: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
+_BESIDE_INSTANCES = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")
 _ORDER: tuple[Split, ...] = ("train", "val", "test", "all")
 
 
@@ -184,6 +185,8 @@ def read_split(
 
 def _documents(files: Sequence[str], images: Sequence[str]) -> Iterator[FoundSplit]:
     """Splits of a format with one file for many images: each file is one."""
+    if any(_last(name).startswith("instances_") for name in files):  # COCO's own set has captions and keypoints beside
+        files = [name for name in files if not _last(name).startswith(_BESIDE_INSTANCES)]
     for name in sorted(files, key=lambda name: (_ORDER.index(split_of(name)), name)):
         split = split_of(name)
         folders = _folders_of(images, split, near=str(PurePosixPath(name).parent), alone=len(files) == 1)

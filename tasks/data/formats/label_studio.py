@@ -41,6 +41,8 @@ _NOT_DRAWN = frozenset(
     {"choices", "datetime", "number", "pairwise", "rating", "relation", "taxonomy", "textarea", "ranker", "chat"}
 )
 """Results about the whole image, or about two regions."""
+_BARE = ("rectangle", "polygon", "ellipse", "brush", "keypoint")
+"""Shapes whose label is a result of its own."""
 _GEOMETRY = ("x", "y", "width", "height", "points", "rle", "radiusX", "vertices")
 _LABEL_KEYS = ("rectanglelabels", "polygonlabels", "brushlabels", "ellipselabels", "labels", "keypointlabels")
 _IMAGE_KEYS = ("image", "img", "url", "photo", "picture")
@@ -186,7 +188,7 @@ def _with(
 def _size(results: Sequence[Any]) -> tuple[int | None, int | None, str | None]:
     sizes: dict[tuple[int, int], None] = {}
     for result in results:
-        if _is_region(result):
+        if isinstance(result, Mapping) and _is_region(result):
             width_px, height_px, problem = to_size(result.get("original_width"), result.get("original_height"))
             if problem:
                 return None, None, problem
@@ -222,7 +224,7 @@ def _boxes(results: Sequence[Any]) -> Iterator[ParsedBox]:
     for position, result in enumerate(results):
         if not _is_region(result):
             continue
-        is_shape_only = isinstance(result, Mapping) and _labels(result) is None and result.get("id") in labeled
+        is_shape_only = isinstance(result, Mapping) and result.get("type") in _BARE and result.get("id") in labeled
         if not is_shape_only:
             yield _box(result, f"result[{position}]")
 

@@ -34,7 +34,7 @@ def is_image(name: str) -> bool:
 
 
 def recognize(name: str, head: bytes, tail: bytes, content: bytes | None) -> str:
-    """Say what kind of file it is: a format, ``yolo_classes``, ``image_list``, ``unsupported:<name>`` or ``other``.
+    """Say what kind of file it is: a format, ``yolo_classes``, ``image_list``, ``unsupported:<name>``, ``side`` or ``other``.
 
     Args:
         name: of the file.
@@ -43,8 +43,9 @@ def recognize(name: str, head: bytes, tail: bytes, content: bytes | None) -> str
         content: all of it, where it is short.
     """
     last, suffix = _last(name).lower(), PurePosixPath(name).suffix.lower()
-    if last in _SIDE_FILES or last.startswith("readme"):
-        return "other"
+    is_list_of_voc = "imagesets" in (part.lower() for part in PurePosixPath(name).parts[:-1])
+    if last in _SIDE_FILES or last.startswith("readme") or is_list_of_voc:
+        return "side"
     text = decode_text(head)[0]
     start = text.lstrip()[:1]
     if start in ("{", "["):
