@@ -34,7 +34,10 @@ def is_image(name: str) -> bool:
 
 
 def recognize(name: str, head: bytes, tail: bytes, content: bytes | None) -> str:
-    """Say what kind of file it is: a format, ``yolo_classes``, ``image_list``, ``unsupported:<name>``, ``side`` or ``other``.
+    """Say what kind of file it is.
+
+    A format, ``yolo_classes``, ``image_list``, ``side`` (known and without annotations), ``unsupported:<name>`` or
+    ``other``.
 
     Args:
         name: of the file.

@@ -110,8 +110,16 @@ def test_splits_and_keypoints_of_data_yaml_are_read() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"names: 3\n", b"nc: 2\n", b"- a\n", b"names: {a: bolt}\n", b"names: {0: a, 0.5: b}\n", b"names: [\n"]
-    + [b"names: [" * 5000, b"n" * (2 << 20)],
+    [
+        b"names: 3\n",
+        b"nc: 2\n",
+        b"- a\n",
+        b"names: {a: bolt}\n",
+        b"names: {0: a, 0.5: b}\n",
+        b"names: [\n",
+        b"names: [" * 5000,
+        b"n" * (2 << 20),
+    ],
 )
 def test_what_holds_no_names_is_unsupported(content: bytes) -> None:
     with pytest.raises(UnsupportedFormatError, match="expected"):
