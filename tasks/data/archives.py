@@ -20,8 +20,8 @@ class ArchiveLimits:
 
     max_files: int = 2_000_000
     max_file_bytes: int = 4 << 30
-    max_total_bytes: int = 2 << 40
-    max_ratio: float = 1000.0
+    max_total_bytes: int = 1 << 39
+    max_ratio: float = 500.0
     """Bytes unpacked for a byte packed, of files over 1 MB."""
     max_name_length: int = 1024
 
@@ -203,10 +203,10 @@ class ZipSource:
         for entry in listed:
             name = _entry_name(entry)
             parts = PurePosixPath(name).parts
-            if entry.is_dir() or any(is_junk(part) for part in parts) or stat.S_ISLNK(entry.external_attr >> 16):
-                continue
             if not parts or name.startswith("/") or ".." in parts or ":" in parts[0] or "\x00" in name:
                 raise ArchiveError(self.where, f"a name is {name[:200]!r}, expected a path inside the archive")
+            if entry.is_dir() or any(is_junk(part) for part in parts) or stat.S_ISLNK(entry.external_attr >> 16):
+                continue
             if len(name) > limits.max_name_length:
                 raise self._beyond(f"a name is {len(name)} characters long", limits.max_name_length)
             if entry.flag_bits & 0x1:

@@ -209,7 +209,7 @@ def _is_region(result: Any) -> bool:
     if not isinstance(result, Mapping):
         return True  # named as broken
     value = result.get("value")
-    if result.get("type") in _NOT_DRAWN:
+    if str(result.get("type")) in _NOT_DRAWN:
         return False
     return not isinstance(value, Mapping) or any(key in value for key in _GEOMETRY)
 
@@ -217,14 +217,16 @@ def _is_region(result: Any) -> bool:
 def _boxes(results: Sequence[Any]) -> Iterator[ParsedBox]:
     """The regions; a shape and its label, which some configurations write as two results of one id, are one."""
     labeled = {
-        result["id"]
+        _text(result["id"])
         for result in results
-        if isinstance(result, Mapping) and isinstance(result.get("id"), str) and _labels(result) is not None
+        if isinstance(result, Mapping) and _text(result.get("id")) and _labels(result) is not None
     }
     for position, result in enumerate(results):
         if not _is_region(result):
             continue
-        is_shape_only = isinstance(result, Mapping) and result.get("type") in _BARE and result.get("id") in labeled
+        is_shape_only = (
+            isinstance(result, Mapping) and result.get("type") in _BARE and _text(result.get("id")) in labeled
+        )
         if not is_shape_only:
             yield _box(result, f"result[{position}]")
 
