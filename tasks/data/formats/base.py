@@ -47,6 +47,10 @@ class ParsedBox:
     problem: str | None = None
     """Why it cannot be used: ``<what> is <value>, expected <allowed>``."""
 
+    def as_box(self) -> "ParsedBox":
+        """Convert another shape to its bounding box, for callers whose user wants that."""
+        return self if self.kind == "box" else replace(self, kind="box", rotation_deg=0.0, has_stated_box=True)
+
 
 @dataclass(frozen=True, slots=True)
 class ParsedImage:

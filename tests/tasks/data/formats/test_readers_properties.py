@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.data.errors import TruncatedFileError, UnsupportedFormatError
-from tasks.data.formats.base import ParsedBox, ParsedClass, ParsedDocument, ParsedImage
+from tasks.data.formats.base import ParsedBox, ParsedClass, ParsedDocument, ParsedImage, Status
 from tasks.data.formats.coco import parse_coco, write_coco
 from tasks.data.formats.cvat import parse_cvat, write_cvat
 from tasks.data.formats.label_studio import parse_label_studio, write_label_studio
@@ -305,7 +305,8 @@ def documents(draw: st.DrawFn) -> ParsedDocument:
             right, lower = max(right, left + 2 / width_px), max(lower, upper + 2 / height_px)
             corners = (left * width_px, upper * height_px, right * width_px, lower * height_px)
             boxes.append(ParsedBox(draw(st.sampled_from(classes)), corners))
-        status = draw(st.sampled_from(["labeled"] if boxes else ["empty", "skipped", None]))
+        unboxed: list[Status | None] = ["empty", "skipped", None]
+        status: Status | None = "labeled" if boxes else draw(st.sampled_from(unboxed))
         name = draw(st.text("abcäöü螺 _-", min_size=1, max_size=8)).strip() or "a"
         image = ParsedImage(f"day/{number}{name}.jpg", "", tuple(boxes), (), None, width_px, height_px, "px", status)
         images.append(image)
