@@ -20,6 +20,7 @@ from tasks.data.formats.label_studio import parse_label_studio
 from tasks.data.formats.recognize import classify, is_image
 from tasks.data.formats.voc import parse_voc_files
 from tasks.data.formats.yolo import YoloClasses, parse_yolo_classes, parse_yolo_files
+from tasks.data.names import ImageIndex
 
 Split = Literal["train", "val", "test", "all"]
 
@@ -202,42 +203,51 @@ def _sheets(files: Sequence[str], images: Sequence[str], source: FileSource) -> 
             lists.setdefault(split, name)  # in order of the names: train.txt before trainval.txt
     by_split = _by_split(files)
     if set(by_split) == {"all"} and lists:
-        stems: dict[str, str] = {PurePosixPath(name).stem: name for name in files}
-        left = set(files)
-        for split in sorted(lists, key=_ORDER.index):
-            words = (line.split()[0] for line in decode_text(source.read(lists[split]))[0].splitlines() if line.split())
-            named = [stems[stem] for word in words if (stem := PurePosixPath(word).name) in stems]
-            named = [name for name in dict.fromkeys(named) if name in left]
-            left -= set(named)
-            if named:
-                yield _split(split, named, _folders_of(images, "all", near="", alone=True), images, lists[split])
-        if left:
-            yield _split("all", sorted(left), _folders_of(images, "all", near="", alone=True), images)
-        return
-    yield from _by_folder(by_split, images)
+        ordered = sorted(lists.items(), key=lambda item: _ORDER.index(item[0]))
+        yield from _by_lists(files, ordered, images, source, words_of=_first_words)
+    else:
+        yield from _by_folder(by_split, images)
 
 
 def _label_files(
     by_kind: Mapping[str, Sequence[str]], images: Sequence[str], source: FileSource
 ) -> Iterator[FoundSplit]:
-    """Splits of YOLO: by folders, by the paths in ``data.yaml``, or by lists of images."""
+    """Splits of YOLO: by folders, or by lists of images."""
     by_split = _by_split(by_kind["yolo"])
-    if set(by_split) != {"all"}:
+    if set(by_split) == {"all"} and by_kind["image_list"]:
+        lists = sorted(((split_of(name), name) for name in by_kind["image_list"]), key=lambda x: _ORDER.index(x[0]))
+        yield from _by_lists(by_kind["yolo"], lists, images, source, words_of=_lines)
+    else:
         yield from _by_folder(by_split, images)
-        return
-    stems = {PurePosixPath(name).stem: name for name in by_kind["yolo"]}
-    left = set(by_kind["yolo"])
+
+
+def _by_lists(
+    files: Sequence[str],
+    lists: Sequence[tuple[Split, str]],
+    images: Sequence[str],
+    source: FileSource,
+    words_of: Callable[[str], Iterable[str]],
+) -> Iterator[FoundSplit]:
+    """Splits by lists of images; annotation files that no list names are a split of their own."""
+    index, left = ImageIndex(files), dict.fromkeys(files)
     folders = _folders_of(images, "all", near="", alone=True)
-    for name in by_kind["image_list"]:
-        split = split_of(name)
-        words = (line.strip().replace("\\", "/") for line in decode_text(source.read(name))[0].splitlines())
-        named = [stems[stem] for word in words if word and (stem := PurePosixPath(word).stem) in stems]
-        named = [label for label in dict.fromkeys(named) if label in left]
-        left -= set(named)
+    for split, name in lists:
+        found = dict.fromkeys(index.find(word).found for word in words_of(decode_text(source.read(name))[0]))
+        named = [file for file in found if file is not None and file in left]
+        for file in named:
+            del left[file]
         if named:
             yield _split(split, named, folders, images, name)
     if left:
-        yield _split("all", sorted(left), folders, images)
+        yield _split("all", list(left), folders, images)
+
+
+def _first_words(text: str) -> Iterator[str]:
+    return (line.split()[0] for line in text.splitlines() if line.split())
+
+
+def _lines(text: str) -> Iterator[str]:
+    return (line.strip() for line in text.splitlines() if line.strip())
 
 
 def _by_split(files: Iterable[str]) -> dict[Split, list[str]]:

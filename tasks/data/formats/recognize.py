@@ -4,9 +4,10 @@ import json
 import re
 from collections import defaultdict
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 from tasks.data.archives import FileSource
+from tasks.data.formats.base import AnnotationFormat
 from tasks.data.formats.decoding import decode_text
 from tasks.data.formats.label_studio import is_task
 
@@ -36,8 +37,8 @@ def is_image(name: str) -> bool:
 def recognize(name: str, head: bytes, tail: bytes, content: bytes | None) -> str:
     """Say what kind of file it is.
 
-    A format, ``yolo_classes``, ``image_list``, ``side`` (known and without annotations), ``unsupported:<name>`` or
-    ``other``.
+    A format, ``yolo_classes``, ``image_list``, ``side`` (known and without annotations), ``blank``,
+    ``unsupported:<name>`` or ``other``.
 
     Args:
         name: of the file.
@@ -62,8 +63,10 @@ def recognize(name: str, head: bytes, tail: bytes, content: bytes | None) -> str
         lines = [line for line in text.splitlines() if line.strip()]
         if content is None:
             lines = lines[:-1]  # cut through
+        if not lines:
+            return "blank"
         if all(_LABEL_LINE.fullmatch(line) for line in lines):
-            return "yolo"  # also a blank one, of an image without objects
+            return "yolo"
         if all(is_image(line.strip()) for line in lines):
             return "image_list"
     return "other"
@@ -106,7 +109,8 @@ def _other_tool(keys: set[str]) -> str:
 
 
 def classify(source: FileSource) -> dict[str, str]:
-    """The kind of each file that is no image; of many alike in one folder, as the first few of them are."""
+    """Say of each file that is no image what kind it is; of many alike beside each other, a few are looked into."""
+    pictures = {PurePosixPath(name).stem for name in source.names() if is_image(name)}
     kinds: dict[str, str] = {}
     looked_into: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in source.names():
@@ -119,13 +123,34 @@ def classify(source: FileSource) -> dict[str, str]:
             continue
         sample = looked_into[str(pure.parent), suffix]
         is_settled = len(sample) >= _SAMPLED and len(set(sample)) == 1 and sample[0] in ("voc", "yolo")
-        if is_settled and pure.name.lower() not in _NAME_LISTS | _SIDE_FILES:
+        if is_settled and pure.stem in pictures:
             kinds[name] = sample[0]
             continue
         kinds[name] = _look_into(source, name)
-        if suffix in (".xml", ".txt") and source.size(name):
+        if suffix in (".xml", ".txt") and kinds[name] != "blank":
             sample.append(kinds[name])
-    return kinds
+    return _with_neighbors(kinds, pictures)
+
+
+def _with_neighbors(kinds: dict[str, str], pictures: set[str]) -> dict[str, str]:
+    """Decide about files that say nothing themselves by their neighbors and by the pictures they are called like.
+
+    A broken file that is called like a picture belongs to it, so that its picture is not taken for a bare one.
+    """
+    found = set(kinds.values()) & set(get_args(AnnotationFormat))
+    folders = {str(PurePosixPath(name).parent) for name, kind in kinds.items() if kind == "yolo"}
+    decided = {}
+    for name, kind in kinds.items():
+        pure = PurePosixPath(name)
+        has_picture = pure.stem in pictures
+        if kind == "blank":
+            is_label = str(pure.parent) in folders or (has_picture and found <= {"yolo"})
+            kind = "yolo" if is_label else "other"
+        elif kind == "other" and has_picture:
+            of_format = {".txt": "yolo", ".xml": "voc"}.get(pure.suffix.lower(), "")
+            kind = of_format if of_format in found else kind
+        decided[name] = kind
+    return decided
 
 
 def _look_into(source: FileSource, name: str) -> str:

@@ -206,6 +206,28 @@ def test_truncated_documents_are_recognized_as_what_they_were_to_be(tmp_path: Pa
     assert detect(laid_out(tmp_path, {"a.json": write_coco(DOCUMENT)[:-30]})).only().format == "coco"
 
 
+def test_broken_and_blank_label_files_belong_to_their_pictures(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {f"p{n}.txt": LABEL for n in range(3, 9)}
+    files |= {"p1.txt": "bolt at the top", "p2.txt": "", "p9.txt": "?", "notes.txt": "", "todo.txt": "ask ann"}
+    source = laid_out(tmp_path, {**files, "train.txt": "p3.jpg\n", "classes.txt": "a\nb\n", **pictures("", 9)})
+    found = detect(source)
+    train, rest = found.only().splits
+    assert train.annotations == ("p3.txt",)
+    assert set(rest.annotations) == {f"p{n}.txt" for n in (1, 2, 4, 5, 6, 7, 8, 9)} | {"notes.txt"}
+    assert found.passed_over == {".txt": 1}
+    parsed = read_split(source, found.only(), rest)
+    assert [image.name for image in parsed.images if not image.is_usable] == ["p1.txt", "p9.txt"]
+
+
+def test_blank_files_beside_another_format_are_no_labels(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {**SHEETS, "p1.txt": "", "notes.txt": "\n", "p3.xml": "<broken", **pictures("", 3)}
+    found = detect(laid_out(tmp_path, files))
+    assert found.only().splits[0].annotations == ("p1.xml", "p2.xml", "p3.xml")
+    assert found.passed_over == {".txt": 2}
+    blank: dict[str, bytes | str] = {"labels/p1.txt": "", "images/p1.jpg": ""}
+    assert detect(laid_out(tmp_path / "b", blank)).only().format == "yolo"
+
+
 @pytest.mark.parametrize(
     ("name", "split"),
     [
