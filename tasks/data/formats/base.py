@@ -96,7 +96,9 @@ class ParsedImage:
         """The first problem of the entry or of one of its boxes, in words."""
         if self.problems:
             return self.problems[0]
-        return next((f"{box.entry}: {box.problem}" for box in self.boxes if box.problem), None)
+        broken = getattr(self.boxes, "broken", None)  # rows of a table need not become objects for this
+        boxes = self.boxes if broken is None else broken()
+        return next((f"{box.entry}: {box.problem}" for box in boxes if box.problem), None)
 
     def with_size(self, width_px: int, height_px: int) -> "ParsedImage":
         """Convert fractions to pixels; boxes that are in pixels stay."""

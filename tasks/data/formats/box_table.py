@@ -92,6 +92,12 @@ class BoxSlice(Sequence[ParsedBox]):
     def __repr__(self) -> str:
         return repr(tuple(self))
 
+    def broken(self) -> Iterator[ParsedBox]:
+        """Yield the boxes with a problem."""
+        problems = self.table.problems
+        if problems:
+            yield from (self.table.box(row) for row in range(self.start, self.stop) if row in problems)
+
     def tally(self) -> tuple[int, int, int, dict[ShapeKind, int]]:
         """Count all boxes, those with a problem, the crowd regions and the kinds of those without a problem."""
         flags = self.table.flags[self.start : self.stop]

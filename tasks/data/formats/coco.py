@@ -158,7 +158,7 @@ class _Reader:
         for position, entry in enumerate(entries):
             entries[position] = None  # freed as it is read
             # The plain case first; everything else goes the long way.
-            if type(entry) is dict and not entry.get("segmentation") and "attributes" not in entry:
+            if type(entry) is dict and not entry.get("segmentation") and not _is_rotated(entry.get("attributes")):
                 image_id, category_id, bbox = entry.get("image_id"), entry.get("category_id"), entry.get("bbox")
                 if type(image_id) is int and type(category_id) is int and type(bbox) is list and len(bbox) == 4:
                     row, name = row_of.get(image_id), names.get(category_id)
@@ -212,6 +212,11 @@ class _Reader:
 
 
 _NUMBERS = frozenset({int, float})
+
+
+def _is_rotated(attributes: Any) -> bool:
+    """Whether the attributes of a box may say that it is rotated."""
+    return attributes is not None and not (type(attributes) is dict and not attributes.get("rotation"))
 
 
 def _class_of(entry: Any) -> tuple[Id | None, str | None, str | None]:

@@ -52,16 +52,17 @@ def _outlined(segmentation: Any, stated: Corners | None) -> tuple[Corners, Shape
     rings = segmentation if isinstance(segmentation, list) else []
     if rings and not isinstance(rings[0], list):
         rings = [rings]  # one polygon without the list around it
+    if stated is not None:  # the points need not be read, unless they may be those of a rectangle
+        corners = to_points(rings[0]) if len(rings) == 1 and len(rings[0]) in (8, 10) else None
+        is_box = corners is not None and is_rectangle(corners, tolerance=1.0)
+        return stated, "box" if is_box else "polygon", 0.0, True
     points = [ring for values in rings if (ring := to_points(values)) is not None]
-    if stated is None:
-        if not points or len(points) < len(rings):
-            return f"the segmentation is {shown(segmentation)}, and there is no bbox, expected one of them"
-        bounds = point_bounds([point for ring in points for point in ring])
-        if looks_like_fractions(bounds):
-            return f"the segmentation is {shown(segmentation)}, fractions of the image, expected pixels"
-        return bounds, "box" if len(points) == 1 and is_rectangle(points[0]) else "polygon", 0.0, False
-    is_box = len(points) == len(rings) == 1 and is_rectangle(points[0], tolerance=1.0)
-    return stated, "box" if is_box else "polygon", 0.0, True
+    if not points or len(points) < len(rings):
+        return f"the segmentation is {shown(segmentation)}, and there is no bbox, expected one of them"
+    bounds = point_bounds([point for ring in points for point in ring])
+    if looks_like_fractions(bounds):
+        return f"the segmentation is {shown(segmentation)}, fractions of the image, expected pixels"
+    return bounds, "box" if len(points) == 1 and is_rectangle(points[0]) else "polygon", 0.0, False
 
 
 def _turned(corners: Corners, angle: float) -> tuple[Corners, ShapeKind, float, bool]:
