@@ -14,7 +14,7 @@ from flows.monitoring.notifications import Notification, notify
 from flows.monitoring.prefect_artifacts import progress_artifact, publish_round_artifacts
 from flows.monitoring.stage_progress import format_duration
 from flows.preflight.quick import require_ready
-from flows.provenance.ledger import all_ledgers
+from flows.workspace.ledger import all_ledgers
 from flows.workspace.promotion_log import last_decision
 from flows.workspace.state import RunResult
 from tasks.data.paths import Workspace

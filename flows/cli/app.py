@@ -253,7 +253,7 @@ def _run_rounds(root: Path, rounds: int) -> None:
 
 def _print_rounds(workspace: Workspace) -> None:
     from flows.cli.status import rounds_table
-    from flows.provenance.ledger import all_ledgers
+    from flows.workspace.ledger import all_ledgers
 
     if not is_json_logging():
         _out.print(rounds_table(all_ledgers(workspace)))

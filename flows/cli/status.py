@@ -16,8 +16,8 @@ from flows.annotation.deliver import CAMPAIGN_COMPLETE, has_pending_delivery
 from flows.annotation.leases import image_states, lease_expires_at, open_images
 from flows.annotation.providers.base import AnnotationBatch
 from flows.annotation.quarantine import entry_state, read_entries
-from flows.provenance.ledger import all_ledgers
 from flows.workspace.code_version import stale_stages
+from flows.workspace.ledger import all_ledgers
 from flows.workspace.state import is_published, newest_round
 from tasks.data.label_store import LabelStore, read_labels
 from tasks.data.paths import Workspace

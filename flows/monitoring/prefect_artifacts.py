@@ -21,9 +21,9 @@ from prefect.logging import get_run_logger
 
 from flows.monitoring.json_logging import attach_handler
 from flows.monitoring.stage_progress import Progress, StageProgress
-from flows.provenance.ledger import all_ledgers, read_ledger
 from flows.workspace import git
 from flows.workspace.git import campaign_key
+from flows.workspace.ledger import all_ledgers, read_ledger
 from tasks.data.paths import Workspace
 from tasks.data.schemas import INDEX, SELECTION
 from tasks.storage import files

@@ -15,10 +15,10 @@ from packaging.specifiers import SpecifierSet
 from flows.annotation.batches import all_annotation_batches
 from flows.preflight.context import CheckContext
 from flows.preflight.result import Finding, failed, passed, warned
-from flows.provenance.ledger import all_ledgers
 from flows.workspace import git
 from flows.workspace.code_version import packaged_file, stale_stages
 from flows.workspace.dvc import locked_stages
+from flows.workspace.ledger import all_ledgers
 from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from flows.provenance.ledger import all_ledgers
 from flows.tracking.mlflow_registry import CANDIDATE, CHAMPION
 from flows.workspace import git
 from flows.workspace.dvc_cache import DvcCache, MissingDataError, is_folder_md5, open_dvc_cache
 from flows.workspace.git import is_ancestor, read_blob
+from flows.workspace.ledger import all_ledgers
 from flows.workspace.promotion_log import current_champion
 from tasks.data.paths import Workspace
 from tasks.data.schemas import ANNOTATED, PREDICTIONS
@@ -207,8 +207,3 @@ def _git_revision(workspace: Workspace, ledger: Mapping[str, Any]) -> str:
     if git.has_tag(workspace.root, tag):
         return tag
     return derivation_commit if is_ancestor(workspace.root, derivation_commit, "HEAD") else "HEAD"
-
-
-def ledger_sha256(workspace: Workspace, round_number: int) -> str:
-    """Digest of a ledger's file: what its successor, MLflow and the tag refer to."""
-    return files.sha256_file(workspace.ledger(round_number))

@@ -7,10 +7,11 @@ of it is there.
 from dataclasses import dataclass
 
 from flows.provenance.audit.ledger_chain import LEDGER_TRAILER
-from flows.provenance.ledger import read_ledger, write_ledger
+from flows.provenance.ledger_writer import write_ledger
 from flows.registry.promotion import evaluate_candidate, sync_alias
 from flows.tracking import mlflow_run
 from flows.workspace import dvc, git
+from flows.workspace.ledger import read_ledger
 from flows.workspace.promotion_log import Decision, last_decision
 from tasks.data.paths import Workspace
 from tasks.params import Params

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flows.provenance.ledger import all_ledgers
 from flows.study.workspaces import Study
+from flows.workspace.ledger import all_ledgers
 from flows.workspace.stage_log import skipped_stages, stage_seconds
 from tasks.data.paths import Workspace
 from tasks.storage import files

@@ -23,12 +23,12 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
 
-from flows.provenance.ledger import MlflowRef, read_history_entry, round_fingerprint
 from flows.runtime.process_env import tracking_uri
 from flows.tracking.mlflow_metrics import round_metrics, round_params
 from flows.tracking.mlflow_registry import ModelRegistration, register_teacher
 from flows.workspace import git
 from flows.workspace.dvc import locked_stages, recorded_md5s
+from flows.workspace.ledger import MlflowRef, read_history_entry, round_fingerprint
 from flows.workspace.lock import ProcessIdentity
 from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace

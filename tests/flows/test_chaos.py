@@ -15,8 +15,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL
 
-from flows.provenance.ledger import read_ledger
 from flows.workspace import dvc, git
+from flows.workspace.ledger import read_ledger
 from flows.workspace.stage_log import stage_log
 from tasks.data.paths import STAGES, Workspace
 from tasks.storage import files

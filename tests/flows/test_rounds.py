@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from flows.provenance.ledger import all_ledgers, read_ledger
 from flows.workspace import dvc, git
+from flows.workspace.ledger import all_ledgers, read_ledger
 from flows.workspace.state import last_published_round
 from tasks.data.paths import STAGES, Workspace
 from tasks.data.schemas import LabelBatch

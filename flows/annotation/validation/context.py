@@ -8,7 +8,7 @@ from functools import cached_property
 from flows.annotation.batches import MANIFEST, read_manifest
 from flows.annotation.providers.base import AnnotationBatch
 from flows.annotation.quarantine import approved_annotations
-from flows.provenance.ledger import read_ledger
+from flows.workspace.ledger import read_ledger
 from tasks.data.paths import Workspace
 from tasks.data.schemas import AnnotationTask
 from tasks.params import Params

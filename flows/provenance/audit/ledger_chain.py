@@ -7,11 +7,12 @@ from typing import Any
 import yaml
 
 from flows.provenance.audit.findings import AuditScope, Check, make_check
-from flows.provenance.ledger import params_sha256
-from flows.provenance.snapshot import RoundSnapshot, ledger_sha256
+from flows.provenance.ledger_writer import params_sha256
+from flows.provenance.snapshot import RoundSnapshot
 from flows.workspace import git
 from flows.workspace.dvc import recorded_md5s
 from flows.workspace.git import is_ancestor, read_blob, read_tag_object
+from flows.workspace.ledger import ledger_sha256
 from flows.workspace.promotion_log import first_corrupt_line
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError

@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from flows.provenance.audit.findings import AuditScope, Check, make_check
-from flows.provenance.snapshot import RoundSnapshot, ledger_sha256
+from flows.provenance.snapshot import RoundSnapshot
 from flows.runtime.process_env import tracking_uri
 from flows.tracking.mlflow_metrics import flatten_metrics, flatten_params
 from flows.tracking.mlflow_registry import CANDIDATE, CHAMPION, version_by_alias
@@ -28,6 +28,7 @@ from flows.tracking.mlflow_run import (
     use_tracking_uri,
 )
 from flows.workspace.dvc_cache import MissingDataError, file_md5
+from flows.workspace.ledger import ledger_sha256
 from flows.workspace.promotion_log import current_champion
 from tasks.storage import files
 

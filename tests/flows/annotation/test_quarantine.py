@@ -23,8 +23,8 @@ from flows.annotation.quarantine import (
 from flows.annotation.quarantine_retry import retry
 from flows.annotation.validation.rejection import Rejection, RejectionKind, annotation_digest, reject
 from flows.cli.app import app
-from flows.provenance.ledger import LEDGER_FORMAT
 from flows.workspace import git
+from flows.workspace.ledger import LEDGER_FORMAT
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
 from tasks.data.schemas import AnnotationTask, LabelBatch, LabeledImage, Prediction

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from flows.provenance.ledger import read_ledger
 from flows.provenance.snapshot import load_snapshots
 from flows.workspace import dvc
 from flows.workspace import git as vcs
+from flows.workspace.ledger import read_ledger
 from flows.workspace.scaffold import create_workspace, pool_source_override
 from tasks.data.paths import STAGES, Workspace
 from tasks.data.schemas import INDEX

@@ -11,11 +11,11 @@ import flows.registry.promotion
 import flows.registry.publish
 import flows.tracking.mlflow_registry
 import flows.tracking.mlflow_run
-from flows.provenance.ledger import read_ledger
 from flows.registry.publish import publish, push
 from flows.runtime.process_env import tracking_uri
 from flows.tracking.mlflow_metrics import round_metrics, round_params
 from flows.workspace import dvc, git
+from flows.workspace.ledger import read_ledger
 from flows.workspace.promotion_log import first_corrupt_line, read_decisions
 from tasks.data.paths import Workspace
 from tasks.params import load_params

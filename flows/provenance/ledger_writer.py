@@ -1,0 +1,166 @@
+"""Write the ledger of a round: digests of its inputs and outputs, its labels, models, environment and times."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from flows.annotation.batches import MANIFEST
+from flows.provenance.environment import collect_environment
+from flows.workspace import git
+from flows.workspace.dvc import locked_stages, recorded_md5s
+from flows.workspace.ledger import (
+    LEDGER_FORMAT,
+    MlflowRef,
+    ledger_sha256,
+    read_history_entry,
+    read_ledger,
+    round_fingerprint,
+)
+from flows.workspace.stage_log import stage_seconds
+from tasks.data.label_store import read_batch
+from tasks.data.paths import STAGES, Workspace
+from tasks.params import load_params
+from tasks.storage import files
+
+_SNAPSHOT_FILE = re.compile(r"batch-(\d{4,})\.parquet")
+
+
+def write_ledger(workspace: Workspace, round_number: int, git_revision: str, mlflow_ref: MlflowRef) -> None:
+    """Write the ledger of a round.
+
+    A ledger of the same derivation and the same MLflow run is kept as it is, with its times.
+
+    Args:
+        workspace: a derived round.
+        round_number: number of the round.
+        git_revision: the commit that holds the derivation.
+        mlflow_ref: the run and the model version of the round.
+    """
+    path = workspace.ledger(round_number)
+    fingerprint = round_fingerprint(workspace)
+    mlflow_entry = asdict(mlflow_ref)
+    if path.is_file():
+        existing = files.read_json(path)
+        if existing["derivation_sha256"] == fingerprint and existing["mlflow"] == mlflow_entry:
+            return
+    files.write_json(
+        path,
+        {
+            "format": LEDGER_FORMAT,
+            "round": round_number,
+            "tag": git.round_tag(round_number),
+            "campaign": git.campaign_id(workspace.root),
+            "previous_ledger_sha256": ledger_sha256(workspace, round_number - 1) if round_number else None,
+            "git_revision": git_revision,
+            **_digests(workspace, round_number),
+            "labels": _label_batches(workspace, round_number),
+            "detections_at_selection_sha256": _selection_snapshot_digests(workspace),
+            "teacher": _teacher(workspace),
+            "selection_model": _selection_model(workspace, round_number),
+            "derivation_sha256": fingerprint,
+            "stages": _stage_entries(workspace),
+            "mlflow": mlflow_entry,
+            "environment": collect_environment(workspace),
+            "metrics": read_history_entry(workspace, round_number),
+            "times": _times(workspace, round_number),
+        },
+    )
+
+
+def params_sha256(locked: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the parameter values that a stage read, from its entry in dvc.lock."""
+    return files.sha256_json(locked.get("params", {}))
+
+
+def _digests(workspace: Workspace, round_number: int) -> dict[str, Any]:
+    return {
+        "labels_sha256": files.sha256_file(workspace.label_batch(round_number)),
+        "selection_sha256": files.sha256_file(workspace.derived("select") / "selection.parquet"),
+        "manifest_sha256": files.sha256_file(workspace.derived("handoff") / MANIFEST),
+        "params_sha256": files.sha256_file(workspace.params),
+        "code": files.read_json(workspace.code_versions),
+    }
+
+
+def _label_batches(workspace: Workspace, round_number: int) -> list[dict[str, Any]]:
+    """Describe every batch the round learned from: its digest, and the number of annotations by annotator."""
+    batches = []
+    for number in range(round_number + 1):
+        path = workspace.label_batch(number)
+        batch = read_batch(path)
+        annotators = Counter(label.annotator for label in (*batch.images, *batch.other_annotations))
+        batches.append(
+            {
+                "batch": number,
+                "sha256": files.sha256_file(path),
+                "provider": batch.provider,
+                "collected_at": batch.collected_at,
+                "images": len(batch.images),
+                "annotators": dict(sorted(annotators.items())),
+            }
+        )
+    return batches
+
+
+def _selection_snapshot_digests(workspace: Workspace) -> dict[str, str]:
+    """SHA-256 of the detections kept from selection time, by number of the batch whose labels have come back."""
+    found = {
+        match[1]: path
+        for path in workspace.detections_at_selection.glob("*")
+        if (match := _SNAPSHOT_FILE.fullmatch(path.name))
+    }
+    return {str(int(number)): files.sha256_file(found[number]) for number in sorted(found, key=int)}
+
+
+def _teacher(workspace: Workspace) -> dict[str, Any]:
+    """Digests of the round's teacher, and of the teacher its training started from."""
+    previous_teacher = workspace.warm_start / "teacher.pth"
+    init_from = load_params(workspace.params).train.init_from
+    started = init_from == "previous_round" and previous_teacher.is_file()
+    return {
+        "sha256": files.sha256_file(workspace.derived("train") / "teacher.pth"),
+        "init_from": init_from,
+        "started_from_sha256": files.sha256_file(previous_teacher) if started else None,
+    }
+
+
+def _selection_model(workspace: Workspace, round_number: int) -> dict[str, Any] | None:
+    """The teacher of the round before, which selected the images of batch ``round_number``; None for the seed.
+
+    Its file was kept as the warm start when the labels were collected; where that is gone, the ledger of its round names it.
+    """
+    if not round_number:
+        return None
+    previous_ledger = read_ledger(workspace, round_number - 1)
+    kept_file = workspace.warm_start / "teacher.pth"
+    return {
+        "round": previous_ledger["round"],
+        "model_version": previous_ledger["mlflow"]["model_version"],
+        "sha256": files.sha256_file(kept_file) if kept_file.is_file() else previous_ledger["teacher"]["sha256"],
+    }
+
+
+def _stage_entries(workspace: Workspace) -> dict[str, Any]:
+    """MD5 of each stage's inputs and outputs, and SHA-256 of the parameter values it read."""
+    locked = locked_stages(workspace)
+    return {
+        stage: {
+            "deps": recorded_md5s(locked[stage], "deps"),
+            "outs": recorded_md5s(locked[stage], "outs"),
+            "params_sha256": params_sha256(locked[stage]),
+        }
+        for stage in STAGES
+        if stage in locked
+    }
+
+
+def _times(workspace: Workspace, round_number: int) -> dict[str, Any]:
+    seconds = stage_seconds(workspace, round_number)
+    return {
+        "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "stage_seconds": seconds,
+        "total_stage_seconds": round(sum(seconds.values()), 3),
+    }
