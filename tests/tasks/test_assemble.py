@@ -282,16 +282,16 @@ def test_summary_is_json_without_paths(workspace: Workspace) -> None:
 
 
 def test_the_time_is_linear_in_the_pool(workspace: Workspace) -> None:
-    """20,000 further images and 1,500 labels: with one pass over the pool per label this took over half a minute."""
+    """60,000 further images and 2,000 labels: one pass over the pool per label takes many times the limit."""
     prepared = workspace.derived("prepare") / "pool.parquet"
     pool = files.read_table(prepared, POOL)
-    first, count = pool.slice(0, 1).to_pylist()[0], 20_000
+    first, count = pool.slice(0, 1).to_pylist()[0], 60_000
     extra = pa.Table.from_pylist([first | {"image_id": f"f{number:015x}"} for number in range(count)], schema=POOL)
     files.write_table(prepared, pa.concat_tables([pool, extra]))
     before = run(workspace)
-    add_batch(workspace, 1, *(make_label(f"f{number:015x}", [1, 1, 9, 9]) for number in range(1500)))
+    add_batch(workspace, 1, *(make_label(f"f{number:015x}", [1, 1, 9, 9]) for number in range(2000)))
     began = time.process_time()
     summary = run(workspace)
-    assert time.process_time() - began < 10
-    assert summary["labels"] == before["labels"] + 1500
-    assert summary["unlabeled_images"] == before["unlabeled_images"] - 1500
+    assert time.process_time() - began < 8
+    assert summary["labels"] == before["labels"] + 2000
+    assert summary["unlabeled_images"] == before["unlabeled_images"] - 2000
