@@ -79,7 +79,8 @@ def normalize(raw_P: Floats, mode: str) -> Floats:
 
     Args:
         raw_P: (P,) raw values, finite.
-        mode: ``quantile``: mean rank (ties share it) minus the lowest, over P - 1; robust to outliers.
+        mode: ``quantile``: share of the other P - 1 images with a smaller value; equal values share the lowest
+            rank, so that all images at the minimum get 0, however many they are; robust to outliers.
             ``minmax``: (x - min) / (max - min). ``max``: x / max (ActiveTeacher). ``none``: unchanged.
 
     Returns:
@@ -92,7 +93,7 @@ def normalize(raw_P: Floats, mode: str) -> Floats:
     if high == low:
         return np.zeros_like(raw)
     if mode == "quantile":
-        ranks = rankdata(raw, method="average") - 1
+        ranks = rankdata(raw, method="min") - 1
         return np.asarray(ranks / (len(raw) - 1))
     return (raw - low) / (high - low) if mode == "minmax" else raw / high
 

@@ -7,12 +7,13 @@ Params classes, assemble
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.data.annotations import AnnotatedImage, read_annotated, write_annotated
 from tasks.data.label_store import LabelStore, check_annotation, read_labels
@@ -29,17 +30,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Pool:
-    """The usable images, and the ids of those that ``prepare`` set aside."""
+    """The usable images as a table, sorted by image id, and the ids of those that ``prepare`` set aside."""
 
-    rows: dict[str, dict[str, Any]]
+    table: pa.Table
     rejected: frozenset[str]
 
-    def __contains__(self, image_id: str) -> bool:
-        return image_id in self.rows
+    def rows(self, image_ids: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Rows of those images that are in the pool, by image id."""
+        return {row["image_id"]: row for row in self.table.filter(self._is_in(image_ids)).to_pylist()}
 
-    @property
-    def sizes_px(self) -> dict[str, tuple[int, int]]:
-        return {image_id: (row["width_px"], row["height_px"]) for image_id, row in self.rows.items()}
+    def without(self, image_ids: Collection[str]) -> pa.Table:
+        """All other images, contracts.UNLABELED."""
+        return self.table.filter(pc.invert(self._is_in(image_ids))).select(UNLABELED.names)
+
+    def _is_in(self, image_ids: Collection[str]) -> pa.ChunkedArray:
+        return pc.is_in(self.table["image_id"], value_set=pa.array(sorted(image_ids), pa.string()))
 
 
 def assemble(
@@ -74,22 +79,24 @@ def assemble(
     val_images = read_annotated(val, classes)
     calibration_images = read_annotated(calibration, classes)
     _check_leakage(store, val_images, calibration_images, val, calibration)
-    calibration_images = [image for image in calibration_images if image.image_id in pool]
+    usable_ids = pool.rows({image.image_id for image in calibration_images}).keys()
+    calibration_images = [image for image in calibration_images if image.image_id in usable_ids]
     reviewed = _reviewed_images(store, pool, classes)
     _require_boxes(reviewed, labels, "Label some images first.")
     _require_boxes(val_images, val, "Make the campaign anew with another validation set.")
     labeled = [image for image in reviewed if image.boxes or params.empty_images == "keep"]
     used_ids = {image.image_id for image in (*val_images, *calibration_images)} | set(store.current)
-    unlabeled = [row for image_id, row in pool.rows.items() if image_id not in used_ids]
+    unlabeled = pool.without(used_ids)
     for name, images in (("labeled", labeled), ("val", val_images), ("calibration", calibration_images)):
         write_annotated(out / f"{name}.parquet", images, classes)
-    files.write_table(out / "unlabeled.parquet", pa.Table.from_pylist(unlabeled, schema=UNLABELED))
-    files.write_json(out / "leased.json", [row["image_id"] for row in unlabeled if row["image_id"] in store.leased])
+    files.write_table(out / "unlabeled.parquet", unlabeled)
+    leased = pc.is_in(unlabeled["image_id"], value_set=pa.array(sorted(store.leased), pa.string()))
+    files.write_json(out / "leased.json", unlabeled["image_id"].filter(leased).to_pylist())
     summary = _summary(store, reviewed, calibration_images, classes)
     summary |= {
-        "unlabeled_images": len(unlabeled),
+        "unlabeled_images": unlabeled.num_rows,
         "val_images": len(val_images),
-        "pool_images": len(pool.rows),
+        "pool_images": pool.table.num_rows,
     }
     files.write_json(out / "summary.json", summary)
     _log.info("round %(round)d: %(labels)d labels, %(boxes)d boxes, %(unlabeled_images)d unlabeled", summary)
@@ -101,9 +108,9 @@ def _require_boxes(images: Iterable[AnnotatedImage], where: Path, fix: str) -> N
 
 
 def _read_pool(prepared: Path) -> _Pool:
-    rows = sorted(files.read_table(prepared / "pool.parquet", POOL).to_pylist(), key=lambda row: row["image_id"])
+    table = files.read_table(prepared / "pool.parquet", POOL).sort_by("image_id")
     rejected = frozenset(entry["item"] for entry in files.read_json(prepared / "quarantine.json"))
-    return _Pool({row["image_id"]: row for row in rows}, rejected)
+    return _Pool(table, rejected)
 
 
 def _check_leakage(
@@ -131,18 +138,19 @@ def _check_leakage(
 def _reviewed_images(store: LabelStore, pool: _Pool, classes: Sequence[str]) -> list[AnnotatedImage]:
     """Images somebody looked at, with their boxes; those with none are empty."""
     reviewed = []
+    rows = pool.rows(store.current)
+    sizes_px = {image_id: (row["width_px"], row["height_px"]) for image_id, row in rows.items()}
     for image_id, annotation in store.current.items():
         if image_id in pool.rejected:
             _log.warning("%s: image %s was set aside by prepare, its labels wait", annotation.file.name, image_id)
             continue
-        if image_id not in pool:
+        if image_id not in rows:
             problem = f"image {image_id} is unknown, expected an image of the pool"
             raise UserError(annotation.file, problem, "Restore the file and data/index.parquet (git, dvc checkout).")
-        check_annotation(annotation, pool.sizes_px, classes)
+        check_annotation(annotation, sizes_px, classes)
         if annotation.label.status != "skipped":
-            row = pool.rows[image_id]
-            size_px = row["width_px"], row["height_px"]
-            reviewed.append(AnnotatedImage(image_id, row["uri"], *size_px, annotation.label.boxes, annotation.batch))
+            uri, size_px = rows[image_id]["uri"], sizes_px[image_id]
+            reviewed.append(AnnotatedImage(image_id, uri, *size_px, annotation.label.boxes, annotation.batch))
     return reviewed
 
 

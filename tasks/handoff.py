@@ -25,6 +25,7 @@ from tasks.data.schemas import (
     UNLABELED,
     AnnotationTask,
     Prediction,
+    with_class_names,
 )
 from tasks.params import load_stage_params
 from tasks.params.stages import PreannotationParams
@@ -48,7 +49,7 @@ def handoff(
     selection: Path,
     out: Path,
 ) -> None:
-    """Write ``manifest.jsonl`` (AnnotationTask), ``detections.parquet`` (DETECTIONS_AT_SELECTION) and ``coco.json``.
+    """Write ``manifest.jsonl`` (AnnotationTask) and ``detections.parquet`` (DETECTIONS_AT_SELECTION).
 
     Args:
         params: score a detection needs to be drawn.
@@ -80,8 +81,7 @@ def handoff(
     # ASCII, so that no reader takes a line separator inside a class name for the end of the line.
     lines = [json.dumps(task.model_dump(mode="json")) + "\n" for task in tasks]
     files.write_bytes(out / "manifest.jsonl", "".join(lines).encode())
-    files.write_table(out / "detections.parquet", _frozen(detection_table, scores_by_id))
-    files.write_json(out / "coco.json", _coco(tasks, classes))
+    files.write_table(out / "detections.parquet", _frozen(detection_table, scores_by_id, classes))
     _log.info("%d images, %d boxes pre-drawn", len(tasks), sum(len(task.predictions) for task in tasks))
 
 
@@ -100,12 +100,15 @@ def _load_detections(image_ids: Sequence[str], shards: Path) -> pa.Table:
     return found
 
 
-def _frozen(found: pa.Table, scores_by_id: Mapping[str, _Row]) -> pa.Table:
-    """The detections with today's normalized metrics: in later rounds the pool they were ranked in is gone."""
+def _frozen(found: pa.Table, scores_by_id: Mapping[str, _Row], classes: Sequence[str]) -> pa.Table:
+    """Add the normalized metrics and the class names of this round, which later rounds cannot compute again.
+
+    The pool that the metrics were normalized over changes, and so may ``classes``.
+    """
     rows = [scores_by_id[image_id] for image_id in found["image_id"].to_pylist()]
     for name in METRICS:
         found = found.append_column(name, pa.array([row[name] for row in rows], pa.float64()))
-    return found.cast(DETECTIONS_AT_SELECTION)
+    return found.cast(with_class_names(DETECTIONS_AT_SELECTION, classes))
 
 
 def _annotation_task(
@@ -136,41 +139,6 @@ def _clip_box(box: Sequence[float], image: _Row) -> tuple[float, float, float, f
     x1, y1, x2, y2 = (round(corner, _DECIMALS_PX) for corner in box)
     width, height = float(image["width_px"]), float(image["height_px"])
     return max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
-
-
-def _coco(tasks: Sequence[AnnotationTask], classes: Sequence[str]) -> dict[str, Any]:
-    """The manifest for tools that read COCO: pre-drawn boxes as annotations with a ``score``."""
-    images = [
-        {
-            "id": n,
-            "file_name": task.uri,
-            "width": task.width_px,
-            "height": task.height_px,
-            "image_id": task.image_id,
-        }
-        for n, task in enumerate(tasks, start=1)
-    ]
-    numbered = [(n, prediction) for n, task in enumerate(tasks, start=1) for prediction in task.predictions]
-    annotations = [
-        _coco_annotation(number, image, prediction, classes)
-        for number, (image, prediction) in enumerate(numbered, start=1)
-    ]
-    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def _coco_annotation(number: int, image: int, prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
-    x1, y1, x2, y2 = prediction.xyxy_px
-    width, height = round(x2 - x1, _DECIMALS_PX), round(y2 - y1, _DECIMALS_PX)
-    return {
-        "id": number,
-        "image_id": image,
-        "category_id": list(classes).index(prediction.category) + 1,
-        "bbox": [x1, y1, width, height],
-        "area": round(width * height, _DECIMALS_PX),
-        "iscrowd": 0,
-        "score": round(prediction.score, 4),
-    }
 
 
 def _body(workspace: Workspace) -> None:

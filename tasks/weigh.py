@@ -104,7 +104,7 @@ def fit_or_fallback(
     def fixed(used: str, reason: str, fit: DwaResult | None = None) -> DwaDecision:
         row = dwa.fixed_weights if used == "fixed" else FIXED_WEIGHTS.get(used, EQUAL_WEIGHTS)
         weights = np.tile(np.array(row, dtype=np.float64), (len(pool.image_ids), 1))
-        return DwaDecision(used, reason, weights, uncertainty(pool.metrics, weights), fit)
+        return _decision(used, reason, weights, pool, fit)
 
     if dwa.mode == "activeteacher":
         return _active_teacher(pool)
@@ -130,8 +130,20 @@ def fit_or_fallback(
     comparison = f"held-out rank correlation {fit.spearman_dwa:.2f} against {fit.spearman_equal:.2f} of equal weights"
     if fit.spearman_dwa <= fit.spearman_equal:
         return fixed("equal", f"fallback: {comparison}", fit)
-    weights = fit.ensemble.weights(pool.features)[0]
-    return DwaDecision("learned", comparison, weights, uncertainty(pool.metrics, weights), fit)
+    return _decision("learned", comparison, fit.ensemble.weights(pool.features)[0], pool, fit)
+
+
+def _decision(used: str, reason: str, weights_P3: Floats, pool: PoolFeatures, fit: DwaResult | None) -> DwaDecision:
+    """Form the uncertainty (docs/method.md#eq-15) from weights that sum to 1 up to rounding.
+
+    Weights are renormalized in float64 and U is clipped to the range of the image's own metrics: a mean of float32
+    softmax outputs sums to 1 + 1e-7, which would put U above the 1 that the metrics cannot exceed.
+    """
+    weights = weights_P3.astype(np.float64)
+    weights /= weights.sum(axis=1, keepdims=True)
+    scores = uncertainty(pool.metrics, weights)
+    clipped = np.clip(scores, pool.metrics.min(axis=1), pool.metrics.max(axis=1))
+    return DwaDecision(used, reason, weights, clipped, fit)
 
 
 def class_prior(difficulty_K: Floats, weight_max: float) -> Floats:

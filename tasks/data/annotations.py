@@ -4,19 +4,15 @@ A table of class indices turns wrong in silence when somebody reorders ``classes
 the indices were made with therefore travel in the file, and reading translates them.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tasks.data.schemas import ANNOTATED, Box
+from tasks.data.schemas import ANNOTATED, Box, stored_class_names, with_class_names
 from tasks.runtime.errors import UserError
 from tasks.storage import files
-
-_CLASSES_KEY = b"gleaner.classes"
 
 
 @dataclass(frozen=True)
@@ -51,8 +47,7 @@ def write_annotated(path: Path, images: Iterable[AnnotatedImage], classes: Seque
         }
         for image in sorted(images, key=lambda image: image.image_id)
     ]
-    schema = ANNOTATED.with_metadata({_CLASSES_KEY: json.dumps(list(classes), ensure_ascii=False).encode()})
-    files.write_table(path, pa.Table.from_pylist(rows, schema=schema))
+    files.write_table(path, pa.Table.from_pylist(rows, schema=with_class_names(ANNOTATED, classes)))
 
 
 def read_annotated(path: Path, classes: Sequence[str]) -> list[AnnotatedImage]:
@@ -66,7 +61,7 @@ def read_annotated(path: Path, classes: Sequence[str]) -> list[AnnotatedImage]:
         UserError: missing, unreadable, other columns, or a class that ``classes`` does not have.
     """
     table = files.read_table(path, ANNOTATED)
-    names = _stored_class_names(path, classes)
+    names = stored_class_names(table.schema) or list(classes)
     return [
         AnnotatedImage(
             image_id=row["image_id"],
@@ -78,11 +73,6 @@ def read_annotated(path: Path, classes: Sequence[str]) -> list[AnnotatedImage]:
         )
         for row in table.to_pylist()
     ]
-
-
-def _stored_class_names(path: Path, classes: Sequence[str]) -> list[str]:
-    stored = (pq.read_schema(path).metadata or {}).get(_CLASSES_KEY)
-    return list(classes) if stored is None else list(json.loads(stored))
 
 
 def _boxes(row: dict[str, list[float]], names: list[str], classes: Sequence[str], path: Path) -> tuple[Box, ...]:

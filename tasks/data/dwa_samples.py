@@ -1,7 +1,11 @@
-"""Pairs of what a teacher said about an image it had not been trained on, and what people then found there."""
+"""Build the training samples of the DWA network: a teacher's detections on an image and the labels people gave it.
 
+Only images that the teacher had not been trained on count (docs/method.md#realized-loss).
+"""
+
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,10 @@ from tasks.data import schemas
 from tasks.data.detections import StoredDetections, detections_from_table, read_detections
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
+from tasks.runtime.errors import UserError
 from tasks.storage import files
+
+_log = logging.getLogger(__name__)
 
 # Group of the calibration images, whose detections are renewed with every teacher.
 CALIBRATION_GROUP = -1
@@ -36,28 +43,71 @@ class DwaSample:
 def batch_samples(
     labels: Path, detections_at_selection: Path, classes: Sequence[str], history_batches: int, gamma: float
 ) -> list[DwaSample]:
-    """Pairs of the images offered in the newest batches that have an answer by now: each image once.
+    """Build one sample for each image that was offered in the newest batches and is labeled by now.
 
-    Every answer, late or changed, is held against what the teacher claimed when the image was offered.
+    A label that came late or was changed is compared with the detections of the round in which the image was
+    offered. Detections stored under another class list are translated to ``classes`` by name; an image is left out
+    where that is impossible: the teacher predicted a class that is gone, or the label has a class that it did not know.
+
+    Args:
+        labels: folder of label batches.
+        detections_at_selection: folder of the detections stored per batch, DETECTIONS_AT_SELECTION.
+        classes: class names in the order of their indices.
+        history_batches: number of batches, newest first, whose images count.
+        gamma: exponent of the focal loss, docs/method.md#eq-8.
 
     Raises:
-        UserError: a label batch or its frozen detections are unreadable.
+        UserError: a label batch or its stored detections are unreadable.
     """
     store = read_labels(labels)
     oldest_batch = store.newest_batch - history_batches + 1
     labeled = {image_id: answer.label for image_id, answer in store.current.items() if answer.label.status != "skipped"}
     samples: list[DwaSample] = []
     for number in sorted({label.offered_batch for label in labeled.values() if label.offered_batch >= oldest_batch}):
-        table = files.read_table(
-            detections_at_selection / f"batch-{number:04d}.parquet", schemas.DETECTIONS_AT_SELECTION
-        )
-        for found, metrics in _frozen_rows(table):
-            label = labeled.get(found.image_id)
+        path = detections_at_selection / f"batch-{number:04d}.parquet"
+        table = files.read_table(path, schemas.DETECTIONS_AT_SELECTION)
+        stored_classes = _stored_classes(path, table)
+        num_dropped = 0
+        for stored, metrics in _frozen_rows(table):
+            label = labeled.get(stored.image_id)
             if label is None or label.offered_batch != number:
+                continue
+            found = _translate_classes(stored, stored_classes, classes)
+            if found is None or any(box.category not in stored_classes for box in label.boxes):
+                num_dropped += 1
                 continue
             truth = [(box.xyxy_px, classes.index(box.category)) for box in label.boxes]
             samples.append(_dwa_sample(found, metrics, truth, classes, number, gamma))
+        if num_dropped:
+            _log.warning("%s: samples left out because the class list changed: %d", path.name, num_dropped)
     return samples
+
+
+def _stored_classes(path: Path, table: pa.Table) -> list[str]:
+    names = schemas.stored_class_names(table.schema)
+    if names is None and table.num_rows:
+        raise UserError(path, "the class names are missing from the file's metadata", "Run: dvc checkout")
+    return names or []
+
+
+def _translate_classes(
+    found: StoredDetections, stored_classes: Sequence[str], classes: Sequence[str]
+) -> StoredDetections | None:
+    """Reorder class indices and posteriors to ``classes``; None where a predicted class is not among them.
+
+    The probability of a class that is gone goes to background: it says that the box shows none of today's classes.
+    """
+    if list(stored_classes) == list(classes):
+        return found
+    if any(stored_classes[index] not in classes for index in found.class_ids):
+        return None
+    stored_NK = found.class_probs.reshape(len(found.scores), len(stored_classes) + 1)
+    column_of = [classes.index(name) if name in classes else len(classes) for name in stored_classes]
+    class_probs_NK = np.zeros((len(found.scores), len(classes) + 1), dtype=np.float32)
+    for stored_column, column in enumerate([*column_of, len(classes)]):
+        class_probs_NK[:, column] += stored_NK[:, stored_column]
+    class_ids = np.array([column_of[index] for index in found.class_ids], dtype=np.int64)
+    return replace(found, class_ids=class_ids, class_probs=class_probs_NK)
 
 
 def calibration_samples(

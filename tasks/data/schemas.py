@@ -5,6 +5,8 @@ Boxes are XYXY in pixels of the original image. Class indices are 0..K-1 in the 
 params.yaml; index K is background.
 """
 
+import json
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import pyarrow as pa
@@ -62,6 +64,7 @@ DETECTIONS = pa.schema(
     ]
 )
 # Detections at the moment of selection, with the image's normalized metrics of that day: what DWA learns from.
+# The file's metadata holds the class names of that day (``with_class_names``).
 DETECTIONS_AT_SELECTION = pa.schema(
     [*DETECTIONS, ("confidence", pa.float64()), ("entropy", pa.float64()), ("overlap", pa.float64())]
 )
@@ -107,6 +110,24 @@ PREDICTIONS = pa.schema(
         ("class_ids", pa.list_(pa.int16())),
     ]
 )
+
+_CLASSES_KEY = b"gleaner.classes"
+
+
+def with_class_names(schema: pa.Schema, classes: Sequence[str]) -> pa.Schema:
+    """Add the class names that the schema's class indices refer to, as Parquet metadata.
+
+    Tables that outlive one ``params.yaml`` need them: indices alone change their meaning without an error when
+    ``classes`` is reordered.
+    """
+    return schema.with_metadata({_CLASSES_KEY: json.dumps(list(classes), ensure_ascii=False).encode()})
+
+
+def stored_class_names(schema: pa.Schema) -> list[str] | None:
+    """Read the names that ``with_class_names`` stored; None where there are none."""
+    stored = (schema.metadata or {}).get(_CLASSES_KEY)
+    return None if stored is None else list(json.loads(stored))
+
 
 LabelStatus = Literal["labeled", "empty", "skipped"]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
@@ -175,7 +196,8 @@ class AnnotationTask(_Document):
     height_px: int
     rank: int
     reason: str
-    uncertainty: UnitInterval
+    uncertainty: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """U of docs/method.md#eq-15: in [0, 1], except with ``scoring.normalize: none``, where it has no upper bound."""
     predictions: tuple[Prediction, ...]
     model_digest: str
 

@@ -113,7 +113,10 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     level: float = CONFIDENCE_LEVEL,
 ) -> Interval | None:
-    """Percentile interval of the mean: seeds are drawn with replacement, and for each a draw of its images.
+    """Percentile interval of the mean over resamples of the seeds and of the validation images.
+
+    Each resample draws seeds with replacement and one resample of the validation images, which all of its seeds
+    share: they are measured on one validation set, whose noise does not average out over seeds.
 
     Of n seeds all of one sign, far beyond what the images could turn, the interval excludes 0; chance alone brings
     that about once in 2^(n-1).
@@ -121,8 +124,8 @@ def paired_bootstrap(
     Args:
         differences: by seed.
         seed: of the resampling.
-        redrawn: by seed, the difference on each draw of the validation images, as many for all; where it is empty, or
-            empty for any seed, the images are taken as they are.
+        resampled: by seed, the difference on each resample of the validation images, the same resamples in the same
+            order for all seeds; where it is empty, or empty for any seed, the images are taken as they are.
         resamples: how many.
         level: of the interval.
 
@@ -135,7 +138,7 @@ def paired_bootstrap(
     values_SD = np.asarray(values, dtype=np.float64)  # seeds x draws
     rng = np.random.default_rng(seed)
     seeds = rng.integers(0, len(differences), size=(resamples, len(differences)))
-    draws = (rng.random(seeds.shape) * values_SD.shape[1]).astype(np.int64)
+    draws = rng.integers(0, values_SD.shape[1], size=(resamples, 1))  # all seeds share one validation set
     means = values_SD[seeds, draws].mean(axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])

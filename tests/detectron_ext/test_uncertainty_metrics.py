@@ -92,6 +92,13 @@ def test_quantile_is_the_rank_whatever_the_outlier() -> None:
     assert uncertainty_metrics.normalize(np.array([1.0, 2.0, 1e9]), "quantile").tolist() == [0.0, 0.5, 1.0]
 
 
+def test_equal_values_share_the_lowest_quantile_as_written_out() -> None:
+    """Most images have an overlap of 0: they must not count as uncertain because they are many."""
+    assert uncertainty_metrics.normalize(np.array([0.0, 0.4, 0.0, 0.2, 0.0, 0.2]), "quantile").tolist() == [
+        0.0, 1.0, 0.0, 0.6, 0.0, 0.6,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("policy", "level"), [("min", 0.0), ("median", 0.4), ("max", 0.9)])
 def test_zero_detection_policy_decides_their_score(policy: str, level: float) -> None:
     values = uncertainty_metrics.impute_no_detections(

@@ -1,9 +1,11 @@
 """All batches together: the newest answer counts, the sets share nothing, and every breach has a name."""
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -277,3 +279,19 @@ def test_every_pool_image_is_in_just_one_place(workspace: Workspace, data: st.Da
 
 def test_summary_is_json_without_paths(workspace: Workspace) -> None:
     assert str(workspace.root) not in json.dumps(run(workspace))
+
+
+def test_the_time_is_linear_in_the_pool(workspace: Workspace) -> None:
+    """60,000 further images and 2,000 labels: one pass over the pool per label takes many times the limit."""
+    prepared = workspace.derived("prepare") / "pool.parquet"
+    pool = files.read_table(prepared, POOL)
+    first, count = pool.slice(0, 1).to_pylist()[0], 60_000
+    extra = pa.Table.from_pylist([first | {"image_id": f"f{number:015x}"} for number in range(count)], schema=POOL)
+    files.write_table(prepared, pa.concat_tables([pool, extra]))
+    before = run(workspace)
+    add_batch(workspace, 1, *(make_label(f"f{number:015x}", [1, 1, 9, 9]) for number in range(2000)))
+    began = time.process_time()
+    summary = run(workspace)
+    assert time.process_time() - began < 8
+    assert summary["labels"] == before["labels"] + 2000
+    assert summary["unlabeled_images"] == before["unlabeled_images"] - 2000

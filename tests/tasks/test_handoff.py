@@ -1,14 +1,20 @@
 """The manifest: picked images in order, with the boxes the teacher would draw."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from tasks.data.importers import read_coco
-from tasks.data.schemas import DETECTIONS, DETECTIONS_AT_SELECTION, SCORES, SELECTION, UNLABELED, AnnotationTask
+from tasks.data.schemas import (
+    DETECTIONS,
+    DETECTIONS_AT_SELECTION,
+    SCORES,
+    SELECTION,
+    UNLABELED,
+    AnnotationTask,
+    stored_class_names,
+)
 from tasks.handoff import handoff
 from tasks.params.stages import PreannotationParams
 from tasks.runtime.errors import UserError
@@ -115,24 +121,7 @@ def test_detections_of_the_picked_images_are_frozen_with_their_metrics(inputs: P
     frozen = files.read_table(inputs / "out" / "detections.parquet", DETECTIONS_AT_SELECTION)
     rows = [DETECTIONS_BY_ID[i] | {name: SCORES_BY_ID[i][name] for name in METRICS} for i in ("aaa", "bbb", "ccc")]
     assert frozen.equals(pa.Table.from_pylist(rows, schema=DETECTIONS_AT_SELECTION))
-
-
-def test_coco_file_says_the_same(inputs: Path, tiny_coco: Path) -> None:
-    tasks = run(inputs)
-    coco = json.loads((inputs / "out" / "coco.json").read_text())
-    assert [image["image_id"] for image in coco["images"]] == [task.image_id for task in tasks]
-    assert len(coco["annotations"]) == sum(len(task.predictions) for task in tasks)
-    last = coco["annotations"][-1]
-    assert (last["bbox"], last["category_id"], last["score"]) == ([1, 2, 9.12, 18], 1, 0.5)
-    # and Gleaner's own importer takes it: images of the right size under the names it gives
-    coco["images"] = [
-        image | {"file_name": f"{n:02d}.png", "width": None, "height": None} for n, image in enumerate(coco["images"])
-    ]
-    coco["annotations"] = [a for a in coco["annotations"] if a["bbox"][2] < 20]
-    coco["categories"][1]["name"] = "b"
-    files.write_json(tiny_coco / "annotations.json", coco)
-    result = read_coco(tiny_coco / "annotations.json", tiny_coco / "images", max_pixels=100_000)
-    assert [len(record.boxes or ()) for record in result.records] == [0, 0, 2]
+    assert stored_class_names(frozen.schema) == CLASSES
 
 
 def test_second_run_writes_the_same_bytes(inputs: Path) -> None:
@@ -165,3 +154,11 @@ def test_picked_image_that_was_not_scored_is_an_error(inputs: Path) -> None:
     files.write_table(inputs / "scores.parquet", pa.Table.from_pylist(rows, schema=SCORES))
     with pytest.raises(UserError, match=r"scores\.parquet: picked image ccc has no scores"):
         run(inputs)
+
+
+def test_metrics_that_are_not_normalized_have_no_upper_bound(inputs: Path) -> None:
+    """With scoring.normalize: none the uncertainty is a sum of scores and nats."""
+    table = files.read_table(inputs / "selection.parquet", SELECTION)
+    column = table.schema.get_field_index("uncertainty")
+    files.write_table(inputs / "selection.parquet", table.set_column(column, "uncertainty", pa.array([7.25] * 3)))
+    assert [task.uncertainty for task in run(inputs)] == [7.25] * 3

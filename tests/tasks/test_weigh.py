@@ -201,6 +201,20 @@ def test_active_teacher_counts_classes_instead_of_overlap(scored: Path) -> None:
         assert row["uncertainty"] == pytest.approx(expected)
 
 
+def test_rounding_of_the_weights_never_lifts_the_uncertainty_above_1(scored: Path) -> None:
+    """Images whose metrics are all 1 exist by design with no_detection_score: max; annotation tasks refuse more."""
+    table = files.read_table(scored / "score" / "scores.parquet", schemas.SCORES)
+    for name in schemas.METRICS:
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(np.ones(len(table))))
+    files.write_table(scored / "score" / "scores.parquet", table)
+    for changes in ({"mode": "fixed", "fixed_weights": [0.3335, 0.3335, 0.3335]}, {"mode": "learned"}):
+        document, rows = run_weigh(scored, make_samples(40, driven_by=1), **changes)
+        assert document["used"] == changes["mode"]
+        assert {row["uncertainty"] for row in rows} == {1.0}
+        for row in rows:
+            assert row["w_confidence"] + row["w_entropy"] + row["w_overlap"] == pytest.approx(1, abs=1e-12)
+
+
 def test_weigh_is_deterministic(scored: Path) -> None:
     run_weigh(scored, make_samples(40, 1))
     first = (scored / "weigh" / "uncertainty.parquet").read_bytes()

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from tasks.data.dwa_samples import DwaSample, batch_samples
-from tasks.data.schemas import DETECTIONS_AT_SELECTION
+from tasks.data.schemas import DETECTIONS_AT_SELECTION, with_class_names
+from tasks.runtime.errors import UserError
 from tasks.storage import files
 from tests.tasks.data.test_label_store import make_label, write_batch
 
@@ -28,7 +30,8 @@ def write_detections(folder: Path, batch: int, **scores: float) -> None:
         }
         for image_id, score in scores.items()
     ]
-    files.write_table(folder / f"batch-{batch:04d}.parquet", pa.Table.from_pylist(rows, schema=DETECTIONS_AT_SELECTION))
+    schema = with_class_names(DETECTIONS_AT_SELECTION, ["a"])
+    files.write_table(folder / f"batch-{batch:04d}.parquet", pa.Table.from_pylist(rows, schema=schema))
 
 
 @pytest.fixture
@@ -70,3 +73,74 @@ def test_the_window_is_of_offers(campaign: Path) -> None:
 def test_an_image_somebody_now_skips_gives_no_pair(campaign: Path) -> None:
     write_batch(campaign / "labels", 4, make_label("x", status="skipped", boxes=[]))
     assert set(samples_by_id(campaign)) == {"y", "z"}
+
+
+def write_two_class_detections(folder: Path, classes: list[str] | None) -> None:
+    """One detection of index 1 at 0.6 in image x, made under the class list ``classes``."""
+    row = {
+        "image_id": "x",
+        "boxes_xyxy": [1.0, 1.0, 9.0, 9.0],
+        "scores": [0.625],
+        "class_ids": [1],
+        "class_probs": [0.25, 0.625, 0.125],
+        "embedding": [0.0],
+        "model_digest": "1",
+        "confidence": 0.5,
+        "entropy": 0.5,
+        "overlap": 0.5,
+    }
+    schema = DETECTIONS_AT_SELECTION if classes is None else with_class_names(DETECTIONS_AT_SELECTION, classes)
+    files.write_table(folder / "batch-0001.parquet", pa.Table.from_pylist([row], schema=schema))
+
+
+@pytest.fixture
+def one_label(tmp_path: Path) -> Path:
+    """Image x, offered in batch 1, has a box of class ``a``."""
+    write_batch(tmp_path / "labels", 0, make_label("seed", offered_batch=0, status="empty", boxes=[]))
+    write_batch(tmp_path / "labels", 1, make_label("x"))
+    write_detections(tmp_path / "frozen", 0)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("stored", "classes", "probability_of_a"),
+    [
+        (["b", "a"], ["b", "a"], 0.625),
+        (["b", "a"], ["a", "b"], 0.625),
+        (["b", "a"], ["new", "a", "b"], 0.625),
+        (["gone", "a"], ["a"], 0.625),
+        (["a", "b"], ["b", "a"], 0.25),
+    ],
+)
+def test_detections_of_another_class_list_are_translated_by_name(
+    one_label: Path, stored: list[str], classes: list[str], probability_of_a: float
+) -> None:
+    write_two_class_detections(one_label / "frozen", stored)
+    [sample] = batch_samples(one_label / "labels", one_label / "frozen", classes, 9, 1.5)
+    expected = -((1 - probability_of_a) ** 1.5) * np.log(probability_of_a)
+    assert sample.losses.total_K[classes.index("a")] == pytest.approx(expected)
+    assert len(sample.losses.total_K) == len(classes)
+    assert len(sample.features) == 15 + 2 * len(classes)
+
+
+def test_the_probability_of_a_class_that_is_gone_is_background(one_label: Path) -> None:
+    write_two_class_detections(one_label / "frozen", ["gone", "a"])
+    write_batch(one_label / "labels", 1, make_label("x", status="empty", boxes=[]))
+    [sample] = batch_samples(one_label / "labels", one_label / "frozen", ["a"], 9, 1.5)
+    assert sample.losses.total_K == pytest.approx([-((1 - 0.375) ** 1.5) * np.log(0.375)])
+
+
+@pytest.mark.parametrize("stored", [["a", "gone"], ["b", "c"]])
+def test_samples_that_cannot_be_translated_are_left_out(
+    one_label: Path, stored: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The teacher predicted a class that is gone, or did not know the class of the label."""
+    write_two_class_detections(one_label / "frozen", stored)
+    assert batch_samples(one_label / "labels", one_label / "frozen", ["a", "b", "c"], 9, 1.5) == []
+    assert "class list changed: 1" in caplog.text
+
+
+def test_detections_without_class_names_are_refused(one_label: Path) -> None:
+    write_two_class_detections(one_label / "frozen", None)
+    with pytest.raises(UserError, match=r"batch-0001\.parquet: the class names are missing"):
+        batch_samples(one_label / "labels", one_label / "frozen", ["a", "b"], 9, 1.5)

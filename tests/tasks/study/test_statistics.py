@@ -95,10 +95,15 @@ def test_a_shift_shifts_the_interval(values: list[float], shift: float) -> None:
     assert (there.low, there.high) == pytest.approx((here.low + shift, here.high + shift), abs=1e-9)
 
 
-def test_draws_of_the_images_widen_the_interval_as_written_out() -> None:
-    """Two seeds, two draws each: 16 equally likely means, written down."""
+def test_seeds_share_the_resample_of_the_images() -> None:
+    """One validation set measures all seeds, so its noise does not average out: the mean is -1 or +1, never between."""
+    assert paired_bootstrap([0.0] * 6, seed=0, resampled=[[-1.0, 1.0]] * 6) == Interval(-1.0, 1.0)
+
+
+def test_resamples_of_the_images_widen_the_interval_as_written_out() -> None:
+    """Two seeds, two resamples of the images: 8 equally likely means, written down."""
     redrawn = [[0.0, 2.0], [3.0, 9.0]]
-    means = [(a + b) / 2 for a, b in itertools.product([0.0, 2.0, 3.0, 9.0], repeat=2)]
+    means = [(a + b) / 2 for sample in zip(*redrawn, strict=True) for a, b in itertools.product(sample, repeat=2)]
     low, high = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
     interval = paired_bootstrap([1.0, 6.0], seed=0, resampled=redrawn)
     assert interval == Interval(low, high)
