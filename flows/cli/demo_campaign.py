@@ -9,7 +9,7 @@ from flows.workspace.scaffold import WorkspaceConfig, create_workspace
 from flows.workspace.state import last_published_round
 from tasks.data.importers.dataset import DatasetSource
 from tasks.data.paths import Workspace
-from tasks.demo import generate_dataset
+from tasks.demo import DIGITS_PARAMS_FILE, generate_dataset, load_digits_params
 from tasks.params import load_params
 from tasks.runtime.errors import UserError
 
@@ -29,18 +29,18 @@ def prepare_demo(target: Path) -> None:
         fix = "Name another folder with --dir."
         raise UserError(target, "the place is taken, expected a free one or an earlier demo", fix)
     params = load_params(packaged_file("params.yaml"))
-    assert params.draw is not None
+    digits = load_digits_params(packaged_file(DIGITS_PARAMS_FILE))
     with tempfile.TemporaryDirectory(prefix="gleaner-demo-") as folder:
         dataset_dir = Path(folder)
-        generate_dataset(dataset_dir, params=params.draw, classes=params.classes, seed=params.seed)
+        generate_dataset(dataset_dir, params=digits, classes=params.classes, seed=params.seed)
         source = DatasetSource(
             "coco", dataset_dir / "annotations.json", dataset_dir / "images", dataset_dir / "val.json", None
         )
         campaign = WorkspaceConfig(
             source=source,
             classes=tuple(params.classes),
-            seed_labels=params.draw.seed_images,
-            calibration_images=params.draw.calibration_images,
+            seed_labels=digits.seed_images,
+            calibration_images=digits.calibration_images,
             val_frac=0.2,  # unused: the demo brings its own validation set
             oracle=True,
             overrides=(),

@@ -13,8 +13,6 @@ from tasks.data.annotations import read_annotated
 from tasks.data.label_store import read_labels
 from tasks.runtime.errors import UserError
 
-_REPOSITORY_ONLY_SECTION = "draw"
-
 
 def check_parameters(context: CheckContext) -> Finding:
     """Every value is there and within its range; what is missing is shown with the value Gleaner ships."""
@@ -62,7 +60,7 @@ def _missing_keys(content: dict[str, Any]) -> list[str]:
     shipped: dict[str, Any] = yaml.safe_load(packaged_file("params.yaml").read_text(encoding="utf-8"))
     lines = []
     for section, values in shipped.items():
-        if section not in content and section != _REPOSITORY_ONLY_SECTION:
+        if section not in content:
             lines.append(f"{section}: {_inline_yaml(values)}")
         elif isinstance(values, dict) and isinstance(content.get(section), dict):
             absent = [key for key in values if key not in content[section]]

@@ -21,7 +21,7 @@ from tasks.data.annotations import read_annotated
 from tasks.data.importers.dataset import DatasetSource
 from tasks.data.paths import Workspace
 from tasks.data.schemas import LabelBatch, LabeledImage
-from tasks.demo import generate_dataset
+from tasks.demo import DIGITS_PARAMS_FILE, generate_dataset, load_digits_params
 from tasks.params import load_params
 from tasks.runtime.errors import UserError
 from tasks.storage import files
@@ -185,10 +185,10 @@ def _open_source(source: StudySource, data: Path) -> Iterator[tuple[DatasetSourc
         yield DatasetSource(source.kind, data / source.annotations, data / source.images, val, None), None
         return
     params = load_params(packaged_file("params.yaml"))
-    assert params.draw is not None
+    digits = load_digits_params(packaged_file(DIGITS_PARAMS_FILE))
     with tempfile.TemporaryDirectory(prefix="gleaner-study-") as folder:
         demo_folder = Path(folder)
-        generate_dataset(demo_folder, params=params.draw, classes=params.classes, seed=params.seed)
+        generate_dataset(demo_folder, params=digits, classes=params.classes, seed=params.seed)
         yield (
             DatasetSource(
                 "coco", demo_folder / "annotations.json", demo_folder / "images", demo_folder / "val.json", None

@@ -15,7 +15,7 @@ _PACKAGE_ROOT = Path(tasks.__file__).parents[1]
 
 
 def packaged_file(name: str) -> Path:
-    """The repository's ``dvc.yaml`` or ``params.yaml``, wherever this Gleaner is installed.
+    """Find a file of the repository, such as ``dvc.yaml``, wherever this Gleaner is installed.
 
     Raises:
         UserError: the installation lacks the file.
@@ -43,7 +43,6 @@ def code_digests() -> dict[str, str]:
     for stage, entry in packaged_stages().items():
         sources = sorted(path for path in entry.get("deps", ()) if is_code(path))
         digests[stage] = files.sha256_json([[path, _digest(_PACKAGE_ROOT / path)] for path in sources])
-    del digests["draw"]  # the repository's own demo data; no campaign has this stage
     return digests
 
 

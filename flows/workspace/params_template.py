@@ -1,4 +1,4 @@
-"""A campaign's own ``params.yaml``, made from the repository's: comments stay, the demo's section goes."""
+"""A campaign's own ``params.yaml``, made from the repository's with its comments."""
 
 import difflib
 import io
@@ -15,8 +15,6 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from tasks.params import validate_params
 from tasks.runtime.errors import UserError
 
-# Cut out as text, with its comments and the blank line after it; ruamel would keep parts of both.
-_DEMO_SECTION = re.compile(r"^draw:.*\n(?:[ \t]+.*\n|\n)*", re.MULTILINE)
 _OVERRIDES_SOURCE = "--set"
 _PLAIN_SCALAR = re.compile(r"[A-Za-z_][\w./-]*(?: [\w./-]+)*", re.ASCII)
 
@@ -36,7 +34,7 @@ def render_params(template_text: str, *, classes: Sequence[str], overrides: Sequ
         UserError: an override without ``=``, of an unknown parameter, or with a value that is not allowed.
     """
     round_trip = _round_trip()
-    document: CommentedMap = round_trip.load(_DEMO_SECTION.sub("", template_text))
+    document: CommentedMap = round_trip.load(template_text)
     document["classes"][:] = [
         _quote_if_ambiguous(name) for name in classes
     ]  # in place: the blank line after it hangs on it

@@ -192,8 +192,8 @@ def dvcignore_text() -> str:
 
 
 def workspace_dvc_yaml() -> str:
-    """The round's graph: no ``draw``, and a digest in code_versions.json in place of each stage's source files."""
-    stages = {name: _replace_code_deps(name, entry) for name, entry in packaged_stages().items() if name != "draw"}
+    """The round's graph, with a digest in code_versions.json in place of each stage's source files."""
+    stages = {name: _replace_code_deps(name, entry) for name, entry in packaged_stages().items()}
     body = yaml.safe_dump({"stages": stages}, sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True)
     return _DVC_HEADER + body
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tasks.demo.params import DigitsParams
 from tasks.demo.plan import POOL, VAL, num_duplicates, plan_scenes
 from tasks.demo.scene import Scene, render_scene
 from tasks.demo.sources import SourceImages, Split, read_digits, read_photos
-from tasks.params.stages import DigitsParams
 from tasks.runtime.progress import track
 from tasks.storage import files
 

@@ -1,8 +1,8 @@
-"""Draws the repository's own demo campaign, so that `dvc repro` has data to work on.
+"""Draw the demo campaign of a checkout, so that `dvc repro` has data to work on: the stage of examples/digits/dvc.yaml.
 
 Reads  nothing
 Writes data/images, data/index.parquet, data/val.parquet, data/calibration.parquet, data/import_report.json, data/labels, data/detections_at_selection, data/warm_start, oracle/annotations.parquet
-Params seed, classes, draw
+Params seed, classes, examples/digits/params.yaml
 """  # noqa: E501
 
 import shutil
@@ -13,9 +13,8 @@ from pathlib import Path
 from tasks.data.importers.dataset import DatasetSource
 from tasks.data.initial_split import CampaignData, CampaignPlan, create_campaign_data
 from tasks.data.paths import Workspace
-from tasks.demo import generate_dataset
+from tasks.demo import DIGITS_PARAMS_FILE, DigitsParams, generate_dataset, load_digits_params
 from tasks.params import load_stage_params
-from tasks.params.stages import DigitsParams
 from tasks.runtime.stage_main import stage_main
 
 _CREATED_AT = "2026-01-01T00:00:00+00:00"  # a fixed time: the same seed gives the same files
@@ -67,8 +66,9 @@ def _clear(workspace: Workspace) -> None:
 
 
 def _body(workspace: Workspace) -> None:
-    sections = load_stage_params(workspace.params, "seed", "classes", "draw")
-    draw(sections.draw, classes=sections.classes, seed=sections.seed, workspace=workspace)
+    sections = load_stage_params(workspace.params, "seed", "classes")
+    digits = load_digits_params(workspace.root / DIGITS_PARAMS_FILE)
+    draw(digits, classes=sections.classes, seed=sections.seed, workspace=workspace)
 
 
 def main() -> None:

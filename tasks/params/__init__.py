@@ -16,7 +16,6 @@ from tasks.params.stages import (
     AugmentationParams,
     BudgetParams,
     ClassName,
-    DigitsParams,
     DwaParams,
     EvaluateParams,
     InferParams,
@@ -36,11 +35,10 @@ from tasks.runtime.errors import UserError
 
 
 class Params(Section):
-    """All sections of ``params.yaml``. ``draw`` stands in the repository's own file only."""
+    """All sections of ``params.yaml``."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     classes: Annotated[list[ClassName], Field(min_length=1)]
-    draw: DigitsParams | None = None
     model: ModelParams
     pool: PoolParams
     prepare: PrepareParams
@@ -88,8 +86,17 @@ def load_params(path: Path) -> Params:
     Raises:
         UserError: missing, not YAML, unknown key, wrong type or a value out of range; names each one.
     """
+    return validate_params(read_params_file(path), path)
+
+
+def read_params_file(path: Path) -> object:
+    """Parse a file of parameters as YAML.
+
+    Raises:
+        UserError: missing, or not YAML.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             path,
@@ -98,7 +105,6 @@ def load_params(path: Path) -> Params:
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(path, f"the content is not YAML ({' '.join(str(error).split())}), expected YAML") from None
-    return validate_params(content, path)
 
 
 def validate_params(content: object, source: object) -> Params:

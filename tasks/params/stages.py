@@ -21,16 +21,6 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class DigitsParams(Section):
-    """The demo data of the repository root."""
-
-    pool_images: PositiveInt
-    """Drawn images before seed and calibration are taken out."""
-    val_images: PositiveInt
-    seed_images: PositiveInt
-    calibration_images: NonNegativeInt
-
-
 class ModelParams(Section):
     """The detector; train, evaluate and infer must build the same one."""
 

@@ -59,7 +59,6 @@ def test_what_an_older_gleaner_did_not_write_is_shown_as_the_shipped_file_has_it
     assert "provider is missing" in finding.message
     assert "provider: {kind: oracle, url: '', " in finding.fix
     assert "under budget: unit: images" in finding.fix
-    assert "draw" not in finding.fix
 
 
 def test_added_as_it_says_the_parameters_are_whole_again(small_campaign: Workspace) -> None:

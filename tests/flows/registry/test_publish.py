@@ -291,4 +291,3 @@ def test_class_names_mlflow_refuses_stay_apart(two_rounds: Workspace, tmp_path: 
 def test_params_are_logged_flat(two_rounds: Workspace) -> None:
     logged = round_params(load_params(two_rounds.params))
     assert logged["ssl.ema_decay"] == str(load_params(two_rounds.params).ssl.ema_decay)
-    assert not any(name.startswith("draw") for name in logged)

@@ -59,11 +59,10 @@ def test_params_are_the_repositorys_with_the_campaigns_classes(small_campaign: W
     ours, theirs = (yaml.safe_load((root / "params.yaml").read_text()) for root in (small_campaign.root, REPOSITORY))
     assert ours["classes"] == list(CLASSES)
     assert ours["budget"]["amount"] == 3
-    del theirs["draw"]
     assert {**ours, "classes": theirs["classes"], "budget": theirs["budget"]} == theirs
 
 
-def test_the_graph_is_the_repositorys_without_draw_and_with_code_digests() -> None:
+def test_the_graph_is_the_repositorys_with_code_digests() -> None:
     ours = yaml.safe_load(workspace_dvc_yaml())["stages"]
     theirs = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
     assert list(ours) == list(STAGES)

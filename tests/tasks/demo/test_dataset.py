@@ -11,22 +11,22 @@ import pytest
 from PIL import Image
 
 from tasks.data.importers import read_coco
-from tasks.demo import generate_dataset
+from tasks.demo import DIGITS_PARAMS_FILE, DigitsParams, generate_dataset, load_digits_params
 from tasks.params import load_params
-from tasks.params.stages import DigitsParams
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 
-PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
+ROOT = Path(__file__).parents[3]
+PARAMS = load_params(ROOT / "params.yaml")
+DIGITS = load_digits_params(ROOT / DIGITS_PARAMS_FILE)
 SMALL = DigitsParams(pool_images=40, val_images=12, seed_images=8, calibration_images=4)
 
 
 @pytest.fixture(scope="module")
 def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo data of the repository's own params.yaml."""
-    assert PARAMS.draw is not None
+    """The demo data as `gleaner demo` draws them."""
     folder = tmp_path_factory.mktemp("drawn")
-    generate_dataset(folder, params=PARAMS.draw, classes=PARAMS.classes, seed=PARAMS.seed)
+    generate_dataset(folder, params=DIGITS, classes=PARAMS.classes, seed=PARAMS.seed)
     return folder
 
 

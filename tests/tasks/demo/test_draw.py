@@ -4,8 +4,8 @@ from pathlib import Path
 
 from tasks.data.paths import Workspace
 from tasks.data.schemas import INDEX
+from tasks.demo import DigitsParams
 from tasks.demo.draw import draw
-from tasks.params.stages import DigitsParams
 from tasks.storage import files
 
 SMALL = DigitsParams(pool_images=40, val_images=12, seed_images=8, calibration_images=4)
