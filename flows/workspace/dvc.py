@@ -14,6 +14,7 @@ import yaml
 
 import tasks
 from flows.runtime.subprocess import run_streaming
+from flows.workspace import git
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 
@@ -53,7 +54,7 @@ def dvc_env() -> dict[str, str]:
     if package_parent != sysconfig.get_path("purelib"):  # a checkout: what we run is what the stages run
         python_path = os.pathsep.join(filter(None, [package_parent, python_path]))
     environment = {
-        **os.environ,
+        **git.isolated_env(),  # a user's ignore file would make DVC refuse its own .dvc files
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "SHELL": _dvc_shell(),
