@@ -26,28 +26,7 @@ ALL_PATHS = (*DERIVED_PATHS, "rounds", "promotions.jsonl")
 
 _DEFAULT_IDENTITY = {"user.name": "Gleaner", "user.email": "gleaner@localhost"}
 _COMMANDS_WITH_AUTHOR = ("commit", "tag", "var")
-# The files of the user and the system are not read at all; these settings also hold against the repository's own
-# configuration, which `git config` or a tool such as husky may have changed, and against older versions of git,
-# which read the files all the same.
-_SETTINGS = {
-    "color.ui": "false",
-    "column.ui": "never",
-    "commit.gpgSign": "false",
-    "core.attributesFile": os.devnull,
-    "core.autocrlf": "false",
-    "core.editor": "true",
-    "core.eol": "lf",
-    "core.excludesFile": os.devnull,  # not set, it is ~/.config/git/ignore
-    "core.fsmonitor": "false",
-    "core.hooksPath": os.devnull,
-    "core.safecrlf": "false",
-    "i18n.commitEncoding": "UTF-8",
-    "i18n.logOutputEncoding": "UTF-8",
-    "log.showSignature": "false",
-    "status.showUntrackedFiles": "normal",
-    "tag.gpgSign": "false",
-    "tag.forceSignAnnotated": "false",
-}
+_CONFIG = Path(__file__).with_name("gitconfig")
 _KEPT = re.compile(r"GIT_(AUTHOR|COMMITTER)_(NAME|EMAIL|DATE)$|GIT_EXEC_PATH$|GIT_CONFIG(_GLOBAL|_SYSTEM|_NOSYSTEM)$")
 _MAX_NAME_LENGTH = 40
 
@@ -192,17 +171,8 @@ def run_git(root: Path, *arguments: str, stdin: str = "", user_config: bool = Fa
 
 def isolated_env() -> dict[str, str]:
     """Return the environment without the user's git settings, for other programs that read git's configuration."""
-    settings = {"GIT_CONFIG_COUNT": str(len(_SETTINGS))}
-    for number, (key, value) in enumerate(_SETTINGS.items()):
-        settings |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
-    return {
-        **{name: value for name, value in _user_env().items() if not name.startswith("GIT_CONFIG")},
-        **settings,
-        "GIT_ATTR_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_TERMINAL_PROMPT": "0",
-    }
+    kept = {name: value for name, value in _user_env().items() if not name.startswith("GIT_CONFIG")}
+    return {**kept, "GIT_ATTR_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": str(_CONFIG), "GIT_CONFIG_NOSYSTEM": "1"}
 
 
 def _user_env() -> dict[str, str]:
@@ -213,7 +183,7 @@ def _user_env() -> dict[str, str]:
 def _run(
     root: Path, arguments: Sequence[str], *, stdin: str = "", user_config: bool = False
 ) -> "subprocess.CompletedProcess[bytes]":
-    settings = [f"{key}={value}" for key, value in _SETTINGS.items()]
+    settings = [f"include.path={_CONFIG}"]
     if arguments[0] in _COMMANDS_WITH_AUTHOR:
         settings += [f"{key}={value}" for key, value in _identity(root).items()]
     options = [part for setting in settings for part in ("-c", setting)]

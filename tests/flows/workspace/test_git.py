@@ -7,6 +7,7 @@ import pytest
 from flows.workspace import git
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
+from tests.flows.hostile_machine import hostile_machine
 
 
 @pytest.fixture
@@ -99,52 +100,6 @@ def test_every_clone_has_the_same_campaign_id(repository: Workspace, tmp_path_fa
     clone = tmp_path_factory.mktemp("clone") / "c"
     subprocess.run(["git", "clone", "--quiet", str(repository.root), str(clone)], check=True)
     assert git.campaign_id(clone) == git.campaign_id(repository.root)
-
-
-def hostile_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Git settings of a user that would all change or prevent a commit."""
-    hooks = folder / "hooks"
-    hooks.mkdir(parents=True)
-    for name in ("pre-commit", "prepare-commit-msg", "commit-msg", "reference-transaction"):
-        (hooks / name).write_text("#!/bin/sh\nexit 1\n")
-        (hooks / name).chmod(0o755)
-    template = folder / "template" / "info"
-    template.mkdir(parents=True)
-    (template / "exclude").write_text("*\n")
-    (folder / "ignore").write_text("*.json\n*.yaml\n*.dvc\ndvc.lock\n.gitignore\n")
-    (folder / "attributes").write_text("*.yaml text eol=crlf\n* filter=missing\n")
-    (folder / "gitconfig").write_text(f"""
-[core]
-    hooksPath = {hooks}
-    autocrlf = true
-    safecrlf = true
-    excludesFile = {folder / "ignore"}
-    attributesFile = {folder / "attributes"}
-    editor = false
-[commit]
-    gpgSign = true
-[tag]
-    gpgSign = true
-[gpg]
-    program = false
-[init]
-    defaultBranch = trunk
-    templateDir = {folder / "template"}
-[color]
-    ui = always
-[status]
-    showUntrackedFiles = no
-[user]
-    useConfigOnly = true
-[filter "missing"]
-    clean = false
-    required = true
-""")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(folder / "gitconfig"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "xdg"))
-    (folder / "xdg" / "git").mkdir(parents=True)
-    (folder / "xdg" / "git" / "ignore").write_text("*\n")
-    (folder / "xdg" / "git" / "attributes").write_text("* text eol=crlf\n")
 
 
 def test_the_git_settings_of_the_machine_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

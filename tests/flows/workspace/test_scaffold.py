@@ -16,6 +16,7 @@ from flows.workspace.scaffold import create_workspace, workspace_dvc_yaml
 from tasks.data.paths import STAGES, Workspace
 from tasks.runtime.errors import UserError
 from tasks.storage import files
+from tests.flows.hostile_machine import hostile_machine
 from tests.flows.small_campaign import (
     CLASSES,
     POOL,
@@ -45,6 +46,16 @@ def test_a_new_campaign_is_committed_whole(small_campaign: Workspace) -> None:
     } <= tracked
     assert not any(name.startswith(("oracle", "data/images/", ".gleaner")) for name in tracked)
     assert small_campaign.oracle.is_file()
+
+
+def test_the_git_settings_of_the_machine_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC refuses its own files where the user's git ignores them."""
+    hostile_machine(tmp_path / "machine", monkeypatch)
+    create_workspace(tmp_path / "new", workspace_config(make_source(tmp_path / "source")))
+    assert git.run_git(tmp_path / "new", "status", "--porcelain") == ""
+    assert {"params.yaml", "dvc.yaml", ".gitignore", "data/images.dvc", "data/labels/batch-0000.json"} <= set(
+        git.list_paths(tmp_path / "new", "HEAD", ".")
+    )
 
 
 def test_dvc_reports_nothing_home_and_stages_nothing(small_campaign: Workspace) -> None:
