@@ -85,7 +85,7 @@ def _find_logged_model(client: MlflowClient, experiment_id: str, teacher: ModelR
 def _log_model(teacher: ModelRegistration) -> str:
     logged = mlflow.pyfunc.log_model(
         name="teacher",
-        python_model=str(Path(tasks.__file__).parent / "served_model.py"),
+        python_model=str(Path(tasks.__file__).parent / "model" / "pyfunc_model.py"),
         artifacts={"teacher": str(teacher.weights), "params": str(teacher.params)},
         pip_requirements=_pip_requirements(),
         step=teacher.round_number,
