@@ -29,8 +29,8 @@ def schedule(
 ) -> None:
     """Run one or more campaigns by schedule, side by side, until stopped.
 
-    Needs a Prefect server (make services-up, or prefect server start) named by PREFECT_API_URL. The campaigns take turns
-    on the GPU. For workers, containers and Kubernetes, see prefect.yaml.
+    Needs a Prefect server (make services-up, or prefect server start) whose URL is in PREFECT_API_URL. The campaigns
+    take turns on the GPU. For workers, containers and Kubernetes, see prefect.yaml.
     """
     roots = _campaign_roots(campaigns or [Path()])
     prepare_environment(roots[0])

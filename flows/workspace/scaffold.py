@@ -15,7 +15,6 @@ import yaml
 
 from flows.workspace import dvc, git
 from flows.workspace.code_version import is_code, packaged_file, packaged_stages, refresh_code_digests
-from tasks.params.template import render_params
 from flows.workspace.run_lock import is_workspace
 from tasks.data.image_metadata_cache import object_metadata_cache
 from tasks.data.importers.bucket import ImageBucket
@@ -23,6 +22,7 @@ from tasks.data.importers.dataset import DatasetSource
 from tasks.data.initial_split import CampaignData, CampaignPlan, create_campaign_data
 from tasks.data.paths import Workspace
 from tasks.params import Params, load_params
+from tasks.params.template import render_params
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 from tasks.storage.image_cache import image_cache
@@ -207,7 +207,7 @@ def dvcignore_text() -> str:
 
 
 def workspace_dvc_yaml() -> str:
-    """Return the text of ``dvc.yaml``: no ``draw``, and a digest in code_versions.json in place of each stage's source files."""
+    """Return the text of ``dvc.yaml``: a digest in code_versions.json replaces the source files of each stage."""
     stages = {name: _replace_code_deps(name, entry) for name, entry in packaged_stages().items() if name != "draw"}
     body = yaml.safe_dump({"stages": stages}, sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True)
     return _DVC_HEADER + body

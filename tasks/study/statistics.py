@@ -121,8 +121,8 @@ def paired_bootstrap(
     Args:
         differences: by seed.
         seed: of the resampling.
-        redrawn: by seed, the difference on each draw of the validation images, as many for all; where it is empty, or
-            empty for any seed, the images are taken as they are.
+        resampled: by seed, the difference on each bootstrap sample of the validation images, equally many for all;
+            where it is empty, or empty for any seed, only seeds are resampled.
         resamples: how many.
         level: of the interval.
 
