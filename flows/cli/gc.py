@@ -41,8 +41,8 @@ def gc(
         _print_table(garbage, console)
         if as_json:
             typer.echo(to_json(garbage))
-        if yes and garbage:
-            remove_garbage(campaign, remote=remote)
+        if yes:
+            remove_garbage(campaign, garbage)
     total = sum(group.size_bytes for group in garbage)
     message = f"Freed {_mib(total)}." if yes else f"Nothing was deleted. To free {_mib(total)}: gleaner gc --yes"
     console.print(message if garbage else "All stored data is in use.", highlight=False)

@@ -1,8 +1,8 @@
 """Read stored files by their MD5: from DVC's cache, and from its remote where the cache lacks them.
 
 DVC stores a file as ``files/md5/ab/cdef...`` and a folder as ``files/md5/ab/cdef....dir``, a JSON list of names and
-MD5s. DVC has no public command or function that takes an MD5 in place of a path, so this is the only module that uses
-its Python classes; everything else runs the command line (``flows.workspace.dvc``).
+MD5s. DVC has no public command or function that takes an MD5 in place of a path, so this module and
+``flows.workspace.gc`` use its Python classes; everything else runs the command line (``flows.workspace.dvc``).
 """
 
 import hashlib
@@ -89,12 +89,6 @@ class DvcCache:
             except (DvcException, OSError) as error:
                 message = " ".join(str(error).split())
                 raise MissingDataError("DVC remote", f"the answer is an error ({message}), expected data") from error
-
-    def remote_sizes(self, md5s: Collection[str]) -> dict[str, int]:
-        """Return the size in bytes of objects in the default remote, by MD5."""
-        with Repo(str(self.root)) as repo:
-            remote = repo.cloud.get_remote_odb(None, "gc")
-            return {md5: int(remote.fs.size(remote.oid_to_path(md5)) or 0) for md5 in md5s}
 
 
 def open_dvc_cache(root: Path) -> DvcCache:

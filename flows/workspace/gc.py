@@ -1,30 +1,31 @@
-"""Find and delete unused objects in DVC's cache and remote, by ``dvc gc``.
+"""Find and delete unused objects in DVC's cache and remote.
 
-Used is what any tag, any branch or the files in the workspace refer to: with the tags of the rounds, that includes
-every champion, candidate and promoted model. The batches that annotators have keep their own files outside the cache.
-Unused objects come from stages that were interrupted, or whose outputs were replaced before they were published.
+Used is what any tag, any branch, local or fetched, or the files in the workspace refer to: with the tags of the rounds,
+that includes every champion, candidate and promoted model. Unused objects come from stages that were interrupted, or
+whose outputs were replaced before they were published.
+
+``dvc gc`` would also delete the stored copies of outputs with ``cache: false``, whose MD5s are in the ledgers, and data
+that only a fetched branch refers to. Therefore the references are collected here.
 """
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from dvc.repo import Repo
+from dvc_data.hashfile.db import get_index
 
 from flows.workspace import git
-from flows.workspace.dvc import has_default_remote, run_dvc
+from flows.workspace.dvc import has_default_remote
 from flows.workspace.dvc_cache import DvcCache, is_folder_md5, open_dvc_cache
 from flows.workspace.git import list_paths, read_blob
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 
-_GC_ARGUMENTS = ("gc", "--workspace", "--all-branches", "--all-tags", "--force")
-_DRY_RUN_LINE = re.compile(r"Removing (?P<path>.*/files/md5/(?P<prefix>[0-9a-f]{2})/(?P<rest>[0-9a-f]{30}(?:\.dir)?))")
-_KEPT_REFS = "refs/heads/gleaner-gc"
+_WORKTREE = ""
 
 
 @dataclass(frozen=True)
@@ -43,77 +44,85 @@ def find_garbage(workspace: Workspace, *, remote: bool) -> list[Garbage]:
     """List unused objects by location and former path, the largest groups first.
 
     Raises:
-        UserError: the cache is shared with other campaigns, whose objects seem unused from here; or ``remote``
-            without a remote.
+        UserError: the cache is shared with other campaigns, whose objects seem unused from here; or
+            ``remote`` without a remote.
     """
     cache = open_dvc_cache(workspace.root)
     _require_own_cache(workspace, cache)
-    if remote and not has_default_remote(workspace.root):
-        raise UserError(workspace.root / ".dvc/config", "a default remote is not set, expected one for --remote")
-    in_cache, in_remote = _unused_md5s(workspace, cache, remote=remote)
-    if not in_cache and not in_remote:
-        return []
+    referenced = _referenced_md5s(workspace, cache)
     paths = _historical_paths(workspace, cache)
-    found = _group_by_path("cache", {md5: cache.object_path(md5).stat().st_size for md5 in in_cache}, paths)
-    found += _group_by_path("remote", cache.remote_sizes(in_remote) if in_remote else {}, paths)
+    found = _group_by_path("cache", _unreferenced(_cached_sizes(cache), referenced), paths)
+    if remote:
+        found += _group_by_path("remote", _unreferenced(_remote_sizes(workspace), referenced), paths)
     return sorted(found, key=lambda group: (group.location, -group.size_bytes, group.path))
 
 
-def remove_garbage(workspace: Workspace, *, remote: bool) -> None:
-    """Delete the objects that ``find_garbage`` lists. After an interruption it can be called again.
-
-    Raises:
-        UserError: as ``find_garbage``.
-    """
-    _require_own_cache(workspace, open_dvc_cache(workspace.root))
-    with _remote_branches_kept(workspace):
-        run_dvc(workspace.root, *_GC_ARGUMENTS, *(("--cloud",) if remote else ()))
+def remove_garbage(workspace: Workspace, garbage: Iterable[Garbage]) -> None:
+    """Delete what ``find_garbage`` listed. After an interruption it can be called again."""
+    cache = open_dvc_cache(workspace.root)
+    groups = list(garbage)
+    for group in groups:
+        for md5 in group.md5s if group.location == "cache" else ():
+            path = cache.object_path(md5)
+            path.unlink(missing_ok=True)
+    remote_md5s = [md5 for group in groups if group.location == "remote" for md5 in group.md5s]
+    if remote_md5s:
+        with Repo(str(workspace.root)) as repo:
+            odb = repo.cloud.get_remote_odb(None, "gc")
+            odb.fs.remove([odb.oid_to_path(md5) for md5 in remote_md5s])
+            get_index(odb).clear()  # else DVC would believe they are still there, and never send them again
 
 
 def _require_own_cache(workspace: Workspace, cache: DvcCache) -> None:
     if not cache.directory.is_relative_to(workspace.root.resolve()):
-        fix = "Run instead, in one of the campaigns: dvc gc --all-tags --projects FOLDER ..., naming all that share it."
+        fix = "Run in each campaign's place: dvc gc --all-tags --projects FOLDER ..., naming all that share it."
         problem = "the DVC cache is outside the campaign, expected one that no other campaign shares"
         raise UserError(cache.directory, problem, fix)
 
 
-def _unused_md5s(workspace: Workspace, cache: DvcCache, *, remote: bool) -> tuple[list[str], list[str]]:
-    """Return the MD5s of unused objects in the cache and in the remote, as ``dvc gc --dry`` lists them."""
-    with _remote_branches_kept(workspace):
-        output = run_dvc(workspace.root, *_GC_ARGUMENTS, "--dry", *(("--cloud",) if remote else ()))
-    in_cache, in_remote = [], []
-    for line in output.splitlines():
-        match = _DRY_RUN_LINE.fullmatch(line.strip())
-        if match:
-            md5 = match["prefix"] + match["rest"]
-            (in_cache if Path(match["path"]) == cache.object_path(md5) else in_remote).append(md5)
-    return in_cache, in_remote
+def _referenced_md5s(workspace: Workspace, cache: DvcCache) -> set[str]:
+    """MD5 of all that tags, branches and the workspace refer to, members of folders too."""
+    refs = git.run_git(workspace.root, "for-each-ref", "--format=%(refname)", "refs/heads", "refs/tags", "refs/remotes")
+    md5s: set[str] = set()
+    for revision in (_WORKTREE, "HEAD", *refs.split()):
+        md5s |= set(_pointer_md5s(workspace, revision).values())
+    for md5 in list(md5s):
+        if is_folder_md5(md5) and cache.object_path(md5).is_file():
+            md5s |= set(cache.read_folder(md5, "a folder").values())
+        elif is_folder_md5(md5):
+            cache.fetch({md5})  # its members may be here though its list is not
+            md5s |= set(cache.read_folder(md5, "a folder").values()) if cache.object_path(md5).is_file() else set()
+    return md5s
 
 
-@contextmanager
-def _remote_branches_kept(workspace: Workspace) -> Iterator[None]:
-    """Make branches of the remote-tracking ones: ``dvc gc`` looks at local branches only.
-
-    Otherwise data that a colleague has pushed would be deleted because it was not merged here.
-    """
+def _pointer_md5s(workspace: Workspace, revision: str) -> dict[str, str]:
+    """MD5 by path in dvc.lock and the .dvc files of a revision; dependencies too, which may be another's outputs."""
     root = workspace.root
-    remote_refs = git.run_git(root, "for-each-ref", "--format=%(objectname)", "refs/remotes").split()
-    branches = [f"{_KEPT_REFS}/{revision}" for revision in sorted(set(remote_refs))]
-    try:
-        for branch in branches:
-            git.run_git(root, "update-ref", branch, branch.rpartition("/")[2])
-        yield
-    finally:
-        for branch in git.run_git(root, "for-each-ref", "--format=%(refname)", _KEPT_REFS).split():
-            git.run_git(root, "update-ref", "-d", branch)
+    if revision == _WORKTREE:
+        pointers = sorted((root / "data").glob("*.dvc"))
+        texts = [(path.parent.relative_to(root), path.read_bytes()) for path in pointers]
+        lock = (root / "dvc.lock").read_bytes() if (root / "dvc.lock").is_file() else b""
+    else:
+        names = [path for path in list_paths(root, revision, "data") if path.endswith(".dvc")]
+        texts = [(Path(name).parent, read_blob(root, revision, name) or b"") for name in names]
+        lock = read_blob(root, revision, "dvc.lock") or b""
+    found: dict[str, str] = {}
+    for parent, text in texts:
+        for out in (yaml.safe_load(text) or {}).get("outs", ()):
+            found[(parent / out["path"]).as_posix()] = out["md5"]
+    stages: Mapping[str, Any] = (yaml.safe_load(lock) or {}).get("stages", {})
+    for entry in stages.values():
+        for item in (*entry.get("deps", ()), *entry.get("outs", ())):
+            found[item["path"]] = item["md5"]
+    return found
 
 
 def _historical_paths(workspace: Workspace, cache: DvcCache) -> dict[str, str]:
-    """Return path by MD5 from every commit that git has, those that no branch contains included."""
+    """Path by MD5 from every commit git still knows, those no branch leads to among them."""
     paths: dict[str, str] = {}
     revisions = git.run_git(workspace.root, "rev-list", "--all", "--reflog").split()
     for revision in revisions:
-        for path, md5 in _recorded_md5s(workspace, revision).items():
+        for path, md5 in _pointer_md5s(workspace, revision).items():
             paths.setdefault(md5, path)
             if is_folder_md5(md5) and cache.object_path(md5).is_file():
                 for member in cache.read_folder(md5, path).values():
@@ -121,27 +130,34 @@ def _historical_paths(workspace: Workspace, cache: DvcCache) -> dict[str, str]:
     return paths
 
 
-def _recorded_md5s(workspace: Workspace, revision: str) -> dict[str, str]:
-    """Return MD5 by path from dvc.lock and the .dvc files of a revision."""
-    root = workspace.root
-    found: dict[str, str] = {}
-    for name in list_paths(root, revision, "data"):
-        if name.endswith(".dvc"):
-            for out in (yaml.safe_load(read_blob(root, revision, name) or b"") or {}).get("outs", ()):
-                found[(Path(name).parent / out["path"]).as_posix()] = out["md5"]
-    lock = yaml.safe_load(read_blob(root, revision, "dvc.lock") or b"") or {}
-    stages: Mapping[str, Any] = lock.get("stages", {})
-    for entry in stages.values():
-        for item in (*entry.get("deps", ()), *entry.get("outs", ())):
-            found[item["path"]] = item["md5"]
-    return found
+def _cached_sizes(cache: DvcCache) -> dict[str, int]:
+    """Size in bytes by MD5."""
+    files = (path for folder in cache.directory.glob("??") for path in folder.iterdir() if path.is_file())
+    return {f"{path.parent.name}{path.name}": path.stat().st_size for path in files if _is_object_name(path.name)}
+
+
+def _is_object_name(name: str) -> bool:
+    """Not a temporary file of a DVC at work."""
+    return all(letter in "0123456789abcdef" for letter in name.removesuffix(".dir"))
+
+
+def _remote_sizes(workspace: Workspace) -> dict[str, int]:
+    if not has_default_remote(workspace.root):
+        raise UserError(workspace.root / ".dvc/config", "a default remote is not set, expected one for --remote")
+    with Repo(str(workspace.root)) as repo:
+        odb = repo.cloud.get_remote_odb(None, "gc")
+        return {md5: int(odb.fs.size(odb.oid_to_path(md5)) or 0) for md5 in odb.all()}
+
+
+def _unreferenced(stored: Mapping[str, int], referenced: set[str]) -> dict[str, int]:
+    return {md5: size for md5, size in stored.items() if md5 not in referenced}
 
 
 def _group_by_path(location: str, sizes: Mapping[str, int], paths: Mapping[str, str]) -> list[Garbage]:
     groups: dict[str, list[str]] = {}
     for md5 in sorted(sizes):
         groups.setdefault(paths.get(md5, "unknown"), []).append(md5)
-    return [Garbage(location, path, tuple(md5s), sum(sizes[md5] for md5 in md5s)) for path, md5s in groups.items()]
+    return [Garbage(location, what, tuple(md5s), sum(sizes[md5] for md5 in md5s)) for what, md5s in groups.items()]
 
 
 def to_json(garbage: Iterable[Garbage]) -> str:
