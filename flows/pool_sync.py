@@ -1,4 +1,4 @@
-"""``gleaner pool sync``: images that arrived where the campaign's images come from enter the pool."""
+"""Update the pool from the campaign's image source: ``gleaner pool sync``."""
 
 import shutil
 from collections.abc import Iterator
@@ -27,15 +27,15 @@ from tasks.storage.s3 import is_object_uri
 
 
 def sync_pool(workspace: Workspace) -> PoolDiff:
-    """Bring ``data/index.parquet`` up to what ``pool.images_uri`` holds, and commit it. May be repeated after a kill.
+    """Update ``data/index.parquet`` from ``pool.images_uri`` and commit it. It can be repeated after a kill.
 
     Raises:
-        UserError: no source is named, it is empty or out of reach, or a night is at work.
+        UserError: the source is not set, empty or unavailable, or a run is active.
     """
     params = load_params(workspace.params)
     source = params.pool.images_uri
     if not source:
-        fix = "Put the directory or s3:// prefix of the images there."
+        fix = "Set it to the directory or s3:// prefix of the images."
         raise UserError(workspace.params, "pool.images_uri is empty, expected where the images come from", fix)
     with run_lock(workspace):
         source_images = _list_source(workspace, params)
@@ -60,7 +60,7 @@ def sync_pool(workspace: Workspace) -> PoolDiff:
 
 
 def _list_source(workspace: Workspace, params: Params) -> list[SourceImage]:
-    """Everything the source holds; what was seen before is not fetched again."""
+    """List all images of the source; the metadata of known ones is not read again."""
     pool, max_pixels = params.pool, params.prepare.max_pixels
     if is_object_uri(pool.images_uri):
         seen = object_metadata_cache(workspace, image_cache(workspace))
@@ -88,34 +88,34 @@ def _list_source(workspace: Workspace, params: Params) -> list[SourceImage]:
 
 
 def _is_from_source(uri: str, source: str) -> bool:
-    """Whether a row of the index is the source's: of another prefix, used earlier, nothing is known here."""
+    """Return whether a row of the index belongs to the source, not to a prefix that was used earlier."""
     if is_object_uri(source):
         return uri.startswith(source.rstrip("/") + "/")
     return not is_object_uri(uri)
 
 
 def _referenced_ids(workspace: Workspace) -> set[str]:
-    """Images somebody has labeled, is or was asked to label, or that calibrate the score."""
+    """Return the ids of images that are labeled, were ever offered for labeling, or belong to calibration."""
     delivered = {image_id for delivery in all_annotation_batches(workspace) for image_id in delivery.image_ids}
     calibration = files.read_table(workspace.calibration, ANNOTATED)["image_id"].to_pylist()
     return {*read_labels(workspace.labels).all_annotations, *delivered, *calibration}
 
 
 def _heldout_ids(workspace: Workspace, source: str) -> dict[str, str]:
-    """Validation images by id, with their uris where those are objects of the source."""
+    """Return the validation images' URIs by id; empty where the image is not an object of the source."""
     rows = files.read_table(workspace.val, ANNOTATED).select(["image_id", "uri"]).to_pylist()
     remote = is_object_uri(source)
     return {row["image_id"]: row["uri"] if remote and _is_from_source(row["uri"], source) else "" for row in rows}
 
 
 def _exclude(other_rows: list[Row], rows: list[Row]) -> Iterator[Row]:
-    """Rows of other sources, but for images that this one has as well."""
+    """Return the rows of other sources, without images that this source has too."""
     ids = {row["image_id"] for row in rows}
     return (row for row in other_rows if row["image_id"] not in ids)
 
 
 def _copy_new_images(workspace: Workspace, source: str, rows: list[Row]) -> None:
-    """Copies of local images, each held against its digest: the file may change while we read it."""
+    """Copy new local images and compare each copy's digest: a file may change while it is read."""
     for row in rows:
         target = workspace.root / row["uri"]
         if is_object_uri(row["uri"]) or target.is_file():
@@ -124,7 +124,9 @@ def _copy_new_images(workspace: Workspace, source: str, rows: list[Row]) -> None
         with files.atomic_write(target) as temporary:
             shutil.copyfile(path, temporary)
             if files.sha256_file(temporary) != row["sha256"]:
-                raise UserError(path, "the file changed while it was read, expected it to stay", "Start again.")
+                raise UserError(
+                    path, "the file changed while it was read, expected no change", "Run the command again."
+                )
 
 
 def _commit(workspace: Workspace, changes: PoolDiff) -> None:

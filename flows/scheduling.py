@@ -1,6 +1,6 @@
-"""What Prefect has to know of campaigns that run by schedule: one deployment each, and the one GPU they share.
+"""Run campaigns by schedule: one Prefect deployment per campaign, one concurrency limit for the GPU they share.
 
-``prefect.yaml`` says the same for teams with workers.
+``prefect.yaml`` configures the same for teams with workers.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import tzinfo
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo, available_timezones
 
 import psutil
 from prefect.client.orchestration import get_client
@@ -20,6 +20,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, TerminationSignal
 from prefect.runner import Runner
+from prefect.server.schemas.schedules import CronSchedule as ServerCronSchedule
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
@@ -30,43 +31,60 @@ from tasks.runtime.errors import UserError
 
 _TAG = "gleaner"
 _STATE_REPORT_S = 10.0
-"""For a night that was asked to leave: to tell Prefect so."""
+"""Time for a run that was terminated to report its state to Prefect."""
 _POLL_S = 0.2
+_CRON_FIELDS = 5
+_CRON_FIX = "As in crontab: '0 2 * * *' is every night at two."
+_MACHINE_TIMEZONES = {"localtime", "posixrules", "Factory"}
+"""Names whose meaning depends on the machine; the Prefect server may run on another one."""
 
 
 def cron_schedule(cron: str, timezone: str) -> CronSchedule:
-    """When nights begin; daylight saving is the time zone's.
+    """Return the schedule of a cron line; the time zone decides about daylight saving.
 
     Raises:
-        UserError: no cron line, or no time zone of the system's.
+        UserError: not a cron line of five fields, one that never fires, or an unknown time zone.
     """
     require_timezone(timezone)
+    if len(cron.split()) != _CRON_FIELDS and not cron.startswith("@"):
+        # Of six fields Prefect takes the last one for seconds, and fires at each of them.
+        raise _cron_error(cron, f"{len(cron.split())} fields")
     try:
-        return CronSchedule(cron=cron, timezone=timezone)
+        schedule = CronSchedule(cron=cron, timezone=timezone)
     except ValidationError as error:
-        message = str(error.errors()[0]["msg"]).splitlines()[0]
-        fix = "As in crontab: '0 2 * * *' is every night at two."
-        raise UserError("--cron", f"the value is {cron!r} ({message}), expected five fields", fix) from None
+        raise _cron_error(cron, str(error.errors()[0]["msg"]).splitlines()[0]) from None
+    try:
+        dates = asyncio.run(ServerCronSchedule(cron=cron, timezone=timezone).get_dates(1))
+    except ValueError:  # croniter's, which Prefect ships inside and does not publish
+        dates = []
+    if not dates:
+        raise UserError("--cron", f"the value is {cron!r}, which never fires, expected a date that exists", _CRON_FIX)
+    return schedule
+
+
+def _cron_error(cron: str, reason: str) -> UserError:
+    return UserError("--cron", f"the value is {cron!r} ({reason}), expected five fields", _CRON_FIX)
 
 
 def require_timezone(name: str) -> tzinfo:
-    """The time zone of that name.
+    """Return the time zone of that name.
 
     Raises:
-        UserError: the system knows none.
+        UserError: the system has no such zone, or it means another one on every machine.
     """
-    try:
+    known = available_timezones() - _MACHINE_TIMEZONES
+    if name in known:
         return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        fix = "Use a name such as Europe/Berlin or UTC."
-        raise UserError("--timezone", f"the value is {name!r}, expected a time zone of this system", fix) from None
+    close = {zone.casefold(): zone for zone in known}.get(name.casefold(), "Europe/Berlin or UTC")
+    fix = f"Use a name such as {close}."
+    raise UserError("--timezone", f"the value is {name!r}, expected a time zone of this system", fix)
 
 
 def deployment_for(root: Path, schedule: CronSchedule) -> RunnerDeployment:
-    """The deployment of one campaign, called after its folder.
+    """Return the deployment of one campaign, named after its folder.
 
-    A night that is still at work when the next is due is left alone, and the next is cancelled: started right
-    after a long one, it would find hardly a new label. A crash frees the place within five minutes.
+    A run that is due while the previous one is running is cancelled: started right after a long one, it would find
+    hardly a new label. After a crash the next run can start within five minutes.
     """
     deployment = nightly.to_deployment(
         name=root.name,
@@ -81,14 +99,14 @@ def deployment_for(root: Path, schedule: CronSchedule) -> RunnerDeployment:
 
 
 def server_problem() -> str:
-    """What is wrong with the Prefect server that is configured; empty where it is healthy."""
+    """Return the error of the configured Prefect server; empty where it is healthy."""
     with get_client(sync_client=True) as client:
         error = client.api_healthcheck()
         return f"{error} ({client.api_url})" if error else ""
 
 
 def ensure_gpu_concurrency_limit() -> None:
-    """Let one campaign at a time compute on the GPU, unless somebody has decided otherwise on the server."""
+    """Create the limit of one campaign at a time on the GPU; a limit that the server has is kept."""
     with get_client(sync_client=True) as client:
         try:
             client.read_global_concurrency_limit_by_name(CONCURRENCY_LIMIT_NAME)
@@ -97,30 +115,30 @@ def ensure_gpu_concurrency_limit() -> None:
                 client.create_global_concurrency_limit(
                     GlobalConcurrencyLimitCreate(name=CONCURRENCY_LIMIT_NAME, limit=1)
                 )
-            except ObjectAlreadyExists:  # another serve was faster
+            except ObjectAlreadyExists:  # another process was faster
                 return
 
 
 class ScheduleRunner(Runner):
-    """Prefect's own runner, but for SIGTERM: it would wait for the nights at work, however long they take."""
+    """Prefect's runner with another reaction to SIGTERM: Prefect's waits for active runs, however long they take."""
 
     def handle_sigterm(self, *arguments: Any, **options: Any) -> None:
-        """Ask the nights at work to leave, give their trainings the time to keep a checkpoint, then leave."""
+        """Terminate the active runs, wait until their trainings have saved a checkpoint, then exit."""
         children = psutil.Process().children()
-        for night_process in children:
+        for run_process in children:
             with suppress(psutil.NoSuchProcess):
-                night_process.terminate()
+                run_process.terminate()
         deadline_s = time.monotonic() + GRACE_S + _STATE_REPORT_S
-        while any(night_process.is_running() for night_process in children) and time.monotonic() < deadline_s:
-            time.sleep(_POLL_S)  # a thread of the runner's own buries them
+        while any(run_process.is_running() for run_process in children) and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S)  # a thread of the runner reaps them
         super().handle_sigterm(*arguments, **options)
 
 
 def run_schedules(roots: Sequence[Path], schedule: CronSchedule) -> None:
-    """Start nights by schedule, in processes of their own, until this one is stopped.
+    """Start runs by schedule, each in its own process, until this process is stopped.
 
-    The schedules stay active on the server: whoever serves next takes them up, and what fell into the gap is late,
-    not lost.
+    The schedules stay active on the server. The next `gleaner schedule` continues them, and starts late what was due
+    in between.
     """
     ensure_gpu_concurrency_limit()
     runner = ScheduleRunner(pause_on_shutdown=False)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw
 
-from flows.workspace.params_template import render_params
+from tasks.params.template import render_params
 from tasks.data.importers.dataset import DatasetSource
 from tasks.data.initial_split import CampaignPlan, create_campaign_data
 from tasks.data.paths import Workspace

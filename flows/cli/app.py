@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -162,7 +163,12 @@ def init(
             "Without --oracle the simulated annotator has nothing to give: gleaner run will say so.",
             style="yellow",
         )
-    _out.print(f"Next: cd {escape(str(directory))} && gleaner run")
+    _out.print(f"Next: cd {escape(_shell_path(directory))} && gleaner run")
+
+
+def _shell_path(path: Path) -> str:
+    """Quote a path for a shell; one that begins with a dash would be an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 @app.command()

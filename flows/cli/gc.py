@@ -1,4 +1,4 @@
-"""``gleaner gc``."""
+"""``gleaner gc``: delete unused data from DVC's cache and remote."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def gc(
-    yes: Annotated[bool, typer.Option("--yes/--dry-run", help="Really delete, or only say what would go.")] = False,
-    remote: Annotated[bool, typer.Option("--remote", help="In the default DVC remote too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes/--dry-run", help="Delete, or only list what would be deleted.")] = False,
+    remote: Annotated[bool, typer.Option("--remote", help="Also in the default DVC remote.")] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Free what no round, champion, candidate or open batch needs; says what before it does.
+    """Delete stored data that no round, champion, candidate or pending batch uses; lists it first.
 
-    Only what derivations left behind that were cut off or replaced: every tag can still be checked out.
+    These are outputs of stages that were interrupted or replaced. Every tag can still be checked out.
     """
     from flows.workspace.run_lock import require_workspace
 
@@ -45,14 +45,14 @@ def gc(
             remove_garbage(campaign, garbage)
     total = sum(group.size_bytes for group in garbage)
     message = f"Freed {_mib(total)}." if yes else f"Nothing was deleted. To free {_mib(total)}: gleaner gc --yes"
-    console.print(message if garbage else "Everything stored is needed.", highlight=False)
+    console.print(message if garbage else "All stored data is in use.", highlight=False)
 
 
 def _print_table(garbage: "Sequence[Garbage]", console: Console) -> None:
     if not garbage:
         return
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    for header in ("where", "once", "objects", "size"):
+    for header in ("location", "former path", "objects", "size"):
         table.add_column(header, justify="right" if header in ("objects", "size") else "left")
     for group in garbage:
         table.add_row(group.location, escape(group.path), str(len(group.md5s)), _mib(group.size_bytes))

@@ -1,4 +1,4 @@
-"""``gleaner pool``: what the campaign chooses from."""
+"""``gleaner pool``: the unlabeled images of a campaign."""
 
 import sys
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ def _group() -> None:
 
 @pool.command()
 def sync(workspace: WorkspaceOption = Path()) -> None:
-    """Take in images that arrived in pool.images_uri, and tell what changed or vanished there.
+    """Add new images from pool.images_uri to the pool, and list what changed or was removed there.
 
-    Exit code 1: images that people labeled, or are asked to label, are gone or were replaced.
+    Exit code 1: labeled images, or images offered for labeling, were removed or replaced.
     """
     from flows.pool_sync import sync_pool
     from flows.runtime.process_env import prepare_environment
@@ -44,12 +44,12 @@ def sync(workspace: WorkspaceOption = Path()) -> None:
     for entry in changes.missing:
         console.print(f"[red]{escape(entry.item)}: {escape(entry.reason)}[/red]", soft_wrap=True)
     if changes.missing:
-        console.print("Put the bytes back where they were. Their labels are safe, and wait until then.")
+        console.print("Restore these files. Their labels are kept, and used again then.")
         sys.exit(_EXIT_LABELED_IMAGES_LOST)
 
 
 def changes_table(changes: "PoolDiff") -> Table:
-    """One line for each kind of change."""
+    """Return a table with one row for each kind of change."""
     rejected = [f"{entry.item} ({entry.reason})" for entry in changes.rejected]
     lines: list[tuple[str, int, Sequence[str]]] = [
         ("added", len(changes.added), changes.added),

@@ -227,7 +227,6 @@ def _idempotency_key(workspace: Workspace, action: str, version: int, reason: st
 
 
 def _current_user(workspace: Workspace) -> str:
-    git.ensure_identity(workspace.root)
     return git.run_git(workspace.root, "var", "GIT_COMMITTER_IDENT").rsplit(" ", 2)[0]  # without its time
 
 

@@ -21,7 +21,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric, Param
+from mlflow.entities import LifecycleStage, Metric, Param, ViewType
 
 from flows.runtime.process_env import tracking_uri
 from flows.tracking.mlflow_metrics import round_metrics, round_params
@@ -37,6 +37,7 @@ from tasks.storage import files
 
 PROCESS_TAG = "gleaner.process"
 """Which process works on a run; who comes after its death closes the run."""
+log = logging.getLogger(__name__)
 _ROUND_KEY_TAG = "gleaner.round_key"
 _CAMPAIGN_TAG = "gleaner.campaign"
 _ROUND_NUMBER_TAG = "gleaner.round"
@@ -98,7 +99,7 @@ def use_tracking_uri(uri: str) -> Iterator[None]:
 def _open_mlflow_run(workspace: Workspace, params: Params, round_number: int, revision: str) -> Iterator[RoundRun]:
     client = MlflowClient()
     campaign = git.campaign_id(workspace.root)
-    experiment_id, name = _find_or_create_experiment(client, workspace, campaign)
+    experiment_id, name = find_or_create_experiment(client, workspace, campaign)
     key = f"{campaign[:12]}/{git.round_tag(round_number)}/{round_fingerprint(workspace)[:12]}"
     run_id = _find_or_create_run(client, experiment_id, key, round_number)
     with mlflow.start_run(run_id=run_id):
@@ -117,11 +118,20 @@ def silence_mlflow() -> None:
         logging.getLogger(logger).setLevel(logging.WARNING)
 
 
-def _find_or_create_experiment(client: MlflowClient, workspace: Workspace, campaign: str) -> tuple[str, str]:
-    """Id and name of the campaign's experiment; the name is made once, so the folder may be renamed later."""
-    found = client.search_experiments(filter_string=f"tags.`{_CAMPAIGN_TAG}` = '{campaign}'")
+def find_or_create_experiment(client: MlflowClient, workspace: Workspace, campaign: str) -> tuple[str, str]:
+    """Return id and name of the campaign's experiment; one that was deleted in MLflow's pages is restored.
+
+    It is found by its tag, so the folder may be renamed. While it is deleted, MLflow keeps its name reserved: another
+    one of that name cannot be created.
+    """
+    filter_string = f"tags.`{_CAMPAIGN_TAG}` = '{campaign}'"
+    found = client.search_experiments(ViewType.ALL, filter_string=filter_string)
     if found:
-        return found[0].experiment_id, found[0].name
+        experiment = min(found, key=lambda one: one.lifecycle_stage != LifecycleStage.ACTIVE)
+        if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+            log.warning("The MLflow experiment %s was deleted. It is restored.", experiment.name)
+            client.restore_experiment(experiment.experiment_id)
+        return experiment.experiment_id, experiment.name
     root = workspace.root.resolve()
     name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', root.name)}-{campaign[:8]}"
     remote = tracking_uri(workspace.root).startswith(("http:", "https:", "databricks"))

@@ -1,4 +1,4 @@
-"""``code_versions.json``: which source each stage is made of: an upgrade of Gleaner re-runs just what it changed."""
+"""Digests of each stage's source in ``code_versions.json``: an upgrade re-runs only the stages whose code changed."""
 
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,18 @@ def packaged_file(name: str) -> Path:
 
 
 def packaged_stages() -> dict[str, Any]:
-    """``stages`` of the repository's dvc.yaml, in order."""
+    """Return ``stages`` of the repository's dvc.yaml, in order."""
     stages: dict[str, Any] = yaml.safe_load(packaged_file("dvc.yaml").read_text(encoding="utf-8"))["stages"]
     return stages
 
 
 def is_code(dependency: str) -> bool:
-    """Whether a dependency of dvc.yaml is source code of Gleaner."""
+    """Return whether a dependency in dvc.yaml is source code of Gleaner."""
     return dependency.split("/")[0] in _CODE_ROOTS
 
 
 def code_digests() -> dict[str, str]:
-    """SHA-256 over the installed source files of each stage."""
+    """Return the SHA-256 over the installed source files of each stage."""
     digests: dict[str, str] = {}
     for stage, entry in packaged_stages().items():
         sources = sorted(path for path in entry.get("deps", ()) if is_code(path))
@@ -47,13 +47,13 @@ def code_digests() -> dict[str, str]:
 
 
 def stale_stages(workspace: Workspace) -> list[str]:
-    """Stages whose installed source is not the one ``code_versions.json`` recorded."""
+    """Return the stages whose installed source differs from that recorded in ``code_versions.json``."""
     recorded = files.read_json(workspace.code_versions)
     return [stage for stage, digest in code_digests().items() if recorded.get(stage) != digest]
 
 
 def refresh_code_digests(workspace: Workspace) -> None:
-    """Write ``code_versions.json`` where it is not up to date."""
+    """Update ``code_versions.json`` if a digest has changed."""
     digests = code_digests()
     if not workspace.code_versions.is_file() or files.read_json(workspace.code_versions) != digests:
         files.write_json(workspace.code_versions, digests)

@@ -1,6 +1,6 @@
-"""What a killed night leaves behind on the disk and among the processes, put right before the next one begins.
+"""Clean up files and processes of a crashed run before the next one starts.
 
-What it leaves at MLflow and Prefect needs them to answer: ``flows.tracking.crashed_runs``.
+Its open runs in MLflow and Prefect are closed by ``flows.tracking.crashed_runs``.
 """
 
 import json
@@ -19,14 +19,14 @@ from flows.workspace.lock import LockOwner, write_owner
 from tasks.data.paths import Workspace
 
 WORKSPACE_ENV = "GLEANER_WORKSPACE_OF_PROCESS"
-"""Environment variable of all that a night starts: the folder of its campaign."""
+"""Environment variable of every process that a run starts: the folder of its campaign."""
 log = logging.getLogger(__name__)
 _STALE_AFTER_S = 600.0
 _DVC_LOCK_FILE = "dvc.lock"
 
 
 def recover(root: Path) -> None:
-    """Clear away orphans, dead locks and half-written files; only with the night's lock in hand."""
+    """Remove orphaned processes, stale locks and damaged files. The caller must hold the run lock."""
     kill_orphans(root)
     _remove_stale_git_lock(root)
     _remove_stale_dvc_lock(root)
@@ -34,21 +34,22 @@ def recover(root: Path) -> None:
 
 
 def record_crashed_run(workspace: Workspace, owner: LockOwner) -> None:
-    """Remember a night that was killed until what it left open elsewhere is closed."""
-    log.warning("The night of %s was killed; going on where it was", owner)
+    """Record a crashed run until its runs in MLflow and Prefect are closed."""
+    log.warning("The run of %s was killed. It is continued.", owner)
     identity = owner.identity
     write_owner(workspace.crashed_runs / f"{identity.pid}-{identity.start_ticks}.json", owner)
 
 
 def kill_orphans(root: Path) -> None:
-    """End what a dead night's stages still do; a training is given the time to keep its state.
+    """Terminate stages of a crashed run that still work; a training gets the time to save a checkpoint.
 
-    No night but the caller's may be at work. What people run by hand bears no mark of a night and is left alone.
+    The caller must hold the run lock. Processes that people start themselves lack the variable ``WORKSPACE_ENV``, and
+    are not touched.
     """
     orphans = [process for process in psutil.process_iter() if _belongs_to(process, root)]
     if not orphans:
         return
-    log.warning("%s: ending %d processes that a dead night left behind", root, len(orphans))
+    log.warning("%s: terminating processes of a crashed run: %d", root, len(orphans))
     for orphan in orphans:
         with suppress(psutil.Error):
             orphan.terminate()
@@ -65,14 +66,14 @@ def _belongs_to(process: psutil.Process, root: Path) -> bool:
 
 
 def _remove_stale_git_lock(root: Path) -> None:
-    """A git that lost its power leaves index.lock for ever; one that is alive keeps it for seconds."""
+    """Remove an old index.lock: git holds it for seconds, and leaves it behind after a power failure."""
     lock = root / ".git" / "index.lock"
     if lock.is_file() and time.time() - lock.stat().st_mtime > _STALE_AFTER_S:
         lock.unlink(missing_ok=True)
 
 
 def _remove_stale_dvc_lock(root: Path) -> None:
-    """DVC trusts the process ids in its lock file: half a file, or an id in use again, would stop every night."""
+    """Remove DVC's lock file where no DVC holds it: a damaged file, or a reused process id, would block every run."""
     lock = root / ".dvc" / "tmp" / "rwlock"
     try:
         entries = json.loads(lock.read_text(encoding="utf-8"))
@@ -83,7 +84,7 @@ def _remove_stale_dvc_lock(root: Path) -> None:
     except FileNotFoundError:
         return
     except (ValueError, AttributeError, TypeError, KeyError):
-        pass  # no lock of DVC's: cut off while it was written
+        pass  # damaged: the process was killed while it wrote
     lock.unlink(missing_ok=True)
 
 
@@ -95,7 +96,7 @@ def _is_dvc(pid: int) -> bool:
 
 
 def _restore_corrupt_lock_file(root: Path) -> None:
-    """DVC writes dvc.lock in place. The last committed one loses nothing: DVC finds finished runs in its cache."""
+    """Replace a damaged dvc.lock by the committed one; DVC finds runs finished since then in its run cache."""
     path = root / _DVC_LOCK_FILE
     if not path.is_file() or _is_valid_lock_file(path):
         return

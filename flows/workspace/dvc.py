@@ -1,4 +1,4 @@
-"""DVC in a workspace: the command line in a child process, and what its files say."""
+"""Run DVC's command line in a workspace, and read dvc.lock."""
 
 import os
 import re
@@ -14,6 +14,7 @@ import yaml
 
 import tasks
 from flows.runtime.subprocess import run_streaming
+from flows.workspace import git
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 
@@ -33,27 +34,27 @@ _OUTAGE_PATTERN = re.compile(
 
 
 class DvcError(UserError):
-    """DVC refuses, or its remote is away."""
+    """A DVC command failed; ``transient`` where its remote is unavailable."""
 
     def __init__(self, root: Path, command: str, code: int, message: str) -> None:
-        """Take the repository, DVC's command, its exit code and its last words."""
+        """Take the repository, DVC's command, its exit code and its error message."""
         super().__init__(root, f"dvc {command} ended with code {code} ({message}), expected 0")
         self.transient = bool(_OUTAGE_PATTERN.search(message))
 
 
 def dvc_command(*arguments: str) -> list[str]:
-    """The installed DVC, whether or not its folder is on PATH."""
+    """Return the command of the installed DVC, whether or not its folder is on PATH."""
     return [sys.executable, "-m", "dvc", *arguments]
 
 
 def dvc_env() -> dict[str, str]:
-    """Environment in which ``python -m tasks.<stage>`` is this Python and this Gleaner."""
+    """Return an environment in which ``python -m tasks.<stage>`` runs this Python and this Gleaner."""
     package_parent = str(Path(tasks.__file__).parents[1])
     python_path = os.environ.get("PYTHONPATH")
     if package_parent != sysconfig.get_path("purelib"):  # a checkout: what we run is what the stages run
         python_path = os.pathsep.join(filter(None, [package_parent, python_path]))
     environment = {
-        **os.environ,
+        **git.isolated_env(),  # a user's ignore file would make DVC refuse its own .dvc files
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "SHELL": _dvc_shell(),
@@ -68,7 +69,7 @@ def dvc_env() -> dict[str, str]:
 
 
 def _dvc_shell() -> str:
-    """The shell through which DVC starts a stage.
+    """Return the shell through which DVC starts a stage.
 
     Bash replaces itself by a single command, so that the stage is DVC's own child and ends when DVC is killed;
     Debian's sh stays in between and would leave the stage running.
@@ -77,7 +78,7 @@ def _dvc_shell() -> str:
 
 
 def run_dvc(root: Path, *arguments: str) -> str:
-    """Run DVC in ``root``, return what it prints.
+    """Run DVC in ``root`` and return its output.
 
     Raises:
         DvcError: carries DVC's last line.
@@ -91,7 +92,7 @@ def run_dvc(root: Path, *arguments: str) -> str:
 
 
 def init_dvc(root: Path, cache: str | None = None) -> None:
-    """Make the repository ``root`` a DVC one, with settings that suit a nightly run.
+    """Initialize DVC in the git repository ``root``, with the settings of a campaign.
 
     Args:
         root: a git repository.
@@ -111,12 +112,12 @@ def init_dvc(root: Path, cache: str | None = None) -> None:
 
 
 def add(workspace: Workspace, *paths: Path) -> None:
-    """Put source files under DVC; what it knows already stays as it is."""
+    """Track source files with DVC; unchanged ones are skipped."""
     run_dvc(workspace.root, "add", *(path.relative_to(workspace.root).as_posix() for path in paths))
 
 
 def has_default_remote(root: Path) -> bool:
-    """Whether somebody has named a place to push to, in the shared or the local configuration."""
+    """Return whether a default remote is configured, in .dvc/config or .dvc/config.local."""
     configs = [(root / ".dvc" / name) for name in ("config", "config.local")]
     lines = [
         line.split("=") for config in configs if config.is_file() for line in config.read_text("utf-8").splitlines()
@@ -125,7 +126,7 @@ def has_default_remote(root: Path) -> bool:
 
 
 def locked_stages(workspace: Workspace) -> Mapping[str, Any]:
-    """``stages`` of dvc.lock: command, dependencies, parameters and outputs of each stage's last run."""
+    """Return ``stages`` of dvc.lock: command, dependencies, parameters and outputs of each stage's last run."""
     path = workspace.root / "dvc.lock"
     if not path.is_file():
         return {}
@@ -134,11 +135,11 @@ def locked_stages(workspace: Workspace) -> Mapping[str, Any]:
 
 
 def recorded_md5s(entry: Mapping[str, Any], kind: str) -> dict[str, str]:
-    """Path to MD5 of a stage's ``deps`` or ``outs``, sorted by path."""
+    """Return the MD5 of each of a stage's ``deps`` or ``outs`` by path, sorted by path."""
     return {item["path"]: item["md5"] for item in sorted(entry.get(kind, ()), key=lambda item: str(item["path"]))}
 
 
 def is_clean(root: Path) -> bool:
-    """Whether ``dvc status`` finds nothing to say."""
+    """Return whether ``dvc status`` reports no change."""
     result = subprocess.run(dvc_command("status", "--quiet"), cwd=root, env=dvc_env(), capture_output=True, check=False)
     return result.returncode == 0

@@ -1,6 +1,8 @@
-"""Stored bytes by their MD5: DVC's cache, and its remote where the cache lacks them.
+"""Read stored files by their MD5: from DVC's cache, and from its remote where the cache lacks them.
 
-DVC keeps a file as ``files/md5/ab/cdef...``, a folder as ``files/md5/ab/cdef....dir``: JSON of names and MD5s.
+DVC stores a file as ``files/md5/ab/cdef...`` and a folder as ``files/md5/ab/cdef....dir``, a JSON list of names and
+MD5s. DVC has no public command or function that takes an MD5 in place of a path, so this module and
+``flows.workspace.gc`` use its Python classes; everything else runs the command line (``flows.workspace.dvc``).
 """
 
 import hashlib
@@ -17,11 +19,10 @@ from dvc_data.hashfile.hash_info import HashInfo
 from tasks.runtime.errors import UserError
 
 _FOLDER_SUFFIX = ".dir"
-_CHUNK_BYTES = 1 << 20
 
 
 class MissingDataError(UserError):
-    """Bytes that a round was made of are neither in the cache nor in the remote."""
+    """Data of a round is neither in the cache nor in the remote."""
 
     exit_code = 1
 
@@ -35,14 +36,18 @@ class DvcCache:
     """Absolute; several workspaces may share it."""
 
     def object_path(self, md5: str) -> Path:
-        """Where the cache keeps an object, whether or not it is there."""
+        """Return the path of an object in the cache, whether or not it exists."""
         return self.directory / md5[:2] / md5[2:]
 
     def require(self, md5: str, description: str) -> Path:
-        """An object's file in the cache, fetched from the remote where need be.
+        """Return an object's path in the cache; one that is missing there is fetched from the remote.
+
+        Args:
+            md5: of a file or, with ``.dir``, of a folder.
+            description: names the object in an error.
 
         Raises:
-            MissingDataError: it is in neither.
+            MissingDataError: neither of them has it.
         """
         self.fetch({md5})
         path = self.object_path(md5)
@@ -52,10 +57,14 @@ class DvcCache:
         return path
 
     def read_folder(self, md5: str, description: str) -> dict[str, str]:
-        """MD5 by relative path of the files in a stored folder.
+        """Return the MD5 of each file in a stored folder, by relative path.
+
+        Args:
+            md5: of the folder.
+            description: names the folder in an error.
 
         Raises:
-            MissingDataError: the folder's list is nowhere, or is no list.
+            MissingDataError: the folder's list is missing or damaged.
         """
         path = self.require(md5, description)
         try:
@@ -64,7 +73,11 @@ class DvcCache:
             raise MissingDataError(description, f"{path} is damaged, expected the list of a folder") from None
 
     def fetch(self, md5s: Collection[str]) -> None:
-        """Bring what the cache lacks from the default remote; what is nowhere stays missing."""
+        """Download from the default remote what the cache lacks; what the remote lacks too stays missing.
+
+        Raises:
+            MissingDataError: the remote cannot be read.
+        """
         missing = sorted(md5 for md5 in set(md5s) if not self.object_path(md5).is_file())
         if not missing:
             return
@@ -79,26 +92,27 @@ class DvcCache:
 
 
 def open_dvc_cache(root: Path) -> DvcCache:
-    """The DVC cache that the workspace ``root`` uses."""
+    """Return the DVC cache that the workspace ``root`` uses."""
     with Repo(str(root)) as repo:
         return DvcCache(root, Path(repo.cache.local.path))
 
 
 def is_folder_md5(md5: str) -> bool:
-    """Whether a recorded MD5 is that of a folder's list."""
+    """Return whether a recorded MD5 is that of a folder."""
     return md5.endswith(_FOLDER_SUFFIX)
 
 
 def file_md5(path: Path) -> str:
-    """MD5 of a file's bytes, as DVC names them."""
-    digest = hashlib.md5(usedforsecurity=False)
+    """Return the MD5 of a file's bytes, as DVC computes it."""
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def folder_md5(members: Mapping[str, str]) -> str:
-    """The MD5 that DVC gives a folder of these files (relative path to MD5)."""
+    """Return the MD5 that DVC gives a folder.
+
+    Args:
+        members: MD5 of each of its files, by relative path.
+    """
     entries = [{"md5": members[name], "relpath": name} for name in sorted(members)]
     return hashlib.md5(json.dumps(entries).encode(), usedforsecurity=False).hexdigest() + _FOLDER_SUFFIX

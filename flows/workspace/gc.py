@@ -1,8 +1,11 @@
-"""What nothing needs any more, in DVC's cache and remote.
+"""Find and delete unused objects in DVC's cache and remote.
 
-Needed is what any tag, any branch or the files in the workspace refer to: with the rounds' tags that is every
-champion, candidate and promoted model, and an open delivery keeps its own copies outside the cache. What is left is
-of derivations that were cut off, or replaced before they were published.
+Used is what any tag, any branch, local or fetched, or the files in the workspace refer to: with the tags of the rounds,
+that includes every champion, candidate and promoted model. Unused objects come from stages that were interrupted, or
+whose outputs were replaced before they were published.
+
+``dvc gc`` would also delete the stored copies of outputs with ``cache: false``, whose MD5s are in the ledgers, and data
+that only a fetched branch refers to. Therefore the references are collected here.
 """
 
 import json
@@ -27,21 +30,21 @@ _WORKTREE = ""
 
 @dataclass(frozen=True)
 class Garbage:
-    """Objects of one kind that nothing needs."""
+    """Unused objects that were once at the same path."""
 
     location: str
     """``cache`` or ``remote``."""
     path: str
-    """The path they once were at; ``unknown`` where no commit tells."""
+    """Path of the output they belonged to; ``unknown`` where no commit names it."""
     md5s: tuple[str, ...]
     size_bytes: int
 
 
 def find_garbage(workspace: Workspace, *, remote: bool) -> list[Garbage]:
-    """What could go, by place and by what it once was; the largest first.
+    """List unused objects by location and former path, the largest groups first.
 
     Raises:
-        UserError: the cache is shared with other campaigns, whose objects look like garbage from here; or
+        UserError: the cache is shared with other campaigns, whose objects seem unused from here; or
             ``remote`` without a remote.
     """
     cache = open_dvc_cache(workspace.root)
@@ -55,7 +58,7 @@ def find_garbage(workspace: Workspace, *, remote: bool) -> list[Garbage]:
 
 
 def remove_garbage(workspace: Workspace, garbage: Iterable[Garbage]) -> None:
-    """Delete what ``find_garbage`` found; each object is whole or gone, so it may be cut off and called again."""
+    """Delete what ``find_garbage`` listed. After an interruption it can be called again."""
     cache = open_dvc_cache(workspace.root)
     groups = list(garbage)
     for group in groups:
@@ -158,8 +161,9 @@ def _group_by_path(location: str, sizes: Mapping[str, int], paths: Mapping[str, 
 
 
 def to_json(garbage: Iterable[Garbage]) -> str:
-    """JSON of what could go."""
+    """Return the JSON text of ``gleaner gc --json``."""
     rows = [
-        {"place": one.location, "what": one.path, "objects": len(one.md5s), "bytes": one.size_bytes} for one in garbage
+        {"location": one.location, "path": one.path, "objects": len(one.md5s), "bytes": one.size_bytes}
+        for one in garbage
     ]
     return json.dumps(rows, indent=2)

@@ -1,8 +1,8 @@
-"""Git in a workspace: who commits, what belongs to a round, its tag.
+"""Git in a workspace: names of rounds and campaigns, commits and tags, and reading what git has stored.
 
-What a campaign is called where names are keys.
-
-What git has stored: files as they were at a revision, and what a tag really is.
+Every command goes through ``run_git``, which ignores the user's own git settings: hooks, signing, line endings,
+ignore files, colors and templates of a machine must not decide what a campaign's commits contain. Only the name and
+the e-mail address of the author are taken from them.
 """
 
 import os
@@ -16,111 +16,85 @@ from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 
 SOURCE_PATHS = ("data", "quarantine", "deliveries")
-"""What comes from outside; the large files among it are in ``.gitignore``, or DVC has them."""
+"""Inputs of a round. ``.gitignore`` excludes the large files among them, or DVC tracks them."""
 DERIVED_PATHS = (
     ".dvc", ".dvcignore", ".gitignore", "params.yaml", "dvc.yaml", "dvc.lock", "code_versions.json", "derived",
     *SOURCE_PATHS,
 )  # fmt: skip
-"""A round before its ledger is written."""
+"""Everything a round consists of before its ledger is written."""
 ALL_PATHS = (*DERIVED_PATHS, "rounds", "promotions.jsonl")
-_DEFAULT_NAME, _DEFAULT_EMAIL = "Gleaner", "gleaner@localhost"
-_GIT_OPTIONS = ("-c", "commit.gpgsign=false", "-c", "tag.gpgsign=false", "-c", "core.editor=true")
+
+_DEFAULT_IDENTITY = {"user.name": "Gleaner", "user.email": "gleaner@localhost"}
+_COMMANDS_WITH_AUTHOR = ("commit", "tag", "var")
+_CONFIG = Path(__file__).with_name("gitconfig")
+_KEPT = re.compile(r"GIT_(AUTHOR|COMMITTER)_(NAME|EMAIL|DATE)$|GIT_EXEC_PATH$|GIT_CONFIG(_GLOBAL|_SYSTEM|_NOSYSTEM)$")
+_MAX_NAME_LENGTH = 40
 
 
-def run_git(root: Path, *arguments: str) -> str:
-    """Run git in ``root`` without ever asking anything, return what it prints.
+# Names
 
-    Raises:
-        UserError: git is missing or refuses; carries git's own words.
-    """
-    command = ["git", *_GIT_OPTIONS, *arguments]
-    try:
-        result = subprocess.run(
-            command,
-            cwd=root,
-            env=_git_env(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise UserError("git", "the program is missing, expected it on PATH", "Install git.") from None
-    if result.returncode:
-        output = " ".join((result.stderr or result.stdout).split())
-        raise UserError(root, f"git {arguments[0]} ended with code {result.returncode} ({output}), expected 0")
-    return result.stdout.strip()
+
+def round_tag(round_number: int) -> str:
+    """Return the tag of a published round: ``round-0003``."""
+    return f"round-{round_number:04d}"
+
+
+def campaign_id(root: Path) -> str:
+    """Return the hash of the first commit: equal in every clone, different for every campaign."""
+    return run_git(root, "rev-list", "--max-parents=0", "HEAD").splitlines()[-1]
+
+
+def campaign_key(workspace: Workspace) -> str:
+    """Return a readable unique name: the folder's name and 8 digits of the campaign's id, in a-z, 0-9 and dashes."""
+    name = re.sub(r"[^a-z0-9]+", "-", workspace.root.resolve().name.lower()).strip("-")[:_MAX_NAME_LENGTH].strip("-")
+    return f"{name or 'campaign'}-{campaign_id(workspace.root)[:8]}"
+
+
+# Repository, commits and tags
 
 
 def init_repository(root: Path) -> None:
-    """Make ``root`` a repository of its own, on branch main, with somebody to commit as."""
-    run_git(root, "init", "--quiet", "--initial-branch=main")
-    ensure_identity(root)
-
-
-def ensure_identity(root: Path) -> None:
-    """Use the user's name; where none is configured, one for this repository alone."""
-    for key, value in (("user.name", _DEFAULT_NAME), ("user.email", _DEFAULT_EMAIL)):
-        if not _has_identity(root, key):
-            run_git(root, "config", "--local", key, value)
+    """Make ``root`` a repository on branch main, without the hooks and ignore files of a template."""
+    run_git(root, "init", "--quiet", "--initial-branch=main", "--object-format=sha1", "--template=")
 
 
 def commit(workspace: Workspace, message: str, paths: Sequence[str] = ALL_PATHS) -> str:
-    """Commit what changed below ``paths``, if anything; return the revision that holds it.
+    """Commit the changes below ``paths``, if there are any, and return the hash of the commit that holds them.
 
-    Other changes the user has staged stay staged.
+    Other changes that the user has staged stay staged.
     """
     root = workspace.root
     known = [path for path in paths if (root / path).exists() or run_git(root, "ls-files", "--", path)]
     if not known:  # without a path, git would take everything
         return head_commit(root)
     run_git(root, "add", "--all", "--", *known)
-    changed = run_git(root, "diff", "--cached", "--name-only", "-z", "--", *known).split("\0")
-    if any(changed):
-        ensure_identity(root)
-        run_git(
-            root,
-            "commit",
-            "--quiet",
-            "--no-verify",
-            "--message",
-            message,
-            "--only",
-            "--",
-            *filter(None, changed),
-        )
+    # Without renames: git would list the new name alone, and the removal of the old one would stay staged.
+    listed = run_git(root, "diff", "--cached", "--no-renames", "--name-only", "-z", "--", *known)
+    changed = [path for path in listed.split("\0") if path]
+    if changed:
+        options = ("--quiet", "--no-verify", "--only", "--pathspec-from-file=-", "--pathspec-file-nul")
+        run_git(root, "commit", "--message", message, *options, stdin="\0".join(changed))
     return head_commit(root)
 
 
 def head_commit(root: Path) -> str:
-    """The commit checked out, 40 hex digits."""
+    """Return the hash of the commit checked out, 40 hex digits."""
     return run_git(root, "rev-parse", "HEAD")
 
 
-def campaign_id(root: Path) -> str:
-    """The first commit: the same in every clone, and of no other campaign."""
-    return run_git(root, "rev-list", "--max-parents=0", "HEAD").splitlines()[-1]
-
-
-def round_tag(round_number: int) -> str:
-    """Tag of a published round."""
-    return f"round-{round_number:04d}"
-
-
 def has_tag(root: Path, tag: str) -> bool:
-    """Whether the tag exists."""
+    """Return whether the tag exists."""
     return bool(run_git(root, "tag", "--list", tag))
 
 
 def set_tag(root: Path, tag: str, message: str) -> None:
-    """Tag the commit that is checked out; a tag that is there already stays where it is."""
+    """Tag the commit checked out; an existing tag is not moved."""
     if not has_tag(root, tag):
-        ensure_identity(root)
         run_git(root, "tag", "--annotate", "--message", message, tag)
 
 
 def require_branch(root: Path) -> None:
-    """Refuse to work on an old round that somebody has checked out to look at.
+    """Refuse to work on an old round that was checked out for inspection.
 
     Raises:
         UserError: HEAD is detached.
@@ -132,27 +106,7 @@ def require_branch(root: Path) -> None:
         )
 
 
-def _has_identity(root: Path, key: str) -> bool:
-    """Whether git knows a value; environment variables such as GIT_AUTHOR_NAME count."""
-    variable = {"user.name": "GIT_AUTHOR_NAME", "user.email": "GIT_AUTHOR_EMAIL"}[key]
-    result = subprocess.run(["git", "config", key], cwd=root, env=_git_env(), capture_output=True, check=False)
-    return result.returncode == 0 or bool(os.environ.get(variable))
-
-
-def _git_env() -> dict[str, str]:
-    """Ours, without what a git hook that started us would leak: GIT_DIR points at another repository."""
-    hook_variables = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
-    kept = {name: value for name, value in os.environ.items() if name not in hook_variables}
-    return {**kept, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
-
-
-_MAX_NAME_LENGTH = 40
-
-
-def campaign_key(workspace: Workspace) -> str:
-    """The folder's name and eight digits of the campaign's id, in a-z, 0-9 and dashes: unique and readable."""
-    name = re.sub(r"[^a-z0-9]+", "-", workspace.root.resolve().name.lower()).strip("-")[:_MAX_NAME_LENGTH].strip("-")
-    return f"{name or 'campaign'}-{campaign_id(workspace.root)[:8]}"
+# Objects
 
 
 @dataclass(frozen=True)
@@ -166,21 +120,19 @@ class TagObject:
 
 
 def read_blob(root: Path, revision: str, path: str) -> bytes | None:
-    """A file's bytes at a revision; None where it was not there or cannot be read."""
-    result = subprocess.run(
-        ["git", "cat-file", "blob", f"{revision}:{path}"], cwd=root, stdin=subprocess.DEVNULL, capture_output=True
-    )
+    """Return a file's bytes at a revision; None where the revision has no such file or it is unreadable."""
+    result = _run(root, ["cat-file", "blob", f"{revision}:{path}"])
     return None if result.returncode else result.stdout
 
 
 def list_paths(root: Path, revision: str, folder: str) -> list[str]:
-    """Paths below ``folder`` at a revision, relative to the root."""
+    """Return the paths of the files below ``folder`` at a revision, relative to the root."""
     listed = run_git(root, "ls-tree", "-r", "-z", "--name-only", revision, "--", folder)
     return [path for path in listed.split("\0") if path]
 
 
 def read_tag_object(root: Path, name: str) -> TagObject | None:
-    """The tag, if it is there and annotated."""
+    """Return the annotated tag; None where it does not exist or is a lightweight one."""
     try:
         content = run_git(root, "cat-file", "tag", f"refs/tags/{name}")
     except UserError:
@@ -191,9 +143,75 @@ def read_tag_object(root: Path, name: str) -> TagObject | None:
 
 
 def is_ancestor(root: Path, earlier: str, later: str) -> bool:
-    """Whether ``later`` holds the history of ``earlier``."""
-    result = subprocess.run(
-        ["git", "merge-base", "--is-ancestor", earlier, later],
-        cwd=root, stdin=subprocess.DEVNULL, capture_output=True, check=False,
-    )  # fmt: skip
-    return result.returncode == 0
+    """Return whether the history of ``later`` contains ``earlier``; False where one of them is unknown."""
+    return _run(root, ["merge-base", "--is-ancestor", earlier, later]).returncode == 0
+
+
+# Commands
+
+
+def run_git(root: Path, *arguments: str, stdin: str = "", user_config: bool = False) -> str:
+    """Run git in ``root`` without prompts and return its output without surrounding blanks.
+
+    Args:
+        root: working directory.
+        arguments: of git.
+        stdin: text for its standard input.
+        user_config: read the user's git settings, as verifying a signature needs.
+
+    Raises:
+        UserError: git is missing or fails; carries git's message.
+    """
+    result = _run(root, arguments, stdin=stdin, user_config=user_config)
+    if result.returncode:
+        output = " ".join((result.stderr or result.stdout).decode(errors="replace").split())
+        raise UserError(root, f"git {arguments[0]} ended with code {result.returncode} ({output}), expected 0")
+    return os.fsdecode(result.stdout).strip()
+
+
+def isolated_env() -> dict[str, str]:
+    """Return the environment without the user's git settings, for other programs that read git's configuration."""
+    kept = {name: value for name, value in _user_env().items() if not name.startswith("GIT_CONFIG")}
+    return {**kept, "GIT_ATTR_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": str(_CONFIG), "GIT_CONFIG_NOSYSTEM": "1"}
+
+
+def _user_env() -> dict[str, str]:
+    """Return the environment without the variables that point git at another repository, as inside a hook."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or _KEPT.match(name)}
+
+
+def _run(
+    root: Path, arguments: Sequence[str], *, stdin: str = "", user_config: bool = False
+) -> "subprocess.CompletedProcess[bytes]":
+    settings = [f"include.path={_CONFIG}"]
+    if arguments[0] in _COMMANDS_WITH_AUTHOR:
+        settings += [f"{key}={value}" for key, value in _identity(root).items()]
+    options = [part for setting in settings for part in ("-c", setting)]
+    return _execute([*options, *arguments], root, _user_env() if user_config else isolated_env(), stdin)
+
+
+def _identity(root: Path) -> dict[str, str]:
+    """Return name and e-mail address as the user has configured them, for this repository or for all."""
+    found = {key: _execute(["config", "--get", key], root, _user_env()) for key in _DEFAULT_IDENTITY}
+    return {
+        key: result.stdout.decode(errors="replace").strip() or _DEFAULT_IDENTITY[key] for key, result in found.items()
+    }
+
+
+def _execute(
+    arguments: Sequence[str], root: Path, environment: dict[str, str], stdin: str = ""
+) -> "subprocess.CompletedProcess[bytes]":
+    # The folder may belong to another user, as on a share or in a container; its hooks are not run.
+    trusted = [f"safe.directory={folder}" for folder in sorted({str(root.absolute()), str(root.resolve())})]
+    command = ["git", *(part for setting in trusted for part in ("-c", setting)), *arguments]
+    try:
+        return subprocess.run(
+            command,
+            cwd=root,
+            env={**environment, "GIT_LITERAL_PATHSPECS": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
+            input=os.fsencode(stdin),
+            capture_output=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise UserError("git", "the program is missing, expected it on PATH", "Install git.") from None

@@ -1,17 +1,14 @@
-"""Which process this is, in a way that neither a reused process id nor a changed clock can confuse.
+"""A lock file that records its owner and is released when the owner's process ends.
 
-A process id alone means nothing: Linux gives it away again. With the ticks between the machine's start and the
-process's, and the machine's boot id, it names one process for ever. No wall clock is involved.
+Three mechanisms, because each alone fails somewhere:
 
-A lock that a crash cannot leave shut and that says who holds it.
-
-Three things beside each other, because each alone fails somewhere:
-
-- the OS's own lock (flock) is the guard: Linux opens it when the process ends, however it ends;
-- a record ``<name>.owner`` names the process, and a process with that identity that still runs is respected even
-  where somebody has removed the lock file;
-- a heartbeat moves the record's time. flock may not reach across the machines that share a folder, so a record of
-  another machine counts as alive while its heartbeat moves *as we watch*. Whose clock says what is never asked.
+- ``filelock`` (flock): the kernel releases it when the process ends, however it ends;
+- a record ``<name>.owner`` identifies the process, so that it is respected while it runs even if the lock file was
+  deleted. A process id alone is not enough, because Linux reuses it: boot id and start time, in ticks since boot,
+  identify a process for ever, without a wall clock;
+- a heartbeat updates the record's modification time. flock may not work between machines that share a folder, so
+  a record of another machine counts as alive if its time changes while this process watches it; the clocks of the
+  machines are not compared.
 """
 
 import logging
@@ -35,7 +32,7 @@ from tasks.storage import files
 
 _BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 _START_TIME_FIELD = 19
-"""Place of starttime in /proc/<pid>/stat, counted after the program's name."""
+"""Index of starttime in /proc/<pid>/stat, counted after the program's name."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +46,20 @@ class ProcessIdentity:
 
     @classmethod
     def own(cls) -> Self:
-        """This process."""
+        """Return the identity of this process."""
         own = cls.of(os.getpid())
         assert own is not None
         return own
 
     @classmethod
     def of(cls, pid: int) -> Self | None:
-        """The process that has this id now; None where there is none, or only its corpse."""
+        """Return the process that has this id now; None where there is none, or only a zombie."""
         ticks = _start_ticks(pid)
         return None if ticks is None else cls(socket.gethostname(), _boot_id(), pid, ticks)
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Read back what ``str`` wrote; None where it is something else."""
+        """Parse what ``str`` wrote; None where the text is something else."""
         host, *rest = text.split("|")
         try:
             boot, pid, ticks = rest
@@ -75,15 +72,15 @@ class ProcessIdentity:
 
     @property
     def is_same_boot(self) -> bool:
-        """Whether its life can be looked up here."""
+        """Whether it ran on this machine since its last start, so that the process table lists it."""
         return self.boot == _boot_id()
 
     @property
     def is_dead(self) -> bool:
-        """Whether it certainly runs no more; of another machine's processes nobody here can be certain."""
+        """Whether it has certainly ended; for a process of another machine this is unknown, and False."""
         if self.is_same_boot:
             return _start_ticks(self.pid) != self.start_ticks
-        return self.host == socket.gethostname()  # this machine has been started anew since
+        return self.host == socket.gethostname()  # this machine was restarted since
 
 
 def _boot_id() -> str:
@@ -91,7 +88,7 @@ def _boot_id() -> str:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """Clock ticks from boot to the process's start; None where there is no such process, or only its corpse."""
+    """Return the clock ticks from boot to the process's start; None for no such process, or a zombie."""
     if sys.platform != "linux":
         return _start_seconds(pid)
     try:
@@ -111,30 +108,30 @@ def _start_seconds(pid: int) -> int | None:
 
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 3 * HEARTBEAT_S
-"""How long a record of another machine is watched before it is taken for dead."""
+"""How long a record of another machine may stay unchanged before its owner counts as dead."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LockOwner:
-    """Who holds, or held, a lock."""
+    """The process that holds, or held, a lock."""
 
     identity: ProcessIdentity
     since: str
-    """ISO 8601; to be read by people only."""
+    """ISO 8601; for messages only."""
     notes: dict[str, str] = field(default_factory=dict)
-    """What a successor needs to clean up after it."""
+    """What the next owner needs to clean up after a crash."""
 
     def __str__(self) -> str:
-        """As in a message."""
+        """Return the text for messages."""
         return f"process {self.identity.pid} on {self.identity.host} since {self.since}"
 
 
 class LockHeldError(UserError):
-    """Somebody else holds the lock."""
+    """Another process holds the lock."""
 
     def __init__(self, where: object, owner: LockOwner | None) -> None:
-        """Take the locked place, and who is known to hold it."""
+        """Take what is locked, and the owner if it is known."""
         who = f" ({owner})" if owner else ""
         super().__init__(where, f"another night is at work{who}, expected one at a time", "Let it finish.")
         self.owner = owner
@@ -142,28 +139,28 @@ class LockHeldError(UserError):
 
 @dataclass
 class Lock:
-    """A lock in our hands."""
+    """A lock that this process holds."""
 
     record: Path
     owner: LockOwner
 
     def add_notes(self, **notes: str) -> None:
-        """Write down what a successor would need, should we die."""
+        """Add to the record what the next owner needs to clean up if this process crashes."""
         self.owner = LockOwner(self.owner.identity, self.owner.since, {**self.owner.notes, **notes})
         write_owner(self.record, self.owner)
 
 
 @contextmanager
 def acquire(path: Path, where: object, on_stale_owner: Callable[[LockOwner], None]) -> Iterator[Lock]:
-    """Hold the lock at ``path`` within the block; never waits for a living holder.
+    """Hold the lock at ``path`` within the block; does not wait.
 
     Args:
-        path: the lock file; its record stands beside it.
-        where: what is locked, as the error calls it.
-        on_stale_owner: is given a holder that died over the lock, before anything of it is overwritten.
+        path: the lock file; the record is written beside it.
+        where: what is locked, for the error.
+        on_stale_owner: called with an owner that crashed, before its record is overwritten.
 
     Raises:
-        LockHeldError: somebody alive holds it.
+        LockHeldError: a running process holds it.
     """
     record = path.with_name(f"{path.name}.owner")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +184,7 @@ def acquire(path: Path, where: object, on_stale_owner: Callable[[LockOwner], Non
 
 @contextmanager
 def _owner_record(lock: Lock) -> Iterator[None]:
-    """The record stands as long as the lock is held, and longer only where we are killed."""
+    """Keep the record while the lock is held; only a kill leaves it behind."""
     write_owner(lock.record, lock.owner)
     try:
         yield
@@ -196,7 +193,7 @@ def _owner_record(lock: Lock) -> Iterator[None]:
 
 
 def read_owner(record: Path) -> LockOwner | None:
-    """The holder a record names; None where there is none, or half of one."""
+    """Return the owner in a record; None where it is missing or incomplete."""
     try:
         content: dict[str, Any] = files.read_json(record)
         identity = ProcessIdentity.parse(content["process"])
@@ -206,7 +203,7 @@ def read_owner(record: Path) -> LockOwner | None:
 
 
 def write_owner(record: Path, owner: LockOwner) -> None:
-    """Put a record down, whole or not at all."""
+    """Write a record atomically."""
     files.write_json(record, {"process": str(owner.identity), "since": owner.since, "notes": owner.notes})
 
 
@@ -217,8 +214,8 @@ def _is_alive(owner: LockOwner, record: Path) -> bool:
 
 
 def _is_fresh(record: Path) -> bool:
-    """Watch a record of another boot; whatever time it bears, a change of it is a sign of life."""
-    log.warning("%s is of another machine, or of this one before it was started anew; watching it", record)
+    """Watch a record of another boot; a change of its modification time means that its owner runs."""
+    log.warning("%s belongs to another machine, or to this one before a restart; checking its heartbeat", record)
     last_mtime_ns = _mtime_ns(record)
     deadline_s = time.monotonic() + STALE_AFTER_S
     while time.monotonic() < deadline_s:

@@ -1,4 +1,4 @@
-"""Which folder a command works on, and that nobody else does at the same time."""
+"""Find the campaign that a command works on, and lock it against other runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +12,16 @@ from tasks.runtime.errors import UserError
 
 
 def is_workspace(root: Path) -> bool:
-    """Whether a campaign lives here."""
+    """Return whether the folder is a campaign."""
     workspace = Workspace(root)
     return workspace.code_versions.is_file() and workspace.dvc_yaml.is_file() and (root / ".dvc").is_dir()
 
 
 def require_workspace(root: Path) -> Workspace:
-    """The campaign in ``root``.
+    """Return the campaign in ``root``.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder is not a campaign.
     """
     root = root.resolve()
     if is_workspace(root):
@@ -35,10 +35,10 @@ def require_workspace(root: Path) -> Workspace:
 
 @contextmanager
 def run_lock(workspace: Workspace) -> Iterator[Lock]:
-    """Be the only night; what a dead one left in the workspace is put right first.
+    """Lock the workspace for one run; what a crashed run left behind is cleaned up first.
 
     Raises:
-        UserError: another night is at work.
+        LockHeldError: another run is active.
     """
     with acquire(workspace.lock, workspace.root, partial(record_crashed_run, workspace)) as lock:
         recover(workspace.root)
@@ -46,10 +46,10 @@ def run_lock(workspace: Workspace) -> Iterator[Lock]:
 
 
 def require_unlocked(workspace: Workspace) -> None:
-    """Refuse quickly, before a server is started for a night that could not begin.
+    """Check the lock before a server is started for a run that could not start.
 
     Raises:
-        UserError: another night is at work.
+        LockHeldError: another run is active.
     """
     with run_lock(workspace):
         pass

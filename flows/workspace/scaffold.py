@@ -1,9 +1,10 @@
-"""``gleaner init``: a campaign workspace, whole or not at all.
+"""Create a campaign workspace: its folder, repositories, data, ``dvc.yaml`` and ignore files.
 
-A campaign's own ``dvc.yaml``, made from the repository's, and what git and DVC leave alone.
+``tasks.params.template`` writes its ``params.yaml``.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ import yaml
 
 from flows.workspace import dvc, git
 from flows.workspace.code_version import is_code, packaged_file, packaged_stages, refresh_code_digests
-from flows.workspace.params_template import render_params
 from flows.workspace.run_lock import is_workspace
 from tasks.data.image_metadata_cache import object_metadata_cache
 from tasks.data.importers.bucket import ImageBucket
@@ -22,14 +22,17 @@ from tasks.data.importers.dataset import DatasetSource
 from tasks.data.initial_split import CampaignData, CampaignPlan, create_campaign_data
 from tasks.data.paths import Workspace
 from tasks.params import Params, load_params
+from tasks.params.template import render_params
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 from tasks.storage.image_cache import image_cache
 from tasks.storage.s3 import is_object_uri
 
 _PLACEHOLDER_CLASSES = ("object",)
+_UNUSABLE_CHARACTERS = re.compile(r"['?{}\x00-\x1f\x7f]")
+"""In a path: MLflow writes it into SQL text, SQLite's URL ends at ?, DVC fills in {}, and no table shows the others."""
 
-# Where a user's own campaign starts from other numbers than the demo's small drawn digits; --set overrides them.
+# Initial values for a user's own images, where the demo's small drawn digits need others; --set overrides them.
 OWN_DATA_OVERRIDES = (
     "model.short_side_px=256",
     "model.long_side_px=512",
@@ -44,40 +47,44 @@ OWN_DATA_OVERRIDES = (
 
 @dataclass(frozen=True)
 class WorkspaceConfig:
-    """What ``gleaner init`` is asked for; all else stands in params.yaml."""
+    """Options of ``gleaner init``; everything else is in params.yaml."""
 
     source: DatasetSource
     classes: tuple[str, ...] | None
     """None: those found in the annotations, the most frequent first."""
     seed_labels: int | None
-    """Images of the seed batch; None: all annotated ones that are left."""
+    """Number of images in the seed batch; None: all annotated ones that are left."""
     calibration_images: int
     val_frac: float
-    """Share of the annotated images drawn for validation, unless the source brings its own."""
+    """Fraction of the annotated images drawn for validation, unless the source has its own validation images."""
     oracle: bool
     overrides: tuple[str, ...]
     """``section.key=value``, in the order they are applied."""
     imported_at: str
-    """ISO 8601 with time zone; the time the seed labels carry."""
+    """ISO 8601 with time zone; time stamp of the seed labels."""
     bucket: str | None = None
-    """s3:// prefix of the images, which stay there; takes the place of ``source.images``."""
+    """s3:// prefix of the images, which are not copied; replaces ``source.images``."""
 
 
 def create_workspace(target: Path, config: WorkspaceConfig, cache: str | None = None) -> CampaignData:
-    """Make the workspace ``target``.
+    """Create the workspace ``target``, completely or not at all.
 
-    It is built beside its place and renamed at the end: a kill leaves only a hidden folder, which the next
-    call clears away.
+    It is built in a hidden folder beside the target and renamed at the end. After a kill only the hidden folder is
+    left, which the next call removes.
 
     Args:
         target: a new or an empty folder.
-        campaign: what it is made of.
+        config: source, split and parameters.
         cache: DVC cache shared with other workspaces, see ``dvc.init_dvc``.
 
+    Returns:
+        The data it was filled with.
+
     Raises:
-        UserError: the target holds something already, or the source or a setting is unusable.
+        UserError: the target is not empty, its path is unusable, or the source or a parameter is not allowed.
     """
     target = target.absolute()
+    _require_usable_path(target)
     _require_empty_target(target)
     staging = target.with_name(f".{target.name}.gleaner-init")
     shutil.rmtree(staging, ignore_errors=True)
@@ -90,11 +97,19 @@ def create_workspace(target: Path, config: WorkspaceConfig, cache: str | None = 
     return data
 
 
+def _require_usable_path(target: Path) -> None:
+    for path in (target, target.resolve()):
+        found = _UNUSABLE_CHARACTERS.search(str(path))
+        if found:
+            problem = f"the path contains {found[0]!r}, expected none of ' ? {{ }} and no control characters"
+            raise UserError(path, problem, "MLflow, SQLite or DVC cannot use such a path. Choose another folder.")
+
+
 def _require_empty_target(target: Path) -> None:
     if is_workspace(target):
-        raise UserError(target, "the folder is a campaign already, expected a new one", "Go on with: gleaner run")
+        raise UserError(target, "the folder is a campaign already, expected a new one", "Continue it with: gleaner run")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(target, "the place is taken, expected an empty or a new folder", "Choose another name.")
+        raise UserError(target, "the folder is not empty, expected an empty or a new one", "Choose another name.")
 
 
 def _build_workspace(workspace: Workspace, config: WorkspaceConfig, cache: str | None) -> CampaignData:
@@ -115,7 +130,7 @@ def _build_workspace(workspace: Workspace, config: WorkspaceConfig, cache: str |
 
 
 def _resolve_source(config: WorkspaceConfig, params: Params, workspace: Workspace) -> DatasetSource:
-    """The source, with its images looked at where they are objects."""
+    """Return the source; where its images are objects in a bucket, with their metadata."""
     if config.bucket is None:
         return config.source
     metadata_cache = object_metadata_cache(workspace, image_cache(workspace))
@@ -144,13 +159,13 @@ def _data_plan(config: WorkspaceConfig, params: Params) -> CampaignPlan:
 
 
 def pool_source_override(images: str) -> str:
-    """The setting that lets ``gleaner pool sync`` find the images again."""
+    """Return the override by which ``gleaner pool sync`` finds the images again."""
     uri = images if is_object_uri(images) else str(Path(images).absolute())
     return f"pool.images_uri={json.dumps(uri, ensure_ascii=False)}"
 
 
 def summary_counts(data: CampaignData) -> Sequence[tuple[str, int]]:
-    """What a person wants to know of a new campaign, in order."""
+    """Return the counts that ``gleaner init`` prints, each with its title."""
     names = (
         ("pool images", "pool_images"), ("seed images", "seed_images"), ("seed boxes", "seed_boxes"),
         ("calibration images", "calibration_images"), ("validation images", "val_images"),
@@ -182,17 +197,17 @@ _DVCIGNORE = "__pycache__/\n.gleaner/\n.prefect/\nmlartifacts/\nmlruns/\n.*.tmp\
 
 
 def gitignore_text() -> str:
-    """What git never sees."""
+    """Return the text of ``.gitignore``."""
     return _GITIGNORE
 
 
 def dvcignore_text() -> str:
-    """What DVC never takes for part of a dependency."""
+    """Return the text of ``.dvcignore``: files that are never part of a dependency."""
     return _DVCIGNORE
 
 
 def workspace_dvc_yaml() -> str:
-    """The round's graph, with a digest in code_versions.json in place of each stage's source files."""
+    """Return the text of ``dvc.yaml``: a digest in code_versions.json replaces the source files of each stage."""
     stages = {name: _replace_code_deps(name, entry) for name, entry in packaged_stages().items()}
     body = yaml.safe_dump({"stages": stages}, sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True)
     return _DVC_HEADER + body

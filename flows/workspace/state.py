@@ -1,4 +1,4 @@
-"""Where a campaign stands, read off its files: nothing else remembers it, so nothing else can be wrong."""
+"""Read a campaign's state from its files, the only place where it is stored."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _BATCH_FILE_PATTERN = re.compile(r"batch-(\d{4,})\.json")
 
 
 def newest_round(workspace: Workspace) -> int:
-    """Number of the newest label batch, which is the round's.
+    """Return the number of the newest label batch, which is that of the current round.
 
     Raises:
         UserError: there is no batch, or one is missing in between.
@@ -35,22 +35,22 @@ def newest_round(workspace: Workspace) -> int:
 
 
 def is_published(workspace: Workspace, round_number: int) -> bool:
-    """Whether a round is finished: the tag is the last thing publishing does to the workspace."""
+    """Return whether a round is finished: its tag is the last change that publishing makes in the workspace."""
     ledger = workspace.ledger(round_number)
     return ledger.is_file() and git.has_tag(workspace.root, git.round_tag(round_number))
 
 
 def last_published_round(workspace: Workspace) -> int:
-    """The newest finished round; -1 before the first."""
+    """Return the newest finished round; -1 before the first."""
     newest = newest_round(workspace)
     return newest if is_published(workspace, newest) else newest - 1
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a night ended."""
+    """Result of a run."""
 
     round_number: int
     outcome: Literal["completed", "waiting_for_labels", "pool_exhausted"]
-    """A round was published; no labels came back; or nothing is left to ask for."""
+    """A round was published; no labels were returned; or no unlabeled image is left."""
     message: str

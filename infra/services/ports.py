@@ -35,7 +35,7 @@ def require_ports_free(service: str, ports: tuple[int, ...]) -> None:
     """Refuse to start a service beside a stranger.
 
     Raises:
-        StackError: names the port, and the program that holds it where the system tells.
+        LocalServiceError: names the port, and the program that holds it where the system tells.
     """
     for port in ports:
         if is_port_taken(port):

@@ -38,10 +38,10 @@ class Database:
 
 
 def postgres(folder: Path, database: Database, database_names: Collection[str]) -> Service:
-    """A PostgreSQL server with its data in ``folder`` that holds the databases ``database_names`` as soon as it is ready.
+    """Return a PostgreSQL server with its data in ``folder``; once it is ready, it has all ``database_names``.
 
     Raises:
-        StackError: PostgreSQL is not installed.
+        LocalServiceError: PostgreSQL is not installed.
     """
     bin_dir = find_bin_dir()
     user = _SYSTEM_USER if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
@@ -68,7 +68,7 @@ def find_bin_dir() -> Path:
     """Folder with PostgreSQL's newest programs; Debian keeps the server's off the PATH.
 
     Raises:
-        StackError: there are none.
+        LocalServiceError: there are none.
     """
     versions = sorted((path for path in _DEBIAN.glob("*/bin/initdb")), key=lambda path: float(path.parts[-3]))
     if versions:
@@ -116,7 +116,7 @@ def _chown(folder: Path, user: str) -> None:
     """Give the folder to the user the server runs as.
 
     Raises:
-        StackError: that user does not exist, or can not reach the folder.
+        LocalServiceError: that user does not exist, or can not reach the folder.
     """
     try:
         account = pwd.getpwnam(user)
@@ -128,9 +128,9 @@ def _chown(folder: Path, user: str) -> None:
     folder.chmod(0o700)
     completed = subprocess.run(["test", "-w", str(folder)], cwd="/", user=user, check=False)
     if completed.returncode:
-        fix = "Run as an ordinary user, or name a folder everybody may enter: make services-up STACK=/var/lib/gleaner-stack."
+        fix = "Run as an ordinary user, or choose a folder that everyone may enter: make services-up STACK=/var/lib/x."
         raise LocalServiceError(
-            folder, f"the folder can not be entered by {user}, expected it to (root can not serve)", fix
+            folder, f"the user {user} cannot enter the folder, expected access (PostgreSQL refuses to run as root)", fix
         )
 
 

@@ -21,7 +21,13 @@ _INHERITED_ENV = ("PATH", "HOME", "LANG", "LC_ALL", "TZ")
 
 
 def start(service: Service, log: Path, *, die_with_parent: bool = False) -> "subprocess.Popen[bytes]":
-    """Start a service in a session of its own, its words appended to ``log``; ``die_with_parent``: it dies when we do."""
+    """Start a service in a session of its own.
+
+    Args:
+        service: what to start.
+        log: file that its output is appended to.
+        die_with_parent: kill it when this process ends.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     inherited = {name: os.environ[name] for name in _INHERITED_ENV if name in os.environ}
     with log.open("ab") as output:
@@ -41,13 +47,13 @@ def start(service: Service, log: Path, *, die_with_parent: bool = False) -> "sub
 
 
 def wait_until_ready(service: Service, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Wait for the service's first real work.
+    """Wait until the service's readiness check succeeds.
 
     Raises:
-        StackError: it ended, or does not work in time; names its log. The process is gone then.
+        LocalServiceError: it ended, or does not work in time; names its log. The process is gone then.
     """
     deadline_s = time.monotonic() + service.start_timeout_s
-    last_error = "nothing yet"
+    last_error = "no answer"
     while process.poll() is None and time.monotonic() < deadline_s:
         try:
             return service.check_ready()
@@ -55,28 +61,28 @@ def wait_until_ready(service: Service, process: "subprocess.Popen[bytes]", log: 
             last_error = str(error)
             time.sleep(_POLL_S)
     if process.poll() is None:
-        problem = f"it does not work after {service.start_timeout_s:.0f} s ({last_error}), expected it to"
+        problem = f"the server is not ready after {service.start_timeout_s:.0f} s ({last_error}), expected it to be"
     else:
-        problem = f"the server ended with code {process.returncode}, expected it to stay"
+        problem = f"the server ended with code {process.returncode}, expected it to keep running"
     kill(process)
     raise LocalServiceError(service.name, problem, f"Its log: {log}.")
 
 
 def write_pid_file(pid_file: Path, pid: int) -> None:
-    """Note who was started, for a later command."""
+    """Write the identity of a started process, for a later command."""
     files.write_bytes(pid_file, f"{ProcessIdentity.of(pid)}\n".encode())
 
 
 def running_pid(pid_file: Path) -> int | None:
-    """Process id of the server noted in ``pid_file``, if it still runs; never that of a stranger who got its id."""
+    """Return the process id in ``pid_file`` if that server still runs; never of another process with the same id."""
     identity = _read_pid(pid_file)
     return None if identity is None or identity.is_dead else identity.pid
 
 
 def stop(pid_file: Path, stop_signal: signal.Signals, timeout_s: float) -> bool:
-    """Ask a noted server to stop, and forget it; whether it went by itself within ``timeout_s``.
+    """Stop the server in ``pid_file`` and remove the file; return whether it ended by itself within ``timeout_s``.
 
-    What it leaves behind is killed: a server that died may have workers that still hold its port.
+    What is left of its session is killed: a server that died may have workers that still hold its port.
     """
     identity = _read_pid(pid_file)
     has_exited = True
@@ -90,7 +96,7 @@ def stop(pid_file: Path, stop_signal: signal.Signals, timeout_s: float) -> bool:
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
-    """End a server we started ourselves, and all it started, at once."""
+    """Kill a server that this process started, with all its child processes."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -110,7 +116,7 @@ def _has_exited(process: ProcessIdentity, timeout_s: float) -> bool:
 
 
 def _kill_session(leader: ProcessIdentity) -> None:
-    """Kill all of a server's session. Linux gives no id away that still names a session, so they are its own."""
+    """Kill all processes of a server's session. Linux does not reuse an id that still names a session."""
     if not leader.is_same_boot or (leader.is_dead and ProcessIdentity.of(leader.pid)):
         return
     deadline_s = time.monotonic() + _KILL_TIMEOUT_S

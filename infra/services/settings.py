@@ -70,7 +70,7 @@ def load_or_create(folder: Path, ports: Mapping[str, int]) -> Settings:
     """The stack in ``folder``, a new one where there is none; ``ports`` replace those it had.
 
     Raises:
-        StackError: a port belongs to no service, is out of range or given twice.
+        LocalServiceError: a port belongs to no service, is out of range or given twice.
     """
     folder = folder.resolve()
     settings = load(folder)

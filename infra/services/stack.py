@@ -47,7 +47,7 @@ def up(settings: Settings, on_status: Callable[[ServiceStatus], None]) -> None:
     """Start what does not run; what runs is asked whether it works and left alone.
 
     Raises:
-        StackError: a port is taken, a program is missing, or a server does not start. What runs stays running.
+        LocalServiceError: a port is taken, a program is missing, or a server does not start. What runs stays running.
     """
     with _lock(settings.folder):
         for service in build_services(settings):

@@ -7,9 +7,9 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from flows.workspace.params_template import render_params
 from tasks.params import Params, format_validation_error, validate_params
 from tasks.params.stages import NonNegativeInt, PositiveInt, Section
+from tasks.params.template import render_params
 from tasks.runtime.errors import UserError
 
 RANDOM, EQUAL = "random", "equal"

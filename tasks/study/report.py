@@ -55,8 +55,8 @@ def _setup_text(results: StudyResults) -> str:
     config = results.config
     rounds = _pluralize(config.rounds, "round") if config.rounds else "no round"
     lines = [
-        f"{len(config.arms)} arms, {_pluralize(len(config.seeds), 'paired seed')}, {rounds} after the seed labels. With one "
-        "seed all arms share seed labels, calibration and validation images."
+        f"{len(config.arms)} arms, {_pluralize(len(config.seeds), 'paired seed')}, {rounds} after the seed labels. "
+        "With one seed all arms share seed labels, calibration and validation images."
     ]
     if config.added:
         lines.append(f"Added, because no study may leave them out: {', '.join(config.added)}.")
@@ -155,7 +155,8 @@ def _labels_table(results: StudyResults) -> str:
             else:
                 cells.append(f"reached in {len(known)} of {_pluralize(len(needed), 'seed')}")
         rows.append([name, *cells])
-    return f"Teacher mAP with all labels: {reached}. Labels until an arm's curve gets there:\n\n{_markdown_table(head, rows)}"
+    table = _markdown_table(head, rows)
+    return f"Teacher mAP with all labels: {reached}. Labels until an arm's curve gets there:\n\n{table}"
 
 
 def _correlation_text(results: StudyResults) -> str:

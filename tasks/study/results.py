@@ -81,7 +81,8 @@ def collect_results(
         rows: of ``results.parquet``.
         full_map: percent, by seed.
         failures: sentences on arms that did not get to the end.
-        bootstrap_maps: by seed, arm and round: teacher mAP on draws of the validation images, the same draws for all arms.
+        bootstrap_maps: by seed, arm and round: teacher mAP on bootstrap samples of the validation images, the same
+            samples for all arms.
     """
     arms = {}
     for name, settings in config.arms.items():

@@ -31,19 +31,22 @@ def wait_until(happens: Callable[[], bool], what: str) -> None:
 
 def test_without_a_server_it_says_what_is_missing(small_campaign: Workspace) -> None:
     answer = run_gleaner(
-        "serve", str(small_campaign.root), cwd=small_campaign.root, PREFECT_HOME=str(small_campaign.root / "no-profile")
+        "schedule",
+        str(small_campaign.root),
+        cwd=small_campaign.root,
+        PREFECT_HOME=str(small_campaign.root / "no-profile"),
     )
     assert answer.returncode == 1
-    assert answer.stderr.startswith("PREFECT_API_URL: the value is missing, expected a running Prefect server")
+    assert answer.stderr.startswith("PREFECT_API_URL: the variable is not set")
     assert "make services-up" in answer.stderr
 
 
 def test_a_server_that_does_not_answer_is_named(small_campaign: Workspace) -> None:
     answer = run_gleaner(
-        "serve", str(small_campaign.root), cwd=small_campaign.root, PREFECT_API_URL="http://127.0.0.1:9/api"
+        "schedule", str(small_campaign.root), cwd=small_campaign.root, PREFECT_API_URL="http://127.0.0.1:9/api"
     )
     assert answer.returncode == 1
-    assert "Prefect server: the answer is" in answer.stderr
+    assert "Prefect server: the health check failed" in answer.stderr
     assert "http://127.0.0.1:9/api" in answer.stderr
     assert "Traceback" not in answer.stderr
 
@@ -51,13 +54,13 @@ def test_a_server_that_does_not_answer_is_named(small_campaign: Workspace) -> No
 def test_two_campaigns_of_one_name_are_refused(small_campaign: Workspace, tmp_path: Path) -> None:
     other = tmp_path / "other" / small_campaign.root.name
     shutil.copytree(small_campaign.root, other)
-    answer = run_gleaner("serve", str(small_campaign.root), str(other), cwd=tmp_path)
+    answer = run_gleaner("schedule", str(small_campaign.root), str(other), cwd=tmp_path)
     assert answer.returncode == 2
-    assert "the folders called 'tiny' are 2" in answer.stderr
+    assert "2 folders are named" in answer.stderr
 
 
 def test_a_folder_without_a_campaign_is_refused(tmp_path: Path) -> None:
-    answer = run_gleaner("serve", str(tmp_path), cwd=tmp_path)
+    answer = run_gleaner("schedule", str(tmp_path), cwd=tmp_path)
     assert answer.returncode == 2
     assert "the folder is no campaign" in answer.stderr
 
@@ -69,12 +72,32 @@ def test_a_folder_without_a_campaign_is_refused(tmp_path: Path) -> None:
         ("61 2 * * *", "UTC", "--cron: the value is '61 2 * * *'"),
         ("0 2 * * *", "Middle-earth/Shire", "--timezone: the value is 'Middle-earth/Shire'"),
         ("0 2 * * *", "../../etc/passwd", "--timezone: the value is '../../etc/passwd'"),
+        ("0 2 * * *", "localtime", "--timezone: the value is 'localtime'"),
+        ("0 2 * * *", "", "--timezone: the value is ''"),
+        ("*/5 * * * * *", "UTC", "--cron: the value is '*/5 * * * * *' (6 fields), expected five fields"),
+        ("0 2 * *", "UTC", "--cron: the value is '0 2 * *' (4 fields), expected five fields"),
+        ("", "UTC", "--cron: the value is '' (0 fields), expected five fields"),
+        ("r r 2 * *", "UTC", "--cron: the value is 'r r 2 * *'"),
+        ("0 2 31 2 *", "UTC", "--cron: the value is '0 2 31 2 *', which never fires"),
+        ("0 2 31 4,6,9,11 *", "Europe/Berlin", "--cron: the value is '0 2 31 4,6,9,11 *', which never fires"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(cron: str, timezone: str, words: str) -> None:
     with pytest.raises(UserError) as refused:
         cron_schedule(cron, timezone)
     assert str(refused.value).startswith(words)
+
+
+@pytest.mark.parametrize(
+    "cron", ["0 2 * * *", "* * * * *", "0 2 29 2 *", "0 2 * * 7", "0 2 * * MON-FRI", "0 2 L * *", "@daily"]
+)
+def test_a_schedule_that_fires_is_taken_as_it_is(cron: str) -> None:
+    assert cron_schedule(cron, "Europe/Berlin").cron == cron
+
+
+def test_a_time_zone_in_other_letters_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Europe/London"):
+        cron_schedule("0 2 * * *", "europe/london")
 
 
 def test_a_night_still_at_work_has_the_next_one_cancelled() -> None:

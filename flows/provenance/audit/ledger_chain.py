@@ -118,7 +118,7 @@ def _signature_check(scope: AuditScope) -> Check:
     found = []
     for name in signed:
         try:
-            git.run_git(scope.workspace.root, "verify-tag", name)
+            git.run_git(scope.workspace.root, "verify-tag", name, user_config=True)
         except UserError as error:
             found.append(f"tag {name}: {error.problem}")
     return make_check("ledgers", "signatures of tags hold", f"{len(signed)} signed tags", found)

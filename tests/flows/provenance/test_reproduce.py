@@ -48,7 +48,6 @@ def test_what_comes_out_otherwise_is_named(clone: Workspace, tmp_path: Path) -> 
     """The round's evaluation is altered in the history itself."""
     text = clone.dvc_yaml.read_text()
     clone.dvc_yaml.write_text(text.replace("fake_stages.py evaluate", "fake_stages.py evaluate --lost bright"))
-    git.ensure_identity(clone.root)
     git.run_git(clone.root, "commit", "--quiet", "--all", "--message", "x")
     git.run_git(clone.root, "tag", "--force", "round-0001")
     done = run_gleaner("reproduce", "round-0001", "--into", str(tmp_path / "again"), cwd=clone.root)

@@ -38,7 +38,9 @@ def test_only_what_nothing_needs_is_freed(after_two_rounds: Workspace) -> None:
     assert find_garbage(after_two_rounds, remote=False) == []
     junk = write_orphan_object(after_two_rounds)
     told = run_gleaner("gc", "--json", cwd=root)
-    assert json.loads(told.stdout) == [{"place": "cache", "what": "unknown", "objects": 1, "bytes": len(ORPHAN_BYTES)}]
+    assert json.loads(told.stdout) == [
+        {"location": "cache", "path": "unknown", "objects": 1, "bytes": len(ORPHAN_BYTES)}
+    ]
     assert "Nothing was deleted" in told.stderr
     assert junk.is_file()
     done = run_gleaner("gc", "--yes", cwd=root)
@@ -83,6 +85,23 @@ def test_the_remote_is_freed_too_when_asked(after_two_rounds: Workspace, tmp_pat
     assert after < before
     assert len(before - after) == 1
     assert find_garbage(after_two_rounds, remote=True) == []
+
+
+def test_what_a_colleagues_branch_needs_is_kept(after_two_rounds: Workspace) -> None:
+    """Fetched, not merged: no local branch and no tag has it."""
+    root = after_two_rounds.root
+    own = after_two_rounds.root / "data" / "theirs.bin"
+    files.write_bytes(own, ORPHAN_BYTES)
+    dvc.add(after_two_rounds, own)
+    git.run_git(root, "add", "--all", "data")
+    git.run_git(root, "commit", "--quiet", "--message", "Theirs")
+    git.run_git(root, "update-ref", "refs/remotes/origin/main", "HEAD")
+    git.run_git(root, "reset", "--quiet", "--hard", "HEAD~1")
+    own.unlink()
+    assert find_garbage(after_two_rounds, remote=False) == []
+    git.run_git(root, "update-ref", "-d", "refs/remotes/origin/main")
+    (group,) = find_garbage(after_two_rounds, remote=False)
+    assert (group.path, group.size_bytes) == ("data/theirs.bin", len(ORPHAN_BYTES))
 
 
 def test_a_shared_cache_is_left_alone(after_two_rounds: Workspace, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from flows.workspace import git
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
+from tests.flows.hostile_machine import hostile_machine
 
 
 @pytest.fixture
@@ -98,3 +100,60 @@ def test_every_clone_has_the_same_campaign_id(repository: Workspace, tmp_path_fa
     clone = tmp_path_factory.mktemp("clone") / "c"
     subprocess.run(["git", "clone", "--quiet", str(repository.root), str(clone)], check=True)
     assert git.campaign_id(clone) == git.campaign_id(repository.root)
+
+
+def test_the_git_settings_of_the_machine_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile_machine(tmp_path / "machine", monkeypatch)
+    root = tmp_path / "campaign"
+    root.mkdir()
+    git.init_repository(root)
+    (root / "params.yaml").write_bytes(b"a: 1\r\nb: 2\n")
+    git.commit(Workspace(root), "first")
+    git.set_tag(root, "round-0000", "one")
+    assert git.run_git(root, "branch", "--show-current") == "main"
+    assert git.read_blob(root, "HEAD", "params.yaml") == b"a: 1\r\nb: 2\n"
+    assert git.run_git(root, "log", "--format=%an %ae") == "Gleaner gleaner@localhost"
+    tag = git.read_tag_object(root, "round-0000")
+    assert tag is not None
+    assert not tag.signed
+    (root / "note").write_text("new")
+    assert git.run_git(root, "status", "--porcelain") == "?? note"
+
+
+def test_hooks_set_for_the_repository_are_not_run(repository: Workspace) -> None:
+    hook = repository.root / "hooks" / "pre-commit"
+    hook.parent.mkdir()
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    git.run_git(repository.root, "config", "core.hooksPath", str(hook.parent))
+    (repository.root / "params.yaml").write_text("a: 2\n")
+    before = git.head_commit(repository.root)
+    assert git.commit(repository, "second") != before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_repository_of_another_user_is_used(repository: Workspace) -> None:
+    for path in (repository.root, *repository.root.rglob("*")):
+        os.chown(path, 12345, 12345)
+    refused = subprocess.run(["git", "status"], cwd=repository.root, capture_output=True, check=False)
+    assert b"dubious ownership" in refused.stderr  # else the test would show nothing
+    assert git.run_git(repository.root, "log", "--format=%s") == "first"
+    assert git.read_blob(repository.root, "HEAD", "params.yaml") == b"a: 1\n"
+
+
+def test_a_renamed_file_is_committed_whole(repository: Workspace) -> None:
+    (repository.root / "rounds").mkdir()
+    (repository.root / "rounds" / "a.json").write_text("the same text, long enough to be found again\n" * 20)
+    git.commit(repository, "second")
+    (repository.root / "rounds" / "a.json").rename(repository.root / "rounds" / "b.json")
+    git.commit(repository, "third")
+    assert git.run_git(repository.root, "status", "--porcelain") == ""
+
+
+def test_brackets_in_a_file_name_are_no_pattern(repository: Workspace) -> None:
+    (repository.root / "quarantine").mkdir()
+    for name in ("image [1].json", "image 1.json", "it's *.json"):
+        (repository.root / "quarantine" / name).write_text(name)
+    git.commit(repository, "odd")
+    assert git.run_git(repository.root, "status", "--porcelain") == ""
+    assert git.read_blob(repository.root, "HEAD", "quarantine/image [1].json") == b"image [1].json"

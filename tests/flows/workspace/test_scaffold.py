@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from flows.cli.demo_campaign import prepare_demo, remaining_rounds
+from flows.runtime.process_env import tracking_uri
+from flows.tracking.mlflow_run import find_or_create_experiment, use_tracking_uri
 from flows.workspace import dvc, git
 from flows.workspace.code_version import code_digests, refresh_code_digests, stale_stages
 from flows.workspace.scaffold import create_workspace, workspace_dvc_yaml
 from tasks.data.paths import STAGES, Workspace
 from tasks.runtime.errors import UserError
 from tasks.storage import files
+from tests.flows.hostile_machine import hostile_machine
 from tests.flows.small_campaign import (
     CLASSES,
     POOL,
@@ -45,6 +49,16 @@ def test_a_new_campaign_is_committed_whole(small_campaign: Workspace) -> None:
     } <= tracked
     assert not any(name.startswith(("oracle", "data/images/", ".gleaner")) for name in tracked)
     assert small_campaign.oracle.is_file()
+
+
+def test_the_git_settings_of_the_machine_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC refuses its own files where the user's git ignores them."""
+    hostile_machine(tmp_path / "machine", monkeypatch)
+    create_workspace(tmp_path / "new", workspace_config(make_source(tmp_path / "source")))
+    assert git.run_git(tmp_path / "new", "status", "--porcelain") == ""
+    assert {"params.yaml", "dvc.yaml", ".gitignore", "data/images.dvc", "data/labels/batch-0000.json"} <= set(
+        git.list_paths(tmp_path / "new", "HEAD", ".")
+    )
 
 
 def test_dvc_reports_nothing_home_and_stages_nothing(small_campaign: Workspace) -> None:
@@ -80,16 +94,48 @@ def test_a_second_init_of_the_same_place_is_refused_and_changes_nothing(
 ) -> None:
     before = git.head_commit(small_campaign.root)
     source = make_source(tmp_path / "again")
-    with pytest.raises(UserError, match="Go on with: gleaner run"):
+    with pytest.raises(UserError, match="Continue it with: gleaner run"):
         create_workspace(small_campaign.root, workspace_config(source))
     assert git.head_commit(small_campaign.root) == before
+
+
+@pytest.mark.parametrize("name", ["it's", "what?", "{x}", "new\nline", "a'b/c"])
+def test_a_path_that_mlflow_or_dvc_cannot_use_is_refused_at_init(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="the path contains"):
+        create_workspace(tmp_path / name, workspace_config(make_source(tmp_path / "source")))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_path_behind_a_link_is_looked_at_too(tmp_path: Path) -> None:
+    (tmp_path / "it's").mkdir()
+    (tmp_path / "plain").symlink_to(tmp_path / "it's")
+    with pytest.raises(UserError, match="the path contains"):
+        create_workspace(tmp_path / "plain" / "new", workspace_config(make_source(tmp_path / "source")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["camp [v2] ü 50% #1", 'a"b$HOME;`x`', "-b\\c *&|"])
+def test_other_odd_folder_names_work(tmp_path: Path, name: str) -> None:
+    """Git, DVC, a stage and MLflow's database with its files; parents count as well."""
+    workspace = Workspace(tmp_path / "its [parent] %41" / name)
+    create_workspace(workspace.root, workspace_config(make_source(tmp_path / "source [1] 100%")))
+    dvc.run_dvc(workspace.root, "repro", "prepare")
+    assert (workspace.derived("prepare") / "pool.parquet").is_file()
+    with use_tracking_uri(tracking_uri(workspace.root)):
+        client = MlflowClient()
+        experiment_id, _ = find_or_create_experiment(client, workspace, git.campaign_id(workspace.root))
+        run_id = client.create_run(experiment_id).info.run_id
+        client.log_text(run_id, "text", "note.txt")
+        assert [entry.path for entry in client.list_artifacts(run_id)] == ["note.txt"]
+    assert (workspace.root / "mlflow.db").is_file()
+    assert len(list((workspace.root / "mlartifacts").rglob("note.txt"))) == 1
 
 
 def test_a_place_that_is_taken_is_refused(tmp_path: Path) -> None:
     source = make_source(tmp_path / "source")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="expected an empty or a new folder"):
+    with pytest.raises(UserError, match="expected an empty or a new one"):
         create_workspace(tmp_path / "taken", workspace_config(source))
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["thesis.tex"]
 

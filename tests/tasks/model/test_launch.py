@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.workspace.params_template import render_params
+from tasks.params.template import render_params
 from tasks.data import schemas
 from tasks.data.paths import image_id_from_sha256
 from tasks.params import load_stage_params

@@ -189,7 +189,6 @@ def new_team(root: Path, url: str, images: int = 6) -> Team:
     seed = LabelBatch(batch=0, provider="import", collected_at="2026-03-01T00:00:00+00:00", images=())
     files.write_json(workspace.label_batch(0), seed.model_dump(mode="json"))
     git.init_repository(workspace.root)
-    git.ensure_identity(workspace.root)
     git.run_git(workspace.root, "add", "--all")
     git.run_git(workspace.root, "commit", "--quiet", "-m", f"A campaign in {root}")
     return Team(workspace, url)

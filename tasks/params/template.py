@@ -25,7 +25,7 @@ def render_params(template_text: str, *, classes: Sequence[str], overrides: Sequ
     Args:
         template_text: the repository's ``params.yaml``.
         classes: class names of the campaign, in the order of their indices.
-        overrides: ``section.key=value`` each, value in YAML.
+        overrides: ``section.key=value`` each, value in YAML; of two for one parameter the later one holds.
 
     Returns:
         The new file's text; ``load_params`` accepts it.
@@ -85,7 +85,7 @@ def _apply_override(document: CommentedMap, override: str) -> None:
 
 
 def _find_key(document: CommentedMap, key: str) -> tuple[dict[str, Any], str]:
-    """The map that holds the parameter, and the parameter's name in it."""
+    """Return the map that holds the parameter, and the parameter's name in it."""
     node: Any = document
     *path, last = key.split(".")
     for part in path:
@@ -119,7 +119,7 @@ def _parse_value(key: str, text: str) -> Any:
 
 
 def _normalize_value(value: Any) -> Any:
-    """What the user meant: numbers like 1e-3, which YAML 1.1 reads as text, and lists on one line."""
+    """Return numbers such as 1e-3, which YAML 1.1 reads as text, as numbers, and lists on one line."""
     if isinstance(value, list):
         return _flow_sequence([_normalize_value(item) for item in value])
     if not isinstance(value, str):
@@ -131,7 +131,7 @@ def _normalize_value(value: Any) -> Any:
 
 
 def _quote_if_ambiguous(text: str) -> str:
-    """Plain where it is plainly a text; quoted where a YAML reader may take it for more: no, 12:30, a: b."""
+    """Quote a text that a YAML reader may take for something else: no, 12:30, a: b."""
     is_unambiguous = _PLAIN_SCALAR.fullmatch(text) is not None and yaml.safe_load(text) == text
     return text if is_unambiguous else DoubleQuotedScalarString(text)
 

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.workspace.params_template import render_params
+from tasks.params.template import render_params
 from tasks.params import load_params
 from tasks.runtime.errors import UserError
 
