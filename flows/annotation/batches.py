@@ -1,8 +1,8 @@
 """Read and write the folder of a delivery: the offered images, and the outputs of the round that selected them.
 
 ``deliveries/batch-0002/`` is written under another name and renamed, so it is complete or absent. Git tracks
-``delivery.json`` and ``manifest.jsonl``. The other files are copied to ``data/`` when labels of the batch are collected,
-since the next round needs them, and are then removed.
+``delivery.json`` and ``manifest.jsonl``. The other files, which the next round needs, are copied to ``data/`` when
+labels of the batch are collected, and are then removed.
 """
 
 import shutil
@@ -56,7 +56,7 @@ def read_manifest(path: Path) -> list[AnnotationTask]:
         lines = path.read_text(encoding="utf-8").splitlines()
         return [AnnotationTask.model_validate_json(line) for line in lines if line]
     except FileNotFoundError:
-        raise UserError(path, "the file is missing, expected the manifest of stage handoff", "Run: dvc checkout") from None
+        raise UserError(path, "the manifest of stage handoff is missing", "Run: dvc checkout") from None
     except ValueError as error:
         raise UserError(path, f"a line is not a task ({' '.join(str(error).split())}), expected one per line") from None
 

@@ -237,7 +237,8 @@ def _write_label_batch(workspace: Workspace, batch: LabelBatch) -> None:
     delivery = read_annotation_batch(workspace, batch.batch)
     if delivery is None:
         folder = workspace.delivery(batch.batch)
-        raise UserError(folder, "the delivery of the label batch is missing", f"Restore it: git checkout -- deliveries/{folder.name}")
+        fix = f"Restore it: git checkout -- deliveries/{folder.name}"
+        raise UserError(folder, "the delivery of the label batch is missing", fix)
     archive_round_outputs(workspace, delivery)
     dvc.add(workspace, workspace.detections_at_selection, workspace.warm_start)
     files.write_json(workspace.label_batch(batch.batch), batch.model_dump(mode="json"))

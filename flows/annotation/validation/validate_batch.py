@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flows.annotation.providers.base import RawAnnotation
+from flows.annotation.text import count
 from flows.annotation.validation.annotation import (
     clamp_future_timestamp,
     is_identical,
@@ -113,9 +114,9 @@ def _notes(
 def _note_texts(accepted: _Accepted, latest: LabeledImage, context: ValidationContext) -> list[str]:
     texts = []
     if accepted.num_duplicates:
-        what = "1 box is a duplicate" if accepted.num_duplicates == 1 else f"{accepted.num_duplicates} boxes are duplicates"
         limit = context.limits.duplicate_iou_threshold
-        texts.append(f"{what} (same class, IoU above {limit:g}), expected each object once; it was left out")
+        left_out = f"{count(accepted.num_duplicates, 'duplicate box', 'duplicate boxes')} left out"
+        texts.append(f"{left_out} (same class, IoU above {limit:g})")
     if accepted.label.reported_finished_at is not None:
         reported = f"finished_at is {accepted.label.reported_finished_at!r}, expected a time in the past"
         texts.append(f"{reported}; the time of the collection is used")
