@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 from flows.annotation.providers.base import RawAnnotation, to_raw_annotation
 from flows.annotation.providers.folder.inbox_files import FileAnnotation, FileProblem, InboxReader, ReviewMark
@@ -94,7 +95,7 @@ class _Converter:
         """Convert one image; what the document leaves open is taken from its line of ``reviewed.csv``."""
         _, mark = self._marks.get(image_id, (None, None))
         annotator = parsed.annotator or (mark and mark.annotator) or self._default_annotator
-        fields = {
+        fields: dict[str, Any] = {
             "image_id": image_id,
             "annotator": annotator,
             "finished_at": parsed.finished_at or (mark and mark.finished_at) or _modified_at(entry),

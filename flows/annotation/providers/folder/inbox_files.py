@@ -140,10 +140,8 @@ class BatchIndex:
         results: list[tuple[str | None, str]] = []
         names_of: dict[str, set[str]] = defaultdict(set)
         for image, match in zip(images, matches, strict=True):
-            if image.image_id in self._ids:
-                image_id = image.image_id
-            else:
-                image_id = None if match.found is None else self._id_of[match.found]
+            by_name = None if match.found is None else self._id_of[match.found]
+            image_id = image.image_id if image.image_id in self._ids else by_name
             if image_id is not None:
                 names_of[image_id].add(image.name)
                 results.append((image_id, ""))
