@@ -24,7 +24,7 @@ _MISSING = "-"
 def list_entries(
     show_all: Annotated[
         bool,
-        typer.Option("--all", help="Also those that need no action: imported since, superseded by a newer one, notes."),
+        typer.Option("--all", help="Also closed ones: imported since, superseded by a newer one, notes."),
     ] = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
@@ -40,10 +40,10 @@ def list_entries(
     console = Console()
     if shown:
         console.print(_table(shown))
-    num_settled = len(states) - len(shown)
+    num_closed = len(states) - len(shown)
     num_open = sum(state == "open" for _, state in states)
-    settled = f", {num_settled} need no action (--all shows them)" if num_settled else ""
-    console.print(f"{num_open} open{settled}.")
+    closed = f", {num_closed} closed (--all shows them)" if num_closed else ""
+    console.print(f"{num_open} open{closed}.")
     if num_open:
         console.print("A corrected annotation is collected from the label tool by itself.")
         console.print("After a correction in params.yaml run: gleaner quarantine retry")

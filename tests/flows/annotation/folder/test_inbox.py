@@ -128,11 +128,11 @@ def test_a_label_studio_export_finishes_submitted_images(team: Team) -> None:
     value = {"x": 10, "y": 10, "width": 50, "height": 50, "rotation": 0, "rectanglelabels": ["cat"]}
     region = {"type": "rectanglelabels", "original_width": WIDTH, "original_height": HEIGHT, "value": value}
     times = {"updated_at": "2026-03-02T08:00:00Z", "completed_by": {"email": "jo@example.com"}}
+    annotations = {first: [{"result": [region], **times}], second: [{"result": [], **times}], third: []}
     tasks = [
-        {"id": 1, "data": {"image": f"/data/upload/1/ab12cd34-{first}.png"}, "annotations": [{"result": [region], **times}]},
-        {"id": 2, "data": {"image": f"/data/upload/1/ab12cd34-{second}.png"}, "annotations": [{"result": [], **times}]},
-        {"id": 3, "data": {"image": f"/data/upload/1/ab12cd34-{third}.png"}, "annotations": []},
-    ]  # fmt: skip
+        {"id": n, "data": {"image": f"/data/upload/1/ab12cd34-{image_id}.png"}, "annotations": submitted}
+        for n, (image_id, submitted) in enumerate(annotations.items())
+    ]
     team.write_to_inbox("batch-0003/export.json", json.dumps(tasks))
     answers, problems = team.collect()
     assert problems == []
@@ -142,7 +142,8 @@ def test_a_label_studio_export_finishes_submitted_images(team: Team) -> None:
 
 
 def test_side_files_of_an_unpacked_export_are_ignored(team: Team) -> None:
-    for name in ("labelmap.txt", "obj.data", "notes.json", "LICENSE", "README.roboflow.txt", "ImageSets/Main/train.txt"):
+    names = ("labelmap.txt", "obj.data", "notes.json", "LICENSE", "README.roboflow.txt", "ImageSets/Main/train.txt")
+    for name in names:
         team.write_to_inbox(f"batch-0003/{name}", "x")
     assert team.collect() == ({}, [])
 
