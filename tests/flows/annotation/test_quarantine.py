@@ -88,9 +88,7 @@ def test_a_new_reason_is_reported_and_the_old_one_stays_in_the_history(tmp_path:
         ([make_label(0, "bob").model_copy(update={"finished_at": "2026-03-01T09:59:00+00:00"})], "open"),
     ],
 )
-def test_the_state_is_derived_from_the_labels(
-    tmp_path: Path, labels: list[LabeledImage], state: str
-) -> None:
+def test_the_state_is_derived_from_the_labels(tmp_path: Path, labels: list[LabeledImage], state: str) -> None:
     add_to_quarantine(Workspace(tmp_path), [make_rejection()])
     (entry,) = read_entries(Workspace(tmp_path))
     assert entry_state(entry, {IMAGE: labels}) == state
@@ -152,9 +150,7 @@ def test_after_a_class_was_added_its_annotations_are_released_and_others_stay(of
     assert [result.accepted for result in retry(offered, [], approve=False)] == [False]  # the other is not open
     assert {path.name: path.read_bytes() for path in offered.quarantine.iterdir()} == before
     assert git.head_commit(offered.root) == revision
-    assert "params.yaml" in git.run_git(
-        offered.root, "status", "--porcelain"
-    )  # the user commits their own change
+    assert "params.yaml" in git.run_git(offered.root, "status", "--porcelain")  # the user commits their own change
     assert "quarantine" not in git.run_git(offered.root, "status", "--porcelain")
 
 

@@ -23,9 +23,7 @@ def test_coco_of_the_whole_batch_finishes_only_images_with_changed_boxes(team: T
     first, second, third, fourth = (task.image_id for task in team.tasks)
     assert problems == []
     assert set(answers) == {second, fourth}  # image 0 has the pre-annotations to half a pixel, image 2 has no boxes
-    assert answers[fourth]["boxes"] == [
-        {"category": "dog, small", "xyxy_px": [5.0, 6.0, 12.0, 14.0], "shape": "box"}
-    ]
+    assert answers[fourth]["boxes"] == [{"category": "dog, small", "xyxy_px": [5.0, 6.0, 12.0, 14.0], "shape": "box"}]
     assert answers[second]["status"] == "labeled"
     assert {first, third}.isdisjoint(answers)
     assert team.provider.status(team.delivery).finished == 2

@@ -133,7 +133,10 @@ def test_nothing_drawn_is_empty_and_cancelled_is_skipped() -> None:
         (make_region("cup", 40, 30, 140, 120, width="wide"), "'wide'.*expected percentages"),
         (make_region("cup", 40, 30, 140, 120) | {"original_width": 640}, "size of the labeled image is 640 x 240 px"),
         (make_region("cup", 40, 30, 140, 120) | {"original_width": None}, "expected the image's size in pixels"),
-        ({"type": "polygonlabels", "value": {"points": [[1, 2]], "polygonlabels": ["cup"]}}, "original_width and original_height are"),
+        (
+            {"type": "polygonlabels", "value": {"points": [[1, 2]], "polygonlabels": ["cup"]}},
+            "original_width and original_height are",
+        ),
         ("rubbish", "expected a region"),
     ],
 )

@@ -43,7 +43,7 @@ def failing(error: Exception) -> Callable[[httpx.Request], httpx.Response]:
         (lambda _: httpx.Response(502), True, "status 502"),
         (lambda _: httpx.Response(200, text="<html>Some other program"), False, "is no JSON"),
         (lambda _: httpx.Response(200, json=["no", "projects"]), False, "is not that of Label Studio"),
-        (lambda _: httpx.Response(200, json={"count": 1, "results": [{"id": "x"}]}), False, "is not that of Label Studio"),
+        (lambda _: httpx.Response(200, json={"count": 1, "results": [{"id": "x"}]}), False, "not that of Label Studio"),
         (lambda _: httpx.Response(200, json={"count": 1, "results": 5}), False, "is not that of Label Studio"),
         (lambda _: httpx.Response(200, json={}), False, "is not that of Label Studio"),
     ],

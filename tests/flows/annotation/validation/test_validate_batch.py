@@ -176,9 +176,7 @@ def test_an_approved_annotation_is_accepted() -> None:
     approved = frozenset([annotation_digest(3, empty)])
     assert (
         len(
-            validate_batch(
-                [empty], make_context(make_task("a" * 16, *CONFIDENT_SCORES), approved=approved), {}
-            ).primary
+            validate_batch([empty], make_context(make_task("a" * 16, *CONFIDENT_SCORES), approved=approved), {}).primary
         )
         == 1
     )
