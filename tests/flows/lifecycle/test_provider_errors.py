@@ -37,6 +37,20 @@ def test_a_delivery_that_the_provider_lost_does_not_affect_the_others(
     assert len(batch_images(workspace, 3)) == BATCH_SIZE
 
 
+def test_a_delivery_without_its_manifest_does_not_affect_the_others(
+    workspace: Workspace, fake_provider: FakeProvider
+) -> None:
+    fake_provider.annotate(1, batch_images(workspace, 1)[0])
+    run_fake_round(workspace, fake_provider, PARAMS)
+    (workspace.delivery(1) / "manifest.jsonl").unlink()
+    fake_provider.annotate(1, batch_images(workspace, 1)[1])
+    labeled = batch_images(workspace, 2)[0]
+    fake_provider.annotate(2, labeled)
+    with pytest.raises(ProviderError, match=r"batch-0001/manifest\.jsonl: the manifest of stage handoff is missing"):
+        run_fake_round(workspace, fake_provider, PARAMS)
+    assert [label.image_id for label in read_label_batch(workspace, 2).images] == [labeled]
+
+
 def test_a_provider_that_does_not_answer_stops_only_what_needs_it(tmp_path: Path) -> None:
     workspace, is_down = make_fake_campaign(tmp_path / "campaign"), True
 
