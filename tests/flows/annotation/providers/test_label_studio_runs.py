@@ -149,7 +149,7 @@ def test_three_rounds_with_annotators_between_them(
     label_studio: LabelStudioServer, artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
-    workspace = make_campaign(label_studio, "three-nights")
+    workspace = make_campaign(label_studio, "three-rounds")
     assert nightly(workspace.root).outcome == "completed"  # round 0 on the seed labels; batch 1 is delivered
     assert nightly(workspace.root).outcome == "waiting_for_labels"
     ids = label_the_first_batch(label_studio, workspace, artifacts / "label-studio.png")
@@ -167,7 +167,7 @@ def test_three_rounds_with_annotators_between_them(
     names = sorted(path.name for path in workspace.labels.glob("batch-*.json"))
     assert names == [f"batch-{number:04d}.json" for number in range(4)]
     titles = [project.title for project in label_studio.owner.sdk.projects.list(page_size=500)]
-    assert len([title for title in titles if title.startswith("three-nights (")]) == 1
+    assert len([title for title in titles if title.startswith("three-rounds (")]) == 1
 
 
 def test_the_command_reports_that_label_studio_is_down_and_the_next_one_recovers(
