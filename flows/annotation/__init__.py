@@ -1,1 +1,1 @@
-"""What goes out to people and comes back: deliveries, leases, the door, quarantine, label providers."""
+"""Deliver images to label providers and collect their annotations: batches, leases, validation, quarantine."""

@@ -1,8 +1,8 @@
-"""The folder of one delivery: what is offered, and what the next round must know of the one that offers it.
+"""Read and write the folder of a delivery: the offered images, and the outputs of the round that selected them.
 
-``deliveries/batch-0002/`` is filled under another name and renamed, so it is whole or absent. Git keeps
-``delivery.json`` and ``manifest.jsonl``; the rest goes to ``data/`` with the next labels that come back, and is
-then removed.
+``deliveries/batch-0002/`` is written under another name and renamed, so it is complete or absent. Git tracks
+``delivery.json`` and ``manifest.jsonl``. The other files, which the next round needs, are copied to ``data/`` when
+labels of the batch are collected, and are then removed.
 """
 
 import shutil
@@ -26,7 +26,7 @@ _DETECTIONS = "detections.parquet"
 
 
 def read_annotation_batch(workspace: Workspace, batch: int) -> AnnotationBatch | None:
-    """What was prepared or delivered as a batch; None where nothing was."""
+    """Read one delivery; None where there is none of that number."""
     folder = workspace.delivery(batch)
     if not (folder / _RECORD).is_file():
         return None
@@ -35,19 +35,19 @@ def read_annotation_batch(workspace: Workspace, batch: int) -> AnnotationBatch |
 
 
 def all_annotation_batches(workspace: Workspace) -> list[AnnotationBatch]:
-    """Every delivery of the campaign, by batch."""
+    """Read every delivery of the campaign, by batch number."""
     folders = sorted((workspace.root / "deliveries").glob("batch-[0-9]*"))
     found = (read_annotation_batch(workspace, int(folder.name.removeprefix("batch-"))) for folder in folders)
     return [delivery for delivery in found if delivery is not None]
 
 
 def offered_annotation_batches(workspace: Workspace) -> list[AnnotationBatch]:
-    """Every delivery the provider has, by batch; those that asked for nothing are none."""
+    """Read every delivery that the provider has, by batch number; those without images were never sent."""
     return [found for found in all_annotation_batches(workspace) if found.image_ids and found.state != "prepared"]
 
 
 def read_manifest(path: Path) -> list[AnnotationTask]:
-    """The tasks of a manifest, by rank.
+    """Read the tasks of a manifest, by rank.
 
     Raises:
         UserError: the file is missing or a line is not a task.
@@ -56,21 +56,21 @@ def read_manifest(path: Path) -> list[AnnotationTask]:
         lines = path.read_text(encoding="utf-8").splitlines()
         return [AnnotationTask.model_validate_json(line) for line in lines if line]
     except FileNotFoundError:
-        raise UserError(path, "the file is missing, expected the manifest of handoff", "Run: dvc checkout") from None
+        raise UserError(path, "the manifest of stage handoff is missing", "Run: dvc checkout") from None
     except ValueError as error:
-        raise UserError(path, f"a line is not a task ({' '.join(str(error).split())}), expected one a line") from None
+        raise UserError(path, f"a line is not a task ({' '.join(str(error).split())}), expected one per line") from None
 
 
 def prepare_annotation_batch(
     workspace: Workspace, campaign: str, batch: int, tasks: Sequence[AnnotationTask]
 ) -> AnnotationBatch:
-    """Put together everything of one delivery, on disk before anybody hears of it.
+    """Write the folder of one delivery, before anything is sent.
 
     Args:
         workspace: its ``derived/`` is that of the round that offers the batch.
-        campaign: identity of the campaign, part of the delivery's key.
+        campaign: id of the campaign, part of the delivery's key.
         batch: number of the delivery.
-        tasks: those of the manifest; none where nothing is asked for: there is only something to hand over.
+        tasks: those of the manifest; none where no image is offered: then the folder only holds the round's outputs.
     """
     manifest = workspace.derived("handoff") / MANIFEST
     folder = workspace.delivery(batch)
@@ -93,7 +93,7 @@ def prepare_annotation_batch(
     weights = files.read_table(workspace.derived("weigh") / "uncertainty.parquet", UNCERTAINTY)
     files.write_table(staging / _UNCERTAINTY, weights.select(PREVIOUS_UNCERTAINTY.names))
     _write_record(staging, delivery)
-    shutil.rmtree(folder, ignore_errors=True)  # a remnant without its delivery.json
+    shutil.rmtree(folder, ignore_errors=True)  # left by a crash, without its delivery.json
     staging.rename(folder)
     return delivery
 
@@ -101,7 +101,7 @@ def prepare_annotation_batch(
 def set_state(
     delivery: AnnotationBatch, state: Literal["delivered", "collected"], receipt: str | None
 ) -> AnnotationBatch:
-    """Record how far a delivery has come."""
+    """Write the state of a delivery, and return the changed delivery."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     delivered_at = now if state == "delivered" else delivery.delivered_at
     updated = replace(delivery, state=state, receipt=receipt, delivered_at=delivered_at)
@@ -110,10 +110,10 @@ def set_state(
 
 
 def archive_round_outputs(workspace: Workspace, delivery: AnnotationBatch) -> None:
-    """Copy to ``data/`` what the round before handed over with this batch.
+    """Copy the outputs of the previous round from the delivery to ``data/``.
 
     Raises:
-        UserError: a file of the delivery is gone.
+        UserError: a file of the delivery is missing.
     """
     targets = {name: workspace.warm_start / name for name in (*_warm_start_files(workspace), _UNCERTAINTY)}
     targets[_DETECTIONS] = workspace.detections_at_selection_batch(delivery.batch)
@@ -121,20 +121,20 @@ def archive_round_outputs(workspace: Workspace, delivery: AnnotationBatch) -> No
         source = delivery.folder / name
         if not source.is_file():
             fix = f"Copy {workspace.delivery(delivery.batch).name} from the machine that delivered it."
-            raise UserError(source, "the file is missing, expected it until its labels are back", fix)
+            raise UserError(source, "the file is missing, expected until labels of the batch are collected", fix)
         with files.atomic_write(target) as temporary:  # never in place: DVC's cache shares the file
             shutil.copyfile(source, temporary)
 
 
 def remove_archived_files(delivery: AnnotationBatch) -> None:
-    """Remove what ``data/`` holds by now."""
+    """Remove the files that were copied to ``data/``."""
     for path in delivery.folder.iterdir():
         if path.name not in _TRACKED_FILES:
             path.unlink()
 
 
 def _warm_start_files(workspace: Workspace) -> dict[str, Path]:
-    """Files of data/warm_start that a stage wrote as they are."""
+    """Files of ``data/warm_start`` that are copies of stage outputs, by name."""
     return {
         "history.json": workspace.derived("report") / "history.json",
         "class_weights.json": workspace.derived("weigh") / "class_weights.json",

@@ -1,4 +1,4 @@
-"""The next batch goes out: written down first, then offered, then marked; each step may be repeated."""
+"""Deliver the next batch: write its folder, send it to the provider, record the receipt; each step can be repeated."""
 
 from dataclasses import dataclass
 
@@ -12,38 +12,39 @@ from flows.annotation.batches import (
 )
 from flows.annotation.leases import num_open
 from flows.annotation.providers.base import LabelProvider, ProviderError
+from flows.annotation.text import count_are
 from flows.workspace import git
 from tasks.data.paths import Workspace
 from tasks.params import Params
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 
-CAMPAIGN_COMPLETE = "Nothing is left in the pool to ask for: the campaign is complete."
+CAMPAIGN_COMPLETE = "No image is left to label in the pool: the campaign is complete."
 
 
 @dataclass(frozen=True)
 class DeliveryResult:
-    """What went out."""
+    """Result of a delivery."""
 
     num_images: int
-    """Of the newest batch; 0: none were asked for."""
+    """Images in the newest batch."""
     num_open: int
-    """With the annotators now, from all batches; 0: the campaign is complete."""
+    """Images with the annotators now, from all batches; 0: the campaign is complete."""
     message: str
 
 
 def has_pending_delivery(workspace: Workspace, round_number: int) -> bool:
-    """Whether a night before was cut off, or its provider away, before everything was offered."""
+    """Whether a batch is still to be sent, after a crash or because the provider did not answer."""
     prepared = any(delivery.state == "prepared" for delivery in all_annotation_batches(workspace))
     return prepared or read_annotation_batch(workspace, round_number + 1) is None
 
 
 def deliver(workspace: Workspace, provider: LabelProvider, params: Params, round_number: int) -> DeliveryResult:
-    """Offer what round ``round_number`` selected, as batch ``round_number + 1``, and what is left from before.
+    """Deliver the selection of round ``round_number`` as batch ``round_number + 1``, and earlier batches not sent yet.
 
     Raises:
-        UserError: derived/ is not that of the round.
-        ProviderError: the provider did not take a batch; it stays prepared and the next call offers it again.
+        UserError: ``derived/`` is not that of the round.
+        ProviderError: the provider did not accept a batch; the others were sent, and the next call sends it again.
     """
     _prepare_batch(workspace, params, round_number)
     provider_errors: list[ProviderError] = []
@@ -51,8 +52,8 @@ def deliver(workspace: Workspace, provider: LabelProvider, params: Params, round
         if delivery.state == "prepared":
             try:
                 set_state(delivery, "delivered", provider.deliver(delivery))
-            except ProviderError as error:  # of one batch, or of all: the others must not wait for it
-                provider_errors.append(error)
+            except UserError as error:  # one batch must not hold up the others
+                provider_errors.append(ProviderError.of(error))
     git.commit(workspace, f"Deliver batch {round_number + 1}", git.SOURCE_PATHS)
     if provider_errors:
         raise provider_errors[0]
@@ -60,7 +61,7 @@ def deliver(workspace: Workspace, provider: LabelProvider, params: Params, round
 
 
 def _prepare_batch(workspace: Workspace, params: Params, round_number: int) -> None:
-    """Put the batch down on disk. Every round hands over to the next, even where it asks for no image."""
+    """Write the folder of the batch unless it exists. Every round has one, even where it offers no image."""
     if read_annotation_batch(workspace, round_number + 1) is not None:
         return
     _require_unchanged_manifest(workspace, round_number)
@@ -75,19 +76,24 @@ def _delivery_result(workspace: Workspace, provider: LabelProvider, batch: int) 
     num_images = 0 if delivery is None else len(delivery.image_ids)
     num_pending = num_open(workspace)
     if num_images:
-        message = f"Batch {batch}: {num_images} images are out for labeling ({provider.name})."
+        message = f"Batch {batch}: {count_are(num_images, 'image')} out for labeling ({provider.name})."
     elif num_pending:
-        message = f"Batch {batch} asks for no image: {num_pending} are still with the annotators ({provider.name})."
+        pending = count_are(num_pending, "image")
+        message = f"Batch {batch} offers no image: {pending} still with the annotators ({provider.name})."
     else:
         message = CAMPAIGN_COMPLETE
     return DeliveryResult(num_images, num_pending, message)
 
 
 def _require_unchanged_manifest(workspace: Workspace, round_number: int) -> None:
-    """Nobody may have derived something else since the round was published."""
+    """Refuse a manifest that was derived again since the round was published.
+
+    Raises:
+        UserError: it is not the one recorded in the ledger.
+    """
     recorded = files.read_json(workspace.ledger(round_number))["manifest_sha256"]
     manifest = workspace.derived("handoff") / MANIFEST
     if not manifest.is_file() or files.sha256_file(manifest) != recorded:
         tag = git.round_tag(round_number)
         fix = f"Run: git checkout {tag} -- dvc.lock params.yaml code_versions.json && dvc checkout"
-        raise UserError(manifest, f"the manifest is not that of {tag}, expected it unchanged since then", fix)
+        raise UserError(manifest, f"the manifest differs from that of {tag}, expected it unchanged", fix)

@@ -1,4 +1,4 @@
-"""Whether a campaign is about to stop for want of labels, or of images to label."""
+"""Warn when a campaign runs short of labels, or of images to label."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 
 from flows.annotation.batches import all_annotation_batches
 from flows.annotation.leases import num_open
+from flows.annotation.text import count, count_are
 from flows.workspace.state import RunResult, newest_round
 from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace
@@ -13,15 +14,15 @@ from tasks.params import Params
 
 
 def label_supply_warning(workspace: Workspace, params: Params, result: RunResult) -> str | None:
-    """What somebody should know after this night; None: there is enough of both.
+    """Return the warning to send after a run; None: there is enough of both.
 
     Args:
         workspace: the campaign.
-        params: its parameters; section nightly says when it is time.
-        result: how the night ended.
+        params: limits are in section ``nightly``.
+        result: outcome of the run.
     """
     if result.outcome == "pool_exhausted":
-        return "No image is left to ask for. Add images to the pool, or end the campaign here."
+        return "The pool has no image left to label. Add images to the pool, or end the campaign."
     if result.outcome == "waiting_for_labels":
         return _no_labels_warning(workspace, params.nightly.alert_after_days_without_labels)
     return _pool_warning(workspace, params.nightly.alert_when_batches_left)
@@ -33,7 +34,7 @@ def _no_labels_warning(workspace: Workspace, limit_days: float) -> str | None:
     waiting = datetime.now(UTC) - max([datetime.fromisoformat(newest.collected_at), *offered])
     if waiting < timedelta(days=limit_days):
         return None
-    return f"For {waiting.days} days nobody has finished a label, and work is out. Remind the annotators."
+    return f"For {count(waiting.days, 'day')} no label was finished, while images are with the annotators. Remind them."
 
 
 def _pool_warning(workspace: Workspace, limit_batches: int) -> str | None:
@@ -45,4 +46,4 @@ def _pool_warning(workspace: Workspace, limit_batches: int) -> str | None:
     left = pq.read_metadata(path).num_rows - num_open(workspace)
     if left >= limit_batches * offered:
         return None
-    return f"{left} images are left to ask for after this batch of {offered}. Add images to the pool."
+    return f"{count_are(left, 'image')} left to label after this batch of {offered}. Add images to the pool."

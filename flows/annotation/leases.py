@@ -1,7 +1,7 @@
-"""Where every picked image is: worked out from what was offered, what came back and what was still out then.
+"""Derive the state of every selected image from the deliveries and the label batches.
 
-A label batch lists the images that stayed with the annotators when it was collected. Batches offered since are
-out as a whole. So there is one record, written in one piece, and a kill cannot leave two that disagree.
+A label batch lists the images that stayed with the annotators when it was collected. Later deliveries are with them
+completely. So there is one record, written at once, and a kill cannot leave two that contradict each other.
 """
 
 from collections import Counter
@@ -15,29 +15,29 @@ from tasks.data.label_store import LabelStore, read_labels
 from tasks.data.paths import Workspace
 
 ImageState = Literal["labeled", "empty", "skipped", "leased", "offered", "expired"]
-"""What became of a picked image: a person's answer; with the annotators; about to be handed to them; taken back."""
+"""State of a selected image: annotated (by status), with the annotators, about to be delivered, or withdrawn."""
 
 
 def open_images(delivery: AnnotationBatch, store: LabelStore) -> tuple[str, ...]:
-    """Images of a delivery that are, or are about to be, with the annotators, as far as collections tell."""
+    """List the images of a delivery that are, or are about to be, with the annotators."""
     if delivery.batch > store.newest_batch:
         return delivery.image_ids
     return tuple(image_id for image_id in delivery.image_ids if store.leased.get(image_id) == delivery.batch)
 
 
 def num_open(workspace: Workspace) -> int:
-    """How many images are, or are about to be, with the annotators."""
+    """Count the images that are, or are about to be, with the annotators."""
     store = read_labels(workspace.labels)
     return sum(len(open_images(delivery, store)) for delivery in all_annotation_batches(workspace))
 
 
 def lease_expires_at(delivery: AnnotationBatch, lease_days: float) -> datetime:
-    """When the images of a delivery that nobody has finished may be taken back."""
+    """Return the time from which unfinished images of a delivery may be withdrawn."""
     return datetime.fromisoformat(delivery.delivered_at or delivery.created_at) + timedelta(days=lease_days)
 
 
 def image_states(deliveries: Collection[AnnotationBatch], store: LabelStore) -> Counter[ImageState]:
-    """How many of the images that were ever picked are in which state; every state is a key."""
+    """Count the images that were ever selected by state; every state is a key."""
     states: dict[str, ImageState] = {}
     for delivery in deliveries:
         open_ids = set(open_images(delivery, store))

@@ -1,25 +1,40 @@
-"""``quarantine/``: answers that did not go through the door, one file each, with all that happened to them.
+"""Keep rejected annotations in ``quarantine/``, one file each with its history, and validate them again on request.
 
-A file is named by what came in, so the same answer is the same file however often it is collected. Git keeps
-it. What became of an answer is read off the label batches, so no kill can leave the two at odds.
+A file is named by a digest of the annotation, so the same annotation is the same file however often it is collected.
+Git tracks the files. Whether an annotation was imported since is derived from the label batches and not stored, so a
+kill cannot make the two contradict each other.
+
+``gleaner quarantine retry`` imports nothing: an annotation that is valid now is marked as released in its file, and
+the next collection imports it together with what the annotators return. A kill in between loses nothing, and a second
+call changes nothing.
 """
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from flows.annotation.batches import read_annotation_batch
 from flows.annotation.providers.base import RawAnnotation
+from flows.annotation.validation.context import ValidationContext, read_validation_context
 from flows.annotation.validation.rejection import Rejection, RejectionKind, annotation_digest
 from flows.annotation.validation.resolve_conflicts import ExistingAnnotations
+from flows.annotation.validation.validate_batch import validate_batch
+from flows.workspace import git
+from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
+from tasks.params import load_params
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 
-EntryState = Literal["open", "released", "taken", "superseded", "note"]
-"""``open``: waits for somebody. ``released``: goes through the door with the next collection. ``taken``: is in a label
-batch. ``superseded``: the image has a newer answer. ``note``: was never to be taken in."""
+EntryState = Literal["open", "released", "imported", "superseded", "note"]
+"""``open``: needs a person. ``released``: is validated with the next collection. ``imported``: is in a label batch.
+``superseded``: the image has a newer annotation. ``note``: needs no action."""
+EventKind = Literal["rejected", "approved", "released"]
+_ACCEPTED_MESSAGE = "will be imported by the next run"
 
 
 class _Document(BaseModel):
@@ -27,16 +42,16 @@ class _Document(BaseModel):
 
 
 class QuarantineEvent(_Document):
-    """Something that happened to an answer."""
+    """One event in the history of an entry."""
 
     at: str
     """ISO 8601 with time zone."""
-    event: Literal["set aside", "confirmed", "released"]
+    event: EventKind
     reason: str
 
 
 class QuarantineEntry(_Document):
-    """One file."""
+    """One file of the quarantine."""
 
     item: str
     reason: str
@@ -45,25 +60,35 @@ class QuarantineEntry(_Document):
     image_id: str | None = None
     annotator: str | None = None
     url: str | None = None
-    """Where a person can look at it."""
+    """Where a person can look at the annotation."""
     raw_annotation: dict[str, Any]
-    """What came in, as far as JSON can say it."""
+    """The annotation as returned, converted to JSON values."""
     history: tuple[QuarantineEvent, ...] = ()
     """Oldest first."""
 
     @property
     def digest(self) -> str:
-        """Of the answer."""
+        """Digest of the annotation, as ``annotation_digest`` returns it."""
         return annotation_digest(self.batch, self.raw_annotation)
 
     @property
     def name(self) -> str:
-        """Of the file, without its ending."""
+        """Name of the file without its extension."""
         return f"batch-{self.batch:04d}-{self.digest[:12]}"
+
+    @property
+    def is_released(self) -> bool:
+        """Whether it was released and has not been rejected since."""
+        return bool(self.history) and self.history[-1].event == "released"
+
+    def with_event(self, event: EventKind, reason: str) -> "QuarantineEntry":
+        """Return the entry with an event of this moment added to its history."""
+        added = QuarantineEvent(at=datetime.now(UTC).isoformat(timespec="seconds"), event=event, reason=reason)
+        return self.model_copy(update={"history": (*self.history, added)})
 
 
 def read_entries(workspace: Workspace, batch: int | None = None) -> list[QuarantineEntry]:
-    """The entries of one delivery, or all, by batch and name.
+    """Read the entries of one delivery, or all, by batch and name.
 
     Raises:
         UserError: a file is no entry.
@@ -73,7 +98,7 @@ def read_entries(workspace: Workspace, batch: int | None = None) -> list[Quarant
 
 
 def add_to_quarantine(workspace: Workspace, rejections: Iterable[Rejection]) -> list[Rejection]:
-    """Write down what was refused; returns what of it is news.
+    """Write rejections to files; return those that are new, or have a new reason.
 
     Raises:
         UserError: a file of the quarantine is broken.
@@ -83,53 +108,38 @@ def add_to_quarantine(workspace: Workspace, rejections: Iterable[Rejection]) -> 
         entry = _to_entry(rejection)
         if (workspace.quarantine / f"{entry.name}.json").is_file():
             old = _read_entry(workspace, entry.name)
-            if (old.kind, old.reason) == (entry.kind, entry.reason) and not is_released(old):
+            if (old.kind, old.reason) == (entry.kind, entry.reason) and not old.is_released:
                 continue
             entry = entry.model_copy(update={"history": (*old.history, *entry.history)})
-        write_entry(workspace, entry)
+        _write_entry(workspace, entry)
         added.append(rejection)
     return added
 
 
-def write_entry(workspace: Workspace, entry: QuarantineEntry) -> None:
-    """Replace one file."""
-    files.write_json(workspace.quarantine / f"{entry.name}.json", entry.model_dump(mode="json"))
-
-
-def append_event(
-    entry: QuarantineEntry, kind: Literal["set aside", "confirmed", "released"], reason: str
-) -> QuarantineEntry:
-    """The entry with one more line of history."""
-    event = QuarantineEvent(at=datetime.now(UTC).isoformat(timespec="seconds"), event=kind, reason=reason)
-    return entry.model_copy(update={"history": (*entry.history, event)})
-
-
 def entry_state(entry: QuarantineEntry, existing: ExistingAnnotations) -> EntryState:
-    """What became of an answer.
+    """Derive the state of an entry from the label batches.
 
     Args:
         entry: of the quarantine.
-        known: every answer that label batches hold, by image id.
+        existing: all annotations in the label batches, by image id.
     """
     if entry.kind == "note":
         return "note"
-    annotations = existing.get(entry.image_id or "", ())
+    labels = existing.get(entry.image_id or "", ())
     annotator, finished_at = (entry.raw_annotation.get(key) for key in ("annotator", "finished_at"))
-    if any(
-        (label.annotator, label.reported_finished_at or label.finished_at) == (annotator, finished_at)
-        for label in annotations
-    ):
-        return "taken"
+    for label in labels:
+        if (label.annotator, label.reported_finished_at or label.finished_at) == (annotator, finished_at):
+            return "imported"
     latest_finish = _latest_finish(finished_at, entry)
     if latest_finish is not None and any(
-        datetime.fromisoformat(label.finished_at) >= latest_finish for label in annotations
+        datetime.fromisoformat(label.finished_at) >= latest_finish for label in labels
     ):
         return "superseded"
-    return "released" if is_released(entry) else "open"
+    return "released" if entry.is_released else "open"
 
 
 def released_annotations(workspace: Workspace, existing: ExistingAnnotations) -> dict[int, list[RawAnnotation]]:
-    """Answers that somebody let go and no label batch holds yet, by batch; they go through the door once more.
+    """Read the released annotations that no label batch holds yet, by batch; each is validated once more.
 
     Raises:
         UserError: a file of the quarantine is broken.
@@ -142,17 +152,98 @@ def released_annotations(workspace: Workspace, existing: ExistingAnnotations) ->
 
 
 def approved_annotations(workspace: Workspace, batch: int) -> frozenset[str]:
-    """Digests of the suspicious answers to one delivery that a person has confirmed."""
+    """Read the digests of the implausible annotations of one delivery that a person has approved."""
     return frozenset(
         entry.digest
         for entry in read_entries(workspace, batch)
-        if any(event.event == "confirmed" for event in entry.history)
+        if any(event.event == "approved" for event in entry.history)
     )
 
 
-def is_released(entry: QuarantineEntry) -> bool:
-    """Whether somebody let it go, and it was not refused since."""
-    return bool(entry.history) and entry.history[-1].event == "released"
+@dataclass(frozen=True)
+class RetryResult:
+    """Result of validating one entry again."""
+
+    entry: QuarantineEntry
+    accepted: bool
+    message: str
+
+
+def retry(workspace: Workspace, names: Sequence[str], *, approve: bool) -> list[RetryResult]:
+    """Validate rejected annotations again, release those that are valid now, and commit the changed files.
+
+    Args:
+        workspace: the campaign; the caller holds its lock.
+        names: of the files, with or without extension; none: every open entry.
+        approve: release implausible annotations too. Invalid ones stay.
+
+    Raises:
+        UserError: an unknown name, an entry that is not open, or a broken file.
+    """
+    git.require_branch(workspace.root)
+    existing = read_labels(workspace.labels).all_annotations
+    entries = _select_entries(workspace, names, existing)
+    contexts = _validation_contexts(workspace, {entry.batch for entry in entries})
+    results = [_revalidate(entry, contexts[entry.batch], approve=approve) for entry in entries]
+    for old, new in zip(entries, results, strict=True):
+        if new.entry != old:
+            _write_entry(workspace, new.entry)
+    if results:
+        num_accepted = sum(result.accepted for result in results)
+        message = f"Retry quarantine: {num_accepted} of {len(results)} released"
+        git.commit(workspace, message, (workspace.quarantine.name,))
+    return results
+
+
+def _select_entries(workspace: Workspace, names: Sequence[str], existing: ExistingAnnotations) -> list[QuarantineEntry]:
+    entries = {entry.name: entry for entry in read_entries(workspace)}
+    if not names:
+        return [entry for entry in entries.values() if entry_state(entry, existing) == "open"]
+    selected = []
+    for name in dict.fromkeys(name.removesuffix(".json") for name in names):
+        if name not in entries:
+            close = difflib.get_close_matches(name, entries, n=1, cutoff=0.3)
+            fix = f"Did you mean {close[0]}?" if close else ""
+            problem = f"the name is {name[:100]!r}, expected one that gleaner quarantine list shows"
+            raise UserError(workspace.quarantine, problem, fix)
+        state = entry_state(entries[name], existing)
+        if state not in ("open", "released"):
+            problem = f"the state of {name} is {state}, expected open or released"
+            raise UserError(workspace.quarantine, problem, "It needs no action.")
+        selected.append(entries[name])
+    return selected
+
+
+def _validation_contexts(workspace: Workspace, batches: set[int]) -> Mapping[int, ValidationContext]:
+    params = load_params(workspace.params)
+    contexts = {}
+    for batch in sorted(batches):
+        delivery = read_annotation_batch(workspace, batch)
+        if delivery is None:
+            folder = workspace.delivery(batch)
+            fix = f"Restore it: git checkout -- deliveries/{folder.name}"
+            raise UserError(folder, "the delivery of quarantined annotations is missing", fix)
+        approved = approved_annotations(workspace, batch)
+        contexts[batch] = read_validation_context(workspace, params, delivery, datetime.now(UTC), approved)
+    return contexts
+
+
+def _revalidate(entry: QuarantineEntry, context: ValidationContext, *, approve: bool) -> RetryResult:
+    found = validate_batch([entry.raw_annotation], context, {}).rejections
+    rejection = next((rejection for rejection in found if rejection.kind != "note"), None)
+    if rejection is None:
+        return _release(entry)
+    reason = rejection.quarantined.reason
+    if rejection.kind == "suspicious" and approve:  # plausibility is checked last: the annotation is valid
+        return _release(entry.with_event("approved", reason))
+    if (entry.kind, entry.reason) != (rejection.kind, reason) or entry.is_released:
+        entry = entry.with_event("rejected", reason).model_copy(update={"kind": rejection.kind, "reason": reason})
+    return RetryResult(entry, False, reason)
+
+
+def _release(entry: QuarantineEntry) -> RetryResult:
+    released = entry if entry.is_released else entry.with_event("released", "valid on retry")
+    return RetryResult(released, True, _ACCEPTED_MESSAGE)
 
 
 def _to_entry(rejection: Rejection) -> QuarantineEntry:
@@ -166,7 +257,7 @@ def _to_entry(rejection: Rejection) -> QuarantineEntry:
         url=_str_or_none(raw.get("url")),
         raw_annotation=raw,
     )
-    return append_event(entry, "set aside", entry.reason)
+    return entry.with_event("rejected", entry.reason)
 
 
 def _read_entry(workspace: Workspace, name: str) -> QuarantineEntry:
@@ -177,11 +268,15 @@ def _read_entry(workspace: Workspace, name: str) -> QuarantineEntry:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the content"
         fix = f"Restore it: git checkout -- {workspace.quarantine.name}/{path.name}"
-        raise UserError(path, f"{key}: {first['msg']}, expected a refused answer", fix) from None
+        raise UserError(path, f"{key}: {first['msg']}, expected a quarantined annotation", fix) from None
+
+
+def _write_entry(workspace: Workspace, entry: QuarantineEntry) -> None:
+    files.write_json(workspace.quarantine / f"{entry.name}.json", entry.model_dump(mode="json"))
 
 
 def _latest_finish(text: Any, entry: QuarantineEntry) -> datetime | None:
-    """When an answer was finished: before it was set aside, whatever its clock said."""
+    """Latest time at which an annotation was finished: before it was quarantined, whatever its clock says."""
     try:
         finished_at = datetime.fromisoformat(text)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""``gleaner quarantine``: what was refused at the door and why, and a second try for it."""
+"""``gleaner quarantine``: list the rejected annotations, and validate them again."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,18 +14,21 @@ from flows.cli.options import WorkspaceOption
 if TYPE_CHECKING:
     from flows.annotation.quarantine import EntryState, QuarantineEntry
 
-quarantine = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Answers that were refused at the door.")
+quarantine = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich", help="Annotations that were rejected by validation."
+)
 _MISSING = "-"
 
 
 @quarantine.command("list")
 def list_entries(
     show_all: Annotated[
-        bool, typer.Option("--all", help="Also what is settled: taken in since, superseded by a newer answer, notes.")
+        bool,
+        typer.Option("--all", help="Also closed ones: imported since, superseded by a newer one, notes."),
     ] = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Show the answers that wait for somebody, each with its reason."""
+    """List the rejected annotations that need a person, each with its reason."""
     from flows.annotation.quarantine import entry_state, read_entries
     from flows.workspace.run_lock import require_workspace
     from tasks.data.label_store import read_labels
@@ -37,29 +40,30 @@ def list_entries(
     console = Console()
     if shown:
         console.print(_table(shown))
-    num_settled = len(states) - len(shown)
+    num_closed = len(states) - len(shown)
     num_open = sum(state == "open" for _, state in states)
-    console.print(f"{num_open} waiting" + (f", {num_settled} settled (--all shows them)" if num_settled else "") + ".")
+    closed = f", {num_closed} closed (--all shows them)" if num_closed else ""
+    console.print(f"{num_open} open{closed}.")
     if num_open:
-        console.print("After a correction in the label tool nothing is left to do. After one in params.yaml run:")
-        console.print("gleaner quarantine retry")
+        console.print("A corrected annotation is collected from the label tool by itself.")
+        console.print("After a correction in params.yaml run: gleaner quarantine retry")
 
 
 @quarantine.command()
 def retry(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="As in the list.", show_default="all that wait")
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="As in the list.", show_default="all open ones")
     ] = None,
     approve: Annotated[
-        bool, typer.Option("--approve", help="Let suspicious answers pass: somebody looked, and they are right.")
+        bool, typer.Option("--approve", help="Accept suspicious annotations too, after a person has checked them.")
     ] = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Send refused answers to the door again, as after a change of classes in params.yaml.
+    """Validate rejected annotations again, for example after a class was added to params.yaml.
 
-    What passes goes in with the next night.
+    The next run imports those that are valid now.
     """
-    from flows.annotation.quarantine_retry import retry as retry_entries
+    from flows.annotation.quarantine import retry as retry_entries
     from flows.workspace.run_lock import require_workspace, run_lock
 
     campaign = require_workspace(workspace)
@@ -68,12 +72,12 @@ def retry(
     console = Console()
     for result in results:
         style = "green" if result.accepted else "yellow"
-        message = result.message if result.accepted else f"stays: {result.message}"
+        message = result.message if result.accepted else f"rejected: {result.message}"
         console.print(f"{result.entry.name}: {escape(message)}", style=style, soft_wrap=True, highlight=False)
     num_accepted = sum(result.accepted for result in results)
-    console.print(f"{num_accepted} of {len(results)} answers pass." if results else "Nothing waits.")
+    console.print(f"{num_accepted} of {len(results)} accepted." if results else "No annotation is open.")
     if not approve and any(result.entry.kind == "suspicious" and not result.accepted for result in results):
-        console.print("Suspicious ones pass with --approve, once somebody has looked at them.")
+        console.print("Run with --approve to accept suspicious annotations, after a person has checked them.")
 
 
 def _table(shown: "list[tuple[QuarantineEntry, EntryState]]") -> Table:

@@ -52,6 +52,7 @@ class ProviderParams(Section):
     @model_validator(mode="after")
     def _check_url(self) -> Self:
         if (self.kind == "oracle") != (self.url == ""):
-            expected = "empty" if self.kind == "oracle" else "where the annotators' work goes"
+            addresses = {"label_studio": "the address of Label Studio", "folder": "a directory or s3:// prefix"}
+            expected = addresses.get(self.kind, "empty")
             raise ValueError(f"url is {self.url!r} with kind {self.kind}, expected {expected}")
         return self

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from flows.annotation.providers.base import ProviderError
+from tasks.runtime.errors import UserError
 from tasks.storage import files
 from tasks.storage.s3 import (
     MissingObjectError,
@@ -33,6 +33,17 @@ _PERMANENT_ERRNOS = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errn
 """What does not pass by itself; all else on a network share may."""
 
 
+class StorageError(UserError):
+    """A storage is missing, refuses or does not answer."""
+
+    exit_code = 1
+
+    def __init__(self, where: object, problem: str, fix: str = "", *, transient: bool = False) -> None:
+        """Build the message; ``transient``: the same call may work in a while."""
+        super().__init__(where, problem, fix)
+        self.transient = transient
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """One file of a folder."""
@@ -48,7 +59,7 @@ class FileEntry:
 
 
 class Storage(Protocol):
-    """Names are relative to the place, with forward slashes. Every method raises ProviderError."""
+    """Names are relative to the place, with forward slashes. Every method raises StorageError."""
 
     def check(self) -> None:
         """Refuse a place that cannot be written."""
@@ -76,14 +87,14 @@ def open_storage(url: str, workspace_root: Path) -> Storage:
     """The place ``provider.url`` means; a relative directory is one beside the campaign's files.
 
     Raises:
-        ProviderError: it lies inside the campaign, where git would take it for the campaign's own.
+        StorageError: it lies inside the campaign, where git would take it for the campaign's own.
     """
     if is_object_uri(url):
         return S3Storage(url.rstrip("/"))
     root = (workspace_root / Path(url).expanduser()).resolve()
     if root.is_relative_to(workspace_root.resolve()):
         problem = f"provider.url is {url!r}, expected a directory outside the campaign"
-        raise ProviderError("params.yaml: provider", problem, "Name another one, as ../annotation.")
+        raise StorageError("params.yaml: provider", problem, "Name another one, as ../annotation.")
     return LocalStorage(root)
 
 
@@ -98,7 +109,7 @@ class LocalStorage:
         """Refuse a directory that is missing or cannot be written."""
         if not self._root.is_dir():
             problem = "the directory is missing, expected it made, or the share mounted"
-            raise ProviderError(self._root, problem, f"Run: mkdir -p {self._root}")
+            raise StorageError(self._root, problem, f"Run: mkdir -p {self._root}")
         with _translate_os_errors(self._root):
             files.write_bytes(self._root / _PROBE_FILE, b"")
             (self._root / _PROBE_FILE).unlink()
@@ -140,7 +151,7 @@ class LocalStorage:
         path = Path(entry.locator)
         with _translate_os_errors(path):
             if not stat.S_ISREG(path.lstat().st_mode):
-                raise ProviderError(_printable(str(path)), "the file is a link or no plain file, expected a plain one")
+                raise StorageError(_printable(str(path)), "the file is a link or no plain file, expected a plain one")
             return path.read_bytes()
 
     def read_optional(self, name: str) -> bytes | None:
@@ -242,7 +253,7 @@ def _translate_os_errors(path: Path) -> Iterator[None]:
             f"the file system's answer is {message!r}, expected none",
             error.errno not in _PERMANENT_ERRNOS,
         )
-        raise ProviderError(_printable(str(path)), problem, fix, transient=transient) from None
+        raise StorageError(_printable(str(path)), problem, fix, transient=transient) from None
 
 
 @contextmanager
@@ -250,7 +261,7 @@ def _translate_s3_errors() -> Iterator[None]:
     try:
         yield
     except ObjectStoreError as error:
-        raise ProviderError(error.where, error.problem, error.fix, transient=error.transient) from None
+        raise StorageError(error.where, error.problem, error.fix, transient=error.transient) from None
 
 
 def _printable(name: str) -> str:

@@ -1,1 +1,1 @@
-"""Who labels: one file per label provider, all behind ``flows.annotation.providers.base.LabelProvider``."""
+"""Label providers, one module or package each, behind ``flows.annotation.providers.base.LabelProvider``."""

@@ -1,86 +1,130 @@
-"""What the nightly round asks of whoever labels. Nothing a provider returns is trusted."""
+"""The protocol of label providers, and the form in which they return annotations.
+
+Nothing a provider returns is trusted: ``flows.annotation.validation`` checks every annotation.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from tasks.data.formats.base import ParsedBox, ParsedImage
 from tasks.runtime.errors import UserError
 
 RawAnnotation = Mapping[str, Any]
-"""One finished answer as the provider tells it: image_id, status, boxes [{category, xyxy_px, rotation_deg}], annotator,
-finished_at, seconds_spent, answer_id (what the provider calls it, for ever), url (where a person can look at it) and
-image_sha256 (of the bytes that were labeled; None where the tool cannot say). ``rotation_deg``, ``answer_id``, ``url``
-and ``image_sha256`` may be absent. Two annotators give two answers to one image. Something that came in and
-cannot be made an answer is told as one with ``problem``, the reason in words. Any of it may be wrong;
-``flows.annotation.validation`` decides, and sets aside."""
+"""One finished annotation as the provider returns it, unchecked. Two annotators give two annotations of one image.
+
+Required keys: ``image_id``, ``status``, ``boxes`` (a list of ``category``, ``xyxy_px`` and optionally ``shape`` and
+``rotation_deg``), ``annotator``, ``finished_at`` (ISO 8601 with time zone) and ``seconds_spent``.
+Optional keys: ``answer_id`` (the provider's own id, which never changes), ``url`` (where a person can look at it),
+``image_sha256`` and ``image_size_px`` (digest of the bytes, and width and height, of the image that was labeled).
+An entry that cannot be read as an annotation has a ``problem``, the reason in words."""
+
+_DECIMALS = 3
+"""Corners are rounded to a thousandth of a pixel, which removes the noise of converting fractions and percentages."""
+
+
+def to_raw_annotation(image: ParsedImage, **fields: Any) -> dict[str, Any]:
+    """Convert what a reader of ``tasks.data.formats`` yields for one image.
+
+    Args:
+        image: boxes in pixels.
+        fields: keys that the provider knows better than the document, such as ``image_id``.
+    """
+    size = None if image.width_px is None or image.height_px is None else [image.width_px, image.height_px]
+    raw: dict[str, Any] = {
+        "image_id": image.image_id,
+        "status": image.status or ("labeled" if image.boxes else "empty"),
+        "boxes": [_raw_box(box) for box in image.boxes],
+        "annotator": image.annotator,
+        "finished_at": image.finished_at,
+        "seconds_spent": image.seconds_spent,
+        "image_sha256": image.sha256,
+        "image_size_px": size,
+        **fields,
+    }
+    problem = image.first_problem
+    return raw if problem is None else {**raw, "problem": problem}
+
+
+def _raw_box(box: ParsedBox) -> dict[str, Any]:
+    return {
+        "category": box.category,
+        "xyxy_px": [round(corner, _DECIMALS) for corner in box.xyxy],
+        "shape": "crowd" if box.is_crowd else box.kind,
+    }
 
 
 class ProviderError(UserError):
-    """The label provider does not do its part; the night goes on with what needs no labels."""
+    """The label provider does not answer or refuses; the run continues with everything that needs no labels."""
 
     exit_code = 1
 
     def __init__(self, where: object, problem: str, fix: str = "", *, transient: bool = False) -> None:
-        """``transient``: the same call may work in a while."""
+        """Build the message; ``transient``: the same call may work in a while."""
         super().__init__(where, problem, fix)
         self.transient = transient
+
+    @classmethod
+    def of(cls, error: UserError) -> "ProviderError":
+        """Convert an error about one delivery, such as a broken manifest, so that it is reported with the others."""
+        return error if isinstance(error, cls) else cls(error.where, error.problem, error.fix)
 
 
 @dataclass(frozen=True)
 class AnnotationBatch:
-    """One batch that was, or is about to be, offered."""
+    """One batch of images that was, or is about to be, delivered to the annotators."""
 
     batch: int
     key: str
-    """Idempotency key: the same batch of the same campaign, whoever asks and how often."""
+    """Idempotency key: the same for the same batch of the same campaign, whoever delivers it and how often."""
     folder: Path
-    """Holds ``manifest.jsonl``: one contracts.AnnotationTask a line."""
+    """Holds ``manifest.jsonl``: one ``AnnotationTask`` per line."""
     image_ids: tuple[str, ...]
     created_at: str
     """ISO 8601 with time zone."""
     state: Literal["prepared", "delivered", "collected"]
     """``prepared`` until the provider has it; ``collected`` when none of its images is open any more. Late and changed
-    answers to a collected delivery are still taken."""
+    annotations of a collected delivery are still accepted."""
     receipt: str | None
-    """What the provider called the batch; None before it has it."""
+    """The provider's name for the batch; None before it was delivered."""
     delivered_at: str | None = None
-    """ISO 8601 with time zone: when the provider had it, and its lease began."""
+    """ISO 8601 with time zone: when the provider received it and its lease began."""
 
 
 @dataclass(frozen=True)
 class LabelingProgress:
-    """How far a delivery is, in images."""
+    """Progress of one delivery, in images."""
 
     finished: int
     open: int
 
 
 class LabelProvider(Protocol):
-    """Every method may be called again with the same delivery, after a kill at any moment.
+    """A label tool or service. Every method may be called again with the same delivery, after a kill at any moment.
 
-    All of them raise ProviderError when the provider is away or refuses.
+    All methods raise ProviderError when the provider does not answer or refuses.
     """
 
     @property
     def name(self) -> str:
-        """Goes into the label batch."""
+        """Name of the provider, recorded in the label batch."""
 
     def check(self) -> None:
-        """Refuse early, before a night's work, when nothing could be delivered.
+        """Refuse early, before the stages of a run, when nothing could be delivered.
 
         Raises:
             UserError: what is missing, and how to set it up.
         """
 
     def deliver(self, delivery: AnnotationBatch) -> str:
-        """Offer the manifest's images; return what the provider calls the batch."""
+        """Offer the images of the manifest; return the provider's name for the batch."""
 
     def status(self, delivery: AnnotationBatch) -> LabelingProgress:
-        """Count what is finished and what is not."""
+        """Count the finished and the open images."""
 
     def collect(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
-        """Every answer finished so far, in any order, those that were collected before too."""
+        """Return every annotation finished so far, in any order, including those collected before."""
 
     def withdraw(self, delivery: AnnotationBatch, image_ids: Collection[str]) -> None:
-        """Take back those of the images that nobody has finished; what is finished stays collectable."""
+        """Take back those of the images that nobody has finished; finished annotations stay collectable."""

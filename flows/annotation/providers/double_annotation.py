@@ -1,16 +1,16 @@
-"""Which images of a delivery two annotators label, to measure how far people agree."""
+"""Choose the images of a delivery that two annotators label, to measure inter-annotator agreement."""
 
 import hashlib
 from collections.abc import Sequence
 
 
 def sample_for_double_annotation(image_ids: Sequence[str], double_annotation_frac: float, key: str) -> frozenset[str]:
-    """A share of the images, and at least one where any are wanted; a repeated call draws the same.
+    """Sample a share of the images, at least one where the share is above 0; a repeated call samples the same.
 
     Args:
-        image_ids: of the whole delivery.
-        double_annotation_frac: ``provider.double_annotation_frac``.
-        key: idempotency key of the delivery.
+        image_ids: all images of the delivery.
+        double_annotation_frac: ``provider.double_annotation_frac``, range [0, 1].
+        key: idempotency key of the delivery, the seed of the sample.
     """
     count = round(double_annotation_frac * len(image_ids)) or int(double_annotation_frac > 0)
 

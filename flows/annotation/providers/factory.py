@@ -1,4 +1,4 @@
-"""From ``provider.kind`` in params.yaml to the provider itself."""
+"""Create the label provider that ``provider.kind`` in params.yaml names."""
 
 from flows.annotation.providers.base import LabelProvider
 from flows.annotation.providers.folder.provider import FolderProvider
@@ -8,7 +8,7 @@ from tasks.params import Params
 
 
 def create_provider(workspace: Workspace, params: Params) -> LabelProvider:
-    """The label provider of a campaign."""
+    """Create the label provider of a campaign; nothing is asked of it yet."""
     if params.provider.kind == "folder":
         return FolderProvider(params.provider, params.classes, workspace.root)
     if params.provider.kind == "label_studio":

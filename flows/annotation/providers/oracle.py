@@ -1,6 +1,7 @@
-"""An annotator who knows the answers: reads ``oracle/annotations.parquet`` and nothing else.
+"""Simulate annotators with known ground truth: the oracle of active-learning experiments.
 
-The same delivery always returns the same labels, so a campaign can be repeated to the byte.
+Reads ``oracle/annotations.parquet`` and nothing else. The same delivery always returns the same labels, so a campaign
+can be repeated to the byte.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,43 +14,43 @@ from tasks.runtime.errors import UserError
 
 
 class OracleProvider:
-    """Finishes every image at once, and says it took the time that the budget parameters say."""
+    """Returns the ground truth of every image at once, with the annotation time of the budget parameters."""
 
     name = "oracle"
 
     def __init__(self, oracle: Path, classes: Sequence[str], budget: BudgetParams) -> None:
-        """Take the path of the oracle, the names of its class indices and the working pace."""
+        """Keep the path of the ground truth, its class names in the order of their ids, and the annotation cost."""
         self._oracle = oracle
         self._classes = list(classes)
         self._budget = budget
 
     def check(self) -> None:
-        """Refuse a campaign that was made without an oracle.
+        """Refuse a campaign without ground truth.
 
         Raises:
-            UserError: there are no annotations to copy from.
+            UserError: the file is missing.
         """
         if not self._oracle.is_file():
             raise UserError(
                 self._oracle,
-                "the file is missing, expected the annotations that the simulated annotator gives",
-                "Make the campaign with gleaner init --oracle.",
+                "the file is missing, expected the ground truth of the pool",
+                "Create the campaign with gleaner init --oracle.",
             )
 
     def deliver(self, delivery: AnnotationBatch) -> str:
-        """Nothing to send; the key names the batch."""
+        """Return the key of the batch; there is nothing to send."""
         self.check()
         return delivery.key
 
     def status(self, delivery: AnnotationBatch) -> LabelingProgress:
-        """Everything is finished at once."""
+        """Count every image as finished."""
         return LabelingProgress(finished=len(delivery.image_ids), open=0)
 
     def withdraw(self, delivery: AnnotationBatch, image_ids: Collection[str]) -> None:
-        """Nothing is ever open."""
+        """Do nothing: no image is ever open."""
 
     def collect(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
-        """The oracle's boxes; an image it does not know comes back as skipped."""
+        """Return the ground truth; an image without any comes back as skipped."""
         self.check()
         boxes_by_image = {image.image_id: image.boxes for image in read_annotated(self._oracle, self._classes)}
         raw_annotations: list[RawAnnotation] = []

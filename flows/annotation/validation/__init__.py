@@ -1,1 +1,1 @@
-"""The door: what comes back from annotators is checked here before it becomes source data."""
+"""Validate returned annotations: each becomes a label, or a rejection with its reason."""

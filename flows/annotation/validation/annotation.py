@@ -1,10 +1,4 @@
-"""One answer held against its task: schema, classes, boxes, and the bytes it was made on.
-
-Answers with a time that has not come yet: some clock is wrong, an annotator's or that of their files.
-
-Taken at its word, such an answer would count before everything said after it, for years. The latest it can have been
-finished is when it first went into a label batch; that time it gets, and keeps. What was claimed is kept beside it.
-"""
+"""Validate one annotation against its task: schema, image bytes and size, classes, boxes, plausibility and time."""
 
 import math
 import re
@@ -16,24 +10,33 @@ from pydantic import ValidationError
 
 from flows.annotation.providers.base import RawAnnotation
 from flows.annotation.validation.context import ValidationContext
-from flows.annotation.validation.rejection import InvalidAnnotation
+from flows.annotation.validation.rejection import ImplausibleAnnotation, InvalidAnnotation
 from flows.annotation.validation.resolve_conflicts import ExistingAnnotations, annotator_key
-from tasks.data.importers.boxes import BoxProblem, validate_box
+from tasks.data.box_rules import BoxResult, BoxRules, check_boxes
 from tasks.data.paths import image_id_from_sha256
 from tasks.data.schemas import AnnotationTask, Box, LabeledImage, LabelStatus
-from tasks.evaluation.matching import drop_duplicates
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_REPR_LENGTH = 100
+_SHAPES = {
+    "rotated": "a rotated box",
+    "polygon": "a polygon",
+    "rle": "a mask",
+    "ellipse": "an ellipse",
+    "crowd": "a crowd region",
+}
 
 
 def parse_annotation(raw: RawAnnotation, context: ValidationContext) -> tuple[LabeledImage, int]:
-    """The label, and how many boxes were left out because they were there already.
+    """Validate an annotation.
+
+    Returns:
+        The label, and the number of duplicate boxes that were left out.
 
     Raises:
-        Unacceptable: something about it cannot be trusted.
+        InvalidAnnotation: the first thing that is wrong.
     """
-    if raw.get("problem"):  # the provider itself could make no answer of it
+    if raw.get("problem"):  # the provider could not read it
         raise InvalidAnnotation(str(raw["problem"]))
     task = context.tasks.get(_image_id(raw))
     if task is None:
@@ -42,27 +45,24 @@ def parse_annotation(raw: RawAnnotation, context: ValidationContext) -> tuple[La
     status = raw.get("status")
     if status not in get_args(LabelStatus):
         raise InvalidAnnotation(f"status is {_repr(status)}, expected one of {list(get_args(LabelStatus))}")
-    raw_boxes = _validate_boxes(str(status), raw.get("boxes"))
-    boxes = [_parse_box(box, task, context) for box in raw_boxes]
-    unique_boxes = drop_duplicates(boxes, context.limits.duplicate_iou_threshold)
-    return _labeled_image(raw, context.batch, task, unique_boxes), len(boxes) - len(unique_boxes)
+    raw_boxes = _list_boxes(str(status), raw.get("boxes"))
+    if status != "skipped":
+        _check_size(raw.get("image_size_px"), task)
+    boxes, num_duplicates = _parse_boxes(raw_boxes, task, context)
+    return _labeled_image(raw, context.batch, task, boxes), num_duplicates
 
 
 def is_identical(existing: LabeledImage, raw: RawAnnotation, batch: int) -> bool:
-    """Whether a label is what an answer says, so that checking it again would find nothing to change.
+    """Whether an annotation is the one that a label was made from, so that it need not be validated again.
 
     Args:
-        old: from a label batch.
-        answer: to an image of the same id.
-        batch: of the delivery it answers.
+        existing: label from a label batch.
+        raw: annotation of the same image.
+        batch: number of the delivery it belongs to.
     """
     header = tuple(raw.get(key) for key in ("annotator", "finished_at", "status"))
-    if (
-        existing.offered_batch,
-        existing.annotator,
-        existing.reported_finished_at or existing.finished_at,
-        existing.status,
-    ) != (batch, *header):
+    finished_at = existing.reported_finished_at or existing.finished_at
+    if (existing.offered_batch, existing.annotator, finished_at, existing.status) != (batch, *header):
         return False
     raw_boxes = raw.get("boxes")
     if raw.get("problem") or not isinstance(raw_boxes, list | tuple) or len(raw_boxes) != len(existing.boxes):
@@ -70,12 +70,12 @@ def is_identical(existing: LabeledImage, raw: RawAnnotation, batch: int) -> bool
     return all(_is_same_box(box, raw_box) for box, raw_box in zip(existing.boxes, raw_boxes, strict=True))
 
 
-def _is_same_box(old: Box, raw_box: Any) -> bool:
-    if not isinstance(raw_box, Mapping) or raw_box.get("rotation_deg") not in (None, 0):
+def _is_same_box(box: Box, raw_box: Any) -> bool:
+    if not isinstance(raw_box, Mapping) or _shape_problem(raw_box) is not None:
         return False
     corners = raw_box.get("xyxy_px")
     return (
-        raw_box.get("category") == old.category and isinstance(corners, list | tuple) and [*corners] == [*old.xyxy_px]
+        raw_box.get("category") == box.category and isinstance(corners, list | tuple) and [*corners] == [*box.xyxy_px]
     )
 
 
@@ -85,20 +85,35 @@ def _image_id(raw: RawAnnotation) -> str:
 
 
 def _check_sha256(sha256: Any, task: AnnotationTask) -> None:
-    """An image's id is the beginning of the digest of its bytes, so no file need be opened."""
+    """Compare with the image id, which is the beginning of the digest; no file is opened."""
     if sha256 is None:
         return
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        raise InvalidAnnotation(f"image_sha256 is {_repr(sha256)}, expected 64 hex digits, or nothing")
+        raise InvalidAnnotation(f"image_sha256 is {_repr(sha256)}, expected 64 hex digits or none")
     if image_id_from_sha256(sha256) != task.image_id:
-        expected = "expected those of the pool's image"
         raise InvalidAnnotation(
-            f"the bytes that were labeled have SHA-256 {sha256[:16]}..., {expected} {task.image_id}..."
+            f"image_sha256 is {sha256[:16]}..., expected that of the pool's image, {task.image_id}..."
         )
 
 
-def _validate_boxes(status: str, boxes: Any) -> Sequence[Any]:
-    raw_boxes = [] if status == "skipped" else boxes  # what is half drawn on an image that was given up says nothing
+def _check_size(size_px: Any, task: AnnotationTask) -> None:
+    """Boxes are in pixels, or in fractions, of the image that the annotator saw; of another one they mean nothing."""
+    expected = (task.width_px, task.height_px)
+    if size_px is None:
+        return
+    if not isinstance(size_px, list | tuple) or len(size_px) != 2:
+        raise InvalidAnnotation(f"image_size_px is {_repr(size_px)}, expected width and height")
+    width_px, height_px = size_px
+    if (width_px, height_px) == expected:
+        return
+    hint = " (was it labeled before the turn that its EXIF tag asks for?)" if expected == (height_px, width_px) else ""
+    raise InvalidAnnotation(
+        f"the size of the labeled image is {width_px} x {height_px} px, expected {expected[0]} x {expected[1]} px{hint}"
+    )
+
+
+def _list_boxes(status: str, boxes: Any) -> Sequence[Any]:
+    raw_boxes = [] if status == "skipped" else boxes  # boxes on a skipped image are unfinished
     if not isinstance(raw_boxes, list | tuple):
         raise InvalidAnnotation(f"boxes is {_repr(raw_boxes)}, expected a list")
     if (status == "labeled") != bool(raw_boxes):
@@ -108,33 +123,57 @@ def _validate_boxes(status: str, boxes: Any) -> Sequence[Any]:
     return raw_boxes
 
 
-def _parse_box(box: Any, task: AnnotationTask, context: ValidationContext) -> Box:
+def _parse_boxes(
+    raw_boxes: Sequence[Any], task: AnnotationTask, context: ValidationContext
+) -> tuple[tuple[Box, ...], int]:
+    """Return the boxes, clipped to the image, and the number of duplicates left out."""
+    parsed = [_category_and_corners(box, context.classes) for box in raw_boxes]
+    categories, corners_N4 = [category for category, _ in parsed], [corners for _, corners in parsed]
+    limits = context.limits
+    rules = BoxRules(min_side_px=limits.min_box_side_px, duplicate_iou=limits.duplicate_iou_threshold)
+    checked = check_boxes(corners_N4, categories, task.width_px, task.height_px, rules)
+    boxes: list[Box] = []
+    for row, category in enumerate(categories):
+        problem = checked.message(row)
+        if problem is None:
+            x1, y1, x2, y2 = checked.xyxy_N4[row].tolist()
+            boxes.append(Box(category=category, xyxy_px=(x1, y1, x2, y2)))
+        elif checked.result_N[row] != BoxResult.DUPLICATE:
+            raise InvalidAnnotation(problem)
+    return tuple(boxes), len(categories) - len(boxes)
+
+
+def _category_and_corners(box: Any, classes: Sequence[str]) -> tuple[str, tuple[float, float, float, float]]:
     if not isinstance(box, Mapping):
         raise InvalidAnnotation(f"a box is {_repr(box)}, expected category and xyxy_px")
     category, corners = box.get("category"), box.get("xyxy_px")
-    if category not in context.classes:
-        raise InvalidAnnotation(f"class is {_repr(category)}, expected one of {list(context.classes)}")
-    rotation = box.get("rotation_deg")
-    if rotation is not None and rotation != 0:
-        expected = "expected 0: only boxes along the image's sides can be trained on"
-        raise InvalidAnnotation(f"rotation_deg of a box of {category} is {_repr(rotation)}, {expected}")
+    if not isinstance(category, str) or category not in classes:
+        raise InvalidAnnotation(f"class is {_repr(category)}, expected one of {list(classes)}")
+    problem = _shape_problem(box)
+    if problem is not None:
+        raise InvalidAnnotation(problem)
     try:
         x1, y1, x2, y2 = (float(corner) for corner in corners or ())
     except (TypeError, ValueError, OverflowError):
         raise InvalidAnnotation(f"a box of {category} is {_repr(corners)}, expected four numbers") from None
-    min_box_side_px = context.limits.min_box_side_px
-    try:
-        return validate_box(
-            str(category), (x1, y1, x2, y2), task.width_px, task.height_px, min_box_side_px=min_box_side_px
-        )[0]
-    except BoxProblem as problem:
-        raise InvalidAnnotation(str(problem)) from None
+    return category, (x1, y1, x2, y2)
+
+
+def _shape_problem(box: Mapping[str, Any]) -> str | None:
+    """Only boxes along the image's sides can be trained on; the bounding box of another shape is not its outline."""
+    shape, rotation_deg = box.get("shape"), box.get("rotation_deg")
+    if shape not in (None, "box"):
+        stated = _SHAPES.get(shape, _repr(shape)) if isinstance(shape, str) else _repr(shape)
+        return f"the shape of an object of {_repr(box.get('category'))} is {stated}, expected a box"
+    if rotation_deg not in (None, 0):
+        return f"rotation_deg of a box of {box.get('category')} is {_repr(rotation_deg)}, expected 0"
+    return None
 
 
 def _labeled_image(raw: RawAnnotation, batch: int, task: AnnotationTask, boxes: tuple[Box, ...]) -> LabeledImage:
     annotator = raw.get("annotator")
     if not isinstance(annotator, str) or not annotator.strip():
-        raise InvalidAnnotation(f"annotator is {_repr(annotator)}, expected who it was")
+        raise InvalidAnnotation(f"annotator is {_repr(annotator)}, expected a name")
     preannotations = tuple(Box(category=found.category, xyxy_px=found.xyxy_px) for found in task.predictions)
     try:
         return LabeledImage(
@@ -162,29 +201,59 @@ def _timestamp(text: Any) -> str:
     return str(text)
 
 
-def _duration(spent: Any) -> float | None:
-    if spent is None:
+def _duration(seconds: Any) -> float | None:
+    if seconds is None:
         return None
-    if isinstance(spent, bool) or not isinstance(spent, int | float) or not 0 <= spent < math.inf:
-        raise InvalidAnnotation(f"seconds_spent is {_repr(spent)}, expected a number of at least 0, or nothing")
-    return float(spent)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise InvalidAnnotation(f"seconds_spent is {_repr(seconds)}, expected a number of at least 0 or none")
+    return float(seconds)
 
 
 def _repr(value: Any) -> str:
-    """A value from outside in a message: no longer than somebody reads."""
+    """Format a value from outside for a message, shortened."""
     text = repr(value)
     return text if len(text) <= _MAX_REPR_LENGTH else f"{text[:_MAX_REPR_LENGTH]}..."
+
+
+def require_plausible(label: LabeledImage, context: ValidationContext) -> None:
+    """Refuse an annotation that differs from the teacher's pre-annotations in one of two extreme ways.
+
+    They indicate an untouched page that was submitted, or a tool that multiplied boxes. Ordinary differences are what
+    labels are for, so only a teacher that was accurate on the validation set is compared with.
+
+    Raises:
+        ImplausibleAnnotation: a person should approve the annotation.
+    """
+    if not context.is_teacher_trusted:
+        return
+    limits, predictions = context.limits, context.tasks[label.image_id].predictions
+    num_confident = sum(found.score >= limits.confident_score for found in predictions)
+    if label.status == "empty" and num_confident >= limits.min_confident_boxes:
+        claim = f"the teacher detected {num_confident} boxes with a score of at least {limits.confident_score:g}"
+        raise ImplausibleAnnotation(
+            f"status is 'empty' where {claim}, expected fewer than {limits.min_confident_boxes} such boxes"
+        )
+    max_boxes = limits.max_box_count_ratio * max(context.max_preannotated, 1)
+    if len(label.boxes) > max_boxes:
+        limit = f"{limits.max_box_count_ratio:g} times the most pre-annotated boxes on any image of the batch"
+        raise ImplausibleAnnotation(
+            f"the number of boxes is {len(label.boxes)}, expected at most {max_boxes:g}: {limit}"
+        )
 
 
 def clamp_future_timestamp(
     label: LabeledImage, context: ValidationContext, existing: ExistingAnnotations
 ) -> LabeledImage:
-    """The label, finished at a time that has come.
+    """Replace a finish time in the future, from a clock that is wrong, by the time of the first collection.
+
+    Used as it is, such an annotation would take priority over all later ones, for years. The label keeps the reported
+    time beside the one used.
 
     Args:
-        label: with the time its provider tells.
-        offer: says when the answer was collected, and how far a clock may be ahead.
-        known: answers so far; one that claimed the same time before keeps what it got then, also when that time comes.
+        label: with the time that its provider reports.
+        context: time of the collection, and how far a clock may be ahead.
+        existing: earlier annotations; one that reported the same time keeps the time it got then, also when the
+            reported time has passed.
     """
     reported = label.finished_at
     previous = [old for old in existing.get(label.image_id, ()) if annotator_key(old) == annotator_key(label)]

@@ -1,4 +1,4 @@
-"""What the answers to one delivery are held against."""
+"""Hold and read what the annotations of one delivery are validated against."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,17 +7,16 @@ from functools import cached_property
 
 from flows.annotation.batches import MANIFEST, read_manifest
 from flows.annotation.providers.base import AnnotationBatch
-from flows.annotation.quarantine import approved_annotations
-from flows.workspace.ledger import read_ledger
 from tasks.data.paths import Workspace
 from tasks.data.schemas import AnnotationTask
 from tasks.params import Params
 from tasks.params.annotation import LabelValidationParams
+from tasks.storage import files
 
 
 @dataclass(frozen=True)
 class ValidationContext:
-    """One delivery, and the rules."""
+    """The tasks of one delivery, and the limits of ``label_validation``."""
 
     batch: int
     tasks: Mapping[str, AnnotationTask]
@@ -25,31 +24,36 @@ class ValidationContext:
     classes: Sequence[str]
     limits: LabelValidationParams
     is_teacher_trusted: bool
-    """Whether the teacher that drew the boxes was good enough for an answer to be held against its claims."""
+    """Whether the teacher that made the pre-annotations was accurate enough to question an annotation."""
     collected_at: datetime
     """With time zone."""
     approved: frozenset[str] = frozenset()
-    """Digests of suspicious answers that a person has confirmed (``flows.annotation.validation.rejection.annotation_digest``)."""
+    """Digests of implausible annotations that a person has approved (``rejection.annotation_digest``)."""
 
     @cached_property
     def max_preannotated(self) -> int:
-        """Boxes pre-drawn on the image that has most."""
+        """Largest number of pre-annotated boxes on any image of the delivery."""
         return max((len(task.predictions) for task in self.tasks.values()), default=0)
 
 
 def read_validation_context(
-    workspace: Workspace, params: Params, delivery: AnnotationBatch, collected_at: datetime
+    workspace: Workspace,
+    params: Params,
+    delivery: AnnotationBatch,
+    collected_at: datetime,
+    approved: frozenset[str],
 ) -> ValidationContext:
-    """Read what was offered.
+    """Read the manifest of a delivery and the accuracy of the teacher behind it.
 
     Args:
         workspace: of the campaign.
-        params: hold the rules.
-        delivery: what was offered.
-        at: the time of the collection, with time zone.
+        params: classes and limits.
+        delivery: the delivery to validate annotations of.
+        collected_at: time of the collection, with time zone.
+        approved: digests of implausible annotations that a person has approved.
 
     Raises:
-        UserError: the manifest of the delivery, or an entry of the quarantine, is missing or broken.
+        UserError: the manifest of the delivery, or the ledger of its round, is missing or broken.
     """
     tasks = read_manifest(delivery.folder / MANIFEST)
     return ValidationContext(
@@ -59,13 +63,12 @@ def read_validation_context(
         limits=params.label_validation,
         is_teacher_trusted=_teacher_ap50(workspace, delivery.batch - 1) >= params.label_validation.min_teacher_ap50,
         collected_at=collected_at,
-        approved=approved_annotations(workspace, delivery.batch),
+        approved=approved,
     )
 
 
 def _teacher_ap50(workspace: Workspace, round_number: int) -> float:
-    """On the validation set, in percent; 0 where nothing was measured."""
-    if not workspace.ledger(round_number).is_file():
-        return 0.0
-    ap50 = read_ledger(workspace, round_number)["metrics"]["teacher"]["AP50"]
+    """AP50 of the round's teacher on the validation set, in percent; 0 where none was measured."""
+    path = workspace.ledger(round_number)
+    ap50 = files.read_json(path)["metrics"]["teacher"]["AP50"] if path.is_file() else None
     return 0.0 if ap50 is None else float(ap50)

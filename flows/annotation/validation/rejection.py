@@ -1,4 +1,4 @@
-"""What does not go through the door, with its reason and with what came in."""
+"""Represent rejected annotations: the reason, and the annotation as it was returned."""
 
 import math
 from collections.abc import Mapping
@@ -10,49 +10,49 @@ from tasks.data.schemas import Quarantined
 from tasks.storage import files
 
 RejectionKind = Literal["refused", "suspicious", "note"]
-"""``suspicious``: well-formed, and hard to believe; a person may confirm it. ``note``: nothing waits for anybody; of an
-answer that went on something was left out, or its annotator has given another one since."""
+"""``refused``: invalid. ``suspicious``: valid but implausible; a person may approve it. ``note``: needs no action; a
+part of an accepted annotation was left out, or its annotator has changed it since."""
 _MAX_ID_LENGTH = 100
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """One thing set aside."""
+    """One rejected annotation, or a note about an accepted one."""
 
     kind: RejectionKind
     batch: int
-    """Of the delivery it answers."""
+    """Number of the delivery that the annotation belongs to."""
     quarantined: Quarantined
     raw_annotation: Mapping[str, Any]
-    """The answer, as far as JSON can say it."""
+    """The annotation as returned, converted to JSON values."""
 
 
 class InvalidAnnotation(ValueError):
-    """Why an answer is refused: ``<what> is <value>, expected <allowed>``."""
+    """Why an annotation is refused: ``<what> is <value>, expected <allowed>``."""
 
     kind: RejectionKind = "refused"
 
 
 class ImplausibleAnnotation(InvalidAnnotation):
-    """Why an answer needs somebody's confirmation."""
+    """Why a valid annotation needs a person's approval."""
 
     kind = "suspicious"
 
 
 def reject(kind: RejectionKind, batch: int, reason: str, raw: RawAnnotation) -> Rejection:
-    """Put an answer aside."""
+    """Build a rejection; the annotation is converted to JSON values."""
     raw_json = to_json_value(raw)
-    where = f"image {str(raw_json.get('image_id'))[:_MAX_ID_LENGTH]}"
-    return Rejection(kind, batch, Quarantined(item=where, reason=reason), raw_json)
+    item = f"image {str(raw_json.get('image_id'))[:_MAX_ID_LENGTH]}"
+    return Rejection(kind, batch, Quarantined(item=item, reason=reason), raw_json)
 
 
 def annotation_digest(batch: int, raw: Mapping[str, Any]) -> str:
-    """The same answer to the same delivery, however often it comes in; 64 hex digits."""
+    """Return the SHA-256 of an annotation of a delivery, 64 hex digits; equal however often it is returned."""
     return files.sha256_json([batch, to_json_value(raw)])
 
 
 def to_json_value(value: Any) -> Any:
-    """What came in, as far as JSON in UTF-8 can say it: NaN and half characters become text."""
+    """Convert any value to what JSON in UTF-8 can hold; NaN, infinity and lone surrogates become text."""
     if isinstance(value, Mapping):
         return {_utf8_text(str(key)): to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,7 @@
-"""Several answers to one image: which one counts.
+"""Decide which of several annotations of an image is used.
 
-Of each person the newest answer stands: they may have changed their mind. Among people, one with an answer
-counts before one that skips the image, and of several the one finished last. The rest is kept beside it: it
-tells how far annotators agree.
+Of each annotator the newest annotation is used. Among annotators, one with boxes or ``empty`` has priority over
+``skipped``, and of several the one finished last is used. The others are kept as well: they measure agreement.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,20 +10,20 @@ from datetime import datetime
 from tasks.data.schemas import LabeledImage
 
 ExistingAnnotations = Mapping[str, Sequence[LabeledImage]]
-"""Every answer that label batches hold, by image id, in the order they came in."""
+"""All annotations in the label batches, by image id, in the order they were collected."""
 
 
 def resolve_conflicts(
     annotations: Iterable[LabeledImage], existing: ExistingAnnotations
 ) -> tuple[tuple[LabeledImage, ...], tuple[LabeledImage, ...]]:
-    """Those that count from now on, one an image; and the news that do not. Both by image id.
+    """Split new annotations into primary ones, at most one per image, and secondary ones; both by image id.
 
-    What somebody has said before is no news, however often it is delivered. Where a person takes an answer
-    back, that of another one may count again.
+    An annotation that repeats its annotator's earlier one is not new, however often it is returned. Where an annotator
+    changes an annotation to ``skipped``, that of another annotator may become primary again.
 
     Args:
-        answers: one of each person to an image of one delivery at most (``latest_per_annotator``), in any order.
-        known: answers so far.
+        annotations: at most one per annotator, image and delivery (``latest_per_annotator``), in any order.
+        existing: annotations of earlier collections.
     """
     new: dict[str, list[LabeledImage]] = {}
     current_by_image: dict[str, dict[tuple[str, int, str], LabeledImage]] = {}
@@ -49,22 +48,22 @@ def resolve_conflicts(
 
 
 def latest_per_annotator(annotations: Iterable[LabeledImage]) -> list[LabeledImage]:
-    """The last answer of each person to an image of one delivery."""
+    """Keep the last annotation of each annotator per image and delivery."""
     return list({annotator_key(label): label for label in sorted(annotations, key=_recency)}.values())
 
 
 def annotator_key(label: LabeledImage) -> tuple[str, int, str]:
-    """Whose answer to what: image id, batch it was offered in, annotator."""
+    """Return image id, batch in which the image was offered, and annotator."""
     return label.image_id, label.offered_batch, label.annotator
 
 
 def has_same_content(first: LabeledImage, second: LabeledImage) -> bool:
-    """Whether two answers differ in nothing but when they were given."""
+    """Whether two annotations have the same status and boxes."""
     return (first.status, first.boxes) == (second.status, second.boxes)
 
 
 def _recency(label: LabeledImage) -> tuple[datetime, str]:
-    """The text decides between answers of the same second, so that the order they come in does not."""
+    """Sort key; the text orders annotations of the same second independently of the order they are returned in."""
     return datetime.fromisoformat(label.finished_at), label.model_dump_json()
 
 

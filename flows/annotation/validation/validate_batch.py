@@ -1,17 +1,22 @@
-"""A collection at the door: labels on the one side, refusals on the other. Nothing is dropped in silence.
+"""Validate all annotations of one delivery: every one ends as a label or as a rejection.
 
-A refused box takes its image with it: trained on as if it were whole, the image would teach that the object
-is background. The image stays in the pool and is offered again. Corrected are only a box drawn twice and a time
-that has not come yet.
+An invalid box rejects its whole image: trained on without the box, the image would teach that the object is
+background. The image stays in the pool and is offered again. Only two things are corrected: a box drawn twice is used
+once, and a finish time in the future becomes the time of the collection.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flows.annotation.providers.base import RawAnnotation
-from flows.annotation.validation.annotation import clamp_future_timestamp, is_identical, parse_annotation
+from flows.annotation.text import count
+from flows.annotation.validation.annotation import (
+    clamp_future_timestamp,
+    is_identical,
+    parse_annotation,
+    require_plausible,
+)
 from flows.annotation.validation.context import ValidationContext
-from flows.annotation.validation.plausibility import require_plausible
 from flows.annotation.validation.rejection import (
     ImplausibleAnnotation,
     InvalidAnnotation,
@@ -31,24 +36,24 @@ from tasks.data.schemas import LabeledImage
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """A collection after the check."""
+    """The annotations of one delivery after validation."""
 
     primary: tuple[LabeledImage, ...]
-    """Answers that count from now on, one an image, by image id."""
+    """New labels that are used from now on, at most one per image, by image id."""
     secondary: tuple[LabeledImage, ...]
-    """New answers beside those that count, or beside one that an earlier batch holds."""
+    """New annotations beside the used ones, or beside one of an earlier batch."""
     rejections: tuple[Rejection, ...]
 
 
 def validate_batch(
     raw_annotations: Iterable[RawAnnotation], context: ValidationContext, existing: ExistingAnnotations
 ) -> ValidationResult:
-    """Split what came back into labels and refusals; what label batches hold already is in neither.
+    """Split returned annotations into labels and rejections; those in the label batches already are in neither.
 
     Args:
-        returned: as the provider gave it, in any order; an image may have several answers.
-        offer: the delivery they answer.
-        known: every answer that label batches hold, by image id, in the order they came in.
+        raw_annotations: as the provider returned them, in any order; an image may have several.
+        context: the delivery they belong to, and the limits.
+        existing: annotations of earlier collections.
     """
     accepted: list[_Accepted] = []
     rejections: list[Rejection] = []
@@ -57,14 +62,14 @@ def validate_batch(
             accepted.append(_already_imported(raw, context, existing) or _validate(raw, context, existing))
         except InvalidAnnotation as problem:
             rejections.append(reject(problem.kind, context.batch, str(problem), raw))
-    current = latest_per_annotator([item.label for item in accepted])
-    primary, secondary = resolve_conflicts(current, existing)
-    return ValidationResult(primary, secondary, (*rejections, *_notes(accepted, current, context)))
+    latest = latest_per_annotator([item.label for item in accepted])
+    primary, secondary = resolve_conflicts(latest, existing)
+    return ValidationResult(primary, secondary, (*rejections, *_notes(accepted, latest, context)))
 
 
 @dataclass(frozen=True)
 class _Accepted:
-    """An answer that went through."""
+    """A valid annotation."""
 
     label: LabeledImage
     num_duplicates: int
@@ -75,7 +80,7 @@ class _Accepted:
 def _already_imported(
     raw: RawAnnotation, context: ValidationContext, existing: ExistingAnnotations
 ) -> _Accepted | None:
-    """An answer that a label batch holds to the letter. Most are: every night tells all of a campaign again."""
+    """Find the label that an annotation became earlier; most did, since providers return everything each time."""
     image_id = raw.get("image_id")
     for old in existing.get(image_id, ()) if isinstance(image_id, str) else ():
         if is_identical(old, raw, context.batch):
@@ -94,26 +99,27 @@ def _validate(raw: RawAnnotation, context: ValidationContext, existing: Existing
 
 
 def _notes(
-    accepted: Sequence[_Accepted], current: Sequence[LabeledImage], context: ValidationContext
+    accepted: Sequence[_Accepted], latest: Sequence[LabeledImage], context: ValidationContext
 ) -> list[Rejection]:
-    """What is kept for the record, one note an answer: so it says the same however often the answer comes in."""
-    newest = {annotator_key(label): label for label in current}
+    """Build at most one note per annotation, equal however often the annotation is returned."""
+    latest_by_key = {annotator_key(label): label for label in latest}
     notes = []
     for item in accepted:
-        texts = _note_texts(item, newest[annotator_key(item.label)], context)
+        texts = _note_texts(item, latest_by_key[annotator_key(item.label)], context)
         if texts:
             notes.append(reject("note", context.batch, "; ".join(texts), item.raw))
     return notes
 
 
-def _note_texts(accepted: _Accepted, newest: LabeledImage, context: ValidationContext) -> list[str]:
+def _note_texts(accepted: _Accepted, latest: LabeledImage, context: ValidationContext) -> list[str]:
     texts = []
     if accepted.num_duplicates:
-        duplicates = f"{accepted.num_duplicates} boxes are drawn twice (same class, IoU above {context.limits.duplicate_iou_threshold:g})"
-        texts.append(f"{duplicates}, expected each once; the second was left out")
+        limit = context.limits.duplicate_iou_threshold
+        left_out = f"{count(accepted.num_duplicates, 'duplicate box', 'duplicate boxes')} left out"
+        texts.append(f"{left_out} (same class, IoU above {limit:g})")
     if accepted.label.reported_finished_at is not None:
-        clock_skew = f"finished_at is {accepted.label.reported_finished_at!r}, expected a time that has come"
-        texts.append(f"{clock_skew}; it counts as finished when it was collected")
-    if not has_same_content(accepted.label, newest):
-        texts.append(f"the annotator changed it at {newest.reported_finished_at or newest.finished_at}")
+        reported = f"finished_at is {accepted.label.reported_finished_at!r}, expected a time in the past"
+        texts.append(f"{reported}; the time of the collection is used")
+    if not has_same_content(accepted.label, latest):
+        texts.append(f"the annotator changed it at {latest.reported_finished_at or latest.finished_at}")
     return texts

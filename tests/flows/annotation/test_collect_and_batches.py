@@ -1,4 +1,4 @@
-"""Labels in and batches out, on a copy of a campaign whose batch 2 is with the annotators."""
+"""Collection and delivery, on a copy of a campaign whose batch 2 is with the annotators."""
 
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 
 class Scripted:
-    """An annotator who returns what the test says, and remembers what was asked of them."""
+    """A provider that returns given annotations and records the calls."""
 
     name = "scripted"
 
@@ -71,7 +71,7 @@ def open_delivery(workspace: Workspace) -> AnnotationBatch:
 
 
 def collect_two(workspace: Workspace, provider: LabelProvider, settings: Params | None = None) -> CollectionResult:
-    """What a night does when batch 2 is with the annotators, and nothing else."""
+    """Collect as a run does when batch 2 is with the annotators."""
     return collect(workspace, provider, settings or params(workspace), 2, [open_delivery(workspace)], datetime.now(UTC))
 
 
@@ -81,7 +81,7 @@ def answer(image_id: str, *corners: float, **changes: Any) -> dict[str, Any]:
     return {"image_id": image_id, "status": "labeled", "boxes": [box], "annotator": "ann", **times, **changes}
 
 
-def test_refused_answers_are_counted_and_kept_and_the_rest_becomes_a_batch(after_two_rounds: Workspace) -> None:
+def test_rejected_annotations_are_counted_and_kept_and_the_rest_becomes_a_batch(after_two_rounds: Workspace) -> None:
     delivery = open_delivery(after_two_rounds)
     first, second, third = delivery.image_ids
     provider = Scripted(
@@ -98,8 +98,8 @@ def test_refused_answers_are_counted_and_kept_and_the_rest_becomes_a_batch(after
     assert (collected.num_images, collected.num_rejected) == (1, 5)
     reasons = sorted(files.read_json(path)["reason"] for path in after_two_rounds.quarantine.iterdir())
     assert len(reasons) == 5
-    for words, times in (("inside the image", 1), ("class is 'unicorn'", 1), ("one of this batch", 1), ("no area", 2)):
-        assert sum(words in reason for reason in reasons) == times
+    for text, times in (("inside the image", 1), ("class is 'unicorn'", 1), ("one of this batch", 1), ("no area", 2)):
+        assert sum(text in reason for reason in reasons) == times
     batch = files.read_json(after_two_rounds.label_batch(2))
     assert [image["image_id"] for image in batch["images"]] == [first]
     assert batch["provider"] == "scripted"
@@ -108,41 +108,43 @@ def test_refused_answers_are_counted_and_kept_and_the_rest_becomes_a_batch(after
     assert git.run_git(after_two_rounds.root, "status", "--porcelain") == ""
 
 
-def test_open_images_are_withdrawn_before_the_last_look_when_their_lease_is_over(after_two_rounds: Workspace) -> None:
+def test_open_images_are_withdrawn_before_the_last_collection_when_their_lease_has_expired(
+    after_two_rounds: Workspace,
+) -> None:
     delivery = open_delivery(after_two_rounds)
     provider = Scripted([answer(delivery.image_ids[0])], open_images=2)
     at = lease_expires_at(delivery, params(after_two_rounds).provider.lease_days)
     collected = collect(after_two_rounds, provider, params(after_two_rounds), 2, [delivery], at)
     assert provider.calls == ["collect", "withdraw", "collect"]
-    assert collected.message == "Batch 2: 1 images labeled, 0 refused, 2 taken back, 0 still with the annotators."
+    assert collected.message == "Batch 2: 1 image labeled, 0 rejected, 2 withdrawn, 0 still with the annotators."
     again = read_annotation_batch(after_two_rounds, 2)
     assert again is not None
     assert again.state == "collected"
 
 
-def test_open_images_stay_leased_until_then(after_two_rounds: Workspace) -> None:
+def test_open_images_stay_leased_until_the_lease_expires(after_two_rounds: Workspace) -> None:
     first, *others = open_delivery(after_two_rounds).image_ids
     provider = Scripted([answer(first)], open_images=2)
     assert collect_two(after_two_rounds, provider).num_images == 1
     assert provider.calls == ["collect"]
     assert files.read_json(after_two_rounds.label_batch(2))["leased"] == dict.fromkeys(sorted(others), 2)
     assert open_delivery(after_two_rounds).image_ids == (first, *others)
-    assert collect_two(after_two_rounds, provider).num_images == 1  # as a retried task does
+    assert collect_two(after_two_rounds, provider).num_images == 1  # a retried task
     assert newest_round(after_two_rounds) == 2
 
 
-def test_no_labels_is_no_error_and_changes_nothing(after_two_rounds: Workspace) -> None:
+def test_a_collection_without_labels_changes_nothing(after_two_rounds: Workspace) -> None:
     before = git.head_commit(after_two_rounds.root)
     provider = Scripted([], open_images=BUDGET)
     collected = collect_two(after_two_rounds, provider)
     assert (collected.num_images, provider.calls) == (0, ["collect"])
-    assert collected.message == "No new labels (batch 2: 0 finished, 3 open), nothing to do tonight."
+    assert collected.message == "No new labels (batch 2: 0 finished, 3 open): no new round."
     assert newest_round(after_two_rounds) == 1
     assert git.head_commit(after_two_rounds.root) == before
 
 
 @pytest.mark.parametrize(("rule", "images"), [("skip", 0), ("proceed", 1)])
-def test_too_few_labels_wait_or_go_on_as_params_say(after_two_rounds: Workspace, rule: str, images: int) -> None:
+def test_too_few_labels_wait_or_make_a_batch_as_params_say(after_two_rounds: Workspace, rule: str, images: int) -> None:
     delivery = open_delivery(after_two_rounds)
     provider = Scripted([answer(delivery.image_ids[0])], open_images=2)
     settings = params(after_two_rounds, on_few_labels=rule, min_new_labels=2)
@@ -151,23 +153,23 @@ def test_too_few_labels_wait_or_go_on_as_params_say(after_two_rounds: Workspace,
     assert newest_round(after_two_rounds) == (2 if images else 1)
 
 
-def test_labels_of_which_none_is_usable_are_told_to_a_person(after_two_rounds: Workspace) -> None:
+def test_annotations_of_which_none_is_valid_are_an_error(after_two_rounds: Workspace) -> None:
     delivery = open_delivery(after_two_rounds)
     provider = Scripted([answer(delivery.image_ids[0], 1, 1, 1, 1)], open_images=2)
-    with pytest.raises(UserError, match=r"usable labels are 0 of 1, .*no area"):
+    with pytest.raises(UserError, match=r"valid annotations is 0 of 1, .*no area"):
         collect_two(after_two_rounds, provider)
     assert newest_round(after_two_rounds) == 1
     assert "withdraw" not in provider.calls
 
 
 class Killed(BaseException):
-    """As SIGKILL, as far as one process can be killed and go on."""
+    """A kill, which no code under test catches."""
 
 
 @pytest.mark.parametrize(
     "moment", ["archive_round_outputs", "add", "write_batch", "set_state", "remove_archived_files", "commit"]
 )
-def test_a_collection_killed_anywhere_ends_the_same(
+def test_a_collection_killed_anywhere_is_repeated_to_the_same_state(
     after_two_rounds: Workspace, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = params(after_two_rounds)
@@ -185,7 +187,7 @@ def test_a_collection_killed_anywhere_ends_the_same(
         patch.setattr(*place, die)
         with pytest.raises(Killed):
             collect_two(after_two_rounds, provider, settings)
-    # what the next night does first
+    # the first step of the next run
     finalize_collection(after_two_rounds, newest_round(after_two_rounds))
     if newest_round(after_two_rounds) == 1:
         assert collect_two(after_two_rounds, provider, settings).num_images == BUDGET
@@ -201,7 +203,7 @@ def test_a_collection_killed_anywhere_ends_the_same(
     dvc.run_dvc(after_two_rounds.root, "status", "--quiet", "data/warm_start.dvc", "data/detections_at_selection.dvc")
 
 
-def test_a_delivery_that_lost_its_files_says_which(after_two_rounds: Workspace) -> None:
+def test_a_delivery_with_a_missing_file_is_an_error_with_its_name(after_two_rounds: Workspace) -> None:
     delivery = open_delivery(after_two_rounds)
     (delivery.folder / "teacher.pth").unlink()
     with pytest.raises(UserError, match=r"teacher\.pth: the file is missing"):
@@ -218,7 +220,7 @@ def test_a_batch_is_offered_once_however_often_it_is_delivered(after_two_rounds:
     assert git.head_commit(after_two_rounds.root) == before
 
 
-def test_a_delivery_killed_before_the_provider_heard_of_it_goes_out_with_the_same_key(
+def test_a_delivery_killed_before_it_was_sent_is_sent_with_the_same_key(
     after_two_rounds: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = open_delivery(after_two_rounds).key
@@ -237,7 +239,7 @@ def test_a_delivery_killed_before_the_provider_heard_of_it_goes_out_with_the_sam
     assert delivered.receipt == f"receipt {key[:4]}"
 
 
-def test_a_half_filled_delivery_folder_is_filled_again(
+def test_an_incomplete_delivery_folder_is_written_again(
     after_two_rounds: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget_delivery(after_two_rounds)
@@ -251,7 +253,7 @@ def test_a_half_filled_delivery_folder_is_filled_again(
     assert deliver(after_two_rounds, Scripted([]), params(after_two_rounds), 1).num_images == BUDGET
 
 
-def test_an_empty_selection_ends_the_campaign_and_asks_for_nothing(after_two_rounds: Workspace) -> None:
+def test_an_empty_selection_completes_the_campaign(after_two_rounds: Workspace) -> None:
     forget_delivery(after_two_rounds)
     manifest = after_two_rounds.derived("handoff") / "manifest.jsonl"
     manifest.unlink()
@@ -262,13 +264,13 @@ def test_an_empty_selection_ends_the_campaign_and_asks_for_nothing(after_two_rou
     delivered = deliver(after_two_rounds, provider, params(after_two_rounds), 1)
     assert (delivered.num_images, provider.calls) == (0, [])
     assert "the campaign is complete" in delivered.message
-    handed_over = read_annotation_batch(after_two_rounds, 2)
-    assert handed_over is not None
-    assert (handed_over.image_ids, handed_over.state) == ((), "collected")
-    assert (handed_over.folder / "teacher.pth").is_file()
+    prepared = read_annotation_batch(after_two_rounds, 2)
+    assert prepared is not None
+    assert (prepared.image_ids, prepared.state) == ((), "collected")
+    assert (prepared.folder / "teacher.pth").is_file()
 
 
-def test_a_manifest_of_another_derivation_is_not_delivered(after_two_rounds: Workspace) -> None:
+def test_a_manifest_that_differs_from_the_published_one_is_not_delivered(after_two_rounds: Workspace) -> None:
     forget_delivery(after_two_rounds)
     manifest = after_two_rounds.derived("handoff") / "manifest.jsonl"
     lines = manifest.read_text().splitlines(keepends=True)
@@ -279,7 +281,7 @@ def test_a_manifest_of_another_derivation_is_not_delivered(after_two_rounds: Wor
 
 
 def forget_delivery(workspace: Workspace) -> None:
-    """As if the last night had been killed right after publishing."""
+    """Restore the state after a kill right after publishing."""
     git.run_git(workspace.root, "reset", "--quiet", "--hard", "round-0001")
     for path in workspace.delivery(2).iterdir():
         path.unlink()

@@ -10,7 +10,7 @@ from tasks.params import BudgetParams
 from tasks.runtime.errors import UserError
 
 CLASSES = ("cat", "dog")
-PACE = BudgetParams(unit="images", amount=3.0, minutes_per_box=0.5, minutes_per_image=0.25, min_timed_annotations=20)
+BUDGET = BudgetParams(unit="images", amount=3.0, minutes_per_box=0.5, minutes_per_image=0.25, min_timed_annotations=20)
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def delivery(*image_ids: str) -> AnnotationBatch:
     return AnnotationBatch(1, "key", Path(), image_ids, "2026-03-01T10:00:00+00:00", "delivered", "key")
 
 
-def test_it_answers_from_the_oracle_at_once_and_says_how_long_it_took(oracle: Path) -> None:
-    annotator = OracleProvider(oracle, CLASSES, PACE)
-    full, bare, unknown = annotator.collect(delivery("full", "bare", "unknown"))
+def test_the_oracle_returns_ground_truth_with_its_annotation_time(oracle: Path) -> None:
+    provider = OracleProvider(oracle, CLASSES, BUDGET)
+    full, bare, unknown = provider.collect(delivery("full", "bare", "unknown"))
     assert full["status"] == "labeled"
     assert [(box["category"], list(box["xyxy_px"])) for box in full["boxes"]] == [
         ("dog", [1, 2, 3, 4]),
@@ -43,21 +43,21 @@ def test_it_answers_from_the_oracle_at_once_and_says_how_long_it_took(oracle: Pa
 
 
 def test_the_same_delivery_always_returns_the_same(oracle: Path) -> None:
-    annotator = OracleProvider(oracle, CLASSES, PACE)
-    first = annotator.collect(delivery("full", "bare"))
-    annotator.withdraw(delivery("full", "bare"), ["full"])
-    assert annotator.deliver(delivery("full")) == annotator.deliver(delivery("full")) == "key"
-    assert annotator.collect(delivery("full", "bare")) == first
-    assert annotator.status(delivery("full", "bare")).finished == 2
+    provider = OracleProvider(oracle, CLASSES, BUDGET)
+    first = provider.collect(delivery("full", "bare"))
+    provider.withdraw(delivery("full", "bare"), ["full"])
+    assert provider.deliver(delivery("full")) == provider.deliver(delivery("full")) == "key"
+    assert provider.collect(delivery("full", "bare")) == first
+    assert provider.status(delivery("full", "bare")).finished == 2
 
 
 def test_classes_in_another_order_keep_their_names(oracle: Path) -> None:
-    (full,) = OracleProvider(oracle, ("dog", "cat"), PACE).collect(delivery("full"))
+    (full,) = OracleProvider(oracle, ("dog", "cat"), BUDGET).collect(delivery("full"))
     assert [box["category"] for box in full["boxes"]] == ["dog", "cat"]
 
 
-def test_a_campaign_without_oracle_is_refused_with_the_way_to_one(tmp_path: Path) -> None:
-    annotator = OracleProvider(tmp_path / "none.parquet", CLASSES, PACE)
-    for call in (annotator.check, lambda: annotator.deliver(delivery("a")), lambda: annotator.collect(delivery("a"))):
+def test_a_missing_oracle_is_refused_with_the_command_that_creates_it(tmp_path: Path) -> None:
+    provider = OracleProvider(tmp_path / "none.parquet", CLASSES, BUDGET)
+    for call in (provider.check, lambda: provider.deliver(delivery("a")), lambda: provider.collect(delivery("a"))):
         with pytest.raises(UserError, match="gleaner init --oracle"):
             call()

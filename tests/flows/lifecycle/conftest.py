@@ -1,4 +1,4 @@
-"""A campaign of plain nights, and the tool its annotators work in."""
+"""A campaign with a fake pipeline, and its label provider."""
 
 from pathlib import Path
 
@@ -19,5 +19,5 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def fake_provider(workspace: Workspace, tmp_path: Path) -> FakeProvider:
-    """The tool they work in."""
+    """The label provider of the campaign."""
     return FakeProvider(tmp_path / "tool.json")

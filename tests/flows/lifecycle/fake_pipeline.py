@@ -1,7 +1,7 @@
-"""Nights in milliseconds: real collection, door, books and delivery; without Prefect, DVC, git, MLflow and stages.
+"""Run rounds in milliseconds: real collection, validation, label batches and delivery; no Prefect, DVC, git or stages.
 
-Deriving is one step here: it picks from what is neither answered nor leased, as ``assemble`` and ``select`` do.
-Every effect on the disk and at the provider is announced to a fuse, which may end the night there.
+The stages are one step here, which selects from the images that are neither annotated nor leased, as ``assemble`` and
+``select`` do. Every effect on the disk and at the provider passes a fault injector, which may end the run there.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ LEASE_DAYS = 14.0
 
 
 def params_with(**changes: Any) -> Params:
-    """The repository's, with classes of our own; ``nightly`` and ``provider`` fields by name."""
+    """Load the repository's parameters, with other classes and changed fields of ``nightly`` and ``provider``."""
     whole = load_params(_REPOSITORY / "params.yaml")
     sections = {
         name: section.model_copy(update={key: value for key, value in changes.items() if hasattr(section, key)})
@@ -58,11 +58,11 @@ PARAMS = params_with(lease_days=LEASE_DAYS, max_pending_images=100)
 
 
 class SimulatedCrash(BaseException):
-    """As SIGKILL, as far as one process can be killed and go on."""
+    """A kill, which no code under test catches."""
 
 
 class FaultInjector:
-    """Counts effects; ``blow`` is called at the one with the given number."""
+    """Counts effects, and ends the run at the one with number ``at``."""
 
     def __init__(self, at: int | None = None, on_fault: Callable[[], None] | None = None) -> None:
         self.at, self.on_fault, self.num_effects = at, on_fault, 0
@@ -81,7 +81,7 @@ class FaultInjector:
 
 
 def make_fake_campaign(root: Path) -> Workspace:
-    """Label batch 0 with one image; twelve others to pick from."""
+    """Create a campaign with one image in label batch 0 and twelve to select from."""
     workspace = Workspace(root)
     label = LabeledImage(
         image_id=SEED,
@@ -102,7 +102,7 @@ def make_fake_campaign(root: Path) -> Workspace:
 def run_fake_round(
     workspace: Workspace, provider: FakeProvider, params: Params, injector: FaultInjector | None = None
 ) -> RunResult:
-    """One night; the fuse may end it at any effect.
+    """Run one round; the fault injector may end it at any effect.
 
     Raises:
         ProviderError: at the end, as ``flows.nightly.nightly`` does.
@@ -122,13 +122,13 @@ def run_fake_round(
 
 
 def run_until_idle(workspace: Workspace, provider: FakeProvider, params: Params) -> list[RunResult]:
-    """Nights that nobody disturbs, until one of them has nothing to do."""
+    """Run rounds without faults until one of them has nothing to do."""
     results = []
     for _ in range(10):
         results.append(run_fake_round(workspace, provider, params))
         if results[-1].outcome != "completed":
             return results
-    raise AssertionError("the campaign never comes to rest")
+    raise AssertionError("the campaign never becomes idle")
 
 
 @contextmanager
@@ -138,13 +138,13 @@ def _patched_services(provider: FakeProvider, injector: FaultInjector) -> Iterat
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return provider.now.astimezone(tz)
 
-    night = "flows.nightly"
+    flow = "flows.nightly"
     replaced: dict[str, Any] = {
-        f"{night}.get_run_logger": lambda: logging.getLogger("night"),
-        f"{night}.collect_labels": flows.nightly.collect_labels.fn,
-        f"{night}.deliver_batch": flows.nightly.deliver_batch.fn,
-        f"{night}.derive_and_publish": lambda tonight, number: _fake_round_outputs(tonight.workspace, number),
-        f"{night}.datetime": Clock,
+        f"{flow}.get_run_logger": lambda: logging.getLogger("nightly"),
+        f"{flow}.collect_labels": flows.nightly.collect_labels.fn,
+        f"{flow}.deliver_batch": flows.nightly.deliver_batch.fn,
+        f"{flow}.derive_and_publish": lambda context, number: _fake_round_outputs(context.workspace, number),
+        f"{flow}.datetime": Clock,
         "flows.annotation.batches.datetime": Clock,
         "flows.workspace.git.commit": lambda *_: injector("commit"),
         "flows.workspace.git.campaign_id": lambda _: "campaign",
@@ -156,8 +156,8 @@ def _patched_services(provider: FakeProvider, injector: FaultInjector) -> Iterat
         "pathlib.Path.unlink": _traced(injector, Path.unlink, "unlink"),
     }
     with ExitStack() as stack:
-        for name, stand_in in replaced.items():
-            stack.enter_context(patch(name, stand_in))
+        for name, replacement in replaced.items():
+            stack.enter_context(patch(name, replacement))
         yield
 
 
@@ -172,7 +172,7 @@ def _traced(injector: FaultInjector, effect: Callable[..., Any], what: str) -> C
 
 
 def _traced_replacing(injector: FaultInjector) -> Callable[[Path], Any]:
-    """As the real one, without fsync: what is tested here is the order of effects."""
+    """Replace files like the real one, without fsync: the order of effects is tested here."""
 
     @contextmanager
     def replacing(path: Path) -> Iterator[Path]:

@@ -1,7 +1,7 @@
-"""A label tool as a file: what it was given, what people did in it. It survives the death of a night, as a server does.
+"""A label provider whose state is a file, which survives the crash of a run as a server does.
 
-It does what ``flows.annotation.providers.base`` asks of a provider, and notices what must never happen: a batch delivered
-twice as two, an image open in two batches.
+It implements the protocol of ``flows.annotation.providers.base`` and asserts what must never happen: one batch
+delivered as two, or an image open in two batches.
 """
 
 import json
@@ -17,7 +17,7 @@ _START = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 def no_op(_: str) -> None:
-    """No trouble."""
+    """Do nothing."""
 
 
 class FakeProvider:
@@ -39,11 +39,11 @@ class FakeProvider:
         def effect() -> str:
             content = self.state
             known = content["batches"].get(str(delivery.batch))
-            assert known is None or known["key"] == delivery.key, f"batch {delivery.batch} was delivered twice, as two"
+            assert known is None or known["key"] == delivery.key, f"batch {delivery.batch} was delivered as two"
             if known is None:
                 taken = self.open_images() & set(delivery.image_ids)
                 assert not taken, f"images are open in two batches: {taken}"
-                tasks = {image_id: {"open": True, "answer": None} for image_id in delivery.image_ids}
+                tasks = {image_id: {"open": True, "annotation": None} for image_id in delivery.image_ids}
                 content["batches"][str(delivery.batch)] = {"key": delivery.key, "tasks": tasks}
                 self._write(content)
             return f"batch {delivery.batch}"
@@ -53,7 +53,7 @@ class FakeProvider:
     def status(self, delivery: AnnotationBatch) -> LabelingProgress:
         def effect() -> LabelingProgress:
             tasks = self._tasks(self.state, delivery.batch).values()
-            finished = sum(task["answer"] is not None for task in tasks)
+            finished = sum(task["annotation"] is not None for task in tasks)
             return LabelingProgress(finished, sum(task["open"] for task in tasks))
 
         return self._with_hooks("status", effect)
@@ -61,7 +61,7 @@ class FakeProvider:
     def collect(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
         def effect() -> Sequence[RawAnnotation]:
             tasks = self._tasks(self.state, delivery.batch).values()
-            return [task["answer"] for task in tasks if task["answer"] is not None]
+            return [task["annotation"] for task in tasks if task["annotation"] is not None]
 
         return self._with_hooks("collect", effect)
 
@@ -74,11 +74,11 @@ class FakeProvider:
 
         self._with_hooks("withdraw", effect)
 
-    # --- as people use it ---
+    # --- as annotators use it ---
 
     @property
     def now(self) -> datetime:
-        """The tool's clock: a minute passes with every answer."""
+        """Time of the provider's clock; a minute passes with every annotation."""
         return _START + timedelta(minutes=self.state["minutes"])
 
     def advance_days(self, days: float) -> None:
@@ -96,27 +96,27 @@ class FakeProvider:
         clock_skew_days: float = 0,
         **changes: Any,
     ) -> None:
-        """Finish a task, or change one's mind about it; one that was withdrawn may still come in late.
+        """Annotate a task, or change its annotation; a withdrawn task may still be annotated.
 
-        ``ahead_days``: how wrong the annotator's clock is.
+        ``clock_skew_days``: by how much the annotator's clock is ahead.
         """
         self.advance_days(1 / 24 / 60)
         boxes = [{"category": "dark", "xyxy_px": [2, 2, 2 + width_px, 12]}] if status == "labeled" else []
         content = self.state
         times = {"finished_at": (self.now + timedelta(days=clock_skew_days)).isoformat(), "seconds_spent": 30.0}
         annotation = {"image_id": image_id, "status": status, "boxes": boxes, "annotator": "ann", **times, **changes}
-        self._tasks(content, batch)[image_id] |= {"open": False, "answer": annotation}
+        self._tasks(content, batch)[image_id] |= {"open": False, "annotation": annotation}
         self._write(content)
 
     def all_tasks(self) -> list[tuple[int, str]]:
-        """Batch and image of every task there ever was."""
+        """Return batch and image of every task."""
         batches = self.state["batches"]
         return [(int(batch), image_id) for batch in batches for image_id in batches[batch]["tasks"]]
 
     def current_annotations(self) -> list[tuple[int, dict[str, Any]]]:
-        """What people say at present, with the batch they were asked in."""
+        """Return the current annotations, each with the batch in which its image was offered."""
         content = self.state
-        found = [(batch, self._tasks(content, batch)[image_id]["answer"]) for batch, image_id in self.all_tasks()]
+        found = [(batch, self._tasks(content, batch)[image_id]["annotation"]) for batch, image_id in self.all_tasks()]
         return [(batch, annotation) for batch, annotation in found if annotation is not None]
 
     def open_images(self) -> set[str]:
@@ -125,7 +125,7 @@ class FakeProvider:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Everything the tool knows."""
+        """Content of the file."""
         content: dict[str, Any] = json.loads(self.path.read_text())
         return content
 

@@ -1,4 +1,4 @@
-"""Nights cut off at every effect they have, on the disk and at the provider; repeated, all ends the same."""
+"""Rounds that crash at any effect on the disk or at the provider: repeated, they end in the same state."""
 
 import os
 import shutil
@@ -31,8 +31,8 @@ CALLS = ("check", "deliver", "collect", "withdraw")
 
 @pytest.fixture(scope="module")
 def busy_campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A campaign before a night that collects late, changed, refused and new labels, takes images back, and offers."""
-    folder = tmp_path_factory.mktemp("eventful")
+    """A campaign before a round that collects late, changed, invalid and new labels, withdraws images, and delivers."""
+    folder = tmp_path_factory.mktemp("busy")
     workspace, fake_provider = make_fake_campaign(folder / "campaign"), FakeProvider(folder / "tool.json")
     run_fake_round(workspace, fake_provider, PARAMS)
     ((first, *_),) = (delivery.image_ids for delivery in all_annotation_batches(workspace))
@@ -54,7 +54,7 @@ def copy_campaign(original: Path, folder: Path) -> tuple[Workspace, FakeProvider
 
 
 def snapshot(workspace: Workspace, fake_provider: FakeProvider) -> dict[str, Any]:
-    """What must not depend on how often a night was cut off."""
+    """Return the state that must not depend on how often a run crashed."""
     kept = [path for top in ("data", "deliveries", "rounds", "derived") for path in (workspace.root / top).rglob("*")]
     digests = {str(path.relative_to(workspace.root)): files.sha256_file(path) for path in kept if path.is_file()}
     refused = {path.name for path in workspace.quarantine.glob("*")}
@@ -62,7 +62,7 @@ def snapshot(workspace: Workspace, fake_provider: FakeProvider) -> dict[str, Any
 
 
 def run_without_faults(original: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """What one good night leads to, and its effects by name."""
+    """Return the state after a run without faults, and its effects by name."""
     workspace, fake_provider = copy_campaign(original, folder)
     injector = FaultInjector()
     run_fake_round(workspace, fake_provider, PARAMS, injector)
@@ -71,7 +71,7 @@ def run_without_faults(original: Path, folder: Path) -> tuple[dict[str, Any], li
 
 
 def recover(workspace: Workspace, fake_provider: FakeProvider) -> None:
-    """The next night; a second one where the first only finished what was cut off."""
+    """Run the next round, and a second one where the first only completed the crashed one."""
     for _ in range(2):
         if not workspace.label_batch(2).is_file() or any(
             d.state == "prepared" for d in all_annotation_batches(workspace)
@@ -80,8 +80,8 @@ def recover(workspace: Workspace, fake_provider: FakeProvider) -> None:
     assert run_fake_round(workspace, fake_provider, PARAMS).outcome in ("waiting_for_labels", "completed")
 
 
-def test_a_night_killed_at_any_effect_is_repeated_to_the_same_end(busy_campaign: Path, tmp_path: Path) -> None:
-    wanted, effects = run_without_faults(busy_campaign, tmp_path / "good")
+def test_a_run_killed_at_any_effect_is_repeated_to_the_same_state(busy_campaign: Path, tmp_path: Path) -> None:
+    expected, effects = run_without_faults(busy_campaign, tmp_path / "no_fault")
     for name in (
         "before withdraw",
         "after withdraw",
@@ -95,11 +95,11 @@ def test_a_night_killed_at_any_effect_is_repeated_to_the_same_end(busy_campaign:
         with pytest.raises(SimulatedCrash):
             run_fake_round(workspace, fake_provider, PARAMS, FaultInjector(number))
         recover(workspace, fake_provider)
-        assert snapshot(workspace, fake_provider) == wanted, f"killed {effects[number - 1]} (effect {number})"
+        assert snapshot(workspace, fake_provider) == expected, f"killed {effects[number - 1]} (effect {number})"
 
 
-def test_a_night_killed_twice_is_repeated_to_the_same_end(busy_campaign: Path, tmp_path: Path) -> None:
-    wanted, effects = run_without_faults(busy_campaign, tmp_path / "good")
+def test_a_run_killed_twice_is_repeated_to_the_same_state(busy_campaign: Path, tmp_path: Path) -> None:
+    expected, effects = run_without_faults(busy_campaign, tmp_path / "no_fault")
     for number in range(1, len(effects) + 1, 5):
         workspace, fake_provider = copy_campaign(busy_campaign, tmp_path / "killed")
         for again in (number, number + 3):
@@ -108,15 +108,15 @@ def test_a_night_killed_twice_is_repeated_to_the_same_end(busy_campaign: Path, t
             except SimulatedCrash:
                 continue
         recover(workspace, fake_provider)
-        assert snapshot(workspace, fake_provider) == wanted, (
+        assert snapshot(workspace, fake_provider) == expected, (
             f"killed {effects[number - 1]} (effect {number}), and again"
         )
 
 
 @pytest.mark.parametrize("at", [0.05, 0.3, 0.6, 0.8, 0.97])
-def test_a_night_that_gets_sigkill_is_repeated_to_the_same_end(busy_campaign: Path, tmp_path: Path, at: float) -> None:
-    """No ``finally`` runs, nothing is flushed: the real thing, in a process of its own."""
-    wanted, effects = run_without_faults(busy_campaign, tmp_path / "good")
+def test_a_run_that_gets_sigkill_is_repeated_to_the_same_state(busy_campaign: Path, tmp_path: Path, at: float) -> None:
+    """A real kill, of another process: no ``finally`` runs, nothing is flushed."""
+    expected, effects = run_without_faults(busy_campaign, tmp_path / "no_fault")
     workspace, fake_provider = copy_campaign(busy_campaign, tmp_path / "killed")
     child = os.fork()
     if child == 0:
@@ -125,7 +125,7 @@ def test_a_night_that_gets_sigkill_is_repeated_to_the_same_end(busy_campaign: Pa
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     recover(workspace, fake_provider)
-    assert snapshot(workspace, fake_provider) == wanted
+    assert snapshot(workspace, fake_provider) == expected
 
 
 def _sigkill_self() -> None:
@@ -133,13 +133,13 @@ def _sigkill_self() -> None:
 
 
 def fail_at_call(call: str, nth: int, *, transient: bool) -> Callable[[str], None]:
-    """Fails at the ``nth`` such call, once."""
+    """Return a hook that fails once, at the ``nth`` such call."""
     seen: list[str] = []
 
     def fail(name: str) -> None:
         seen.append(name)
         if name == call and seen.count(call) == nth:
-            raise ProviderError("tool", f"{call} failed, expected an answer", transient=transient)
+            raise ProviderError("tool", f"{call} failed", transient=transient)
 
     return fail
 
@@ -147,11 +147,11 @@ def fail_at_call(call: str, nth: int, *, transient: bool) -> Callable[[str], Non
 @pytest.mark.parametrize("transient", [True, False])
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("call", CALLS)
-def test_a_provider_that_fails_at_any_call_is_told_and_the_next_night_recovers(
+def test_a_provider_that_fails_at_any_call_is_reported_and_the_next_run_recovers(
     busy_campaign: Path, tmp_path: Path, call: str, moment: str, transient: bool
 ) -> None:
-    """Whether or not the call had its effect: a lost answer looks like a lost question."""
-    wanted, effects = run_without_faults(busy_campaign, tmp_path / "good")
+    """With and without the effect of the call: a lost response looks like a lost request."""
+    expected, effects = run_without_faults(busy_campaign, tmp_path / "no_fault")
     assert f"before {call}" in effects
     for nth in range(1, effects.count(f"before {call}") + 1):
         workspace, fake_provider = copy_campaign(busy_campaign, tmp_path / "failed")
@@ -160,15 +160,15 @@ def test_a_provider_that_fails_at_any_call_is_told_and_the_next_night_recovers(
             run_fake_round(workspace, refusing, PARAMS)
         recover(workspace, fake_provider)
         if call in ("check", "deliver") or (call == "collect" and transient and nth <= 2):
-            assert snapshot(workspace, fake_provider) == wanted
-        else:  # the night went on with what it had; the rest came a round later
+            assert snapshot(workspace, fake_provider) == expected
+        else:  # the run continued without it; the rest came one round later
             counts = image_states(all_annotation_batches(workspace), read_labels(workspace.labels))
             assert (counts["labeled"], counts["empty"]) == (1, 1)
             assert fake_provider.open_images() <= open_image_ids(workspace)
 
 
 @pytest.mark.parametrize("transient", [True, False])
-def test_a_provider_that_cannot_count_is_told_too(tmp_path: Path, transient: bool) -> None:
+def test_a_provider_whose_status_fails_is_reported(tmp_path: Path, transient: bool) -> None:
     workspace, fake_provider = make_fake_campaign(tmp_path / "campaign"), FakeProvider(tmp_path / "tool.json")
     run_fake_round(workspace, fake_provider, PARAMS)
     with pytest.raises(ProviderError, match="status failed"):
@@ -179,6 +179,6 @@ def test_a_provider_that_cannot_count_is_told_too(tmp_path: Path, transient: boo
 
 
 def open_image_ids(workspace: Workspace) -> set[str]:
-    """Images that no round will pick."""
+    """Images that are not selected again."""
     store = read_labels(workspace.labels)
     return {image for delivery in all_annotation_batches(workspace) for image in open_images(delivery, store)}

@@ -1,4 +1,4 @@
-"""What becomes of picked images over many nights: leased, answered, late, changed, expired, offered again."""
+"""Selected images over many rounds: leased, annotated, late, changed, expired, offered again."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_a_part_of_a_batch_is_collected_and_the_rest_stays_with_the_annotators(
     assert count_states(workspace) == {"labeled": 1, "leased": 2 + BATCH_SIZE}
 
 
-def test_a_night_collects_from_all_deliveries(workspace: Workspace, fake_provider: FakeProvider) -> None:
+def test_a_run_collects_from_all_deliveries(workspace: Workspace, fake_provider: FakeProvider) -> None:
     first, second, third = batch_images(workspace, 1)
     fake_provider.annotate(1, first)
     run_fake_round(workspace, fake_provider, PARAMS)
@@ -53,9 +53,7 @@ def test_a_night_collects_from_all_deliveries(workspace: Workspace, fake_provide
     assert count_states(workspace) == {"labeled": 1, "empty": 1, "skipped": 1, "leased": 3 + BATCH_SIZE}
 
 
-def test_the_same_label_counts_once_however_often_it_comes_back(
-    workspace: Workspace, fake_provider: FakeProvider
-) -> None:
+def test_a_label_is_stored_once_however_often_it_is_returned(workspace: Workspace, fake_provider: FakeProvider) -> None:
     for image_id in batch_images(workspace, 1):
         fake_provider.annotate(1, image_id)
     run_fake_round(workspace, fake_provider, PARAMS)
@@ -75,14 +73,16 @@ def test_a_changed_label_supersedes_and_its_history_stays(workspace: Workspace, 
     assert width_px(workspace, first) == 12
     store = read_labels(workspace.labels)
     assert [(label.offered_batch, len(label.boxes)) for label in store.all_annotations[first]] == [(1, 1), (1, 1)]
-    assert read_label_batch(workspace, 1).images[0].boxes[0].xyxy_px[2] == 12  # 2 + 10: untouched
-    assert store.minutes_spent == pytest.approx(42 / 60)  # the tool's time of an answer includes what it replaces
-    fake_provider.annotate(1, first, width_px=10)  # and back again
+    assert read_label_batch(workspace, 1).images[0].boxes[0].xyxy_px[2] == 12  # 2 + 10: unchanged
+    assert store.minutes_spent == pytest.approx(
+        42 / 60
+    )  # the reported time of an annotation includes that of the one it replaces
+    fake_provider.annotate(1, first, width_px=10)  # changed back
     run_fake_round(workspace, fake_provider, PARAMS)
     assert width_px(workspace, first) == 10
 
 
-def test_a_lease_ends_and_the_image_is_offered_again(workspace: Workspace, fake_provider: FakeProvider) -> None:
+def test_a_lease_expires_and_the_image_is_offered_again(workspace: Workspace, fake_provider: FakeProvider) -> None:
     first, second, third = batch_images(workspace, 1)
     fake_provider.annotate(1, first)
     fake_provider.advance_days(LEASE_DAYS - 1)
@@ -95,28 +95,28 @@ def test_a_lease_ends_and_the_image_is_offered_again(workspace: Workspace, fake_
     assert count_states(workspace)["leased"] == 2 + BATCH_SIZE
     offered_again = {second, third} & set(batch_images(workspace, 3))
     assert count_states(workspace).get("expired", 0) == 2 - len(offered_again)
-    for _ in range(6):  # sooner or later they are picked again
+    for _ in range(6):  # they are selected again some time
         fake_provider.annotate(newest_batch(workspace), batch_images(workspace, newest_batch(workspace))[0])
         run_fake_round(workspace, fake_provider, PARAMS)
-    picked_again = {
+    selected_again = {
         image for number in range(3, newest_batch(workspace) + 1) for image in batch_images(workspace, number)
     }
-    assert {second, third} <= picked_again
+    assert {second, third} <= selected_again
 
 
 def newest_batch(workspace: Workspace) -> int:
     return max(delivery.batch for delivery in all_annotation_batches(workspace) if delivery.image_ids)
 
 
-def test_without_new_labels_no_lease_ends(workspace: Workspace, fake_provider: FakeProvider) -> None:
-    """There is no new round that could offer the images again, so people had better keep them."""
+def test_without_new_labels_no_lease_expires(workspace: Workspace, fake_provider: FakeProvider) -> None:
+    """There is no new round that could offer the images again."""
     fake_provider.advance_days(10 * LEASE_DAYS)
     assert run_fake_round(workspace, fake_provider, PARAMS).outcome == "waiting_for_labels"
     assert fake_provider.open_images() == set(batch_images(workspace, 1))
 
 
 def reoffered_image(workspace: Workspace, fake_provider: FakeProvider) -> tuple[str, int]:
-    """An image of batch 1 whose lease ended, and the newest batch, which offers it again."""
+    """Return an image of batch 1 whose lease expired, and the newest batch, which offers it again."""
     first, *others = batch_images(workspace, 1)
     fake_provider.annotate(1, first)
     run_fake_round(workspace, fake_provider, PARAMS)
@@ -139,15 +139,13 @@ def test_a_late_label_of_a_withdrawn_image_is_taken_and_the_new_offer_is_withdra
     run_fake_round(workspace, fake_provider, PARAMS)
     assert late not in fake_provider.open_images()
     assert read_labels(workspace.labels).current[late].label.offered_batch == 1
-    fake_provider.annotate(number, late, width_px=13)  # somebody had it on the screen already
+    fake_provider.annotate(number, late, width_px=13)  # an annotator had opened it before
     run_fake_round(workspace, fake_provider, PARAMS)
     assert width_px(workspace, late) == 13
     assert [label.offered_batch for label in read_labels(workspace.labels).all_annotations[late]] == [1, number]
 
 
-def test_an_older_answer_that_comes_in_late_does_not_undo_newer_work(
-    workspace: Workspace, fake_provider: FakeProvider
-) -> None:
+def test_an_older_label_that_is_returned_late_is_secondary(workspace: Workspace, fake_provider: FakeProvider) -> None:
     late, number = reoffered_image(workspace, fake_provider)
     finished_first = fake_provider.now.isoformat()
     fake_provider.annotate(number, late, width_px=13)
@@ -159,14 +157,14 @@ def test_an_older_answer_that_comes_in_late_does_not_undo_newer_work(
     assert [label.offered_batch for label in read_labels(workspace.labels).all_annotations[late]] == [number, 1]
 
 
-def test_a_refused_answer_can_be_corrected_where_it_was_given(
+def test_a_rejected_annotation_can_be_corrected_at_the_provider(
     workspace: Workspace, fake_provider: FakeProvider
 ) -> None:
     first = batch_images(workspace, 1)[0]
     fake_provider.annotate(1, first, width_px=500)
-    with pytest.raises(UserError, match="usable labels are 0 of 1"):
+    with pytest.raises(UserError, match="number of valid annotations is 0 of 1"):
         run_fake_round(workspace, fake_provider, PARAMS)
-    assert run_fake_round(workspace, fake_provider, PARAMS).outcome == "waiting_for_labels"  # told once
+    assert run_fake_round(workspace, fake_provider, PARAMS).outcome == "waiting_for_labels"  # reported once
     assert len(read_entries(workspace)) == 1
     assert count_states(workspace) == {"leased": BATCH_SIZE}
     fake_provider.annotate(1, first)
@@ -175,7 +173,7 @@ def test_a_refused_answer_can_be_corrected_where_it_was_given(
 
 
 @pytest.mark.parametrize(("rule", "outcome"), [("skip", "waiting_for_labels"), ("proceed", "completed")])
-def test_few_labels_wait_as_long_as_waiting_helps(
+def test_few_labels_wait_until_all_leases_expire(
     workspace: Workspace, fake_provider: FakeProvider, rule: str, outcome: str
 ) -> None:
     settings = params_with(on_few_labels=rule, min_new_labels=2, lease_days=LEASE_DAYS)
@@ -183,12 +181,12 @@ def test_few_labels_wait_as_long_as_waiting_helps(
     result = run_fake_round(workspace, fake_provider, settings)
     assert result.outcome == outcome
     if rule == "skip":
-        assert "1 images are newly labeled, fewer than nightly.min_new_labels" in result.message
-        fake_provider.advance_days(LEASE_DAYS)  # nobody holds on to the others any more
+        assert "1 image is newly labeled, fewer than nightly.min_new_labels" in result.message
+        fake_provider.advance_days(LEASE_DAYS)  # the leases of the others expire
         assert run_fake_round(workspace, fake_provider, settings).outcome == "completed"
 
 
-def test_where_annotators_are_behind_no_further_batch_is_offered(
+def test_no_further_batch_is_offered_above_max_pending_images(
     workspace: Workspace, fake_provider: FakeProvider
 ) -> None:
     settings = params_with(max_pending_images=2, lease_days=LEASE_DAYS)
@@ -196,7 +194,7 @@ def test_where_annotators_are_behind_no_further_batch_is_offered(
     fake_provider.annotate(1, first)
     held_back = run_fake_round(workspace, fake_provider, settings)
     assert held_back.outcome == "completed"
-    assert held_back.message == "Batch 2 asks for no image: 2 are still with the annotators (tool)."
+    assert held_back.message == "Batch 2 offers no image: 2 images are still with the annotators (tool)."
     assert batch_images(workspace, 2) == ()
     assert fake_provider.open_images() == {second, third}
     fake_provider.annotate(1, second)
@@ -206,7 +204,7 @@ def test_where_annotators_are_behind_no_further_batch_is_offered(
     assert (workspace.warm_start / "teacher.pth").read_text() == "of round 1"
 
 
-def test_a_campaign_ends_when_every_image_is_answered_and_wakes_up_for_a_change(
+def test_a_campaign_is_complete_when_every_image_is_labeled_and_continues_with_a_change(
     workspace: Workspace, fake_provider: FakeProvider
 ) -> None:
     while fake_provider.open_images():

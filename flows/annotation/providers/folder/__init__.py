@@ -1,1 +1,1 @@
-"""Annotators with a tool or a vendor of their own: work goes out as files, and comes back as files."""
+"""Exchange files with annotators who use their own tool: batches in ``outbox/``, annotations in ``inbox/``."""

@@ -1,8 +1,8 @@
-"""What lies in an inbox, made into answers.
+"""Decide which images of an inbox are finished, and return their annotations.
 
-When is an image finished? A YOLO or VOC file of its own says so, even an empty one, unless it is byte for byte the one
-that was handed out. A COCO file lists images nobody opened as well: there an image counts when the file, or a line of
-``reviewed.csv``, says that somebody has reviewed it, or when it has boxes and they are not the pre-drawn ones.
+Tools write a file or an entry for every image, opened or not: blank, or with the pre-annotations. So in every format an
+image is finished only where the document states a status, where a line of ``reviewed.csv`` names it, or where it has
+boxes that differ from the pre-annotations.
 """
 
 from collections import Counter
@@ -11,27 +11,28 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from flows.annotation.providers.base import RawAnnotation
-from flows.annotation.providers.folder.detect_format import FileAnnotation, FileProblem, InboxReader
-from flows.annotation.providers.folder.parsed import ParsedAnnotation
-from flows.annotation.providers.folder.writers import OfferedImage
-from tasks.data.schemas import AnnotationTask, Prediction
+from flows.annotation.providers.base import RawAnnotation, to_raw_annotation
+from flows.annotation.providers.folder.inbox_files import FileAnnotation, FileProblem, InboxReader, ReviewMark
+from flows.annotation.providers.folder.outbox import OfferedImage
+from flows.annotation.text import count_are
+from tasks.data.formats.base import ParsedBox, ParsedImage
+from tasks.data.schemas import Prediction
 from tasks.storage.backends import FileEntry, Storage
 
-_TOLERANCE_PX = 0.5
-"""Tools round coordinates when they save."""
+_TOLERANCE_PX = 1.0
+"""Tools round corners to whole pixels, or cut the fraction off, when they write an image nobody has opened."""
 
 
 @dataclass(frozen=True)
 class Inbox:
-    """Everything one inbox holds."""
+    """The content of one inbox."""
 
     annotations: Sequence[RawAnnotation]
-    """All of them, by image and annotator; which of several counts is decided at the door."""
+    """Of finished images, by image and annotator; an image may have several."""
     problems: Sequence[RawAnnotation]
-    """With a ``problem`` instead of boxes: the door sets them aside."""
+    """Files and entries that cannot be used, as annotations with a ``problem``."""
     unfinished: Sequence[str]
-    """What is not finished, in words."""
+    """Messages about incomplete files and unfinished images."""
 
 
 def read_inbox(
@@ -44,118 +45,100 @@ def read_inbox(
     """Read all files below ``folder``.
 
     Args:
-        place: where.
-        folder: ``inbox/batch-0003``; need not exist yet.
+        storage: of the annotators.
+        folder: ``inbox/batch-0003``; need not exist.
         offered: the images of the batch.
-        classes: class names by number as the batch went out; None where that is not known any more.
-        unnamed: what to call an annotator whom no file names.
+        classes: class names by number, as published with the batch; None where that is unknown.
+        default_annotator: name of an annotator whom no file names.
 
     Raises:
-        ProviderError: the place is out of reach.
+        StorageError: the storage does not answer.
     """
-    tasks = {image.task.image_id: image for image in offered}
-    reader = InboxReader(storage, folder, tasks, classes)
-    builder = _Builder(reader, storage, folder, tasks, default_annotator)
-    for source in reader.annotations:
-        builder.add(source)
-    builder.add_marks()
-    return builder.result()
+    by_id = {image.task.image_id: image for image in offered}
+    reader = InboxReader(storage, folder, by_id, classes)
+    converter = _Converter(storage, folder, default_annotator, reader.marks)
+    annotations, num_unfinished = [], Counter[str]()
+    for found in reader.annotations:
+        if found.image_id in reader.marks or _is_finished(found, by_id[found.image_id].task.predictions):
+            annotations.append(converter.annotation(found.entry, found.image_id, found.parsed))
+        else:
+            num_unfinished[found.entry.name] += 1
+    annotated = {raw["image_id"] for raw in annotations}
+    for image_id, (entry, mark) in reader.marks.items():
+        if mark.status in ("empty", "skipped") and image_id not in annotated:
+            annotations.append(converter.annotation(entry, image_id, ParsedImage(image_id, entry.name)))
+    reason = "neither marked as reviewed nor different from the pre-annotations"
+    return Inbox(
+        annotations=sorted(annotations, key=lambda raw: (raw["image_id"], raw["annotator"])),
+        problems=[converter.problem(problem) for problem in reader.problems],
+        unfinished=[
+            *reader.unfinished,
+            *(f"{name}: {count_are(number, 'image')} {reason}" for name, number in sorted(num_unfinished.items())),
+        ],
+    )
 
 
-class _Builder:
-    """From what the files say to answers."""
+class _Converter:
+    """Converts parsed annotations and problems of one inbox to the form that providers return."""
 
     def __init__(
         self,
-        reader: InboxReader,
         storage: Storage,
         folder: str,
-        offered: Mapping[str, OfferedImage],
         default_annotator: str,
+        marks: Mapping[str, tuple[FileEntry, ReviewMark]],
     ) -> None:
-        self._reader, self._offered, self._default_annotator = reader, offered, default_annotator
-        self._storage, self._folder, self._batch = storage, folder, PurePosixPath(folder).name
-        self._annotations: list[RawAnnotation] = []
-        self._problems = list(reader.problems)
-        self._num_unmodified: Counter[str] = Counter()
+        self._storage, self._folder, self._marks = storage, folder, marks
+        self._batch, self._default_annotator = PurePosixPath(folder).name, default_annotator
 
-    def add(self, source: FileAnnotation) -> None:
-        """One thing a file says: an answer, a trouble, or an image nobody has finished."""
-        parsed, image_id = source.parsed, self._reader.find_image_id(source.parsed)
-        if image_id is None:
-            reason = (
-                parsed.problem or f"the image is called {parsed.image[:100]!r}, expected an id or name of the batch"
-            )
-            self._problems.append(FileProblem(source.entry, parsed.image, reason, parsed.annotator))
-            return
-        task = self._offered[image_id].task
-        if problem := parsed.problem or _size_mismatch(parsed, task):
-            self._problems.append(FileProblem(source.entry, image_id, problem, parsed.annotator))
-        elif image_id in self._reader.marks or _is_finished(source, task):
-            self._annotations.append(self._raw_annotation(source.entry, image_id, parsed))
-        else:
-            self._num_unmodified[source.entry.name] += 1
-
-    def add_marks(self) -> None:
-        """Lines of ``reviewed.csv`` that are answers by themselves."""
-        annotated = {raw["image_id"] for raw in self._annotations}
-        for image_id, (entry, mark) in self._reader.marks.items():
-            if mark.status in ("empty", "skipped") and image_id not in annotated:
-                self._annotations.append(self._raw_annotation(entry, image_id, ParsedAnnotation(image_id)))
-
-    def result(self) -> Inbox:
-        """Everything taken, by image."""
-        reason = "neither marked as reviewed nor other than handed out"
-        unmodified = [f"{name}: {count} images are {reason}" for name, count in sorted(self._num_unmodified.items())]
-        return Inbox(
-            annotations=sorted(self._annotations, key=lambda answer: (answer["image_id"], answer["annotator"])),
-            problems=[self._raw_problem(problem) for problem in self._problems],
-            unfinished=[*self._reader.unfinished, *unmodified],
-        )
-
-    def _raw_annotation(self, entry: FileEntry, image_id: str, parsed: ParsedAnnotation) -> RawAnnotation:
-        mark = self._reader.marks[image_id][1] if image_id in self._reader.marks else None
-        annotator = str(parsed.annotator or (mark and mark.annotator) or self._default_annotator)
-        seconds = parsed.seconds_spent if parsed.seconds_spent is not None else mark and mark.seconds_spent
-        return {
+    def annotation(self, entry: FileEntry, image_id: str, parsed: ParsedImage) -> RawAnnotation:
+        """Convert one image; what the document leaves open is taken from its line of ``reviewed.csv``."""
+        _, mark = self._marks.get(image_id, (None, None))
+        annotator = parsed.annotator or (mark and mark.annotator) or self._default_annotator
+        fields: dict[str, Any] = {
             "image_id": image_id,
-            "status": parsed.status or (mark and mark.status) or ("labeled" if parsed.boxes else "empty"),
-            "boxes": [dict(box) for box in parsed.boxes],
             "annotator": annotator,
             "finished_at": parsed.finished_at or (mark and mark.finished_at) or _modified_at(entry),
-            "seconds_spent": seconds,
             "answer_id": f"{self._batch}/{annotator}/{image_id}",
             "url": self._file_uri(entry),
-            "image_sha256": parsed.sha256,
         }
+        if parsed.status is None and mark is not None and mark.status is not None:
+            fields["status"] = mark.status
+        if parsed.seconds_spent is None and mark is not None:
+            fields["seconds_spent"] = mark.seconds_spent
+        raw = to_raw_annotation(parsed, **fields)
+        return {**raw, "problem": f"{entry.name}: {raw['problem']}"} if "problem" in raw else raw
 
-    def _file_uri(self, entry: FileEntry) -> str:
-        return self._storage.uri(f"{self._folder}/{entry.name}")
-
-    def _raw_problem(self, problem: FileProblem) -> RawAnnotation:
+    def problem(self, problem: FileProblem) -> RawAnnotation:
+        """Convert a problem to an annotation that validation rejects with its reason."""
         return {
             "image_id": problem.image,
             "problem": f"{problem.entry.name}: {problem.reason}",
-            "annotator": str(problem.annotator or self._default_annotator),
+            "annotator": problem.annotator or self._default_annotator,
             "finished_at": _modified_at(problem.entry),
             "answer_id": f"{self._batch}/{problem.entry.name}#{problem.image}",
             "url": self._file_uri(problem.entry),
         }
 
+    def _file_uri(self, entry: FileEntry) -> str:
+        return self._storage.uri(f"{self._folder}/{entry.name}")
 
-def _is_finished(source: FileAnnotation, task: AnnotationTask) -> bool:
-    if source.parsed.is_reviewed:
+
+def _is_finished(found: FileAnnotation, predictions: Sequence[Prediction]) -> bool:
+    """A stated status or changed boxes; an entry with a problem counts too, so that it is reported."""
+    parsed = found.parsed
+    if parsed.status is not None or parsed.first_problem is not None:
         return True
-    if source.parsed.has_explicit_status:
-        return not source.is_unmodified
-    return bool(source.parsed.boxes) and not _has_same_boxes(source.parsed.boxes, task.predictions)
+    return bool(parsed.boxes) and not _has_same_boxes(parsed.boxes, predictions)
 
 
-def _has_same_boxes(boxes: Sequence[Mapping[str, Any]], predictions: Sequence[Prediction]) -> bool:
-    """Whether these are the pre-drawn boxes, in any order and to half a pixel."""
+def _has_same_boxes(boxes: Sequence[ParsedBox], predictions: Sequence[Prediction]) -> bool:
+    """Whether the boxes are the pre-annotations, in any order and up to the tolerance."""
     left = list(predictions)
     for box in boxes:
-        same = [p for p in left if p.category == box["category"] and _is_close(p.xyxy_px, box["xyxy_px"])]
+        if box.kind != "box" or box.is_crowd:
+            return False
+        same = [found for found in left if found.category == box.category and _is_close(found.xyxy_px, box.xyxy)]
         if not same:
             return False
         left.remove(same[0])
@@ -164,13 +147,6 @@ def _has_same_boxes(boxes: Sequence[Mapping[str, Any]], predictions: Sequence[Pr
 
 def _is_close(first: Sequence[float], second: Sequence[float]) -> bool:
     return all(abs(a - b) <= _TOLERANCE_PX for a, b in zip(first, second, strict=True))
-
-
-def _size_mismatch(parsed: ParsedAnnotation, task: AnnotationTask) -> str | None:
-    if parsed.size_px is None or parsed.size_px == (task.width_px, task.height_px):
-        return None
-    stated = f"the labeled picture is {parsed.size_px[0]} x {parsed.size_px[1]} px"
-    return f"{stated}, expected {task.width_px} x {task.height_px} px as it was handed out"
 
 
 def _modified_at(entry: FileEntry) -> str:

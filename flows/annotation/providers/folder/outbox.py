@@ -1,20 +1,20 @@
-"""What goes out: one folder a batch that an outside tool can work with alone."""
+"""Publish a batch as a folder for an outside tool: images, tasks, and pre-annotations in three formats."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import jinja2
+
 from flows.annotation.providers.base import AnnotationBatch, ProviderError
-from flows.annotation.providers.folder.instructions import render_readme
-from flows.annotation.providers.folder.writers import (
-    OfferedImage,
-    manifest_line,
-    to_coco,
-    to_voc,
-    to_yolo,
-    to_yolo_data_yaml,
-)
+from flows.annotation.text import count
+from tasks.data.formats.base import ParsedBox, ParsedClass, ParsedDocument, ParsedImage
+from tasks.data.formats.coco import write_coco
+from tasks.data.formats.voc import write_voc
+from tasks.data.formats.yolo import write_yolo, write_yolo_classes
 from tasks.data.paths import image_id_from_sha256, resolve_uri
 from tasks.data.schemas import AnnotationTask
 from tasks.storage import files
@@ -22,7 +22,18 @@ from tasks.storage.backends import COMPLETE_MARKER, Storage
 from tasks.storage.s3 import is_object_uri
 
 FORMAT_VERSION = 1
-"""Raised when a field of ``_COMPLETE`` changes its meaning."""
+"""Increased when a field of ``_COMPLETE`` changes its meaning."""
+
+
+@dataclass(frozen=True)
+class OfferedImage:
+    """One image of a published folder."""
+
+    task: AnnotationTask
+    file_name: str
+    """``images/<image_id>.jpg`` inside the folder, or the image's s3 uri."""
+    sha256: str | None
+    """Digest of the image's bytes; None for images in an object store, which are not read."""
 
 
 def publish_batch(
@@ -33,25 +44,26 @@ def publish_batch(
     classes: Sequence[str],
     root: Path,
 ) -> None:
-    """Make ``outbox/<name>``, unless this very delivery is there already.
+    """Write ``outbox/<name>``, unless this delivery is there already.
 
     Args:
-        place: where.
+        storage: of the annotators.
         name: ``batch-0003``, or ``batch-0003-second``.
-        delivery: whose it is.
+        delivery: its key is recorded in ``_COMPLETE``.
         tasks: the images of this folder.
         classes: class names in the order of their numbers.
-        root: the campaign, which local image uris are relative to.
+        root: the campaign, to which local image uris are relative.
 
     Raises:
-        ProviderError: the place is out of reach, or holds another campaign's batch of that name.
+        StorageError: the storage does not answer or refuses.
+        ProviderError: an image is missing, or the folder belongs to another campaign.
     """
     folder = f"outbox/{name}"
     existing = read_complete_marker(storage, name)
     if existing is not None:
         if existing.get("key") != delivery.key:
-            problem = "the batch is another campaign's, expected a location for this campaign alone"
-            raise ProviderError(storage.uri(folder), problem, "Give provider.url another directory or prefix.")
+            problem = "the batch belongs to another campaign, expected a folder or prefix for this campaign alone"
+            raise ProviderError(storage.uri(folder), problem, "Set provider.url to another directory or prefix.")
         return
     offered, images = _prepare_images(tasks, root)
     contents: dict[str, bytes | Path] = {**_documents(offered, classes, name), **images}
@@ -60,13 +72,12 @@ def publish_batch(
         for path, content in contents.items()
     }
     complete = {"format": FORMAT_VERSION, "key": delivery.key, "batch": delivery.batch, "classes": list(classes)}
-    storage.write_batch(
-        folder, contents, _json_bytes({**complete, "created_at": delivery.created_at, "sha256": digests})
-    )
+    marker = {**complete, "created_at": delivery.created_at, "sha256": digests}
+    storage.write_batch(folder, contents, (json.dumps(marker, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_complete_marker(storage: Storage, name: str) -> dict[str, Any] | None:
-    """What ``_COMPLETE`` of an outbox folder says; None where there is none that can be read."""
+    """Read ``_COMPLETE`` of an outbox folder; None where there is none that can be read."""
     content = storage.read_optional(f"outbox/{name}/{COMPLETE_MARKER}")
     try:
         marker = None if content is None else json.loads(content)
@@ -76,20 +87,58 @@ def read_complete_marker(storage: Storage, name: str) -> dict[str, Any] | None:
 
 
 def offered_images(tasks: Sequence[AnnotationTask]) -> list[OfferedImage]:
-    """The images under the names they went out with."""
+    """Return the images under the names with which they were published, without digests."""
     return [OfferedImage(task, _file_name(task), None) for task in tasks]
 
 
+def preannotation_files(offered: Sequence[OfferedImage], classes: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield path and content of the pre-annotations, as COCO, YOLO and Pascal VOC."""
+    document = _document(offered, classes)
+    yield "coco.json", write_coco(document)
+    yield "yolo/data.yaml", write_yolo_classes(classes)
+    for image, parsed in zip(offered, document.images, strict=True):
+        # The label files are named by the image id: images in a bucket may share the last part of their name.
+        plain = replace(
+            parsed,
+            name=PurePosixPath(image.file_name).name,
+            boxes=[replace(box, score=None) for box in parsed.boxes],
+            image_id=None,
+        )
+        alone = replace(document, images=(plain,))
+        ((_, voc),) = write_voc(alone)
+        _, (_, labels) = write_yolo(alone)  # the first is data.yaml
+        yield f"voc/{image.task.image_id}.xml", voc
+        yield f"yolo/labels/{image.task.image_id}.txt", labels
+
+
+def _document(offered: Sequence[OfferedImage], classes: Sequence[str]) -> ParsedDocument:
+    known = tuple(ParsedClass(number, name) for number, name in enumerate(classes))
+    return ParsedDocument("coco", "preannotations", known, tuple(_parsed_image(image) for image in offered))
+
+
+def _parsed_image(image: OfferedImage) -> ParsedImage:
+    task = image.task
+    return ParsedImage(
+        name=image.file_name,
+        entry=task.image_id,
+        boxes=[ParsedBox(box.category, box.xyxy_px, score=round(box.score, 4)) for box in task.predictions],
+        image_id=task.image_id,
+        width_px=task.width_px,
+        height_px=task.height_px,
+    )
+
+
 def _file_name(task: AnnotationTask) -> str:
-    """Images that lie in a bucket stay where they are; local ones come along."""
+    """Local images are copied into the folder; those in an object store stay there."""
     if is_object_uri(task.uri):
         return task.uri
     return f"images/{task.image_id}{PurePosixPath(task.uri).suffix}"
 
 
 def _prepare_images(tasks: Sequence[AnnotationTask], root: Path) -> tuple[list[OfferedImage], dict[str, bytes | Path]]:
-    """The images with their digests, and the files to send, each held against its id."""
-    offered, to_send = [], {}
+    """Return the images with their digests, and the files to copy, each compared with its id."""
+    offered: list[OfferedImage] = []
+    to_copy: dict[str, bytes | Path] = {}
     for task in tasks:
         name = _file_name(task)
         if is_object_uri(task.uri):
@@ -97,30 +146,48 @@ def _prepare_images(tasks: Sequence[AnnotationTask], root: Path) -> tuple[list[O
             continue
         path = resolve_uri(root, task.uri)
         if not path.is_file():
-            raise ProviderError(path, "the image is missing, expected it in the campaign", "Run: dvc checkout")
+            raise ProviderError(path, "the image is missing", "Run: dvc checkout")
         sha256 = files.sha256_file(path)
         if image_id_from_sha256(sha256) != task.image_id:
-            problem = f"the SHA-256 begins with {image_id_from_sha256(sha256)}, expected {task.image_id}"
+            problem = f"the SHA-256 is {image_id_from_sha256(sha256)}..., expected {task.image_id}..."
             raise ProviderError(path, problem, "Restore the image: dvc checkout")
         offered.append(OfferedImage(task, name, sha256))
-        to_send[name] = path
-    return offered, dict(to_send)
+        to_copy[name] = path
+    return offered, to_copy
 
 
 def _documents(offered: Sequence[OfferedImage], classes: Sequence[str], name: str) -> dict[str, bytes]:
-    lines = [json.dumps(manifest_line(image)) + "\n" for image in offered]
-    documents = {
+    lines = [json.dumps(_manifest_line(image)) + "\n" for image in offered]
+    skeleton = _document(offered, classes)
+    blank = replace(skeleton, images=tuple(replace(image, boxes=()) for image in skeleton.images))
+    return {
         "README.md": render_readme(name, classes, len(offered)).encode(),
         "manifest.jsonl": "".join(lines).encode(),
-        "coco.json": _json_bytes(to_coco(offered, classes, preannotated=False)),
-        "preannotations/coco.json": _json_bytes(to_coco(offered, classes, preannotated=True)),
-        "preannotations/yolo/data.yaml": to_yolo_data_yaml(classes),
+        "coco.json": write_coco(blank),
+        **{f"preannotations/{path}": content for path, content in preannotation_files(offered, classes)},
     }
-    for image in offered:
-        documents[f"preannotations/yolo/labels/{image.task.image_id}.txt"] = to_yolo(image.task, classes)
-        documents[f"preannotations/voc/{image.task.image_id}.xml"] = to_voc(image)
-    return documents
 
 
-def _json_bytes(content: Any) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+def _manifest_line(image: OfferedImage) -> dict[str, Any]:
+    """The task, with the name under which the annotator's tool finds the image."""
+    return {**image.task.model_dump(mode="json"), "uri": image.file_name, "sha256": image.sha256}
+
+
+def render_readme(name: str, classes: Sequence[str], num_images: int) -> str:
+    """Render the instructions for annotators, in Markdown.
+
+    Args:
+        name: of the batch's folder.
+        classes: class names in the order of their numbers.
+        num_images: images in the batch.
+    """
+    return _readme_template().render(name=name, classes=classes, images=count(num_images, "image"))
+
+
+@cache
+def _readme_template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("flows.annotation.providers", "folder")
+    environment = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+    )
+    return environment.get_template("README.md.j2")

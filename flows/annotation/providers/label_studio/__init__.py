@@ -1,1 +1,1 @@
-"""Annotators with Label Studio: one project a campaign, one task an image, pre-drawn boxes to correct."""
+"""Label with Label Studio: one project per campaign, one task per image, pre-annotations to correct."""

@@ -1,26 +1,34 @@
-"""The calls to Label Studio, by its SDK. Each may fail and then says so as a ProviderError; none is tried twice."""
+"""Call Label Studio through its SDK. Every failure becomes a ProviderError without the token; no call is repeated."""
 
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import httpx
 from label_studio_sdk import LabelStudio
-from label_studio_sdk.core import ApiError
+from label_studio_sdk.core import ApiError, ParsingError
 
-from flows.annotation.providers.label_studio.errors import NOT_FOUND, invalid_response, translate_errors
+from flows.annotation.providers.base import ProviderError
+
+TOKEN = "LABEL_STUDIO_API_KEY"
+"""Environment variable with the access token."""
 
 _TIMEOUT = httpx.Timeout(60, connect=10)
-"""Seconds; an import of 100 tasks takes 0.2, on a busy machine some."""
+"""Seconds; an import of 100 tasks takes 0.2 on an idle machine."""
 _PAGE_SIZE = 200
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
+_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_MAX_DETAIL_LENGTH = 200
+_REDACTED = "***"
+_CHECK_VERSION = "Open the address in a browser and check that it is Label Studio 1.23."
 
 
 @dataclass(frozen=True)
 class Project:
-    """A campaign's project."""
+    """The project of a campaign."""
 
     number: int
     url: str
@@ -31,23 +39,23 @@ class Project:
 
 @dataclass(frozen=True)
 class OpenTask:
-    """One task of a delivery, as far as a round trip with it needs to know."""
+    """The state of one task of a delivery."""
 
     number: int
     image_id: str
     num_annotations: int
-    """Annotations, skips among them."""
+    """Including skipped ones."""
     overlap: int
-    """Annotators it is shown to; 0 when it was taken back."""
+    """Number of annotators it is shown to; 0 after it was withdrawn."""
     has_draft: bool
-    """Somebody has begun."""
+    """Whether an annotator has started."""
 
 
 class LabelStudioClient:
-    """A Label Studio, and one user's access to it."""
+    """The API of one Label Studio server, with the access of one user."""
 
     def __init__(self, url: str, token: str, transport: httpx.BaseTransport | None = None) -> None:
-        """``transport`` replaces the network; for tests.
+        """Open a client; ``transport`` replaces the network in tests.
 
         Raises:
             ProviderError: the token has expired.
@@ -56,7 +64,7 @@ class LabelStudioClient:
         self._token = token
         self._http_client = httpx.Client(timeout=_TIMEOUT, follow_redirects=True, transport=transport)
         with self._translate("logging in"):
-            # No retries: an import that was answered badly may have happened all the same.
+            # No retries: an import that returned an error may have succeeded.
             self._sdk = LabelStudio(  # type: ignore[no-untyped-call]
                 base_url=self.url, api_key=token, httpx_client=self._http_client, max_retries=0
             )
@@ -68,28 +76,28 @@ class LabelStudioClient:
         self._http_client.close()
 
     def __repr__(self) -> str:
-        """Without the token."""
+        """Name the server, without the token."""
         return f"LabelStudioClient({self.url!r})"
 
     def user_email(self) -> str:
-        """E-mail address of the token's user."""
-        with self._translate("asking who the token belongs to"):
+        """Return the e-mail address of the token's user."""
+        with self._translate("looking up the user of the token"):
             return str(self._sdk.users.whoami().email)
 
     def user_emails(self) -> Mapping[int, str]:
-        """E-mail addresses of all users, by their number."""
+        """Return the e-mail addresses of all users, by number."""
         with self._translate("listing its users"):
             return {user.id: user.email for user in self._sdk.users.list()}
 
     def list_projects(self) -> list[Project]:
-        """Every project the user sees."""
+        """List the projects that the user can see."""
         with self._translate("listing its projects"):
             found: Any = self._sdk.projects.list(page_size=_PAGE_SIZE)
             return [self._project(project) for project in _all_pages(found)]
 
     def create_project(self, title: str, description: str, labeling_config: str) -> Project:
-        """Make a project whose annotators see pre-drawn boxes and may say that there is nothing."""
-        with self._translate("making the project"):
+        """Create a project with predictions shown, empty annotations allowed and a skip button."""
+        with self._translate("creating the project"):
             created = self._sdk.projects.create(
                 title=title,
                 description=description,
@@ -102,7 +110,7 @@ class LabelStudioClient:
             return self._project(created)
 
     def list_tasks(self, project: Project, delivery_key: str) -> list[OpenTask]:
-        """Tasks of one delivery, oldest first."""
+        """List the tasks of one delivery, oldest first."""
         delivery_filter = {"filter": "filter:tasks:data.delivery", "operator": "equal", "type": "String"}
         query = {"filters": {"conjunction": "and", "items": [{**delivery_filter, "value": delivery_key}]}}
         columns = "id,data,overlap,total_annotations,cancelled_annotations,draft_exists"
@@ -113,28 +121,28 @@ class LabelStudioClient:
             return sorted(map(_to_open_task, _all_pages(found)), key=lambda task: task.number)
 
     def import_tasks(self, project: Project, tasks: Sequence[Mapping[str, Any]]) -> None:
-        """Add tasks; Label Studio never asks whether it has them already."""
+        """Add tasks; Label Studio does not check whether it has them already."""
         with self._translate("importing tasks"):
             self._sdk.projects.import_tasks(id=project.number, request=list(tasks))  # type: ignore[arg-type]
 
     def set_overlap(self, task: OpenTask, overlap: int) -> None:
-        """Show a task to this many annotators; once so many have answered, it leaves the label stream."""
+        """Set the number of annotators of a task; it leaves the label stream when that many have annotated it."""
         with self._translate(f"changing task {task.number}"):
             self._sdk.tasks.update(id=str(task.number), overlap=overlap, is_labeled=task.num_annotations >= overlap)
 
     def delete_task(self, task: OpenTask) -> None:
-        """Delete a task; gone already is as good."""
+        """Delete a task, unless it is deleted already."""
         with self._translate(f"deleting task {task.number}"):
             try:
                 self._sdk.tasks.delete(id=str(task.number))
             except ApiError as error:
-                if error.status_code != NOT_FOUND:
+                if error.status_code != _NOT_FOUND:
                     raise
 
     def export_tasks(self, project: Project, tasks: Sequence[OpenTask]) -> list[Any]:
-        """The tasks with all their annotations, as the JSON export gives them."""
+        """Return the tasks with all their annotations, as in the JSON export."""
         exported: list[Any] = []
-        for start in range(0, len(tasks), _PAGE_SIZE):  # their numbers go into an address, which has a longest length
+        for start in range(0, len(tasks), _PAGE_SIZE):  # their numbers go into the URL, whose length is limited
             exported += self._export_chunk([str(task.number) for task in tasks[start : start + _PAGE_SIZE]], project)
         return exported
 
@@ -145,7 +153,8 @@ class LabelStudioClient:
                 project.number,
                 export_type="JSON",
                 download_all_tasks=False,
-                request_options={"additional_query_parameters": {"ids[]": numbers}},  # the SDK's own `ids` is not heard
+                # The SDK's own parameter `ids` has no effect.
+                request_options={"additional_query_parameters": {"ids[]": numbers}},
             )
             content = b"".join(parts)
         try:
@@ -157,27 +166,27 @@ class LabelStudioClient:
         return exported
 
     def list_local_folders(self, project: Project) -> list[str]:
-        """Folders whose files the project may show."""
+        """List the folders whose files the project may show."""
         with self._translate("listing the folders of the project"):
             return [str(storage.path) for storage in self._sdk.import_storage.local.list(project=project.number)]
 
     def add_local_storage(self, project: Project, folder: str) -> None:
-        """Let the project show a folder's files; nothing is imported from there."""
+        """Allow the project to show the files of a folder; nothing is imported from it."""
         with self._translate(f"allowing the folder {folder}"):
             self._sdk.import_storage.local.create(
                 project=project.number, path=folder, use_blob_urls=True, title="images of the campaign"
             )
 
     def list_buckets(self, project: Project) -> list[str]:
-        """Buckets whose objects the project may show."""
+        """List the buckets whose objects the project may show."""
         with self._translate("listing the buckets of the project"):
             return [str(storage.bucket) for storage in self._sdk.import_storage.s3.list(project=project.number)]
 
     def add_s3_storage(self, project: Project, bucket: str) -> None:
-        """Let the project show a bucket's objects, through Label Studio: no address that expires leaves it.
+        """Allow the project to show the objects of a bucket through Label Studio, without presigned URLs that expire.
 
-        It uses the AWS_* variables of its own environment; credentials are not handed on, and an endpoint that is, it
-        refuses where that is in a private network.
+        Label Studio uses the AWS_* variables of its own environment. Credentials are not passed on; an endpoint is not
+        either, since Label Studio refuses one in a private network.
         """
         with self._translate(f"allowing the bucket {bucket}"):
             self._sdk.import_storage.s3.create(
@@ -190,11 +199,11 @@ class LabelStudioClient:
             )
 
     def fetch_file(self, address: str) -> bytes | None:
-        """What a browser gets at an address of this server; None where there is nothing."""
+        """Download what a browser gets from an address of this server; None for status 404."""
         with self._translate(f"fetching {address}"):
             headers = self._sdk._client_wrapper.get_headers()  # the SDK has no call for files
             response = self._http_client.get(self.url + address, headers=headers)
-            if response.status_code == NOT_FOUND:
+            if response.status_code == _NOT_FOUND:
                 return None
             response.raise_for_status()
             return response.content
@@ -213,10 +222,10 @@ class LabelStudioClient:
 
 
 def _all_pages(pager: Any) -> Iterator[Any]:
-    """Everything on all pages. What is no page at all must not be taken for an empty one.
+    """Yield the items of all pages.
 
     Raises:
-        TypeError: the server answered something else.
+        TypeError: the response is no page; it must not be taken for an empty one.
     """
     if not isinstance(pager.items, list):
         raise TypeError
@@ -224,7 +233,7 @@ def _all_pages(pager: Any) -> Iterator[Any]:
 
 
 def _to_open_task(task: Any) -> OpenTask:
-    """Anybody who may change a project may have changed its tasks."""
+    """Convert a task of the SDK; users with access to the project may have changed its data."""
     data = task.data if isinstance(task.data, dict) else {}
     return OpenTask(
         number=int(task.id),
@@ -233,3 +242,73 @@ def _to_open_task(task: Any) -> OpenTask:
         overlap=task.overlap or 0,
         has_draft=bool(task.draft_exists),
     )
+
+
+@contextmanager
+def translate_errors(url: str, action: str, token: str) -> Iterator[None]:
+    """Convert the failures of calls to Label Studio.
+
+    Args:
+        url: of the server.
+        action: of the calls, for messages, such as ``listing its projects``.
+        token: redacted in the server's messages.
+
+    Raises:
+        ProviderError: a call failed; ``transient`` where the same call may work in a while.
+    """
+    where = f"Label Studio at {url}"
+    try:
+        yield
+    except ApiError as error:
+        raise _http_error(where, action, error.status_code, _detail(error.body).replace(token, _REDACTED)) from None
+    except httpx.HTTPStatusError as error:
+        raise _http_error(where, action, error.response.status_code, "") from None
+    except httpx.TimeoutException:
+        problem = f"the server did not respond in time when {action}"
+        raise ProviderError(where, problem, "Check whether the server is overloaded.", transient=True) from None
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.TooManyRedirects) as error:
+        problem = f"the address does not work when {action} ({_redact(error, token)}), expected that of a Label Studio"
+        raise ProviderError(where, problem, "Correct provider.url in params.yaml.") from None
+    except httpx.HTTPError as error:
+        problem = f"the connection failed when {action} ({_redact(error, token)})"
+        fix = "Start it, or correct provider.url in params.yaml. No label is lost: the next run collects again."
+        raise ProviderError(where, problem, fix, transient=True) from None
+    except (ParsingError, AttributeError, LookupError, TypeError, ValueError):  # the SDK builds its models unchecked
+        raise invalid_response(url, action) from None
+
+
+def invalid_response(url: str, action: str) -> ProviderError:
+    """Build the error for a response that is not Label Studio's."""
+    problem = f"the response when {action} is not that of Label Studio"
+    return ProviderError(f"Label Studio at {url}", problem, _CHECK_VERSION)
+
+
+def _http_error(where: str, action: str, status: int | None, detail: str) -> ProviderError:
+    summary = f"status {status}" + (f", {detail}" if detail else "")
+    if status == _UNAUTHORIZED:
+        fix = f"Set the environment variable {TOKEN} to a valid access token (Account & Settings in Label Studio)."
+        return ProviderError(where, f"the token was refused when {action} ({summary}), expected a valid one", fix)
+    if status == _FORBIDDEN:
+        fix = f"Allow the user of the token in {TOKEN} to manage projects."
+        return ProviderError(where, f"access was denied when {action} ({summary})", fix)
+    if status == _NOT_FOUND:
+        fix = "It may have been deleted just now; the next run tries again."
+        return ProviderError(where, f"an object was not found when {action} ({summary})", fix)
+    if status is not None and 200 <= status < 300:
+        return ProviderError(where, f"the response when {action} is no JSON", _CHECK_VERSION)
+    transient = status in _TRANSIENT_STATUS
+    fix = "Read the server's log." if transient else _CHECK_VERSION
+    return ProviderError(where, f"the server returned an error when {action} ({summary})", fix, transient=transient)
+
+
+def _detail(body: Any) -> str:
+    """The server's own error message, shortened."""
+    if not isinstance(body, dict):
+        return ""
+    message = body.get("validation_errors") or body.get("detail") or ""
+    return " ".join(str(message).split())[:_MAX_DETAIL_LENGTH]
+
+
+def _redact(error: Exception, token: str) -> str:
+    first_line = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return first_line.replace(token, _REDACTED)[:_MAX_DETAIL_LENGTH]

@@ -1,10 +1,10 @@
-"""What annotators see: the image, why it was picked, and a button with color and hotkey for each class."""
+"""Build and check the labeling configuration: the image, why it was selected, and a button for each class."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 CONTROL, IMAGE = "label", "image"
-"""Names of the two tags that every box refers to."""
+"""Names of the two tags that every region refers to."""
 _HOTKEYS = "1234567890"
 _PALETTE = [
     "#0072B2",
@@ -28,13 +28,13 @@ _PALETTE = [
     "#B2182B",
     "#5E3C99",
 ]
-"""The first seven are Okabe and Ito's, which people who do not see red or green tell apart."""
+"""The first seven are those of Okabe and Ito, which are distinguishable with color blindness."""
 
 
 def labeling_config(classes: Sequence[str]) -> str:
-    """The project's configuration; a class keeps its color and its key when others are added behind it.
+    """Build the configuration; a class keeps its color and key when others are appended.
 
-    The first ten classes get the keys 1 to 9 and 0; to the others Label Studio gives free letters.
+    The first ten classes get the keys 1 to 9 and 0; Label Studio assigns free letters to the others.
     """
     view = ET.Element("View")
     ET.SubElement(view, "Header", value="$about", size="5")
@@ -49,17 +49,17 @@ def labeling_config(classes: Sequence[str]) -> str:
 
 
 def config_error(config: str, classes: Sequence[str]) -> str | None:
-    """Why boxes drawn with a project's configuration could not be read, as ``<what> is <value>, expected ...``.
+    """Return why boxes drawn with a configuration could not be read; None: they can.
 
-    Other colors, keys, further classes or further tags are the team's own affair.
+    Teams may change colors and keys, and add classes and tags.
     """
     try:
         root = ET.fromstring(config)
     except ET.ParseError as error:
-        return f"the labeling configuration is no XML ({error}), expected one"
+        return f"the labeling configuration is no XML ({error})"
     control = root.find(f".//RectangleLabels[@name='{CONTROL}'][@toName='{IMAGE}']")
     if control is None or root.find(f".//Image[@name='{IMAGE}'][@value='$image']") is None:
-        return f"the labeling configuration has no RectangleLabels {CONTROL!r} on an Image {IMAGE!r}, expected them"
+        return f"the labeling configuration has no RectangleLabels {CONTROL!r} on an Image {IMAGE!r}"
     configured = {label.get("value") for label in control.iter("Label")}
     if missing := [name for name in classes if name not in configured]:
         return f"the labeling configuration lacks {', '.join(map(repr, missing))}, expected all classes of params.yaml"

@@ -1,4 +1,4 @@
-"""Where Label Studio finds the pictures of a campaign, and its leave to show them. No address expires."""
+"""Give Label Studio access to the images of a campaign, by addresses that do not expire."""
 
 import hashlib
 from collections.abc import Iterable
@@ -15,35 +15,35 @@ _LOCAL_FILES_URL = "/data/local-files/?d="
 
 
 class TaskImages:
-    """The pictures of one workspace, as a Label Studio on the same file system sees them."""
+    """The images of one workspace, as a Label Studio on the same file system serves them."""
 
     def __init__(self, workspace: Workspace, local_files_root: str) -> None:
-        """``local_files_root``: what Label Studio serves local files from; absolute, or relative to the workspace."""
+        """Resolve ``local_files_root``, the folder that Label Studio serves; absolute, or relative to the workspace."""
         self._root = workspace.root.resolve()
         self._document_root = (self._root / local_files_root).resolve()
         self._images_folder = workspace.images.resolve()
 
     def check(self) -> None:
-        """Refuse a workspace whose images Label Studio cannot reach.
+        """Refuse a workspace whose images Label Studio cannot serve.
 
         Raises:
             UserError: they are not below the served folder.
         """
         if not self._root.is_relative_to(self._document_root):
             problem = f"provider.local_files_root is {self._document_root}, expected a folder above {self._root}"
-            raise UserError("params.yaml", problem, "Name the folder that Label Studio serves, such as '..'.")
+            raise UserError("params.yaml", problem, "Set it to the folder that Label Studio serves, such as '..'.")
 
     def url(self, task: AnnotationTask) -> str:
-        """The task's ``image``: an s3 uri as it stands, or a path that Label Studio serves."""
+        """Return ``image`` of the task: the s3 uri, or a path that Label Studio serves."""
         if _is_s3(task):
             return task.uri
         return _LOCAL_FILES_URL + quote((self._root / task.uri).relative_to(self._document_root).as_posix())
 
     def sha256(self, task: AnnotationTask) -> str | None:
-        """Of the bytes an annotator is going to see; None for objects, which are not read for this.
+        """Return the digest of the image's bytes; None for images in an object store, which are not read.
 
         Raises:
-            UserError: the file is gone.
+            UserError: the file cannot be read.
         """
         if _is_s3(task):
             return None
@@ -51,16 +51,14 @@ class TaskImages:
         try:
             return files.sha256_file(path)
         except OSError as error:
-            raise UserError(
-                path, f"the image cannot be read ({error.strerror}), expected it", "Run: dvc checkout"
-            ) from None
+            raise UserError(path, f"the image cannot be read ({error.strerror})", "Run: dvc checkout") from None
 
     def grant_access(self, client: LabelStudioClient, project: Project, tasks: Iterable[AnnotationTask]) -> None:
-        """Give the project leave to show the images, and look whether one of them really comes.
+        """Allow the project to show the images, and verify that one of them is served.
 
         Raises:
-            UserError: as ``check``, or an image is gone.
-            ProviderError: Label Studio does not serve it, or serves another file of that name.
+            UserError: as ``check``, or the image cannot be read.
+            ProviderError: Label Studio does not serve the image, or serves another file of that name.
         """
         tasks = list(tasks)
         buckets = {urlsplit(task.uri).netloc for task in tasks if _is_s3(task)}
@@ -84,14 +82,15 @@ class TaskImages:
         expected = self.sha256(task)
         content = client.fetch_file(self.url(task))
         if content is None or hashlib.sha256(content).hexdigest() != expected:
-            found = "not found" if content is None else "another file"
-            problem = f"the image {task.uri} is {found} there, expected the one of this workspace"
+            found = "not served" if content is None else "another file there"
+            problem = f"the image {task.uri} is {found}, expected the one of this workspace"
             raise ProviderError(f"Label Studio at {client.url}", problem, self._help_text())
 
     def _help_text(self) -> str:
         return (
-            f"Start it on this machine with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
-            f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={self._document_root}, or set provider.local_files_root in params.yaml."
+            "Start Label Studio on this machine with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+            f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={self._document_root}, or set provider.local_files_root in "
+            "params.yaml."
         )
 
 

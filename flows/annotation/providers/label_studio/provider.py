@@ -1,15 +1,13 @@
-"""Label Studio as label provider: one project per campaign, one task per picked image, polled and never waited for.
+"""The label provider of kind ``label_studio``: one project per campaign, one task per selected image.
 
-Where Label Studio keeps no promise, this does: an import is followed by a second look, since it never asks whether it
-has a task already; a task that is taken back leaves the label stream but is not deleted, so that an answer somebody is
-just giving is saved and collected.
+Label Studio imports a task twice if asked twice, so every import is followed by a check for duplicates. A withdrawn
+task leaves the label stream but is not deleted, so that an annotation in progress is saved and collected.
 """
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 import httpx
 
@@ -17,12 +15,11 @@ from flows.annotation.batches import MANIFEST, read_manifest
 from flows.annotation.leases import open_images
 from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, ProviderError, RawAnnotation
 from flows.annotation.providers.double_annotation import sample_for_double_annotation
-from flows.annotation.providers.label_studio.client import LabelStudioClient, OpenTask, Project
-from flows.annotation.providers.label_studio.errors import TOKEN
+from flows.annotation.providers.label_studio.client import TOKEN, LabelStudioClient, OpenTask, Project
 from flows.annotation.providers.label_studio.labeling_config import config_error, labeling_config
 from flows.annotation.providers.label_studio.media import TaskImages
-from flows.annotation.providers.label_studio.parse_export import parse_export
-from flows.annotation.providers.label_studio.tasks import to_task
+from flows.annotation.providers.label_studio.tasks import parse_export, to_task
+from flows.annotation.text import count
 from flows.workspace import git
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
@@ -37,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class LabelStudioProvider:
-    """Whoever labels in one Label Studio."""
+    """Offers tasks to the annotators of one Label Studio server and polls their annotations."""
 
     name = "label_studio"
 
@@ -48,13 +45,13 @@ class LabelStudioProvider:
         params: ProviderParams,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Nothing is asked of the server yet.
+        """Keep the arguments; the server is not called yet.
 
         Args:
             workspace: of the campaign.
-            classes: class names of params.yaml.
-            params: address, share of images for two annotators, folder of local files.
-            transport: replaces the network; for tests.
+            classes: class names in the order of their numbers.
+            params: address, share of images for two annotators, served folder of local files.
+            transport: replaces the network in tests.
         """
         self._workspace = workspace
         self._classes = list(classes)
@@ -63,21 +60,18 @@ class LabelStudioProvider:
         self._transport = transport
 
     def check(self) -> None:
-        """Refuse a night without a token, or with one the server does not take.
+        """Refuse a missing or invalid token, and images that cannot be served.
 
         Raises:
             UserError: what is missing, and how to set it up.
-            ProviderError: the server is away or refuses.
+            ProviderError: the server does not answer or refuses.
         """
         self._images.check()
         with self._client() as client:
             client.user_email()
 
     def deliver(self, delivery: AnnotationBatch) -> str:
-        """Import what is not there yet; return the project's address.
-
-        Only images that ``delivery`` names are imported, and the project is made where there is none.
-        """
+        """Import the tasks that are missing, create the project if necessary, and return its address."""
         manifest = read_manifest(delivery.folder / MANIFEST)
         tasks = [task for task in manifest if task.image_id in delivery.image_ids]
         image_ids = [task.image_id for task in manifest]
@@ -93,7 +87,7 @@ class LabelStudioProvider:
         return project.url
 
     def status(self, delivery: AnnotationBatch) -> LabelingProgress:
-        """Count images; one with an answer is finished, also where a second annotator is still wanted."""
+        """Count images; one annotation makes an image finished, also where a second annotator is still to label it."""
         with self._client() as client:
             project = self._find_project(client)
             tasks = [] if project is None else client.list_tasks(project, delivery.key)
@@ -102,10 +96,10 @@ class LabelStudioProvider:
         return LabelingProgress(finished=len(finished), open=len(offered - finished))
 
     def collect(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
-        """Every answer so far. Images that should be out but have no task, since somebody deleted it, get one again.
+        """Return every annotation so far; open images whose task was deleted get a new one.
 
         Raises:
-            ProviderError: besides the usual: the whole project was deleted. It is made anew before that is said.
+            ProviderError: the server does not answer or refuses, or the project was deleted and is created again.
         """
         with self._client() as client:
             project = self._find_project(client)
@@ -117,16 +111,12 @@ class LabelStudioProvider:
             annotated = [task for task in tasks if task.num_annotations]
             emails = client.user_emails() if annotated else {}
             exported = client.export_tasks(project, annotated)
-        return parse_export(
-            exported,
-            annotator_name=lambda by: _annotator_name(by, emails),
-            task_url=lambda number: None if number is None else f"{project.url}/data?task={number}",
-        )
+        return parse_export(exported, emails, project.url)
 
     def withdraw(self, delivery: AnnotationBatch, image_ids: Collection[str]) -> None:
-        """Take images that nobody has begun out of the label stream; a project that is gone has none.
+        """Remove images that nobody has started from the label stream.
 
-        What has an answer asks for no second one any more. What somebody has a draft of is left to them.
+        Images with one annotation are not offered to a second annotator any more; those with a draft stay.
         """
         with self._client() as client:
             project = self._find_project(client)
@@ -139,11 +129,11 @@ class LabelStudioProvider:
         token = os.environ.get(TOKEN, "").strip()
         if not token:
             fix = f"Copy it from Account & Settings in Label Studio at {self._params.url}."
-            raise UserError(TOKEN, "the environment variable is not set, expected an access token", fix)
+            raise UserError(TOKEN, "the environment variable is not set", fix)
         return LabelStudioClient(self._params.url, token, self._transport)
 
     def _find_project(self, client: LabelStudioClient) -> Project | None:
-        """The campaign's project, by the id in its description or, where somebody rewrote that, in its title."""
+        """Find the campaign's project by the id in its description or, if that was edited, in its title."""
         campaign = self._campaign_id()
         projects = sorted(client.list_projects(), key=lambda project: project.number)
         for project in projects:
@@ -162,31 +152,37 @@ class LabelStudioProvider:
         return git.campaign_id(self._workspace.root)
 
     def _require_classes(self, project: Project) -> None:
-        """An image labeled without one of the classes would teach that its objects are background."""
+        """Refuse a configuration without one of the classes: unlabeled objects would be trained on as background.
+
+        Raises:
+            ProviderError: what is missing.
+        """
         if problem := config_error(project.labeling_config, self._classes):
             fix = (
-                f"Mend it in {project.url}/settings/labeling, and look again at what was labeled meanwhile. "
+                f"Correct it in {project.url}/settings/labeling, and review the images labeled meanwhile. "
                 "Nothing is collected or offered until then."
             )
             raise ProviderError(f"project {project.title!r} in Label Studio", problem, fix)
 
     def _recreate_project(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
-        """Offer what the label batches do not hold in a new project; nothing is left to say of a finished delivery."""
+        """Offer the open images in a new project, and report that; a finished delivery needs none.
+
+        Raises:
+            ProviderError: that the project was deleted.
+        """
         unfinished = self._unfinished(delivery)
         if not unfinished:
             return []
         url = self.deliver(replace(delivery, image_ids=unfinished))
-        problem = (
-            f"the campaign's project was deleted, expected it with {len(unfinished)} images of batch {delivery.batch}"
-        )
-        fix = f"They are offered again, in {url}. Answers that no night had collected are lost."
+        problem = f"the campaign's project was deleted with {count(len(unfinished), 'image')} of batch {delivery.batch}"
+        fix = f"They are offered again, in {url}. Annotations that no run had collected are lost."
         raise ProviderError(f"Label Studio at {self._params.url}", problem, fix)
 
     def _reimport_deleted(self, delivery: AnnotationBatch, project: Project, present: Collection[str]) -> None:
         if deleted := tuple(image_id for image_id in self._unfinished(delivery) if image_id not in present):
             self.deliver(replace(delivery, image_ids=deleted))
-            message = "Batch %d: %d tasks were deleted in %s and are offered again. Skip an image to be rid of it."
-            _log.warning(message, delivery.batch, len(deleted), project.url)
+            message = "Batch %d: %s deleted in %s, offered again. To exclude an image, skip it instead."
+            _log.warning(message, delivery.batch, count(len(deleted), "task"), project.url)
 
     def _unfinished(self, delivery: AnnotationBatch) -> tuple[str, ...]:
         return open_images(delivery, read_labels(self._workspace.labels))
@@ -194,7 +190,11 @@ class LabelStudioProvider:
     def _import_missing(
         self, client: LabelStudioClient, project: Project, delivery: AnnotationBatch, tasks: Sequence[AnnotationTask]
     ) -> dict[str, OpenTask]:
-        """Import what is missing, and look whether it has come."""
+        """Import the tasks that are missing, check that all are there, and return them by image id.
+
+        Raises:
+            ProviderError: some were not imported.
+        """
         open_tasks = self._dedupe(client, project, delivery)
         missing = [task for task in tasks if task.image_id not in open_tasks]
         for start in range(0, len(missing), _IMPORT_CHUNK_SIZE):
@@ -206,12 +206,15 @@ class LabelStudioProvider:
             open_tasks = self._dedupe(client, project, delivery)
         num_imported = sum(task.image_id in open_tasks for task in tasks)
         if num_imported < len(tasks):
-            problem = f"imported tasks of batch {delivery.batch} are {num_imported}, expected {len(tasks)}"
-            raise ProviderError(project.url, problem, "The next night imports the others.", transient=True)
+            problem = f"the number of imported tasks of batch {delivery.batch} is {num_imported}, expected {len(tasks)}"
+            raise ProviderError(project.url, problem, "The next run imports the others.", transient=True)
         return open_tasks
 
     def _dedupe(self, client: LabelStudioClient, project: Project, delivery: AnnotationBatch) -> dict[str, OpenTask]:
-        """Tasks by image. Doubles go: an import whose answer was lost may end after the one that repeats it."""
+        """Return the tasks by image id, and delete untouched duplicates.
+
+        An import whose response was lost may finish after the one that repeats it.
+        """
         unique: dict[str, OpenTask] = {}
         for task in client.list_tasks(project, delivery.key):
             first = unique.setdefault(task.image_id, task)
@@ -230,11 +233,3 @@ def _project_marker(campaign: str) -> str:
 
 def _is_untouched(task: OpenTask) -> bool:
     return not task.num_annotations and not task.has_draft
-
-
-def _annotator_name(completed_by: Any, emails: Mapping[int, str]) -> str | None:
-    """E-mail address, or the user's number where the user is gone; None where nobody is named."""
-    number = completed_by.get("id") if isinstance(completed_by, Mapping) else completed_by
-    if not isinstance(number, int):
-        return None
-    return emails.get(number) or f"user {number}"

@@ -1,31 +1,38 @@
-"""From a task of the manifest to a task of Label Studio. Its boxes are in percent of the image's sides."""
+"""Convert tasks of the manifest to tasks of Label Studio, and its JSON export back to annotations.
 
+Label Studio gives boxes in percent of the image's sides. Its COCO export is not used: class ids there follow the
+alphabet, file names are Label Studio's own, and Gleaner's image ids are missing.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.annotation.providers.base import AnnotationBatch
+from flows.annotation.providers.base import AnnotationBatch, RawAnnotation, to_raw_annotation
 from flows.annotation.providers.label_studio.labeling_config import CONTROL, IMAGE
+from tasks.data.formats.label_studio import parse_tasks
 from tasks.data.schemas import AnnotationTask, Prediction
 
 MODEL_VERSION = "gleaner"
-"""``model_version`` of every pre-drawn box. The label stream shows the boxes of one version per project only: with the
-teacher's digest in its place, tasks of the last batch would lose theirs in the moment the next batch is offered. The
+"""``model_version`` of every prediction. The label stream shows the predictions of one version per project only: with
+the teacher's digest as version, tasks of the last batch would lose theirs as soon as the next batch is imported. The
 digest is in the task's data instead."""
 _SHORT_DIGEST = 12
+_EXPORT = "export of Label Studio"
 
 
 def to_task(task: AnnotationTask, delivery: AnnotationBatch, image: str, image_sha256: str | None) -> dict[str, Any]:
-    """One task for the import.
+    """Build one task for the import.
 
     Args:
-        task: line of the manifest.
+        task: of the manifest.
         delivery: the batch it is offered in.
-        image: where Label Studio finds the picture: a path of its own, or an s3 uri.
-        image_sha256: of the picture's bytes now, where they can be read.
+        image: where Label Studio finds the image: a path it serves, or an s3 uri.
+        image_sha256: digest of the image's bytes; None for images in an object store, which are not read.
     """
     return {
         "data": {
             "image": image,
-            "about": f"Batch {delivery.batch}, pick {task.rank}: {task.reason}",
+            "about": f"Batch {delivery.batch}, rank {task.rank}: {task.reason}",
             "image_id": task.image_id,
             "image_sha256": image_sha256,
             "delivery": delivery.key,
@@ -69,3 +76,42 @@ def _region(number: int, box: Prediction, task: AnnotationTask) -> dict[str, Any
             "rectanglelabels": [box.category],
         },
     }
+
+
+def parse_export(tasks: Sequence[Any], emails: Mapping[int, str], project_url: str) -> list[RawAnnotation]:
+    """Return the annotations of exported tasks: of each annotator and image the newest that is not skipped.
+
+    An annotator who only skipped the image has one that is skipped.
+
+    Args:
+        tasks: as ``exportType=JSON`` returns them. Anything may be missing or wrong in them.
+        emails: e-mail addresses of the users, by number.
+        project_url: address of the project, for links to the tasks.
+    """
+    latest: dict[tuple[str, str], RawAnnotation] = {}
+    for number, image in enumerate(parse_tasks(tasks, _EXPORT).images):
+        if image.annotation_id is None and image.status is None and not image.problems:
+            continue  # listed without an annotation
+        raw = to_raw_annotation(
+            image,
+            annotator=_annotator_name(image.annotator, emails),
+            answer_id=image.annotation_id,
+            url=None if image.task_id is None else f"{project_url}/data?task={image.task_id}",
+        )
+        # Two annotations without an annotator may be two people's.
+        key = (repr(raw["image_id"]), repr(number) if raw["annotator"] is None else raw["annotator"])
+        if key not in latest or _priority(raw) >= _priority(latest[key]):
+            latest[key] = raw
+    return list(latest.values())
+
+
+def _priority(raw: RawAnnotation) -> tuple[bool, str]:
+    """Sort key; Label Studio writes times in one format and in UTC, so they sort as text."""
+    return raw["status"] != "skipped", str(raw["finished_at"])
+
+
+def _annotator_name(annotator: str | None, emails: Mapping[int, str]) -> str | None:
+    """Return the e-mail address, or the user's number where the user was deleted."""
+    if annotator is None or not annotator.isdecimal():
+        return annotator
+    return emails.get(int(annotator)) or f"user {annotator}"

@@ -1,4 +1,4 @@
-"""A delivery of four images, and the two kinds of places it can go to."""
+"""A delivery of four images, and the two kinds of storage it can be published in."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from flows.annotation.providers.base import AnnotationBatch, RawAnnotation
-from flows.annotation.providers.folder import detect_format
+from flows.annotation.providers.folder import inbox_files
 from flows.annotation.providers.folder.provider import FolderProvider
 from tasks.data.paths import image_id_from_sha256
 from tasks.data.schemas import AnnotationTask, Prediction
@@ -30,7 +30,7 @@ WIDTH, HEIGHT = 40, 32
 
 @dataclass
 class Team:
-    """Annotators at one location, and the provider that works with them."""
+    """Annotators who share a directory or bucket, and the provider that works with them."""
 
     root: Path
     location: str
@@ -45,7 +45,7 @@ class Team:
         return FolderProvider(params, CLASSES, self.root)
 
     def write_to_inbox(self, name: str, content: bytes | str | dict[str, Any], age_s: float = 3600) -> None:
-        """Lay a file into the inbox, as old as that."""
+        """Write a file into the inbox; it was last changed ``age_s`` ago."""
         text = json.dumps(content) if isinstance(content, dict) else content
         raw = text.encode() if isinstance(text, str) else text
         open_storage(self.location, self.root).write(f"inbox/{name}", raw)
@@ -60,15 +60,15 @@ class Team:
         return {entry.name for entry in open_storage(self.location, self.root).list_files(folder)}
 
     def collect(self) -> tuple[dict[str, RawAnnotation], list[str]]:
-        """Answers by image id (there must be one each), and the problems."""
+        """Return annotations by image id (at most one each), and the problems."""
         found = self.provider.collect(self.delivery)
         annotations = [raw for raw in found if "problem" not in raw]
-        by_id = {answer["image_id"]: answer for answer in annotations}
+        by_id = {raw["image_id"]: raw for raw in annotations}
         assert len(by_id) == len(annotations)
-        return by_id, [answer["problem"] for answer in found if "problem" in answer]
+        return by_id, [raw["problem"] for raw in found if "problem" in raw]
 
     def coco(self, boxes: Sequence[tuple[int, str, Sequence[float]]], **more: Any) -> dict[str, Any]:
-        """A COCO document as a tool writes it: all images of the batch, boxes (image number, class, xywh)."""
+        """Build a COCO document as a tool writes it: all images of the batch, boxes (image number, class, xywh)."""
         numbers = {name: n for n, name in enumerate(CLASSES, start=7)}
         return {
             "images": [
@@ -117,15 +117,15 @@ def team(tmp_path: Path) -> Team:
 
 @pytest.fixture
 def s3_team(tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Team:
-    """Annotators who share a bucket; nobody waits for files to become old."""
+    """Annotators who share a bucket; files are read at once."""
     s3_server.set_environment(monkeypatch)
-    monkeypatch.setattr(detect_format, "_STABLE_AFTER_S", 0.0)
+    monkeypatch.setattr(inbox_files, "_STABLE_AFTER_S", 0.0)
     return make_team(tmp_path / "campaign", f"s3://{s3_server.new_bucket()}/team/campaign")
 
 
 @pytest.fixture(params=["directory", pytest.param("bucket", marks=pytest.mark.slow)])
 def any_team(request: pytest.FixtureRequest) -> Team:
-    """Either kind."""
+    """Annotators with either kind of storage."""
     name = "team" if request.param == "directory" else "s3_team"
     found: Team = request.getfixturevalue(name)
     return found

@@ -1,4 +1,4 @@
-"""Which images are finished, by whom and when; and that nothing a person put there gets lost."""
+"""Which images are finished, by whom and when; and that no file is lost without a message."""
 
 import json
 import os
@@ -8,26 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from flows.annotation.providers.folder import detect_format
-from flows.annotation.providers.folder.outbox import offered_images
-from flows.annotation.providers.folder.writers import to_voc, to_yolo
-from tests.flows.annotation.folder.conftest import CLASSES, HEIGHT, WIDTH, Team
+from flows.annotation.providers.folder import inbox_files
+from tests.flows.annotation.folder.conftest import HEIGHT, WIDTH, Team
 
 
-def test_coco_of_the_whole_batch_finishes_only_what_somebody_touched(team: Team) -> None:
-    drawn_again: list[tuple[int, str, list[float]]] = [
+def test_coco_of_the_whole_batch_finishes_only_images_with_changed_boxes(team: Team) -> None:
+    boxes: list[tuple[int, str, list[float]]] = [
         (0, "cat", [3.2, 4.4, 17.0, 25.6]),
         (1, "cat", [1, 1, 8, 8]),
         (3, "dog, small", [5, 6, 7, 8]),
     ]
-    team.write_to_inbox("batch-0003/instances.json", team.coco(drawn_again))
+    team.write_to_inbox("batch-0003/instances.json", team.coco(boxes))
     answers, problems = team.collect()
     first, second, third, fourth = (task.image_id for task in team.tasks)
     assert problems == []
-    assert set(answers) == {second, fourth}  # 0 is as pre-drawn to half a pixel, 2 has no boxes at all
-    assert answers[fourth]["boxes"] == [
-        {"category": "dog, small", "xyxy_px": [5.0, 6.0, 12.0, 14.0], "rotation_deg": None}
-    ]
+    assert set(answers) == {second, fourth}  # image 0 has the pre-annotations to half a pixel, image 2 has no boxes
+    assert answers[fourth]["boxes"] == [{"category": "dog, small", "xyxy_px": [5.0, 6.0, 12.0, 14.0], "shape": "box"}]
     assert answers[second]["status"] == "labeled"
     assert {first, third}.isdisjoint(answers)
     assert team.provider.status(team.delivery).finished == 2
@@ -59,11 +55,11 @@ def test_reviewed_images_are_finished_with_what_is_there(team: Team, how: str) -
     assert (answers[third]["status"], answers[third]["boxes"]) == ("empty", [])
     assert len(answers) == (4 if how == "star" else 2)
     if how.startswith("csv"):
-        said = [answers[first][key] for key in ("annotator", "seconds_spent", "finished_at")]
-        assert said == ["jo", 30.0, "2026-03-02T08:00:00+01:00"]
+        stated = [answers[first][key] for key in ("annotator", "seconds_spent", "finished_at")]
+        assert stated == ["jo", 30.0, "2026-03-02T08:00:00+01:00"]
 
 
-def test_a_line_may_say_empty_or_skipped_by_itself_but_never_empty_by_default(team: Team) -> None:
+def test_a_review_line_states_empty_or_skipped_by_itself_but_an_image_without_status_is_not_empty(team: Team) -> None:
     first, second, third, _ = (task.image_id for task in team.tasks)
     team.write_to_inbox("batch-0003/reviewed.csv", f"image,status\n{first},empty\n{second},skipped\n{third},\n")
     answers, problems = team.collect()
@@ -71,7 +67,9 @@ def test_a_line_may_say_empty_or_skipped_by_itself_but_never_empty_by_default(te
     assert {image_id: answer["status"] for image_id, answer in answers.items()} == {first: "empty", second: "skipped"}
 
 
-def test_yolo_and_voc_files_finish_their_image_even_empty_ones(team: Team) -> None:
+def test_yolo_and_voc_files_with_boxes_finish_their_image_and_blank_ones_do_not(
+    team: Team, caplog: pytest.LogCaptureFixture
+) -> None:
     first, second, third, fourth = (task.image_id for task in team.tasks)
     team.write_to_inbox(f"batch-0003/labels/train/{first}.txt", "1 0.5 0.5 0.5 0.25\n")
     team.write_to_inbox(f"batch-0003/labels/train/{second}.txt", "")
@@ -84,43 +82,92 @@ def test_yolo_and_voc_files_finish_their_image_even_empty_ones(team: Team) -> No
     )
     answers, problems = team.collect()
     assert problems == []
-    assert {image_id: answer["status"] for image_id, answer in answers.items()} == {
-        first: "labeled", second: "empty", third: "empty", fourth: "labeled",
-    }  # fmt: skip
-    assert answers[first]["boxes"] == [
-        {"category": "dog, small", "xyxy_px": [10.0, 12.0, 30.0, 20.0], "rotation_deg": None}
-    ]
+    assert {image_id: raw["status"] for image_id, raw in answers.items()} == {first: "labeled", fourth: "labeled"}
+    assert f"{second}.txt: 1 image is neither marked as reviewed nor different" in caplog.text
+    assert f"{third}.xml: 1 image is neither" in caplog.text
+    assert answers[first]["boxes"] == [{"category": "dog, small", "xyxy_px": [10.0, 12.0, 30.0, 20.0], "shape": "box"}]
     assert answers[fourth]["boxes"][0]["xyxy_px"] == [1.0, 2.0, 10.0, 11.0]
-    assert (answers[third]["annotator"], answers[fourth]["seconds_spent"]) == ("jo", 9.0)
+    assert (answers[fourth]["seconds_spent"], answers[fourth]["image_size_px"]) == (9.0, [WIDTH, HEIGHT])
+    team.write_to_inbox("batch-0003/reviewed.csv", f"image,annotator\n{second},ann\n{third},\n")
+    answers, problems = team.collect()
+    assert problems == []
+    assert {(raw["status"], raw["annotator"]) for raw in (answers[second], answers[third])} == {
+        ("empty", "ann"),
+        ("empty", "jo"),
+    }
+
+
+def test_a_status_in_a_voc_file_finishes_an_image_without_boxes(team: Team) -> None:
+    first, second, *_ = (task.image_id for task in team.tasks)
+    team.write_to_inbox(f"batch-0003/{first}.xml", "<annotation><status>empty</status></annotation>")
+    team.write_to_inbox(f"batch-0003/{second}.xml", "<annotation><status>done</status></annotation>")
+    answers, problems = team.collect()
+    assert {image_id: raw["status"] for image_id, raw in answers.items()} == {first: "empty"}
+    assert len(problems) == 1
+    assert f"{second}.xml: status is 'done'" in problems[0]
+
+
+def test_an_export_of_cvat_with_all_images_finishes_those_with_changed_boxes(team: Team) -> None:
+    box = '<box label="cat" xtl="1" ytl="2" xbr="20" ybr="21" rotation="{}" />'
+    rows = [box.format(0), box.format(30), "", ""]
+    images = "".join(
+        f'<image id="{n}" name="{task.image_id}.png" width="{WIDTH}" height="{HEIGHT}">{row}</image>'
+        for n, (task, row) in enumerate(zip(team.tasks, rows, strict=True))
+    )
+    team.write_to_inbox("batch-0003/annotations.xml", f"<annotations><version>1.1</version>{images}</annotations>")
+    answers, problems = team.collect()
+    assert problems == []
+    shapes = {image_id: [box["shape"] for box in raw["boxes"]] for image_id, raw in answers.items()}
+    assert shapes == {team.tasks[0].image_id: ["box"], team.tasks[1].image_id: ["rotated"]}  # validation refuses that
+
+
+def test_a_label_studio_export_finishes_submitted_images(team: Team) -> None:
+    first, second, third, _ = (task.image_id for task in team.tasks)
+    value = {"x": 10, "y": 10, "width": 50, "height": 50, "rotation": 0, "rectanglelabels": ["cat"]}
+    region = {"type": "rectanglelabels", "original_width": WIDTH, "original_height": HEIGHT, "value": value}
+    times = {"updated_at": "2026-03-02T08:00:00Z", "completed_by": {"email": "jo@example.com"}}
+    annotations = {first: [{"result": [region], **times}], second: [{"result": [], **times}], third: []}
+    tasks = [
+        {"id": n, "data": {"image": f"/data/upload/1/ab12cd34-{image_id}.png"}, "annotations": submitted}
+        for n, (image_id, submitted) in enumerate(annotations.items())
+    ]
+    team.write_to_inbox("batch-0003/export.json", json.dumps(tasks))
+    answers, problems = team.collect()
+    assert problems == []
+    assert {image_id: raw["status"] for image_id, raw in answers.items()} == {first: "labeled", second: "empty"}
+    assert answers[first]["boxes"][0]["xyxy_px"] == [4.0, 3.2, 24.0, 19.2]
+    assert answers[first]["annotator"] == "jo@example.com"
+
+
+def test_side_files_of_an_unpacked_export_are_ignored(team: Team) -> None:
+    names = ("labelmap.txt", "obj.data", "notes.json", "LICENSE", "README.roboflow.txt", "ImageSets/Main/train.txt")
+    for name in names:
+        team.write_to_inbox(f"batch-0003/{name}", "x")
+    assert team.collect() == ({}, [])
 
 
 @pytest.fixture(autouse=True)
 def published(team: Team) -> None:
-    """Every batch here went out."""
+    """Publish the batch of every test."""
     team.provider.deliver(team.delivery)
 
 
-def test_the_handed_out_files_brought_back_are_no_answer_unless_somebody_says_so(team: Team) -> None:
-    for image in offered_images(team.tasks):
-        team.write_to_inbox(f"batch-0003/a/{image.task.image_id}.xml", to_voc(image))
-        if image.task.predictions:
-            team.write_to_inbox(f"batch-0003/b/{image.task.image_id}.txt", to_yolo(image.task, CLASSES))
-    team.write_to_inbox("batch-0003/coco.json", team.read_outbox("batch-0003/preannotations/coco.json") or b"")
+def test_published_files_returned_unchanged_are_no_annotation_unless_reviewed(team: Team) -> None:
+    for name in team.list_names("outbox/batch-0003/preannotations"):
+        team.write_to_inbox(f"batch-0003/{name}", team.read_outbox(f"batch-0003/preannotations/{name}") or b"")
     assert team.collect() == ({}, [])
     team.write_to_inbox("batch-0003/reviewed.csv", f"image\n{team.tasks[0].image_id}\n")
     found = team.provider.collect(team.delivery)
-    assert [answer["image_id"] for answer in found] == 3 * [team.tasks[0].image_id]  # once a file
+    assert [answer["image_id"] for answer in found] == 3 * [team.tasks[0].image_id]  # one per file
     for answer in found:
         assert answer["boxes"][0]["xyxy_px"] == pytest.approx([3.0, 4.5, 20.25, 30.0], abs=0.01)
 
 
-def test_verified_is_what_labelimg_writes_when_the_boxes_were_right(team: Team) -> None:
-    image = offered_images(team.tasks)[0]
-    team.write_to_inbox(
-        f"batch-0003/{image.task.image_id}.xml",
-        to_voc(image).replace(b"<annotation>", b'<annotation verified="yes">'),
-    )
-    assert list(team.collect()[0]) == [image.task.image_id]
+def test_verified_files_of_labelimg_are_finished_with_unchanged_boxes(team: Team) -> None:
+    first = team.tasks[0].image_id
+    content = team.read_outbox(f"batch-0003/preannotations/voc/{first}.xml") or b""
+    team.write_to_inbox(f"batch-0003/{first}.xml", content.replace(b"<annotation>", b'<annotation verified="yes">'))
+    assert list(team.collect()[0]) == [first]
 
 
 def test_class_numbers_are_those_of_the_nearest_list(team: Team) -> None:
@@ -132,10 +179,10 @@ def test_class_numbers_are_those_of_the_nearest_list(team: Team) -> None:
     team.write_to_inbox(f"batch-0003/{third}.txt", "0 0.5 0.5 0.5 0.5")
     answers, _ = team.collect()
     named = {image_id: answer["boxes"][0]["category"] for image_id, answer in answers.items()}
-    assert named == {first: "dog, small", second: "bird", third: "cat"}  # the door refuses birds
+    assert named == {first: "dog, small", second: "bird", third: "cat"}  # validation refuses birds
 
 
-def test_without_the_outbox_nobody_knows_what_class_numbers_mean(team: Team) -> None:
+def test_class_numbers_without_a_published_batch_are_a_problem(team: Team) -> None:
     (Path(team.location) / "outbox" / "batch-0003" / "_COMPLETE").unlink()
     team.write_to_inbox(f"batch-0003/{team.tasks[0].image_id}.txt", "0 0.5 0.5 0.5 0.5")
     answers, problems = team.collect()
@@ -143,17 +190,16 @@ def test_without_the_outbox_nobody_knows_what_class_numbers_mean(team: Team) -> 
     assert "meaning of its class numbers is unknown" in problems[0]
 
 
-def test_names_outside_the_batch_wrong_sizes_and_foreign_files_are_told(team: Team) -> None:
+def test_names_outside_the_batch_and_unknown_files_are_problems(team: Team) -> None:
     document = team.coco([(0, "cat", [1, 1, 5, 5]), (1, "cat", [1, 1, 5, 5])])
-    document["images"][0]["file_name"] = f"../../{team.tasks[0].image_id}.png"
-    document["images"][1]["width"] = 80
-    document["annotations"][1]["attributes"] = {"rotation": 30.0}
+    document["images"][0]["file_name"] = "somewhere/else.png"
+    document["annotations"][1]["image_id"] = 99
     team.write_to_inbox("batch-0003/a.json", document)
     team.write_to_inbox("batch-0003/notes.docx", b"PK\x03\x04")
     team.write_to_inbox("batch-0003/export.zip", b"PK\x03\x04")
     team.write_to_inbox("batch-0003/settings.json", {"theme": "dark"})
     team.write_to_inbox("batch-0003/other.xml", "<svg></svg>")
-    team.write_to_inbox("batch-0003/README.txt", "hello")
+    team.write_to_inbox("batch-0003/hello.txt", "hello")
     team.write_to_inbox("batch-0003/reviewed.csv", "image\nsomething\n")
     for ignored in ("Thumbs.db", ".DS_Store", "__MACOSX/x.json", "images/a.png"):
         team.write_to_inbox(f"batch-0003/{ignored}", b"x")
@@ -162,16 +208,16 @@ def test_names_outside_the_batch_wrong_sizes_and_foreign_files_are_told(team: Te
     assert answers == {}
     text = "\n".join(sorted(problems))
     for expected in (
-        "a.json: the image is called '../../", "the labeled picture is 80 x 32 px, expected 40 x 32",
-        "notes.docx: the file is none of COCO, VOC and YOLO", "(unpack it)", "settings.json: the JSON is no COCO",
-        "other.xml: the XML's root is <svg>", "README.txt: the image is called 'README.txt'",
-        "reviewed.csv: image is 'something'",
+        "a.json: the image name is 'somewhere/else.png', expected", "a.json: annotations[1]: image_id is 99, expected",
+        "notes.docx: the format is unknown, expected COCO", "XML (unpack the archive)",
+        "settings.json: the JSON is an object with ['theme'], expected", "other.xml: the XML's root is <svg>",
+        "hello.txt: the format is unknown", "reviewed.csv: image is 'something'",
     ):  # fmt: skip
         assert expected in text
     assert len(problems) == 8
 
 
-def test_every_file_is_told_with_its_time_and_the_door_chooses(team: Team) -> None:
+def test_every_file_is_returned_with_its_time(team: Team) -> None:
     first = team.tasks[0].image_id
     team.write_to_inbox(
         "batch-0003/old.json", team.coco([(0, "cat", [1, 1, 5, 5])], info={"annotator": "jo"}), age_s=9000
@@ -192,31 +238,30 @@ def test_every_file_is_told_with_its_time_and_the_door_chooses(team: Team) -> No
     assert newest["url"] == str(Path(team.location) / "inbox/batch-0003/new.json")
 
 
-def test_half_written_files_wait_for_the_next_night_and_are_named(team: Team, caplog: pytest.LogCaptureFixture) -> None:
+def test_truncated_files_are_read_again_at_the_next_run(team: Team, caplog: pytest.LogCaptureFixture) -> None:
     whole = json.dumps(team.coco([(0, "cat", [1, 1, 5, 5])]))
     team.write_to_inbox("batch-0003/a.json", whole[:-30])
     team.write_to_inbox(f"batch-0003/{team.tasks[1].image_id}.xml", "<annotation><object>")
     team.write_to_inbox("batch-0003/c.json", "")
-    team.write_to_inbox(f"batch-0003/{team.tasks[2].image_id}.txt", "")
+    team.write_to_inbox(f"batch-0003/{team.tasks[2].image_id}.txt", "0 0.5 0.5 0.5 0.5")
     answers, problems = team.collect()
     assert (list(answers), problems) == ([team.tasks[2].image_id], [])
-    said = " ".join(record.getMessage() for record in caplog.records)
+    logged = " ".join(record.getMessage() for record in caplog.records)
     for name in ("a.json", f"{team.tasks[1].image_id}.xml", "c.json"):
-        assert f"{name}: the" in said
-    assert "left for the next night" in said
+        assert f"{name}: the" in logged
     team.write_to_inbox("batch-0003/a.json", whole)
     assert set(team.collect()[0]) == {team.tasks[0].image_id, team.tasks[2].image_id}
 
 
-def test_a_file_that_stays_half_is_set_aside_in_the_end(team: Team) -> None:
+def test_a_file_that_stays_truncated_becomes_a_problem(team: Team) -> None:
     team.write_to_inbox("batch-0003/a.json", '{"images": [', age_s=3 * 86_400)
-    assert team.collect() == ({}, ["a.json: the JSON ends too early, expected a whole file"])
+    assert team.collect() == ({}, ["a.json: the end of the JSON is missing, expected a whole file"])
 
 
 def test_a_file_that_is_being_written_is_not_read(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (task.image_id for task in team.tasks[:2])
-    team.write_to_inbox(f"batch-0003/{first}.txt", "", age_s=0)
-    team.write_to_inbox(f"batch-0003/{second}.txt", "", age_s=0)
+    team.write_to_inbox(f"batch-0003/{first}.txt", "0 0.5 0.5 0.5 0.5\n", age_s=0)
+    team.write_to_inbox(f"batch-0003/{second}.txt", "0 0.5 0.5 0.5 0.5\n", age_s=0)
     waited_s: list[float] = []
 
     def write_on(seconds: float) -> None:
@@ -226,12 +271,12 @@ def test_a_file_that_is_being_written_is_not_read(team: Team, monkeypatch: pytes
         now = time.time()
         os.utime(path, (now, now))
 
-    monkeypatch.setattr("flows.annotation.providers.folder.detect_format.time.sleep", write_on)
+    monkeypatch.setattr("flows.annotation.providers.folder.inbox_files.time.sleep", write_on)
     assert list(team.collect()[0]) == [first]
-    assert 0 < waited_s[0] <= detect_format._STABLE_AFTER_S
+    assert 0 < waited_s[0] <= inbox_files._STABLE_AFTER_S
 
 
-def test_links_pipes_and_bytes_that_are_no_names_do_no_harm(team: Team, tmp_path: Path) -> None:
+def test_links_pipes_and_names_that_are_no_utf8_are_problems(team: Team, tmp_path: Path) -> None:
     inbox = Path(team.location) / "inbox" / "batch-0003"
     inbox.mkdir(parents=True, exist_ok=True)
     secret = tmp_path / "secret.json"
@@ -251,7 +296,7 @@ def test_links_pipes_and_bytes_that_are_no_names_do_no_harm(team: Team, tmp_path
     [problem.encode() for problem in problems]
 
 
-def test_a_file_nobody_may_read_does_not_hold_up_the_others(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_does_not_affect_the_others(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (task.image_id for task in team.tasks[:2])
     team.write_to_inbox(f"batch-0003/{first}.txt", "0 0.5 0.5 0.5 0.5")
     team.write_to_inbox(f"batch-0003/closed/{second}.txt", "0 0.5 0.5 0.5 0.5")

@@ -1,4 +1,4 @@
-"""Batches out and answers back, on a directory and on a real S3 server; killed anywhere, called again."""
+"""Batches published and annotations collected, in a directory and on a real S3 server; killed anywhere and repeated."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from PIL import Image
 from flows.annotation.providers.base import ProviderError
 from flows.annotation.providers.folder.provider import FolderProvider
 from tasks.storage import backends, files, s3
-from tasks.storage.backends import LocalStorage, S3Storage, open_storage
+from tasks.storage.backends import LocalStorage, S3Storage, StorageError, open_storage
 from tests.flows.annotation.folder.conftest import CLASSES, Team, make_team
 from tests.services import S3Server
 
 
-def test_a_batch_has_all_that_an_outside_tool_needs(any_team: Team) -> None:
+def test_a_published_batch_has_everything_an_outside_tool_needs(any_team: Team) -> None:
     receipt = any_team.provider.deliver(any_team.delivery)
     assert receipt == f"{any_team.location}/outbox/batch-0003"
     ids = [task.image_id for task in any_team.tasks]
@@ -43,7 +43,7 @@ def test_a_batch_has_all_that_an_outside_tool_needs(any_team: Team) -> None:
     assert again == receipt
 
 
-def test_images_are_copies_that_a_tool_may_spoil(team: Team) -> None:
+def test_images_are_copies_that_a_tool_may_change(team: Team) -> None:
     team.provider.deliver(team.delivery)
     copy = Path(team.location) / "outbox" / "batch-0003" / "images" / f"{team.tasks[0].image_id}.png"
     with Image.open(copy) as image:
@@ -64,27 +64,27 @@ def test_images_in_a_bucket_stay_there_and_are_named(tmp_path: Path) -> None:
     assert set(team.collect()[0]) == {team.tasks[0].image_id, team.tasks[1].image_id}
 
 
-def test_partial_work_comes_in_night_by_night_and_the_same_twice(any_team: Team) -> None:
+def test_partial_work_is_collected_as_it_comes_and_again_each_time(any_team: Team) -> None:
     team = any_team
     team.provider.deliver(team.delivery)
     first, second, third, _ = (task.image_id for task in team.tasks)
     assert team.collect() == ({}, [])
     team.write_to_inbox("batch-0003/a.json", team.coco([(0, "cat", [1, 1, 5, 5])]))
-    monday = team.collect()
-    assert set(monday[0]) == {first}
-    assert team.collect() == monday
+    collected = team.collect()
+    assert set(collected[0]) == {first}
+    assert team.collect() == collected
     team.write_to_inbox(f"batch-0003/labels/{second}.txt", "0 0.5 0.5 0.5 0.5\n")
     team.provider.withdraw(team.delivery, [third])
-    team.write_to_inbox(f"batch-0003/{third}.xml", "<annotation></annotation>")
+    team.write_to_inbox(f"batch-0003/{third}.xml", "<annotation><status>empty</status></annotation>")
     late, problems = team.collect()
     assert (set(late), problems) == ({first, second, third}, [])
     assert team.provider.status(team.delivery).finished == 3
 
 
-def test_withdrawn_images_are_named_once_and_for_all(any_team: Team) -> None:
+def test_withdrawn_images_are_listed_once(any_team: Team) -> None:
     team = any_team
     team.provider.withdraw(team.delivery, [team.tasks[0].image_id])
-    assert team.read_outbox("batch-0003/withdrawn.json") is None  # nothing went out
+    assert team.read_outbox("batch-0003/withdrawn.json") is None  # nothing was published
     team.provider.deliver(team.delivery)
     team.provider.withdraw(team.delivery, [team.tasks[1].image_id, "of another batch"])
     team.provider.withdraw(team.delivery, [team.tasks[0].image_id])
@@ -113,13 +113,13 @@ def test_a_share_goes_to_a_second_annotator_who_does_not_see_the_first(any_team:
 
 
 class SimulatedCrash(BaseException):
-    """Stands for SIGKILL: nothing may catch it."""
+    """A kill, which no code under test catches."""
 
 
 def crash_at_call(
     monkeypatch: pytest.MonkeyPatch, names: list[tuple[Any, str]], at: int, after: bool
 ) -> Callable[[], int]:
-    """Die at the n-th of these calls, before or after it; tells how many there were."""
+    """Raise at the n-th of these calls, before or after it; return a function that counts them."""
     count = 0
     lock = threading.Lock()
 
@@ -167,7 +167,7 @@ def test_delivery_killed_anywhere_is_finished_by_the_next_call(any_team: Team, a
                 sub.provider.deliver(sub.delivery)
         for batch in ("batch-0003", "batch-0003-second"):
             marked = sub.read_outbox(f"{batch}/_COMPLETE")
-            if marked:  # what is marked is whole
+            if marked:  # a marked folder is complete
                 assert marked == whole[f"{batch}/_COMPLETE"]
                 assert {n for n in sub.list_names("outbox") if n.startswith(f"{batch}/")} == {
                     n for n in whole if n.startswith(f"{batch}/")
@@ -179,11 +179,11 @@ def test_delivery_killed_anywhere_is_finished_by_the_next_call(any_team: Team, a
 def test_another_campaign_at_the_same_place_is_refused(any_team: Team) -> None:
     any_team.provider.deliver(any_team.delivery)
     delivery = any_team.delivery.__class__(**{**any_team.delivery.__dict__, "key": "of another campaign"})
-    with pytest.raises(ProviderError, match="another campaign's"):
+    with pytest.raises(ProviderError, match="another campaign"):
         any_team.provider.deliver(delivery)
 
 
-def test_files_under_the_batch_s_name_are_not_touched(team: Team) -> None:
+def test_files_of_others_under_the_name_of_the_batch_are_not_changed(team: Team) -> None:
     path = Path(team.location) / "outbox" / "batch-0003" / "mine.txt"
     path.parent.mkdir(parents=True)
     path.write_text("precious")
@@ -192,7 +192,7 @@ def test_files_under_the_batch_s_name_are_not_touched(team: Team) -> None:
     assert path.read_text() == "precious"
 
 
-def test_an_image_that_is_gone_or_another_is_not_handed_out(team: Team) -> None:
+def test_an_image_that_is_missing_or_changed_is_not_published(team: Team) -> None:
     path = team.root / team.tasks[2].uri
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(ProviderError, match="dvc checkout"):
@@ -218,7 +218,7 @@ def test_a_location_that_is_missing_closed_or_inside_the_campaign_is_refused_ear
         provider(str(closed)).check()
 
 
-def test_rights_that_are_missing_end_in_one_sentence(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_permission_is_one_error(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise PermissionError(13, os.strerror(13))
 
@@ -229,20 +229,18 @@ def test_rights_that_are_missing_end_in_one_sentence(team: Team, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_a_bucket_that_is_not_there_or_not_ours_is_refused(
-    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bucket_that_is_missing_or_forbidden_is_refused(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     s3_server.set_environment(monkeypatch)
-    with pytest.raises(ProviderError, match="NoSuchBucket") as missing:
+    with pytest.raises(StorageError, match="NoSuchBucket") as missing:
         S3Storage("s3://no-such-bucket-here/x").check()
     assert not missing.value.transient
     bucket = s3_server.new_bucket()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(ProviderError, match="SignatureDoesNotMatch") as refused:
+    with pytest.raises(StorageError, match="SignatureDoesNotMatch") as refused:
         S3Storage(f"s3://{bucket}/x").check()
     assert "wrong" not in str(refused.value)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     monkeypatch.setattr(s3, "_MAX_ATTEMPTS", 1)
-    with pytest.raises(ProviderError, match="out of reach") as away:
+    with pytest.raises(StorageError, match="out of reach") as away:
         S3Storage(f"s3://{bucket}/x").check()
     assert away.value.transient

@@ -1,4 +1,4 @@
-"""Servers as people see them: in a real browser without a window."""
+"""Open servers in a real headless browser."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ _TIMEOUT_MS = 120_000
 
 @contextmanager
 def open_browser(server: str) -> Iterator[Page]:
-    """An empty page for one server; nothing may be loaded from elsewhere, by this page or those it opens."""
+    """Open an empty page for one server; asserts that nothing is loaded from elsewhere."""
     program = os.environ.get("GLEANER_CHROMIUM") or shutil.which("chromium")
     if program is None:
         skip_or_fail("chromium is not installed: apt-get install chromium, or set GLEANER_CHROMIUM")
@@ -41,7 +41,7 @@ def open_browser(server: str) -> Iterator[Page]:
 
 @contextmanager
 def label_stream(annotator: Annotator, project: int) -> Iterator[Page]:
-    """The page of Label Studio where an annotator gets one task after the other."""
+    """Open the label stream of Label Studio, where an annotator gets one task after the other."""
     with open_browser(annotator.url) as page:
         page.goto(f"{annotator.url}/user/login/")
         page.fill("input[name=email]", annotator.email)
@@ -53,7 +53,7 @@ def label_stream(annotator: Annotator, project: int) -> Iterator[Page]:
 
 
 def screenshot(page: Page, path: Path) -> Path:
-    """Keep what is seen."""
+    """Save a screenshot."""
     page.screenshot(path=path)
     return path
 

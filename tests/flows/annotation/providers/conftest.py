@@ -1,4 +1,4 @@
-"""One real Label Studio for all tests. Its database is migrated once and kept in .cache, so it starts in seconds."""
+"""One real Label Studio for all tests; its migrated database is kept in .cache, so it starts in seconds."""
 
 import secrets
 import shutil
@@ -21,7 +21,7 @@ from tests.services import S3Server, running_service, skip_or_fail
 
 @dataclass(frozen=True)
 class LabelStudioServer:
-    """A running Label Studio with two users; what lies below ``files`` can be shown to them."""
+    """A running Label Studio with two users, which serves the files below ``files``."""
 
     url: str
     files: Path
@@ -31,7 +31,7 @@ class LabelStudioServer:
 
 @pytest.fixture(scope="session")
 def label_studio(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[LabelStudioServer]:
-    """The server, with credentials of the S3 server; every test takes a campaign of its own, and with it a project."""
+    """The server, with credentials of the S3 server; every test has its own campaign and project."""
     program = installed_program()
     if program is None:
         skip_or_fail("Label Studio is not installed: python -m infra.label_studio.install")
@@ -51,7 +51,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) 
 
 
 def migrated_data_folder(program: Path) -> Path:
-    """A data folder as a first start leaves it; made anew when the lock changes, by one of the workers side by side."""
+    """Create a data folder with a first start, once per version of the requirements lock."""
     kept = REPOSITORY_ROOT / ".cache" / "label_studio" / files.sha256_file(REQUIREMENTS_LOCK)[:12]
     kept.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{kept}.lock"):
@@ -67,6 +67,6 @@ def migrated_data_folder(program: Path) -> Path:
 
 @pytest.fixture
 def team(label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch) -> Team:
-    """A campaign that the server's owner works for."""
+    """A campaign whose token is that of the server's owner."""
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
     return new_team(label_studio.files / f"table-{secrets.token_hex(4)}", label_studio.url)

@@ -1,4 +1,4 @@
-"""A campaign of six drawn images, its delivery, and annotators who work in Label Studio through its API."""
+"""A campaign of six drawn images, its deliveries, and annotators who use Label Studio through its API."""
 
 import re
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from tests.flows.small_campaign import REPOSITORY
 CLASSES = ("cup", "fork & <knife>")
 WIDTH, HEIGHT = 320, 240
 BOXES = ((40.0, 30.0, 140.0, 120.5), (180.25, 90.0, 300.0, 220.0))
-"""Where the things are that are drawn on every picture."""
+"""Boxes of the objects that are drawn on every image."""
 
 
 def make_image(path: Path, number: int) -> None:
-    """A table with two things on it, different in each picture."""
+    """Draw an image with two objects; the noise differs in each."""
     noise = np.random.default_rng(number).integers(90, 110, size=(HEIGHT, WIDTH, 3))
     image = Image.fromarray(noise.astype(np.uint8))
     pen = ImageDraw.Draw(image)
@@ -39,7 +39,7 @@ def make_image(path: Path, number: int) -> None:
 
 
 def make_source(images: Path, annotations: Path, num_images: int, num_annotated: int) -> None:
-    """So many pictures, and a COCO file that knows the first of them."""
+    """Draw images, and write a COCO file with the first of them."""
     for number in range(num_images):
         make_image(images / f"{number:03d}.png", number)
     boxes = [(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in BOXES]
@@ -72,7 +72,7 @@ class Annotator:
         return LabelStudio(base_url=self.url, api_key=self.token, max_retries=0, httpx_client=nothing_left_open)
 
     def request(self, method: str, path: str, **arguments: Any) -> Any:
-        """A call the SDK is too careful for."""
+        """Make a call that the SDK does not offer."""
         headers = {"Authorization": f"Token {self.token}"}
         response = httpx.request(method, self.url + path, headers=headers, timeout=60, **arguments)
         response.raise_for_status()
@@ -83,20 +83,20 @@ class Annotator:
         return int(self.request("POST", f"/api/tasks/{task}/annotations/", json={"result": list(boxes), **more})["id"])
 
     def fetch(self, address: str) -> bytes:
-        """What this user's browser gets."""
+        """Download what this user's browser gets."""
         headers = {"Authorization": f"Token {self.token}"}
         response = httpx.get(httpx.URL(self.url).join(address), headers=headers, timeout=60)
         return response.raise_for_status().content
 
     def next_task(self, project: int) -> dict[str, Any] | None:
-        """What the label stream shows next."""
+        """Return the next task of the label stream."""
         headers = {"Authorization": f"Token {self.token}"}
         response = httpx.get(f"{self.url}/api/projects/{project}/next", headers=headers, timeout=60)
         return dict(response.json()) if response.status_code == 200 else None
 
 
 def sign_up(owner: Annotator, email: str, password: str) -> Annotator:
-    """Make another user, by the invitation link as a person would."""
+    """Create another user by the invitation link."""
     invitation = owner.request("GET", "/api/invite")["invite_url"]
     with httpx.Client(base_url=owner.url, follow_redirects=True, timeout=60) as browser:
         page = browser.get(invitation)
@@ -109,7 +109,7 @@ def sign_up(owner: Annotator, email: str, password: str) -> Annotator:
 
 
 def make_region(category: str, x1: float, y1: float, x2: float, y2: float, **more: Any) -> dict[str, Any]:
-    """A box as Label Studio's editor submits it, from pixels."""
+    """Build a region as Label Studio's editor submits it, from pixels."""
     value = {
         "x": 100 * x1 / WIDTH,
         "y": 100 * y1 / HEIGHT,
@@ -131,7 +131,7 @@ def make_region(category: str, x1: float, y1: float, x2: float, y2: float, **mor
 
 @dataclass
 class Team:
-    """A campaign, and where its annotators work."""
+    """A campaign and its Label Studio."""
 
     workspace: Workspace
     url: str
@@ -140,7 +140,7 @@ class Team:
 
     @property
     def provider(self) -> LabelStudioProvider:
-        """A new one each time, as each night has."""
+        """A new provider each time, as in each run."""
         changed = {"kind": "label_studio", "url": self.url, "double_annotation_frac": self.double_annotation_frac}
         params = load_params(REPOSITORY / "params.yaml").provider.model_copy(update=changed)
         return LabelStudioProvider(self.workspace, CLASSES, params, self.transport)
@@ -148,7 +148,7 @@ class Team:
     def make_batch(
         self, batch: int, images: Sequence[int], teacher: str = "a" * 64, bucket: str = ""
     ) -> AnnotationBatch:
-        """A prepared delivery of some of the drawn images, or of their copies in a bucket."""
+        """Prepare a delivery of some of the drawn images, or of their copies in a bucket."""
         tasks = [self._task(number, rank, teacher) for rank, number in enumerate(images, start=1)]
         if bucket:
             tasks = [task.model_copy(update={"uri": f"s3://{bucket}/{task.uri}"}) for task in tasks]
@@ -176,12 +176,12 @@ class Team:
         )
 
     def deliver(self, delivery: AnnotationBatch) -> AnnotationBatch:
-        """Deliver it, and record that as the night does."""
+        """Deliver it and record the receipt, as a run does."""
         return replace(delivery, state="delivered", receipt=self.provider.deliver(delivery))
 
 
 def new_team(root: Path, url: str, images: int = 6) -> Team:
-    """A workspace in git with drawn images below a folder that Label Studio serves."""
+    """Create a workspace with drawn images below a folder that Label Studio serves."""
     workspace = Workspace(root)
     for number in range(images):
         make_image(workspace.images / f"{number}.png", number)
@@ -195,13 +195,13 @@ def new_team(root: Path, url: str, images: int = 6) -> Team:
 
 
 def project_id(delivery: AnnotationBatch) -> int:
-    """The number of the project it was offered in."""
+    """Return the number of the project in which it was offered."""
     assert delivery.receipt is not None
     return int(delivery.receipt.rpartition("/")[2])
 
 
 def task_ids(annotator: Annotator, delivery: AnnotationBatch) -> dict[str, int]:
-    """Task by image id; there must be one for each image."""
+    """Return tasks by image id; asserts one task per image."""
     found = [t for t in annotator.sdk.tasks.list(project=project_id(delivery)) if t.data["delivery"] == delivery.key]
     task_by_image = {task.data["image_id"]: task.id for task in found}
     assert len(task_by_image) == len(found)
@@ -209,7 +209,7 @@ def task_ids(annotator: Annotator, delivery: AnnotationBatch) -> dict[str, int]:
 
 
 def annotation_keys(annotations: Sequence[RawAnnotation]) -> set[tuple[str, str, str]]:
-    """Image, annotator and status of each; no two the same."""
+    """Return image, annotator and status of each; asserts that no two are equal."""
     keys = [(raw["image_id"], raw["annotator"], raw["status"]) for raw in annotations]
     assert len(set(keys)) == len(keys)
     return set(keys)

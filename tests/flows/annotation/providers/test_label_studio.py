@@ -1,4 +1,4 @@
-"""The provider against a real Label Studio: what it offers, and what comes back."""
+"""The provider with a real Label Studio: delivery, status, collection, withdrawal."""
 
 import pytest
 
@@ -19,13 +19,13 @@ from tests.services import S3Server
 pytestmark = [pytest.mark.slow, pytest.mark.service]
 
 
-def test_a_delivery_comes_with_boxes_reason_and_identity(team: Team, label_studio: LabelStudioServer) -> None:
+def test_a_task_has_predictions_reason_and_image_id(team: Team, label_studio: LabelStudioServer) -> None:
     team.provider.check()
     delivery = team.deliver(team.make_batch(1, range(3)))
     assert team.provider.status(delivery) == LabelingProgress(finished=0, open=3)
     task = label_studio.owner.next_task(project_id(delivery))
     assert task is not None
-    assert task["data"]["about"] == "Batch 1, pick 1: uncertainty 0.93, mostly by entropy"
+    assert task["data"]["about"] == "Batch 1, rank 1: uncertainty 0.93, mostly by entropy"
     assert task["data"]["image_id"] == delivery.image_ids[0]
     (prediction,) = task["predictions"]
     assert prediction["model_version"] == MODEL_VERSION
@@ -33,7 +33,9 @@ def test_a_delivery_comes_with_boxes_reason_and_identity(team: Team, label_studi
     assert label_studio.owner.fetch(task["data"]["image"]) == (team.workspace.images / "0.png").read_bytes()
 
 
-def test_the_next_delivery_leaves_the_boxes_of_the_last_one_alone(team: Team, label_studio: LabelStudioServer) -> None:
+def test_the_next_delivery_does_not_hide_the_predictions_of_the_last_one(
+    team: Team, label_studio: LabelStudioServer
+) -> None:
     """The label stream shows predictions of one model version per project only."""
     first = team.deliver(team.make_batch(1, [0], teacher="a" * 64))
     second = team.deliver(team.make_batch(2, [1], teacher="b" * 64))
@@ -46,7 +48,7 @@ def test_the_next_delivery_leaves_the_boxes_of_the_last_one_alone(team: Team, la
         label_studio.owner.annotate(task["id"])
 
 
-def test_two_annotators_a_skip_and_a_change_of_mind(team: Team, label_studio: LabelStudioServer) -> None:
+def test_two_annotators_a_skip_and_a_changed_annotation(team: Team, label_studio: LabelStudioServer) -> None:
     delivery = team.deliver(team.make_batch(1, range(4)))
     tasks = list(task_ids(label_studio.owner, delivery).values())
     owner, second = label_studio.owner, label_studio.second
@@ -55,28 +57,28 @@ def test_two_annotators_a_skip_and_a_change_of_mind(team: Team, label_studio: La
     second.annotate(tasks[1], was_cancelled=True)
     changed = owner.annotate(tasks[2])
     owner.request("PATCH", f"/api/annotations/{changed}/", json={"result": [make_region(CLASSES[0], *BOXES[0])]})
-    answers = team.provider.collect(delivery)
+    annotations = team.provider.collect(delivery)
     one, two, three, _ = delivery.image_ids
-    assert annotation_keys(answers) == {
+    assert annotation_keys(annotations) == {
         (one, owner.email, "labeled"),
         (one, second.email, "labeled"),
         (two, second.email, "skipped"),
         (three, owner.email, "labeled"),
     }
-    first = next(answer for answer in answers if answer["image_id"] == one and answer["annotator"] == owner.email)
+    first = next(raw for raw in annotations if raw["image_id"] == one and raw["annotator"] == owner.email)
     assert first["boxes"][0]["xyxy_px"] == pytest.approx(BOXES[0], abs=1e-3)
     assert first["seconds_spent"] == 4.5
     assert first["url"].endswith(f"/data?task={tasks[0]}")
     assert team.provider.status(delivery) == LabelingProgress(finished=3, open=1)
 
 
-def test_each_delivery_has_its_own_answers_and_no_others(team: Team, label_studio: LabelStudioServer) -> None:
+def test_each_delivery_returns_its_own_annotations(team: Team, label_studio: LabelStudioServer) -> None:
     first, second = (team.deliver(team.make_batch(number, [number])) for number in (1, 2))
     for delivery in (first, second):
         (task,) = task_ids(label_studio.owner, delivery).values()
         label_studio.owner.annotate(task, make_region(CLASSES[0], *BOXES[0]))
     for delivery in (first, second):
-        assert [answer["image_id"] for answer in team.provider.collect(delivery)] == list(delivery.image_ids)
+        assert [raw["image_id"] for raw in team.provider.collect(delivery)] == list(delivery.image_ids)
 
 
 def test_a_share_is_shown_to_two_annotators_and_no_more(team: Team, label_studio: LabelStudioServer) -> None:
@@ -94,7 +96,7 @@ def test_a_share_is_shown_to_two_annotators_and_no_more(team: Team, label_studio
     assert len(annotation_keys(team.provider.collect(delivery))) == 6
 
 
-def test_what_is_taken_back_leaves_the_stream_but_a_late_answer_counts(
+def test_withdrawn_tasks_leave_the_stream_and_late_annotations_are_collected(
     team: Team, label_studio: LabelStudioServer
 ) -> None:
     delivery = team.deliver(team.make_batch(1, range(4)))
@@ -111,7 +113,7 @@ def test_what_is_taken_back_leaves_the_stream_but_a_late_answer_counts(
     assert shown["id"] == begun
     label_studio.second.annotate(late)
     label_studio.second.annotate(begun, make_region(CLASSES[0], *BOXES[0]))
-    assert {answer["image_id"] for answer in team.provider.collect(delivery)} == set(delivery.image_ids[:3])
+    assert {raw["image_id"] for raw in team.provider.collect(delivery)} == set(delivery.image_ids[:3])
     assert label_studio.owner.next_task(project_id(delivery)) is None
     assert idle in task_ids(label_studio.owner, delivery).values()
 
@@ -121,8 +123,8 @@ def test_images_in_a_bucket_are_shown_through_label_studio_with_its_own_credenti
 ) -> None:
     s3_server.set_environment(monkeypatch)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "this one stays here")
-    bucket, picture = s3_server.new_bucket(), team.workspace.images / "0.png"
-    s3_server.client().upload_file(str(picture), bucket, "data/images/0.png")
+    bucket, image = s3_server.new_bucket(), team.workspace.images / "0.png"
+    s3_server.client().upload_file(str(image), bucket, "data/images/0.png")
     delivery = team.deliver(team.make_batch(1, [0], bucket=bucket))
     assert team.provider.deliver(delivery) == delivery.receipt
     storages = label_studio.owner.sdk.import_storage.s3.list(project=project_id(delivery))
@@ -130,7 +132,7 @@ def test_images_in_a_bucket_are_shown_through_label_studio_with_its_own_credenti
     task = label_studio.owner.next_task(project_id(delivery))
     assert task is not None
     assert "Signature" not in task["data"]["image"]
-    assert label_studio.owner.fetch(task["data"]["image"]) == picture.read_bytes()
+    assert label_studio.owner.fetch(task["data"]["image"]) == image.read_bytes()
     label_studio.owner.annotate(task["id"])
-    (answer,) = team.provider.collect(delivery)
-    assert answer["image_sha256"] is None
+    (raw,) = team.provider.collect(delivery)
+    assert raw["image_sha256"] is None

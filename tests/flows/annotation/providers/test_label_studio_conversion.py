@@ -1,4 +1,4 @@
-"""Boxes to percent and back, and whatever an export may hold."""
+"""Boxes to percent and back, and anything an export may hold."""
 
 import json
 import math
@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from flows.annotation.providers.base import AnnotationBatch, RawAnnotation
 from flows.annotation.providers.double_annotation import sample_for_double_annotation
 from flows.annotation.providers.label_studio.labeling_config import config_error, labeling_config
-from flows.annotation.providers.label_studio.parse_export import parse_export
-from flows.annotation.providers.label_studio.tasks import MODEL_VERSION, to_task
+from flows.annotation.providers.label_studio.tasks import MODEL_VERSION, parse_export, to_task
 from flows.annotation.validation.annotation import parse_annotation
 from flows.annotation.validation.context import ValidationContext
 from flows.annotation.validation.rejection import InvalidAnnotation
@@ -49,15 +48,14 @@ def make_import_task(task: AnnotationTask) -> dict[str, Any]:
 
 
 def make_export_task(result: Any, **annotation: Any) -> dict[str, Any]:
-    """A task with one annotation, as the export tells it."""
-    given = {"id": 5, "unique_id": "uuid", "completed_by": 7, "result": result, "was_cancelled": False}
+    """Build a task with one annotation, as it is exported."""
+    fields = {"id": 5, "unique_id": "uuid", "completed_by": 7, "result": result, "was_cancelled": False}
     times = {"updated_at": "2026-03-01T10:00:00.5Z", "lead_time": 4.5}
-    return {"id": 9, "data": make_import_task(make_task())["data"], "annotations": [{**given, **times, **annotation}]}
+    return {"id": 9, "data": make_import_task(make_task())["data"], "annotations": [{**fields, **times, **annotation}]}
 
 
 def parse_tasks(*tasks: Any) -> list[RawAnnotation]:
-    names = {7: "ann@example.com", 8: "bob@example.com"}
-    return parse_export(tasks, lambda by: names.get(by), lambda number: f"http://ls/{number}")
+    return parse_export(tasks, {7: "ann@example.com", 8: "bob@example.com"}, "http://ls/projects/1")
 
 
 @cache
@@ -73,8 +71,8 @@ def validation_context() -> ValidationContext:
     )
 
 
-def validate(answer: RawAnnotation) -> Any:
-    return parse_annotation(answer, validation_context())[0]
+def validate(raw: RawAnnotation) -> Any:
+    return parse_annotation(raw, validation_context())[0]
 
 
 sides = st.integers(16, 20_000)
@@ -82,24 +80,24 @@ share = st.floats(0, 1)
 
 
 @given(sides, sides, share, share, share, share)
-def test_a_box_survives_the_way_there_and_back(
+def test_a_box_is_the_same_after_import_and_export(
     width_px: int, height_px: int, a: float, b: float, c: float, d: float
 ) -> None:
     (x1, x2), (y1, y2) = sorted((a * width_px, b * width_px)), sorted((c * height_px, d * height_px))
     task = make_import_task(make_task((x1, y1, x2, y2), width_px=width_px, height_px=height_px))
-    there = json.loads(json.dumps(task))
-    there["annotations"] = [{"result": there["predictions"][0]["result"], "completed_by": 7}]
-    (answer,) = parse_tasks(there)
-    assert answer.get("problem") is None
-    (box,) = answer["boxes"]
+    exported = json.loads(json.dumps(task))
+    exported["annotations"] = [{"result": exported["predictions"][0]["result"], "completed_by": 7}]
+    (raw,) = parse_tasks(exported)
+    assert raw.get("problem") is None
+    (box,) = raw["boxes"]
     assert box["category"] == "cup"
-    assert box["rotation_deg"] == 0
+    assert box["shape"] == "box"
     assert all(abs(got - sent) < 1e-3 for got, sent in zip(box["xyxy_px"], (x1, y1, x2, y2), strict=True))
 
 
-def test_a_task_tells_annotators_and_us_what_each_must_know() -> None:
+def test_a_task_holds_what_annotators_see_and_what_collection_needs() -> None:
     task = make_import_task(make_task((40, 30, 140, 120)))
-    assert task["data"]["about"] == "Batch 3, pick 4: it is new"
+    assert task["data"]["about"] == "Batch 3, rank 4: it is new"
     assert {task["data"][name] for name in ("image_id", "delivery", "batch", "rank")} == {IMAGE_ID, "key", 3, 4}
     (prediction,) = task["predictions"]
     assert (prediction["model_version"], prediction["score"]) == (MODEL_VERSION, 0.75)
@@ -108,12 +106,12 @@ def test_a_task_tells_annotators_and_us_what_each_must_know() -> None:
     assert make_import_task(make_task())["predictions"] == []
 
 
-def test_a_good_answer_passes_the_door() -> None:
-    (answer,) = parse_tasks(make_export_task([make_region("cup", 40, 30, 140, 120)]))
-    label = validate(answer)
+def test_a_valid_annotation_becomes_a_label() -> None:
+    (raw,) = parse_tasks(make_export_task([make_region("cup", 40, 30, 140, 120)]))
+    label = validate(raw)
     assert (label.status, label.annotator, label.seconds_spent) == ("labeled", "ann@example.com", 4.5)
     assert label.boxes[0].xyxy_px == pytest.approx((40, 30, 140, 120))
-    assert (answer["answer_id"], answer["url"], answer["image_sha256"]) == ("uuid", "http://ls/9", SHA256)
+    assert (raw["answer_id"], raw["url"], raw["image_sha256"]) == ("uuid", "http://ls/projects/1/data?task=9", SHA256)
 
 
 def test_nothing_drawn_is_empty_and_cancelled_is_skipped() -> None:
@@ -124,29 +122,32 @@ def test_nothing_drawn_is_empty_and_cancelled_is_skipped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("region", "words"),
+    ("region", "reason"),
     [
         (make_region("unicorn", 40, 30, 140, 120), "class is 'unicorn'"),
-        (make_region("cup", 40, 30, 140, 120, rectanglelabels=["cup", CLASSES[1]]), "class is"),
-        (make_region("cup", 40, 30, 140, 120, rectanglelabels=None), "class is None"),
+        (make_region("cup", 40, 30, 140, 120, rectanglelabels=["cup", CLASSES[1]]), "labels of the region are"),
+        (make_region("cup", 40, 30, 140, 120, rectanglelabels=None), "labels of the region are"),
         (make_region("cup", 40, 30, 400, 120), "inside the image"),
-        (make_region("cup", 40, 30, 140, 120, rotation=12.5), "rotation_deg"),
-        (make_region("cup", 40, 30, 140, 120, x=math.nan), "nan"),
-        (make_region("cup", 40, 30, 140, 120, width="wide"), "expected four numbers"),
-        (make_region("cup", 40, 30, 140, 120) | {"original_width": 640}, "the labeled picture is 640 x 240 px"),
-        (make_region("cup", 40, 30, 140, 120) | {"original_width": None}, "expected four numbers"),
-        ({"type": "polygonlabels", "value": {"points": [[1, 2]], "polygonlabels": ["cup"]}}, "class is None"),
-        ("rubbish", "class is None"),
+        (make_region("cup", 40, 30, 140, 120, rotation=12.5), "a rotated box"),
+        (make_region("cup", 40, 30, 140, 120, x=math.nan), "nan.*expected percentages"),
+        (make_region("cup", 40, 30, 140, 120, width="wide"), "'wide'.*expected percentages"),
+        (make_region("cup", 40, 30, 140, 120) | {"original_width": 640}, "size of the labeled image is 640 x 240 px"),
+        (make_region("cup", 40, 30, 140, 120) | {"original_width": None}, "expected the image's size in pixels"),
+        (
+            {"type": "polygonlabels", "value": {"points": [[1, 2]], "polygonlabels": ["cup"]}},
+            "original_width and original_height are",
+        ),
+        ("rubbish", "expected a region"),
     ],
 )
-def test_the_door_hears_what_is_wrong(region: Any, words: str) -> None:
-    (answer,) = parse_tasks(make_export_task([region]))
-    with pytest.raises(InvalidAnnotation, match=words):
-        validate(answer)
+def test_an_invalid_region_is_rejected_with_its_reason(region: Any, reason: str) -> None:
+    (raw,) = parse_tasks(make_export_task([region]))
+    with pytest.raises(InvalidAnnotation, match=reason):
+        validate(raw)
 
 
-def test_each_annotator_says_one_thing_about_an_image() -> None:
-    """Also where an import happened twice, so that the image has two tasks."""
+def test_each_annotator_has_one_annotation_of_an_image() -> None:
+    """Also if the import was repeated, so that the image has two tasks."""
     early = make_export_task([], updated_at="2026-03-01T10:00:00.000000Z", unique_id="early")
     late = make_export_task(
         [make_region("cup", 40, 30, 140, 120)], updated_at="2026-03-01T11:00:00.000000Z", unique_id="late"
@@ -154,8 +155,8 @@ def test_each_annotator_says_one_thing_about_an_image() -> None:
     skip = make_export_task([], updated_at="2026-03-01T12:00:00.000000Z", was_cancelled=True, unique_id="skip")
     other = make_export_task([], completed_by=8, unique_id="other")
     for order in ([early, late, skip, other], [skip, other, late, early]):
-        assert {answer["answer_id"] for answer in parse_tasks(*order)} == {"late", "other"}
-    assert [answer["answer_id"] for answer in parse_tasks(skip)] == ["skip"]
+        assert {raw["answer_id"] for raw in parse_tasks(*order)} == {"late", "other"}
+    assert [raw["answer_id"] for raw in parse_tasks(skip)] == ["skip"]
 
 
 anything = st.recursive(
@@ -163,34 +164,34 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-spoiled_region = st.builds(
+broken_region = st.builds(
     lambda key, value, wrong: {**make_region("cup", 1, 2, 30, 40), key: value, "value": wrong},
     st.sampled_from(["type", "original_width", "original_height", "image_rotation"]),
     anything,
     anything | st.dictionaries(st.sampled_from(["x", "y", "width", "height", "rotation", "rectanglelabels"]), anything),
 )
-spoiled = st.builds(
+broken_task = st.builds(
     lambda key, value: make_export_task(**{"result": [], key: value}),
     st.sampled_from(["result", "completed_by", "updated_at", "lead_time", "was_cancelled", "unique_id"]),
-    anything | st.lists(spoiled_region, max_size=3),
+    anything | st.lists(broken_region, max_size=3),
 )
 
 
-@given(st.lists(anything | spoiled | st.builds(lambda x: {"id": 1, "data": x, "annotations": [{}]}, anything)))
-def test_rubbish_never_crashes_and_is_never_dropped_or_believed(tasks: list[Any]) -> None:
-    found = parse_export(tasks, lambda by: by if isinstance(by, str) else None, lambda number: repr(number))
+@given(st.lists(anything | broken_task | st.builds(lambda x: {"id": 1, "data": x, "annotations": [{}]}, anything)))
+def test_an_invalid_export_never_crashes_and_is_never_dropped_or_accepted(tasks: list[Any]) -> None:
+    found = parse_export(tasks, {}, "http://ls/projects/1")
     annotated = [task for task in tasks if not isinstance(task, dict) or task.get("annotations") != []]
     assert bool(found) == bool(annotated)
-    for answer in found:
+    for raw in found:
         try:
-            label = validate(answer)
+            label = validate(raw)
         except InvalidAnnotation:
             continue
         assert label.status in ("empty", "skipped", "labeled")
         assert all(0 <= side <= WIDTH for box in label.boxes for side in box.xyxy_px)
 
 
-def test_a_configuration_we_wrote_has_no_flaw_and_keeps_colours_and_keys() -> None:
+def test_the_configuration_is_valid_and_keeps_colors_and_keys() -> None:
     names = [*CLASSES, *(f"class {n}" for n in range(30))]
     config = labeling_config(names)
     assert config_error(config, names) is None
@@ -203,7 +204,7 @@ def test_a_configuration_we_wrote_has_no_flaw_and_keeps_colours_and_keys() -> No
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("config", "reason"),
     [
         (labeling_config(["cup"]), r"lacks 'fork & <knife>', expected all classes"),
         ("<View", "is no XML"),
@@ -211,10 +212,10 @@ def test_a_configuration_we_wrote_has_no_flaw_and_keeps_colours_and_keys() -> No
         (labeling_config(CLASSES).replace("$image", "$picture"), "on an Image 'image'"),
     ],
 )
-def test_a_configuration_that_would_spoil_labels_is_named(config: str, words: str) -> None:
-    flaw = config_error(config, CLASSES)
-    assert flaw is not None
-    assert words in flaw
+def test_a_configuration_without_a_class_or_tag_is_an_error(config: str, reason: str) -> None:
+    error = config_error(config, CLASSES)
+    assert error is not None
+    assert reason in error
 
 
 def test_a_team_may_add_to_the_configuration() -> None:
@@ -223,7 +224,7 @@ def test_a_team_may_add_to_the_configuration() -> None:
 
 
 @given(st.integers(1, 40), st.floats(0, 1), st.text(max_size=9))
-def test_the_share_for_two_annotators_is_drawn_the_same_again(count: int, share: float, key: str) -> None:
+def test_the_sample_for_double_annotation_is_reproducible(count: int, share: float, key: str) -> None:
     ids = [f"{n:016x}" for n in range(count)]
     drawn = sample_for_double_annotation(ids, share, key)
     assert drawn == sample_for_double_annotation(ids[::-1], share, key)

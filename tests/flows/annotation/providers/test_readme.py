@@ -1,6 +1,6 @@
-"""The README's section "With your annotators", run as it stands there: in two shells, with people between the nights.
+"""The README's section "With your annotators", run in two shells, with annotators between the rounds.
 
-Other than there are the home directory, the port, and the stages that need torch, which are replaced.
+The home directory and the port differ from the README, and the stages that need torch are replaced.
 """
 
 import os
@@ -35,7 +35,7 @@ ANNOTATED, UNLABELED, SEED, BATCH = 65, 80, 50, 24
 
 
 class Shell:
-    """A bash somebody types into."""
+    """An interactive bash."""
 
     def __init__(self, cwd: Path, env: dict[str, str]) -> None:
         self._bash = subprocess.Popen(
@@ -50,20 +50,20 @@ class Shell:
         )
 
     def start(self, command: str, ready: str) -> None:
-        """Type a command that stays, and wait for a word of it."""
+        """Start a command that keeps running, and wait for a text in its output."""
         self._type(command)
         assert ready in "".join(self._lines_until(ready))
 
     def run(self, command: str) -> str:
-        """Type a command and return what it prints; it has to end well."""
+        """Run a command and return its output; asserts exit code 0."""
         self._type(command)
         self._type('echo "ended with $?"')
-        *words, end = self._lines_until("ended with ")
-        assert end == "ended with 0\n", f"{command}\n{''.join(words)}{end}"
-        return "".join(words)
+        *lines, end = self._lines_until("ended with ")
+        assert end == "ended with 0\n", f"{command}\n{''.join(lines)}{end}"
+        return "".join(lines)
 
     def close(self) -> None:
-        """End it with all it runs."""
+        """Terminate it with its children."""
         os.killpg(self._bash.pid, signal.SIGTERM)
         self._bash.communicate(timeout=120)
 
@@ -74,12 +74,12 @@ class Shell:
 
     def _lines_until(self, last: str) -> list[str]:
         assert self._bash.stdout is not None
-        words = []
+        lines = []
         for line in self._bash.stdout:
-            words.append(line)
+            lines.append(line)
             if last in line:
                 break
-        return words
+        return lines
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def shell(cwd: Path, env: dict[str, str]) -> Iterator[Shell]:
 
 
 def label_all(annotator: Annotator) -> int:
-    """An annotator script: draws what is on each picture, until the label stream shows no more."""
+    """Annotate every task of the label stream with the drawn boxes; return the number."""
     (project,) = annotator.sdk.projects.list()
     done = 0
     while task := annotator.next_task(project.id):
@@ -101,7 +101,7 @@ def label_all(annotator: Annotator) -> int:
     return done
 
 
-def test_the_section_as_it_stands(tmp_path: Path) -> None:
+def test_the_section_runs_as_written(tmp_path: Path) -> None:
     program = installed_program()
     if program is None:
         skip_or_fail("Label Studio is not installed: python -m infra.label_studio.install")
@@ -122,13 +122,13 @@ def test_the_section_as_it_stands(tmp_path: Path) -> None:
         another.run(token)
         assert "--oracle" not in another.run(init.replace(f"127.0.0.1:{DEFAULT_PORT}", f"127.0.0.1:{port}"))
         fake_heavy_stages(campaign)
-        said = another.run(first_night)
+        output = another.run(first_night)
         for number in (1, 2, 3):
-            assert f"Batch {number}: {BATCH} images are out for labeling (label_studio)." in said
+            assert f"Batch {number}: {BATCH} images are out for labeling (label_studio)." in output
             assert "Waiting for labels" in another.run(each_further_night)
             assert label_all(annotator) == BATCH
-            said = another.run(each_further_night)
-            assert f"Batch {number}: {BATCH} images labeled, 0 refused, 0 taken back" in said
+            output = another.run(each_further_night)
+            assert f"Batch {number}: {BATCH} images labeled, 0 rejected, 0 withdrawn" in output
     require_three_batches_and_a_grown_model(campaign)
 
 

@@ -1,4 +1,4 @@
-"""Nights with a directory for annotators, and somebody at work in it between them."""
+"""Rounds with a directory for annotators, who label between the runs."""
 
 import json
 import os
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def annotate_batch(workspace: Workspace, share: Path, batch: str) -> int:
-    """Answer every image of a batch from what the simulated annotator would know; how many there were."""
+    """Annotate every image of a batch with the ground truth; return their number."""
     known = {image.image_id: image.boxes for image in read_annotated(workspace.oracle, CLASSES)}
     document = json.loads((share / "outbox" / batch / "coco.json").read_text())
     number_of = {category["name"]: category["id"] for category in document["categories"]}
@@ -36,7 +36,7 @@ def annotate_batch(workspace: Workspace, share: Path, batch: str) -> int:
     return len(document["images"])
 
 
-def test_two_batches_through_a_directory_and_rubbish_in_quarantine(
+def test_two_batches_through_a_directory_with_an_unknown_file_in_quarantine(
     small_campaign: Workspace, tmp_path: Path, prefect_test_server: None
 ) -> None:
     share = tmp_path / "share"
@@ -55,5 +55,5 @@ def test_two_batches_through_a_directory_and_rubbish_in_quarantine(
     assert (batch.provider, len(batch.images)) == ("folder", BUDGET)
     assert {image.annotator for image in batch.images} == {"annotator"}
     reasons = [files.read_json(path)["reason"] for path in small_campaign.quarantine.glob("*.json")]
-    assert [reason for reason in reasons if "odd.json: the JSON is no COCO document" in reason]
+    assert [reason for reason in reasons if "odd.json: the JSON is an object with ['theme']" in reason]
     assert (share / "outbox" / "batch-0002" / "_COMPLETE").is_file()

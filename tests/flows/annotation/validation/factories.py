@@ -1,4 +1,4 @@
-"""What was offered, and answers to it."""
+"""Build a validation context, and annotations to validate."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +23,7 @@ LIMITS = LabelValidationParams(
 
 
 def make_task(image_id: str, *scores: float) -> AnnotationTask:
-    """With a pre-drawn box of each score."""
+    """Build a task with a pre-annotated box of each score."""
     predictions = [
         Prediction(category="cat", xyxy_px=(10.0 * n, 1, 10.0 * n + 9, 9), score=s) for n, s in enumerate(scores)
     ]
@@ -46,7 +46,7 @@ def make_context(
     approved: frozenset[str] = frozenset(),
     collected_at: datetime = COLLECTED_AT,
 ) -> ValidationContext:
-    """Of batch 3."""
+    """Build the context of batch 3."""
     offered = tasks or (make_task(IMAGE), make_task("b" * 16))
     return ValidationContext(
         batch=3,
@@ -60,8 +60,8 @@ def make_context(
 
 
 def make_annotation(**changes: Any) -> dict[str, Any]:
-    """A good one, but for the changes."""
-    good = {
+    """Build a valid annotation with these changes."""
+    valid = {
         "image_id": IMAGE,
         "status": "labeled",
         "boxes": [{"category": "cat", "xyxy_px": [10, 10, 30, 40]}],
@@ -69,9 +69,9 @@ def make_annotation(**changes: Any) -> dict[str, Any]:
         "finished_at": "2026-03-01T10:00:00+01:00",
         "seconds_spent": 12.5,
     }
-    return {**good, **changes}
+    return {**valid, **changes}
 
 
 def make_box(*corners: Any, category: Any = "cat", **more: Any) -> dict[str, Any]:
-    """One drawn box."""
+    """Build one box."""
     return {"category": category, "xyxy_px": list(corners), **more}

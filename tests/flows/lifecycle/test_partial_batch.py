@@ -1,4 +1,4 @@
-"""A real night, with all its stages, on a part of a batch, and its provider away at the end of it."""
+"""A real round with all stages on a part of a batch, whose provider fails at delivery."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_leased_images_are_not_picked_again_and_a_lost_delivery_is_repeated(
 
     def refuse(call: str) -> None:
         if full and call == "deliver":
-            raise ProviderError("tool", "the disk is full, expected room")
+            raise ProviderError("tool", "the disk is full")
 
     fake_provider = FakeProvider(tmp_path / "tool.json")
     finished, offered = offered_annotation_batches(after_two_rounds)

@@ -1,4 +1,4 @@
-"""The provider against a real Label Studio and a network that breaks: nothing is offered twice, nothing is lost."""
+"""The provider with a real Label Studio and a failing network: nothing is offered twice, nothing is lost."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.service]
 
 
 class FaultyTransport(httpx.BaseTransport):
-    """The network; at one call it breaks, before the server hears of it or before we hear the answer."""
+    """The network, which fails at one call, before the request or before the response is delivered."""
 
     def __init__(self, at: int | None = None, *, is_delivered: bool = False) -> None:
         self.at, self.is_delivered = at, is_delivered
@@ -43,23 +43,25 @@ class FaultyTransport(httpx.BaseTransport):
 
 
 def fail_at_every_call(team: Team, call: Callable[[Team], object]) -> int:
-    """Cut the connection at every call; each time a repeated attempt must succeed. Returns the number of calls.
+    """Fail at every call; each time a repeated attempt must succeed. Return the number of calls.
 
-    What only asks is cut once; what changes something, both before the server has heard of it and after.
+    A GET fails once, other requests both before and after they are delivered.
     """
     whole = FaultyTransport()
     call(replace(team, transport=whole))
     for at, method in enumerate(whole.methods):
-        for heard in (False, True) if method != "GET" else (False,):
+        for is_delivered in (False, True) if method != "GET" else (False,):
             with pytest.raises(ProviderError, match="the connection was cut") as raised:
-                call(replace(team, transport=FaultyTransport(at, is_delivered=heard)))
+                call(replace(team, transport=FaultyTransport(at, is_delivered=is_delivered)))
             assert raised.value.transient
             call(team)
     return len(whole.methods)
 
 
-def test_cut_anywhere_a_repeated_delivery_is_whole_and_single(label_studio: LabelStudioServer, team: Team) -> None:
-    """Each time with a new campaign, so that the project's making is cut too."""
+def test_a_delivery_that_fails_at_any_call_is_complete_when_repeated(
+    label_studio: LabelStudioServer, team: Team
+) -> None:
+    """Each time with a new campaign, so that creating the project fails too."""
     campaigns = iter(range(1000))
     delivered: list[tuple[AnnotationBatch, Team]] = []
     made: dict[httpx.BaseTransport | None, Team] = {}
@@ -75,13 +77,15 @@ def test_cut_anywhere_a_repeated_delivery_is_whole_and_single(label_studio: Labe
     assert calls >= 9
     for delivery, _ in delivered:
         assert len(task_ids(label_studio.owner, delivery)) == 2
-        wanted = [task.overlap for task in label_studio.owner.sdk.tasks.list(project=project_id(delivery))]
-        assert sorted(wanted) == [1, 2]
+        overlaps = [task.overlap for task in label_studio.owner.sdk.tasks.list(project=project_id(delivery))]
+        assert sorted(overlaps) == [1, 2]
     titles = [project.title for project in label_studio.owner.sdk.projects.list(page_size=500)]
     assert len([title for title in titles if title.startswith("cut-")]) == len(delivered)
 
 
-def test_cut_anywhere_a_repeated_collection_says_the_same(team: Team, label_studio: LabelStudioServer) -> None:
+def test_a_collection_that_fails_at_any_call_is_equal_when_repeated(
+    team: Team, label_studio: LabelStudioServer
+) -> None:
     delivery = team.deliver(team.make_batch(1, range(2)))
     for number in task_ids(label_studio.owner, delivery).values():
         label_studio.owner.annotate(number, make_region(CLASSES[0], *BOXES[0]))
@@ -94,15 +98,15 @@ def test_cut_anywhere_a_repeated_collection_says_the_same(team: Team, label_stud
     assert fail_at_every_call(team, collect) >= 4
 
 
-def test_doubles_of_an_import_that_ended_late_go_at_the_next_delivery(
+def test_duplicates_of_an_import_that_finished_late_are_deleted_at_the_next_delivery(
     team: Team, label_studio: LabelStudioServer
 ) -> None:
     delivery = team.deliver(team.make_batch(1, range(2)))
     first, second = task_ids(label_studio.owner, delivery).values()
     twice = [{"data": label_studio.owner.sdk.tasks.get(id=str(number)).data} for number in (first, second)]
     label_studio.owner.sdk.projects.import_tasks(id=project_id(delivery), request=twice)
-    worked_on = next(t.id for t in label_studio.owner.sdk.tasks.list(project=project_id(delivery)) if t.id > second)
-    label_studio.owner.annotate(worked_on, make_region(CLASSES[0], *BOXES[0]))
+    annotated = next(t.id for t in label_studio.owner.sdk.tasks.list(project=project_id(delivery)) if t.id > second)
+    label_studio.owner.annotate(annotated, make_region(CLASSES[0], *BOXES[0]))
     team.provider.deliver(delivery)
-    assert list(task_ids(label_studio.owner, delivery).values()) == [worked_on, second]
+    assert list(task_ids(label_studio.owner, delivery).values()) == [annotated, second]
     assert len(team.provider.collect(delivery)) == 1

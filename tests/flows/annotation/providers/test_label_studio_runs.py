@@ -1,4 +1,4 @@
-"""Whole nights against a real Label Studio, with annotators between them: one in a browser, the others by its API."""
+"""Whole rounds with a real Label Studio, and annotators between them: one in a browser, the others by its API."""
 
 import logging
 from collections.abc import Mapping
@@ -34,11 +34,11 @@ pytestmark = [
 IMAGES, BUDGET = 22, 6
 FIRST_COLOR = (0x00, 0x72, 0xB2)
 PREANNOTATION = (4.0, 4.0, 20.0, 20.0)
-"""What the fake teacher claims on every image."""
+"""The box that the fake teacher predicts on every image."""
 
 
 def make_campaign(server: LabelStudioServer, name: str) -> Workspace:
-    """22 pictures: 3 validation, 2 calibration, 3 seed, 14 left to choose from, 6 a night."""
+    """Create a campaign of 22 images: 3 validation, 2 calibration, 3 seed, 14 to select from, 6 per round."""
     source = server.files.with_name(f"{name}-source")
     make_source(source / "images", source / "annotations.json", IMAGES, IMAGES)
     settings = (f"budget.amount={BUDGET}", "provider.kind=label_studio", f"provider.url={server.url}")
@@ -61,7 +61,7 @@ def make_campaign(server: LabelStudioServer, name: str) -> Workspace:
 
 
 def tasks_by_image(server: LabelStudioServer, workspace: Workspace, batch: int) -> tuple[int, dict[str, int]]:
-    """The project, and task by image id in the order of the manifest."""
+    """Return the project, and tasks by image id in the order of the manifest."""
     delivery = read_annotation_batch(workspace, batch)
     assert delivery is not None
     assert delivery.receipt is not None
@@ -73,7 +73,7 @@ def tasks_by_image(server: LabelStudioServer, workspace: Workspace, batch: int) 
 
 
 def label_all(server: LabelStudioServer, workspace: Workspace, batch: int) -> int:
-    """An annotator script: draws what is on the pictures."""
+    """Annotate every task with the drawn boxes; return the number."""
     _, tasks = tasks_by_image(server, workspace, batch)
     for number in tasks.values():
         boxes = [make_region(name, *box) for name, box in zip(CLASSES, BOXES, strict=True)]
@@ -82,21 +82,23 @@ def label_all(server: LabelStudioServer, workspace: Workspace, batch: int) -> in
 
 
 def submit_in_browser(server: LabelStudioServer, project: int, picture: Path) -> None:
-    """See the image, the reason and the pre-drawn box; submit it as it is."""
+    """Check that image, reason and predicted box are shown, and submit unchanged."""
     with label_stream(server.owner, project) as page:
-        page.get_by_text("Batch 1, pick 1: ").wait_for()
+        page.get_by_text("Batch 1, rank 1: ").wait_for()
         page.wait_for_function("[...document.images].some(image => image.naturalWidth === 320)")
         page.get_by_text("0.70").wait_for()  # in the list of regions
         page.wait_for_function("document.querySelectorAll('canvas').length > 0")
         page.wait_for_timeout(1000)  # until the box is painted; there is nothing to wait for
         seen = np.asarray(Image.open(screenshot(page, picture)).convert("RGB")).astype(int)
         assert (np.abs(seen - FIRST_COLOR).max(axis=2) < 24).sum() > 100
-        with page.expect_response(lambda answer: "/annotations" in answer.url and answer.request.method == "POST"):
+        with page.expect_response(
+            lambda response: "/annotations" in response.url and response.request.method == "POST"
+        ):
             page.get_by_role("button", name="Submit", exact=False).first.click()
 
 
 def label_the_first_batch(server: LabelStudioServer, workspace: Workspace, picture: Path) -> list[str]:
-    """Each image another kind of answer; returns the ids."""
+    """Annotate each image in another way; return the ids."""
     project, tasks = tasks_by_image(server, workspace, 1)
     assert len(tasks) == BUDGET
     submit_in_browser(server, project, picture)
@@ -114,7 +116,7 @@ def labels_by_image(workspace: Workspace, number: int) -> dict[str, Mapping[str,
 
 
 def require_first_batch(workspace: Workspace, ids: list[str], server: LabelStudioServer) -> None:
-    """Exactly what was answered, and exactly what was refused."""
+    """Check labels and quarantine of the first batch."""
     seen, empty, unknown, outside, skipped, good = ids
     labels = labels_by_image(workspace, 1)
     assert {image_id: label["status"] for image_id, label in labels.items()} == {
@@ -143,12 +145,12 @@ def require_first_batch(workspace: Workspace, ids: list[str], server: LabelStudi
     assert all(f"{server.url}/projects/" in entry["url"] for entry in refused)
 
 
-def test_three_nights_with_annotators_between_them(
+def test_three_rounds_with_annotators_between_them(
     label_studio: LabelStudioServer, artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
-    workspace = make_campaign(label_studio, "three-nights")
-    assert nightly(workspace.root).outcome == "completed"  # round 0 on the seed labels; batch 1 goes out
+    workspace = make_campaign(label_studio, "three-rounds")
+    assert nightly(workspace.root).outcome == "completed"  # round 0 on the seed labels; batch 1 is delivered
     assert nightly(workspace.root).outcome == "waiting_for_labels"
     ids = label_the_first_batch(label_studio, workspace, artifacts / "label-studio.png")
     nightly(workspace.root)
@@ -161,14 +163,14 @@ def test_three_nights_with_annotators_between_them(
         trained_on.append(files.read_json(workspace.derived("assemble") / "summary.json")["labels"])
     assert newest_round(workspace) == 3
     assert trained_on == sorted(set(trained_on))
-    assert len(list(workspace.quarantine.glob("*.json"))) == 2  # those of the first batch; nothing is refused since
+    assert len(list(workspace.quarantine.glob("*.json"))) == 2  # those of the first batch
     names = sorted(path.name for path in workspace.labels.glob("batch-*.json"))
     assert names == [f"batch-{number:04d}.json" for number in range(4)]
     titles = [project.title for project in label_studio.owner.sdk.projects.list(page_size=500)]
-    assert len([title for title in titles if title.startswith("three-nights (")]) == 1
+    assert len([title for title in titles if title.startswith("three-rounds (")]) == 1
 
 
-def test_the_command_says_that_label_studio_is_down_and_the_next_one_recovers(
+def test_the_command_reports_that_label_studio_is_down_and_the_next_one_recovers(
     label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
@@ -179,9 +181,9 @@ def test_the_command_says_that_label_studio_is_down_and_the_next_one_recovers(
         assert alone.returncode == 1, alone.stderr
         assert "Traceback" not in alone.stdout + alone.stderr
         last = alone.stderr.splitlines()[-1]
-        assert last.startswith(f"Label Studio at {proxy.url}: the connection fails on ")
-        assert last.endswith("Nothing is lost: the next night asks again.")
-        assert git.has_tag(workspace.root, "round-0000")  # what needs no annotators is done
+        assert last.startswith(f"Label Studio at {proxy.url}: the connection failed when ")
+        assert last.endswith("No label is lost: the next run collects again.")
+        assert git.has_tag(workspace.root, "round-0000")  # everything that needs no annotators is done
         assert not workspace.label_batch(1).exists()
         proxy.inject("none")
         recovered = run_gleaner("run", cwd=workspace.root)
@@ -191,15 +193,15 @@ def test_the_command_says_that_label_studio_is_down_and_the_next_one_recovers(
         assert len(tasks) == BUDGET
 
 
-def test_a_night_without_label_studio_says_so_and_the_next_one_recovers(
+def test_a_refused_token_and_a_deleted_project_are_reported_and_the_next_run_recovers(
     label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "0" * 40)
-    workspace = make_campaign(label_studio, "lonely")
-    with pytest.raises(ProviderError, match="the token is refused"):
+    workspace = make_campaign(label_studio, "deleted")
+    with pytest.raises(ProviderError, match="the token was refused"):
         nightly(workspace.root)
     assert newest_round(workspace) == 0
-    assert (workspace.ledger(0)).is_file()  # what needs no annotators is done
+    assert (workspace.ledger(0)).is_file()  # everything that needs no annotators is done
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
     nightly(workspace.root)
     project, tasks = tasks_by_image(label_studio, workspace, 1)
@@ -210,8 +212,8 @@ def test_a_night_without_label_studio_says_so_and_the_next_one_recovers(
     delivery = read_annotation_batch(workspace, 1)
     assert delivery is not None
     caplog.set_level(logging.WARNING)
-    anew = next(p for p in label_studio.owner.sdk.projects.list(page_size=500) if p.title.startswith("lonely ("))
-    found = [task.id for task in label_studio.owner.sdk.tasks.list(project=anew.id)]
+    recreated = next(p for p in label_studio.owner.sdk.projects.list(page_size=500) if p.title.startswith("deleted ("))
+    found = [task.id for task in label_studio.owner.sdk.tasks.list(project=recreated.id)]
     assert len(found) == BUDGET
     for number in found:
         label_studio.owner.annotate(number, make_region(CLASSES[0], *BOXES[0]))

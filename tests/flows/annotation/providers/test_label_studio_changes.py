@@ -1,4 +1,4 @@
-"""What goes wrong around a real Label Studio: things people delete or change, tokens, pictures out of its reach."""
+"""Failures around a real Label Studio: deleted tasks and projects, changed classes, tokens, images it cannot serve."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.service]
 FREE_PORT = "http://127.0.0.1:9"
 
 
-def test_a_deleted_task_is_offered_again_and_said(
+def test_a_deleted_task_is_offered_again_and_logged(
     team: Team, label_studio: LabelStudioServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     delivery = team.deliver(team.make_batch(1, range(2)))
@@ -21,16 +21,16 @@ def test_a_deleted_task_is_offered_again_and_said(
     label_studio.owner.annotate(kept)
     label_studio.owner.sdk.tasks.delete(id=str(deleted))
     assert len(team.provider.collect(delivery)) == 1
-    assert "1 tasks were deleted" in caplog.text
+    assert "1 task deleted" in caplog.text
     assert team.provider.status(delivery) == LabelingProgress(finished=1, open=1)
 
 
-def test_a_deleted_project_is_said_and_begun_anew(team: Team, label_studio: LabelStudioServer) -> None:
+def test_a_deleted_project_is_reported_and_created_again(team: Team, label_studio: LabelStudioServer) -> None:
     delivery = team.deliver(team.make_batch(1, range(2)))
     label_studio.owner.sdk.projects.delete(id=project_id(delivery))
     assert team.provider.status(delivery) == LabelingProgress(finished=0, open=0)
     team.provider.withdraw(delivery, delivery.image_ids)
-    with pytest.raises(ProviderError, match="project was deleted, expected it with 2 images of batch 1") as raised:
+    with pytest.raises(ProviderError, match="project was deleted with 2 images of batch 1") as raised:
         team.provider.collect(delivery)
     assert not raised.value.transient
     assert team.provider.collect(delivery) == []
@@ -61,7 +61,7 @@ def test_a_renamed_project_is_found_by_its_description_or_its_title(
     label_studio.owner.sdk.projects.update(id=project_id(delivery), title="Our tables")
     assert team.provider.deliver(delivery) == delivery.receipt
     label_studio.owner.sdk.projects.update(
-        id=project_id(delivery), title=f"Tables ({team.provider._campaign_id()[:8]})", description="Please be quick"
+        id=project_id(delivery), title=f"Tables ({team.provider._campaign_id()[:8]})", description="changed"
     )
     assert team.provider.deliver(delivery) == delivery.receipt
 
@@ -70,11 +70,11 @@ def test_a_wrong_token_a_missing_one_and_a_server_that_is_down(team: Team, monke
     delivery = team.make_batch(1, [0])
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "0" * 40)
     for call in (team.provider.check, lambda: team.provider.deliver(delivery), lambda: team.provider.collect(delivery)):
-        with pytest.raises(ProviderError, match="the token is refused") as refused:
+        with pytest.raises(ProviderError, match="the token was refused") as refused:
             call()
         assert not refused.value.transient
         assert "0" * 40 not in str(refused.value)
-    with pytest.raises(ProviderError, match="the connection fails") as down:
+    with pytest.raises(ProviderError, match="the connection failed") as down:
         replace(team, url=FREE_PORT).provider.check()
     assert down.value.transient
     monkeypatch.delenv("LABEL_STUDIO_API_KEY")
@@ -92,7 +92,7 @@ def test_images_that_label_studio_cannot_see_are_refused_before_the_import(
     assert elsewhere.provider.status(delivery) == LabelingProgress(finished=0, open=0)
 
 
-def test_an_image_that_is_gone_is_named(team: Team) -> None:
+def test_a_missing_image_is_an_error_with_its_name(team: Team) -> None:
     delivery = team.make_batch(1, [0])
     team.workspace.images.joinpath("0.png").unlink()
     with pytest.raises(UserError, match=r"0\.png: the image cannot be read .* dvc checkout"):

@@ -1,4 +1,4 @@
-"""A label provider that is away, or has lost something: said at the end of a night that did all it could without it."""
+"""A label provider that does not answer, or lost a batch: the run does everything else, then reports it."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tests.flows.lifecycle.fake_pipeline import (
 from tests.flows.lifecycle.fake_provider import FakeProvider
 
 
-def test_a_delivery_the_provider_lost_does_not_hold_up_the_others(
+def test_a_delivery_that_the_provider_lost_does_not_affect_the_others(
     workspace: Workspace, fake_provider: FakeProvider
 ) -> None:
     fake_provider.annotate(1, batch_images(workspace, 1)[0])
@@ -37,15 +37,29 @@ def test_a_delivery_the_provider_lost_does_not_hold_up_the_others(
     assert len(batch_images(workspace, 3)) == BATCH_SIZE
 
 
-def test_a_provider_that_is_away_stops_only_what_needs_it(tmp_path: Path) -> None:
-    workspace, away = make_fake_campaign(tmp_path / "campaign"), True
+def test_a_delivery_without_its_manifest_does_not_affect_the_others(
+    workspace: Workspace, fake_provider: FakeProvider
+) -> None:
+    fake_provider.annotate(1, batch_images(workspace, 1)[0])
+    run_fake_round(workspace, fake_provider, PARAMS)
+    (workspace.delivery(1) / "manifest.jsonl").unlink()
+    fake_provider.annotate(1, batch_images(workspace, 1)[1])
+    labeled = batch_images(workspace, 2)[0]
+    fake_provider.annotate(2, labeled)
+    with pytest.raises(ProviderError, match=r"batch-0001/manifest\.jsonl: the manifest of stage handoff is missing"):
+        run_fake_round(workspace, fake_provider, PARAMS)
+    assert [label.image_id for label in read_label_batch(workspace, 2).images] == [labeled]
+
+
+def test_a_provider_that_does_not_answer_stops_only_what_needs_it(tmp_path: Path) -> None:
+    workspace, is_down = make_fake_campaign(tmp_path / "campaign"), True
 
     def refuse(call: str) -> None:
-        if away:
-            raise ProviderError("tool", f"{call}: it is away, expected it to answer", transient=True)
+        if is_down:
+            raise ProviderError("tool", f"{call}: no response", transient=True)
 
     fake_provider = FakeProvider(tmp_path / "tool.json", before=refuse)
-    with pytest.raises(ProviderError, match="check: it is away"):
+    with pytest.raises(ProviderError, match="check: no response"):
         run_fake_round(workspace, fake_provider, PARAMS)
     prepared = read_annotation_batch(workspace, 1)
     assert workspace.ledger(0).is_file()
@@ -54,7 +68,7 @@ def test_a_provider_that_is_away_stops_only_what_needs_it(tmp_path: Path) -> Non
     assert count_states(workspace) == {"offered": BATCH_SIZE}
     with pytest.raises(ProviderError):
         run_fake_round(workspace, fake_provider, PARAMS)
-    away = False
+    is_down = False
     recovered = run_fake_round(workspace, fake_provider, PARAMS)
     assert (recovered.outcome, recovered.round_number) == ("completed", 0)
     assert count_states(workspace) == {"leased": BATCH_SIZE}
@@ -67,7 +81,7 @@ def test_labels_are_collected_while_a_batch_cannot_be_offered(
 
     def refuse(call: str) -> None:
         if full and call == "deliver":
-            raise ProviderError("tool", "the disk is full, expected room")
+            raise ProviderError("tool", "the disk is full")
 
     first, second, third = batch_images(workspace, 1)
     refusing = FakeProvider(fake_provider.path, before=refuse)

@@ -1,4 +1,4 @@
-"""What passes the door and what does not, and that every answer ends as the one or the other."""
+"""Which annotations are accepted, and that every one becomes a label or a rejection."""
 
 import copy
 import math
@@ -12,17 +12,24 @@ from hypothesis import strategies as st
 from flows.annotation.validation.rejection import annotation_digest
 from flows.annotation.validation.validate_batch import ValidationResult, validate_batch
 from tasks.data.schemas import LabeledImage
-from tests.flows.annotation.validation.offers import HEIGHT, WIDTH, make_annotation, make_box, make_context, make_task
+from tests.flows.annotation.validation.factories import (
+    HEIGHT,
+    WIDTH,
+    make_annotation,
+    make_box,
+    make_context,
+    make_task,
+)
 
 
-def validate(*answers: dict[str, Any], known: dict[str, list[LabeledImage]] | None = None) -> ValidationResult:
-    return validate_batch(answers, make_context(), known or {})
+def validate(*annotations: dict[str, Any], existing: dict[str, list[LabeledImage]] | None = None) -> ValidationResult:
+    return validate_batch(annotations, make_context(), existing or {})
 
 
-def test_a_good_answer_passes_unchanged() -> None:
-    admitted = validate(make_annotation())
-    assert admitted.rejections == ()
-    (image,) = admitted.primary
+def test_a_valid_annotation_becomes_a_label() -> None:
+    result = validate(make_annotation())
+    assert result.rejections == ()
+    (image,) = result.primary
     assert image.boxes[0].xyxy_px == (10, 10, 30, 40)
     assert (image.status, image.annotator, image.seconds_spent, image.offered_batch) == ("labeled", "ann", 12.5, 3)
 
@@ -33,13 +40,19 @@ def test_a_good_answer_passes_unchanged() -> None:
         ({"image_id": "c" * 16}, "image_id is .*expected one of this batch"),
         ({"image_id": None}, "image_id is None, expected one of this batch"),
         ({"image_id": ["a" * 16]}, "image_id is .*expected one of this batch"),
-        ({"image_sha256": "f" * 64}, "SHA-256 ffffffffffffffff.*expected those of the pool's image"),
+        ({"image_sha256": "f" * 64}, "image_sha256 is ffffffffffffffff.*expected that of the pool's image"),
         ({"image_sha256": "a" * 16}, "image_sha256 is .*expected 64 hex digits"),
         ({"image_sha256": 7}, "image_sha256 is 7, expected 64 hex digits"),
         ({"boxes": [make_box(1, 1, 5, 5, rotation_deg=12.5)]}, "rotation_deg of a box of cat is 12.5, expected 0"),
         ({"boxes": [make_box(1, 1, 5, 5, rotation_deg="left")]}, "rotation_deg of a box of cat is 'left'"),
-        ({"boxes": [make_box(1, 1, 5, 2.5)]}, "4 x 1.5 px, expected sides of at least 2 px"),
-        ({"boxes": [make_box(98.5, 1, 101, 20)]}, "1.5 x 19 px, expected sides of at least 2 px"),
+        ({"boxes": [make_box(1, 1, 5, 5, shape="polygon")]}, "shape of an object of 'cat' is a polygon"),
+        ({"boxes": [make_box(1, 1, 5, 5, shape="crowd")]}, "shape of an object of 'cat' is a crowd region"),
+        ({"boxes": [make_box(1, 1, 5, 5, shape=["box"])]}, r"shape of an object of 'cat' is \['box'\]"),
+        ({"image_size_px": [80, 64]}, "size of the labeled image is 80 x 64 px, expected 100 x 80 px"),
+        ({"image_size_px": [80, 100]}, "size of the labeled image is 80 x 100 px.*EXIF"),
+        ({"image_size_px": 100}, "image_size_px is 100, expected width and height"),
+        ({"boxes": [make_box(1, 1, 5, 2.5)]}, "4 x 1.5 px inside the image, expected sides of at least 2 px"),
+        ({"boxes": [make_box(98.5, 1, 101, 20)]}, "1.5 x 19 px inside the image, expected sides of at least 2 px"),
         ({"boxes": [make_box(1, 1, 5, 5, category="cow")]}, r"class is 'cow', expected one of \['cat', 'dog'\]"),
         ({"boxes": [make_box(1, 1, 5, 5, category=["cat"])]}, "class is"),
         ({"boxes": [make_box(90, 10, 103, 40)]}, "inside the image of 100 x 80 px"),
@@ -55,8 +68,8 @@ def test_a_good_answer_passes_unchanged() -> None:
         ({"boxes": []}, "'labeled' with 0 boxes"),
         ({"status": "empty"}, "'empty' with 1 boxes"),
         ({"status": "done"}, "status is 'done'"),
-        ({"annotator": None}, "annotator is None, expected who it was"),
-        ({"annotator": " "}, "annotator is ' ', expected who it was"),
+        ({"annotator": None}, "annotator is None, expected a name"),
+        ({"annotator": " "}, "annotator is ' ', expected a name"),
         ({"boxes": [make_box(10, 10, 10**400, 40)]}, "expected four numbers"),
         ({"finished_at": "yesterday"}, "expected ISO 8601"),
         ({"finished_at": None}, "expected ISO 8601"),
@@ -66,18 +79,18 @@ def test_a_good_answer_passes_unchanged() -> None:
         ({"seconds_spent": "long"}, "seconds_spent is 'long'"),
     ],
 )
-def test_a_bad_answer_is_refused_with_its_reason_and_the_others_pass(changes: dict[str, Any], reason: str) -> None:
+def test_an_invalid_annotation_is_rejected_and_the_others_are_accepted(changes: dict[str, Any], reason: str) -> None:
     other = make_annotation(image_id="b" * 16)
-    admitted = validate(make_annotation(**changes), other)
-    assert [image.image_id for image in admitted.primary] == ["b" * 16]
-    (refusal,) = admitted.rejections
-    assert re.search(reason, refusal.quarantined.reason)
+    result = validate(make_annotation(**changes), other)
+    assert [image.image_id for image in result.primary] == ["b" * 16]
+    (rejection,) = result.rejections
+    assert re.search(reason, rejection.quarantined.reason)
 
 
-def test_one_bad_box_refuses_the_whole_image() -> None:
-    admitted = validate(make_annotation(boxes=[make_box(10, 10, 30, 40), make_box(5, 5, 5, 9)]))
-    assert admitted.primary == ()
-    assert len(admitted.rejections) == 1
+def test_one_invalid_box_rejects_the_whole_image() -> None:
+    result = validate(make_annotation(boxes=[make_box(10, 10, 30, 40), make_box(5, 5, 5, 9)]))
+    assert result.primary == ()
+    assert len(result.rejections) == 1
 
 
 def test_a_corner_a_pixel_outside_is_clipped() -> None:
@@ -85,21 +98,21 @@ def test_a_corner_a_pixel_outside_is_clipped() -> None:
     assert image.boxes[0].xyxy_px == (0, 0, WIDTH, HEIGHT)
 
 
-def test_a_box_drawn_twice_is_kept_once_and_told() -> None:
+def test_a_duplicate_box_is_left_out_and_noted() -> None:
     twice = [
         make_box(1, 1, 41, 41),
         make_box(1, 1, 41, 40),
         make_box(1, 1, 41, 41, category="dog"),
         make_box(1, 1, 41, 30),
     ]
-    admitted = validate(make_annotation(boxes=twice))
-    assert [(b.category, b.xyxy_px[3]) for b in admitted.primary[0].boxes] == [("cat", 41), ("dog", 41), ("cat", 30)]
-    (note,) = admitted.rejections
+    result = validate(make_annotation(boxes=twice))
+    assert [(b.category, b.xyxy_px[3]) for b in result.primary[0].boxes] == [("cat", 41), ("dog", 41), ("cat", 30)]
+    (note,) = result.rejections
     assert note.kind == "note"
-    assert note.quarantined.reason.startswith("1 boxes are drawn twice (same class, IoU above 0.9)")
+    assert note.quarantined.reason == "1 duplicate box left out (same class, IoU above 0.9)"
 
 
-def test_the_label_says_what_was_predrawn_and_what_was_asked() -> None:
+def test_the_label_holds_the_preannotations_of_its_task() -> None:
     (image,) = validate_batch([make_annotation()], make_context(make_task("a" * 16, 0.4, 0.9)), {}).primary
     assert image.preannotations is not None
     assert [(found.category, found.xyxy_px) for found in image.preannotations] == [
@@ -112,12 +125,12 @@ def test_the_label_says_what_was_predrawn_and_what_was_asked() -> None:
     )
 
 
-def test_a_skipped_image_loses_half_drawn_boxes() -> None:
+def test_a_skipped_image_has_no_boxes() -> None:
     (image,) = validate(make_annotation(status="skipped", boxes=[make_box(1, 1, 5, 500)])).primary
     assert (image.status, image.boxes) == ("skipped", ())
 
 
-def test_an_empty_image_is_an_answer() -> None:
+def test_an_empty_image_is_a_label() -> None:
     (image,) = validate(make_annotation(status="empty", boxes=[])).primary
     assert (image.status, image.boxes) == ("empty", ())
 
@@ -134,49 +147,45 @@ CONFIDENT_SCORES = (0.99, 0.97, 0.95)
         ((), True, False),
     ],
 )
-def test_empty_against_a_sure_and_proven_teacher_waits_for_a_person(
+def test_empty_where_an_accurate_teacher_is_confident_is_suspicious(
     scores: tuple[float, ...], trusted: bool, suspicious: bool
 ) -> None:
     empty = make_annotation(status="empty", boxes=[])
-    admitted = validate_batch([empty], make_context(make_task("a" * 16, *scores), is_teacher_trusted=trusted), {})
-    assert len(admitted.primary) == (not suspicious)
+    result = validate_batch([empty], make_context(make_task("a" * 16, *scores), is_teacher_trusted=trusted), {})
+    assert len(result.primary) == (not suspicious)
     if suspicious:
-        (refusal,) = admitted.rejections
-        assert refusal.kind == "suspicious"
-        assert "'empty' where the teacher is very sure of 3 boxes" in refusal.quarantined.reason
+        (rejection,) = result.rejections
+        assert rejection.kind == "suspicious"
+        assert "'empty' where the teacher detected 3 boxes" in rejection.quarantined.reason
 
 
 @pytest.mark.parametrize(("boxes", "suspicious"), [(20, False), (21, True)])
-def test_far_more_boxes_than_the_teacher_draws_anywhere_wait_for_a_person(boxes: int, suspicious: bool) -> None:
+def test_far_more_boxes_than_on_any_preannotated_image_are_suspicious(boxes: int, suspicious: bool) -> None:
     many = make_annotation(boxes=[make_box(n, n, n + 20, n + 20) for n in range(0, 3 * boxes, 3)])
     wide = [
         task.model_copy(update={"width_px": 500, "height_px": 500})
         for task in (make_task("a" * 16), make_task("b" * 16, 0.5, 0.5))
     ]
-    admitted = validate_batch([many], make_context(*wide), {})
-    assert [refusal.kind for refusal in admitted.rejections] == ["suspicious"] * suspicious
+    result = validate_batch([many], make_context(*wide), {})
+    assert [rejection.kind for rejection in result.rejections] == ["suspicious"] * suspicious
     assert len(validate_batch([many], make_context(*wide, is_teacher_trusted=False), {}).primary) == 1
 
 
-def test_what_a_person_confirmed_is_not_suspected_again() -> None:
+def test_an_approved_annotation_is_accepted() -> None:
     empty = make_annotation(status="empty", boxes=[])
-    confirmed = frozenset([annotation_digest(3, empty)])
+    approved = frozenset([annotation_digest(3, empty)])
     assert (
         len(
-            validate_batch(
-                [empty], make_context(make_task("a" * 16, *CONFIDENT_SCORES), approved=confirmed), {}
-            ).primary
+            validate_batch([empty], make_context(make_task("a" * 16, *CONFIDENT_SCORES), approved=approved), {}).primary
         )
         == 1
     )
-    another = {**empty, "annotator": "bob"}
-    assert (
-        validate_batch([another], make_context(make_task("a" * 16, *CONFIDENT_SCORES), approved=confirmed), {}).primary
-        == ()
-    )
+    by_another = {**empty, "annotator": "bob"}
+    context = make_context(make_task("a" * 16, *CONFIDENT_SCORES), approved=approved)
+    assert validate_batch([by_another], context, {}).primary == ()
 
 
-boxes_drawn = st.fixed_dictionaries({"category": st.just("cat"), "xyxy_px": st.just([1, 1, 9, 9])})
+valid_boxes = st.fixed_dictionaries({"category": st.just("cat"), "xyxy_px": st.just([1, 1, 9, 9])})
 anything = st.recursive(
     st.none() | st.booleans() | st.integers(-200, 200) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -191,7 +200,7 @@ anything = st.recursive(
             optional={
                 "image_id": st.sampled_from(["a" * 16, "b" * 16, "c"]) | anything,
                 "status": st.sampled_from(["labeled", "empty", "skipped"]) | anything,
-                "boxes": st.lists(boxes_drawn, max_size=3) | anything,
+                "boxes": st.lists(valid_boxes, max_size=3) | anything,
                 "annotator": st.sampled_from(["ann", "bob"]) | anything,
                 "finished_at": st.sampled_from(["2026-03-01T10:00:00+01:00", "2026-03-01T10:00:01+01:00"]) | anything,
                 "seconds_spent": anything,
@@ -200,17 +209,17 @@ anything = st.recursive(
         max_size=4,
     )
 )
-def test_whatever_comes_back_each_answer_is_a_label_or_a_refusal(answers: list[dict[str, Any]]) -> None:
-    before = copy.deepcopy(answers)
-    admitted = validate(*answers)
-    assert repr(before) == repr(answers)
-    ids = [image.image_id for image in admitted.primary]
+def test_every_annotation_is_a_label_or_a_rejection(annotations: list[dict[str, Any]]) -> None:
+    before = copy.deepcopy(annotations)
+    result = validate(*annotations)
+    assert repr(before) == repr(annotations)
+    ids = [image.image_id for image in result.primary]
     assert ids == sorted(set(ids))
-    ends = {annotation_digest(3, refusal.raw_annotation) for refusal in admitted.rejections}
-    labels = {(label.image_id, label.annotator, label.status) for label in (*admitted.primary, *admitted.secondary)}
-    for one in answers:
+    ends = {annotation_digest(3, rejection.raw_annotation) for rejection in result.rejections}
+    labels = {(label.image_id, label.annotator, label.status) for label in (*result.primary, *result.secondary)}
+    for one in annotations:
         assert annotation_digest(3, one) in ends or (one["image_id"], one["annotator"], one["status"]) in labels
-    for image in (*admitted.primary, *admitted.secondary):
+    for image in (*result.primary, *result.secondary):
         assert (image.status == "labeled") == bool(image.boxes)
         for drawn in image.boxes:
             x1, y1, x2, y2 = drawn.xyxy_px

@@ -1,4 +1,4 @@
-"""Which of several answers counts."""
+"""Which of several labels of an image is used."""
 
 from collections.abc import Sequence
 from itertools import permutations
@@ -27,17 +27,17 @@ def make_label(annotator: str, minute: int, *x: float, status: str = "labeled", 
     )
 
 
-def by_image(known: Sequence[LabeledImage]) -> dict[str, list[LabeledImage]]:
-    return {IMAGE: list(known)}
+def by_image(existing: Sequence[LabeledImage]) -> dict[str, list[LabeledImage]]:
+    return {IMAGE: list(existing)}
 
 
-def test_the_answer_finished_last_counts_and_the_others_are_kept() -> None:
+def test_the_label_finished_last_is_primary_and_the_others_are_secondary() -> None:
     first, second, third = make_label("ann", 1, 1.0), make_label("bob", 5, 2.0), make_label("eve", 3, 3.0)
-    for answers in permutations([first, second, third]):
-        assert resolve_conflicts(answers, {}) == ((second,), (first, third))
+    for labels in permutations([first, second, third]):
+        assert resolve_conflicts(labels, {}) == ((second,), (first, third))
 
 
-def test_an_answer_counts_before_a_skip_however_late() -> None:
+def test_a_label_has_priority_over_a_later_skip() -> None:
     drawn, skip = make_label("ann", 1, 1.0), make_label("bob", 9, status="skipped")
     assert resolve_conflicts([drawn, skip], {}) == ((drawn,), (skip,))
     assert resolve_conflicts([skip], by_image([drawn])) == ((), (skip,))
@@ -50,45 +50,45 @@ def test_times_with_different_zones_are_compared_as_times() -> None:
     assert resolve_conflicts([early, late], {})[0] == (late,)
 
 
-def test_what_is_known_is_no_news_even_with_another_time() -> None:
-    known = make_label("ann", 1, 1.0)
-    assert resolve_conflicts([known], by_image([known])) == ((), ())
-    assert resolve_conflicts([make_label("ann", 7, 1.0)], by_image([known])) == ((), ())
+def test_an_existing_label_is_not_new_even_with_another_time() -> None:
+    existing = make_label("ann", 1, 1.0)
+    assert resolve_conflicts([existing], by_image([existing])) == ((), ())
+    assert resolve_conflicts([make_label("ann", 7, 1.0)], by_image([existing])) == ((), ())
 
 
-def test_a_changed_answer_counts_from_now_on_and_changed_back_too() -> None:
+def test_a_changed_label_is_primary_and_so_is_one_changed_back() -> None:
     first, changed = make_label("ann", 1, 1.0), make_label("ann", 2, 2.0)
     assert resolve_conflicts([changed], by_image([first])) == ((changed,), ())
     back = make_label("ann", 3, 1.0)
     assert resolve_conflicts([back], by_image([first, changed])) == ((back,), ())
 
 
-def test_a_change_counts_even_where_the_tool_keeps_the_old_time() -> None:
+def test_a_changed_label_is_new_even_if_the_tool_keeps_the_old_time() -> None:
     first, changed = make_label("ann", 5, 1.0), make_label("ann", 5, 2.0)
     assert resolve_conflicts([changed], by_image([first])) == ((changed,), ())
 
 
-def test_an_older_answer_that_comes_late_does_not_undo_newer_work() -> None:
+def test_an_older_label_that_is_returned_late_is_secondary() -> None:
     newer, older = make_label("ann", 9, 1.0, offered_batch=3), make_label("bob", 1, 2.0)
     assert resolve_conflicts([older], by_image([newer])) == ((), (older,))
 
 
-def test_who_takes_an_answer_back_lets_that_of_another_count_again() -> None:
+def test_a_label_changed_to_a_skip_makes_that_of_another_annotator_primary_again() -> None:
     bob, ann = make_label("bob", 1, 1.0), make_label("ann", 2, 2.0)
     skip = make_label("ann", 3, status="skipped")
     assert resolve_conflicts([skip], by_image([bob, ann])) == ((bob,), (skip,))
 
 
-def test_of_one_person_only_the_last_answer_stands() -> None:
+def test_the_last_label_of_each_annotator_is_kept() -> None:
     first, last, other = make_label("ann", 1, 1.0), make_label("ann", 2, 2.0), make_label("bob", 1, 3.0)
-    for answers in permutations([first, last, other]):
-        assert {annotator_key(one): one for one in latest_per_annotator(answers)} == {
+    for labels in permutations([first, last, other]):
+        assert {annotator_key(one): one for one in latest_per_annotator(labels)} == {
             annotator_key(last): last,
             annotator_key(other): other,
         }
 
 
-answers = st.builds(
+labels = st.builds(
     make_label,
     st.sampled_from(["ann", "bob", "eve"]),
     st.integers(0, 9),
@@ -98,18 +98,18 @@ answers = st.builds(
 )
 
 
-@given(st.lists(st.lists(answers, max_size=5), max_size=5))
-def test_whatever_comes_in_which_order_nothing_is_lost_or_taken_twice(
+@given(st.lists(st.lists(labels, max_size=5), max_size=5))
+def test_in_any_order_no_label_is_lost_or_imported_twice(
     scripted_rounds: list[list[LabeledImage]],
 ) -> None:
-    known: list[LabeledImage] = []
-    for night in scripted_rounds:
-        current = latest_per_annotator(night)
-        images, others = resolve_conflicts(current, by_image(known))
-        assert (images, others) == resolve_conflicts(list(reversed(current)), by_image(known))
+    existing: list[LabeledImage] = []
+    for round_labels in scripted_rounds:
+        returned = latest_per_annotator(round_labels)
+        images, others = resolve_conflicts(returned, by_image(existing))
+        assert (images, others) == resolve_conflicts(list(reversed(returned)), by_image(existing))
         assert len(images) <= 1
-        known += [*others, *images]
-        assert resolve_conflicts(current, by_image(known)) == ((), ())
-        standing = {annotator_key(old): old for old in known}
-        for one in current:
-            assert (standing[annotator_key(one)].status, standing[annotator_key(one)].boxes) == (one.status, one.boxes)
+        existing += [*others, *images]
+        assert resolve_conflicts(returned, by_image(existing)) == ((), ())
+        latest = {annotator_key(old): old for old in existing}
+        for one in returned:
+            assert (latest[annotator_key(one)].status, latest[annotator_key(one)].boxes) == (one.status, one.boxes)

@@ -1,0 +1,312 @@
+"""Read the files of an inbox: list those that are complete, recognize their format, find their images.
+
+Every file ends as annotations, as a problem, or as a file to be read later, except side files of known tools. What
+counts as finished is decided in ``inbox.py``.
+"""
+
+import csv
+import io
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+
+from flows.annotation.providers.folder.outbox import OfferedImage
+from tasks.data.errors import TruncatedFileError, UnsupportedFormatError
+from tasks.data.formats.base import ParsedDocument, ParsedImage
+from tasks.data.formats.coco import parse_coco
+from tasks.data.formats.cvat import parse_cvat
+from tasks.data.formats.decoding import decode_text
+from tasks.data.formats.label_studio import parse_label_studio
+from tasks.data.formats.recognize import is_image, recognize
+from tasks.data.formats.voc import parse_voc
+from tasks.data.formats.yolo import YoloClasses, parse_yolo, parse_yolo_classes
+from tasks.data.names import ImageIndex
+from tasks.storage.backends import FileEntry, Storage, StorageError
+
+REVIEW_FILE = "reviewed.csv"
+"""The annotators' own list of finished images, a line per image; ``*`` in column ``image`` is the whole batch."""
+_REVIEW_COLUMNS = ("image", "status", "annotator", "seconds_spent", "finished_at")
+
+_STABLE_AFTER_S = 10.0
+"""A file that changed less than this ago may still be written."""
+_GIVE_UP_AFTER_S = 86_400.0
+"""A truncated file that has not changed for this long is reported as broken."""
+_MAX_BYTES = 1 << 29
+_SAMPLE_BYTES = 1 << 16
+"""Bytes at both ends of a long file from which its format is recognized."""
+_IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini"})
+_CLASS_NAME_LISTS = frozenset({"classes.txt", "names.txt", "predefined_classes.txt", "obj.names"})
+_ARCHIVES = frozenset({".zip", ".gz", ".7z", ".rar", ".tar"})
+_DOCUMENT_PARSERS = {"coco": parse_coco, "label_studio": parse_label_studio, "cvat": parse_cvat}
+_EXPECTED = "COCO, Pascal VOC, YOLO, Label Studio JSON or CVAT for images XML"
+
+
+@dataclass(frozen=True)
+class FileAnnotation:
+    """What a file states about one image of the batch."""
+
+    entry: FileEntry
+    image_id: str
+    parsed: ParsedImage
+    """Boxes in pixels."""
+
+
+@dataclass(frozen=True)
+class FileProblem:
+    """A file, or an entry of one, that cannot be used."""
+
+    entry: FileEntry
+    image: str
+    """Image id where it is known, else the name in the file, else the file's own name."""
+    reason: str
+    annotator: str | None = None
+
+
+@dataclass(frozen=True)
+class ReviewMark:
+    """One line of ``reviewed.csv``."""
+
+    image: str
+    status: str | None
+    annotator: str | None
+    seconds_spent: float | str | None
+    """Text where it is no number; validation refuses that."""
+    finished_at: str | None
+
+
+def read_review_csv(content: bytes, file_name: str) -> list[ReviewMark]:
+    """Read a ``reviewed.csv`` with commas, semicolons or tabs between the columns.
+
+    Raises:
+        UnsupportedFormatError: column ``image`` is missing, a column is unknown, or the file is no CSV.
+    """
+    text = decode_text(content)[0]
+    header = text.partition("\n")[0]
+    separator = max(",;\t", key=header.count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    columns = [(name or "").strip() for name in rows.fieldnames or ()]
+    unknown = [name for name in columns if name not in _REVIEW_COLUMNS]
+    if "image" not in columns or unknown:
+        expected = f"expected image and optionally {', '.join(_REVIEW_COLUMNS[1:])}"
+        raise UnsupportedFormatError(file_name, f"the columns are {columns}, {expected}")
+    rows.fieldnames = columns
+    marks = []
+    try:
+        for row in rows:
+            image, status, annotator, seconds, finished_at = (
+                (row.get(key) or "").strip() or None for key in _REVIEW_COLUMNS
+            )
+            if image:
+                marks.append(ReviewMark(image, status, annotator, _number_or_text(seconds), finished_at))
+    except csv.Error as error:
+        raise UnsupportedFormatError(file_name, f"the content is no CSV ({error})") from None
+    return marks
+
+
+def _number_or_text(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+class BatchIndex:
+    """Finds the images of a batch by the names that tools write. Names are looked up, never opened."""
+
+    def __init__(self, offered: Mapping[str, OfferedImage]) -> None:
+        """Index file names and image ids; ``offered`` is by image id."""
+        self._id_of = {image.file_name: image_id for image_id, image in offered.items()}
+        # A copied image is named by its id already, one in a bucket is not.
+        stems = {PurePosixPath(name).stem for name in self._id_of}
+        self._id_of |= {image_id: image_id for image_id in offered if image_id not in stems}
+        self._ids = frozenset(offered)
+        self._index = ImageIndex(self._id_of)
+
+    def find(self, name: str, alternatives: Sequence[str] = ()) -> str | None:
+        """Return the id of the one image that a name fits; None: of no image, or of several."""
+        found = self._index.find(name, alternatives).found
+        return None if found is None else self._id_of[found]
+
+    def find_all(self, images: Sequence[ParsedImage]) -> list[tuple[str | None, str]]:
+        """Return image id and reason for each image of a document; the reason is empty where an id was found.
+
+        Two different names in one document never mean the same image: the surer match has it, and if both are equally
+        sure, none.
+        """
+        matches = self._index.match_all([(image.name, image.alternative_names) for image in images])
+        results: list[tuple[str | None, str]] = []
+        names_of: dict[str, set[str]] = defaultdict(set)
+        for image, match in zip(images, matches, strict=True):
+            by_name = None if match.found is None else self._id_of[match.found]
+            image_id = image.image_id if image.image_id in self._ids else by_name
+            if image_id is not None:
+                names_of[image_id].add(image.name)
+                results.append((image_id, ""))
+            elif match.candidates:
+                results.append((None, match.problem or ""))
+            else:
+                problem = f"the image name is {image.name[:100]!r}, expected an image id or file name of this batch"
+                results.append((None, problem))
+        return [
+            (None, f"several names mean the image {image_id}: {', '.join(sorted(names_of[image_id]))}, expected one")
+            if image_id is not None and len(names_of[image_id]) > 1
+            else (image_id, reason)
+            for image_id, reason in results
+        ]
+
+
+class InboxReader:
+    """Reads all files below one inbox, once."""
+
+    def __init__(
+        self, storage: Storage, folder: str, offered: Mapping[str, OfferedImage], classes: Sequence[str] | None
+    ) -> None:
+        """Read the files.
+
+        Args:
+            storage: of the annotators.
+            folder: ``inbox/batch-0003``; need not exist.
+            offered: the images of the batch, by id.
+            classes: class names by number, as published with the batch; None where that is unknown.
+
+        Raises:
+            StorageError: the storage does not answer.
+        """
+        self.annotations: list[FileAnnotation] = []
+        self.marks: dict[str, tuple[FileEntry, ReviewMark]] = {}
+        """Lines of ``reviewed.csv``, by image id."""
+        self.problems: list[FileProblem] = []
+        self.unfinished: list[str] = []
+        """Messages about files that are not complete yet."""
+        self._storage, self._offered = storage, offered
+        self._index = BatchIndex(offered)
+        self._class_lists: dict[str, YoloClasses] = {}
+        """By folder."""
+        self._published_classes = None if classes is None else YoloClasses(tuple(classes), {})
+        # Class names and review marks are needed to read the other files.
+        for entry in sorted(
+            self._stable_files(folder), key=lambda entry: (not _is_read_first(entry.name), entry.modified_at)
+        ):
+            self._read_file(entry)
+
+    def _stable_files(self, folder: str) -> list[FileEntry]:
+        """List the files that nobody is writing; wait a moment where one has just changed."""
+        entries = [entry for entry in self._storage.list_files(folder) if not _is_ignored(entry.name)]
+        youngest_s = min((_age_s(entry) for entry in entries), default=_STABLE_AFTER_S)
+        if youngest_s >= _STABLE_AFTER_S:
+            return entries
+        time.sleep(min(_STABLE_AFTER_S - youngest_s, _STABLE_AFTER_S))
+        versions = {entry.name: entry.etag for entry in entries}
+        later = [entry for entry in self._storage.list_files(folder) if not _is_ignored(entry.name)]
+        stable = [entry for entry in later if versions.get(entry.name) == entry.etag]
+        self.unfinished += [f"{entry.name} is still being written" for entry in later if entry not in stable]
+        return stable
+
+    def _read_file(self, entry: FileEntry) -> None:
+        """Read one file; whatever is wrong with it becomes a problem of this file alone."""
+        try:
+            content = self._read_content(entry)
+            if PurePosixPath(entry.name).name.lower() == REVIEW_FILE:
+                self._add_marks(entry, read_review_csv(content, entry.name))
+            else:
+                self._add_annotations(entry, content)
+        except TruncatedFileError as error:
+            if _age_s(entry) < _GIVE_UP_AFTER_S:
+                self.unfinished.append(f"{entry.name}: {error.problem}")
+            else:
+                self.problems.append(FileProblem(entry, entry.name, error.problem))
+        except UnsupportedFormatError as error:
+            self.problems.append(FileProblem(entry, entry.name, error.problem))
+
+    def _read_content(self, entry: FileEntry) -> bytes:
+        if entry.size_bytes > _MAX_BYTES:
+            problem = f"the size is {entry.size_bytes} bytes, expected at most {_MAX_BYTES}"
+            raise UnsupportedFormatError(entry.name, problem)
+        try:
+            return self._storage.read(entry)
+        except StorageError as error:
+            if error.transient:
+                raise
+            raise UnsupportedFormatError(entry.name, error.problem) from None
+
+    def _add_marks(self, entry: FileEntry, marks: Sequence[ReviewMark]) -> None:
+        for mark in marks:
+            if mark.image == "*":
+                for image_id in self._offered:
+                    self.marks.setdefault(image_id, (entry, mark))  # a line of its own has priority
+                continue
+            found = self._index.find(mark.image)
+            if found is None:
+                reason = f"image is {mark.image[:100]!r}, expected one of the batch"
+                self.problems.append(FileProblem(entry, mark.image, reason, mark.annotator))
+            else:
+                self.marks[found] = entry, mark
+
+    def _add_annotations(self, entry: FileEntry, content: bytes) -> None:
+        images = list(self._parse(entry, content))
+        for parsed, (image_id, reason) in zip(images, self._index.find_all(images), strict=True):
+            if image_id is None:
+                self.problems.append(FileProblem(entry, parsed.name or entry.name, reason, parsed.annotator))
+                continue
+            task = self._offered[image_id].task
+            sized = parsed.with_size(task.width_px, task.height_px)
+            self.annotations.append(FileAnnotation(entry, image_id, sized))
+
+    def _parse(self, entry: FileEntry, content: bytes) -> Iterator[ParsedImage]:
+        """Yield what a file states about images, in the format recognized by its content."""
+        whole = content if len(content) <= _SAMPLE_BYTES else None
+        kind = recognize(entry.name, content[:_SAMPLE_BYTES], content[-_SAMPLE_BYTES:], whole)
+        suffix, start = PurePosixPath(entry.name).suffix.lower(), decode_text(content[:100])[0].lstrip()[:1]
+        if kind in ("image_list", "side"):
+            return
+        if kind == "yolo_classes":
+            self._class_lists[str(PurePosixPath(entry.name).parent)] = parse_yolo_classes(content, entry.name)
+        elif kind in _DOCUMENT_PARSERS:
+            yield from self._document(entry, _DOCUMENT_PARSERS[kind](content, entry.name))
+        elif kind in ("yolo", "blank") or (suffix == ".txt" and self._index.find(entry.name)):
+            yield self._parse_yolo(entry, content)
+        elif kind == "voc" or start == "<":
+            yield parse_voc(content, entry.name)
+        elif start in ("{", "[") and not kind.startswith("unsupported:"):
+            yield from self._document(entry, parse_coco(content, entry.name))  # says what is wrong with the JSON
+        elif not start and suffix in (".json", ".xml"):
+            raise TruncatedFileError(entry.name, "the file is blank, expected a whole file")
+        else:
+            found = kind.removeprefix("unsupported:") if kind.startswith("unsupported:") else "unknown"
+            hint = " (unpack the archive)" if suffix in _ARCHIVES else ""
+            raise UnsupportedFormatError(entry.name, f"the format is {found}, expected {_EXPECTED}{hint}")
+
+    def _document(self, entry: FileEntry, document: ParsedDocument) -> Iterator[ParsedImage]:
+        """Yield the images of a document; boxes that belong to none of them are problems."""
+        for stray in document.strays:
+            where = stray.entry.removeprefix(f"{entry.name}: ")
+            self.problems.append(FileProblem(entry, where, f"{where}: {stray.text}", document.annotator))
+        yield from document.images
+
+    def _parse_yolo(self, entry: FileEntry, content: bytes) -> ParsedImage:
+        parents = [str(parent) for parent in PurePosixPath(entry.name).parents]
+        nearest = (self._class_lists[parent] for parent in parents if parent in self._class_lists)
+        classes = next(nearest, self._published_classes)
+        if classes is None and content.strip():
+            problem = "the meaning of its class numbers is unknown, expected data.yaml or classes.txt beside it"
+            return ParsedImage(entry.name, entry.name, problems=(problem,))
+        return parse_yolo(content, entry.name, classes or YoloClasses((), {}))
+
+
+def _age_s(entry: FileEntry) -> float:
+    return (datetime.now(UTC) - entry.modified_at).total_seconds()
+
+
+def _is_ignored(name: str) -> bool:
+    """Whether a file comes from an operating system, or is a picture that was exported with the annotations."""
+    pure = PurePosixPath(name)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in pure.parts)
+    return hidden or pure.name.lower() in _IGNORED_NAMES or is_image(name)
+
+
+def _is_read_first(name: str) -> bool:
+    last = PurePosixPath(name).name.lower()
+    return last == REVIEW_FILE or last in _CLASS_NAME_LISTS or last.endswith((".yaml", ".yml"))
