@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
 _MIN_P_WRONG = 1e-6
 """``1 - p_t`` is kept above this: for a gamma in (0, 1) the gradient of ``(1 - p_t)^gamma`` is infinite at 0."""
 

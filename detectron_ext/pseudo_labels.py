@@ -92,9 +92,7 @@ class PseudoLabels(NamedTuple):
 
 
 @torch.no_grad()
-def pseudo_label(
-    teacher: PerImageRCNN, weak_inputs: list[dict[str, Any]], threshold: ScoreThreshold
-) -> PseudoLabels:
+def pseudo_label(teacher: PerImageRCNN, weak_inputs: list[dict[str, Any]], threshold: ScoreThreshold) -> PseudoLabels:
     """Make targets for the strong views of the same images; an image may get none, and never an invented box.
 
     Args:

@@ -67,7 +67,9 @@ def train_rank(rank: int, folder: Path) -> None:
     logs = [run.step(make_batch(iteration, rank, 2)) for iteration in range(SCHEDULE.iterations)]
     losses = [[entry.loss_sup, entry.loss_unsup, entry.mean_image_weight] for entry in logs]
     state = {"student": run.student.state_dict(), "teacher": run.teacher.state_dict()}
-    torch.save({**state, "losses": torch.tensor(losses), "scores": run.threshold.class_thresholds()}, folder / f"{rank}.pth")
+    torch.save(
+        {**state, "losses": torch.tensor(losses), "scores": run.threshold.class_thresholds()}, folder / f"{rank}.pth"
+    )
 
 
 def run_collectives(rank: int, folder: Path) -> None:

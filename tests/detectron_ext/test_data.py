@@ -104,7 +104,9 @@ def test_spawned_workers_read_what_this_process_reads() -> None:
     context = multiprocessing.get_context("spawn")
     loader = DataLoader(batches, batch_size=None, sampler=[3], num_workers=1, multiprocessing_context=context)
     [read] = list(loader)
-    for one, two in zip(read.labeled + read.unlabeled_strong, batches[3].labeled + batches[3].unlabeled_strong, strict=True):
+    for one, two in zip(
+        read.labeled + read.unlabeled_strong, batches[3].labeled + batches[3].unlabeled_strong, strict=True
+    ):
         assert torch.equal(one["image"], two["image"])
 
 

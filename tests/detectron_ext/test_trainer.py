@@ -103,7 +103,10 @@ def test_pseudo_boxes_do_not_train_box_regression(batch_of: Callable[[int], Step
         assert log.pseudo_boxes_per_image > 0
         assert run.student.roi_heads.box_predictor.cls_score.weight.grad.any()
         assert run.student.proposal_generator.rpn_head.objectness_logits.weight.grad.any()
-        for layer in (run.student.roi_heads.box_predictor.bbox_pred, run.student.proposal_generator.rpn_head.anchor_deltas):
+        for layer in (
+            run.student.roi_heads.box_predictor.bbox_pred,
+            run.student.proposal_generator.rpn_head.anchor_deltas,
+        ):
             assert bool(layer.weight.grad.any()) == pseudo_label_box_loss
 
 
@@ -174,7 +177,9 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(batch_of: Callabl
     before = [p.clone() for p in (*run.student.parameters(), *run.teacher.parameters())]
     bias = run.student.roi_heads.box_predictor.cls_score.bias
     bias.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(TrainingDiverged, match=r"gradient of roi_heads\.box_predictor\.cls_score\.bias is .* iteration 1"):
+    with pytest.raises(
+        TrainingDiverged, match=r"gradient of roi_heads\.box_predictor\.cls_score\.bias is .* iteration 1"
+    ):
         run.step(batch_of(1))
     for old, now in zip(before, (*run.student.parameters(), *run.teacher.parameters()), strict=True):
         assert torch.equal(old, now)
