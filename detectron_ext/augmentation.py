@@ -1,4 +1,4 @@
-"""Weak and strong views of one image: same geometry, other colours.
+"""Weak and strong views of one image: same geometry, other colors.
 
 Both views come from one explicit generator, so that a resumed run sees the same pixels.
 """
@@ -17,7 +17,7 @@ Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """How far views may go. Lengths in pixels, the rest in 0..1."""
+    """Size of the views and strength of their augmentation. Lengths in pixels, the rest in 0..1."""
 
     short_side_px: int
     long_side_px: int
@@ -28,7 +28,7 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class Example:
-    """One image by name, with its labels in pixels of the original; none for an unlabeled image."""
+    """One image by its uri, with its labels in pixels of the original; none for an unlabeled image."""
 
     image_id: str
     uri: str
@@ -48,7 +48,7 @@ def resize(pixels: Pixels, config: AugmentationConfig, scale: float = 1.0) -> tu
 def weak_augment(
     pixels: Pixels, example: Example, config: AugmentationConfig, rng: np.random.Generator
 ) -> tuple[Pixels, NDArray[np.float32]]:
-    """Scale jitter and horizontal flip; returns the pixels and the boxes (N, 4) that go with them."""
+    """Apply scale jitter and horizontal flip; returns the pixels and the boxes (N, 4) in them."""
     scale = 1 + config.scale_jitter_frac * rng.uniform(-1, 1)
     flip = rng.random() < config.flip_probability
     resized, factor_x, factor_y = resize(pixels, config, scale)
@@ -60,7 +60,7 @@ def weak_augment(
 
 
 def strong_augment(pixels: Pixels, config: AugmentationConfig, rng: np.random.Generator) -> Pixels:
-    """Colour jitter, grey, blur and cut-out on a weak view (Unbiased Teacher's list); boxes stay true."""
+    """Apply color jitter, gray, blur and cutout (Unbiased Teacher's list) to a weak view; boxes stay valid."""
     image = Image.fromarray(pixels)
     if rng.random() < 0.8:
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
@@ -85,12 +85,15 @@ def _cutout(pixels: Pixels, rng: np.random.Generator) -> None:
 
 
 def model_input(pixels: Pixels) -> dict[str, Any]:
-    """Detectron2's input dict: ``image`` (3, H, W) float32 RGB in 0..255."""
-    return {"image": torch.from_numpy(np.array(pixels.transpose(2, 0, 1), dtype=np.float32))}
+    """Make Detectron2's input dict: ``image`` (3, H, W) uint8 RGB.
+
+    Bytes, not floats: a quarter of the memory between processes and to the device.
+    """
+    return {"image": torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))}
 
 
 def training_input(pixels: Pixels, boxes: NDArray[np.float32], example: Example) -> dict[str, Any]:
-    """Detectron2's input dict with ``instances``."""
+    """Make Detectron2's input dict with ``instances``; boxes in pixels of ``pixels``."""
     instances = Instances((pixels.shape[0], pixels.shape[1]))
     instances.gt_boxes = Boxes(torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 4)))
     instances.gt_classes = torch.from_numpy(np.array(example.class_ids, dtype=np.int64))

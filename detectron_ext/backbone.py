@@ -1,4 +1,4 @@
-"""Any timm ``features_only`` model as a Detectron2 backbone, with a feature pyramid on top."""
+"""A timm ``features_only`` model as a Detectron2 backbone, with a feature pyramid on top."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,9 @@ class TimmBackbone(Backbone):
 
         Args:
             name: a timm model that supports ``features_only``.
-            trainable_stages: stages counted from the output that stay trainable; 0 freezes all.
+            trainable_stages: stages that stay trainable, counted from the output; 0 freezes all. A stage is a
+                block container's block, or a top-level module with parameters (of ResNet ``layer1``, of most
+                models the stem).
 
         Raises:
             ValueError: the model is unknown to timm or lacks one of the four strides.
@@ -48,25 +50,29 @@ class TimmBackbone(Backbone):
 
     def _freeze(self, trainable_stages: int) -> None:
         freeze_batch_norm_2d(self.body)  # type: ignore[no-untyped-call]
-        stages = list(self.body.children())
+        stages = self._stages()
+        # Everything before the first trainable stage is frozen: gradients through frozen stages to a trainable
+        # stem would cost more than the trainable stages themselves.
         for stage in stages[: max(len(stages) - trainable_stages, 0)]:
             stage.requires_grad_(False)
-        # timm's features_only models keep their blocks in one container; count inside it
-        blocks = getattr(self.body, "blocks", None)
-        if isinstance(blocks, nn.Sequential):
-            for block in list(blocks)[: max(len(blocks) - trainable_stages, 0)]:
-                block.requires_grad_(False)
-            for block in list(blocks)[max(len(blocks) - trainable_stages, 0) :]:
-                block.requires_grad_(True)
+
+    def _stages(self) -> list[nn.Module]:
+        """The modules with parameters in the order of the forward pass; a container of blocks counts by block."""
+        feature_names = self.body.feature_info.module_name()
+        modules: list[nn.Module] = []
+        for name, child in self.body.named_children():
+            holds_features = any(feature.startswith(f"{name}.") for feature in feature_names)
+            modules += list(child.children()) if holds_features else [child]
+        return [module for module in modules if any(True for _ in module.parameters())]
 
     def forward(self, image_NCHW: Tensor) -> dict[str, Tensor]:
-        """Feature maps by name, (N, C, H/stride, W/stride) each."""
+        """Return the feature maps by name, (N, C, H/stride, W/stride) each."""
         features = dict(zip(self._stride_names.values(), self.body(image_NCHW), strict=True))
         return {name: features[name] for name in self._out_features}
 
     @property
     def size_divisibility(self) -> int:
-        """Images are padded to a multiple of this many pixels."""
+        """The multiple of pixels that images are padded to."""
         return max(_FPN_STRIDES)
 
 
@@ -94,7 +100,7 @@ def load_body_weights(backbone: TimmBackbone, state: Mapping[str, Tensor]) -> No
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """FPN P2..P6 on the timm model that ``cfg.MODEL.TIMM`` names."""
+    """Build the FPN P2 to P6 on the timm model that ``cfg.MODEL.TIMM`` names."""
     del input_shape  # timm models take three channels
     body = TimmBackbone(cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.TRAINABLE_STAGES)
     return FPN(

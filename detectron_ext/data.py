@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detectron_ext.augmentation import (
@@ -24,28 +25,38 @@ ReadImage = Callable[[str], Pixels]
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What one process sees of a training step."""
+    """The images of one training step in one process, as Detectron2 inputs."""
 
     labeled: list[dict[str, Any]]
     unlabeled_ids: list[str]
     unlabeled_weak: list[dict[str, Any]]
     unlabeled_strong: list[dict[str, Any]]
 
+    def pin_memory(self) -> "StepBatch":
+        """Return the batch with its pixels in page-locked memory, from where a GPU copies without waiting."""
+        labeled, weak, strong = (
+            [{**example, "image": example["image"].pin_memory()} for example in examples]
+            for examples in (self.labeled, self.unlabeled_weak, self.unlabeled_strong)
+        )
+        return StepBatch(labeled, self.unlabeled_ids, weak, strong)
+
 
 class InfiniteSampler:
-    """Endless passes over ``length`` items, each pass a fresh permutation: nothing is left out for long."""
+    """Endless passes over ``length`` items, each pass in an order of its own."""
 
     def __init__(self, length: int, seed: int, stream: int) -> None:
-        """``stream`` keeps several orders of one seed apart."""
+        """Begin at position 0; ``stream`` gives several orders of one seed."""
         self._length, self._seed, self._stream = length, seed, stream
-        self._permutation = lru_cache(maxsize=2)(self._epoch_permutation)
-
-    def _epoch_permutation(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return np.random.default_rng([self._seed, self._stream, epoch]).permutation(self._length)
 
     def __getitem__(self, position: int) -> int:
-        """Item at an endless position >= 0."""
-        return int(self._permutation(position // self._length)[position % self._length])
+        """Return the item at a position >= 0."""
+        epoch, index = divmod(position, self._length)
+        return int(_epoch_permutation(self._length, self._seed, self._stream, epoch)[index])
+
+
+@lru_cache(maxsize=8)  # here, not in the sampler: one that holds its cache cannot be sent to a spawned worker
+def _epoch_permutation(length: int, seed: int, stream: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.random.default_rng([seed, stream, epoch]).permutation(length)
 
 
 class SemiSupervisedBatches(Dataset[StepBatch]):
@@ -93,7 +104,7 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
         self._unlabeled_sampler = InfiniteSampler(max(len(unlabeled), 1), seed, 1)
 
     def __getitem__(self, iteration: int) -> StepBatch:
-        """The batch of one iteration."""
+        """Return the batch of one iteration."""
         first = iteration * self._num_labeled
         labeled = [
             self._labeled_input(self._labeled[self._labeled_sampler[first + slot]], self._rng(2, iteration, slot))
@@ -124,7 +135,7 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
         return training_input(pixels, boxes, example)
 
     def iterate(self, start: int, stop: int, num_workers: int) -> Iterator[StepBatch]:
-        """Batches of iterations ``start`` to ``stop - 1``, read ahead by ``workers`` processes."""
+        """Yield the batches of iterations ``start`` to ``stop - 1``, read ahead by ``num_workers`` processes."""
         return iter(
             DataLoader(
                 self,
@@ -132,11 +143,12 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
                 sampler=range(start, stop),
                 num_workers=num_workers,
                 worker_init_fn=_ignore_signals,
+                pin_memory=torch.cuda.is_available(),
             )
         )
 
 
 def _ignore_signals(_worker: int) -> None:
-    """SIGTERM reaches the whole group; a worker that went at once would break the iteration still to be finished."""
+    """Ignore what ends the whole group: a worker that left at once would break the iteration in progress."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

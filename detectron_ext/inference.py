@@ -1,4 +1,4 @@
-"""A detector over images, results in pixels of the original.
+"""A detector applied to images, with results in pixels of the original.
 
 Shape shorthand: N detections of one image, K foreground classes.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from numpy.typing import NDArray
+from torch import Tensor
 
 from detectron_ext.augmentation import AugmentationConfig, Pixels, model_input, resize
 from detectron_ext.meta_arch import PerImageRCNN, autocast
@@ -18,7 +19,7 @@ from detectron_ext.meta_arch import PerImageRCNN, autocast
 
 @dataclass(frozen=True)
 class Detections:
-    """What the detector reports for one image (METHOD section 1), by descending score."""
+    """What the detector reports for one image (docs/method.md, eq. 1), by descending score."""
 
     boxes_xyxy: NDArray[np.float32]  # (N, 4) px of the original image
     scores: NDArray[np.float32]  # (N,) largest foreground posterior
@@ -27,40 +28,57 @@ class Detections:
     embedding: NDArray[np.float32]  # (C,)
 
     def filter_by_score(self, min_score: float) -> "Detections":
-        """Only the detections with at least this score."""
+        """Keep the detections with at least this score."""
         kept = self.scores >= min_score
         return Detections(
             self.boxes_xyxy[kept], self.scores[kept], self.class_ids[kept], self.class_probs[kept], self.embedding
         )
 
 
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image in the size the model sees it."""
+
+    model_input: dict[str, Any]
+    """Detectron2's: ``image`` (3, H, W) uint8."""
+    height_px: int
+    """Of the original."""
+    width_px: int
+    """Of the original."""
+
+
+def prepare_image(pixels: Pixels, augmentation: AugmentationConfig) -> PreparedImage:
+    """Resize an RGB image (H, W, 3) uint8 for the model; only the sides of ``augmentation`` are used."""
+    return PreparedImage(model_input(resize(pixels, augmentation)[0]), pixels.shape[0], pixels.shape[1])
+
+
 @torch.inference_mode()
-def detect(
-    model: PerImageRCNN, images: Sequence[Pixels], augmentation: AugmentationConfig, mixed_precision: bool = True
-) -> list[Detections]:
-    """Detections of RGB images of any sizes, in one batch.
+def detect(model: PerImageRCNN, images: Sequence[PreparedImage], mixed_precision: bool) -> list[Detections]:
+    """Detect objects on images of any sizes; results do not depend on what else is in the batch.
 
     Args:
         model: in eval mode.
-        images: each (H, W, 3) uint8.
-        augmentation: only the sides are used.
+        images: at least one.
         mixed_precision: on CUDA; without effect on a CPU.
     """
-    inputs = [model_input(resize(pixels, augmentation)[0]) for pixels in images]
     with autocast(str(model.device), mixed_precision):
-        outputs = model(inputs)
-    return [
-        _to_original_size(instances, embedding, pixels.shape[0], pixels.shape[1])
-        for (instances, embedding), pixels in zip(outputs, images, strict=True)
+        outputs = model([image.model_input for image in images])
+    found = [
+        detector_postprocess(instances, image.height_px, image.width_px)
+        for (instances, _), image in zip(outputs, images, strict=True)
     ]
-
-
-def _to_original_size(instances: Any, embedding: torch.Tensor, height_px: int, width_px: int) -> Detections:
-    scaled = detector_postprocess(instances, height_px, width_px)
-    return Detections(
-        scaled.pred_boxes.tensor.float().cpu().numpy(),
-        scaled.scores.float().cpu().numpy(),
-        scaled.pred_classes.cpu().numpy(),
-        scaled.class_probs.float().cpu().numpy(),
-        embedding.float().cpu().numpy(),
+    sizes = [len(instances) for instances in found]
+    boxes, scores, class_ids, class_probs = (
+        _to_numpy([getattr(instances, name) for instances in found], sizes)
+        for name in ("pred_boxes", "scores", "pred_classes", "class_probs")
     )
+    embeddings = torch.stack([embedding for _, embedding in outputs]).float().cpu().numpy()
+    return [Detections(*arrays) for arrays in zip(boxes, scores, class_ids, class_probs, embeddings, strict=True)]
+
+
+def _to_numpy(values: Sequence[Any], sizes: Sequence[int]) -> list[NDArray[Any]]:
+    """One array per image, all images copied from the device at once."""
+    tensors = [value if isinstance(value, Tensor) else value.tensor for value in values]
+    joined = torch.cat(tensors)
+    joined = (joined.float() if joined.is_floating_point() else joined).cpu()
+    return [part.numpy() for part in joined.split(list(sizes))]

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_MIN_P_WRONG = 1e-6
+"""``1 - p_t`` is kept above this: for a gamma in (0, 1) the gradient of ``(1 - p_t)^gamma`` is infinite at 0."""
+
 
 class DetectionLosses(NamedTuple):
     """The four Faster R-CNN losses, each (N,) with one value per image."""
@@ -20,16 +23,20 @@ class DetectionLosses(NamedTuple):
     roi_boxes_N: Tensor
 
     def classification(self) -> Tensor:
-        """(N,) RPN objectness plus ROI classification."""
+        """Add RPN objectness and ROI classification, (N,)."""
         return self.objectness_N + self.classes_N
 
     def total(self) -> Tensor:
-        """(N,) all four."""
+        """Add all four losses, (N,)."""
         return self.classification() + self.rpn_boxes_N + self.roi_boxes_N
+
+    def select(self, with_boxes_N: Tensor) -> Tensor:
+        """Return ``total`` of the images where ``with_boxes_N`` is true, ``classification`` of the others, (N,)."""
+        return torch.where(with_boxes_N, self.total(), self.classification())
 
 
 def focal_loss(logits_RK: Tensor, class_ids_R: Tensor, gamma: float, class_weight_K: Tensor) -> Tensor:
-    """Focal loss of every ROI: ``-v_c (1 - p_t)^gamma ln p_t`` (paper Eq. 4, weighted by Eq. 14).
+    """Compute the focal loss of every ROI, ``-v_c (1 - p_t)^gamma ln p_t`` (docs/method.md, eq. 8).
 
     Args:
         logits_RK: (R, K+1), background last.
@@ -38,25 +45,25 @@ def focal_loss(logits_RK: Tensor, class_ids_R: Tensor, gamma: float, class_weigh
         class_weight_K: (K+1,) positive; the weight of the ROI's true class.
 
     Returns:
-        (R,), >= 0. Empty for R = 0, with a gradient path.
+        (R,), >= 0, with a finite gradient for every gamma. Empty for R = 0, with a gradient path.
     """
     log_p_R = F.log_softmax(logits_RK.float(), dim=1).gather(1, class_ids_R[:, None]).squeeze(1)
-    modulation_R = (1 - log_p_R.exp()).clamp(min=0) ** gamma if gamma > 0 else 1.0
+    modulation_R = (-torch.expm1(log_p_R)).clamp(min=_MIN_P_WRONG) ** gamma if gamma > 0 else 1.0
     return -class_weight_K[class_ids_R] * modulation_R * log_p_R
 
 
 def per_image_mean(loss_R: Tensor, image_index_R: Tensor, num_images: int) -> Tensor:
-    """Mean of the ROI losses of each image, (N,); 0 for an image without ROIs."""
+    """Average the ROI losses of each image, (N,); 0 for an image without ROIs."""
     totals_N = loss_R.new_zeros(num_images).index_add(0, image_index_R, loss_R)
     counts_N = torch.bincount(image_index_R, minlength=num_images).clamp(min=1)
     return totals_N / counts_N
 
 
 def image_weight(uncertainty_N: Tensor, mode: str) -> Tensor:
-    """Weight of each unlabeled image, ``W_j = sigmoid(z_j)`` (METHOD section 6, Eqs. 16-17).
+    """Compute the weight of each unlabeled image, ``W_j = sigmoid(z_j)`` (docs/method.md, eq. 17).
 
     Args:
-        uncertainty_N: (N,) z_j: U_j, or standardised U_j.
+        uncertainty_N: (N,) z_j: U_j, or standardized U_j.
         mode: ``favor_uncertain`` gives sigmoid(z), ``favor_certain`` sigmoid(-z), ``uniform`` 1.
 
     Returns:

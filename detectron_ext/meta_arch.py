@@ -1,11 +1,13 @@
 """Faster R-CNN that reports losses per image in training and full posteriors in inference."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 # These imports only register the parts under the names that build_cfg writes.
@@ -20,42 +22,69 @@ from detectron_ext.losses import DetectionLosses
 class PerImageRCNN(GeneralizedRCNN):
     """Detectron2's two-stage detector; ``forward`` in training gives ``DetectionLosses``.
 
-    Inputs are Detectron2's: one dict per image with ``image`` (3, H, W) RGB in 0..255, in training
-    ``instances`` with ``gt_boxes`` and ``gt_classes``.
+    Inputs are Detectron2's: one dict per image with ``image`` (3, H, W) RGB in 0..255, uint8 or float32, in
+    training ``instances`` with ``gt_boxes`` and ``gt_classes``.
     """
 
-    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> Any:
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalize, pad and batch; a model-zoo detector gets the blue channel first, as it was trained."""
+        images = [example["image"].to(self.device, non_blocking=True) for example in batched_inputs]
         if self.input_format == "BGR":
-            batched_inputs = [{**example, "image": example["image"].flip(0)} for example in batched_inputs]
-        return super().preprocess_image(batched_inputs)
+            images = [image.flip(0) for image in images]
+        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Losses per image in training; detections in the resized image else."""
+        """Return losses per image in training; else per image its detections and its embedding (C,).
+
+        Detections are in pixels of the given image, and do not depend on the other images of the batch.
+        """
+        if not self.training:
+            return self._detect_by_shape(batched_inputs)
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        if not self.training:
-            return self._detect(images, features)
         targets = [example["instances"].to(self.device) for example in batched_inputs]
         proposals, rpn = self.proposal_generator(images, features, targets)
         _, roi = self.roi_heads(images, features, proposals, targets)
         return DetectionLosses(rpn["loss_rpn_cls"], rpn["loss_rpn_loc"], roi["loss_cls"], roi["loss_box_reg"])
 
-    def _detect(self, images: Any, features: dict[str, Tensor]) -> list[Any]:
-        """Per image: its detections, and one feature vector (C,) of the whole image."""
+    def _detect_by_shape(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[Any, Tensor]]:
+        """Detect in groups of images that are padded to the same shape; results in the given order.
+
+        An image padded to a larger mate's shape would get other results: the group norm of the pyramid averages
+        over the padding, and so does the embedding.
+        """
+        results: dict[int, tuple[Any, Tensor]] = {}
+        for indices in self._indices_by_padded_shape([example["image"] for example in batched_inputs]):
+            group = self._detect([batched_inputs[index] for index in indices])
+            results.update(zip(indices, group, strict=True))
+        return [results[index] for index in range(len(batched_inputs))]
+
+    def _indices_by_padded_shape(self, images: Sequence[Tensor]) -> list[list[int]]:
+        stride = max(self.backbone.size_divisibility, 1)
+        indices = defaultdict(list)
+        for index, image in enumerate(images):
+            height, width = image.shape[-2:]
+            indices[-(-height // stride), -(-width // stride)].append(index)
+        return list(indices.values())
+
+    def _detect(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[Any, Tensor]]:
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
         detections, _ = self.roi_heads(images, features, proposals, None)
-        # The coarsest map that still has content of its own describes the image as a whole.
+        # The coarsest map that still has content of its own describes the image as a whole. Every cell of it covers
+        # pixels of the image, because all images of the group have the same padded shape.
         embedding_NC = features["p5"].float().mean(dim=(2, 3))
         return list(zip(detections, embedding_NC, strict=True))
 
     def set_class_weights(self, class_weight: Tensor) -> None:
-        """Weight the foreground classes' focal loss, (K,); background keeps 1."""
+        """Set the weights of the foreground classes' focal loss, (K,) (docs/method.md, eq. 8); background keeps 1."""
         self.roi_heads.box_predictor.class_weight_K[:-1] = class_weight.to(self.device)
 
 
 def build_detector(spec: DetectorSpec, device: str, backbone_state: Mapping[str, Tensor] | None = None) -> PerImageRCNN:
-    """A new detector on ``device``, in training mode; with the backbone's weights when given.
+    """Build a new detector on ``device``, in training mode; with the backbone's weights when given.
 
     Raises:
         ValueError: unknown backbone, or weights that do not fit it.
@@ -68,7 +97,7 @@ def build_detector(spec: DetectorSpec, device: str, backbone_state: Mapping[str,
 
 
 def cpu_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state on the CPU, as saved to disk."""
+    """Copy the model's state to the CPU, as saved to disk."""
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
@@ -112,7 +141,17 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise ValueError(f"weights do not fit the model: {str(error).splitlines()[0]}") from None
 
 
+def mixed_precision_dtype(device: str) -> torch.dtype | None:
+    """Return the type that mixed precision computes in on ``device``; None on a CPU, which has full precision only.
+
+    bfloat16 where the GPU has it; float16 on GPUs before Ampere, where training needs a gradient scaler.
+    """
+    if not device.startswith("cuda"):
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
 def autocast(device: str, enabled: bool) -> torch.autocast:
-    """Mixed precision on CUDA, full precision elsewhere."""
-    on_cuda = device.startswith("cuda")
-    return torch.autocast("cuda" if on_cuda else "cpu", dtype=torch.bfloat16, enabled=enabled and on_cuda)
+    """Return the context of mixed precision; without effect when disabled, or on a CPU."""
+    dtype = mixed_precision_dtype(device) if enabled else None
+    return torch.autocast(device.partition(":")[0], dtype=dtype or torch.bfloat16, enabled=dtype is not None)

@@ -1,79 +1,120 @@
-"""The teacher's detections as training targets."""
+"""The teacher's detections as training targets.
 
-from typing import Any
+Shape shorthand: R detections over the unlabeled images of a step, K foreground classes.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from detectron_ext.distributed import all_reduce_mean
 from detectron_ext.ignore_regions import IGNORE_LABEL
 from detectron_ext.meta_arch import PerImageRCNN
 
 
 class ScoreThreshold:
-    """Score a box needs, per class (METHOD section 6).
+    """Score that a detection needs to become a pseudo-label, per class (docs/method.md, eq. 22).
 
-    ``fixed``: the same for all. ``adaptive``: scaled by the class's running mean teacher score over that of the
-    surest class, so that a class the teacher is less sure of still gets pseudo-labels. From ``ignore_score_threshold`` up to the
-    threshold the teacher is unsure.
+    ``fixed``: the same for all classes. ``adaptive``: scaled by the class's running mean score over the largest of
+    these means, so that classes with lower scores still get pseudo-labels; never below half the threshold, where
+    detections begin to count. Its state stays on the CPU, so that a checkpoint loads the same on every machine.
     """
 
     def __init__(
         self, mode: str, threshold: float, num_classes: int, momentum: float = 0.99, ignore_score_threshold: float = 1.0
     ) -> None:
-        """``threshold`` and ``ignore_score_threshold`` in [0, 1]; ``momentum`` of the running mean per image batch."""
+        """Begin without any observed class.
+
+        Args:
+            mode: ``fixed`` or ``adaptive``.
+            threshold: in [0, 1].
+            num_classes: K.
+            momentum: of the running mean, per step in which the class is detected.
+            ignore_score_threshold: in [0, 1]; from here up to the threshold a detection is an ignore region.
+        """
         self._adaptive = mode == "adaptive"
         self._threshold = threshold
-        self.ignore_score_threshold = ignore_score_threshold
         self._momentum = momentum
-        self.mean_score_K = torch.ones(num_classes)
+        self.ignore_score_threshold = ignore_score_threshold
+        self.num_classes = num_classes
+        # The mean is the quotient of two running sums that both begin at 0. So it has no bias toward an initial
+        # value, neither for a frequent class in the first steps nor for a rare one at any time.
+        self._score_sum_K = torch.zeros(num_classes, dtype=torch.float64)
+        self._count_K = torch.zeros(num_classes, dtype=torch.float64)
 
     def class_thresholds(self) -> Tensor:
-        """(K,) threshold of every class."""
-        if not self._adaptive:
-            return torch.full_like(self.mean_score_K, self._threshold)
-        return self._threshold * self.mean_score_K / self.mean_score_K.max()
+        """Return the threshold of every class, (K,); of a class not observed yet the threshold itself."""
+        observed_K = self._count_K > 0
+        if not self._adaptive or not observed_K.any():
+            return torch.full((self.num_classes,), self._threshold)
+        mean_K = self._score_sum_K / self._count_K.clamp(min=torch.finfo(torch.float64).tiny)
+        ratio_K = (mean_K / mean_K[observed_K].max()).clamp(min=0.5)
+        return torch.where(observed_K, self._threshold * ratio_K, self._threshold).float()
 
     def accepts(self, scores_R: Tensor, class_ids_R: Tensor) -> Tensor:
-        """(R,) whether a detection becomes a pseudo-label."""
+        """Return whether each detection becomes a pseudo-label, (R,) bool; all on the CPU."""
         return scores_R >= self.class_thresholds()[class_ids_R]
 
     def update(self, scores_R: Tensor, class_ids_R: Tensor) -> None:
-        """Update the running means with the teacher's detections above half the threshold."""
+        """Add the detections of a step above half the threshold, of all processes, to the running means."""
         counted_R = scores_R > self._threshold / 2
-        for k in sorted(set(class_ids_R[counted_R].tolist())):
-            mean = scores_R[counted_R & (class_ids_R == k)].mean()
-            self.mean_score_K[k] = self._momentum * self.mean_score_K[k] + (1 - self._momentum) * mean
+        class_ids_R, scores_R = class_ids_R[counted_R], scores_R[counted_R].double()
+        step_2K = torch.stack(
+            [
+                torch.bincount(class_ids_R, weights=scores_R, minlength=self.num_classes),
+                torch.bincount(class_ids_R, minlength=self.num_classes).double(),
+            ]
+        )
+        score_sum_K, count_K = all_reduce_mean(step_2K)
+        seen_K = count_K > 0
+        for running_K, new_K in ((self._score_sum_K, score_sum_K), (self._count_K, count_K)):
+            running_K[seen_K] = self._momentum * running_K[seen_K] + (1 - self._momentum) * new_K[seen_K]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the running sums."""
+        return {"score_sum_K": self._score_sum_K.clone(), "count_K": self._count_K.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore the running sums, on the CPU wherever they were loaded to."""
+        self._score_sum_K = state["score_sum_K"].cpu().clone()
+        self._count_K = state["count_K"].cpu().clone()
+
+
+class PseudoLabels(NamedTuple):
+    """Targets of the unlabeled images of a step."""
+
+    targets: list[Instances]
+    """One per image, with ``gt_boxes`` in pixels of the view and ``gt_classes``, some of them ``IGNORE_LABEL``."""
+    num_boxes_K: Tensor
+    """Pseudo-labels of each class over all images, (K,) on the CPU; ignore regions are not counted."""
 
 
 @torch.no_grad()
-def pseudo_label(
-    teacher: PerImageRCNN, weak_inputs: list[dict[str, Any]], threshold: ScoreThreshold
-) -> list[Instances]:
-    """Targets for the strong views of the same images; an image may get none, and never a made-up box.
+def pseudo_label(teacher: PerImageRCNN, weak_inputs: list[dict[str, Any]], threshold: ScoreThreshold) -> PseudoLabels:
+    """Make targets for the strong views of the same images; an image may get none, and never an invented box.
 
     Args:
         teacher: in eval mode.
-        weak_inputs: Detectron2 inputs of the weak views.
-        threshold: updated by what the teacher sees.
-
-    Returns:
-        One ``Instances`` per image with ``gt_boxes`` in pixels of the view and ``gt_classes``, of which some may be
-        ``IGNORE_LABEL``.
+        weak_inputs: Detectron2 inputs of the weak views, at least one.
+        threshold: updated by the teacher's detections.
     """
+    detections = [instances for instances, _ in teacher(weak_inputs)]
+    sizes = [len(instances) for instances in detections]
+    # All images at once: scores and classes cross to the CPU in one copy each, and the indices go back in one.
+    scores_R = torch.cat([instances.scores for instances in detections]).float().cpu()
+    class_ids_R = torch.cat([instances.pred_classes for instances in detections]).cpu()
+    threshold.update(scores_R, class_ids_R)
+    accepted_R = threshold.accepts(scores_R, class_ids_R)
+    used_R = accepted_R | (scores_R >= threshold.ignore_score_threshold)
+    label_R = class_ids_R.where(accepted_R, IGNORE_LABEL)
+    device = detections[0].scores.device
     targets = []
-    for detections, _ in teacher(weak_inputs):
-        scores_R, class_ids_R = detections.scores.cpu(), detections.pred_classes.cpu()
-        threshold.update(scores_R, class_ids_R)
-        accepted_R = threshold.accepts(scores_R, class_ids_R)
-        kept = (
-            (accepted_R | (scores_R >= threshold.ignore_score_threshold))
-            .nonzero()
-            .squeeze(1)
-            .to(detections.scores.device)
-        )
-        target = Instances(detections.image_size)
-        target.gt_boxes = Boxes(detections.pred_boxes.tensor[kept])
-        target.gt_classes = detections.pred_classes.where(accepted_R.to(kept.device), IGNORE_LABEL)[kept]
+    for instances, used, label in zip(detections, used_R.split(sizes), label_R.split(sizes), strict=True):
+        kept = used.nonzero().squeeze(1)
+        target = Instances(instances.image_size)
+        target.gt_boxes = Boxes(instances.pred_boxes.tensor[kept.to(device, non_blocking=True)])
+        target.gt_classes = label[kept].to(device, non_blocking=True)
         targets.append(target)
-    return targets
+    return PseudoLabels(targets, torch.bincount(class_ids_R[accepted_R], minlength=threshold.num_classes))

@@ -22,16 +22,16 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
     """Box predictor with focal loss per image and one detection per ROI.
 
     Stock Detectron2 turns one ROI into a detection for every class above the threshold and drops the
-    posterior. Here a ROI is one detection: its score is the largest foreground probability (METHOD section
-    1), so that confidence and entropy count every box once.
+    posterior. Here a ROI is one detection: its score is the largest foreground probability (docs/method.md,
+    eq. 1), so that confidence and entropy count every box once.
     """
 
     @configurable
     def __init__(self, input_shape: ShapeSpec, *, focal_gamma: float, **kwargs: Any) -> None:
-        """See ``FastRCNNOutputLayers``; ``focal_gamma`` >= 0 is gamma of Eq. 4."""
+        """See ``FastRCNNOutputLayers``; ``focal_gamma`` >= 0 is gamma of docs/method.md, eq. 8."""
         super().__init__(input_shape, **kwargs)
         if self.box_reg_loss_type != "smooth_l1":
-            raise ValueError(f"BBOX_REG_LOSS_TYPE is {self.box_reg_loss_type!r}, expected 'smooth_l1'")
+            raise ValueError(f"ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {self.box_reg_loss_type!r}, expected 'smooth_l1'")
         self.focal_gamma = focal_gamma
         # Not persistent: class weights belong to a round, not to the model.
         self.register_buffer("class_weight_K", torch.ones(self.num_classes + 1), persistent=False)
@@ -39,11 +39,11 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Arguments of the constructor from a config."""
+        """Return the arguments of the constructor from a config."""
         return {**super().from_config(cfg, input_shape), "focal_gamma": cfg.MODEL.ROI_HEADS.FOCAL_GAMMA}
 
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
-        """(N,) classification and box loss of every image; 0 for an image without ROIs."""
+        """Compute the classification and box loss of every image, (N,) each; 0 for an image without ROIs."""
         logits_RK, deltas = predictions
         num_images = len(proposals)
         sizes_N = torch.tensor([len(image) for image in proposals], device=logits_RK.device)
@@ -80,7 +80,7 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """Detections of every image with ``class_probs`` (R, K+1), and the ROIs they come from."""
+        """Return the detections of every image with ``class_probs`` (R, K+1), and the ROIs they come from."""
         logits_RK, deltas = predictions
         predictions = (logits_RK.float(), deltas.float())
         boxes = self.predict_boxes(predictions, proposals)
@@ -113,7 +113,7 @@ class PerImageROIHeads(StandardROIHeads):
 
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
-        """As in ``ROIHeads``; no proposal is sampled where the teacher is unsure."""
+        """Sample proposals as ``ROIHeads`` does, but none on an ignore region."""
         _, background_below_iou, *_ = self.proposal_matcher.thresholds
         candidates = [
             image[~overlaps_ignored(image.proposal_boxes, own, background_below_iou)]

@@ -1,6 +1,9 @@
-"""Region proposal network whose losses stay apart per image."""
+"""Region proposal network that reports one loss per image."""
+
+from typing import Any
 
 import torch
+from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.structures import Boxes, Instances
@@ -18,12 +21,23 @@ class PerImageRPN(RPN):
     Shape shorthand: N images, A anchors of one image over all levels.
     """
 
+    @configurable
+    def __init__(self, **kwargs: Any) -> None:
+        """Build as ``RPN`` does.
+
+        Raises:
+            ValueError: a loss of the boxes other than smooth L1, the only one that ``losses`` computes.
+        """
+        super().__init__(**kwargs)
+        if self.box_reg_loss_type != "smooth_l1":
+            raise ValueError(f"RPN.BBOX_REG_LOSS_TYPE is {self.box_reg_loss_type!r}, expected 'smooth_l1'")
+
     @torch.jit.unused
     @torch.no_grad()
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As in ``RPN``; anchors where the teacher is unsure are ignored instead of background."""
+        """Label and sample anchors as ``RPN`` does; anchors on an ignore region are ignored, not background."""
         labels, boxes = super().label_and_sample_anchors(anchors, foreground(gt_instances))
         _, background_below_iou, *_ = self.anchor_matcher.thresholds
         anchor_A4 = Boxes.cat(anchors)
@@ -40,7 +54,7 @@ class PerImageRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         gt_boxes: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Objectness and box loss of every image, divided by the anchors sampled per image.
+        """Compute the objectness and box loss of every image, divided by the anchors sampled per image.
 
         Args and names as in ``RPN.losses``. Labels are 1 object, 0 background, -1 ignored; an image without
         boxes has background anchors only.

@@ -1,7 +1,6 @@
-"""Teacher-student training (METHOD section 6): one step, and the state that survives a kill."""
+"""Teacher-student training (docs/method.md, eq. 16-22): one step, and the state that survives a kill."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 
 from detectron_ext.data import StepBatch
 from detectron_ext.distributed import all_reduce_mean, average_gradients, rank, world_size
-from detectron_ext.ignore_regions import foreground
 from detectron_ext.losses import image_weight
-from detectron_ext.meta_arch import PerImageRCNN, autocast
+from detectron_ext.meta_arch import PerImageRCNN, autocast, mixed_precision_dtype
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
 
 _RATIO_MOMENTUM = 0.9
@@ -36,7 +34,7 @@ class Schedule:
     divergence_loss_ratio: float
 
     def learning_rate_at(self, iteration: int) -> float:
-        """Linear warm-up, then half a cosine down to the final fraction."""
+        """Return the learning rate: linear warm-up, then half a cosine down (docs/method.md, eq. 21)."""
         if iteration < self.warmup:
             return self.learning_rate * (iteration + 1) / self.warmup
         progress = (iteration - self.warmup) / max(self.iterations - self.warmup, 1)
@@ -44,7 +42,7 @@ class Schedule:
         return self.learning_rate * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def lambda_at(self, iteration: int) -> float:
-        """Weight of the unsupervised loss: 0 in burn-in, then a linear ramp."""
+        """Return the weight of the unsupervised loss: 0 in burn-in, then a linear ramp (docs/method.md, eq. 20)."""
         elapsed = iteration - self.burn_in
         if elapsed < 0:
             return 0.0
@@ -53,24 +51,24 @@ class Schedule:
 
 @dataclass(frozen=True)
 class ImageWeighting:
-    """z_j of every unlabeled image and how W_j follows from it; unknown images get z = 0."""
+    """z_j of every unlabeled image, and the rule that gives W_j; images without a value get z = 0."""
 
     z: dict[str, float]
     mode: str
 
     def weights_for(self, image_ids: list[str], device: torch.device) -> Tensor:
-        """(N,) W_j."""
+        """Return W_j of each image, (N,) (docs/method.md, eq. 17)."""
         z_N = torch.tensor([self.z.get(image_id, 0.0) for image_id in image_ids], device=device)
         return image_weight(z_N, self.mode)
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss left its bounds; the message names which and where."""
+    """A loss or a gradient left its bounds; the message says which, at what iteration."""
 
 
 @dataclass
 class StepLog:
-    """What one step saw."""
+    """What one step measured."""
 
     iteration: int
     learning_rate: float
@@ -83,13 +81,16 @@ class StepLog:
 
     @property
     def pseudo_boxes_per_image(self) -> float:
-        """Of all classes."""
+        """Pseudo-boxes of all classes per unlabeled image."""
         return sum(self.pseudo_boxes_K)
 
 
 @dataclass
 class TeacherStudentTrainer:
-    """Student, its moving average, and everything that changes while they train."""
+    """Student, its moving average, and everything that changes while they train.
+
+    Shape shorthand: N images of a step in this process, labeled ones first, then unlabeled ones; K classes.
+    """
 
     student: PerImageRCNN
     teacher: PerImageRCNN
@@ -100,21 +101,28 @@ class TeacherStudentTrainer:
     mixed_precision: bool
     seed: int
     num_micro_batches: int = 1
-    """Parts the student takes a batch in, one after the other: less memory, the same loss and gradient."""
+    """Parts that the student takes the images of a step in, one after the other: less memory, the same gradient."""
     iteration: int = 0
     loss_ratio: float = 0.0
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.student, self.schedule.weight_decay), foreach=True)
+        # Fused: one kernel on CUDA, and on a CPU one pass over each tensor.
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.student, self.schedule.weight_decay), fused=True)
         self.student.train()
         self.teacher.eval().requires_grad_(False)
+        self._parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        self._averaged = _changing_tensors(self.student), _changing_tensors(self.student, self.teacher)
+        device = str(self.student.device)
+        needs_scaler = self.mixed_precision and mixed_precision_dtype(device) is torch.float16
+        self._scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=needs_scaler)
 
     def step(self, batch: StepBatch) -> StepLog:
-        """One iteration: labels, pseudo-labels, update, moving average.
+        """Run one iteration: pseudo-labels, forward and backward, update, moving average (docs/method.md, eq. 16-19).
 
         Raises:
-            TrainingDiverged: a loss is not finite, or the unsupervised loss outgrew the supervised one.
+            TrainingDiverged: a loss or gradient is not finite, or the unsupervised loss outgrew the supervised one.
+                Student and teacher are as before the step.
         """
         # All randomness of an iteration follows from its number: a resumed run repeats it exactly.
         torch.manual_seed((self.seed * 1_000_003 + self.iteration) * world_size() + rank())
@@ -122,52 +130,76 @@ class TeacherStudentTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
-        with EventStorage(self.iteration):
-            loss_sup = self._backward_supervised(batch)
-            means = all_reduce_mean(torch.tensor([loss_sup, *self._backward_unsupervised(batch)], dtype=torch.float64))
-        loss_sup, loss_unsup, mean_weight, *boxes_K = means.tolist()
+        try:
+            with EventStorage(self.iteration):
+                measured = self._backward(batch)
+        except FloatingPointError as error:  # from Detectron2's proposal generator
+            raise TrainingDiverged(
+                f"proposals are not finite at iteration {self.iteration}, expected finite boxes and scores"
+            ) from error
+        average_gradients(self._parameters)
+        self._scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        # The step's only copy to the host, apart from Detectron2's own.
+        means = all_reduce_mean(torch.cat([measured, norm.double().reshape(1)]))
+        loss_sup, loss_unsup, mean_weight, *boxes_K, gradient_norm = means.tolist()
         self._check_divergence(loss_sup, loss_unsup)
-        average_gradients(self.student.parameters())
-        nn.utils.clip_grad_norm_(self.student.parameters(), self.schedule.grad_clip_norm)
-        self.optimizer.step()
+        self._check_gradient(gradient_norm)
+        nn.utils.clip_grads_with_norm_(self._parameters, self.schedule.grad_clip_norm, norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         self._update_teacher()
         lambda_unsup = self.schedule.lambda_at(self.iteration)
         self.iteration += 1
         return StepLog(self.iteration, learning_rate, loss_sup, loss_unsup, lambda_unsup, mean_weight, boxes_K)
 
-    def _backward_supervised(self, batch: StepBatch) -> float:
-        loss_sup = 0.0
-        for part in self._micro_batches(len(batch.labeled)):
-            with self._autocast():
-                loss = self.student(batch.labeled[part]).total().mean() * _fraction(part, batch.labeled)
-            loss.backward()
-            loss_sup += float(loss.detach())
-        return loss_sup
+    def _backward(self, batch: StepBatch) -> Tensor:
+        """Add the gradients of one student pass over labeled images and strong views (docs/method.md, eq. 18).
 
-    def _backward_unsupervised(self, batch: StepBatch) -> list[float]:
-        """Loss before lambda, mean W_j, pseudo-boxes per image of each class; zeros without unlabeled images."""
-        num_classes = len(self.threshold.mean_score_K)
-        if not batch.unlabeled_ids:
-            return [0.0] * (2 + num_classes)
-        with self._autocast():
-            targets = pseudo_label(self.teacher, batch.unlabeled_weak, self.threshold)
-            self.threshold.mean_score_K = all_reduce_mean(self.threshold.mean_score_K)
-            inputs = [{**strong, "instances": own} for strong, own in zip(batch.unlabeled_strong, targets, strict=True)]
-        weight_N = self.weighting.weights_for(batch.unlabeled_ids, self.student.device)
-        loss_unsup = 0.0
-        for part in self._micro_batches(len(inputs)):
+        Returns:
+            (3 + K,) on the device: supervised loss, unsupervised loss before lambda, mean W_j, pseudo-boxes of each
+            class per unlabeled image. Zeros without unlabeled images.
+        """
+        num_labeled, num_unlabeled = len(batch.labeled), len(batch.unlabeled_ids)
+        weight_N = torch.full((num_labeled + num_unlabeled,), 1 / num_labeled, device=self.student.device)
+        lambda_N = torch.ones_like(weight_N)
+        with_boxes_N = torch.full_like(weight_N, self.pseudo_label_box_loss, dtype=torch.bool)
+        with_boxes_N[:num_labeled] = True
+        inputs, boxes_K = list(batch.labeled), torch.zeros(self.threshold.num_classes)
+        mean_weight = weight_N.new_zeros(1)
+        if num_unlabeled:
             with self._autocast():
-                losses = self.student(inputs[part])
-            loss_N = losses.total() if self.pseudo_label_box_loss else losses.classification()
-            weighted = (weight_N[part] * loss_N).mean() * _fraction(part, inputs)
-            (self.schedule.lambda_at(self.iteration) * weighted).backward()
-            loss_unsup += float(weighted.detach())
-        class_ids_R = torch.cat([own.gt_classes for own in foreground(targets)])
-        boxes_K = torch.bincount(class_ids_R, minlength=num_classes) / len(targets)
-        return [loss_unsup, float(weight_N.mean()), *boxes_K.tolist()]
+                targets, num_boxes_K = pseudo_label(self.teacher, batch.unlabeled_weak, self.threshold)
+            inputs += [
+                {**strong, "instances": own} for strong, own in zip(batch.unlabeled_strong, targets, strict=True)
+            ]
+            boxes_K = num_boxes_K / num_unlabeled
+            image_weight_U = self.weighting.weights_for(batch.unlabeled_ids, self.student.device)
+            mean_weight = image_weight_U.mean().reshape(1)
+            weight_N[num_labeled:] = image_weight_U / num_unlabeled
+            lambda_N[num_labeled:] = self.schedule.lambda_at(self.iteration)
+        loss_N = torch.cat(
+            [
+                self._backward_part(inputs[part], weight_N[part], lambda_N[part], with_boxes_N[part])
+                for part in self._micro_batches(len(inputs))
+            ]
+        )
+        loss_sup, loss_unsup = loss_N[:num_labeled].sum(), loss_N[num_labeled:].sum()
+        boxes_K = boxes_K.to(self.student.device, non_blocking=True)
+        return torch.cat([torch.stack([loss_sup, loss_unsup]), mean_weight, boxes_K]).double()
+
+    def _backward_part(
+        self, inputs: list[dict[str, Any]], weight_N: Tensor, lambda_N: Tensor, with_boxes_N: Tensor
+    ) -> Tensor:
+        """Weighted loss of each image before lambda, (N,)."""
+        with self._autocast():
+            losses = self.student(inputs)
+        loss_N = weight_N * losses.select(with_boxes_N)
+        self._scaler.scale((lambda_N * loss_N).sum()).backward()
+        return loss_N.detach()
 
     def _micro_batches(self, num_images: int) -> list[slice]:
-        """The slices of a batch that the student sees one after the other; gradients add up."""
+        """The slices of a step's images that the student sees one after the other; gradients add up."""
         size = math.ceil(num_images / self.num_micro_batches)
         return [slice(first, min(first + size, num_images)) for first in range(0, num_images, size)]
 
@@ -184,47 +216,68 @@ class TeacherStudentTrainer:
                 f" expected at most {self.schedule.divergence_loss_ratio:g}"
             )
 
+    def _check_gradient(self, norm: float) -> None:
+        """Stop at a gradient that is not finite: clipping would turn it into NaN in every weight."""
+        if math.isfinite(norm):
+            return
+        # float16 overflows by design: the scaler leaves the step out, halves its scale and goes on.
+        if self._scaler.is_enabled() and self._scaler.get_scale() > 1:
+            return
+        names = [
+            name
+            for name, parameter in self.student.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        ]
+        where = f"gradient of {names[0]}" if names else "gradient norm"
+        raise TrainingDiverged(f"{where} is {norm} at iteration {self.iteration}, expected finite numbers")
+
     @torch.no_grad()
     def _update_teacher(self) -> None:
-        """Copy at the end of burn-in, exponential moving average after it."""
+        """Copy the student at the end of burn-in, average after it (docs/method.md, eq. 19)."""
         decay = self.schedule.ema_decay if self.iteration >= self.schedule.burn_in else 0.0
-        teacher_state = list(self.teacher.state_dict().values())
-        student_state = list(self.student.state_dict().values())
-        float_indices = [index for index, tensor in enumerate(teacher_state) if tensor.is_floating_point()]
-        torch._foreach_lerp_(
-            [teacher_state[i] for i in float_indices], [student_state[i] for i in float_indices], 1 - decay
-        )
+        student_tensors, teacher_tensors = self._averaged
+        torch._foreach_lerp_(teacher_tensors, student_tensors, 1 - decay)
 
     def _autocast(self) -> torch.autocast:
         return autocast(str(self.student.device), self.mixed_precision)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on exactly here; tensors and plain numbers only."""
+        """Return everything that a resumed run needs; tensors and plain numbers only."""
         return {
             "iteration": self.iteration,
             "loss_ratio": self.loss_ratio,
-            "mean_score_K": self.threshold.mean_score_K,
+            "threshold": self.threshold.state_dict(),
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Continue where ``state_dict`` was taken."""
         self.iteration = state["iteration"]
         self.loss_ratio = state["loss_ratio"]
-        self.threshold.mean_score_K = state["mean_score_K"]
+        self.threshold.load_state_dict(state["threshold"])
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self._scaler.is_enabled() and state["scaler"]:  # empty where the run was not in float16
+            self._scaler.load_state_dict(state["scaler"])
 
 
-def _fraction(part: slice, whole: Sequence[object]) -> float:
-    return (part.stop - part.start) / len(whole)
+def _changing_tensors(student: nn.Module, model: nn.Module | None = None) -> list[Tensor]:
+    """Tensors of ``model`` (the student itself by default) that training changes in the student.
+
+    Frozen parameters are left out: teacher and student share their values from the start. Looked up once, because a
+    state dict is slow to make.
+    """
+    frozen = {name for name, parameter in student.named_parameters() if not parameter.requires_grad}
+    tensors = (model or student).state_dict().items()
+    return [tensor for name, tensor in tensors if tensor.is_floating_point() and name not in frozen]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters; biases and norms without weight decay."""
+    """Group the trainable parameters for the optimizer; biases and norms get no weight decay."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},

@@ -2,7 +2,7 @@
 
 Reads  data/images, derived/assemble/val.parquet, derived/train/teacher.pth, derived/train/student.pth
 Writes derived/evaluate/predictions.parquet, derived/evaluate/metrics.json
-Params classes, model, evaluate
+Params classes, model, evaluate, train.mixed_precision
 """
 
 import logging
@@ -11,10 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from detectron_ext.inference import Detections
 from tasks.data import schemas
 from tasks.data.paths import Workspace
 from tasks.evaluation.coco_map import coco_map
-from tasks.model.detector import detect, image_reader, load_detector, prefetch
+from tasks.model.detector import ImageReader, detect_all, load_detector
 from tasks.params import StageParams, load_stage_params
 from tasks.runtime.stage_main import num_micro_batches, stage_main
 from tasks.storage import files
@@ -27,7 +28,7 @@ def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, P
     """Write every validation prediction and the COCO metrics of each model.
 
     Args:
-        params: sections classes, model, evaluate.
+        params: sections classes, model, evaluate and train.
         root: folder that image uris are relative to.
         val: contracts.ANNOTATED.
         weights: state file by model name, teacher and student.
@@ -36,8 +37,7 @@ def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, P
     truth = files.read_table(val, schemas.ANNOTATED)
     rows: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
-    for name, path in weights.items():
-        predictions = _predict(params, name, path, truth, root)
+    for name, predictions in _predict(params, weights, truth, root).items():
         metrics[name] = coco_map(truth, pa.Table.from_pylist(predictions, schemas.PREDICTIONS), params.classes)
         log.info("evaluate %s: mAP %.1f, AP50 %.1f", name, metrics[name]["mAP"], metrics[name]["AP50"])
         rows += predictions
@@ -45,31 +45,41 @@ def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, P
     files.write_json(out / "metrics.json", {**metrics, "val_images": truth.num_rows})
 
 
-def _predict(params: StageParams, name: str, weights: Path, truth: pa.Table, root: Path) -> list[dict[str, Any]]:
-    detector = load_detector(params.model, len(params.classes), weights)
+def _predict(
+    params: StageParams, weights: dict[str, Path], truth: pa.Table, root: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows of PREDICTIONS by model, in the order of ``truth``; every image is decoded once for all models."""
     images = truth.select(["image_id", "uri"]).to_pylist()
-    size = max(params.evaluate.batch_size // num_micro_batches(), 1)
-    batches = [images[first : first + size] for first in range(0, len(images), size)]
-    read_image = image_reader(root, images, prefetch_remote=True)
-    rows = []
-    for batch, pixels in prefetch(batches, lambda image: read_image(image["uri"])):
-        for image, found in zip(batch, detect(detector, pixels, params.model), strict=True):
-            kept = found.filter_by_score(params.evaluate.score_threshold)
-            rows.append(
-                {
-                    "model": name,
-                    "image_id": image["image_id"],
-                    "boxes_xyxy": kept.boxes_xyxy.ravel(),
-                    "scores": kept.scores,
-                    "class_ids": kept.class_ids,
-                }
-            )
-    return rows
+    read_image = ImageReader(root, images, prefetch_remote=True)
+    results = detect_all(
+        [load_detector(params.model, len(params.classes), path) for path in weights.values()],
+        images,
+        lambda image: read_image(image["uri"]),
+        params.model,
+        batch_size=max(params.evaluate.batch_size // num_micro_batches(), 1),
+        mixed_precision=params.train.mixed_precision,
+    )
+    found_of = {image["image_id"]: dict(zip(weights, found, strict=True)) for image, found in results}
+    return {
+        name: [_row(params, name, image["image_id"], found_of[image["image_id"]][name]) for image in images]
+        for name in weights
+    }
+
+
+def _row(params: StageParams, name: str, image_id: str, found: Detections) -> dict[str, Any]:
+    kept = found.filter_by_score(params.evaluate.score_threshold)
+    return {
+        "model": name,
+        "image_id": image_id,
+        "boxes_xyxy": kept.boxes_xyxy.ravel(),
+        "scores": kept.scores,
+        "class_ids": kept.class_ids,
+    }
 
 
 def _body(workspace: Workspace) -> None:
     evaluate(
-        load_stage_params(workspace.params, "classes", "model", "evaluate"),
+        load_stage_params(workspace.params, "classes", "model", "evaluate", "train"),
         root=workspace.root,
         val=workspace.derived("assemble") / "val.parquet",
         weights={name: workspace.derived("train") / f"{name}.pth" for name in MODELS},

@@ -1,11 +1,12 @@
-"""Run the teacher over the unlabeled pool and the calibration images; keep the full posteriors.
+"""Run the teacher on the unlabeled pool and the calibration images; keep the full posteriors.
 
 Reads  data/images, derived/assemble/unlabeled.parquet, derived/assemble/calibration.parquet, derived/train/teacher.pth
 Writes derived/infer
-Params classes, model, infer
+Params classes, model, infer, train.mixed_precision
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ import pyarrow as pa
 from detectron_ext.inference import Detections
 from tasks.data import schemas
 from tasks.data.paths import Workspace
-from tasks.model.detector import detect, image_reader, load_detector, prefetch
+from tasks.model.detector import ImageReader, default_device, detect_all, load_detector
+from tasks.model.fingerprint import software_fingerprint
 from tasks.params import StageParams, load_stage_params
 from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import num_micro_batches, stage_main
@@ -39,7 +41,7 @@ def infer(
     """Write detections in shards, sorted by image id; a killed run repeats at most one shard.
 
     Args:
-        params: sections classes, model, infer.
+        params: sections classes, model, infer and train.
         root: folder that image uris are relative to.
         unlabeled: contracts.UNLABELED.
         calibration: contracts.ANNOTATED.
@@ -49,12 +51,9 @@ def infer(
     """
     digest = files.sha256_file(teacher)
     shards = _shards(unlabeled, calibration, params.infer.shard_size)
-    key = files.sha256_json([digest, params.classes, params.model.model_dump(), params.infer.model_dump()])[:16]
-    finished_folder = scratch / key
+    finished_folder = scratch / _input_key(params, digest)
     detector = None
-    paths = [
-        finished_folder / f"shard-{number:04d}-{_ids_digest(images)}.parquet" for number, images in enumerate(shards)
-    ]
+    paths = [finished_folder / shard_name(number, _ids_digest(images)) for number, images in enumerate(shards)]
     for number, (images, path) in enumerate(zip(shards, paths, strict=True)):
         if not path.is_file():
             detector = detector or load_detector(params.model, len(params.classes), teacher)
@@ -62,9 +61,29 @@ def infer(
             log.info("infer shard %d/%d: %d images", number + 1, len(shards), len(images))
     out.mkdir(parents=True, exist_ok=True)
     for number, path in enumerate(paths):
-        # Copied, not moved: DVC empties the output folder when a run killed right here is repeated.
-        shutil.copyfile(path, out / f"shard-{number:04d}.parquet")
+        _link_or_copy(path, out / shard_name(number))
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Give a finished shard its second name; a move would lose it when DVC empties the folder of a killed run."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def shard_name(number: int, suffix: str = "") -> str:
+    """Return the file name of a shard, number from 0; wide enough that names sort like numbers up to a million."""
+    return f"shard-{number:06d}{'-' if suffix else ''}{suffix}.parquet"
+
+
+def _input_key(params: StageParams, teacher_digest: str) -> str:
+    """Digest of everything that decides the detections of an image."""
+    sections = [params.classes, params.model.model_dump(), params.infer.model_dump(), params.train.mixed_precision]
+    device = default_device()
+    return files.sha256_json([teacher_digest, sections, device, software_fingerprint(Path(__file__))])[:16]
 
 
 def _shards(unlabeled: Path, calibration: Path, shard_size: int) -> list[list[dict[str, str]]]:
@@ -84,9 +103,7 @@ def _ids_digest(images: Sequence[dict[str, str]]) -> str:
 def _detect_shard(
     params: StageParams, detector: Any, images: Sequence[dict[str, str]], root: Path, digest: str
 ) -> pa.Table:
-    size = max(params.infer.batch_size // num_micro_batches(), 1)
-    batches = [images[first : first + size] for first in range(0, len(images), size)]
-    read = image_reader(root, images, prefetch_remote=True)
+    read = ImageReader(root, images, prefetch_remote=True)
 
     def read_pool_image(image: dict[str, str]) -> np.ndarray[Any, np.dtype[np.uint8]]:
         try:
@@ -98,10 +115,19 @@ def _detect_shard(
                 "Restore it (dvc checkout), or run: dvc repro prepare",
             ) from None
 
-    rows = []
-    for batch, pixels in prefetch(batches, read_pool_image):
-        for image, found in zip(batch, detect(detector, pixels, params.model), strict=True):
-            rows.append(_row(image["image_id"], found.filter_by_score(params.infer.score_threshold), digest))
+    results = detect_all(
+        [detector],
+        images,
+        read_pool_image,
+        params.model,
+        batch_size=max(params.infer.batch_size // num_micro_batches(), 1),
+        mixed_precision=params.train.mixed_precision,
+    )
+    rows = [
+        _row(image["image_id"], found.filter_by_score(params.infer.score_threshold), digest)
+        for image, [found] in results
+    ]
+    rows.sort(key=lambda row: row["image_id"])
     return pa.Table.from_pylist(rows, schemas.DETECTIONS)
 
 
@@ -120,7 +146,7 @@ def _row(image_id: str, found: Detections, digest: str) -> dict[str, Any]:
 def _body(workspace: Workspace) -> None:
     assembled = workspace.derived("assemble")
     infer(
-        load_stage_params(workspace.params, "classes", "model", "infer"),
+        load_stage_params(workspace.params, "classes", "model", "infer", "train"),
         root=workspace.root,
         unlabeled=assembled / "unlabeled.parquet",
         calibration=assembled / "calibration.parquet",

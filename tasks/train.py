@@ -1,4 +1,4 @@
-"""Train teacher and student on the labels, with every unlabeled image taking part by its own weight.
+"""Train teacher and student on labeled images, and on unlabeled images with a weight for each.
 
 Reads  data/images, data/warm_start, derived/assemble
 Writes derived/train
@@ -24,7 +24,8 @@ from tasks.data import schemas
 from tasks.data.image_source import translate_worker_errors
 from tasks.data.paths import Workspace
 from tasks.model.checkpoint import Checkpoint, write_state
-from tasks.model.detector import default_device, image_reader, load_weights_file, new_detector, to_examples
+from tasks.model.detector import ImageReader, default_device, load_weights_file, new_detector, to_examples
+from tasks.model.fingerprint import software_fingerprint
 from tasks.model.launch import launch
 from tasks.params import StageParams, load_stage_params
 from tasks.params.stages import SslParams, TrainParams
@@ -55,8 +56,8 @@ def train(params: StageParams, *, root: Path, assembled: Path, warm_start: Path,
 
 
 def train_worker(params: StageParams, root: Path, assembled: Path, warm_start: Path, scratch: Path, out: Path) -> None:
-    """``train`` as one of several processes, or as the only one; the first of them writes."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    """Run ``train`` as one of several processes, or as the only one; the first of them writes."""
+    _set_determinism(default_device())
     labeled = to_examples(files.read_table(assembled / "labeled.parquet", schemas.ANNOTATED))
     unlabeled = to_examples(files.read_table(assembled / "unlabeled.parquet", schemas.UNLABELED))
     if not labeled:
@@ -66,7 +67,7 @@ def train_worker(params: StageParams, root: Path, assembled: Path, warm_start: P
     batches = SemiSupervisedBatches(
         labeled,
         unlabeled if params.ssl.enabled else [],
-        image_reader(root, [{"uri": one.uri, "image_id": one.image_id} for one in (*labeled, *unlabeled)]),
+        ImageReader(root, [{"uri": one.uri, "image_id": one.image_id} for one in (*labeled, *unlabeled)]),
         AugmentationConfig(params.model.short_side_px, params.model.long_side_px, **params.augmentation.model_dump()),
         batch_sizes=(params.train.labeled_batch_size, params.train.unlabeled_batch_size),
         burn_in_iterations=params.train.burn_in_iterations,
@@ -74,13 +75,42 @@ def train_worker(params: StageParams, root: Path, assembled: Path, warm_start: P
         rank=rank(),
         world_size=world_size(),
     )
-    checkpoint = Checkpoint(scratch, key=_input_key(params, assembled, warm_start))
+    checkpoint = Checkpoint(scratch, _input_key(params, assembled, warm_start), _hardware(trainer))
     logs = checkpoint.load(trainer)
     with translate_worker_errors("train"):
         logs += _train_loop(trainer, batches, params.train, checkpoint, logs)
     if is_main_process():
-        _write_outputs(trainer, logs, params, len(labeled), len(unlabeled), out)
+        reproducibility = _reproducibility(trainer.student.device.type, checkpoint.hardware_changed)
+        _write_outputs(trainer, logs, params, reproducibility, (len(labeled), len(unlabeled)), out)
         checkpoint.delete()
+
+
+def _set_determinism(device: str) -> None:
+    """Choose kernels that give the same bits each time, on a CPU.
+
+    Not on CUDA: there torchvision's deterministic ROIAlign is many times slower and can exceed the memory, and bits
+    would differ between GPUs all the same.
+    """
+    torch.use_deterministic_algorithms(device == "cpu", warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, at the price of a write per tensor
+
+
+def _hardware(trainer: TeacherStudentTrainer) -> dict[str, Any]:
+    device = trainer.student.device.type
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "processes": world_size(),
+        "micro_batches": trainer.num_micro_batches,
+    }
+
+
+def _reproducibility(device_type: str, hardware_changed: bool) -> str:
+    """Say what a repetition with the same inputs, code and hardware gives.
+
+    ``bitwise``: the same files. ``statistical``: other rounding errors, which training amplifies; so results agree
+    only in the mean over repetitions.
+    """
+    return "bitwise" if device_type == "cpu" and not hardware_changed else "statistical"
 
 
 def _check_divisible_batch_sizes(params: TrainParams) -> None:
@@ -140,7 +170,7 @@ def _schedule(train_params: TrainParams, ssl: SslParams) -> Schedule:
 
 
 def _image_weighting(uncertainty: Path, ssl: SslParams) -> ImageWeighting:
-    """z_j from the round before; the first round has none, so every image weighs sigmoid(0) = 0.5."""
+    """Read z_j of the round before; the first round has none, so every image weighs sigmoid(0) = 0.5."""
     table = files.read_table(uncertainty, schemas.PREVIOUS_UNCERTAINTY)
     z = table["uncertainty"].to_numpy().astype(np.float64)
     if ssl.standardize_image_weights and len(z):
@@ -186,8 +216,8 @@ def _write_outputs(
     trainer: TeacherStudentTrainer,
     logs: list[StepLog],
     params: StageParams,
-    num_labeled: int,
-    num_unlabeled: int,
+    reproducibility: str,
+    num_images: tuple[int, int],
     out: Path,
 ) -> None:
     digests = {}
@@ -205,9 +235,10 @@ def _write_outputs(
     summary: dict[str, Any] = {
         "iterations": trainer.iteration,
         "init_from": params.train.init_from,
-        "micro_batches": trainer.num_micro_batches,
-        "labeled_images": num_labeled,
-        "unlabeled_images": num_unlabeled,
+        **_hardware(trainer),
+        "reproducibility": reproducibility,
+        "labeled_images": num_images[0],
+        "unlabeled_images": num_images[1],
         "loss_sup": mean("loss_sup", tail),
         "loss_unsup": mean("loss_unsup", with_pseudo),
         "pseudo_boxes_per_image": mean("pseudo_boxes_per_image", with_pseudo),
@@ -232,8 +263,6 @@ def _by_class(entries: list[StepLog], classes: list[str]) -> dict[str, float]:
 
 def _input_key(params: StageParams, assembled: Path, warm_start: Path) -> str:
     """Digest of everything that decides the result, so that a checkpoint of other inputs is never used."""
-    import detectron_ext
-
     sections = {name: getattr(params, name).model_dump() for name in ("model", "train", "augmentation", "ssl")} | {
         "seed": params.seed,
         "classes": params.classes,
@@ -243,8 +272,7 @@ def _input_key(params: StageParams, assembled: Path, warm_start: Path) -> str:
             sections,
             files.sha256_tree(assembled),
             files.sha256_tree(warm_start),
-            files.sha256_tree(Path(detectron_ext.__file__).parent, keep=lambda path: path.suffix == ".py"),
-            torch.__version__,
+            software_fingerprint(Path(__file__)),
         ]
     )
 

@@ -1,4 +1,4 @@
-"""The state of an unfinished training run, so that a kill costs minutes and not the night."""
+"""The state of an unfinished training run, so that a kill costs minutes and not the whole round."""
 
 import logging
 import multiprocessing
@@ -21,11 +21,21 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """The newest state of an unfinished run, kept outside DVC; only used for the very same inputs."""
+    """The newest state of an unfinished run, kept outside DVC; only used for the same inputs and code."""
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, key: str, hardware: dict[str, Any]) -> None:
+        """Begin without reading.
+
+        Args:
+            folder: where the state is kept.
+            key: digest of everything that decides the result, except the hardware.
+            hardware: what the rounding of sums and the order of random draws depend on. A run that continues on other
+                hardware loses no work, but ``hardware_changed`` records it.
+        """
         self._path = folder / "checkpoint.pth"
         self._key = key
+        self._hardware = hardware
+        self.hardware_changed = False
         self.exit_requested = False
 
     def load(self, trainer: TeacherStudentTrainer) -> list[StepLog]:
@@ -33,7 +43,8 @@ class Checkpoint:
         if not self._path.is_file():
             return []
         try:
-            state = torch.load(self._path, map_location=trainer.student.device, weights_only=True)
+            # To the CPU: the trainer copies each tensor to where it belongs, and some belong on the CPU.
+            state = torch.load(self._path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, UnpicklingError):
             log.warning("train: the checkpoint is unreadable and set aside; starting at iteration 0")
             return []
@@ -42,20 +53,34 @@ class Checkpoint:
             return []
         trainer.load_state_dict(state["run"])
         log.info("train: going on at iteration %d", trainer.iteration)
+        self.hardware_changed = bool(state["hardware_changed"])
+        if state["hardware"] != self._hardware:
+            self.hardware_changed = True
+            log.warning(
+                "train: the checkpoint is of %s, this process runs on %s; the result will differ from an uninterrupted"
+                " run's by rounding and random draws",
+                _format_hardware(state["hardware"]),
+                _format_hardware(self._hardware),
+            )
         return [StepLog(**row) for row in state["logs"]]
 
     def save(self, trainer: TeacherStudentTrainer, logs: list[StepLog]) -> None:
         """Replace the stored state atomically."""
-        write_state(
-            {"key": self._key, "run": trainer.state_dict(), "logs": [asdict(entry) for entry in logs]}, self._path
-        )
+        state = {
+            "key": self._key,
+            "hardware": self._hardware,
+            "hardware_changed": self.hardware_changed,
+            "run": trainer.state_dict(),
+            "logs": [asdict(entry) for entry in logs],
+        }
+        write_state(state, self._path)
 
     def delete(self) -> None:
-        """The run is finished."""
+        """Remove the state of a finished run."""
         self._path.unlink(missing_ok=True)
 
     def exit_on_signal(self) -> None:
-        """SIGTERM and Ctrl-C end the run after the current iteration, with its state saved."""
+        """Let SIGTERM and Ctrl-C end the run after the current iteration, with its state saved."""
 
         def request(signum: int, frame: FrameType | None) -> None:
             del signum, frame
@@ -72,6 +97,10 @@ class Checkpoint:
         log.info("train: asked to leave; saved at iteration %d, run again to go on", iteration)
         sys.stdout.flush()
         os._exit(EXIT_INTERRUPTED)
+
+
+def _format_hardware(hardware: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in hardware.items())
 
 
 def write_state(state: dict[str, Any], path: Path) -> None:

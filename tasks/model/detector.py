@@ -1,11 +1,13 @@
-"""The detector as the stages use it: built from parameters, loaded from files, fed with image files."""
+"""The detector as the stages use it: built from parameters, loaded from files, applied to image files."""
 
 import logging
+import os
 import pickle
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +15,8 @@ import torch
 
 from detectron_ext.augmentation import AugmentationConfig, Example, Pixels
 from detectron_ext.config import DetectorSpec
-from detectron_ext.inference import Detections
-from detectron_ext.inference import detect as detect_batch
+from detectron_ext.inference import Detections, PreparedImage, prepare_image
+from detectron_ext.inference import detect as detect_prepared
 from detectron_ext.meta_arch import PerImageRCNN, build_detector, load_pretrained, load_weights
 from tasks.data.image_source import ImageSource
 from tasks.data.images import open_rgb
@@ -24,18 +26,20 @@ from tasks.params.stages import ModelParams
 from tasks.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
-_Item = TypeVar("_Item")
+_Image = TypeVar("_Image")
+_BATCHES_AHEAD = 4
+_MAX_DECODING_THREADS = 16
 
 
 def default_device() -> str:
-    """The first CUDA device where there is one."""
+    """Return ``cuda`` where there is a CUDA device, else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def detector_config(
     model: ModelParams, num_classes: int, focal_gamma: float = 0.0, root: Path = Path()
 ) -> DetectorSpec:
-    """What detectron_ext builds, from the ``model`` section."""
+    """Translate the ``model`` section into the detector to build."""
     return DetectorSpec(
         backbone=model.backbone,
         trainable_stages=model.trainable_stages,
@@ -51,7 +55,7 @@ def detector_config(
 
 
 def new_detector(model: ModelParams, num_classes: int, focal_gamma: float, root: Path, device: str) -> PerImageRCNN:
-    """A detector with the backbone weights that ``model.pretrained_weights`` names, ready to train.
+    """Build a detector with the weights that ``model.pretrained_weights`` names, ready to train.
 
     Raises:
         UserError: unknown backbone, missing weights file or weights that do not fit.
@@ -72,7 +76,7 @@ def new_detector(model: ModelParams, num_classes: int, focal_gamma: float, root:
 
 
 def load_detector(model: ModelParams, num_classes: int, weights: Path, device: str | None = None) -> PerImageRCNN:
-    """A trained detector in eval mode.
+    """Load a trained detector, in eval mode.
 
     Raises:
         UserError: the file is missing, unreadable, or of another model.
@@ -97,54 +101,122 @@ def load_weights_file(detector: PerImageRCNN, weights: Path) -> None:
 
 
 def detect(
-    detector: PerImageRCNN, images: Sequence[Pixels], model: ModelParams, mixed_precision: bool = True
+    detector: PerImageRCNN, images: Sequence[Pixels], model: ModelParams, mixed_precision: bool
 ) -> list[Detections]:
-    """Detections of RGB images (H, W, 3) uint8, in pixels of the original."""
-    return detect_batch(detector, images, resize_config(model), mixed_precision)
+    """Detect objects on RGB images (H, W, 3) uint8; boxes in pixels of the original."""
+    return detect_prepared(detector, [prepare_image(image, resize_config(model)) for image in images], mixed_precision)
+
+
+def detect_all(
+    detectors: Sequence[PerImageRCNN],
+    images: Sequence[_Image],
+    read: Callable[[_Image], Pixels],
+    model: ModelParams,
+    *,
+    batch_size: int,
+    mixed_precision: bool,
+) -> Iterator[tuple[_Image, list[Detections]]]:
+    """Detect objects on many images; each is decoded and resized once, off the main thread, some batches ahead.
+
+    Args:
+        detectors: in eval mode; each sees every image.
+        images: what ``read`` takes.
+        read: gives the pixels of an image; called from several threads.
+        model: sizes at which the detectors see an image.
+        batch_size: images per forward pass; a batch has images of one shape, because the detector runs other
+            shapes one after the other anyway.
+        mixed_precision: on CUDA; without effect on a CPU.
+
+    Yields:
+        Each image with one result per detector, in an order that depends on the shapes.
+    """
+    config = resize_config(model)
+    stride = max(max(detector.backbone.size_divisibility, 1) for detector in detectors)
+    pending: dict[tuple[int, int], list[tuple[_Image, PreparedImage]]] = defaultdict(list)
+
+    def prepare(image: _Image) -> PreparedImage:
+        return prepare_image(read(image), config)
+
+    def run(batch: list[tuple[_Image, PreparedImage]]) -> Iterator[tuple[_Image, list[Detections]]]:
+        inputs = [prepared for _, prepared in batch]
+        found = [detect_prepared(detector, inputs, mixed_precision) for detector in detectors]
+        yield from zip((image for image, _ in batch), map(list, zip(*found, strict=True)), strict=True)
+
+    for image, prepared in _map_ahead(prepare, images, _BATCHES_AHEAD * batch_size):
+        height_px, width_px = prepared.model_input["image"].shape[1:]
+        shape = -(-height_px // stride), -(-width_px // stride)
+        pending[shape].append((image, prepared))
+        if len(pending[shape]) == batch_size:
+            yield from run(pending.pop(shape))
+        elif sum(map(len, pending.values())) == _BATCHES_AHEAD * batch_size:  # many shapes: bound the memory
+            yield from run(pending.pop(max(pending, key=lambda key: len(pending[key]))))
+    for batch in pending.values():
+        yield from run(batch)
+
+
+def _map_ahead(
+    function: Callable[[_Image], PreparedImage], items: Sequence[_Image], num_ahead: int
+) -> Iterator[tuple[_Image, PreparedImage]]:
+    """Items with their results in order, computed by threads for at most ``num_ahead`` items in advance."""
+    num_threads = min(len(os.sched_getaffinity(0)), _MAX_DECODING_THREADS)
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as threads:
+        futures: deque[Future[PreparedImage]] = deque()
+        try:
+            for position, item in enumerate(items):
+                while len(futures) < num_ahead and position + len(futures) < len(items):
+                    futures.append(threads.submit(function, items[position + len(futures)]))
+                yield item, futures.popleft().result()
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 def resize_config(model: ModelParams) -> AugmentationConfig:
-    """Sizes at which the model sees an image; no augmentation."""
+    """Return the sizes at which the model sees an image; no augmentation."""
     return AugmentationConfig(model.short_side_px, model.long_side_px)
 
 
-def image_reader(
-    root: Path, images: Sequence[Mapping[str, str]], *, prefetch_remote: bool = False
-) -> Callable[[str], Pixels]:
+class ImageReader:
     """Reads images by their uris as RGB (H, W, 3) uint8, upright, as label tools show them.
 
-    Args:
-        root: folder that uris are relative to, unless they are s3 uris.
-        images: rows with ``uri`` and ``image_id``, of all images that will be read; the id vouches for the bytes.
-        prefetch_remote: begin to fetch all of them, as far as they lie in an object store.
+    Can be pickled, so that processes started by any method can read.
     """
-    id_of = {image["uri"]: image["image_id"] for image in images}
-    source = ImageSource(root)
-    if prefetch_remote:
-        source.prefetch(images)
 
-    def read(uri: str) -> Pixels:
-        return source.open(uri, id_of[uri], lambda path: np.asarray(open_rgb(path)))
+    def __init__(self, root: Path, images: Sequence[Mapping[str, str]], *, prefetch_remote: bool = False) -> None:
+        """Begin; nothing is read yet.
 
-    return read
+        Args:
+            root: folder that uris are relative to, unless they are s3 uris.
+            images: rows with ``uri`` and ``image_id`` of all images that will be read; the bytes of an object are
+                checked against the id.
+            prefetch_remote: begin to fetch all images that lie in an object store.
+        """
+        self._root = root
+        self._id_of = {image["uri"]: image["image_id"] for image in images}
+        self._source = ImageSource(root)
+        if prefetch_remote:
+            self._source.prefetch(images)
 
+    def __call__(self, uri: str) -> Pixels:
+        """Return the pixels of one image.
 
-def prefetch(
-    items: Sequence[Sequence[_Item]], read: Callable[[_Item], Pixels]
-) -> Iterator[tuple[Sequence[_Item], list[Pixels]]]:
-    """Batches with their pixels; the next batch is decoded while the caller works on this one."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        pending = pool.submit(lambda batch: [read(item) for item in batch], items[0]) if items else None
-        for position, batch in enumerate(items):
-            assert pending is not None
-            pixels = pending.result()
-            if position + 1 < len(items):
-                pending = pool.submit(lambda batch: [read(item) for item in batch], items[position + 1])
-            yield batch, pixels
+        Raises:
+            OSError: the file is missing or no image.
+            ValueError: the path leaves the workspace, or the image cannot be decoded.
+            ObjectStoreError: the object is missing, changed, or out of reach.
+        """
+        return self._source.open(uri, self._id_of[uri], lambda path: np.asarray(open_rgb(path)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_source": None}  # its cache holds threads and locks
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._source = ImageSource(self._root)
 
 
 def to_examples(table: pa.Table) -> list[Example]:
-    """Examples of an ANNOTATED or UNLABELED table, in its order."""
+    """Convert an ANNOTATED or UNLABELED table into examples, in its order."""
     rows = table.to_pylist()
     return [
         Example(

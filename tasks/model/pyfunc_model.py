@@ -24,7 +24,7 @@ class PyfuncDetector(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Remember where the artifacts are."""
         self._teacher_path = Path(context.artifacts["teacher"])
-        self._params = load_stage_params(Path(context.artifacts["params"]), "classes", "model")
+        self._params = load_stage_params(Path(context.artifacts["params"]), "classes", "model", "train")
         self._detector: Any = None
 
     def predict(
@@ -50,7 +50,8 @@ class PyfuncDetector(PythonModel):
             self._detector = load_detector(self._params.model, len(self._params.classes), self._teacher_path)
         results = []
         for image in model_input:  # one at a time: pictures of any size in little memory
-            detections = detect(self._detector, [_to_rgb(image)], self._params.model)[0]
+            pixels, mixed_precision = _to_rgb(image), self._params.train.mixed_precision
+            detections = detect(self._detector, [pixels], self._params.model, mixed_precision)[0]
             results.append(
                 {
                     "boxes_xyxy_px": detections.boxes_xyxy.tolist(),

@@ -1,4 +1,4 @@
-"""``python -m tasks.model.smoke_test``: whether the newest weights load and see, on this machine, and at what cost.
+"""``python -m tasks.model.smoke_test``: whether the newest weights load and detect on this machine, and at what cost.
 
 Reads params.yaml, the newest teacher (before the first round: the weights a training starts from) and one
 validation image; writes nothing. Prints one JSON object. A process of its own, because ``flows`` hold no tensors.
@@ -16,7 +16,7 @@ import torch
 
 from tasks.data.paths import Workspace
 from tasks.data.schemas import ANNOTATED
-from tasks.model.detector import default_device, detect, image_reader, load_detector, new_detector
+from tasks.model.detector import ImageReader, default_device, detect, load_detector, new_detector
 from tasks.params import StageParams, load_stage_params
 from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import set_pdeathsig
@@ -30,7 +30,7 @@ def smoke_test(workspace: Workspace, params: StageParams) -> dict[str, Any]:
 
     Args:
         workspace: a campaign.
-        params: sections classes, model and ssl.
+        params: sections classes, model, ssl and train.
 
     Returns:
         weights (what was loaded), device, device_name, torch, load_seconds, forward_seconds, detections,
@@ -46,12 +46,12 @@ def smoke_test(workspace: Workspace, params: StageParams) -> dict[str, Any]:
     image = files.read_table(workspace.val, ANNOTATED).select(["image_id", "uri"]).slice(0, 1).to_pylist()[0]
     uri = image["uri"]
     try:
-        pixels = image_reader(workspace.root, [image])(uri)
+        pixels = ImageReader(workspace.root, [image])(uri)
     except (OSError, ValueError) as error:
         raise UserError(uri, f"the image is unreadable ({error}), expected a validation image") from None
-    detect(detector, [pixels], params.model)  # the first run pays for memory and kernels
+    detect(detector, [pixels], params.model, params.train.mixed_precision)  # the first run pays for memory and kernels
     warm_s = time.monotonic()
-    detections = detect(detector, [pixels], params.model)[0]
+    detections = detect(detector, [pixels], params.model, params.train.mixed_precision)[0]
     return {
         "weights": name,
         "device": device,
@@ -81,7 +81,7 @@ def main() -> None:
     set_pdeathsig()
     workspace = Workspace(Path.cwd())
     try:
-        result = smoke_test(workspace, load_stage_params(workspace.params, "classes", "model", "ssl"))
+        result = smoke_test(workspace, load_stage_params(workspace.params, "classes", "model", "ssl", "train"))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)

@@ -25,7 +25,7 @@ SCHEDULE = replace(
 def new_trainer() -> TeacherStudentTrainer:
     """No sampling of anchors and ROIs: it would draw other ones in every process."""
     run = tiny_run.new_trainer(SCHEDULE, z={"b": 2.0})
-    run.threshold = ScoreThreshold("adaptive", 0.0, NUM_CLASSES)
+    run.threshold = ScoreThreshold("adaptive", 0.1, NUM_CLASSES)
     for network in (run.student, run.teacher):
         network.proposal_generator.batch_size_per_image = 10**6
         network.roi_heads.batch_size_per_image = 10**6
@@ -67,7 +67,9 @@ def train_rank(rank: int, folder: Path) -> None:
     logs = [run.step(make_batch(iteration, rank, 2)) for iteration in range(SCHEDULE.iterations)]
     losses = [[entry.loss_sup, entry.loss_unsup, entry.mean_image_weight] for entry in logs]
     state = {"student": run.student.state_dict(), "teacher": run.teacher.state_dict()}
-    torch.save({**state, "losses": torch.tensor(losses), "scores": run.threshold.mean_score_K}, folder / f"{rank}.pth")
+    torch.save(
+        {**state, "losses": torch.tensor(losses), "scores": run.threshold.class_thresholds()}, folder / f"{rank}.pth"
+    )
 
 
 def run_collectives(rank: int, folder: Path) -> None:

@@ -52,4 +52,26 @@ def test_trainable_stages_are_counted_from_the_output() -> None:
         return sum(p.numel() for p in TimmBackbone("tf_efficientnet_lite0", stages).parameters() if p.requires_grad)
 
     assert trainable(0) == 0
-    assert 0 < trainable(1) < trainable(4) < trainable(7)
+    assert 0 < trainable(1) < trainable(4) < trainable(7) < trainable(8) == trainable(99)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "resnet18", "convnext_atto"])
+def test_nothing_before_a_frozen_stage_is_trainable(name: str) -> None:
+    """A trainable stem under frozen stages would pull gradients through the most expensive maps."""
+    for stages in range(10):
+        trainable = [parameter.requires_grad for parameter in TimmBackbone(name, stages).body.parameters()]
+        assert trainable == sorted(trainable)
+
+
+def test_four_trainable_stages_are_the_last_four_blocks() -> None:
+    body = TimmBackbone("tf_efficientnet_lite0", 4).body
+    assert not body.conv_stem.weight.requires_grad
+    blocks = [all(parameter.requires_grad for parameter in block.parameters()) for block in body.blocks]
+    assert blocks == [False] * 3 + [True] * 4
+    layers = dict(TimmBackbone("resnet18", 4).body.named_children())
+    assert {name for name in layers if any(p.requires_grad for p in layers[name].parameters())} == {
+        "layer1",
+        "layer2",
+        "layer3",
+        "layer4",
+    }

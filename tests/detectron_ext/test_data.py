@@ -1,10 +1,12 @@
 """Views and batches: boxes follow the pixels, every image gets its turn, an iteration always sees the same."""
 
+import multiprocessing
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from detectron_ext.augmentation import AugmentationConfig, Example, resize, strong_augment, weak_augment
 from detectron_ext.data import InfiniteSampler, SemiSupervisedBatches
@@ -87,6 +89,25 @@ def test_starting_late_gives_the_same_batches() -> None:
     late = list(make_batches().iterate(3, 5, num_workers=0))
     assert [batch.unlabeled_ids for batch in whole[3:]] == [batch.unlabeled_ids for batch in late]
     torch.testing.assert_close(whole[3].labeled[0]["image"], late[0].labeled[0]["image"])
+
+
+def test_pixels_go_as_bytes() -> None:
+    batch = make_batches()[3]
+    for example in batch.labeled + batch.unlabeled_weak + batch.unlabeled_strong:
+        assert example["image"].dtype == torch.uint8
+
+
+def test_spawned_workers_read_what_this_process_reads() -> None:
+    """Processes are not forked on every platform, and not at all by Python 3.14's default."""
+    batches = make_batches()
+    batches[3]  # the sampler has been used
+    context = multiprocessing.get_context("spawn")
+    loader = DataLoader(batches, batch_size=None, sampler=[3], num_workers=1, multiprocessing_context=context)
+    [read] = list(loader)
+    for one, two in zip(
+        read.labeled + read.unlabeled_strong, batches[3].labeled + batches[3].unlabeled_strong, strict=True
+    ):
+        assert torch.equal(one["image"], two["image"])
 
 
 def test_no_labels_is_an_error() -> None:

@@ -37,6 +37,16 @@ def test_gamma_zero_is_cross_entropy() -> None:
     torch.testing.assert_close(focal_loss(logits, classes, 0.0, torch.ones(4)), expected)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 1.5])
+def test_the_gradient_is_finite_where_the_detector_is_certain(gamma: float) -> None:
+    logits = torch.tensor([[200.0, 0.0], [0.0, 200.0], [0.0, 0.0]], requires_grad=True)
+    loss = focal_loss(logits, torch.tensor([0, 0, 1]), gamma, torch.ones(2))
+    assert loss[0].item() == pytest.approx(0, abs=1e-12)
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
 def test_no_roi_gives_an_empty_loss_with_a_gradient() -> None:
     logits = torch.zeros(0, 4, requires_grad=True)
     loss = per_image_mean(
@@ -63,6 +73,8 @@ def test_detection_losses_add_up() -> None:
     losses = DetectionLosses(*(torch.tensor([value]) for value in (1.0, 2.0, 4.0, 8.0)))
     assert losses.classification().item() == 5.0
     assert losses.total().item() == 15.0
+    assert losses.select(torch.tensor([True])).item() == 15.0
+    assert losses.select(torch.tensor([False])).item() == 5.0
 
 
 @pytest.mark.parametrize(("direction", "sign"), [("favor_uncertain", 1), ("favor_certain", -1)])

@@ -4,13 +4,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
+from detectron_ext.config import build_cfg
 from detectron_ext.losses import DetectionLosses
 from detectron_ext.meta_arch import PerImageRCNN, build_detector, cpu_state_dict, load_weights
 from tests.detectron_ext.tiny import NUM_CLASSES, TINY
@@ -117,6 +120,55 @@ def test_posteriors_survive_nms(detector: PerImageRCNN, inputs: list[dict[str, A
         assert (instances.scores.diff() <= 0).all()
         assert embedding.shape == (TINY.fpn_channels,)
     assert total > 0
+
+
+@pytest.fixture
+def mixed_shapes() -> list[dict[str, Any]]:
+    """Landscape, portrait and square, in uint8 as the loaders give them."""
+    rng = np.random.default_rng(5)
+    sides = [(64, 96), (96, 64), (64, 96), (60, 90), (40, 40)]
+    return [{"image": torch.from_numpy(rng.integers(0, 256, (3, *side), dtype=np.uint8))} for side in sides]
+
+
+def test_an_image_gives_the_same_result_in_any_batch(
+    detector: PerImageRCNN, mixed_shapes: list[dict[str, Any]]
+) -> None:
+    detector.eval()
+    with torch.no_grad():
+        together = detector(mixed_shapes)
+        for image, (found, embedding) in zip(mixed_shapes, together, strict=True):
+            [(alone, embedding_alone)] = detector([image])
+            assert len(alone) == len(found) > 0
+            assert found.image_size == tuple(image["image"].shape[1:])
+            torch.testing.assert_close(embedding, embedding_alone, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found.scores, alone.scores, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found.class_probs, alone.class_probs, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found.pred_boxes.tensor, alone.pred_boxes.tensor, rtol=1e-4, atol=1e-2)
+
+
+def test_images_of_one_padded_shape_share_a_forward_pass(
+    detector: PerImageRCNN, mixed_shapes: list[dict[str, Any]]
+) -> None:
+    batch_sizes: list[int] = []
+    detector.eval().backbone.register_forward_hook(lambda _module, inputs, _output: batch_sizes.append(len(inputs[0])))
+    with torch.no_grad():
+        detector(mixed_shapes)
+    assert batch_sizes == [3, 1, 1]  # 60 x 90 is padded to 64 x 96
+
+
+def test_bytes_and_floats_are_the_same_image(detector: PerImageRCNN, mixed_shapes: list[dict[str, Any]]) -> None:
+    floats = [{"image": image["image"].float()} for image in mixed_shapes]
+    for one, two in zip(detector.preprocess_image(mixed_shapes), detector.preprocess_image(floats), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("section", ["RPN", "ROI_BOX_HEAD"])
+def test_a_box_loss_that_is_not_computed_is_refused(section: str) -> None:
+    """Else a YAML with giou would train smooth L1 without a word."""
+    cfg = build_cfg(TINY, "cpu")
+    cfg.MODEL[section].BBOX_REG_LOSS_TYPE = "giou"
+    with pytest.raises(ValueError, match=rf"{section}\.BBOX_REG_LOSS_TYPE is 'giou', expected 'smooth_l1'"):
+        build_model(cfg)
 
 
 def test_non_finite_outputs_never_become_detections(detector: PerImageRCNN, inputs: list[dict[str, Any]]) -> None:

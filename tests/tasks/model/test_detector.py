@@ -29,7 +29,7 @@ def test_a_trained_detector_is_loaded_and_detects_in_pixels_of_the_original(tmp_
     torch.save(cpu_state_dict(new_detector(model, 2, 1.5, tmp_path, "cpu")), tmp_path / "teacher.pth")
     detector = load_detector(model, 2, tmp_path / "teacher.pth", "cpu")
     images = [np.random.default_rng(n).integers(0, 256, (100 + n, 150, 3), dtype=np.uint8) for n in range(2)]
-    for image, found in zip(images, detect(detector, images, model), strict=True):
+    for image, found in zip(images, detect(detector, images, model, True), strict=True):
         assert found.class_probs.shape == (len(found.scores), 3)
         assert (found.boxes_xyxy >= 0).all()
         assert (found.boxes_xyxy[:, [0, 2]] <= image.shape[1]).all()
@@ -50,7 +50,7 @@ def test_a_model_zoo_yaml_builds_and_starts_from_a_checkpoint(tmp_path: Path) ->
             torch.testing.assert_close(value, torch.from_numpy(state[name]))
     assert own.roi_heads.box_predictor.cls_score.out_features == 3
     assert own.input_format == "BGR"
-    found = detect(own.eval(), [np.zeros((80, 120, 3), dtype=np.uint8)], model)
+    found = detect(own.eval(), [np.zeros((80, 120, 3), dtype=np.uint8)], model, True)
     assert found[0].class_probs.shape[1] == 3
 
 

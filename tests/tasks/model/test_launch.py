@@ -15,7 +15,7 @@ from tasks.data.paths import image_id_from_sha256
 from tasks.params import load_stage_params
 from tasks.runtime.errors import GuardRailError, UserError
 from tasks.storage import files
-from tasks.train import train, train_worker
+from tasks.train import _reproducibility, _set_determinism, train, train_worker
 from tests.detectron_ext.ddp_launch import launch_two_processes
 
 REPOSITORY = Path(__file__).parents[3]
@@ -72,6 +72,7 @@ def test_two_processes_leave_one_outcome(workspace: Path) -> None:
     assert [int(rank) for rank in launch_two_processes(run_worker, workspace)] == [0, 1]
     summary = files.read_json(workspace / "out" / "summary.json")
     assert summary["iterations"] == 3
+    assert (summary["processes"], summary["device"], summary["reproducibility"]) == (2, "cpu", "bitwise")
     assert summary["teacher_sha256"] == files.sha256_file(workspace / "out" / "teacher.pth")
     assert not list((workspace / "scratch").glob("*.pth"))
 
@@ -89,6 +90,41 @@ def test_a_batch_that_does_not_divide_is_named(workspace: Path, monkeypatch: pyt
             scratch=workspace / "scratch",
             out=workspace / "out",
         )
+
+
+@pytest.mark.slow
+def test_a_divergence_is_a_guard_rail(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detectron2's own FloatingPointError comes first in practice."""
+
+    def diverged(*_args: object) -> None:
+        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
+
+    monkeypatch.setattr("detectron_ext.rpn.PerImageRPN.forward", diverged)
+    sections = load_stage_params(workspace / "params.yaml", "seed", "classes", "model", "train", "augmentation", "ssl")
+    with pytest.raises(GuardRailError, match="train: proposals are not finite at iteration 0") as caught:
+        train_worker(sections, workspace, *(workspace / name for name in ("assembled", "previous", "scratch", "out")))
+    assert caught.value.exit_code == 3
+    assert not (workspace / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "hardware_changed", "kind"),
+    [("cpu", False, "bitwise"), ("cpu", True, "statistical"), ("cuda", False, "statistical")],
+)
+def test_kinds_of_reproducibility(device: str, hardware_changed: bool, kind: str) -> None:
+    assert _reproducibility(device, hardware_changed) == kind
+
+
+def test_only_a_cpu_gets_deterministic_kernels() -> None:
+    """On CUDA torchvision's deterministic ROIAlign is many times slower."""
+    try:
+        for device in ("cuda", "cpu"):
+            _set_determinism(device)
+            assert torch.are_deterministic_algorithms_enabled() == (device == "cpu")
+            assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 @pytest.mark.parametrize("kind", [UserError, GuardRailError])

@@ -66,7 +66,7 @@ def test_bytes_path_and_array_of_one_picture_give_the_same_boxes(
 def test_boxes_are_those_of_the_detector_with_names(served: mlflow.pyfunc.PyFuncModel, saved: Path) -> None:
     params = load_params(saved / "params.yaml")
     detector = load_detector(params.model, len(CLASSES), saved / "teacher.pth")
-    found = detect(detector, [make_image()], params.model)[0]
+    found = detect(detector, [make_image()], params.model, True)[0]
     result = served.predict([make_image()])[0]
     np.testing.assert_allclose(result["boxes_xyxy_px"], found.boxes_xyxy, rtol=1e-5)
     assert result["classes"] == [CLASSES[label] for label in found.class_ids]

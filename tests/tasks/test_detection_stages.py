@@ -1,0 +1,206 @@
+"""Inference and evaluation on a small random detector: what they compute in, in what order, and under what key."""
+
+import itertools
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+import tasks.infer
+from detectron_ext.inference import Detections
+from flows.workspace.params_template import render_params
+from tasks.data import schemas
+from tasks.data.detections import read_detections
+from tasks.data.paths import image_id_from_sha256
+from tasks.evaluate import evaluate
+from tasks.infer import infer, shard_name
+from tasks.model import detector as detector_module
+from tasks.model.detector import ImageReader, detect, detect_all, load_detector, new_detector
+from tasks.model.fingerprint import software_fingerprint
+from tasks.params import StageParams, load_stage_params
+from tasks.storage import files
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).parents[2]
+CLASSES = ("disc", "square")
+SIZES = [(64, 96), (96, 64), (64, 96), (64, 64), (96, 64), (64, 96), (70, 80)]  # (height, width) px
+SETTINGS = [
+    "model.pretrained_weights=none",
+    "model.fpn_channels=32",
+    "model.short_side_px=64",
+    "model.long_side_px=96",
+    "infer.batch_size=2",
+    "infer.shard_size=4",
+    "infer.score_threshold=0.0",
+    "evaluate.batch_size=2",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_params(tmp_path)
+    torch.manual_seed(0)
+    model = stage_params(tmp_path).model
+    for name in ("teacher", "student"):
+        torch.save(new_detector(model, len(CLASSES), 0.0, tmp_path, "cpu").state_dict(), tmp_path / f"{name}.pth")
+    images = [save_image(tmp_path, number, size) for number, size in enumerate(SIZES)]
+    boxes = {"boxes_xyxy": [10.0, 10.0, 40.0, 50.0], "class_ids": [1], "batch": 0}
+    files.write_table(tmp_path / "unlabeled.parquet", pa.Table.from_pylist(images[:5], schemas.UNLABELED))
+    annotated = pa.Table.from_pylist([image | boxes for image in images[5:]], schemas.ANNOTATED)
+    files.write_table(tmp_path / "annotated.parquet", annotated)
+    return tmp_path
+
+
+def write_params(folder: Path, *settings: str) -> None:
+    text = render_params((REPOSITORY / "params.yaml").read_text(), classes=CLASSES, overrides=[*SETTINGS, *settings])
+    (folder / "params.yaml").write_text(text)
+
+
+def stage_params(folder: Path) -> StageParams:
+    return load_stage_params(folder / "params.yaml", "classes", "model", "infer", "evaluate", "train")
+
+
+def save_image(folder: Path, number: int, size: tuple[int, int]) -> dict[str, Any]:
+    path = folder / f"{number}.png"
+    Image.fromarray(np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)).save(path)
+    image_id = image_id_from_sha256(files.sha256_file(path))
+    return {"image_id": image_id, "uri": path.name, "width_px": size[1], "height_px": size[0]}
+
+
+def run_inference(folder: Path) -> None:
+    infer(
+        stage_params(folder),
+        root=folder,
+        unlabeled=folder / "unlabeled.parquet",
+        calibration=folder / "annotated.parquet",
+        teacher=folder / "teacher.pth",
+        scratch=folder / "scratch",
+        out=folder / "out",
+    )
+
+
+def test_all_images_are_detected_in_the_order_of_their_ids(folder: Path) -> None:
+    run_inference(folder)
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [shard_name(0), shard_name(1)]
+    stored = list(read_detections(folder / "out"))
+    ids = [one.image_id for one in stored]
+    assert len(ids) == len(SIZES)
+    assert ids == sorted(ids)
+    assert all(len(one.scores) > 0 for one in stored)
+    assert not (folder / "scratch").exists()
+
+
+def test_batch_size_and_shards_change_no_detection(folder: Path) -> None:
+    run_inference(folder)
+    expected = {one.image_id: one for one in read_detections(folder / "out")}
+    write_params(folder, "infer.batch_size=1", "infer.shard_size=100")
+    (folder / "out" / shard_name(1)).unlink()
+    run_inference(folder)
+    for one in read_detections(folder / "out"):
+        assert len(one.scores) == len(expected[one.image_id].scores)
+        np.testing.assert_allclose(one.scores, expected[one.image_id].scores, atol=1e-4)
+        np.testing.assert_allclose(one.boxes_xyxy, expected[one.image_id].boxes_xyxy, atol=1e-2)
+
+
+def test_shard_names_sort_like_numbers() -> None:
+    numbers = [0, 9, 10, 999, 9_999, 10_000, 123_456]
+    assert sorted(map(shard_name, numbers)) == list(map(shard_name, numbers))
+
+
+@pytest.mark.parametrize("mixed_precision", [True, False])
+def test_stages_compute_in_the_precision_that_the_parameters_say(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, mixed_precision: bool
+) -> None:
+    write_params(folder, f"train.mixed_precision={str(mixed_precision).lower()}")
+    seen: set[bool] = set()
+    original = detector_module.detect_prepared
+
+    def recording(model: Any, images: Any, mixed_precision: bool) -> list[Detections]:
+        seen.add(mixed_precision)
+        return original(model, images, mixed_precision)
+
+    monkeypatch.setattr(detector_module, "detect_prepared", recording)
+    run_inference(folder)
+    assert seen == {mixed_precision}
+    seen.clear()
+    run_evaluation(folder)
+    assert seen == {mixed_precision}
+
+
+def run_evaluation(folder: Path) -> None:
+    evaluate(
+        stage_params(folder),
+        root=folder,
+        val=folder / "annotated.parquet",
+        weights={name: folder / f"{name}.pth" for name in ("teacher", "student")},
+        out=folder / "evaluated",
+    )
+
+
+def test_evaluation_decodes_an_image_once_for_both_networks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+    original = ImageReader.__call__
+
+    def counting(self: ImageReader, uri: str) -> Any:
+        decoded.append(uri)
+        return original(self, uri)
+
+    monkeypatch.setattr(ImageReader, "__call__", counting)
+    run_evaluation(folder)
+    assert sorted(decoded) == ["5.png", "6.png"]
+    table = files.read_table(folder / "evaluated" / "predictions.parquet", schemas.PREDICTIONS)
+    assert table["model"].to_pylist() == ["teacher"] * 2 + ["student"] * 2
+    ids = files.read_table(folder / "annotated.parquet", schemas.ANNOTATED)["image_id"].to_pylist()
+    assert table["image_id"].to_pylist() == ids * 2
+
+
+def test_finished_shards_of_another_version_are_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, keys = stage_params(folder), set()
+    keys.add(tasks.infer._input_key(params, "digest"))
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"another {name}")
+    keys.add(tasks.infer._input_key(params, "digest"))
+    assert len(keys) == 2
+
+
+def test_the_fingerprint_follows_the_code(tmp_path: Path) -> None:
+    module = tmp_path / "stage.py"
+    module.write_text("a = 1")
+    before = software_fingerprint(module)
+    assert software_fingerprint(module) == before
+    module.write_text("a = 2")
+    assert software_fingerprint(module) != before
+
+
+def test_images_are_read_ahead_within_bounds_and_keep_their_results(folder: Path) -> None:
+    params = stage_params(folder)
+    detector = load_detector(params.model, len(CLASSES), folder / "teacher.pth", "cpu")
+    read = 0
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in SIZES * 4]
+
+    def reader(number: int) -> Any:
+        nonlocal read
+        read += 1
+        return pictures[number]
+
+    results = detect_all([detector], range(len(pictures)), reader, params.model, batch_size=2, mixed_precision=False)
+    first = list(itertools.islice(results, 1))
+    assert read <= 2 * 4 * 2  # ahead, and waiting for others of their shape
+    found = dict([*first, *results])
+    assert sorted(found) == list(range(len(pictures)))
+    for number in (0, 1, 6):
+        [alone] = detect(detector, [pictures[number]], params.model, False)
+        np.testing.assert_allclose(found[number][0].boxes_xyxy, alone.boxes_xyxy, atol=1e-2)
+        np.testing.assert_allclose(found[number][0].embedding, alone.embedding, atol=1e-4)
+
+
+def test_an_image_reader_reads_in_a_process_of_its_own(folder: Path) -> None:
+    rows = files.read_table(folder / "unlabeled.parquet", schemas.UNLABELED).select(["image_id", "uri"]).to_pylist()
+    reader = ImageReader(folder, rows)
+    pixels = reader("0.png")
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(reader))("0.png"), pixels)
