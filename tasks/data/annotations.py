@@ -51,8 +51,13 @@ def write_annotated(path: Path, images: Iterable[AnnotatedImage], classes: Seque
         }
         for image in sorted(images, key=lambda image: image.image_id)
     ]
-    schema = ANNOTATED.with_metadata({_CLASSES_KEY: json.dumps(list(classes), ensure_ascii=False).encode()})
-    files.write_table(path, pa.Table.from_pylist(rows, schema=schema))
+    write_annotated_table(path, pa.Table.from_pylist(rows, schema=ANNOTATED), classes)
+
+
+def write_annotated_table(path: Path, table: pa.Table, classes: Sequence[str]) -> None:
+    """Write a table of ``schemas.ANNOTATED``, whose class indices count in ``classes``."""
+    metadata = {_CLASSES_KEY: json.dumps(list(classes), ensure_ascii=False).encode()}
+    files.write_table(path, table.cast(ANNOTATED).replace_schema_metadata(metadata))
 
 
 def read_annotated(path: Path, classes: Sequence[str]) -> list[AnnotatedImage]:

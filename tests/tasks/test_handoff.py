@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tasks.data.importers import read_coco
+from tasks.data.dataset_import import import_dataset
+from tasks.data.dataset_source import DatasetSource
 from tasks.data.schemas import DETECTIONS, DETECTIONS_AT_SELECTION, SCORES, SELECTION, UNLABELED, AnnotationTask
 from tasks.handoff import handoff
 from tasks.params.stages import PreannotationParams
@@ -131,8 +132,11 @@ def test_coco_file_says_the_same(inputs: Path, tiny_coco: Path) -> None:
     coco["annotations"] = [a for a in coco["annotations"] if a["bbox"][2] < 20]
     coco["categories"][1]["name"] = "b"
     files.write_json(tiny_coco / "annotations.json", coco)
-    result = read_coco(tiny_coco / "annotations.json", tiny_coco / "images", max_pixels=100_000)
-    assert [len(record.boxes or ()) for record in result.records] == [0, 0, 2]
+    source = DatasetSource("coco", tiny_coco / "annotations.json", tiny_coco / "images")
+    result = import_dataset(source, max_pixels=100_000)
+    listed = {image["file_name"] for image in coco["images"]}
+    records = sorted((r for r in result.pool if r.file_name in listed), key=lambda r: r.file_name)
+    assert [len(record.boxes or ()) for record in records] == [0, 0, 2]
 
 
 def test_second_run_writes_the_same_bytes(inputs: Path) -> None:
