@@ -212,7 +212,8 @@ def _judge_document(
     sizes_M2 = np.full((len(document.images), 2), np.nan)
     for position, match in enumerate(matches):
         found = metadata.get(match.found) if match.found is not None else None
-        if isinstance(found, ImageMetadata) and answers[position] == "use":
+        is_answer = answers[position] == "use"
+        if isinstance(found, ImageMetadata) and is_answer and size_problem(document.images[position], found) is None:
             sizes_M2[position] = found.width_px, found.height_px
     checked = check_document(document, sizes_M2, work.policy, work.rules)
     work.columns.append(checked.columns)
@@ -361,6 +362,10 @@ def _require_usable(opened: OpenedSource, train: Sequence[ImageRecord], work: _I
     if train:
         return
     rejected = work.report.rejected
+    links = opened.listings[0].skipped_links
+    if links:
+        problem = f"usable images are 0, and {len(links)} files are links, expected images"
+        raise UserError(opened.where, problem, "Follow them with --follow-links.")
     listed = sum(len(document.images) for part in opened.parts if part.split == "train" for document in part.documents)
     first = f"The first one set aside is {rejected[0].item}: {rejected[0].reason}." if rejected else ""
     raise UserError(opened.where, f"usable images are 0 of {listed} listed, expected at least 1", first)
