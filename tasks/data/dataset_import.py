@@ -192,8 +192,8 @@ def _chosen(images: Sequence[ParsedImage], positions: Sequence[int]) -> int | No
     telling = [p for p in positions if images[p].boxes or images[p].status in ("labeled", "empty")]
     if not telling:
         return positions[0]
-    first = images[telling[0]]
-    if all(images[p].boxes == first.boxes for p in telling):
+    drawn = [{(box.category, box.xyxy, box.kind, box.is_crowd) for box in images[p].boxes} for p in telling]
+    if all(boxes == drawn[0] for boxes in drawn):
         return telling[0]
     if all(images[p].finished_at for p in telling):
         return max(telling, key=lambda p: images[p].finished_at or "")

@@ -349,10 +349,14 @@ def _pool_folder(pool_names: Sequence[str], held_out: set[str]) -> str | None:
 
 
 def _describe(detection: Detection, found: FoundDataset, roles: Sequence[str]) -> list[str]:
-    becomes = {"train": "the pool and its labels", "val": "the validation set", "leave-out": "left out"}
+    becomes = {
+        "train": "becomes the pool and its labels",
+        "val": "becomes the validation set",
+        "leave-out": "is left out (--test-split uses it)",
+    }
     lines = [detection.describe()]
     for split, role in zip(found.splits, roles, strict=True):
-        lines.append(f"  {split.split} becomes {becomes[role]}")
+        lines.append(f"  {split.split} {becomes[role]}")
     return lines
 
 
