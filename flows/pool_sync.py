@@ -10,10 +10,9 @@ import pyarrow as pa
 from flows.annotation.batches import all_annotation_batches
 from flows.workspace import dvc, git
 from flows.workspace.run_lock import run_lock
+from tasks.data.image_listing import ImageBucket, ImageFolder, is_utf8
 from tasks.data.image_metadata_cache import file_metadata_cache, object_metadata_cache
 from tasks.data.images import ImageProblem
-from tasks.data.importers.bucket import ImageBucket
-from tasks.data.importers.folder import ImageFolder
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace, image_id_from_sha256
 from tasks.data.pool_diff import PoolDiff, Row, SourceImage, diff_pool
@@ -66,8 +65,9 @@ def _list_source(workspace: Workspace, params: Params) -> list[SourceImage]:
         seen = object_metadata_cache(workspace, image_cache(workspace))
         bucket = ImageBucket(pool.images_uri, seen, num_workers=pool.num_download_workers, max_pixels=max_pixels)
         return [SourceImage(name, bucket.uri_of(name), bucket.metadata_of(name)) for name in bucket.names()]
-    folder = ImageFolder(workspace.root / Path(pool.images_uri).expanduser(), max_pixels)
-    metadata_cache, names = file_metadata_cache(workspace), list(folder.names())
+    root = workspace.root / Path(pool.images_uri).expanduser()
+    folder = ImageFolder(root, max_pixels, follow_links=pool.follow_links)
+    metadata_cache, names = file_metadata_cache(workspace), [name for name in folder.names() if is_utf8(name)]
 
     def inspect_file(name: str) -> SourceImage:
         try:
@@ -116,11 +116,15 @@ def _exclude(other_rows: list[Row], rows: list[Row]) -> Iterator[Row]:
 
 def _copy_new_images(workspace: Workspace, source: str, rows: list[Row]) -> None:
     """Copy new local images and compare each copy's digest: a file may change while it is read."""
+    if is_object_uri(source):
+        return
+    follow_links = load_params(workspace.params).pool.follow_links
+    folder = ImageFolder(workspace.root / Path(source).expanduser(), 0, follow_links=follow_links)
     for row in rows:
         target = workspace.root / row["uri"]
         if is_object_uri(row["uri"]) or target.is_file():
             continue
-        path = ImageFolder(workspace.root / Path(source).expanduser(), 0).locate(row["file_name"])
+        path = folder.locate(row["file_name"])
         with files.atomic_write(target) as temporary:
             shutil.copyfile(path, temporary)
             if files.sha256_file(temporary) != row["sha256"]:

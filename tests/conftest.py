@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw
 
-from tasks.params.template import render_params
-from tasks.data.importers.dataset import DatasetSource
+from tasks.data.dataset_source import DatasetSource
 from tasks.data.initial_split import CampaignPlan, create_campaign_data
 from tasks.data.paths import Workspace
+from tasks.params.template import render_params
 from tasks.storage import files
 from tests.full_disk import full_disk  # noqa: F401
 from tests.services import (  # noqa: F401 (fixtures for every test)
@@ -53,7 +53,8 @@ def tiny_coco(tmp_path: Path) -> Path:
                 {"id": len(annotations), "image_id": number, "category_id": category, "bbox": [x, y, side, side]}
             )
         image.save(folder / "images" / f"{number:02d}.png")
-        images.append({"id": number, "file_name": f"{number:02d}.png", "width": width, "height": height})
+        entry = {"id": number, "file_name": f"{number:02d}.png", "width": width, "height": height}
+        images.append(entry if number < 11 else {**entry, "reviewed": True})
     categories = [{"id": number, "name": name} for number, name in enumerate(TINY_CLASSES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     files.write_json(folder / "annotations.json", content)
@@ -63,7 +64,7 @@ def tiny_coco(tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny_source(tiny_coco: Path) -> DatasetSource:
     """``tiny_coco`` as ``gleaner init`` is pointed at it."""
-    return DatasetSource("coco", tiny_coco / "annotations.json", tiny_coco / "images", None, None)
+    return DatasetSource("coco", tiny_coco / "annotations.json", tiny_coco / "images", classes=TINY_CLASSES)
 
 
 @pytest.fixture
@@ -71,7 +72,6 @@ def tiny_plan() -> CampaignPlan:
     """Of the 12 images: 3 validation, 2 calibration, 3 seed, 4 left to choose from."""
     return CampaignPlan(
         seed=5,
-        classes=TINY_CLASSES,
         seed_images=3,
         calibration_images=2,
         val_frac=0.25,

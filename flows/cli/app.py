@@ -2,12 +2,9 @@
 
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +16,8 @@ from rich.markup import escape
 from flows.cli.audit import audit
 from flows.cli.doctor import doctor
 from flows.cli.gc import gc
+from flows.cli.import_check import import_
+from flows.cli.init import init
 from flows.cli.lineage import lineage
 from flows.cli.options import WorkspaceOption
 from flows.cli.pool import pool
@@ -55,13 +54,6 @@ _out = Console()
 _err = Console(stderr=True)
 
 
-class AnnotationFormat(StrEnum):
-    """How annotations are written."""
-
-    coco = "coco"
-    voc = "voc"
-
-
 LogOption = Annotated[
     LogFormat | None,
     typer.Option(
@@ -90,85 +82,8 @@ def main() -> None:
         raise
 
 
-@app.command()
-def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="New folder of the campaign.")],
-    images: Annotated[
-        str,
-        typer.Option(help="Folder of images, or s3:// prefix; every picture below it belongs to the pool."),
-    ],
-    annotations: Annotated[Path, typer.Option(help="COCO: a JSON file. VOC: a folder of XML files.")],
-    annotation_format: Annotated[AnnotationFormat, typer.Option("--format", help="Layout of the annotations.")],
-    val: Annotated[
-        Path | None,
-        typer.Option(
-            help="Validation set: a COCO file, a VOC folder, or a text file with one image a line; "
-            "drawn at random otherwise."
-        ),
-    ] = None,
-    val_images: Annotated[Path | None, typer.Option(help="Images of --val.", show_default="--images")] = None,
-    val_frac: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Share of the annotated images drawn for validation, without --val."),
-    ] = 0.2,
-    seed_labels: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images of the seed batch, drawn at random.", show_default="all annotated ones"),
-    ] = None,
-    calibration_images: Annotated[
-        int,
-        typer.Option(min=0, help="Labeled images never trained on, from which the weights of the score are learned."),
-    ] = 0,
-    oracle: Annotated[
-        bool,
-        typer.Option("--oracle", help="Keep the other annotations where only the simulated annotator reads them."),
-    ] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A value of params.yaml, as train.iterations=300; repeatable."),
-    ] = None,
-) -> None:
-    """Make a campaign: git, DVC, dvc.yaml, params.yaml, pool, fixed validation set and seed batch."""
-    prepare_environment(directory)
-    from flows.workspace.scaffold import (
-        OWN_DATA_OVERRIDES,
-        WorkspaceConfig,
-        create_workspace,
-        pool_source_override,
-        summary_counts,
-    )
-    from tasks.data.importers.dataset import DatasetSource
-    from tasks.params import load_params
-    from tasks.storage.s3 import is_object_uri
-
-    campaign = WorkspaceConfig(
-        source=DatasetSource(annotation_format.value, annotations, Path(images), val, val_images),
-        classes=None,
-        seed_labels=seed_labels,
-        calibration_images=calibration_images,
-        val_frac=val_frac,
-        oracle=oracle,
-        overrides=(*OWN_DATA_OVERRIDES, pool_source_override(images), *(settings or ())),
-        imported_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        bucket=images if is_object_uri(images) else None,
-    )
-    data = create_workspace(directory, campaign)
-    _out.print(f"[bold]{escape(str(directory))}[/bold] classes: {escape(', '.join(data.classes))}")
-    for label, count in summary_counts(data):
-        _out.print(f"  {count:>7}  {label}")
-    for entry in data.rejected:
-        _out.print(f"  set aside {escape(entry['item'])}: {escape(entry['reason'])}", style="yellow", soft_wrap=True)
-    if not oracle and load_params(Workspace(directory).params).provider.kind == "oracle":
-        _out.print(
-            "Without --oracle the simulated annotator has nothing to give: gleaner run will say so.",
-            style="yellow",
-        )
-    _out.print(f"Next: cd {escape(_shell_path(directory))} && gleaner run")
-
-
-def _shell_path(path: Path) -> str:
-    """Quote a path for a shell; one that begins with a dash would be an option."""
-    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+app.command()(init)
+app.command("import")(import_)
 
 
 @app.command()

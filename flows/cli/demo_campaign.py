@@ -7,7 +7,8 @@ from flows.workspace.code_version import packaged_file
 from flows.workspace.run_lock import is_workspace
 from flows.workspace.scaffold import WorkspaceConfig, create_workspace
 from flows.workspace.state import last_published_round
-from tasks.data.importers.dataset import DatasetSource
+from tasks.data.dataset_source import DatasetSource
+from tasks.data.import_policy import ImportPolicy
 from tasks.data.paths import Workspace
 from tasks.demo import DIGITS_PARAMS_FILE, generate_dataset, load_digits_params
 from tasks.params import load_params
@@ -34,11 +35,15 @@ def prepare_demo(target: Path) -> None:
         dataset_dir = Path(folder)
         generate_dataset(dataset_dir, params=digits, classes=params.classes, seed=params.seed)
         source = DatasetSource(
-            "coco", dataset_dir / "annotations.json", dataset_dir / "images", dataset_dir / "val.json", None
+            "coco",
+            dataset_dir / "annotations.json",
+            dataset_dir / "images",
+            dataset_dir / "val.json",
+            classes=tuple(params.classes),
+            policy=ImportPolicy(unannotated="empty"),  # what was drawn is known to the last digit
         )
         campaign = WorkspaceConfig(
             source=source,
-            classes=tuple(params.classes),
             seed_labels=digits.seed_images,
             calibration_images=digits.calibration_images,
             val_frac=0.2,  # unused: the demo brings its own validation set

@@ -18,7 +18,8 @@ from flows.workspace.code_version import packaged_file
 from flows.workspace.run_lock import is_workspace
 from flows.workspace.scaffold import WorkspaceConfig, create_workspace
 from tasks.data.annotations import read_annotated
-from tasks.data.importers.dataset import DatasetSource
+from tasks.data.dataset_source import DatasetSource
+from tasks.data.import_policy import ImportPolicy
 from tasks.data.paths import Workspace
 from tasks.data.schemas import LabelBatch, LabeledImage
 from tasks.demo import DIGITS_PARAMS_FILE, generate_dataset, load_digits_params
@@ -85,10 +86,9 @@ def create_base_workspace(study: Study, seed: int) -> Workspace:
         _require_same_sizes(base, study.plan)
         return base
     plan = study.plan
-    with _open_source(plan.source, study.data) as (source, classes):
+    with _open_source(plan.source, study.data) as source:
         config = WorkspaceConfig(
             source=source,
-            classes=classes,
             seed_labels=plan.seed_labels,
             calibration_images=plan.calibration_images,
             val_frac=plan.source.val_frac,
@@ -176,24 +176,27 @@ def _use_all_labels(workspace: Workspace, classes: Sequence[str]) -> None:
 
 
 @contextmanager
-def _open_source(source: StudySource, data: Path) -> Iterator[tuple[DatasetSource, tuple[str, ...] | None]]:
-    """The images on disk, and their classes where those are fixed."""
+def _open_source(source: StudySource, data: Path) -> Iterator[DatasetSource]:
+    """The images on disk. A study's data are labeled to the end: listed without boxes means that nothing is there."""
+    policy = ImportPolicy(unannotated="empty")
     if source.kind != "demo":
         assert source.annotations is not None
         assert source.images is not None
         val = None if source.val is None else data / source.val
-        yield DatasetSource(source.kind, data / source.annotations, data / source.images, val, None), None
+        yield DatasetSource(source.kind, data / source.annotations, data / source.images, val, policy=policy)
         return
     params = load_params(packaged_file("params.yaml"))
     digits = load_digits_params(packaged_file(DIGITS_PARAMS_FILE))
     with tempfile.TemporaryDirectory(prefix="gleaner-study-") as folder:
         demo_folder = Path(folder)
         generate_dataset(demo_folder, params=digits, classes=params.classes, seed=params.seed)
-        yield (
-            DatasetSource(
-                "coco", demo_folder / "annotations.json", demo_folder / "images", demo_folder / "val.json", None
-            ),
-            tuple(params.classes),
+        yield DatasetSource(
+            "coco",
+            demo_folder / "annotations.json",
+            demo_folder / "images",
+            demo_folder / "val.json",
+            classes=tuple(params.classes),
+            policy=policy,
         )
 
 

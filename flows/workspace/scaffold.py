@@ -6,6 +6,7 @@
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +17,11 @@ import yaml
 from flows.workspace import dvc, git
 from flows.workspace.code_version import is_code, packaged_file, packaged_stages, refresh_code_digests
 from flows.workspace.run_lock import is_workspace
+from tasks.data.box_rules import BoxRules
+from tasks.data.dataset_source import DatasetSource
+from tasks.data.image_listing import ImageBucket
 from tasks.data.image_metadata_cache import object_metadata_cache
-from tasks.data.importers.bucket import ImageBucket
-from tasks.data.importers.dataset import DatasetSource
-from tasks.data.initial_split import CampaignData, CampaignPlan, create_campaign_data
+from tasks.data.initial_split import CampaignData, CampaignPlan, create_campaign_data, examine_source
 from tasks.data.paths import Workspace
 from tasks.params import Params, load_params
 from tasks.params.template import render_params
@@ -50,8 +52,6 @@ class WorkspaceConfig:
     """Options of ``gleaner init``; everything else is in params.yaml."""
 
     source: DatasetSource
-    classes: tuple[str, ...] | None
-    """None: those found in the annotations, the most frequent first."""
     seed_labels: int | None
     """Number of images in the seed batch; None: all annotated ones that are left."""
     calibration_images: int
@@ -114,10 +114,10 @@ def _require_empty_target(target: Path) -> None:
 
 def _build_workspace(workspace: Workspace, config: WorkspaceConfig, cache: str | None) -> CampaignData:
     root = workspace.root
-    params = _write_params(workspace, config, config.classes or _PLACEHOLDER_CLASSES)
+    params = _write_params(workspace, config, _PLACEHOLDER_CLASSES)
     source = _resolve_source(config, params, workspace)
     data = create_campaign_data(source, _data_plan(config, params), workspace)
-    _write_params(workspace, config, data.classes)
+    _write_params(workspace, _with_pool_source(config, data), data.classes)
     git.init_repository(root)
     dvc.init_dvc(root, cache)
     files.write_bytes(workspace.dvc_yaml, workspace_dvc_yaml().encode())
@@ -148,14 +148,38 @@ def _write_params(workspace: Workspace, config: WorkspaceConfig, classes: Sequen
 def _data_plan(config: WorkspaceConfig, params: Params) -> CampaignPlan:
     return CampaignPlan(
         seed=params.seed,
-        classes=config.classes,
         seed_images=config.seed_labels,
         calibration_images=config.calibration_images,
         val_frac=config.val_frac,
         oracle=config.oracle,
         imported_at=config.imported_at,
         max_pixels=params.prepare.max_pixels,
+        box_rules=BoxRules(
+            min_side_px=params.label_validation.min_box_side_px,
+            duplicate_iou=params.label_validation.duplicate_iou_threshold,
+        ),
     )
+
+
+def check_import(config: WorkspaceConfig) -> CampaignData:
+    """Read and split a source as ``create_workspace`` does, without making anything.
+
+    Raises:
+        UserError: the source or a setting is unusable.
+    """
+    with tempfile.TemporaryDirectory(prefix="gleaner-check-") as folder:
+        workspace = Workspace(Path(folder))
+        params = _write_params(workspace, config, _PLACEHOLDER_CLASSES)
+        return examine_source(_resolve_source(config, params, workspace), _data_plan(config, params))
+
+
+def _with_pool_source(config: WorkspaceConfig, data: CampaignData) -> WorkspaceConfig:
+    """Of an export, the folder of the pool's images, where that holds nothing else."""
+    dataset = config.source.dataset
+    if dataset is None or config.source.images is not None or data.pool_folder is None:
+        return config
+    override = pool_source_override(str(dataset / data.pool_folder))
+    return replace(config, overrides=(override, *config.overrides))
 
 
 def pool_source_override(images: str) -> str:

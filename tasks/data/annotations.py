@@ -47,7 +47,14 @@ def write_annotated(path: Path, images: Iterable[AnnotatedImage], classes: Seque
         }
         for image in sorted(images, key=lambda image: image.image_id)
     ]
-    files.write_table(path, pa.Table.from_pylist(rows, schema=with_class_names(ANNOTATED, classes)))
+    write_annotated_table(path, pa.Table.from_pylist(rows, schema=ANNOTATED), classes)
+
+
+def write_annotated_table(path: Path, table: pa.Table, classes: Sequence[str]) -> None:
+    """Write a table of ``schemas.ANNOTATED``, whose class indices count in ``classes``."""
+    files.write_table(
+        path, table.cast(ANNOTATED).replace_schema_metadata(with_class_names(ANNOTATED, classes).metadata)
+    )
 
 
 def read_annotated(path: Path, classes: Sequence[str]) -> list[AnnotatedImage]:

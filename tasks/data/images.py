@@ -41,6 +41,10 @@ class ImageMetadata:
     """Of the format found inside, whatever the file is called."""
     size_bytes: int
     sha256: str
+    exif_orientation: int = 1
+    """1 to 8; anything but 1 means that the stored pixels are turned or mirrored when shown."""
+    num_frames: int = 1
+    """Pictures in an animated or many-page file, of which the first is used."""
 
 
 def inspect_image(path: Path, *, max_pixels: int) -> ImageMetadata:
@@ -56,8 +60,9 @@ def inspect_image(path: Path, *, max_pixels: int) -> ImageMetadata:
     try:
         if not path.is_file():  # a FIFO named a.jpg would block for ever
             raise ImageProblem("the image file is missing, expected a file")
-        width_px, height_px, suffix = _decode(path, max_pixels)
-        return ImageMetadata(width_px, height_px, suffix, path.stat().st_size, files.sha256_file(path))
+        width_px, height_px, suffix, orientation, num_frames = _decode(path, max_pixels)
+        digest = files.sha256_file(path)
+        return ImageMetadata(width_px, height_px, suffix, path.stat().st_size, digest, orientation, num_frames)
     except ImageProblem:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...: no list
@@ -74,7 +79,8 @@ def open_rgb(path: Path) -> Image.Image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def _decode(path: Path, max_pixels: int) -> tuple[int, int, str]:
+def _decode(path: Path, max_pixels: int) -> tuple[int, int, str, int, int]:
+    """Width and height as displayed, suffix, EXIF orientation and number of frames."""
     with Image.open(path, formats=_ALLOWED_FORMATS) as image:
         width_px, height_px = image.size
         if width_px * height_px > max_pixels:
@@ -82,9 +88,14 @@ def _decode(path: Path, max_pixels: int) -> tuple[int, int, str]:
         if image.mode in _HIGH_BIT_DEPTH_MODES:
             raise ImageProblem(f"the pixel mode is {image.mode}, expected 8 bits a channel")
         image.load()
-        if image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED_ORIENTATIONS:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+        if orientation in _TRANSPOSED_ORIENTATIONS:
             width_px, height_px = height_px, width_px
-        return width_px, height_px, _SUFFIX_OF_FORMAT[str(image.format)]
+        if orientation not in range(1, 9):
+            orientation = 1
+        # The second picture of a phone's MPO is a depth map or a preview, no page.
+        num_frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+        return width_px, height_px, _SUFFIX_OF_FORMAT[str(image.format)], int(orientation), num_frames
 
 
 def _first_line(error: Exception) -> str:

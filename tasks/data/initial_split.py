@@ -2,17 +2,21 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tasks.data.annotations import AnnotatedImage, write_annotated
-from tasks.data.importers.dataset import DatasetSource, ImportedDataset, image_id, import_dataset
-from tasks.data.importers.import_report import ImageRecord, ImportReport
+from tasks.data.annotations import write_annotated_table
+from tasks.data.box_rules import BoxRules
+from tasks.data.dataset_import import ImportedDataset, import_dataset
+from tasks.data.dataset_source import DatasetSource
+from tasks.data.image_record import NO_BOXES, ImageRecord
+from tasks.data.import_report import Account, ImportReport, Reason
 from tasks.data.paths import Workspace
-from tasks.data.schemas import DETECTIONS_AT_SELECTION, INDEX, PREVIOUS_UNCERTAINTY, LabelBatch, LabeledImage
+from tasks.data.schemas import ANNOTATED, DETECTIONS_AT_SELECTION, INDEX, PREVIOUS_UNCERTAINTY, LabelBatch, LabeledImage
 from tasks.runtime.errors import UserError
 from tasks.runtime.progress import track
 from tasks.storage import files
@@ -25,8 +29,6 @@ class CampaignPlan:
     """How a source becomes a campaign."""
 
     seed: int
-    classes: tuple[str, ...] | None
-    """None: all classes found, the most frequent first."""
     seed_images: int | None
     """Images of the seed batch, drawn at random; None: all annotated ones that are left."""
     calibration_images: int
@@ -39,6 +41,8 @@ class CampaignPlan:
     """ISO 8601 with time zone; the time the seed labels carry."""
     max_pixels: int
     """Images with more pixels are set aside undecoded."""
+    box_rules: BoxRules = field(default_factory=BoxRules)
+    """Limits of boxes, the same as for labels that come back."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,32 @@ class _Splits:
 class CampaignData:
     """What was made; also in ``data/import_report.json``."""
 
+    format: str
+    """Of the annotations."""
     classes: tuple[str, ...]
     counts: dict[str, Any]
     rejected: tuple[dict[str, str], ...]
+    """Not used because of a problem: ``item``, ``reason`` and ``code`` of each."""
+    left_out: tuple[dict[str, str], ...]
+    """Not used, though nothing is wrong with it."""
     notes: tuple[dict[str, str], ...]
+    """Used, after something was corrected or decided."""
+    refused_boxes: tuple[dict[str, str], ...]
+    accounts: tuple[Account, ...]
+    """Files, listed images and boxes, each with the parts it is the sum of."""
+    found: tuple[str, ...] = ()
+    """What was found and which split becomes what, a line each."""
+    pool_folder: str | None = ""
+    """Folder of the source that holds the pool and nothing else; None: there is none."""
+
+
+def examine_source(source: DatasetSource, plan: CampaignPlan) -> CampaignData:
+    """Read a source and split it as ``create_campaign_data`` does, without writing anything.
+
+    Raises:
+        UserError: the source is unusable as a whole, or too small.
+    """
+    return _examine(source, plan)[1]
 
 
 def create_campaign_data(source: DatasetSource, plan: CampaignPlan, workspace: Workspace) -> CampaignData:
@@ -75,51 +101,60 @@ def create_campaign_data(source: DatasetSource, plan: CampaignPlan, workspace: W
         raise UserError(
             workspace.index, "the campaign exists already, expected a folder without one", "Choose another."
         )
-    dataset = import_dataset(source, max_pixels=plan.max_pixels)
-    classes, dataset = _filter_classes(dataset, plan.classes, source)
-    splits = _split(dataset, plan, source)
-    _check_boxes(splits, source)
-    _note_missing_classes(splits, classes, dataset.report)
+    splits, data = _examine(source, plan)
     _copy_images((*splits.pool, *splits.val), workspace)
-    _write_sets(splits, plan, classes, workspace)
+    _write_sets(splits, plan, data.classes, workspace)
     _write_initial_warm_start(workspace)
-    data = _summary(dataset, splits, plan, classes)
-    report: dict[str, Any] = {
-        "layout": source.annotation_format,
-        "seed": plan.seed,
-        "classes": list(classes),
-        "counts": data.counts,
-    }
-    report |= {"set_aside": list(data.rejected), "notes": list(data.notes)}
-    files.write_json(workspace.import_report, report)
-    files.write_table(workspace.index, _index_table(splits.pool))  # last: its presence says that the rest is whole
+    files.write_json(workspace.import_report, {"seed": plan.seed, **report_document(data)})
+    # Last: its presence says that the rest is whole.
+    files.write_table(workspace.index, _index_table(splits.pool, data.pool_folder or ""))
     return data
 
 
-def _filter_classes(
-    dataset: ImportedDataset, class_names: tuple[str, ...] | None, source: DatasetSource
-) -> tuple[tuple[str, ...], ImportedDataset]:
-    """The class list, and the records without those that carry a box of another class."""
-    all_records = (*dataset.pool, *(dataset.val or ()))
-    counts = Counter(box.category for record in all_records for box in record.boxes or ())
+def _examine(source: DatasetSource, plan: CampaignPlan) -> tuple[_Splits, CampaignData]:
+    dataset = import_dataset(source, max_pixels=plan.max_pixels, rules=plan.box_rules)
+    classes = _order_classes(dataset, source)
+    splits = _split(dataset, plan, source)
+    _check_boxes(splits, source)
+    _note_missing_classes(splits, classes, dataset.report)
+    return splits, _summary(dataset, splits, plan, classes)
+
+
+def report_document(data: CampaignData) -> dict[str, Any]:
+    """Return everything that is known of an import, as ``data/import_report.json`` has it."""
+    return {
+        "format": data.format,
+        "classes": list(data.classes),
+        "counts": data.counts,
+        "accounts": {account.what: account.as_json() for account in data.accounts},
+        "set_aside": list(data.rejected),
+        "left_out": list(data.left_out),
+        "refused_boxes": list(data.refused_boxes),
+        "notes": list(data.notes),
+    }
+
+
+def _order_classes(dataset: ImportedDataset, source: DatasetSource) -> tuple[str, ...]:
+    """The user's classes in their order, then the others, the most frequent first."""
+    counts = _boxes_per_class((*dataset.pool, *(dataset.val or ())))
     if not counts:
         problem = "boxes in all annotations are 0, expected at least 1"
-        raise UserError(source.annotations, problem, "Annotate some images first: training starts from labels.")
-    if class_names is None:
-        return tuple(sorted(counts, key=lambda name: (-counts[name], name))), dataset
-    known = set(class_names)
-    for record in all_records:
-        unknown = sorted({box.category for box in record.boxes or ()} - known)
-        if unknown:
-            dataset.report.reject_image(
-                record.file_name, f"class is {unknown[0]!r}, expected one of {list(class_names)}"
-            )
-    rejected_ids = {image_id(r) for r in all_records if {box.category for box in r.boxes or ()} - known}
-    pool = tuple(r for r in dataset.pool if image_id(r) not in rejected_ids)
-    val = None if dataset.val is None else tuple(r for r in dataset.val if image_id(r) not in rejected_ids)
-    return class_names, ImportedDataset(
-        pool, val, dataset.report, dataset.duplicates_collapsed, dataset.val_duplicates_dropped
-    )
+        raise UserError(source.where, problem, "Annotate some images first: training starts from labels.")
+    others = [name for name in dataset.class_names if name not in source.classes]
+    return (*dict.fromkeys(source.classes), *sorted(others, key=lambda name: (-counts[name], name)))
+
+
+def _boxes_per_class(records: Sequence[ImageRecord]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    by_document: dict[int, tuple[tuple[str, ...], list[Any]]] = {}
+    for record in records:
+        if record.boxes:
+            columns = record.boxes.columns
+            by_document.setdefault(id(columns), (columns.categories, []))[1].append(record.boxes.class_numbers())
+    for names, numbers in by_document.values():
+        totals = np.bincount(np.concatenate(numbers), minlength=len(names)).tolist()
+        counts.update({name: total for name, total in zip(names, totals, strict=True) if total})
+    return counts
 
 
 def _split(dataset: ImportedDataset, plan: CampaignPlan, source: DatasetSource) -> _Splits:
@@ -135,61 +170,58 @@ def _split(dataset: ImportedDataset, plan: CampaignPlan, source: DatasetSource) 
     if num_required > len(shuffled):
         problem = f"annotated images besides validation are {len(shuffled)}, expected at least {num_required}"
         parts = f"{max(num_seed, 1)} for the seed set and {plan.calibration_images} for calibration"
-        raise UserError(source.annotations, problem, f"{parts} were asked for: ask for fewer, or annotate more.")
+        raise UserError(source.where, problem, f"{parts} were asked for: ask for fewer, or annotate more.")
     calibration, seed = shuffled[: plan.calibration_images], shuffled[plan.calibration_images : num_required]
-    in_val = {image_id(record) for record in val}
-    pool = tuple(record for record in dataset.pool if image_id(record) not in in_val)
+    in_val = {record.image_id for record in val}
+    pool = tuple(record for record in dataset.pool if record.image_id not in in_val)
     if len(pool) == num_required:
         problem = f"images left to choose from are 0 of {len(pool)}, expected at least 1"
-        raise UserError(source.images, problem, "Give fewer seed labels (--seed-labels), or add images.")
+        raise UserError(source.where, problem, "Give fewer seed labels (--seed-labels), or add images.")
     return _Splits(
         _sort_by_id(val), _sort_by_id(calibration), _sort_by_id(seed), _sort_by_id(shuffled[num_required:]), pool
     )
 
 
 def _sort_by_id(records: Sequence[ImageRecord]) -> tuple[ImageRecord, ...]:
-    return tuple(sorted(records, key=image_id))
+    return tuple(sorted(records, key=lambda record: record.image_id))
 
 
 def _check_boxes(splits: _Splits, source: DatasetSource) -> None:
     for split, records in (("the seed set", splits.seed), ("the validation set", splits.val)):
         if not any(record.boxes for record in records):
             problem = f"boxes on the {len(records)} images of {split} are 0, expected at least 1"
-            raise UserError(source.annotations, problem, "Take more images for it, or another seed.")
+            raise UserError(source.where, problem, "Take more images for it, or another seed.")
 
 
 def _note_missing_classes(splits: _Splits, classes: Sequence[str], report: ImportReport) -> None:
     for split, records in (("seed set", splits.seed), ("validation set", splits.val)):
-        present = {box.category for record in records for box in record.boxes or ()}
+        present = _boxes_per_class(records)
         for name in classes:
             if name not in present:
-                report.note(split, f"class {name!r} has no box in it")
+                report.note(Reason.CLASS_WITHOUT_BOX, split, f"class {name!r} has no box in it")
 
 
 def _uri(record: ImageRecord) -> str:
-    if isinstance(record.path, str):
-        return record.path
-    return f"data/images/{image_id(record)}{record.metadata.suffix}"
+    return record.uri or f"data/images/{record.image_id}{record.metadata.suffix}"
 
 
 def _copy_images(records: Sequence[ImageRecord], workspace: Workspace) -> None:
     workspace.images.mkdir(parents=True, exist_ok=True)
-    if all(isinstance(record.path, str) for record in records):  # DVC forgets empty folders
+    local = [record for record in records if record.uri is None]
+    if not local:  # DVC forgets empty folders
         files.write_bytes(workspace.images / "README", b"The images of this campaign are objects: see index.parquet.\n")
-    for record in track(records, "copying images", total=len(records)):
-        if isinstance(record.path, str):
-            continue
+    for record in track(local, "copying images", total=len(local)):
         target = workspace.root / _uri(record)
-        target.write_bytes(record.path.read_bytes())
+        record.listing.copy(record.file_name, target)
         if files.sha256_file(target) != record.metadata.sha256:
-            raise UserError(record.path, "the file changed while it was read, expected it to stay", "Start again.")
+            raise UserError(record.file_name, "the file changed while it was read, expected it to stay", "Start again.")
 
 
 def _write_sets(splits: _Splits, plan: CampaignPlan, classes: Sequence[str], workspace: Workspace) -> None:
-    write_annotated(workspace.val, _annotated_images(splits.val), classes)
-    write_annotated(workspace.calibration, _annotated_images(splits.calibration), classes)
+    _write_annotated(workspace.val, splits.val, classes)
+    _write_annotated(workspace.calibration, splits.calibration, classes)
     if plan.oracle:
-        write_annotated(workspace.oracle, _annotated_images(splits.remaining), classes)
+        _write_annotated(workspace.oracle, splits.remaining, classes)
     batch = LabelBatch(
         batch=0,
         provider="imported",
@@ -199,25 +231,41 @@ def _write_sets(splits: _Splits, plan: CampaignPlan, classes: Sequence[str], wor
     files.write_json(workspace.label_batch(0), batch.model_dump(mode="json"))
 
 
-def _annotated_images(records: Sequence[ImageRecord]) -> list[AnnotatedImage]:
-    return [
-        AnnotatedImage(
-            image_id(record),
-            _uri(record),
-            record.metadata.width_px,
-            record.metadata.height_px,
-            record.boxes or (),
-            _NO_BATCH,
-        )
-        for record in records
-    ]
+def _write_annotated(path: Path, records: Sequence[ImageRecord], classes: Sequence[str]) -> None:
+    """Write images with their boxes as columns: a million boxes never become objects."""
+    index_of = {name: index for index, name in enumerate(classes)}
+    corners, class_ids = [], []
+    for record in records:
+        boxes = record.boxes or NO_BOXES
+        numbers = np.array([index_of.get(name, -1) for name in boxes.columns.categories] or [0], dtype=np.int32)
+        corners.append(boxes.corners().astype(np.float32).ravel())
+        class_ids.append(numbers[boxes.class_numbers()])
+    table = pa.table(
+        {
+            "image_id": [record.image_id for record in records],
+            "uri": [_uri(record) for record in records],
+            "width_px": [record.metadata.width_px for record in records],
+            "height_px": [record.metadata.height_px for record in records],
+            "boxes_xyxy": _lists(corners, np.float32),
+            "class_ids": _lists(class_ids, np.int32),
+            "batch": [_NO_BATCH] * len(records),
+        },
+        schema=ANNOTATED,
+    )
+    write_annotated_table(path, table, classes)
+
+
+def _lists(rows: Sequence[Any], kind: Any) -> pa.Array:
+    offsets = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int32)
+    values = np.concatenate(rows) if rows else np.empty(0)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(kind)))
 
 
 def _seed_label(record: ImageRecord, imported_at: str) -> LabeledImage:
     return LabeledImage(
-        image_id=image_id(record),
+        image_id=record.image_id,
         status="labeled" if record.boxes else "empty",
-        boxes=record.boxes or (),
+        boxes=tuple(record.boxes or ()),
         annotator="imported",
         finished_at=imported_at,
         seconds_spent=None,
@@ -233,14 +281,15 @@ def _write_initial_warm_start(workspace: Workspace) -> None:
     files.write_json(workspace.warm_start / "class_weights.json", {})
 
 
-def _index_table(records: Sequence[ImageRecord]) -> pa.Table:
+def _index_table(records: Sequence[ImageRecord], pool_folder: str) -> pa.Table:
+    """The pool; file names are relative to the folder in which ``gleaner pool sync`` looks for new images."""
     rows = [
         {
-            "image_id": image_id(record),
+            "image_id": record.image_id,
             "uri": _uri(record),
             "size_bytes": record.metadata.size_bytes,
             "sha256": record.metadata.sha256,
-            "file_name": record.file_name,
+            "file_name": record.file_name.removeprefix(pool_folder),
         }
         for record in records
     ]
@@ -250,12 +299,13 @@ def _index_table(records: Sequence[ImageRecord]) -> pa.Table:
 def _summary(dataset: ImportedDataset, splits: _Splits, plan: CampaignPlan, classes: Sequence[str]) -> CampaignData:
     report = dataset.report
     annotated = (*splits.val, *splits.calibration, *splits.seed, *splits.remaining)
-    boxes = Counter(box.category for record in annotated for box in record.boxes or ())
+    boxes = _boxes_per_class(annotated)
+    numbers = {account.what: account.parts for account in dataset.accounts}
     counts = {
         "pool_images": len(splits.pool),
         "annotated_images": len(annotated),
         "unannotated_images": sum(record.boxes is None for record in splits.pool),
-        "empty_images": sum(record.boxes == () for record in annotated),
+        "empty_images": sum(not record.boxes for record in annotated),
         "boxes": boxes.total(),
         "boxes_per_class": {name: boxes[name] for name in classes},
         "seed_images": len(splits.seed),
@@ -265,12 +315,36 @@ def _summary(dataset: ImportedDataset, splits: _Splits, plan: CampaignPlan, clas
         "oracle_images": len(splits.remaining) if plan.oracle else 0,
         "unused_annotations": 0 if plan.oracle else len(splits.remaining),
         "set_aside": len(report.rejected),
+        "left_out": len(report.left_out),
         "duplicates_collapsed": dataset.duplicates_collapsed,
         "val_duplicates_dropped": dataset.val_duplicates_dropped,
-        "clipped_boxes": report.clipped_boxes,
+        "clipped_boxes": numbers["boxes read"]["clipped"],
     }
-    rejected, notes = (
-        tuple(sorted((entry.model_dump() for entry in entries), key=lambda e: (e["item"], e["reason"])))
-        for entries in (report.rejected, report.notes)
+    rejected, left_out, notes = (
+        tuple(sorted((entry.as_json() for entry in entries), key=lambda e: (e["item"], e["reason"])))
+        for entries in (report.rejected, report.left_out, report.notes)
     )
-    return CampaignData(tuple(classes), counts, rejected, notes)
+    refused = tuple(
+        {"item": item, "reason": reason, "code": f"box_{fate.name.lower()}"}
+        for fate, item, reason in report.refused_boxes
+    )
+    accounts = _with_drawn_validation(dataset, splits)
+    return CampaignData(
+        dataset.format,
+        tuple(classes),
+        counts,
+        rejected,
+        left_out,
+        notes,
+        refused,
+        accounts,
+        dataset.found,
+        dataset.pool_folder,
+    )
+
+
+def _with_drawn_validation(dataset: ImportedDataset, splits: _Splits) -> tuple[Account, ...]:
+    """The accounts, with validation images drawn from the pool where the source brings none."""
+    first, *others = dataset.accounts
+    parts = {**first.parts, "pool": len(splits.pool), "validation": len(splits.val)}
+    return Account(first.what, first.total, parts, first.details), *others

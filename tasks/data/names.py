@@ -106,6 +106,10 @@ class ImageIndex:
                 return Match(name, match.found, match.kind, num_shared=match.num_shared)
         return first
 
+    def candidates(self, name: str) -> tuple[str, ...]:
+        """Return all images that an ambiguous name fits; none where it fits one or no image."""
+        return self._find(name, everything=True).candidates
+
     def match_all(self, names: Iterable[tuple[str, Sequence[str]]]) -> list[Match]:
         """Find an image for each name; where two different names mean the same image, only the surer one has it.
 

@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.data.importers.dataset import DatasetSource
+from tasks.data.dataset_source import DatasetSource
+from tasks.data.import_policy import ImportPolicy
 from tasks.data.initial_split import CampaignData, CampaignPlan, create_campaign_data
 from tasks.data.paths import Workspace
 from tasks.demo import DIGITS_PARAMS_FILE, DigitsParams, generate_dataset, load_digits_params
@@ -36,7 +37,6 @@ def draw(params: DigitsParams, *, classes: Sequence[str], seed: int, workspace: 
     _clear(workspace)
     plan = CampaignPlan(
         seed=seed,
-        classes=tuple(classes),
         seed_images=params.seed_images,
         calibration_images=params.calibration_images,
         val_frac=0.0,  # the drawn data bring their own validation set
@@ -47,7 +47,14 @@ def draw(params: DigitsParams, *, classes: Sequence[str], seed: int, workspace: 
     with tempfile.TemporaryDirectory(prefix="gleaner-draw-") as scratch:
         folder = Path(scratch)
         generate_dataset(folder, params=params, classes=classes, seed=seed)
-        source = DatasetSource("coco", folder / "annotations.json", folder / "images", folder / "val.json", None)
+        source = DatasetSource(
+            "coco",
+            folder / "annotations.json",
+            folder / "images",
+            folder / "val.json",
+            classes=tuple(classes),
+            policy=ImportPolicy(unannotated="empty"),  # what was drawn is known to the last digit
+        )
         return create_campaign_data(source, plan, workspace)
 
 

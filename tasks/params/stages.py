@@ -64,6 +64,8 @@ class PoolParams(Section):
 
     images_uri: str
     """Directory or s3:// prefix in which ``gleaner pool sync`` looks for new images; empty: the pool stays as it is."""
+    follow_links: bool
+    """Whether links to images and folders in a directory are followed."""
     cache_gib: PositiveFloat
     """Disk space for copies of images that lie in an object store; those used longest ago go first."""
     num_download_workers: PositiveInt

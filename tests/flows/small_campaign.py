@@ -12,7 +12,7 @@ from PIL import Image
 from flows.runtime.process_env import tracking_uri
 from flows.workspace import git
 from flows.workspace.scaffold import WorkspaceConfig, create_workspace
-from tasks.data.importers.dataset import DatasetSource
+from tasks.data.dataset_source import DatasetSource
 from tasks.data.paths import Workspace
 from tasks.storage import files
 from tests.flows.fake_stages import STAGES as FAKED
@@ -39,19 +39,20 @@ def make_source(folder: Path) -> DatasetSource:
             pixels[8:24, 10:26] = (250, 5)[category]
             annotations.append({"id": number, "image_id": number, "category_id": category, "bbox": [10, 8, 16, 16]})
         Image.fromarray(pixels).save(folder / "images" / f"{number:02d}.png")
-        images.append({"id": number, "file_name": f"{number:02d}.png", "width": 40, "height": 32})
+        is_empty = number == POOL + VAL - 1
+        entry = {"id": number, "file_name": f"{number:02d}.png", "width": 40, "height": 32}
+        images.append({**entry, "reviewed": True} if is_empty else entry)
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES)]
     files.write_json(
         folder / "annotations.json", {"images": images, "annotations": annotations, "categories": categories}
     )
-    return DatasetSource("coco", folder / "annotations.json", folder / "images", None, None)
+    return DatasetSource("coco", folder / "annotations.json", folder / "images", classes=CLASSES)
 
 
 def workspace_config(source: DatasetSource, *settings: str, oracle: bool = True) -> WorkspaceConfig:
     """Of the 16 images: 3 validation, 2 calibration, 3 seed, 8 left to choose from, 3 a round."""
     return WorkspaceConfig(
         source=source,
-        classes=CLASSES,
         seed_labels=SEED,
         calibration_images=CALIBRATION,
         val_frac=VAL / (POOL + VAL),

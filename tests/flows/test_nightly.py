@@ -87,13 +87,13 @@ def test_a_campaign_without_oracle_is_refused_before_any_work(small_campaign: Wo
 @pytest.mark.parametrize(
     ("breaking", "words"),
     [
-        (lambda tiny: shutil.rmtree(small_campaign.labels), "label batches are 0"),
+        (lambda small_campaign: shutil.rmtree(small_campaign.labels), "label batches are 0"),
         (
-            lambda tiny: shutil.copy(small_campaign.label_batch(0), small_campaign.label_batch(2)),
+            lambda small_campaign: shutil.copy(small_campaign.label_batch(0), small_campaign.label_batch(2)),
             "batch-0001.json is missing",
         ),
-        (lambda tiny: git.run_git(small_campaign.root, "checkout", "--quiet", "--detach"), "expected a branch"),
-        (lambda tiny: small_campaign.params.write_text("seed: [\n"), "the content is not YAML"),
+        (lambda small_campaign: git.run_git(small_campaign.root, "checkout", "--quiet", "--detach"), "expected a branch"),
+        (lambda small_campaign: small_campaign.params.write_text("seed: [\n"), "the content is not YAML"),
     ],
 )
 def test_a_campaign_in_disorder_is_refused_with_words(

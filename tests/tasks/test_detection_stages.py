@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from flows.workspace.params_template import render_params
 from PIL import Image
 
 import tasks.infer
 from detectron_ext.inference import Detections
-from flows.workspace.params_template import render_params
 from tasks.data import schemas
 from tasks.data.detections import read_detections
 from tasks.data.paths import image_id_from_sha256

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tasks.data.annotations import read_annotated
-from tasks.data.importers.dataset import DatasetSource
+from tasks.data.dataset_source import DatasetSource
+from tasks.data.import_policy import ImportPolicy
 from tasks.data.initial_split import CampaignPlan, create_campaign_data
 from tasks.data.paths import Workspace, image_id_from_sha256
 from tasks.data.schemas import ANNOTATED, DETECTIONS_AT_SELECTION, INDEX, PREVIOUS_UNCERTAINTY, LabelBatch
@@ -76,7 +77,7 @@ def test_same_input_gives_the_same_bytes_and_no_paths(
 ) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(tiny_source.images.parent, moved)
-    source = DatasetSource("coco", moved / "annotations.json", moved / "images", None, None)
+    source = dataclasses.replace(tiny_source, annotations=moved / "annotations.json", images=moved / "images")
     again = Workspace(tmp_path / "again")
     create_campaign_data(source, tiny_plan, again)
     for folder in ("data", "oracle"):
@@ -112,13 +113,17 @@ def test_classes_are_those_found_the_most_frequent_first(
     document = json.loads(tiny_source.annotations.read_text())
     document["categories"].append({"id": 9, "name": "unused"})
     files.write_json(tiny_source.annotations, document)
-    data = create_campaign_data(tiny_source, dataclasses.replace(tiny_plan, classes=None), Workspace(tmp_path / "w"))
+    data = create_campaign_data(tiny_source, tiny_plan, Workspace(tmp_path / "w"))
     counts = data.counts["boxes_per_class"]
-    assert set(data.classes) == {"square", "disc"}
+    assert data.classes[:2] == ("square", "disc")  # as the user orders them
+    assert counts["unused"] == 0  # kept: the rare class is the point of active learning
+    data = create_campaign_data(dataclasses.replace(tiny_source, classes=()), tiny_plan, Workspace(tmp_path / "v"))
+    counts = data.counts["boxes_per_class"]
+    assert set(data.classes) == {"square", "disc", "unused"}
     assert list(counts.values()) == sorted(counts.values(), reverse=True)
 
 
-def test_box_of_a_class_that_was_not_asked_for_sets_its_image_aside(
+def test_a_class_that_was_not_asked_for_follows_those_that_were(
     tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan
 ) -> None:
     document = json.loads(tiny_source.annotations.read_text())
@@ -126,9 +131,9 @@ def test_box_of_a_class_that_was_not_asked_for_sets_its_image_aside(
     document["annotations"][0]["category_id"] = 9
     files.write_json(tiny_source.annotations, document)
     data = create_campaign_data(tiny_source, tiny_plan, Workspace(tmp_path / "w"))
-    assert data.rejected[0]["item"] == "00.png"
-    assert "'cat'" in data.rejected[0]["reason"]
-    assert data.counts["pool_images"] + data.counts["val_images"] == 11
+    assert data.classes == ("square", "disc", "cat")
+    assert data.counts["boxes_per_class"]["cat"] == 1
+    assert data.counts["pool_images"] + data.counts["val_images"] == 12
 
 
 def test_without_oracle_the_rest_is_not_written(
@@ -191,6 +196,7 @@ def test_seed_or_validation_without_a_box(tmp_path: Path, tiny_source: DatasetSo
     document = json.loads(tiny_source.annotations.read_text())
     only = [a for a in document["annotations"] if a["image_id"] == 0]
     files.write_json(tiny_source.annotations, document | {"annotations": only})
+    tiny_source = dataclasses.replace(tiny_source, policy=ImportPolicy(unannotated="empty"))
     with pytest.raises(UserError, match=r"boxes on the \d images of the (seed|validation) set are 0"):
         create_campaign_data(tiny_source, tiny_plan, Workspace(tmp_path / "w"))
 
@@ -207,7 +213,8 @@ def test_second_campaign_in_the_same_place(
 def test_class_missing_in_the_seed_is_noted(
     tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan
 ) -> None:
-    plan = dataclasses.replace(tiny_plan, classes=(*CLASSES, "cat"))
-    data = create_campaign_data(tiny_source, plan, Workspace(tmp_path / "w"))
-    assert {"item": "seed set", "reason": "class 'cat' has no box in it"} in data.notes
+    source = dataclasses.replace(tiny_source, classes=(*CLASSES, "cat"))
+    data = create_campaign_data(source, tiny_plan, Workspace(tmp_path / "w"))
+    entry = {"item": "seed set", "reason": "class 'cat' has no box in it", "code": "class_without_box"}
+    assert entry in data.notes
     assert files.read_table(tmp_path / "w" / "data" / "val.parquet", ANNOTATED).num_rows == 3

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.data.importers import read_coco
+from tasks.data.dataset_import import import_dataset
+from tasks.data.dataset_source import DatasetSource
+from tasks.data.import_policy import ImportPolicy
+from tasks.data.import_report import Reason
 from tasks.demo import DIGITS_PARAMS_FILE, DigitsParams, generate_dataset, load_digits_params
 from tasks.params import load_params
 from tasks.runtime.errors import UserError
@@ -42,10 +45,14 @@ def boxes_per_class(content: dict[str, Any]) -> Counter[str]:
 
 def test_importer_takes_all_of_it_without_a_word(dataset_folder: Path) -> None:
     for name, number in (("annotations.json", 300), ("val.json", 60)):
-        result = read_coco(dataset_folder / name, dataset_folder / "images", max_pixels=1_000_000)
-        assert len(result.records) == number
+        policy = ImportPolicy(unannotated="empty")
+        source = DatasetSource("coco", dataset_folder / name, dataset_folder / "images", policy=policy)
+        result = import_dataset(source, max_pixels=1_000_000)
+        listed = result.accounts[1]
+        assert listed.total == number == listed.parts["annotated"] + listed.parts["empty"]
         assert not result.report.rejected
-        assert not result.report.notes
+        assert {entry.code for entry in result.report.notes} <= {Reason.DUPLICATE}  # drawn on purpose
+        assert not result.report.refused_boxes
 
 
 def test_pool_has_a_long_tail_and_validation_measures_every_class(dataset_folder: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.params.template import render_params
 from tasks.data import schemas
 from tasks.data.paths import image_id_from_sha256
 from tasks.params import load_stage_params
+from tasks.params.template import render_params
 from tasks.runtime.errors import GuardRailError, UserError
 from tasks.storage import files
 from tasks.train import _reproducibility, _set_determinism, train, train_worker

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import tasks
-from tasks.params.template import render_params
 from tasks.model.detector import detect, load_detector, new_detector
 from tasks.params import load_params
+from tasks.params.template import render_params
 from tasks.storage import files
 
 pytestmark = pytest.mark.slow

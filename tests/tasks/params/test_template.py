@@ -8,8 +8,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.params.template import render_params
 from tasks.params import load_params
+from tasks.params.template import render_params
 from tasks.runtime.errors import UserError
 
 TEMPLATE = (Path(__file__).parents[3] / "params.yaml").read_text()

@@ -16,7 +16,7 @@ from flows.nightly import nightly
 from flows.workspace import git
 from flows.workspace.scaffold import WorkspaceConfig, create_workspace
 from flows.workspace.state import newest_round
-from tasks.data.importers.dataset import DatasetSource
+from tasks.data.dataset_source import DatasetSource
 from tasks.data.paths import Workspace
 from tasks.storage import files
 from tests.faulty_proxy import faulty_proxy
@@ -46,8 +46,7 @@ def make_campaign(server: LabelStudioServer, name: str) -> Workspace:
     create_workspace(
         workspace.root,
         WorkspaceConfig(
-            source=DatasetSource("coco", source / "annotations.json", source / "images", None, None),
-            classes=CLASSES,
+            source=DatasetSource("coco", source / "annotations.json", source / "images", classes=CLASSES),
             seed_labels=3,
             calibration_images=2,
             val_frac=3 / IMAGES,

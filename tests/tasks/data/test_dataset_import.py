@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.importers.dataset import DatasetSource, ImportedDataset, import_dataset
+from tasks.data.dataset_import import ImportedDataset, import_dataset
+from tasks.data.dataset_source import DatasetSource
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 
@@ -96,7 +97,7 @@ def test_list_of_validation_images(tiny_source: DatasetSource) -> None:
     assert len(gathered.pool) == 10
     [entry] = gathered.report.rejected
     assert entry.item == "val.txt"
-    assert "'nowhere' matches 0" in entry.reason
+    assert "'nowhere' is missing" in entry.reason
 
 
 def test_listed_image_that_was_set_aside_is_named_once(tiny_source: DatasetSource) -> None:
@@ -108,7 +109,7 @@ def test_listed_image_that_was_set_aside_is_named_once(tiny_source: DatasetSourc
     assert [entry.item for entry in gathered.report.rejected] == ["02.png"]
 
 
-@pytest.mark.parametrize("content", [b"", b"nowhere\n", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"nowhere\n", b"\xff\xfe\x00"])
 def test_useless_list_is_an_error(tiny_source: DatasetSource, content: bytes) -> None:
     listed = tiny_source.annotations.with_name("val.txt")
     listed.write_bytes(content)
@@ -131,7 +132,7 @@ def test_exact_duplicates_collapse_to_the_annotated_one(tiny_source: DatasetSour
 def test_duplicates_that_disagree_on_boxes_are_noted(tiny_source: DatasetSource) -> None:
     shutil.copy(tiny_source.images / "05.png", tiny_source.images / "06.png")
     document = json.loads(tiny_source.annotations.read_text())
-    document["images"][6] |= {key: document["images"][5][key] for key in ("width", "height")}
+    document["images"][6] |= {key: document["images"][5][key] for key in ("width", "height")} | {"reviewed": True}
     document["annotations"] = [a for a in document["annotations"] if a["image_id"] != 6]
     files.write_json(tiny_source.annotations, document)
     gathered = import_dataset(tiny_source, max_pixels=100_000)

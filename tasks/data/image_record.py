@@ -1,0 +1,174 @@
+"""Define an image of an import with its boxes, which stay in the columns of the document they came in."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.data.box_rules import BoxResult
+from tasks.data.image_listing import ImageListing
+from tasks.data.images import ImageMetadata
+from tasks.data.paths import image_id_from_sha256
+from tasks.data.schemas import Box
+
+
+class BoxFate(IntEnum):
+    """What became of a box that was read. The first seven are those of ``box_rules.BoxResult``."""
+
+    KEPT = BoxResult.KEPT
+    CLIPPED = BoxResult.CLIPPED
+    NOT_FINITE = BoxResult.NOT_FINITE
+    NO_AREA = BoxResult.NO_AREA
+    OUTSIDE = BoxResult.OUTSIDE
+    TOO_SMALL = BoxResult.TOO_SMALL
+    DUPLICATE = BoxResult.DUPLICATE
+    UNREADABLE = 7
+    ROTATED = 8
+    OTHER_SHAPE = 9
+    CROWD = 10
+    STRAY = 11
+    IMAGE_NOT_FOUND = 12
+    IMAGE_SET_ASIDE = 13
+    LISTED_AGAIN = 14
+    IMAGE_DUPLICATE = 15
+
+    @property
+    def words(self) -> str:
+        """The fate in words, for the accounts."""
+        return _FATE_WORDS[self]
+
+    @property
+    def sets_image_aside(self) -> bool:
+        """Whether the image cannot be used without the box: training would take the object for background."""
+        return self in _SETS_ASIDE
+
+
+_FATE_WORDS = {
+    BoxFate.KEPT: "kept",
+    BoxFate.CLIPPED: "clipped",
+    BoxFate.NOT_FINITE: "not finite",
+    BoxFate.NO_AREA: "no area",
+    BoxFate.OUTSIDE: "outside the image",
+    BoxFate.TOO_SMALL: "too small",
+    BoxFate.DUPLICATE: "drawn twice",
+    BoxFate.UNREADABLE: "unreadable",
+    BoxFate.ROTATED: "rotated",
+    BoxFate.OTHER_SHAPE: "polygon or mask without a box",
+    BoxFate.CROWD: "crowd or ignored region",
+    BoxFate.STRAY: "of an image that is not listed",
+    BoxFate.IMAGE_NOT_FOUND: "image not found",
+    BoxFate.IMAGE_SET_ASIDE: "image set aside",
+    BoxFate.LISTED_AGAIN: "image listed again",
+    BoxFate.IMAGE_DUPLICATE: "image is a duplicate",
+}
+_SETS_ASIDE = frozenset(
+    {
+        BoxFate.NOT_FINITE,
+        BoxFate.NO_AREA,
+        BoxFate.OUTSIDE,
+        BoxFate.TOO_SMALL,
+        BoxFate.UNREADABLE,
+        BoxFate.ROTATED,
+        BoxFate.OTHER_SHAPE,
+    }
+)
+
+
+@dataclass(frozen=True, eq=False)
+class BoxColumns:
+    """All boxes of a document after the checks. Arrays have N rows, those of one image next to each other."""
+
+    xyxy_N4: NDArray[np.float64]
+    """In pixels, clipped."""
+    category_N: NDArray[np.int32]
+    """Index into ``categories``."""
+    fate_N: NDArray[np.int8]
+    """Values of ``BoxFate``; changed while the import goes on."""
+    categories: tuple[str, ...]
+
+    def counts(self) -> dict[BoxFate, int]:
+        """Count the boxes by fate."""
+        numbers = np.bincount(self.fate_N, minlength=len(BoxFate)).tolist()
+        return {fate: numbers[fate] for fate in BoxFate}
+
+
+class BoxRows(Sequence[Box]):
+    """The used boxes of one image, which become objects only when they are looked at."""
+
+    __slots__ = ("columns", "rows", "start", "stop")
+
+    def __init__(self, columns: BoxColumns, start: int, stop: int) -> None:
+        """Refer to the used ones of the rows from ``start`` to before ``stop``."""
+        self.columns, self.start, self.stop = columns, start, stop
+        used = columns.fate_N[start:stop] <= BoxFate.CLIPPED
+        self.rows: slice | NDArray[np.int64] = slice(start, stop) if used.all() else start + np.flatnonzero(used)
+
+    def __len__(self) -> int:
+        return self.stop - self.start if isinstance(self.rows, slice) else len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Box: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Box, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Box | tuple[Box, ...]:
+        return tuple(self)[index]
+
+    def __iter__(self) -> Iterator[Box]:
+        for (x1, y1, x2, y2), category in zip(self.corners().tolist(), self.class_numbers().tolist(), strict=True):
+            yield Box(category=self.columns.categories[category], xyxy_px=(x1, y1, x2, y2))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def refuse(self, fate: BoxFate) -> None:
+        """Note that the boxes are not used after all."""
+        self.columns.fate_N[self.rows] = fate
+
+    def corners(self) -> NDArray[np.float64]:
+        """Return x1, y1, x2, y2 of each box in pixels, shape (N, 4)."""
+        return self.columns.xyxy_N4[self.rows]
+
+    def class_numbers(self) -> NDArray[np.int32]:
+        """Return the class of each box as index into ``columns.categories``."""
+        return self.columns.category_N[self.rows]
+
+
+NO_BOXES = BoxRows(
+    BoxColumns(np.empty((0, 4)), np.empty(0, np.int32), np.empty(0, np.int8), ()),
+    0,
+    0,
+)
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One decoded image file and what the user's annotations say about it."""
+
+    file_name: str
+    """The user's own name of the image: its path in the listing."""
+    listing: ImageListing
+    """Where its bytes are."""
+    metadata: ImageMetadata
+    boxes: BoxRows | None
+    """None: nobody has looked yet. Empty: somebody looked, and nothing was there."""
+
+    @property
+    def image_id(self) -> str:
+        """Identity of the image: the first 16 hex digits of its SHA-256."""
+        return image_id_from_sha256(self.metadata.sha256)
+
+    @property
+    def uri(self) -> str | None:
+        """The s3:// URI of an image that stays where it is."""
+        return self.listing.uri_of(self.file_name)
