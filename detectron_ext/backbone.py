@@ -58,7 +58,7 @@ class TimmBackbone(Backbone):
 
     def _stages(self) -> list[nn.Module]:
         """The modules with parameters in the order of the forward pass; a container of blocks counts by block."""
-        feature_names = self.body.feature_info.module_name()
+        feature_names = self.body.feature_info.module_name()  # type: ignore[operator, union-attr]
         modules: list[nn.Module] = []
         for name, child in self.body.named_children():
             holds_features = any(feature.startswith(f"{name}.") for feature in feature_names)

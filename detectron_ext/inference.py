@@ -81,4 +81,4 @@ def _to_numpy(values: Sequence[Any], sizes: Sequence[int]) -> list[NDArray[Any]]
     tensors = [value if isinstance(value, Tensor) else value.tensor for value in values]
     joined = torch.cat(tensors)
     joined = (joined.float() if joined.is_floating_point() else joined).cpu()
-    return [part.numpy() for part in joined.split(list(sizes))]
+    return [part.numpy() for part in torch.split(joined, list(sizes))]

@@ -111,7 +111,7 @@ def pseudo_label(teacher: PerImageRCNN, weak_inputs: list[dict[str, Any]], thres
     label_R = class_ids_R.where(accepted_R, IGNORE_LABEL)
     device = detections[0].scores.device
     targets = []
-    for instances, used, label in zip(detections, used_R.split(sizes), label_R.split(sizes), strict=True):
+    for instances, used, label in zip(detections, torch.split(used_R, sizes), torch.split(label_R, sizes), strict=True):
         kept = used.nonzero().squeeze(1)
         target = Instances(instances.image_size)
         target.gt_boxes = Boxes(instances.pred_boxes.tensor[kept.to(device, non_blocking=True)])

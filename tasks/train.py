@@ -92,7 +92,8 @@ def _set_determinism(device: str) -> None:
     would differ between GPUs all the same.
     """
     torch.use_deterministic_algorithms(device == "cpu", warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, at the price of a write per tensor
+    # A debugging aid, at the price of a write per tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _hardware(trainer: TeacherStudentTrainer) -> dict[str, Any]:

@@ -229,7 +229,8 @@ def _open_export(source: DatasetSource, max_pixels: int) -> OpenedSource:
         raise UserError(path, "the images are 0, expected at least 1", "Give their folder with --images.")
     roles = _roles(found, source)
     has_own_images = source.images is None
-    parts, left_out = [], {}
+    parts = []
+    left_out: dict[str, str] = {}
     for split, role in zip(found.splits, roles, strict=True):
         split_names = _names_in(split, names) if has_own_images else names
         if role == "leave-out":

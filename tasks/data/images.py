@@ -91,11 +91,10 @@ def _decode(path: Path, max_pixels: int) -> tuple[int, int, str, int, int]:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
         if orientation in _TRANSPOSED_ORIENTATIONS:
             width_px, height_px = height_px, width_px
-        if orientation not in range(1, 9):
-            orientation = 1
+        orientation = next((turn for turn in range(1, 9) if turn == orientation), 1)
         # The second picture of a phone's MPO is a depth map or a preview, no page.
         num_frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-        return width_px, height_px, _SUFFIX_OF_FORMAT[str(image.format)], int(orientation), num_frames
+        return width_px, height_px, _SUFFIX_OF_FORMAT[str(image.format)], orientation, num_frames
 
 
 def _first_line(error: Exception) -> str:

@@ -45,7 +45,7 @@ class Reason(StrEnum):
     TEXT_GUESSED = "read_all_the_same"
 
     @property
-    def title(self) -> str:
+    def description(self) -> str:
         """The reason in words, for a list of examples."""
         return _TITLES[self]
 
@@ -168,5 +168,5 @@ def examples(entries: Iterable[Mapping[str, str]]) -> list[tuple[str, int, Seque
 
 def _title(code: str) -> str:
     if code in set(Reason):
-        return Reason(code).title
+        return Reason(code).description
     return f"boxes refused: {BoxFate[code.removeprefix('box_').upper()].words}"
