@@ -1,5 +1,6 @@
 """Campaigns that share a GPU, as processes of their own."""
 
+import threading
 from pathlib import Path
 
 import pytest
