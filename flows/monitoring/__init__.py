@@ -1,1 +1,1 @@
-"""What people see of nights: the terminal, logs, Prefect's pages, notifications."""
+"""Show people what runs do: terminal, JSON logs, Prefect artifacts, notifications."""

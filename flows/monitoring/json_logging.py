@@ -1,12 +1,9 @@
-"""Logs for machines: with ``GLEANER_LOG_FORMAT=json`` every message is one JSON object on a line of standard output.
+"""Log for machines: with ``GLEANER_LOG_FORMAT=json`` every message is one JSON object on a line of standard output.
 
-Fields: time (ISO 8601, UTC), level, campaign, round, stage (null outside of one), message, and exception where there
+Fields: time (ISO 8601, UTC), level, campaign, round, stage (null outside a stage), message, and exception where there
 is one.
-
-The loggers that flows and their tasks write to.
 """
 
-import json
 import logging
 import os
 import sys
@@ -16,26 +13,30 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TextIO
 
+from pythonjsonlogger.json import JsonFormatter
+
 from flows.monitoring.redaction import redact
-from flows.workspace.state import newest_round
+from flows.workspace.state import newest_round_or_none
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 
 LOG_FORMAT_ENV = "GLEANER_LOG_FORMAT"
+_LOGGER_NAMES = ("prefect.flow_runs", "prefect.task_runs")
+"""Loggers that flows and their tasks write to."""
 
 
 class LogFormat(StrEnum):
-    """How a night logs."""
+    """Format of a run's log."""
 
     text = "text"
     json = "json"
 
 
 def is_json_logging() -> bool:
-    """Whether the user asked for it.
+    """Tell whether the user asked for JSON.
 
     Raises:
-        UserError: the variable holds something else.
+        UserError: the variable has an unknown value.
     """
     choice = os.environ.get(LOG_FORMAT_ENV) or LogFormat.text
     if choice not in set(LogFormat):
@@ -45,12 +46,12 @@ def is_json_logging() -> bool:
 
 
 def is_json_logging_unchecked() -> bool:
-    """The same, without a word about another value."""
+    """Tell whether the user asked for JSON; an unknown value counts as text."""
     return os.environ.get(LOG_FORMAT_ENV) == LogFormat.json
 
 
 def set_log_format(choice: LogFormat | None) -> LogFormat | None:
-    """Let an option of the command line win over the environment, for us and the processes we start."""
+    """Let an option of the command line override the environment, for this process and its children."""
     if choice is not None:
         os.environ[LOG_FORMAT_ENV] = choice
     return choice
@@ -58,67 +59,58 @@ def set_log_format(choice: LogFormat | None) -> LogFormat | None:
 
 @contextmanager
 def json_logging(workspace: Workspace) -> Iterator[None]:
-    """What a night logs inside this block goes out as JSON, if the user asked for it; otherwise nothing changes."""
+    """Within the block, write what a run logs as JSON if the user asked for it; change nothing otherwise."""
     if not is_json_logging():
         yield
         return
-    with redirect_to(JsonLinesHandler(workspace.root.name, _current_round(workspace), sys.stdout)):
+    with redirect_to(JsonLinesHandler(workspace.root.name, newest_round_or_none(workspace), sys.stdout)):
         yield
 
 
-class JsonLinesHandler(logging.Handler):
-    """Writes one line a record; remembers which round is at work."""
+class JsonLinesHandler(logging.StreamHandler[TextIO]):
+    """Write one line of JSON per record."""
 
     def __init__(self, campaign: str, round_number: int | None, stream: TextIO) -> None:
-        """Take the campaign's name, the round it stands at, and where to write."""
-        super().__init__(logging.INFO)
+        """Take the campaign's name, its current round, and the stream to write to."""
+        super().__init__(stream)
+        self.setLevel(logging.INFO)
+        self.setFormatter(_RunFormatter(campaign, round_number))
+
+
+class _RunFormatter(JsonFormatter):
+    """Add campaign, round and stage to a record; the round changes with the records that announce one."""
+
+    def __init__(self, campaign: str | None, round_number: int | None) -> None:
+        super().__init__(json_ensure_ascii=False)
         self._campaign = campaign
         self._round = round_number
-        self._stream = stream
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        try:
-            self._round = getattr(record, "gleaner_round", self._round)
-            self._stream.write(self._line(record) + "\n")
-            self._stream.flush()
-        except Exception:
-            self.handleError(record)
-
-    def _line(self, record: logging.LogRecord) -> str:
-        entry: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "campaign": self._campaign,
-            "round": self._round,
-            "stage": getattr(record, "task_run_name", None),
-            "message": redact(record.getMessage()),
-        }
-        if record.exc_info and not isinstance(record.exc_info[1], UserError):
-            entry["exception"] = redact(logging.Formatter().formatException(record.exc_info))
-        return json.dumps(entry, ensure_ascii=False)
+    def add_fields(
+        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
+    ) -> None:
+        """Fill the fields that the module's docstring lists, without secrets."""
+        self._round = getattr(record, "gleaner_round", self._round)
+        log_data.update(
+            time=datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            level=record.levelname.lower(),
+            campaign=self._campaign,
+            round=self._round,
+            stage=getattr(record, "task_run_name", None),
+            message=redact(record.getMessage()),
+        )
+        if "exc_info" in message_dict and not (record.exc_info and isinstance(record.exc_info[1], UserError)):
+            log_data["exception"] = redact(message_dict["exc_info"])
 
 
 def json_error_line(message: str) -> str:
-    """The one line a command ends with when it fails."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    entry = {"time": now, "level": "error", "campaign": None, "round": None, "stage": None}
-    return json.dumps({**entry, "message": redact(message)}, ensure_ascii=False)
-
-
-def _current_round(workspace: Workspace) -> int | None:
-    try:
-        return newest_round(workspace)
-    except UserError:
-        return None
-
-
-_LOGGER_NAMES = ("prefect.flow_runs", "prefect.task_runs")
+    """Format the line a command ends with when it fails."""
+    record = logging.makeLogRecord({"levelname": "ERROR", "levelno": logging.ERROR, "msg": message})
+    return _RunFormatter(None, None).format(record)
 
 
 @contextmanager
 def attach_handler(handler: logging.Handler) -> Iterator[None]:
-    """Let ``handler`` hear what flows and tasks log inside this block, beside whoever hears it already."""
+    """Within the block, pass what flows and tasks log to ``handler`` as well."""
     loggers = [logging.getLogger(name) for name in _LOGGER_NAMES]
     for logger in loggers:
         logger.addHandler(handler)
@@ -131,7 +123,10 @@ def attach_handler(handler: logging.Handler) -> Iterator[None]:
 
 @contextmanager
 def redirect_to(handler: logging.Handler) -> Iterator[None]:
-    """The same, and keep it from the screen: Prefect's own handler would print it again, with tracebacks."""
+    """Within the block, pass what flows and tasks log to ``handler`` only.
+
+    Prefect's own handler would print it again, with tracebacks.
+    """
     loggers = [logging.getLogger(name) for name in _LOGGER_NAMES]
     previous = [logger.propagate for logger in loggers]
     for logger in loggers:

@@ -1,7 +1,12 @@
-"""Tells people what they have to know: one POST to the address in ``GLEANER_WEBHOOK_URL``, where it is set.
+"""Send notifications about a campaign to people.
 
-The address itself is a secret with most chat tools, so no message ever holds it. A notification that cannot be
-sent is a warning in the log and nothing else.
+Two environment variables name the receivers, and both may be set:
+
+- ``GLEANER_NOTIFY_URLS``: URLs of Apprise (Slack, Teams, mail, PagerDuty and others), separated by blanks or commas;
+- ``GLEANER_WEBHOOK_URL``: an http(s) URL that gets one POST with the JSON fields of ``_json_payload``.
+
+Such a URL is a secret with most services, so no message ever contains one. A notification that cannot be sent is a
+warning in the log and never an error.
 """
 
 import json
@@ -10,7 +15,8 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -19,6 +25,7 @@ from urllib.parse import urlsplit
 from flows.monitoring.redaction import redact
 
 WEBHOOK_URL_ENV = "GLEANER_WEBHOOK_URL"
+NOTIFY_URLS_ENV = "GLEANER_NOTIFY_URLS"
 Event = Literal["run_failed", "promotion_refused", "label_supply_low"]
 
 _TIMEOUT_S = 5.0
@@ -30,32 +37,91 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Notification:
-    """What happened, to whom."""
+    """An event of a campaign."""
 
     campaign: str
     round: int | None
     event: Event
     message: str
 
+    @property
+    def subject(self) -> str:
+        """The campaign and, where known, the round."""
+        return self.campaign if self.round is None else f"{self.campaign}, round {self.round}"
+
 
 def notify(notification: Notification, *, timeout_s: float = _TIMEOUT_S, delays_s: Sequence[float] = _DELAYS_S) -> bool:
-    """Send a notice; whether it arrived. Never raises, and takes at most some 20 s.
+    """Send a notification to every configured receiver and return whether there is one and all have accepted it.
+
+    Never raises. With the defaults, it takes less than 20 s for the webhook and less than 40 s for Apprise, whose
+    receivers are notified in parallel.
 
     Args:
-        notification: to send.
-        timeout_s: of one attempt, in seconds.
-        delays_s: before each further attempt, in seconds.
+        notification: what to send.
+        timeout_s: time limit of one attempt, in seconds.
+        delays_s: delays before each further attempt, in seconds.
     """
-    url = os.environ.get(WEBHOOK_URL_ENV, "")
-    if not url:
-        return False
+    notification = Notification(**{**asdict(notification), "message": redact(notification.message)})
+    results = []
+    if url := os.environ.get(WEBHOOK_URL_ENV):
+        results.append(_notify_webhook(url, notification, timeout_s, delays_s))
+    if urls := os.environ.get(NOTIFY_URLS_ENV):
+        results.append(_notify_apprise(urls, notification, timeout_s, delays_s))
+    return bool(results) and all(results)
+
+
+def _notify_apprise(urls: str, notification: Notification, timeout_s: float, delays_s: Sequence[float]) -> bool:
+    from apprise import Apprise, AppriseAsset, NotifyFormat, NotifyType  # most runs have nothing to send
+
+    asset = AppriseAsset(
+        app_id="Gleaner",
+        http_redirects=False,  # a redirected POST would become a GET elsewhere: the message lost, and no error
+        default_service_retry=len(delays_s),
+        default_service_wait=sum(delays_s) / max(len(delays_s), 1),
+    )
+    with _silent_apprise_logger():
+        receivers = Apprise(asset=asset)
+        all_valid = receivers.add(urls)
+        for receiver in receivers:
+            receiver.socket_connect_timeout = receiver.socket_read_timeout = timeout_s
+        accepted = len(receivers) > 0 and receivers.notify(
+            title=f"Gleaner: {notification.event.replace('_', ' ')}",
+            body=f"{notification.subject}: {notification.message}",
+            notify_type=NotifyType.FAILURE if notification.event == "run_failed" else NotifyType.WARNING,
+            body_format=NotifyFormat.TEXT,
+        )
+    if not all_valid:
+        _log.warning("%s: at least one entry is no URL that Apprise knows. Check its spelling.", NOTIFY_URLS_ENV)
+    if len(receivers) and not accepted:
+        names = ", ".join(str(receiver.service_name) for receiver in receivers)
+        _log.warning(
+            "The notification %s was not accepted by every receiver of %s (%s).",
+            notification.event,
+            NOTIFY_URLS_ENV,
+            names,
+        )
+    return bool(all_valid and accepted)
+
+
+@contextmanager
+def _silent_apprise_logger() -> Iterator[None]:
+    """Drop Apprise's own log records within the block: some contain the URL."""
+    logger = logging.getLogger("apprise")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
+
+
+def _notify_webhook(url: str, notification: Notification, timeout_s: float, delays_s: Sequence[float]) -> bool:
     if urlsplit(url).scheme not in ("http", "https"):
-        _log.warning("%s: the address begins with no http:// or https://, so nothing is sent.", WEBHOOK_URL_ENV)
+        _log.warning("%s: the URL does not begin with http:// or https://. Nothing is sent to it.", WEBHOOK_URL_ENV)
         return False
     problem = ""
     for delay_s in (0.0, *delays_s):
         time.sleep(delay_s)
-        problem, is_permanent = _post(url, _payload(notification), timeout_s)
+        problem, is_permanent = _post(url, _json_payload(notification), timeout_s)
         if not problem:
             return True
         if is_permanent:
@@ -64,23 +130,18 @@ def notify(notification: Notification, *, timeout_s: float = _TIMEOUT_S, delays_
     return False
 
 
-def _payload(notification: Notification) -> bytes:
-    """JSON; ``text`` is what Slack, Mattermost and Teams show."""
-    message = redact(notification.message)
-    where = (
-        notification.campaign if notification.round is None else f"{notification.campaign}, round {notification.round}"
-    )
+def _json_payload(notification: Notification) -> bytes:
+    """Serialize a notification; Slack, Mattermost and Teams show ``text``."""
     content = {
         **asdict(notification),
-        "message": message,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "text": f"Gleaner, {where}: {message}",
+        "text": f"Gleaner, {notification.subject}: {notification.message}",
     }
     return json.dumps(content).encode()
 
 
 def _post(url: str, body: bytes, timeout_s: float) -> tuple[str, bool]:
-    """What went wrong (empty: nothing), and whether another attempt is pointless."""
+    """Post ``body``; return what went wrong (empty: nothing), and whether another attempt is pointless."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
     try:
         with _OPENER.open(request, timeout=timeout_s):
@@ -88,17 +149,17 @@ def _post(url: str, body: bytes, timeout_s: float) -> tuple[str, bool]:
     except urllib.error.HTTPError as error:
         error.close()
         is_permanent = error.code in _CLIENT_ERRORS and error.code not in _RETRYABLE_STATUS_CODES
-        return f"the answer is {error.code}", is_permanent
+        return f"the HTTP status is {error.code}", is_permanent
     except (OSError, ValueError) as error:  # refused, timeout, unknown host, no HTTP
         reason = getattr(error, "reason", error)
         return f"{type(reason).__name__}: {reason}", False
 
 
 class _NoRedirectHandler(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would become a GET somewhere else, with the message lost and no error."""
+    """Refuse redirects: a redirected POST would become a GET elsewhere, with the message lost and no error."""
 
     def redirect_request(self, *_: object, **__: object) -> None:
-        """Refuse; the caller sees the 3xx as an error."""
+        """Return nothing, so that the caller gets the 3xx as an error."""
 
 
 _OPENER = urllib.request.build_opener(_NoRedirectHandler)

@@ -1,1 +1,1 @@
-"""One writer at a time, retries by cause, children that end with us, and what a kill leaves behind put right."""
+"""Run work safely: child processes, retries, service errors, cancellation, GPU locks and the process environment."""

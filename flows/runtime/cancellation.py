@@ -1,7 +1,7 @@
-"""Cancel in Prefect's UI ends a night that no worker of Prefect's has started.
+"""Let the Cancel button in Prefect's UI end a run that no Prefect worker has started.
 
-Prefect only writes down that a run shall be cancelled; a worker would look and end it. A night from cron or from a
-terminal looks for itself, and ends itself the way a worker would: by SIGTERM.
+Prefect only records that a run is to be cancelled; a worker polls for that and ends it. A run started by cron or in a
+terminal polls for itself, and ends itself as a worker would: by SIGTERM.
 """
 
 import logging
@@ -27,16 +27,15 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def watch_for_cancellation() -> Iterator[None]:
-    """End this process within seconds of somebody cancelling its flow run, while in the block."""
-    if runtime.deployment.id is not None:  # a worker looks after it
+    """Within the block, end this process within seconds after its flow run is cancelled."""
+    if runtime.deployment.id is not None:  # its worker does that
         yield
         return
     stop_event = threading.Event()
     run_ids = {UUID(text) for text in (runtime.flow_run.id, runtime.flow_run.root_flow_run_id) if text}
-    poll = partial(
-        copy_context().run, _poll_for_cancellation, run_ids, stop_event
-    )  # Prefect's settings are of the context: without it, a
-    threading.Thread(target=poll, name="cancellation", daemon=True).start()  # thread would start a server of its own
+    # Prefect's settings belong to the context: without it, the thread would start a server of its own.
+    poll = partial(copy_context().run, _poll_for_cancellation, run_ids, stop_event)
+    threading.Thread(target=poll, name="cancellation", daemon=True).start()
     try:
         yield
     finally:
@@ -44,11 +43,11 @@ def watch_for_cancellation() -> Iterator[None]:
 
 
 def mark_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Hook for crashed runs: the crash was the cancellation that somebody asked for."""
+    """Set the state of a crashed run to cancelled, where a cancellation was requested (hook for crashed runs)."""
     del flow, state
     if _cancellation_requested.is_set():
         with get_client(sync_client=True) as client:
-            client.set_flow_run_state(flow_run.id, Cancelled(message="Cancelled by a person."), force=True)
+            client.set_flow_run_state(flow_run.id, Cancelled(message="Cancelled by a user."), force=True)
 
 
 def _poll_for_cancellation(run_ids: set[UUID], stop_event: threading.Event) -> None:
@@ -56,8 +55,8 @@ def _poll_for_cancellation(run_ids: set[UUID], stop_event: threading.Event) -> N
         try:
             with get_client(sync_client=True) as client:
                 states = [client.read_flow_run(run_id).state for run_id in run_ids]
-        except Exception as error:  # the API is away for a moment; the night must not end for that
-            log.debug("cannot look for a cancellation: %s", error)
+        except Exception as error:  # the API is unavailable for a moment, which is no reason to end the run
+            log.debug("cannot poll for a cancellation: %s", error)
             continue
         if any(state is not None and state.type == StateType.CANCELLING for state in states):
             _cancellation_requested.set()

@@ -1,20 +1,19 @@
-"""Campaigns that share a GPU take turns: first come, first served.
+"""Let campaigns that share a GPU take turns.
 
-Whoever wants a GPU takes the next ticket of its queue, a file that its process holds locked. It is your turn when
-no ticket before yours is held; a ticket that nobody holds is of a dead process and is thrown away. So a crash
-gives the GPU back at once, and nobody can overtake.
+Two file locks per GPU: one is held while the GPU is used, the other by the campaign that is next. A campaign that has
+just finished has to become next before it can use the GPU again, so it cannot overtake the one that waits. Linux
+releases both locks when their process ends, however it ends.
 """
 
-import fcntl
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from prefect.concurrency.sync import concurrency
 
 from flows.runtime.process_env import has_prefect_server
@@ -22,14 +21,17 @@ from flows.runtime.process_env import has_prefect_server
 GPU_STAGES = ("train", "evaluate", "infer")
 """Stages that compute on a GPU where there is one."""
 CONCURRENCY_LIMIT_NAME = "gleaner-gpu"
-"""Prefect's own limit, for campaigns on several machines; used where somebody has made it."""
+"""Prefect's own limit, for campaigns on several machines; it applies where the user has created it."""
 _SLOT_LEASE_S = 60.0
 _POLL_INTERVAL_S = 1.0
 _DEVICES_DIR = Path("/dev")
 
 
 def visible_gpus() -> list[str]:
-    """GPUs a stage may use, as ``CUDA_VISIBLE_DEVICES`` or the driver's device files name them; [] on a CPU."""
+    """List the GPUs a stage may use, as ``CUDA_VISIBLE_DEVICES`` or the driver's device files name them; [] on a CPU.
+
+    Without importing torch, which takes seconds.
+    """
     nodes = sorted(path.name for path in _DEVICES_DIR.glob("nvidia[0-9]*"))
     if not nodes:
         return []
@@ -46,13 +48,13 @@ def gpu_locks(stage: str, owner: str, on_wait: Callable[[str], None]) -> Iterato
 
     Args:
         stage: name of the stage.
-        owner: what others who wait are told about us.
-        on_wait: is told that we wait, and for whom.
+        owner: name of this campaign, shown to those that wait.
+        on_wait: called with a message when this campaign has to wait, and again when the owner changes.
     """
     gpus = visible_gpus() if stage in GPU_STAGES else []
     with ExitStack() as exit_stack:
-        for gpu in gpus:  # sorted: two campaigns that want the same two never wait for each other
-            exit_stack.enter_context(gpu_lock(gpu_queue_dir(gpu), owner, on_wait))
+        for gpu in gpus:  # sorted: two campaigns that want the same two GPUs cannot deadlock
+            exit_stack.enter_context(gpu_lock(gpu_lock_path(gpu), owner, on_wait))
         if gpus and has_prefect_server():
             exit_stack.enter_context(
                 concurrency(CONCURRENCY_LIMIT_NAME, occupy=1, strict=False, lease_duration=_SLOT_LEASE_S)
@@ -60,93 +62,71 @@ def gpu_locks(stage: str, owner: str, on_wait: Callable[[str], None]) -> Iterato
         yield
 
 
-def gpu_queue_dir(gpu: str) -> Path:
-    """Folder of a GPU's tickets, the same for every campaign of this machine.
+def gpu_lock_path(gpu: str) -> Path:
+    """Return the lock file of a GPU, the same for every campaign of this machine.
 
-    ``GLEANER_LOCK_DIR`` names a place that containers share; otherwise it is the system's for temporary files.
+    ``GLEANER_LOCK_DIR`` names a folder that containers share; the default is in the system's folder for temporary files.
     """
     base = Path(os.environ.get("GLEANER_LOCK_DIR") or Path(tempfile.gettempdir()) / "gleaner-locks")
-    return base / f"gpu-{re.sub(r'[^A-Za-z0-9-]', '_', gpu)}"
+    return base / f"gpu-{re.sub(r'[^A-Za-z0-9-]', '_', gpu)}.lock"
 
 
 @contextmanager
-def gpu_lock(queue: Path, owner: str, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Wait for our turn, and have it within the block."""
-    ticket = _acquire_ticket(queue, owner)
+def gpu_lock(path: Path, owner: str, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Wait for the lock at ``path`` and hold it within the block.
+
+    Args:
+        path: the lock file; it contains the owner's name while the lock is held.
+        owner: name of this campaign.
+        on_wait: called as in ``gpu_locks``.
+    """
+    _create_shared_dir(path.parent)
+    in_use, is_next = (FileLock(file, mode=0o666) for file in (path, path.with_suffix(".next")))
+    wait_messages = _WaitMessages(path, on_wait)
+    _acquire(is_next, wait_messages)
     try:
-        reported: str | None = None
-        while current_owner := _current_owner(queue, ticket.number):
-            if current_owner != reported:
-                on_wait(f"waiting for the GPU, which is in use by {current_owner}")
-                reported = current_owner
-            time.sleep(_POLL_INTERVAL_S)
+        _acquire(in_use, wait_messages)
+    finally:
+        is_next.release()
+    try:
+        path.write_text(owner, encoding="utf-8")  # filelock leaves the content of its file to the holder
         yield
     finally:
-        ticket.release()
+        path.write_text("", encoding="utf-8")
+        in_use.release()
 
 
-class _Ticket:
-    """A numbered file, locked as long as its process lives."""
+class _WaitMessages:
+    """Report who uses the GPU, once per owner."""
 
-    def __init__(self, path: Path, number: int, owner: str) -> None:
-        self.number = number
+    def __init__(self, path: Path, on_wait: Callable[[str], None]) -> None:
         self._path = path
-        self._file = path.open("x", encoding="utf-8")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._file.write(owner)
-        self._file.flush()
-        path.chmod(0o666)  # the next in the queue may be another user
+        self._on_wait = on_wait
+        self._reported: str | None = None
 
-    def release(self) -> None:
-        self._path.unlink(missing_ok=True)
-        self._file.close()
-
-
-def _queue_mutex(queue: Path) -> FileLock:
-    """Held for the moment in which tickets are given out and thrown away."""
-    return FileLock(queue / "guard", mode=0o666)
+    def report(self) -> None:
+        try:
+            owner = self._path.read_text(encoding="utf-8")
+        except OSError:
+            owner = "another campaign"
+        if owner and owner != self._reported:  # empty for the moment in which the GPU changes hands
+            self._on_wait(f"waiting for the GPU, which is in use by {owner}")
+            self._reported = owner
 
 
-def _acquire_ticket(queue: Path, owner: str) -> _Ticket:
-    _create_shared_dirs(queue)
-    with _queue_mutex(queue):
-        number = max(_ticket_numbers(queue), default=0) + 1
-        return _Ticket(queue / f"{number:09d}", number, owner)
+def _acquire(lock: FileLock, wait_messages: _WaitMessages) -> None:
+    while True:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            wait_messages.report()
+            time.sleep(_POLL_INTERVAL_S)
+        else:
+            return
 
 
-def _current_owner(queue: Path, number: int) -> str:
-    """Who is at the head of the queue before ``number``; empty where it is our turn."""
-    with _queue_mutex(queue):
-        before = sorted(earlier for earlier in _ticket_numbers(queue) if earlier < number)
-        return next(filter(None, (_owner_if_alive(queue / f"{earlier:09d}") for earlier in before)), "")
-
-
-def _owner_if_alive(ticket: Path) -> str:
-    """Who holds a ticket; empty, and the ticket thrown away, where nobody does."""
-    try:
-        with ticket.open("r+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ticket.unlink(missing_ok=True)
-    except BlockingIOError:
-        return _owner_name(ticket)
-    except FileNotFoundError:
-        pass
-    return ""
-
-
-def _owner_name(ticket: Path) -> str:
-    try:
-        return ticket.read_text(encoding="utf-8") or "another campaign"
-    except OSError:
-        return "another campaign"
-
-
-def _ticket_numbers(queue: Path) -> Sequence[int]:
-    return [int(path.name) for path in queue.iterdir() if path.name.isdigit()]
-
-
-def _create_shared_dirs(folder: Path) -> None:
-    for path in (folder.parent, folder):
-        if not path.is_dir():
-            path.mkdir(parents=True, exist_ok=True)
-            path.chmod(0o777)
+def _create_shared_dir(folder: Path) -> None:
+    """Create the folder writable for every user: the next campaign may be another user's."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o777)

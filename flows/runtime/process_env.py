@@ -1,6 +1,6 @@
-"""Environment of every command: no telemetry, no prompts, each tool's state inside the workspace.
+"""Set the environment of every command: no telemetry, no prompts, each tool's state inside the workspace.
 
-Must run before prefect, mlflow or dvc is imported. What the user has set already is left alone.
+Must run before prefect, mlflow or dvc is imported. Variables that the user has set are kept.
 """
 
 import os
@@ -13,14 +13,14 @@ _DEFAULT_ENV = {
     "GIT_TERMINAL_PROMPT": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # A server that hangs costs a night two minutes an attempt, not a quarter of an hour; the night itself tries again.
+    # A server that hangs costs a run two minutes per attempt instead of 15; the tasks of the run have retries of their own.
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the default, 20, is what a first start takes
-    # Prefect's own chatter stays out of the terminal; what flows and stages say does not.
+    # Prefect's own messages stay out of the terminal; those of flows and stages do not.
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO",
     "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "INFO",
@@ -28,7 +28,7 @@ _DEFAULT_ENV = {
 
 
 def prepare_environment(root: Path) -> None:
-    """Set the defaults for work in the workspace ``root``."""
+    """Set the defaults for a process that works in the workspace ``root``."""
     for name, value in _DEFAULT_ENV.items():
         os.environ.setdefault(name, value)
     if "PREFECT_HOME" not in os.environ and not has_prefect_server():
@@ -36,12 +36,12 @@ def prepare_environment(root: Path) -> None:
 
 
 def has_prefect_server() -> bool:
-    """Whether the user has named a Prefect server, in the environment or in the active profile."""
+    """Tell whether the user has configured a Prefect server, in the environment or in the active profile."""
     return bool(os.environ.get("PREFECT_API_URL") or _profile_api_url())
 
 
 def tracking_uri(root: Path) -> str:
-    """The user's MLflow, or a database in the workspace ``root``."""
+    """Return the user's ``MLFLOW_TRACKING_URI``, or the URI of a SQLite database in the workspace ``root``."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 

@@ -1,10 +1,10 @@
-"""Which failures pass by themselves, and how a task of the night is tried again.
+"""Decide which failures are transient, and how a task of a run is retried.
 
 One policy for all tasks, by cause and not by task:
 
-- network and server errors, a lock that somebody else holds, a stage that was killed: again, later and later;
-- memory used up: once more with half the batch;
-- a user's mistake, a full disk, a bug: never. They do not mend themselves.
+- network and server errors, a lock held by another process, a stage that was killed: retried with growing delays;
+- out of memory: retried once with half the batch;
+- a user's mistake, a full disk, a bug: never retried, because the next attempt would fail as well.
 """
 
 import socket
@@ -25,9 +25,9 @@ from tasks.runtime.errors import OutOfMemoryError, UserError
 from tasks.runtime.resource_errors import exception_chain, is_disk_full
 
 RETRY_DELAYS_S: list[float] = [5, 20, 80]
-"""Before the second, third and fourth attempt; a task that has used them up has failed."""
+"""Delays before the second, third and fourth attempt; after that the task has failed."""
 RETRY_JITTER_FRAC = 0.3
-"""Nights that met the same outage do not all come back in the same second."""
+"""Random share added to a delay, so that campaigns hit by the same outage do not all retry in the same second."""
 _MICRO_BATCHES_ON_RETRY = 2
 _RETRYABLE_STATUS_CODES = (408, 425, 429, 500, 502, 503, 504)
 _NETWORK_ERRORS = (
@@ -47,10 +47,10 @@ _R = TypeVar("_R")
 
 
 def retrying_task(name: str) -> Callable[[Callable[_P, _R]], Task[_P, _R]]:
-    """Make a function a task of the night, under this module's policy.
+    """Make a function a Prefect task with this module's retry policy.
 
     Args:
-        name: of its runs; ``{argument}`` stands for an argument's value.
+        name: name of the task and of its runs; ``{argument}`` is replaced by an argument's value.
     """
     return task(
         name=name,
@@ -64,29 +64,33 @@ def retrying_task(name: str) -> Callable[[Callable[_P, _R]], Task[_P, _R]]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may work in a while, with nobody doing anything."""
+    """Tell whether the same call may succeed later without anyone's intervention."""
     if isinstance(error, UserError):
         return error.transient
     return not is_disk_full(error) and any(is_outage(cause) for cause in exception_chain(error))
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether a service could not be reached, or failed in a way it recovers from."""
-    if isinstance(error, MlflowException):  # it says so by a status even where no server is involved
+    """Tell whether a service could not be reached, or failed in a way it recovers from."""
+    if isinstance(error, MlflowException):  # it carries an HTTP status even where no server is involved
         return error.get_http_status_code() in _RETRYABLE_STATUS_CODES  # type: ignore[no-untyped-call]
     return isinstance(error, _NETWORK_ERRORS) or _http_status(error) in _RETRYABLE_STATUS_CODES
 
 
 def retry_with_half_batch(run: Callable[[int], _R], warn: Callable[[str], None]) -> _R:
-    """Call ``run`` with batch divisor 1 and, where memory is used up, a single time with 2.
+    """Call ``run`` with 1 micro-batch and, if that runs out of memory, once with 2.
+
+    Args:
+        run: the work; takes the number of micro-batches a batch is divided into.
+        warn: called with a message before the second attempt.
 
     Raises:
-        OutOfMemoryError: half was too much as well.
+        OutOfMemoryError: half the batch did not fit either.
     """
     try:
         return run(1)
     except OutOfMemoryError as error:
-        warn(f"{error.where}: {error.problem}. Once more with half the batch. {error.fix}")
+        warn(f"{error.where}: {error.problem}. Retrying with half the batch. {error.fix}")
     return run(_MICRO_BATCHES_ON_RETRY)
 
 
@@ -96,7 +100,7 @@ def _retry_condition(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
 
 
 def _http_status(error: BaseException) -> int | None:
-    """HTTP status an error of requests, httpx or botocore carries."""
+    """Return the HTTP status that an error of requests, httpx or botocore carries."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

@@ -1,4 +1,4 @@
-"""One line for what a service or the machine did to a night; only a bug keeps its traceback."""
+"""Translate failures of services and of the machine into one-line errors; only bugs keep their traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,25 +10,25 @@ from flows.runtime.retries import is_outage
 from tasks.runtime.errors import UserError
 from tasks.runtime.resource_errors import as_resource_error, exception_chain
 
-RESUME_HINT = "What is done is safe: gleaner run goes on from there"
+RESUME_HINT = "Finished work is kept: gleaner run resumes from there"
 
 
 class ServiceError(UserError):
-    """A service that a night needs does not do its part."""
+    """A service that a run needs has failed."""
 
     exit_code = 1
 
 
 @contextmanager
 def translate_service_errors(service: str, error_class: type[UserError] = ServiceError) -> Iterator[None]:
-    """Turn what goes wrong in the block, but for bugs, into an error that says it in one line.
+    """Translate every exception of the block but bugs into an error with a one-line message.
 
     Args:
-        service: the service at work, as the message calls it.
+        service: name of the service in use, for the message.
         error_class: class of the error where the service is the cause.
 
     Raises:
-        UserError: see above.
+        UserError: the service or the machine (memory, disk) has failed.
     """
     try:
         yield

@@ -1,4 +1,8 @@
-"""A child process that streams its lines to us, and that never outlives us."""
+"""Start child processes that stream or return their output and never outlive their parent.
+
+Every child is started by ``start``: in a session of its own, without standard input, and with a signal that Linux sends
+it when the thread that started it dies. ``run_streaming`` and ``run_captured`` wait for it.
+"""
 
 import ctypes
 import os
@@ -13,6 +17,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from types import FrameType
+from typing import IO
 
 _PR_SET_PDEATHSIG = 1
 GRACE_S = 25.0
@@ -21,7 +26,48 @@ _POLL_INTERVAL_S = 0.5
 
 
 class ProcessTimeout(Exception):
-    """A child ran into its time limit and was ended."""
+    """A child exceeded its time limit and was terminated."""
+
+
+def start(
+    command: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdout: int | IO[bytes] = subprocess.PIPE,
+    stderr: int | IO[bytes] = subprocess.STDOUT,
+    pass_fds: Sequence[int] = (),
+    parent_death_signal: signal.Signals = signal.SIGKILL,
+) -> "subprocess.Popen[str]":
+    """Start ``command`` as the leader of a new session and process group, without waiting for it.
+
+    Args:
+        command: program and arguments.
+        cwd: working directory; None: the current one.
+        env: its whole environment; None: a copy of this process's.
+        stdout: as ``subprocess.Popen`` takes it.
+        stderr: as ``subprocess.Popen`` takes it.
+        pass_fds: file descriptors the child keeps open.
+        parent_death_signal: sent to the child by Linux when the thread that called this function ends.
+
+    Raises:
+        OSError: the program cannot be executed.
+    """
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        bufsize=1,
+        start_new_session=True,
+        preexec_fn=set_pdeathsig(parent_death_signal),
+    )
 
 
 def run_streaming(
@@ -33,28 +79,15 @@ def run_streaming(
     limit_s: float = inf,
     grace_s: float = GRACE_S,
 ) -> int:
-    """Run ``command`` in a process group of its own, hand over each line it prints, return its exit code.
+    """Run ``command``, pass each line it prints to ``on_line`` and return its exit code.
 
-    Whatever interrupts us (Ctrl-C, SIGTERM, a cancelled run, the time limit), the whole group gets SIGTERM, and what
-    is left of it after ``grace_s`` seconds SIGKILL. If we are killed outright, Linux ends the child.
+    Whatever interrupts the caller (Ctrl-C, SIGTERM, a cancelled run, the time limit), the whole process group gets
+    SIGTERM, and what is left of it after ``grace_s`` seconds SIGKILL. If the caller is killed, Linux sends SIGTERM.
 
     Raises:
         ProcessTimeout: it was still running after ``limit_s`` seconds.
     """
-    process = subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        bufsize=1,
-        start_new_session=True,
-        preexec_fn=set_pdeathsig(signal.SIGTERM),
-    )
+    process = start(command, cwd=cwd, env=env, parent_death_signal=signal.SIGTERM)
     output = _OutputReader(process)
     try:
         for line in output.lines(limit_s):
@@ -65,20 +98,77 @@ def run_streaming(
         raise
 
 
-class _OutputReader:
-    """What a child prints.
+def run_captured(
+    command: Sequence[str],
+    *,
+    limit_s: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> "subprocess.CompletedProcess[str]":
+    """Run ``command`` and return its exit code, standard output and standard error.
 
-    A second thread does the blocking read: some interruptions (a cancelled run, where signals are taken or outside
-    the main thread) reach Python only between two instructions, never inside of one.
+    Raises:
+        ProcessTimeout: it was still running after ``limit_s`` seconds; its process group is killed.
+        OSError: the program cannot be executed.
+    """
+    process = start(command, cwd=cwd, env=env, stderr=subprocess.PIPE)
+    try:
+        stdout, stderr = process.communicate(timeout=limit_s)
+    except BaseException as error:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise ProcessTimeout from None
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def set_pdeathsig(signal_number: signal.Signals) -> Callable[[], None]:
+    """Return a ``preexec_fn`` that asks Linux to signal the child when the thread that started it dies."""
+    if sys.platform != "linux":
+        return lambda: None
+    libc = ctypes.CDLL(None, use_errno=True)  # loaded here: after the fork only the call itself is safe
+
+    def prctl() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal_number)
+
+    return prctl
+
+
+@contextmanager
+def sigterm_as_systemexit() -> Iterator[None]:
+    """Within the block, in the main thread, let SIGTERM raise ``SystemExit``, so that children can be waited for."""
+
+    def raise_system_exit(number: int, _: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not interrupt the clean-up
+        raise SystemExit(128 + number)
+
+    previous_handler = signal.signal(signal.SIGTERM, raise_system_exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous_handler)
+
+
+class _OutputReader:
+    """Read a child's lines in a second thread.
+
+    Some interruptions (a cancelled run, where signals are blocked or outside the main thread) reach Python only
+    between two instructions, never inside a blocking read.
     """
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._queue: Queue[str | None] = Queue()
         self._reader = Thread(target=self._read, args=(process,), daemon=True)
         self._reader.start()
 
     def lines(self, limit_s: float) -> Iterator[str]:
-        """Lines as they come, until everybody who could print has ended."""
+        """Yield lines as they come, until every process that holds the pipe has ended.
+
+        Raises:
+            ProcessTimeout: more than ``limit_s`` seconds have passed.
+        """
         deadline_s = time.monotonic() + limit_s
         while True:
             if time.monotonic() > deadline_s:
@@ -92,10 +182,10 @@ class _OutputReader:
             yield line
 
     def join(self, timeout_s: float) -> None:
-        """Wait until the last process that holds the pipe is gone, or the time is up."""
+        """Wait until the last process that holds the pipe has ended, or the time is up."""
         self._reader.join(timeout_s)
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
+    def _read(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None
         with process.stdout as output:
             for line in output:
@@ -103,38 +193,11 @@ class _OutputReader:
         self._queue.put(None)
 
 
-def set_pdeathsig(signal_number: signal.Signals) -> Callable[[], None]:
-    """A ``preexec_fn`` that asks Linux to signal the child when the thread that started it dies."""
-    if sys.platform != "linux":
-        return lambda: None
-    libc = ctypes.CDLL(None, use_errno=True)  # loaded here: after the fork only the call itself is safe
-
-    def prctl() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal_number)
-
-    return prctl
-
-
-@contextmanager
-def sigterm_as_systemexit() -> Iterator[None]:
-    """Within the block, in the main thread, SIGTERM raises ``SystemExit``: children can be waited for."""
-
-    def raise_system_exit(number: int, _: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough; a second must not cut the clean-up short
-        raise SystemExit(128 + number)
-
-    previous_handler = signal.signal(signal.SIGTERM, raise_system_exit)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous_handler)
-
-
-def _terminate_group(process: subprocess.Popen[str], output: _OutputReader, grace_s: float) -> None:
+def _terminate_group(process: "subprocess.Popen[str]", output: _OutputReader, grace_s: float) -> None:
     """End the child with all it started.
 
-    DVC goes at once, the training below it needs time for its state: the end of the group is the end of its output,
-    not the end of its leader.
+    DVC ends at once, the training below it needs time for its state: the group has ended when its output has, not when
+    its leader has.
     """
     deadline_s = time.monotonic() + grace_s
     with suppress(ProcessLookupError):
@@ -142,6 +205,6 @@ def _terminate_group(process: subprocess.Popen[str], output: _OutputReader, grac
     output.join(grace_s)
     with suppress(subprocess.TimeoutExpired):
         process.wait(max(deadline_s - time.monotonic(), 0))
-    with suppress(ProcessLookupError):  # the leader may be gone and a member of its group still there
+    with suppress(ProcessLookupError):  # the leader may have ended before a member of its group
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

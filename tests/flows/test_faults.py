@@ -144,7 +144,7 @@ def test_an_mlflow_that_is_gone_is_named_and_the_next_night_goes_on(
     unpublished: Workspace, through_proxy: FaultyProxy, mlflow_server: str, fault: Fault
 ) -> None:
     through_proxy.inject(fault, cut_after_bytes=TEACHER_BYTES // 4)
-    with pytest.raises(PublishError, match="gleaner run goes on from there when MLflow answers") as caught:
+    with pytest.raises(PublishError, match="gleaner run resumes from there when MLflow answers") as caught:
         publish(unpublished)
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)

@@ -122,7 +122,7 @@ def test_memory_gets_one_more_chance_with_half_the_batch() -> None:
 
     assert retry_with_half_batch(run, warnings.append) == "done"
     assert divisors == [1, 2]
-    assert "Once more with half the batch. Lower x." in warnings[0]
+    assert "Retrying with half the batch. Lower x." in warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from flows.runtime import gpu_lock
 from flows.workspace import lock
 from flows.workspace.lock import LockHeldError, LockOwner, ProcessIdentity, acquire, read_owner, write_owner
 from tests.flows.small_campaign import subprocess_env
@@ -25,15 +24,6 @@ HOLD = (
     "with acquire(Path(sys.argv[1]), 'here', print):\n"
     "    print('held', flush=True)\n"
     "    time.sleep(60)"
-)
-QUEUE = (
-    "import sys, time\n"
-    "from pathlib import Path\n"
-    "from flows.runtime.gpu_lock import gpu_lock\n"
-    "def say(words): print(words, flush=True)\n"
-    "with gpu_lock(Path(sys.argv[1]), sys.argv[2], say):\n"
-    "    say('mine')\n"
-    "    sys.stdin.readline()"
 )
 
 
@@ -193,63 +183,3 @@ def test_a_process_is_told_from_its_corpse_and_from_its_successor() -> None:
         ticks = 0
         while not replace(own, pid=zombie.pid, start_ticks=ticks).is_dead:
             time.sleep(0.01)
-
-
-@pytest.mark.slow
-def test_campaigns_get_a_gpu_in_the_order_they_came_and_a_killed_one_gives_it_back(tmp_path: Path) -> None:
-    queue = str(tmp_path / "gpu-0")
-    with child(QUEUE, queue, "first") as first:
-        assert next_line(first) == "mine"
-        with child(QUEUE, queue, "second") as second:
-            assert next_line(second) == "waiting for the GPU, which is in use by first"
-            with child(QUEUE, queue, "third") as third:
-                assert next_line(third) == "waiting for the GPU, which is in use by first"
-                first.kill()
-                assert next_line(second) == "mine"
-                assert next_line(third) == "waiting for the GPU, which is in use by second"
-                assert second.stdin is not None
-                second.stdin.write("done\n")
-                second.stdin.flush()
-                assert next_line(third) == "mine"
-    assert [path.name for path in (tmp_path / "gpu-0").iterdir() if path.name.isdigit()] == ["000000003"]
-
-
-@pytest.mark.parametrize(
-    ("nodes", "named", "expected"),
-    [
-        ((), None, []),
-        ((), "0", []),
-        (("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"), None, ["0", "1"]),
-        (("nvidia0", "nvidia1"), "1", ["1"]),
-        (("nvidia0", "nvidia1"), "1, 0", ["0", "1"]),
-        (("nvidia0",), "", []),
-        (("nvidia0",), "-1", []),
-        (("nvidia0",), "GPU-8a1b/2", ["GPU-8a1b/2"]),
-    ],
-)
-def test_the_gpus_a_stage_may_use_are_found_without_asking_torch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: tuple[str, ...], named: str | None, expected: list[str]
-) -> None:
-    for node in nodes:
-        (tmp_path / node).touch()
-    monkeypatch.setattr(gpu_lock, "_DEVICES_DIR", tmp_path)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if named is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert gpu_lock.visible_gpus() == expected
-    assert all(
-        gpu_lock.gpu_queue_dir(name).name.startswith("gpu-") and "/" not in gpu_lock.gpu_queue_dir(name).name
-        for name in expected
-    )
-
-
-def test_only_stages_that_compute_on_a_gpu_queue_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_lock, "visible_gpus", lambda: ["0", "1"])
-    monkeypatch.setattr(gpu_lock, "has_prefect_server", lambda: False)
-    monkeypatch.setenv("GLEANER_LOCK_DIR", str(tmp_path / "locks"))
-    with gpu_lock.gpu_locks("score", "a campaign", lambda _: None):
-        assert not (tmp_path / "locks").exists()
-    with gpu_lock.gpu_locks("train", "a campaign", lambda _: None):
-        held_tickets = sorted((tmp_path / "locks").glob("gpu-*/0*"))
-        assert [path.read_text() for path in held_tickets] == ["a campaign"] * 2
-    assert not list((tmp_path / "locks").glob("gpu-*/0*"))
