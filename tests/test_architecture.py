@@ -1,100 +1,168 @@
-"""The design, held by tests: what may import what is held by import-linter (`make imports`), the rest here."""
+"""The design, held by tests. What may import what is held by import-linter (`make imports`), the rest here.
+
+Each test lists everything that breaks its rule, and no rule has exceptions.
+"""
 
 import ast
 import importlib
+import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
+import grimp
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from infra import stage_dependencies
 from tasks.data.paths import STAGES
 from tasks.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("flows", "tasks", "detectron_ext", "infra")
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-MAX_LINES = 300
-NOT_DATA = ("tasks/", "detectron_ext")
+DRAW = yaml.safe_load((ROOT / "examples" / "digits" / "dvc.yaml").read_text())["stages"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCKS = ("requirements.lock", "requirements-dev.lock")
 
 
 def sources() -> list[Path]:
     return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_is_one_idea(path: Path) -> None:
-    lines = path.read_text().count("\n")
-    assert lines <= MAX_LINES, f"{path.name} has {lines} lines, expected at most {MAX_LINES}"
-    assert path.stem not in {"utils", "helpers", "common", "misc"}
-
-
-def test_the_graph_has_the_stages_in_order() -> None:
-    assert list(GRAPH) == ["draw", *STAGES]
-
-
 def names(entries: list[object]) -> list[str]:
     return [str(next(iter(entry))) if isinstance(entry, dict) else str(entry) for entry in entries]
 
 
-@pytest.mark.parametrize("stage", list(GRAPH))
-def test_a_stage_opens_with_what_dvc_yaml_says(stage: str) -> None:
-    node = GRAPH[stage]
-    assert node["cmd"] == f"python -m tasks.{stage}"
-    assert node["desc"]
-    doc = ast.get_docstring(ast.parse((ROOT / "tasks" / f"{stage}.py").read_text())) or ""
-    said = {key: re.split(r",\s*", value) for key, value in re.findall(r"^(Reads|Writes|Params)\s+(.+)$", doc, re.M)}
-    reads = [dep for dep in node["deps"] if not dep.startswith(NOT_DATA)]
-    assert said["Reads"] == (reads or ["nothing"])
-    assert said["Writes"] == names(node.get("outs", []) + node.get("metrics", []))
-    assert said["Params"] == node.get("params", ["nothing"])
+def test_no_file_is_a_place_for_anything() -> None:
+    assert [path for path in sources() if path.stem in {"utils", "helpers", "common", "misc"}] == []
 
 
-@pytest.mark.parametrize("stage", list(GRAPH))
-def test_a_stage_names_its_own_code_and_all_code_it_imports(stage: str) -> None:
-    """A change in imported code must rerun the stage: every project module it loads is a dependency."""
-    ignored = {"tasks", "tasks.data.schemas", "tasks.runtime.stage_main", "tasks.runtime.errors", "tasks.storage.files", "tasks.params"} | {
-        "tasks.params.annotation", "tasks.params.promotion", "tasks.runtime.resource_errors",
-        "tasks.data.paths", "tasks.runtime.progress", "tasks.storage.s3", "tasks.storage.image_cache", "tasks.data.image_metadata_cache",
-        "tasks.data.image_source", "tasks.params.stages", "tasks.data.images", "tasks.data.annotations", "tasks.data.detections",
-        "detectron_ext",
-    }  # fmt: skip
-    script = (
-        f"import sys, tasks.{stage}; "
-        "print('\\n'.join(m for m in sys.modules if m.split('.')[0] in ('tasks', 'detectron_ext', 'flows')))"
+def test_the_graph_has_the_stages_in_order_and_the_room_only_them() -> None:
+    assert tuple(GRAPH) == STAGES
+    assert {path.stem for path in (ROOT / "tasks").glob("*.py")} == {"__init__", *STAGES}
+
+
+def differences_to_dvc_yaml(stage: str, node: dict[str, Any], module: Path) -> list[str]:
+    docstring = ast.get_docstring(ast.parse(module.read_text())) or ""
+    declared = {
+        key: re.split(r",\s*", value) for key, value in re.findall(r"^(Reads|Writes|Params)\s+(.+)$", docstring, re.M)
+    }
+    reads = [path for path in node["deps"] if not stage_dependencies.is_code(path)]
+    expected = {
+        "Reads": reads or ["nothing"],
+        "Writes": names(node.get("outs", []) + node.get("metrics", [])),
+        "Params": names(node.get("params", ["nothing"])),
+    }
+    return [f"{stage}: {key} is {declared.get(key)}" for key, value in expected.items() if declared.get(key) != value]
+
+
+def test_docstrings_of_stages_say_what_dvc_yaml_says() -> None:
+    wrong = differences_to_dvc_yaml("draw", DRAW["draw"], ROOT / "tasks" / "demo" / "draw.py")
+    for stage, node in GRAPH.items():
+        wrong += differences_to_dvc_yaml(stage, node, ROOT / "tasks" / f"{stage}.py")
+        if node["cmd"] != f"python -m tasks.{stage}" or not node["desc"]:
+            wrong.append(f"{stage}: cmd or desc")
+    assert wrong == []
+
+
+def test_a_stage_has_its_function_and_its_entry() -> None:
+    modules = {stage: importlib.import_module(f"tasks.{stage}") for stage in STAGES}
+    lacking = [
+        stage
+        for stage, module in modules.items()
+        if not callable(getattr(module, stage, None)) or not callable(getattr(module, "main", None))
+    ]
+    assert lacking == []
+
+
+class TestDependencies:
+    """A change of any module that can change a stage's outputs reruns the stage."""
+
+    def test_dvc_yaml_names_all_code_that_a_stage_imports(self) -> None:
+        graph = stage_dependencies.build_import_graph()
+        stale = [
+            name
+            for name in stage_dependencies.GRAPHS
+            if stage_dependencies.up_to_date((ROOT / name).read_text(), graph) != (ROOT / name).read_text()
+        ]
+        assert stale == [], "Run: python -m infra.stage_dependencies"
+
+    def test_no_stage_loads_a_module_that_the_imports_do_not_show(self) -> None:
+        """Modules in memory after a real import, each stage in a fork of its own; torch is loaded only once."""
+        script = """
+import importlib, json, os, sys
+import detectron2.modeling, pandas, pycocotools.cocoeval, torch, torchvision
+for stage in sys.argv[1:]:
+    if os.fork() == 0:
+        importlib.import_module(f"tasks.{stage}")
+        loaded = sorted(name for name in sys.modules if name.split(".")[0] in ("tasks", "detectron_ext", "flows"))
+        os.write(1, (json.dumps([stage, loaded]) + "\\n").encode())
+        os._exit(0)
+    assert os.wait()[1] == 0, stage
+"""
+        command = [sys.executable, "-W", "ignore", "-c", script, *STAGES]
+        output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        loaded = dict(json.loads(line) for line in output.splitlines())
+        assert set(loaded) == set(STAGES)
+        missing = []
+        for stage, modules in loaded.items():
+            for module in modules:
+                path = "/".join(module.split("."))
+                candidates = [f"{path}.py", f"{path}/__init__.py", *map(str, Path(path).parents), path]
+                if not set(candidates) & set(GRAPH[stage]["deps"]):
+                    missing.append(f"{stage}: {module}")
+        assert missing == []
+
+    def test_imports_of_imports_and_the_packages_around_them_count(self) -> None:
+        graph = grimp.ImportGraph()
+        for module in ("tasks", "tasks.a", "tasks.room", "tasks.room.b", "tasks.c", "tasks.unused"):
+            graph.add_module(module)
+        graph.add_import(importer="tasks.a", imported="tasks.room.b")
+        graph.add_import(importer="tasks.room.b", imported="tasks.c")
+        graph.add_import(importer="tasks.unused", imported="tasks.c")
+        found = stage_dependencies.imported_modules(graph, "tasks.a")
+        assert found == {"tasks", "tasks.a", "tasks.room", "tasks.room.b", "tasks.c"}
+
+    @pytest.mark.parametrize(
+        ("files", "expected"),
+        [
+            (["room/a.py"], ["tasks/__init__.py", "tasks/room"]),
+            (["room/a.py", "room/unused.py"], ["tasks/__init__.py", "tasks/room/__init__.py", "tasks/room/a.py"]),
+            (["room/a.py", "room/unused.py", "room/page.j2"], ["tasks/__init__.py", "tasks/room"]),
+            (["room/a.py", "room/py.typed"], ["tasks/__init__.py", "tasks/room"]),
+        ],
+        ids=["all of it", "not all of it", "with a template", "with the mark of types"],
     )
-    loaded = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
-    code = [dep for dep in GRAPH[stage]["deps"] if dep.startswith(NOT_DATA)]
-    for module in sorted(set(loaded.stdout.split()) - ignored):
-        path = module.replace(".", "/")
-        assert any(path == dep.removesuffix(".py") or path.startswith(f"{dep}/") or path == dep for dep in code), (
-            f"{stage} imports {module}, expected it among the deps {code} in dvc.yaml"
-        )
+    def test_a_folder_stands_for_its_files_where_all_are_used(
+        self, tmp_path: Path, files: list[str], expected: list[str]
+    ) -> None:
+        for name in ("__init__.py", "unused.py", "room/__init__.py", *files):
+            path = tmp_path / "tasks" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        assert stage_dependencies.code_dependencies(["tasks", "tasks.room", "tasks.room.a"], tmp_path) == expected
 
 
 def test_the_repositorys_parameters_are_complete_and_valid() -> None:
-    params = load_params(ROOT / "params.yaml")
+    load_params(ROOT / "params.yaml")
     assert set(yaml.safe_load((ROOT / "params.yaml").read_text())) == set(Params.model_fields)
-    assert params.draw is not None
 
 
 def test_every_parameter_is_read_by_some_code() -> None:
-    code = "\n".join(path.read_text() for path in sources() if path.name not in {"sections.py", "params.py"})
-    for section, field in Params.model_fields.items():
-        for name in getattr(field.annotation, "model_fields", {}):
-            used = re.search(rf"\.{name}\b", code) or (
-                section == "augmentation" and "augmentation.model_dump()" in code
-            )
-            assert used, f"params.yaml: {section}.{name} is read by no code"
-
-
-@pytest.mark.parametrize("stage", list(GRAPH))
-def test_a_stage_has_its_function_and_its_entry(stage: str) -> None:
-    module = importlib.import_module(f"tasks.{stage}")
-    assert callable(getattr(module, stage))
-    assert callable(module.main)
+    code = "\n".join(path.read_text() for path in sources() if (ROOT / "tasks" / "params") not in path.parents)
+    unread = [
+        f"{section}.{name}"
+        for section, field in Params.model_fields.items()
+        for name in getattr(field.annotation, "model_fields", {})
+        if not re.search(rf"\.{name}\b", code) and f"{section}.model_dump()" not in code
+    ]
+    assert unread == []
 
 
 def test_the_light_modules_stay_light() -> None:
@@ -105,8 +173,84 @@ def test_the_light_modules_stay_light() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
-def test_nothing_committed_names_an_index_or_a_secret() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
-    assert "://" not in lock
-    assert "--index" not in lock
-    assert all("--hash=sha256:" in block for block in re.split(r"\n(?=\S)", lock.strip()) if not block.startswith("#"))
+class TestRequirements:
+    """pyproject.toml says what a wheel needs, requirements.in why, the locks which versions."""
+
+    @staticmethod
+    def locked(name: str) -> dict[str, str]:
+        text = (ROOT / name).read_text()
+        return {canonicalize_name(package): version for package, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.M)}
+
+    @staticmethod
+    def listed(name: str) -> list[Requirement]:
+        lines = (line.split(" #")[0].strip() for line in (ROOT / name).read_text().splitlines())
+        return [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
+
+    def declared(self, *extras: str) -> list[Requirement]:
+        texts = [*PROJECT["dependencies"], *(text for extra in extras for text in PROJECT["optional-dependencies"][extra])]
+        return [Requirement(text) for text in texts]
+
+    @pytest.mark.parametrize("name", LOCKS)
+    def test_a_lock_names_no_index_and_hashes_everything(self, name: str) -> None:
+        lock = (ROOT / name).read_text()
+        assert "://" not in lock
+        assert "--index" not in lock
+        blocks = [block for block in re.split(r"\n(?=\S)", lock.strip()) if not block.startswith("#")]
+        assert [block for block in blocks if "--hash=sha256:" not in block] == []
+
+    def test_the_locks_agree(self) -> None:
+        runtime, development = map(self.locked, LOCKS)
+        assert {name: version for name, version in runtime.items() if development.get(name) != version} == {}
+
+    @pytest.mark.parametrize("name", ["requirements", "requirements-dev"])
+    def test_a_lock_holds_what_its_source_asks_for(self, name: str) -> None:
+        locked = self.locked(f"{name}.lock")
+        listed = self.listed(f"{name}.in")
+        assert [str(one) for one in listed if not one.specifier.contains(locked[canonicalize_name(one.name)])] == []
+
+    def test_the_locks_satisfy_the_package(self) -> None:
+        runtime, development = map(self.locked, LOCKS)
+        for locked, extras in ((runtime, ("label-studio", "s3", "services")), (development, ("heic", "dev", "docs"))):
+            wrong = [
+                str(one)
+                for one in self.declared(*extras)
+                if not one.specifier.contains(locked.get(canonicalize_name(one.name), "0"))
+            ]
+            assert wrong == []
+
+    def test_every_requirement_of_the_package_has_its_reason(self) -> None:
+        """What is in pyproject.toml is in requirements.in too, where the reasons are."""
+        listed = {canonicalize_name(one.name) for name in ("requirements.in", "requirements-dev.in") for one in self.listed(name)}
+        extras = PROJECT["optional-dependencies"]
+        assert {canonicalize_name(one.name) for one in self.declared(*extras)} - listed == set()
+
+    def test_the_three_packages_import_only_what_is_declared(self) -> None:
+        """A wheel in an empty environment, with all runtime extras, finds each library that the code imports by name."""
+        runtime = self.declared("label-studio", "s3", "services", "heic")
+        declared = {canonicalize_name(one.name) for one in runtime} | {"detectron2"}
+        providers = importlib.import_module("importlib.metadata").packages_distributions()
+        undeclared: dict[str, str] = {}
+        for package in ("flows", "tasks", "detectron_ext"):
+            for path in (ROOT / package).rglob("*.py"):
+                for module in imported_libraries(path):
+                    distributions = {canonicalize_name(name) for name in providers.get(module, [module])}
+                    if not distributions & declared:
+                        undeclared[module] = str(path.relative_to(ROOT))
+        assert undeclared == {}
+
+
+def imported_libraries(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {*PACKAGES}
+
+
+def test_the_packages_are_typed_and_the_version_is_one() -> None:
+    assert [name for name in ("flows", "tasks", "detectron_ext") if not (ROOT / name / "py.typed").is_file()] == []
+    version = PROJECT["version"]
+    assert f"version: {version}" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"^## .*{re.escape(version)}", (ROOT / "CHANGELOG.md").read_text(), re.M)

@@ -1,4 +1,4 @@
-"""The repository root is a workspace on the demo data: ``dvc repro`` makes the round, without Prefect or a server."""
+"""The repository root is a workspace on the demo data: ``dvc repro`` draws them and makes the round, without any server."""
 
 import json
 import shutil
@@ -13,18 +13,21 @@ from tasks.data.paths import STAGES
 from tests.flows.small_campaign import subprocess_env
 
 ROOT = Path(__file__).parents[1]
+DRAW = "examples/digits/dvc.yaml:draw"
 SMALL_PARAMS = {
-    "draw": {"pool_images": 20, "val_images": 6, "seed_images": 4, "calibration_images": 4},
     "model": {"fpn_channels": 32, "short_side_px": 64, "long_side_px": 96},
     "train": {"iterations": 4, "burn_in_iterations": 2, "warmup_iterations": 1, "num_workers": 0},
     "budget": {"amount": 5},
 }
 
 
+SMALL_DIGITS = {"pool_images": 20, "val_images": 6, "seed_images": 4, "calibration_images": 4}
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The files of this repository that DVC reads, in a git repository of their own, with a smaller round."""
-    for name in ("tasks", "detectron_ext", ".dvc"):
+    for name in ("tasks", "detectron_ext", "examples", ".dvc"):
         ignored = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
@@ -33,6 +36,7 @@ def checkout(tmp_path: Path) -> Path:
     for section, values in SMALL_PARAMS.items():
         params[section] |= values
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "examples" / "digits" / "params.yaml").write_text(yaml.safe_dump(SMALL_DIGITS))
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     return tmp_path
 
@@ -50,11 +54,15 @@ def repro(folder: Path, *targets: str) -> str:
     return done.stdout
 
 
+def rerun_stages(folder: Path) -> list[str]:
+    output = repro(folder)
+    return [stage for stage in (DRAW, *STAGES) if f"Running stage '{stage}'" in output]
+
+
 @pytest.mark.slow
 def test_dvc_repro_makes_the_round_and_then_only_what_changed(checkout: Path) -> None:
     output = repro(checkout)
-    for stage in ("draw", *STAGES):
-        assert f"Running stage '{stage}'" in output
+    assert [stage for stage in (DRAW, *STAGES) if f"Running stage '{stage}'" not in output] == []
     picked = json.loads((checkout / "derived" / "select" / "summary.json").read_text())["selected"]
     assert picked == 5
     assert (checkout / "derived" / "report" / "report.html").stat().st_size > 10_000
@@ -62,6 +70,11 @@ def test_dvc_repro_makes_the_round_and_then_only_what_changed(checkout: Path) ->
     params = yaml.safe_load((checkout / "params.yaml").read_text())
     params["budget"]["amount"] = 3
     (checkout / "params.yaml").write_text(yaml.safe_dump(params))
-    output = repro(checkout)
-    rerun = [stage for stage in ("draw", *STAGES) if f"Running stage '{stage}'" in output]
-    assert rerun == ["select", "handoff", "report"]
+    assert rerun_stages(checkout) == ["select", "handoff", "report"]
+
+    digits = {**SMALL_DIGITS, "seed_images": 5}
+    (checkout / "examples" / "digits" / "params.yaml").write_text(yaml.safe_dump(digits))
+    assert rerun_stages(checkout)[0] == DRAW
+
+    (checkout / "tasks" / "selection" / "budget.py").open("a").write("\n# another comment\n")
+    assert rerun_stages(checkout) == ["select"]
