@@ -14,7 +14,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 # The environment is set up again when one of these files, or the choice of Detectron2, changes.
-SETUP_FILES := requirements.lock pyproject.toml $(wildcard infra/detectron2/*.py) infra/detectron2/source.txt
+SETUP_FILES := requirements-dev.lock pyproject.toml $(wildcard infra/detectron2/*.py) infra/detectron2/source.txt
 STACK ?= .stack
 PORTS ?=
 STAMP := .venv/.stamp-$(shell { cat $(SETUP_FILES); echo "$${GLEANER_DETECTRON2:-}"; } | sha256sum | cut -c1-16)
@@ -24,7 +24,7 @@ help: ## Show the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(STAMP) ## Set up .venv from requirements.lock (7 GB, some minutes; later calls take no time)
+setup: $(STAMP) ## Set up .venv from requirements-dev.lock (7 GB, some minutes; later calls take no time)
 	@echo "[setup] .venv is ready"
 
 .PHONY: demo
@@ -41,6 +41,10 @@ test: $(STAMP) ## Run every test, files side by side
 .PHONY: test-fast
 test-fast: $(STAMP) ## Run the tests that train no model and start no service
 	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+.PHONY: docs
+docs: $(STAMP) ## Build the documentation site into .cache/site, strictly
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 .PHONY: check
 check: format-check lint types imports ## Check format, lint, types and import rules
@@ -141,10 +145,10 @@ $(STAMP):
 	fi
 	rm -f .venv/.complete .venv/.stamp-*
 	pip=("$(BIN)/python" -m pip --disable-pip-version-check install --no-deps --no-build-isolation)
-	say "2/4 installing $$(grep -c '^[^ #]' requirements.lock) packages from requirements.lock (some minutes)"
-	awk '/^[^ ]/ {keep = /^(packaging|pip|setuptools|wheel)==/} keep' requirements.lock > .venv/first.lock
+	say "2/4 installing $$(grep -c '^[^ #]' requirements-dev.lock) packages from requirements-dev.lock (some minutes)"
+	awk '/^[^ ]/ {keep = /^(packaging|pip|setuptools|wheel)==/} keep' requirements-dev.lock > .venv/first.lock
 	"$${pip[@]}" --quiet --require-hashes --requirement .venv/first.lock
-	"$${pip[@]}" --require-hashes --requirement requirements.lock
+	"$${pip[@]}" --require-hashes --requirement requirements-dev.lock
 	say "3/4 installing Detectron2"
 	$(BIN)/python -m infra.detectron2.install
 	say "4/4 installing Gleaner"
