@@ -34,6 +34,14 @@ def newest_round(workspace: Workspace) -> int:
     return batches[-1]
 
 
+def newest_round_or_none(workspace: Workspace) -> int | None:
+    """Number of the newest label batch; None where the label batches cannot be read."""
+    try:
+        return newest_round(workspace)
+    except UserError:
+        return None
+
+
 def is_published(workspace: Workspace, round_number: int) -> bool:
     """Return whether a round is finished: its tag is the last change that publishing makes in the workspace."""
     ledger = workspace.ledger(round_number)
