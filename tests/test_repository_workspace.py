@@ -1,4 +1,4 @@
-"""The repository root is a workspace on the demo data: ``dvc repro`` draws them and makes the round, without any server."""
+"""The repository root is a workspace on the demo data: ``dvc repro`` draws them and makes the round, with no server."""
 
 import json
 import shutil
