@@ -79,8 +79,8 @@ class PrepareParams(Section):
 
     min_image_side_px: PositiveInt
     """Images with a shorter side are set aside."""
-    max_pixels: PositiveInt
-    """Images with more pixels are set aside before they are decoded (decompression bombs)."""
+    max_pixels: Annotated[int, Field(gt=0, le=500_000_000)]
+    """Images with more pixels are set aside before they are decoded, since a small file can hold a huge image."""
 
 
 class AssembleParams(Section):
