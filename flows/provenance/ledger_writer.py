@@ -135,7 +135,7 @@ def _teacher(workspace: Workspace) -> dict[str, Any]:
 def _selection_model(workspace: Workspace, round_number: int) -> dict[str, Any] | None:
     """The teacher of the round before, which selected the images of batch ``round_number``; None for the seed.
 
-    Its file is kept as the warm start when labels are collected; where it is missing, its round's ledger has the digest.
+    Its file is kept as the warm start when labels are collected; without it, the digest is that in its round's ledger.
     """
     if not round_number:
         return None

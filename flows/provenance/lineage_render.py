@@ -33,7 +33,8 @@ def image_tree(lineage: Mapping[str, Any]) -> RenderableType:
         delivery_node.add(
             escape(
                 f"delivery {delivery['delivery']} ({delivery['state']}, {delivery['created_at']}), "
-                f"rank {delivery['rank']}: {delivery['reason']}; {boxes} pre-annotated by {_short_hash(delivery['selection_model_sha256'])}"
+                f"rank {delivery['rank']}: {delivery['reason']}; "
+                f"{boxes} pre-annotated by {_short_hash(delivery['selection_model_sha256'])}"
             )
         )
     annotation_node = tree.add("annotations" if lineage["annotations"] else "no annotation")

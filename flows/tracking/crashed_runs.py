@@ -1,8 +1,8 @@
 """Close the MLflow and Prefect runs that a killed process left open.
 
 ``flows.workspace.crash_recovery`` writes a record of each crashed process to ``.gleaner/crashed_runs``: its identity
-and its flow runs. The record is deleted when all its runs are closed. So runs of living processes are never touched, and
-while a service is unavailable the record is kept for the next run.
+and its flow runs. The record is deleted when all its runs are closed. So runs of living processes are never touched,
+and while a service is unavailable the record is kept for the next run.
 """
 
 import logging

@@ -26,6 +26,7 @@ from tasks.storage import files
 MAP_TOLERANCE_POINTS = 1e-3
 _METRICS_PATH = "derived/evaluate/metrics.json"
 _MODELS = ("teacher", "student")
+_MAX_OWNERS = 3
 
 
 def artifact_checks(scope: AuditScope) -> Iterator[Check]:
@@ -90,7 +91,7 @@ def _stored_object_check(scope: AuditScope) -> Check:
         actual = file_md5(path)
         if actual != md5.removesuffix(".dir"):
             scope.damaged_objects[md5] = f"MD5 of {path} is {actual}, expected {md5}"
-    found = [f"{_shortest_owner(referenced[md5])}: {problem}" for md5, problem in scope.damaged_objects.items()]
+    found = [f"{_format_owners(referenced[md5])}: {problem}" for md5, problem in scope.damaged_objects.items()]
     return make_check(
         "data", "stored objects", f"{pluralize(len(referenced), 'object')}, {size_bytes / 2**20:.1f} MiB", found
     )
@@ -127,10 +128,11 @@ def _folder_members(scope: AuditScope, md5: str) -> list[tuple[str, str]]:
         return []
 
 
-def _shortest_owner(owners: set[str]) -> str:
-    """One place where an object is used, and the number of others: the whole list has an entry a round."""
-    first, *rest = sorted(owners, key=lambda owner: (len(owner), owner))
-    return f"{first} (and {len(rest)} more)" if rest else first
+def _format_owners(owners: set[str]) -> str:
+    """Where an object is used, shortest path first; cut off, since most objects are used in every round."""
+    ordered = sorted(owners, key=lambda owner: (len(owner), owner))
+    more = f" and {len(ordered) - _MAX_OWNERS} more" if len(ordered) > _MAX_OWNERS else ""
+    return ", ".join(ordered[:_MAX_OWNERS]) + more
 
 
 # Files in git

@@ -81,19 +81,22 @@ def alter_copy(workspace: Workspace) -> None:
 
 TAMPERED: dict[str, tuple[Callable[[Workspace], object], str]] = {
     "label batch": (lambda w: flip_bit(w.label_batch(1)), "data/labels/batch-0001.json in the workspace: SHA-256 is"),
-    "checkpoint": (flip_stored("derived/train/teacher.pth", 0), "round-0000:derived/train/teacher.pth: MD5 of"),
+    "checkpoint": (flip_stored("derived/train/teacher.pth", 0), "round-0000:derived/train/teacher.pth"),
     "shard": (flip_stored("derived/infer/shard-0000.parquet"), "round-0001:derived/infer/shard-0000.parquet: MD5 of"),
     "frozen detections": (
         flip_stored("data/detections_at_selection/batch-0001.parquet"),
         "data/detections_at_selection/batch-0001.parquet",
     ),
     "list of a folder": (flip_folder_list, "round-0001:derived/infer: MD5 of"),
-    "parameter": (lambda w: replace_text(w.params, "iterations: ", "iterations: 1"), "params.yaml: git object"),
+    "parameter": (
+        lambda w: replace_text(w.params, "iterations: ", "iterations: 1"),
+        "params.yaml: git object of the file is",
+    ),
     "ledger": (lambda w: replace_text(w.ledger(0), '"boxes": 5', '"boxes": 6'), "rounds/round-0000.json: SHA-256 is"),
     "metric": (alter_metric, "metric teacher/mAP is 60.001, expected 60.0"),
     "version": (alter_version_tag, "MLflow model version 2: tag gleaner.teacher_sha256 is"),
     "pool image": (flip_image, "data/images/"),
-    "validation list": (lambda w: flip_bit(w.val), "data/val.parquet in the workspace: MD5 is"),
+    "validation list": (lambda w: flip_bit(w.val), "data/val.parquet: git object of the file is"),
     "promotion log": (lambda w: replace_text(w.promotions, '"promote"', '"refuse"'), "promotions.jsonl: "),
     "copy in the workspace": (alter_copy, "derived/select/selection.parquet in the workspace: MD5 is"),
     "git": (alter_git_object, ".git: "),

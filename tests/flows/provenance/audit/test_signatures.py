@@ -57,8 +57,8 @@ def test_a_tag_changed_after_it_was_signed_is_named(signed_campaign: Workspace) 
     assert content.count("labels, ") == 1
     forged = subprocess.run(
         ["git", "hash-object", "-t", "tag", "-w", "--stdin"],
-        cwd=signed_campaign.root, input=content.replace("labels, ", "labels and ") + "\n", text=True, capture_output=True,
-        check=True,
+        cwd=signed_campaign.root, input=content.replace("labels, ", "labels and ") + "\n", text=True,
+        capture_output=True, check=True,
     ).stdout.strip()  # fmt: skip
     git.run_git(signed_campaign.root, "update-ref", f"refs/tags/{TAG}", forged)
     check = signature_check(signed_campaign)
