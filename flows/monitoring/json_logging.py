@@ -85,9 +85,7 @@ class _RunFormatter(JsonFormatter):
         self._campaign = campaign
         self._round = round_number
 
-    def add_fields(
-        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
-    ) -> None:
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         """Fill the fields that the module's docstring lists, without secrets."""
         self._round = getattr(record, "gleaner_round", self._round)
         log_data.update(

@@ -65,7 +65,7 @@ def gpu_locks(stage: str, owner: str, on_wait: Callable[[str], None]) -> Iterato
 def gpu_lock_path(gpu: str) -> Path:
     """Return the lock file of a GPU, the same for every campaign of this machine.
 
-    ``GLEANER_LOCK_DIR`` names a folder that containers share; the default is in the system's folder for temporary files.
+    ``GLEANER_LOCK_DIR`` names a folder that containers share; the default is in the system's temporary folder.
     """
     base = Path(os.environ.get("GLEANER_LOCK_DIR") or Path(tempfile.gettempdir()) / "gleaner-locks")
     return base / f"gpu-{re.sub(r'[^A-Za-z0-9-]', '_', gpu)}.lock"
