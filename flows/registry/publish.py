@@ -1,6 +1,7 @@
-"""Publish a derived round: MLflow run, ledger, promotion, git commit and tag, then push.
+"""A derived round becomes a finished one: MLflow, ledger, promotion, git commit, tag, push.
 
-A repeated call completes what an earlier one began. The tag is set last: a round with a tag is published completely.
+Each step finds what an earlier call left and adds only what is missing; the tag comes last and says that all
+of it is there.
 """
 
 from dataclasses import dataclass
@@ -10,35 +11,35 @@ from flows.provenance.ledger_writer import write_ledger
 from flows.registry.promotion import evaluate_candidate, sync_alias
 from flows.tracking import mlflow_run
 from flows.workspace import dvc, git
-from flows.workspace.ledger import ledger_sha256, read_ledger
+from flows.workspace.ledger import read_ledger
 from flows.workspace.promotion_log import Decision, last_decision
 from tasks.data.paths import Workspace
 from tasks.params import Params
-from tasks.reporting.narrative import pluralize
 from tasks.runtime.errors import UserError
+from tasks.storage import files
 
 
 class PublishError(UserError):
-    """A service needed to publish a round failed."""
+    """A service that records rounds does not do its part."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class PublishResult:
-    """A published round."""
+    """A finished round in one sentence."""
 
     round_number: int
     message: str
     decision: Decision | None
-    """The newest decision about its model."""
+    """What the gate decided about its model; None for a round of a Gleaner that kept no promotion log."""
 
 
 def publish(workspace: Workspace, params: Params, round_number: int) -> PublishResult:
-    """Publish a derived round, or complete its publication; a published round is not changed.
+    """Record a derived round everywhere.
 
     Raises:
-        UserError: a file of the round is missing, or git fails.
+        UserError: a file of the round is missing, or git refuses.
     """
     tag = git.round_tag(round_number)
     if not git.has_tag(workspace.root, tag):
@@ -56,7 +57,7 @@ def publish(workspace: Workspace, params: Params, round_number: int) -> PublishR
 
 
 def push(workspace: Workspace) -> bool:
-    """Push the data of all rounds to the default DVC remote; return whether there is one."""
+    """Send what every round needs to the default remote, if there is one; only what it lacks is sent."""
     if not dvc.has_default_remote(workspace.root):
         return False
     dvc.run_dvc(workspace.root, "push", "--all-tags")
@@ -65,13 +66,13 @@ def push(workspace: Workspace) -> bool:
 
 def _metrics_text(workspace: Workspace, round_number: int) -> str:
     metrics = read_ledger(workspace, round_number)["metrics"]
-    counts = f"{pluralize(metrics['labels'], 'label')}, {pluralize(metrics['boxes'], 'box', 'boxes')}"
-    return f"{counts}, teacher mAP {metrics['teacher']['mAP']:.1f}"
+    return f"{metrics['labels']} labels, {metrics['boxes']} boxes, teacher mAP {metrics['teacher']['mAP']:.1f}"
 
 
 def _tag_message(workspace: Workspace, round_number: int) -> str:
-    """Message with the ledger's digest, so that a signature of the tag covers the ledger and all earlier ones."""
-    return f"{_metrics_text(workspace, round_number)}\n\n{LEDGER_TRAILER}{ledger_sha256(workspace, round_number)}"
+    """Whoever signs the tag signs the ledger, and with it all rounds before."""
+    digest = files.sha256_file(workspace.ledger(round_number))
+    return f"{_metrics_text(workspace, round_number)}\n\n{LEDGER_TRAILER}{digest}"
 
 
 def _decision_text(decision: Decision | None) -> str:

@@ -13,7 +13,7 @@ _DEFAULT_ENV = {
     "GIT_TERMINAL_PROMPT": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # A server that hangs costs two minutes per attempt instead of 15; the tasks of the run have retries of their own.
+    # A server that hangs costs two minutes per attempt instead of 15; the tasks of a run have their own retries.
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",

@@ -39,7 +39,7 @@ def test_help_and_status_load_neither_prefect_nor_mlflow_nor_torch(small_campaig
     code = (
         "import sys\n"
         "sys.argv = ['gleaner', *sys.argv[1:]]\n"
-        "from flows.cli import main\n"
+        "from flows.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    code = end.code\n"
         "heavy = {'prefect', 'mlflow', 'torch', 'dvc', 'pandas'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else code)"
@@ -92,7 +92,7 @@ def test_a_broken_parameter_is_one_line_before_anything_starts(small_campaign: W
     assert "ssl.ema_decay is missing" in said
     assert not (small_campaign.root / ".prefect").exists()
     assert "ema_dekay" in one_line(
-        run_gleaner("campaign", "--rounds", "2", "--workspace", str(small_campaign.root), cwd=small_campaign.root)
+        run_gleaner("run", "--rounds", "2", "--workspace", str(small_campaign.root), cwd=small_campaign.root)
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from flows.monitoring.failure_alerts import notify_on_failure
-from flows.monitoring.notifications import WEBHOOK_URL_ENV, Notification, notify
+from flows.monitoring.notifications import NOTIFY_URLS_ENV, WEBHOOK_URL_ENV, Notification, notify
+from flows.monitoring.redaction import redact
 from flows.workspace.lock import LockHeldError
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
@@ -56,6 +57,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     server = Receiver()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
+    monkeypatch.delenv(NOTIFY_URLS_ENV, raising=False)
     monkeypatch.setenv(WEBHOOK_URL_ENV, server.url)
     yield server
     server.release.set()
@@ -94,7 +96,7 @@ def test_a_server_that_stays_broken_is_a_warning_without_the_address(
     assert not send()
     assert len(receiver.received) == 3
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "the answer is 500" in caplog.text
+    assert "the HTTP status is 500" in caplog.text
     assert "T0P-5ECRET" not in caplog.text
 
 
@@ -128,7 +130,7 @@ def test_no_address_no_notice_and_no_word(monkeypatch: pytest.MonkeyPatch, caplo
 def test_only_http(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, url: str) -> None:
     monkeypatch.setenv(WEBHOOK_URL_ENV, url)
     assert not send()
-    assert "begins with no http" in caplog.text
+    assert "does not begin with http" in caplog.text
 
 
 def test_secrets_stay_here(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +139,76 @@ def test_secrets_stay_here(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) 
     assert notify(Notification("screws", None, "run_failed", message), delays_s=())
     assert receiver.received[0]["message"] == "http://***@mlflow:5000 refused ***"
     assert receiver.received[0]["text"] == "Gleaner, screws: http://***@mlflow:5000 refused ***"
+
+
+@pytest.fixture
+def apprise_url(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same server as a receiver of Apprise, and no plain webhook."""
+    monkeypatch.delenv(WEBHOOK_URL_ENV)
+    return receiver.url.replace("http://", "json://")
+
+
+@pytest.mark.parametrize("separator", [" ", ", ", ","])
+def test_several_urls_each_get_it(
+    receiver: Receiver, apprise_url: str, monkeypatch: pytest.MonkeyPatch, separator: str
+) -> None:
+    monkeypatch.setenv(NOTIFY_URLS_ENV, separator.join([apprise_url, f"{apprise_url}/2"]))
+    assert send()
+    assert [sent["title"] for sent in receiver.received] == ["Gleaner: run failed"] * 2
+    assert [sent["message"] for sent in receiver.received] == [f"screws, round 3: {NOTICE.message}"] * 2
+    assert [sent["type"] for sent in receiver.received] == ["failure"] * 2
+
+
+def test_both_variables_are_served(receiver: Receiver, apprise_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NOTIFY_URLS_ENV, apprise_url)
+    monkeypatch.setenv(WEBHOOK_URL_ENV, receiver.url)
+    assert send()
+    assert sorted("text" in sent for sent in receiver.received) == [False, True]
+
+
+def test_an_apprise_receiver_that_recovers_gets_it_on_the_third_attempt(
+    receiver: Receiver, apprise_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NOTIFY_URLS_ENV, apprise_url)
+    receiver.answers = [500, 503]
+    assert send()
+    assert len(receiver.received) == 3
+
+
+@pytest.mark.parametrize("codes", [[500] * 3, [404] * 3, [302] * 3, [0] * 3])
+def test_an_apprise_receiver_that_fails_is_one_warning_without_its_url(
+    receiver: Receiver,
+    apprise_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    codes: list[int],
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="apprise")
+    monkeypatch.setenv(NOTIFY_URLS_ENV, apprise_url)
+    receiver.answers = codes
+    started_s = time.monotonic()
+    assert not send(timeout_s=0.3)
+    assert time.monotonic() - started_s < 10
+    assert len(receiver.received) == 3
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.name for record in warnings] == ["flows.monitoring.notifications"]
+    assert "T0P-5ECRET" not in caplog.text
+
+
+def test_an_entry_that_is_no_url_is_a_warning_and_the_others_get_it(
+    receiver: Receiver, apprise_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(NOTIFY_URLS_ENV, f"{apprise_url} slakc://T0KEN/A/B")
+    assert not send()
+    assert len(receiver.received) == 1
+    assert NOTIFY_URLS_ENV in caplog.text
+    assert "T0KEN" not in caplog.text
+    assert not logging.getLogger("apprise").disabled
+
+
+def test_urls_of_apprise_are_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NOTIFY_URLS_ENV, "json://host/T0KEN-A, slack://T0KEN-B/x")
+    assert redact("posted to slack://T0KEN-B/x and json://host/T0KEN-A") == "posted to *** and ***"
 
 
 def test_a_failure_is_told_once_however_deep(receiver: Receiver, small_campaign: Workspace) -> None:

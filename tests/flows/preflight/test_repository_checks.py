@@ -21,6 +21,8 @@ def test_an_old_commit_is_checked_out(small_campaign: Workspace) -> None:
 
 def test_a_merge_nobody_finished(small_campaign: Workspace) -> None:
     root = small_campaign.root
+    for key, value in (("user.name", "Ann"), ("user.email", "ann@example.org")):
+        git.run_git(root, "config", key, value)
     for branch, text in (("other", "a"), ("main", "b")):
         git.run_git(root, "switch", "--quiet", *(["--create"] if branch == "other" else []), branch)
         (root / ".dvcignore").write_text(text)

@@ -1,0 +1,1 @@
+"""Parse annotations that come back in the inbox."""
