@@ -40,7 +40,7 @@ class _Pool:
         return {row["image_id"]: row for row in self.table.filter(self._is_in(image_ids)).to_pylist()}
 
     def without(self, image_ids: Collection[str]) -> pa.Table:
-        """All other images, contracts.UNLABELED."""
+        """All other images, schemas.UNLABELED."""
         return self.table.filter(pc.invert(self._is_in(image_ids))).select(UNLABELED.names)
 
     def _is_in(self, image_ids: Collection[str]) -> pa.ChunkedArray:
@@ -65,8 +65,8 @@ def assemble(
         params: what becomes of empty images.
         classes: class names in the order of their indices.
         labels: folder of label batches; the newest answer to an image counts.
-        val: the fixed validation set, contracts.ANNOTATED.
-        calibration: labeled images that are never trained on, contracts.ANNOTATED.
+        val: the fixed validation set, schemas.ANNOTATED.
+        calibration: labeled images that are never trained on, schemas.ANNOTATED.
         prepared: output folder of ``prepare``.
         out: folder of the results.
 

@@ -54,10 +54,10 @@ def handoff(
     Args:
         params: score a detection needs to be drawn.
         classes: class names in the order of their indices.
-        unlabeled: images nobody has labeled, contracts.UNLABELED.
-        detections: folder of shards, contracts.DETECTIONS; read one after the other.
-        scores: metrics of the pool, contracts.SCORES.
-        selection: picked images, contracts.SELECTION.
+        unlabeled: images nobody has labeled, schemas.UNLABELED.
+        detections: folder of shards, schemas.DETECTIONS; read one after the other.
+        scores: metrics of the pool, schemas.SCORES.
+        selection: picked images, schemas.SELECTION.
         out: folder of the results.
 
     Raises:

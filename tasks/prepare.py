@@ -33,11 +33,11 @@ _Row = dict[str, Any]
 
 
 def prepare(params: PrepareParams, *, index: Path, root: Path, out: Path) -> None:
-    """Write ``pool.parquet`` (contracts.POOL) and ``quarantine.json`` (list of where = image id, reason).
+    """Write ``pool.parquet`` (schemas.POOL) and ``quarantine.json`` (list of where = image id, reason).
 
     Args:
         params: limits on the images.
-        index: the pool as it was handed in, contracts.INDEX.
+        index: the pool as it was handed in, schemas.INDEX.
         root: folder the uris are relative to.
         out: folder of the results.
 

@@ -1,4 +1,4 @@
-"""The next batch under the budget, each image with the reason it was picked (METHOD section 5).
+"""The next batch under the budget, each image with the reason it was picked (docs/method.md#selection).
 
 Reads  data/labels, derived/assemble/leased.json, derived/assemble/unlabeled.parquet, derived/infer, derived/score, derived/weigh
 Writes derived/select
@@ -52,12 +52,12 @@ def select(
         budget: what one batch may cost.
         seed: of the uniform draws.
         labels: folder of label batches, which tell how long people take.
-        unlabeled: images nobody has labeled (contracts.UNLABELED).
+        unlabeled: images nobody has labeled (schemas.UNLABELED).
         leased: ids of those among them that are with the annotators already, and cannot be picked again.
-        infer: folder of detection shards (contracts.DETECTIONS), read one after the other.
-        scores: metrics (contracts.SCORES).
-        uncertainty: uncertainties (contracts.UNCERTAINTY).
-        out: folder for ``selection.parquet`` (contracts.SELECTION, by rank) and ``summary.json``.
+        infer: folder of detection shards (schemas.DETECTIONS), read one after the other.
+        scores: metrics (schemas.SCORES).
+        uncertainty: uncertainties (schemas.UNCERTAINTY).
+        out: folder for ``selection.parquet`` (schemas.SELECTION, by rank) and ``summary.json``.
 
     Raises:
         UserError: an input is malformed, or an unlabeled image was not scored.
@@ -136,7 +136,7 @@ def _expected_boxes(infer: Path) -> pd.Series:
 def _selection_rows(
     candidates: pd.DataFrame, batch: budgets.Batch, strategy: Strategy, ranking: list[str]
 ) -> pd.DataFrame:
-    """The rows of contracts.SELECTION, rank 1 first."""
+    """The rows of schemas.SELECTION, rank 1 first."""
     selected = candidates.loc[list(batch.selected)].reset_index()
     selected["rank"] = range(1, len(selected) + 1)
     positions = {image: place for place, image in enumerate(ranking, start=1)}

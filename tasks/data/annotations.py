@@ -1,4 +1,4 @@
-"""Images with boxes in a Parquet file (contracts.ANNOTATED), whose class indices stay true to their names.
+"""Images with boxes in a Parquet file (schemas.ANNOTATED), whose class indices stay true to their names.
 
 A table of class indices turns wrong in silence when somebody reorders ``classes`` in params.yaml. The names
 the indices were made with therefore travel in the file, and reading translates them.
@@ -17,7 +17,7 @@ from tasks.storage import files
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """One row of contracts.ANNOTATED with class names instead of indices."""
+    """One row of schemas.ANNOTATED with class names instead of indices."""
 
     image_id: str
     uri: str

@@ -82,17 +82,17 @@ class Workspace:
 
     @property
     def index(self) -> Path:
-        """The pool as it was handed in: contracts.INDEX."""
+        """The pool as it was handed in: schemas.INDEX."""
         return self.root / "data" / "index.parquet"
 
     @property
     def val(self) -> Path:
-        """The fixed validation set: contracts.ANNOTATED."""
+        """The fixed validation set: schemas.ANNOTATED."""
         return self.root / "data" / "val.parquet"
 
     @property
     def calibration(self) -> Path:
-        """Labeled images that are never trained on, for the DWA network: contracts.ANNOTATED."""
+        """Labeled images that are never trained on, for the DWA network: schemas.ANNOTATED."""
         return self.root / "data" / "calibration.parquet"
 
     @property
@@ -102,7 +102,7 @@ class Workspace:
 
     @property
     def detections_at_selection(self) -> Path:
-        """Detections frozen when a batch was offered, one file per batch: contracts.DETECTIONS_AT_SELECTION."""
+        """Detections frozen when a batch was offered, one file per batch: schemas.DETECTIONS_AT_SELECTION."""
         return self.root / "data" / "detections_at_selection"
 
     @property
@@ -122,7 +122,7 @@ class Workspace:
 
     @property
     def oracle(self) -> Path:
-        """Annotations only the simulated annotator may read: contracts.ANNOTATED."""
+        """Annotations only the simulated annotator may read: schemas.ANNOTATED."""
         return self.root / "oracle" / "annotations.parquet"
 
     @property

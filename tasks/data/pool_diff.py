@@ -9,7 +9,7 @@ from tasks.data.paths import image_id_from_sha256
 from tasks.data.schemas import Quarantined
 
 Row = dict[str, Any]
-"""One row of contracts.INDEX."""
+"""One row of schemas.INDEX."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 METRICS = ("confidence", "entropy", "overlap")
-"""The three metrics, always in this order (METHOD section 2)."""
+"""The three metrics, always in this order (docs/method.md#metrics)."""
 
 _FLOATS = pa.list_(pa.float32())
 _HALF_FLOATS = pa.list_(pa.float16())
@@ -87,7 +87,7 @@ UNCERTAINTY = pa.schema(
         ("w_confidence", pa.float64()),
         ("w_entropy", pa.float64()),
         ("w_overlap", pa.float64()),
-        ("uncertainty", pa.float64()),  # Eq. 15, [0, 1]
+        ("uncertainty", pa.float64()),  # docs/method.md#eq-15, [0, 1]
     ]
 )
 PREVIOUS_UNCERTAINTY = pa.schema([("image_id", pa.string()), ("uncertainty", pa.float64())])

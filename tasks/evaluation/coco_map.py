@@ -21,7 +21,7 @@ def coco_map(truth: pa.Table, predictions: pa.Table, classes: Sequence[str], max
     """COCO AP50:95, AP50 and AP75 of one model.
 
     Args:
-        truth: contracts.ANNOTATED.
+        truth: schemas.ANNOTATED.
         predictions: rows with image_id, boxes_xyxy, scores, labels; images of ``truth`` only.
         classes: names by class index.
         max_detections: boxes per image and class that count.

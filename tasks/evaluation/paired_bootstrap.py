@@ -56,7 +56,7 @@ def compare_models(
     """Compare two models by paired bootstrap over images.
 
     Args:
-        truth: contracts.ANNOTATED, with at least one image.
+        truth: schemas.ANNOTATED, with at least one image.
         candidate: its predictions on those images: image_id, boxes_xyxy, scores, labels.
         champion: the other model's, with the same class indices.
         classes: names by class index.
@@ -85,7 +85,7 @@ def bootstrap_map(
     """One model's mAP in percent on every draw: with the same images and seed, the same draws for any model.
 
     Args:
-        truth: contracts.ANNOTATED, with at least one image.
+        truth: schemas.ANNOTATED, with at least one image.
         predictions: on those images: image_id, boxes_xyxy, scores, labels.
         classes: names by class index.
         samples: B.

@@ -39,9 +39,9 @@ class ReportData:
     agreement: Document
     """Of the newest label batch: with the pre-drawn boxes, and between annotators."""
     pool_metrics: pd.DataFrame
-    """contracts.SCORES joined with contracts.UNCERTAINTY, by image_id, for every unlabeled image."""
+    """schemas.SCORES joined with schemas.UNCERTAINTY, by image_id, for every unlabeled image."""
     selection: pd.DataFrame
-    """contracts.SELECTION, by rank."""
+    """schemas.SELECTION, by rank."""
     tasks: Sequence[AnnotationTask]
     """What annotators get, by rank."""
     import_counts: Document

@@ -62,7 +62,7 @@ def _change(ap: Sequence[float | None]) -> float | None:
 def metric_contributions(metrics: Mapping[Any, Any]) -> dict[str, float]:
     """What confidence, entropy and overlap each gave to one image's uncertainty; they sum to 1.
 
-    Empty where the uncertainty is not the weighted sum of the three (Eq. 15), as in dwa.mode activeteacher.
+    Empty where the uncertainty is not the weighted sum of the three (docs/method.md#eq-15), as in dwa.mode activeteacher.
     """
     if not metrics:
         return {}

@@ -32,7 +32,7 @@ class UserError(Exception):
 
 
 class GuardRailError(UserError):
-    """Training left the bounds in which its result may be trusted (METHOD section 6)."""
+    """Training left the bounds in which its result may be trusted (docs/method.md#training)."""
 
     exit_code = 3
 

@@ -1,7 +1,7 @@
 """What a selection strategy is, and the two ways of ordering that strategies share.
 
-Candidates are one table with ``image_id`` as its index and the columns of ``contracts.SCORES`` and
-``contracts.UNCERTAINTY``, plus ``expected_boxes`` and ``expected_minutes``; one row per unlabeled image.
+Candidates are one table with ``image_id`` as its index and the columns of ``schemas.SCORES`` and
+``schemas.UNCERTAINTY``, plus ``expected_boxes`` and ``expected_minutes``; one row per unlabeled image.
 """
 
 import hashlib

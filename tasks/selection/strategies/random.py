@@ -1,4 +1,4 @@
-"""Every image equally likely: the control against which a gain is claimed (METHOD section 7)."""
+"""Every image equally likely: the control against which a gain is claimed (docs/method.md#claims)."""
 
 import pandas as pd
 

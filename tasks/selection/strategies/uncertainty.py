@@ -1,4 +1,4 @@
-"""The paper's rule: top-k of U, the weighted sum of the three metrics (METHOD sections 4 and 5, Eq. 15)."""
+"""The paper's rule: top-k of U, the weighted sum of the three metrics (docs/method.md#eq-15)."""
 
 import pandas as pd
 
