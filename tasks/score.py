@@ -41,7 +41,8 @@ def score(params: ScoringParams, *, detections: Path, calibration: Path, out: Pa
         out: output folder.
     """
     ids: list[str] = []
-    counts, raw_metrics = [np.zeros(0, dtype=np.int64)], [np.zeros((0, 3))]
+    counts: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+    raw_metrics: list[NDArray[np.float64]] = [np.zeros((0, 3))]
     for batch in read_detection_batches(detections):
         ids += batch.image_ids
         counts.append(batch.num_boxes)
@@ -70,7 +71,8 @@ def _raw_metrics(batch: DetectionBatch, params: ScoringParams) -> NDArray[np.flo
     image_of_box_B = np.repeat(np.arange(num_images), batch.num_boxes)
 
     def sum_by_image(values_B: NDArray[np.floating]) -> NDArray[np.float64]:
-        return np.bincount(image_of_box_B, weights=values_B, minlength=num_images)
+        sums_P = np.bincount(image_of_box_B, weights=values_B, minlength=num_images)
+        return sums_P.astype(np.float64)  # integers where there is no box at all
 
     divisor_P = np.maximum(batch.num_boxes, 1)
     if params.confidence == "sum":
@@ -119,7 +121,7 @@ def _body(workspace: Workspace) -> None:
 
 
 def main() -> None:
-    """``python -m tasks.score``."""
+    """Run the stage in the current folder."""
     stage_main("score", _body)
 
 

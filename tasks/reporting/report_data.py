@@ -1,4 +1,4 @@
-"""Everything the page is made from, read once."""
+"""Read everything that the page is made from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class ReportData:
 
 
 def load_report_data(workspace: Workspace, classes: Sequence[str]) -> ReportData:
-    """Read what the stages before left in a workspace.
+    """Read the outputs of the earlier stages of a workspace.
 
     Raises:
         UserError: something is missing or not as its contract says.
