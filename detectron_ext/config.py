@@ -38,7 +38,7 @@ def add_detectron_ext_config(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = ""  # any timm model with features_only
     cfg.MODEL.TIMM.TRAINABLE_STAGES = 0  # counted from the output
-    cfg.MODEL.ROI_HEADS.FOCAL_GAMMA = 0.0  # gamma of Eq. 4, >= 0
+    cfg.MODEL.ROI_HEADS.FOCAL_GAMMA = 0.0  # gamma of docs/method.md#eq-8, >= 0
 
 
 def build_cfg(spec: DetectorSpec, device: str) -> CfgNode:

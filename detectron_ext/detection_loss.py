@@ -1,4 +1,4 @@
-"""What the teacher got wrong on an image once people have labeled it (METHOD section 3).
+"""What the teacher got wrong on an image once people have labeled it (docs/method.md#realized-loss).
 
 Shape shorthand: N detections, G boxes that are really there, K foreground classes; index K is background.
 """
@@ -30,7 +30,7 @@ class RealizedLoss(NamedTuple):
 
 
 def focal(p_true: Floats, gamma: float) -> Floats:
-    """``FL(p) = -(1 - p)^gamma ln p`` (Eq. 4), element by element; p is kept above 1e-6."""
+    """``FL(p) = -(1 - p)^gamma ln p`` (docs/method.md#eq-8), element by element; p is kept above 1e-6."""
     p = np.clip(p_true.astype(np.float64), 1e-6, 1.0)
     return np.asarray(-((1 - p) ** gamma) * np.log(p))
 

@@ -1,6 +1,6 @@
 """Dynamic Weight Adjustment: a small network that decides per image how much each metric counts.
 
-METHOD section 3. Shape shorthand: B images, F features, K foreground classes; the three metrics are always in
+docs/method.md#dwa. Shape shorthand: B images, F features, K foreground classes; the three metrics are always in
 the order confidence, entropy, overlap.
 """
 

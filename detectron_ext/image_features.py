@@ -1,4 +1,4 @@
-"""What the DWA network reads about one image (METHOD section 3)."""
+"""What the DWA network reads about one image (docs/method.md#dwa)."""
 
 from collections.abc import Sequence
 from itertools import pairwise

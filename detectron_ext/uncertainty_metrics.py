@@ -1,4 +1,4 @@
-"""The three metrics of one image and the uncertainty score (METHOD sections 2 and 4, paper Eqs. 10-13, 15).
+"""The three metrics of one image and the uncertainty score (docs/method.md#metrics, docs/method.md#eq-15).
 
 Shape shorthand: N boxes of one image, K foreground classes, P images of the pool. Arrays are NumPy's: this runs
 on the stored detections of a whole pool, without a model.
@@ -114,7 +114,7 @@ def impute_no_detections(values_P: Floats, no_detections_P: NDArray[np.bool_], p
 
 
 def uncertainty(metrics_P3: Floats, weights_P3: Floats) -> Floats:
-    """``U = w_C C + w_E E + w_O O`` (Eq. 15), (P,); in [0, 1] when metrics are and weights sum to 1."""
+    """``U = w_C C + w_E E + w_O O`` (docs/method.md#eq-15), (P,); in [0, 1] when metrics are and weights sum to 1."""
     return np.asarray((metrics_P3 * weights_P3).sum(axis=1))
 
 

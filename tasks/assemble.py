@@ -1,4 +1,4 @@
-"""Puts all label batches together: labeled, unlabeled, validation and calibration sets that share no image.
+"""Join all label batches into labeled, unlabeled, validation and calibration sets that share no image.
 
 Reads  data/labels, data/val.parquet, data/calibration.parquet, derived/prepare
 Writes derived/assemble
@@ -30,17 +30,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Pool:
-    """The usable images as a table, sorted by image id, and the ids of those that ``prepare`` set aside."""
+    """Hold the usable images as a table sorted by image id, and the ids of those that ``prepare`` set aside."""
 
     table: pa.Table
     rejected: frozenset[str]
 
     def rows(self, image_ids: Collection[str]) -> dict[str, dict[str, Any]]:
-        """Rows of those images that are in the pool, by image id."""
+        """Return the rows of those images that are in the pool, by image id."""
         return {row["image_id"]: row for row in self.table.filter(self._is_in(image_ids)).to_pylist()}
 
     def without(self, image_ids: Collection[str]) -> pa.Table:
-        """All other images, contracts.UNLABELED."""
+        """Return all other images, schemas.UNLABELED."""
         return self.table.filter(pc.invert(self._is_in(image_ids))).select(UNLABELED.names)
 
     def _is_in(self, image_ids: Collection[str]) -> pa.ChunkedArray:
@@ -65,8 +65,8 @@ def assemble(
         params: what becomes of empty images.
         classes: class names in the order of their indices.
         labels: folder of label batches; the newest answer to an image counts.
-        val: the fixed validation set, contracts.ANNOTATED.
-        calibration: labeled images that are never trained on, contracts.ANNOTATED.
+        val: the fixed validation set, schemas.ANNOTATED.
+        calibration: labeled images that are never trained on, schemas.ANNOTATED.
         prepared: output folder of ``prepare``.
         out: folder of the results.
 
@@ -120,7 +120,7 @@ def _check_leakage(
     val: Path,
     calibration: Path,
 ) -> None:
-    """A model measured on what it was trained on measures nothing."""
+    """Refuse validation images that are also trained on: the measured mAP would say nothing about new images."""
     heldout_file: dict[str, Path] = {}
     for path, images in ((val, val_images), (calibration, calibration_images)):
         for image in images:
@@ -136,7 +136,7 @@ def _check_leakage(
 
 
 def _reviewed_images(store: LabelStore, pool: _Pool, classes: Sequence[str]) -> list[AnnotatedImage]:
-    """Images somebody looked at, with their boxes; those with none are empty."""
+    """Return the reviewed images with their boxes; an image without boxes has empty lists."""
     reviewed = []
     rows = pool.rows(store.current)
     sizes_px = {image_id: (row["width_px"], row["height_px"]) for image_id, row in rows.items()}
@@ -160,7 +160,7 @@ def _summary(
     calibration_images: Sequence[AnnotatedImage],
     classes: Sequence[str],
 ) -> dict[str, Any]:
-    """Counts of what people gave. Calibration images cost labels too: ``labels``, ``boxes`` count them."""
+    """Count labels and boxes. Calibration images cost labels too, so ``labels`` and ``boxes`` include them."""
     boxes = Counter(box.category for image in (*reviewed, *calibration_images) for box in image.boxes)
     labeled = sum(bool(image.boxes) for image in reviewed)
     return {
@@ -190,7 +190,7 @@ def _body(workspace: Workspace) -> None:
 
 
 def main() -> None:
-    """``python -m tasks.assemble``."""
+    """Run the stage in the current folder."""
     stage_main("assemble", _body)
 
 

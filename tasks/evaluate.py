@@ -30,7 +30,7 @@ def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, P
     Args:
         params: sections classes, model, evaluate and train.
         root: folder that image uris are relative to.
-        val: contracts.ANNOTATED.
+        val: schemas.ANNOTATED.
         weights: state file by model name, teacher and student.
         out: output folder.
     """

@@ -1,4 +1,4 @@
-"""Writes the manifest of the picked images for the annotators, with boxes pre-drawn by the teacher.
+"""Write the manifest of the selected images for the annotators, with boxes pre-drawn by the teacher.
 
 Reads  derived/assemble/unlabeled.parquet, derived/infer, derived/score, derived/select
 Writes derived/handoff
@@ -54,10 +54,10 @@ def handoff(
     Args:
         params: score a detection needs to be drawn.
         classes: class names in the order of their indices.
-        unlabeled: images nobody has labeled, contracts.UNLABELED.
-        detections: folder of shards, contracts.DETECTIONS; read one after the other.
-        scores: metrics of the pool, contracts.SCORES.
-        selection: picked images, contracts.SELECTION.
+        unlabeled: images without labels, schemas.UNLABELED.
+        detections: folder of shards, schemas.DETECTIONS; read one after the other.
+        scores: metrics of the pool, schemas.SCORES.
+        selection: selected images, schemas.SELECTION.
         out: folder of the results.
 
     Raises:
@@ -93,7 +93,7 @@ def _check_complete(selected: Sequence[_Row], known: Mapping[str, _Row], where: 
 
 
 def _load_detections(image_ids: Sequence[str], shards: Path) -> pa.Table:
-    """Rows of the picked images from all shards, sorted by image id."""
+    """Return the rows of the selected images from all shards, sorted by image id."""
     wanted_ids = pa.array(image_ids, type=pa.string())
     parts = [table.filter(pc.is_in(table["image_id"], value_set=wanted_ids)) for table in read_shards(shards)]
     found: pa.Table = pa.concat_tables([DETECTIONS.empty_table(), *parts]).sort_by("image_id")
@@ -135,7 +135,7 @@ def _annotation_task(
 
 
 def _clip_box(box: Sequence[float], image: _Row) -> tuple[float, float, float, float]:
-    """Rounded for the eye and clipped: label tools refuse a box that sticks out by a rounding error."""
+    """Round the corners and clip them to the image: label tools refuse a box that exceeds it by a rounding error."""
     x1, y1, x2, y2 = (round(corner, _DECIMALS_PX) for corner in box)
     width, height = float(image["width_px"]), float(image["height_px"])
     return max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
@@ -155,7 +155,7 @@ def _body(workspace: Workspace) -> None:
 
 
 def main() -> None:
-    """``python -m tasks.handoff``."""
+    """Run the stage in the current folder."""
     stage_main("handoff", _body)
 
 

@@ -43,8 +43,8 @@ def infer(
     Args:
         params: sections classes, model, infer and train.
         root: folder that image uris are relative to.
-        unlabeled: contracts.UNLABELED.
-        calibration: contracts.ANNOTATED.
+        unlabeled: schemas.UNLABELED.
+        calibration: schemas.ANNOTATED.
         teacher: state file.
         scratch: finished shards of an unfinished run.
         out: output folder.

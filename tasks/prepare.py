@@ -1,4 +1,4 @@
-"""Opens, hashes and measures every image of the pool; bad ones are named and set aside.
+"""Open, hash and measure every image of the pool; set aside those that cannot be used, with the reason.
 
 Reads  data/index.parquet, data/images
 Writes derived/prepare
@@ -33,11 +33,11 @@ _Row = dict[str, Any]
 
 
 def prepare(params: PrepareParams, *, index: Path, root: Path, out: Path) -> None:
-    """Write ``pool.parquet`` (contracts.POOL) and ``quarantine.json`` (list of where = image id, reason).
+    """Write ``pool.parquet`` (schemas.POOL) and ``quarantine.json`` (list of where = image id, reason).
 
     Args:
         params: limits on the images.
-        index: the pool as it was handed in, contracts.INDEX.
+        index: the pool index, schemas.INDEX.
         root: folder the uris are relative to.
         out: folder of the results.
 
@@ -71,7 +71,7 @@ def prepare(params: PrepareParams, *, index: Path, root: Path, out: Path) -> Non
 
 
 class _ImageInspector:
-    """Opens images, those of the workspace and those of an object store."""
+    """Open images of the workspace and of an object store."""
 
     def __init__(self, params: PrepareParams, workspace: Workspace, rows: list[_Row]) -> None:
         self._params, self._root = params, workspace.root
@@ -84,7 +84,7 @@ class _ImageInspector:
             self._metadata_cache = object_metadata_cache(workspace, image_cache(workspace))
 
     def inspect(self, row: _Row) -> ImageMetadata | ImageProblem:
-        """What a row's image turned out to be."""
+        """Return the metadata of a row's image, or the reason why it cannot be used."""
         try:
             return _validate(row, self._metadata(row["uri"]), self._params)
         except ImageProblem as problem:
@@ -103,7 +103,7 @@ class _ImageInspector:
 
 
 def _inspect_all(rows: list[_Row], inspector: _ImageInspector) -> Iterator[tuple[_Row, ImageMetadata | ImageProblem]]:
-    """Each row with what its file turned out to be; decoding runs on all cores, the order stays."""
+    """Yield each row with the metadata of its file, in the order of the rows; decoding runs on all cores."""
     with ThreadPoolExecutor(inspector.num_workers) as threads:
         yield from zip(
             rows, track(threads.map(inspector.inspect, rows), "checking images", total=len(rows)), strict=True
@@ -127,7 +127,7 @@ def _body(workspace: Workspace) -> None:
 
 
 def main() -> None:
-    """``python -m tasks.prepare``."""
+    """Run the stage in the current folder."""
     stage_main("prepare", _body)
 
 

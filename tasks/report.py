@@ -1,4 +1,4 @@
-"""One HTML page on the campaign so far, and the history that the next round's page starts from.
+"""Write the HTML page of the campaign, and the history that the next round's page starts from.
 
 Reads  data/images, data/import_report.json, data/labels, data/warm_start, derived/prepare/quarantine.json, derived/assemble, derived/train/summary.json, derived/train/curves.parquet, derived/evaluate, derived/score, derived/weigh, derived/select, derived/handoff
 Writes derived/report

@@ -1,4 +1,4 @@
-"""The next batch under the budget, each image with the reason it was picked (METHOD section 5).
+"""Select the next batch under the budget, each image with the reason for it (docs/method.md#selection).
 
 Reads  data/labels, derived/assemble/leased.json, derived/assemble/unlabeled.parquet, derived/infer, derived/score, derived/weigh
 Writes derived/select
@@ -45,19 +45,19 @@ def select(
     uncertainty: Path,
     out: Path,
 ) -> dict[str, Any]:
-    """Pick the images that are asked for next; returns the summary.
+    """Select the images to label next, and return the summary.
 
     Args:
         params: strategy and exploration share.
         budget: what one batch may cost.
         seed: of the uniform draws.
-        labels: folder of label batches, which tell how long people take.
-        unlabeled: images nobody has labeled (contracts.UNLABELED).
+        labels: folder of label batches, whose measured times give the cost of an image.
+        unlabeled: images without labels (schemas.UNLABELED).
         leased: ids of those among them that are with the annotators already, and cannot be picked again.
-        infer: folder of detection shards (contracts.DETECTIONS), read one after the other.
-        scores: metrics (contracts.SCORES).
-        uncertainty: uncertainties (contracts.UNCERTAINTY).
-        out: folder for ``selection.parquet`` (contracts.SELECTION, by rank) and ``summary.json``.
+        infer: folder of detection shards (schemas.DETECTIONS), read one after the other.
+        scores: metrics (schemas.SCORES).
+        uncertainty: uncertainties (schemas.UNCERTAINTY).
+        out: folder for ``selection.parquet`` (schemas.SELECTION, by rank) and ``summary.json``.
 
     Raises:
         UserError: an input is malformed, or an unlabeled image was not scored.
@@ -81,7 +81,7 @@ def select(
 
 
 def _fit_cost_model(labels: Path, budget: BudgetParams) -> AnnotationCost:
-    """Minutes per image and per box, from all answers so far."""
+    """Estimate minutes per image and per box from all answers so far."""
     all_annotations = read_labels(labels).all_annotations
     return fit_annotation_cost((label for answers in all_annotations.values() for label in answers), budget)
 
@@ -89,7 +89,7 @@ def _fit_cost_model(labels: Path, budget: BudgetParams) -> AnnotationCost:
 def _candidates(
     unlabeled: Path, leased: Set[str], infer: Path, scores: Path, uncertainty: Path, cost_model: AnnotationCost
 ) -> pd.DataFrame:
-    """Everything known about each image that can be picked, by image_id, in the order of the ids."""
+    """Join what is known about each candidate, indexed and sorted by image_id."""
     available = set(files.read_table(unlabeled, UNLABELED)["image_id"].to_pylist()) - leased
     ids = pd.Index(sorted(available), name="image_id")
     known = (
@@ -115,7 +115,7 @@ def _by_image(path: Path, schema: pa.Schema) -> pd.DataFrame:
 
 
 def _expected_boxes(infer: Path) -> pd.Series:
-    """Boxes a person is likely to draw, by image_id: the sum of the detections' scores, at least 0.
+    """Return the expected number of boxes by image_id: the sum of the detections' scores (docs/method.md#cost).
 
     Were the scores calibrated probabilities, this would be the expected number of right detections. What
     the teacher misses is not in it, so hard images cost more than they are booked for.
@@ -136,7 +136,7 @@ def _expected_boxes(infer: Path) -> pd.Series:
 def _selection_rows(
     candidates: pd.DataFrame, batch: budgets.Batch, strategy: Strategy, ranking: list[str]
 ) -> pd.DataFrame:
-    """The rows of contracts.SELECTION, rank 1 first."""
+    """Return the rows of schemas.SELECTION, rank 1 first."""
     selected = candidates.loc[list(batch.selected)].reset_index()
     selected["rank"] = range(1, len(selected) + 1)
     positions = {image: place for place, image in enumerate(ranking, start=1)}

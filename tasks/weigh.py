@@ -1,4 +1,4 @@
-"""Train the DWA network on what people found, and give every unlabeled image its uncertainty.
+"""Train the DWA network on the labels of earlier batches, and compute the uncertainty of every unlabeled image.
 
 Reads  data/labels, data/detections_at_selection, derived/assemble/calibration.parquet, derived/infer, derived/score
 Writes derived/weigh
@@ -35,7 +35,7 @@ FIXED_WEIGHTS = {"equal": EQUAL_WEIGHTS, "entropy": (0.0, 1.0, 0.0)}
 
 @dataclass(frozen=True)
 class PoolFeatures:
-    """What the network reads about the unlabeled pool, P images."""
+    """The network's inputs for the unlabeled pool, P images."""
 
     image_ids: list[str]
     features: Floats  # (P, F)
@@ -45,7 +45,7 @@ class PoolFeatures:
 
 @dataclass(frozen=True)
 class DwaDecision:
-    """Weights of the pool's images, and why they are what they are."""
+    """Metric weights of the pool's images, and the reason for the chosen mode."""
 
     used: str
     reason: str
@@ -99,7 +99,7 @@ def weigh(params: StageParams, *, samples: list[DwaSample], detections: Path, sc
 def fit_or_fallback(
     dwa: DwaParams, seed: int, samples: DwaSamples, pool: PoolFeatures, class_prior_K: Floats
 ) -> DwaDecision:
-    """Weights of this round; learned ones only if they rank held-out losses better than equal ones."""
+    """Choose the weights of this round; learned ones only if they rank held-out losses better than equal ones."""
 
     def fixed(used: str, reason: str, fit: DwaResult | None = None) -> DwaDecision:
         row = dwa.fixed_weights if used == "fixed" else FIXED_WEIGHTS.get(used, EQUAL_WEIGHTS)
@@ -147,7 +147,7 @@ def _decision(used: str, reason: str, weights_P3: Floats, pool: PoolFeatures, fi
 
 
 def class_prior(difficulty_K: Floats, weight_max: float) -> Floats:
-    """q_c proportional to the mean focal loss of the class, bounded; sums to 1.
+    """Return q_c, proportional to the mean focal loss of the class, bounded; sums to 1 (docs/method.md#eq-10).
 
     A class nobody has seen yet counts as the mean of the others. Without any pair all are equal.
     """
@@ -158,13 +158,13 @@ def class_prior(difficulty_K: Floats, weight_max: float) -> Floats:
 
 
 def cap(weight_K: Floats, weight_max: float) -> Floats:
-    """Weights of mean 1 within [1 / weight_max, weight_max], before the mean is set back to 1."""
+    """Clip weights of mean 1 to [1 / weight_max, weight_max], and scale them to mean 1 again."""
     clipped_K = np.clip(weight_K, 1 / weight_max, weight_max)
     return np.asarray(clipped_K / clipped_K.mean())
 
 
 def _active_teacher(pool: PoolFeatures) -> DwaDecision:
-    """ActiveTeacher's: confidence, entropy and number of classes, each over its maximum, equal weights."""
+    """Average confidence, entropy and number of classes, each divided by its maximum, as Active Teacher does."""
     max_3 = pool.active_teacher.max(axis=0, initial=0)
     scaled = pool.active_teacher / np.where(max_3 > 0, max_3, 1)
     weights = np.tile(np.array(EQUAL_WEIGHTS), (len(pool.image_ids), 1))
@@ -200,7 +200,7 @@ def _by_class(classes: list[str], values_K: Floats) -> dict[str, float | None]:
 
 
 def _samples_table(samples: DwaSamples, decision: DwaDecision) -> pa.Table:
-    """Every pair with its loss and the two scores that were compared; one row per pair."""
+    """Return every sample with its loss and the two scores that were compared; one row per sample."""
     held_out = decision.fit.held_out_weights if decision.fit else np.full((len(samples), 3), np.nan)
     return pa.table(
         {
@@ -251,7 +251,7 @@ def _document(
 
 
 def _feature_importance(decision: DwaDecision, pool: PoolFeatures, classes: list[str]) -> dict[str, Any] | None:
-    """What moves the weights from image to image, strongest first; None where all images have the same."""
+    """Rank the features by how much they change the weights between images; None where all weights are the same."""
     if decision.used != "learned" or decision.fit is None:
         return None
     found = feature_importance(decision.fit.ensemble, pool.features)
@@ -288,7 +288,7 @@ def _body(workspace: Workspace) -> None:
 
 
 def main() -> None:
-    """``python -m tasks.weigh``."""
+    """Run the stage in the current folder."""
     stage_main("weigh", _body)
 
 

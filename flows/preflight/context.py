@@ -47,7 +47,7 @@ class CheckContext:
 
     @cached_property
     def index(self) -> list[dict[str, Any]]:
-        """Rows of the pool's index, contracts.INDEX.
+        """Rows of the pool's index, schemas.INDEX.
 
         Raises:
             UserError: missing or unreadable.

@@ -163,7 +163,7 @@ class RoundSnapshot:
         return {path: md5 for entry in stages for kind in ("deps", "outs") for path, md5 in entry[kind].items()}
 
     def validation_images(self) -> pa.Table:
-        """The images teacher and student were measured on, contracts.ANNOTATED.
+        """The images teacher and student were measured on, schemas.ANNOTATED.
 
         Raises:
             MissingDataError: their bytes are nowhere.
@@ -171,7 +171,7 @@ class RoundSnapshot:
         return files.read_table(self.cached_path("derived/assemble/val.parquet"), ANNOTATED)
 
     def predictions(self) -> pa.Table:
-        """What teacher and student found on them, contracts.PREDICTIONS; see ``filter_by_model``.
+        """What teacher and student found on them, schemas.PREDICTIONS; see ``filter_by_model``.
 
         Raises:
             MissingDataError: their bytes are nowhere.

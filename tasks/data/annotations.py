@@ -1,6 +1,6 @@
-"""Images with boxes in a Parquet file (contracts.ANNOTATED), whose class indices stay true to their names.
+"""Read and write images with boxes (schemas.ANNOTATED), with the class names that the indices refer to.
 
-A table of class indices turns wrong in silence when somebody reorders ``classes`` in params.yaml. The names
+Reordering ``classes`` in params.yaml would silently change the meaning of a table of class indices. The names
 the indices were made with therefore travel in the file, and reading translates them.
 """
 
@@ -17,7 +17,7 @@ from tasks.storage import files
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """One row of contracts.ANNOTATED with class names instead of indices."""
+    """One row of schemas.ANNOTATED with class names instead of indices."""
 
     image_id: str
     uri: str

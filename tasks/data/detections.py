@@ -1,4 +1,4 @@
-"""Stored detections, read back shard by shard: memory does not grow with the pool."""
+"""Read stored detections shard by shard, so that memory does not grow with the pool."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tasks.data import schemas
 from tasks.storage import files
 
+_BATCH_COLUMNS = ["image_id", "boxes_xyxy", "scores", "class_probs"]
+
 
 @dataclass(frozen=True)
 class StoredDetections:
-    """One row of contracts.DETECTIONS as arrays; N boxes, K foreground classes."""
+    """One row of schemas.DETECTIONS as arrays; N boxes, K foreground classes."""
 
     image_id: str
     boxes_xyxy: NDArray[np.float32]  # (N, 4) px of the original
@@ -24,20 +27,63 @@ class StoredDetections:
     class_probs: NDArray[np.float32]  # (N, K+1); (0, 0) without boxes
 
 
+@dataclass(frozen=True)
+class DetectionBatch:
+    """The boxes of P images one after another; B boxes in all, K foreground classes."""
+
+    image_ids: list[str]
+    num_boxes: NDArray[np.int64]  # (P,), their sum is B
+    boxes_xyxy: NDArray[np.float32]  # (B, 4) px of the original
+    scores: NDArray[np.float32]  # (B,)
+    class_probs: NDArray[np.float16]  # (B, K+1); (0, 0) without boxes
+
+
 def read_detections(folder: Path) -> Iterator[StoredDetections]:
-    """All detections of an ``infer`` folder, by image id, one shard in memory at a time."""
+    """Yield the detections of an ``infer`` folder by image id, one shard in memory at a time."""
     for shard in read_shards(folder):
         yield from detections_from_table(shard)
 
 
+def read_detection_batches(folder: Path, *, batch_size: int = 1024) -> Iterator[DetectionBatch]:
+    """Yield the detections of an ``infer`` folder by image id, at most ``batch_size`` images at a time.
+
+    No Python object is made for a box: this is for computations over the whole pool.
+    """
+    pending: list[pa.Table] = []
+    for shard in read_shards(folder):
+        pending.append(shard.select(_BATCH_COLUMNS))
+        if sum(len(table) for table in pending) >= batch_size:  # shards may be far smaller than a batch
+            yield from _batches_from_table(pa.concat_tables(pending), batch_size)
+            pending = []
+    if pending:
+        yield from _batches_from_table(pa.concat_tables(pending), batch_size)
+
+
+def _batches_from_table(table: pa.Table, batch_size: int) -> Iterator[DetectionBatch]:
+    for start in range(0, len(table), batch_size):
+        rows = table.slice(start, batch_size)
+        scores_B = _flatten(rows["scores"])
+        yield DetectionBatch(
+            rows["image_id"].to_pylist(),
+            pc.list_value_length(rows["scores"]).to_numpy().astype(np.int64),
+            _flatten(rows["boxes_xyxy"]).reshape(len(scores_B), 4),
+            scores_B,
+            _flatten(rows["class_probs"]).reshape(len(scores_B), -1 if len(scores_B) else 0),
+        )
+
+
+def _flatten(column: pa.ChunkedArray) -> NDArray[Any]:
+    return np.asarray(pc.list_flatten(column).to_numpy())
+
+
 def read_shards(folder: Path) -> Iterator[pa.Table]:
-    """The shards of an ``infer`` folder as tables, one in memory at a time."""
+    """Yield the shards of an ``infer`` folder as tables, one in memory at a time."""
     for path in sorted(folder.glob("shard-*.parquet")):
         yield files.read_table(path, schemas.DETECTIONS)
 
 
 def detections_from_table(table: pa.Table) -> Iterator[StoredDetections]:
-    """Detections of a table that has the columns of contracts.DETECTIONS."""
+    """Yield the detections of a table that has the columns of schemas.DETECTIONS."""
     columns = table.select(["image_id", "boxes_xyxy", "scores", "class_ids", "class_probs"])
     for row in columns.to_pylist():
         yield _from_row(row)

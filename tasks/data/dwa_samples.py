@@ -113,7 +113,7 @@ def _translate_classes(
 def calibration_samples(
     calibration: Path, detections: Path, scores: Path, classes: Sequence[str], gamma: float
 ) -> list[DwaSample]:
-    """Pairs of the calibration images with the current teacher."""
+    """Build the samples of the calibration images with the current teacher."""
     truth = {row["image_id"]: row for row in files.read_table(calibration, schemas.ANNOTATED).to_pylist()}
     metrics = {row["image_id"]: metrics_of(row) for row in files.read_table(scores, schemas.SCORES).to_pylist()}
     samples = []
@@ -128,7 +128,7 @@ def calibration_samples(
 
 
 def metrics_of(row: dict[str, Any]) -> Floats:
-    """The three normalized metrics of a row, (3,): confidence, entropy, overlap."""
+    """Return the three normalized metrics of a row, (3,): confidence, entropy, overlap."""
     return np.array([row[name] for name in schemas.METRICS], dtype=np.float64)
 
 
@@ -155,7 +155,7 @@ def _dwa_sample(
 
 
 def all_samples(workspace: Workspace, classes: Sequence[str], history_batches: int, gamma: float) -> list[DwaSample]:
-    """Pairs of the window's batches and of the calibration set."""
+    """Build the samples of the window's batches and of the calibration set."""
     return batch_samples(
         workspace.labels, workspace.detections_at_selection, classes, history_batches, gamma
     ) + calibration_samples(

@@ -1,6 +1,6 @@
-"""Images opened and measured once: what was found is kept under the version of the file or object it was found in.
+"""Cache the metadata of images by the version of their file or object, so that each is opened once.
 
-Asking a hundred thousand objects for their versions takes a hundred requests; fetching them takes a night.
+Asking a hundred thousand objects for their versions takes a hundred requests; fetching them takes hours.
 """
 
 import json
@@ -21,10 +21,10 @@ _REJECTION_LENGTH = 2
 
 
 class ImageMetadataCache:
-    """Facts about images by (uri, version), kept in a file that only speeds things up."""
+    """Metadata of images by (uri, version), in a file that may be deleted."""
 
     def __init__(self, path: Path, fetch: Callable[[str], Path]) -> None:
-        """Read what earlier calls found.
+        """Read the entries of earlier calls.
 
         Args:
             path: one JSON list a line, appended to; may be deleted at any time.
@@ -40,7 +40,7 @@ class ImageMetadataCache:
                     self._load_entry(*json.loads(line))
 
     def inspect(self, uri: str, version: str, *, max_pixels: int) -> ImageMetadata:
-        """Hash and fully decode one image, unless these very bytes were seen before.
+        """Hash and fully decode one image, unless the cache has this version.
 
         Args:
             uri: of the image.
@@ -90,17 +90,17 @@ class ImageMetadataCache:
 
 
 def object_metadata_cache(workspace: Workspace, cache: ImageCache) -> ImageMetadataCache:
-    """What is known about the objects of a campaign, whose version is their ETag."""
+    """Return the cache for the objects of a campaign, whose version is their ETag."""
     return ImageMetadataCache(workspace.scratch("seen") / "objects.jsonl", lambda uri: cache.add(uri)[0])
 
 
 def file_metadata_cache(workspace: Workspace) -> ImageMetadataCache:
-    """What is known about the files of a directory that a campaign takes its images from; uris are their paths."""
+    """Return the cache for files of the directory that a campaign takes its images from; uris are their paths."""
     return ImageMetadataCache(workspace.scratch("seen") / "files.jsonl", Path)
 
 
 def list_existing_objects(uris: Iterable[str]) -> Mapping[str, ObjectMetadata]:
-    """Which of these objects are there, by uri, with a thousand a request instead of one.
+    """Return which of these objects exist, by uri, with one request per thousand.
 
     Raises:
         ObjectStoreError: away, refused, or no such bucket.

@@ -38,7 +38,7 @@ class ImageMetadata:
     """As displayed: after the EXIF orientation, which label tools and Detectron2 apply too."""
     height_px: int
     suffix: str
-    """Of the format found inside, whatever the file is called."""
+    """File name ending of the format found inside; the file may be named otherwise."""
     size_bytes: int
     sha256: str
     exif_orientation: int = 1

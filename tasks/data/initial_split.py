@@ -32,7 +32,7 @@ class CampaignPlan:
     seed_images: int | None
     """Images of the seed batch, drawn at random; None: all annotated ones that are left."""
     calibration_images: int
-    """Images whose labels are known and never trained on (METHOD section 3)."""
+    """Images whose labels are known and never trained on (docs/method.md#dwa)."""
     val_frac: float
     """Share of the annotated images drawn for validation, in (0, 1), unless the source brings its own."""
     oracle: bool

@@ -1,6 +1,6 @@
-"""Label batches read from ``data/labels``: every answer people gave, the newest of each image counting.
+"""Read label batches from ``data/labels``; of several answers to one image the newest counts.
 
-Which of several answers counts is decided at the door, before they are in a batch: ``images`` of a later batch
+Which of several answers counts is decided on collection, before they are in a batch: ``images`` of a later batch
 supersede those of an earlier one. The superseded ones stay where they are, as the image's history.
 """
 
@@ -21,7 +21,7 @@ _RESTORE = "Label batches are append-only: restore the file from git."
 
 @dataclass(frozen=True)
 class Annotation:
-    """What a person said about an image, and where it stands."""
+    """An answer to one image, and the batch it is in."""
 
     label: LabeledImage
     batch: int
@@ -67,7 +67,7 @@ def read_labels(folder: Path) -> LabelStore:
 
 
 def _minutes(annotations: Iterable[LabeledImage]) -> float | None:
-    """Working time of all people. That of a changed answer includes the time of the answer it replaces."""
+    """Return the minutes of all annotators. Those of a changed answer include those of the answer it replaces."""
     latest = {(label.image_id, label.offered_batch, label.annotator): label.seconds_spent for label in annotations}
     seconds = [spent for spent in latest.values() if spent is not None]
     return sum(seconds) / 60 if seconds else None
@@ -91,7 +91,7 @@ def _batch_paths(folder: Path) -> list[Path]:
 
 
 def read_batch(path: Path) -> LabelBatch:
-    """One label batch.
+    """Read one label batch.
 
     Raises:
         UserError: missing, no label batch, or one of another number than its name says.
@@ -114,7 +114,7 @@ def read_batch(path: Path) -> LabelBatch:
 
 
 def check_annotation(annotation: Annotation, sizes_px: Mapping[str, tuple[int, int]], classes: Sequence[str]) -> None:
-    """Hold one answer against its image. Labels are checked on their way in, so this finds edits and bugs.
+    """Check one answer against its image. Labels are also checked on collection, so this finds edits and bugs.
 
     Args:
         annotation: of an image in ``sizes_px``.

@@ -1,4 +1,4 @@
-"""Every path of a campaign workspace, once."""
+"""Define every path of a campaign workspace."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ class Workspace:
         return self.detections_at_selection / f"batch-{batch:04d}.parquet"
 
     def delivery(self, batch: int) -> Path:
-        """What was offered to the annotators as one batch, and everything to carry over when it returns."""
+        """Batch as offered to the annotators, with what is needed when it returns."""
         return self.root / "deliveries" / f"batch-{batch:04d}"
 
     def ledger(self, round_number: int) -> Path:
@@ -62,12 +62,12 @@ class Workspace:
 
     @property
     def params(self) -> Path:
-        """Every number of the round."""
+        """Parameters of the round."""
         return self.root / "params.yaml"
 
     @property
     def dvc_yaml(self) -> Path:
-        """The round as a graph."""
+        """Graph of the stages of a round."""
         return self.root / "dvc.yaml"
 
     @property
@@ -82,17 +82,17 @@ class Workspace:
 
     @property
     def index(self) -> Path:
-        """The pool as it was handed in: contracts.INDEX."""
+        """The pool index: schemas.INDEX."""
         return self.root / "data" / "index.parquet"
 
     @property
     def val(self) -> Path:
-        """The fixed validation set: contracts.ANNOTATED."""
+        """The fixed validation set: schemas.ANNOTATED."""
         return self.root / "data" / "val.parquet"
 
     @property
     def calibration(self) -> Path:
-        """Labeled images that are never trained on, for the DWA network: contracts.ANNOTATED."""
+        """Labeled images that are never trained on, for the DWA network: schemas.ANNOTATED."""
         return self.root / "data" / "calibration.parquet"
 
     @property
@@ -102,47 +102,47 @@ class Workspace:
 
     @property
     def detections_at_selection(self) -> Path:
-        """Detections frozen when a batch was offered, one file per batch: contracts.DETECTIONS_AT_SELECTION."""
+        """Detections frozen when a batch was offered, one file per batch: schemas.DETECTIONS_AT_SELECTION."""
         return self.root / "data" / "detections_at_selection"
 
     @property
     def warm_start(self) -> Path:
-        """What the round before hands over: history.json, uncertainty.parquet, class_weights.json, teacher.pth."""
+        """Inputs from the previous round: history.json, uncertainty.parquet, class_weights.json, teacher.pth."""
         return self.root / "data" / "warm_start"
 
     @property
     def import_report(self) -> Path:
-        """What ``gleaner init`` took in and what it set aside."""
+        """What ``gleaner init`` imported and what it set aside."""
         return self.root / "data" / "import_report.json"
 
     @property
     def quarantine(self) -> Path:
-        """Returned labels that were refused at the door, one JSON file per refusal."""
+        """Returned labels that were refused on collection, one JSON file per refusal."""
         return self.root / "quarantine"
 
     @property
     def oracle(self) -> Path:
-        """Annotations only the simulated annotator may read: contracts.ANNOTATED."""
+        """Annotations only the simulated annotator may read: schemas.ANNOTATED."""
         return self.root / "oracle" / "annotations.parquet"
 
     @property
     def lock(self) -> Path:
-        """Held by the one process that may write here."""
+        """Lock file of the one process that may write here."""
         return self.root / ".gleaner" / "lock"
 
     @property
     def crashed_runs(self) -> Path:
-        """Nights that were killed and left something open at MLflow or Prefect, one file each."""
+        """Rounds that were killed with open runs in MLflow or Prefect, one file each."""
         return self.root / ".gleaner" / "crashed_runs"
 
 
 def image_id_from_sha256(sha256: str) -> str:
-    """Identity of an image: the first 16 hex digits of the SHA-256 of its bytes."""
+    """Return the id of an image: the first 16 hex digits of the SHA-256 of its bytes."""
     return sha256[:16]
 
 
 def resolve_uri(root: Path, uri: str) -> Path:
-    """Local path of a relative image uri; refuses one that leaves the workspace.
+    """Return the local path of a relative image uri; refuse one that leaves the workspace.
 
     Raises:
         ValueError: the uri is absolute or climbs out of ``root``.

@@ -1,4 +1,4 @@
-"""The pool held against the directory or bucket its images come from: what was added, changed, moved, vanished."""
+"""Compare the pool with the directory or bucket of its images: what was added, changed, moved or removed."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from tasks.data.paths import image_id_from_sha256
 from tasks.data.schemas import Quarantined
 
 Row = dict[str, Any]
-"""One row of contracts.INDEX."""
+"""One row of schemas.INDEX."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SourceImage:
 
 @dataclass
 class PoolDiff:
-    """What a sync found, each entry a name with what there is to say about it."""
+    """Result of a comparison; each entry is a name with a remark."""
 
     added: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ def diff_pool(
     protected_ids: Collection[str],
     heldout_names: Mapping[str, str],
 ) -> tuple[PoolDiff, list[Row]]:
-    """Compare, and make the new index.
+    """Compare the index with the source, and build the new index.
 
     Args:
         rows: of the index, as far as they come from this source.
@@ -95,7 +95,7 @@ def _match_rows(
     protected_ids: Collection[str],
     diff: PoolDiff,
 ) -> tuple[dict[str, Row], list[str], dict[str, bool]]:
-    """Rows that stay, by image id; names that no row stands for; and names with other bytes, whether labeled or not."""
+    """Return rows that stay, by image id; names without a row; and names with other bytes, whether labeled or not."""
     name_of_id = {image_id: name for name, image_id in ids.items()}
     by_id: dict[str, Row] = {}
     current: set[str] = set()

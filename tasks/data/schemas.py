@@ -1,4 +1,4 @@
-"""Columns of every table and fields of every document that stages hand to each other.
+"""Define the columns of every table and the fields of every document that stages exchange.
 
 Shape letters: N boxes of one image, K foreground classes. Lists of N*4 or N*(K+1) numbers are row-major.
 Boxes are XYXY in pixels of the original image. Class indices are 0..K-1 in the order of ``classes`` in
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 METRICS = ("confidence", "entropy", "overlap")
-"""The three metrics, always in this order (METHOD section 2)."""
+"""The three metrics, always in this order (docs/method.md#metrics)."""
 
 _FLOATS = pa.list_(pa.float32())
 _HALF_FLOATS = pa.list_(pa.float16())
@@ -87,7 +87,7 @@ UNCERTAINTY = pa.schema(
         ("w_confidence", pa.float64()),
         ("w_entropy", pa.float64()),
         ("w_overlap", pa.float64()),
-        ("uncertainty", pa.float64()),  # Eq. 15, [0, 1]
+        ("uncertainty", pa.float64()),  # docs/method.md#eq-15, [0, 1]
     ]
 )
 PREVIOUS_UNCERTAINTY = pa.schema([("image_id", pa.string()), ("uncertainty", pa.float64())])
@@ -138,7 +138,7 @@ class _Document(BaseModel):
 
 
 class Box(_Document):
-    """One box a person drew, or confirmed."""
+    """One box that a person drew or confirmed."""
 
     category: str
     """Class name, as in ``classes``."""
@@ -147,7 +147,7 @@ class Box(_Document):
 
 
 class LabeledImage(_Document):
-    """What a person said about one image. ``empty`` means reviewed, and nothing there."""
+    """Answer of a person to one image. ``empty`` means reviewed, and no object found."""
 
     image_id: str
     status: LabelStatus
@@ -203,7 +203,7 @@ class AnnotationTask(_Document):
 
 
 class Quarantined(_Document):
-    """Something that was set aside, and why; never dropped in silence."""
+    """An item that was set aside, and the reason."""
 
     item: str
     """File, image or task."""

@@ -1,4 +1,4 @@
-"""COCO mAP, overall and per class, from boxes in memory."""
+"""Compute COCO mAP, overall and per class, from boxes in memory."""
 
 from collections.abc import Sequence
 from typing import Any, TypedDict
@@ -18,10 +18,10 @@ class MapMetrics(TypedDict):
 
 
 def coco_map(truth: pa.Table, predictions: pa.Table, classes: Sequence[str], max_detections: int = 100) -> MapMetrics:
-    """COCO AP50:95, AP50 and AP75 of one model.
+    """Compute COCO AP50:95, AP50 and AP75 of one model.
 
     Args:
-        truth: contracts.ANNOTATED.
+        truth: schemas.ANNOTATED.
         predictions: rows with image_id, boxes_xyxy, scores, labels; images of ``truth`` only.
         classes: names by class index.
         max_detections: boxes per image and class that count.
@@ -41,7 +41,7 @@ def coco_map(truth: pa.Table, predictions: pa.Table, classes: Sequence[str], max
 
 
 def coco_ground_truth(truth: pa.Table, classes: Sequence[str]) -> COCO:
-    """A validation set in COCO's words: image and class numbers count from 1, in the order of ``truth``."""
+    """Convert a validation set to COCO's format; image and class numbers count from 1, in the order of ``truth``."""
     number = _image_numbers(truth)
     ground_truth = COCO()
     ground_truth.dataset = {
@@ -54,7 +54,7 @@ def coco_ground_truth(truth: pa.Table, classes: Sequence[str]) -> COCO:
 
 
 def coco_results(truth: pa.Table, predictions: pa.Table) -> list[dict[str, Any]]:
-    """Predictions as COCO results, with the numbers of ``coco_ground_truth``."""
+    """Convert predictions to COCO results, with the numbers of ``coco_ground_truth``."""
     return _results(predictions, _image_numbers(truth))
 
 
@@ -63,7 +63,7 @@ def _image_numbers(truth: pa.Table) -> dict[str, int]:
 
 
 def _summary(precision: np.ndarray[Any, Any], classes: Sequence[str]) -> MapMetrics:
-    """From precision (10 IoU, 101 recall, K classes, areas, max detections); -1 marks a class without truth."""
+    """Average precisions (10 IoU, 101 recall, K classes, areas, max detections); -1 marks a class without truth."""
     kept = precision[:, :, :, 0, -1].astype(np.float64)
     kept[kept < 0] = np.nan
 

@@ -1,4 +1,4 @@
-"""Two sets of boxes on one image laid over each other: which box of the one is which of the other."""
+"""Match two sets of boxes on one image: which box of one set is which of the other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ MATCH_IOU = 0.5
 
 @dataclass(frozen=True)
 class BoxPair:
-    """A box of the first set and the one of the second set that stands for the same object."""
+    """A box of the first set and the box of the second set for the same object."""
 
     first: int
     second: int
@@ -24,7 +24,7 @@ class BoxPair:
 
 
 def match_boxes(first: Sequence[Box], second: Sequence[Box]) -> list[BoxPair]:
-    """Pairs of boxes that mean the same object, each box in one pair at most.
+    """Pair the boxes of the same object, each box in at most one pair.
 
     Boxes of one class are paired first, so that the sum of their IoU is largest; then what is left, whatever
     its class: the same object under another name.
@@ -41,7 +41,7 @@ def match_boxes(first: Sequence[Box], second: Sequence[Box]) -> list[BoxPair]:
 
 
 def drop_duplicates(boxes: Sequence[Box], iou: float) -> tuple[Box, ...]:
-    """The boxes in their order, without those that lie on an earlier one of their class.
+    """Return the boxes in their order, without those that duplicate an earlier box of their class.
 
     Args:
         boxes: of one image.

@@ -1,4 +1,4 @@
-"""Two models on the same validation images: is one worse, or did the images just fall so?
+"""Compare two models on the same validation images by paired bootstrap (docs/method.md#promotion).
 
 Images are drawn with replacement, the same draw for both models, and the COCO mAP of each draw is worked out
 anew. What is compared is the difference within a draw, so hard and easy images do not blur it.
@@ -24,7 +24,7 @@ _MAX_DETECTIONS = 100
 
 @dataclass(frozen=True)
 class Matches:
-    """One class of one model, matched against the truth once and for all; boxes by descending score."""
+    """One class of one model, matched with the labels once; boxes by descending score."""
 
     image_index: NDArray[np.int64]
     """(D,) index of each box's image."""
@@ -56,7 +56,7 @@ def compare_models(
     """Compare two models by paired bootstrap over images.
 
     Args:
-        truth: contracts.ANNOTATED, with at least one image.
+        truth: schemas.ANNOTATED, with at least one image.
         candidate: its predictions on those images: image_id, boxes_xyxy, scores, labels.
         champion: the other model's, with the same class indices.
         classes: names by class index.
@@ -82,10 +82,10 @@ def compare_models(
 def bootstrap_map(
     truth: pa.Table, predictions: pa.Table, *, classes: Sequence[str], samples: int, seed: int
 ) -> _Floats:
-    """One model's mAP in percent on every draw: with the same images and seed, the same draws for any model.
+    """Compute one model's mAP in percent on every draw; the same images and seed give the same draws for any model.
 
     Args:
-        truth: contracts.ANNOTATED, with at least one image.
+        truth: schemas.ANNOTATED, with at least one image.
         predictions: on those images: image_id, boxes_xyxy, scores, labels.
         classes: names by class index.
         samples: B.
@@ -118,7 +118,7 @@ def match_detections(truth: pa.Table, predictions: pa.Table, classes: Sequence[s
 
 
 def average_precisions(matches: Sequence[Matches], counts: NDArray[np.int64]) -> _Floats:
-    """AP50:95 of each class in percent, as if image i were there ``counts[i]`` times.
+    """Compute AP50:95 of each class in percent, with image i counted ``counts[i]`` times.
 
     Exactly COCO's, but for the order of boxes with equal scores on copies of one image.
 
@@ -133,13 +133,13 @@ def average_precisions(matches: Sequence[Matches], counts: NDArray[np.int64]) ->
 
 
 def mean_over_classes(ap: _Floats) -> float:
-    """COCO's mAP: over classes that have objects; 0 where none has."""
+    """Average AP over the classes that have objects, as COCO does; 0 where none has."""
     present = ap[~np.isnan(ap)]
     return float(present.mean()) if present.size else 0.0
 
 
 def _bootstrap_counts(images: int, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """How often each image is drawn, (I,), sample by sample."""
+    """Yield for each sample how often each image is drawn, (I,)."""
     rng = np.random.default_rng(seed)
     for _ in range(samples):
         yield np.bincount(rng.integers(images, size=images), minlength=images)
@@ -166,7 +166,7 @@ def _average_precision(entry: Matches, counts: NDArray[np.int64]) -> float:
 
 
 def _collect_matches(images: Sequence[dict[str, Any] | None], thresholds: int) -> Matches:
-    """From pycocotools' results of one class; None where an image has neither boxes nor objects of it."""
+    """Convert pycocotools' results of one class; None where an image has neither boxes nor objects of it."""
     scores: list[_Floats] = [np.zeros(0)]
     image_indices: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
     true_positives: list[NDArray[np.bool_]] = [np.zeros((thresholds, 0), dtype=np.bool_)]

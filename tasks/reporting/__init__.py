@@ -1,1 +1,1 @@
-"""The campaign's page, one file per kind of content; ``tasks.report`` is the stage that calls them."""
+"""Build the campaign's page, one module per kind of content; ``tasks.report`` is the stage that calls them."""

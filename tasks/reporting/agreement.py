@@ -1,4 +1,4 @@
-"""How far people agree with the boxes they started from, and with each other.
+"""Measure how far annotators agree with the pre-drawn boxes, and with each other.
 
 A pure function of the label batches: each answer holds the boxes that were pre-drawn for it, as they were then.
 Figures are of the newest batch; boxes match at IoU 0.5 and in their class.
@@ -22,7 +22,7 @@ AnnotationsByImage = Mapping[str, Sequence[LabeledImage]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """What became of a first set of boxes in a second one; sums over images."""
+    """Counts of kept, changed, deleted and added boxes from a first set to a second one; sums over images."""
 
     images: int = 0
     unchanged: int = 0
@@ -53,13 +53,13 @@ class Agreement:
         return self.iou_sum / (self.unchanged + self.box_adjusted) if self.unchanged + self.box_adjusted else None
 
     def as_metrics(self) -> dict[str, Any]:
-        """For the campaign's history."""
+        """Return the figures for the campaign's history."""
         counts = {name: value for name, value in vars(self).items() if name != "iou_sum"}
         return {**counts, "f1": _rounded(self.f1), "mean_iou": _rounded(self.mean_iou)}
 
 
 def agreement_metrics(batch: LabelBatch, all_annotations: AnnotationsByImage) -> dict[str, Any]:
-    """Agreement with the pre-drawn boxes, and between annotators, each in all and by annotator.
+    """Measure the agreement with the pre-drawn boxes and between annotators, in total and by annotator.
 
     Args:
         batch: the newest one.
@@ -90,7 +90,7 @@ def agreement_metrics(batch: LabelBatch, all_annotations: AnnotationsByImage) ->
 
 
 def compare(first: Sequence[Box], second: Sequence[Box]) -> Agreement:
-    """Two sets of boxes on one image."""
+    """Compare two sets of boxes on one image."""
     pairs = match_boxes(first, second)
     same = [pair for pair in pairs if pair.same_class]
     unchanged = sum(_is_unchanged(first[pair.first], second[pair.second]) for pair in same)
@@ -112,7 +112,7 @@ def _is_unchanged(first: Box, second: Box) -> bool:
 def _compare_annotators(
     new_annotations: Iterable[LabeledImage], all_annotations: AnnotationsByImage
 ) -> Iterable[tuple[tuple[str, str], Agreement]]:
-    """What two people said about one image, where either has said something new; names in order."""
+    """Yield pairs of answers of two annotators to one image, of which at least one is new; names in order."""
     new_annotators: dict[str, set[str]] = {}
     for label in new_annotations:
         new_annotators.setdefault(label.image_id, set()).add(label.annotator)

@@ -1,4 +1,4 @@
-"""What moves the metric weights from image to image, in words and rows."""
+"""Describe which features change the metric weights between images, in words and rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from tasks.reporting.report_data import Document
 
 ROWS_SHOWN = 6
 _MIN_STD = 0.01
-"""Below this distance weights of single images are told apart by nobody who reads two decimals."""
+"""Weights that differ by less are equal in the two decimals that the page shows."""
 
 _FEATURE_NAMES = {
     "log_boxes": "number of boxes",
@@ -24,7 +24,7 @@ _FEATURE_NAMES = {
 
 @dataclass(frozen=True)
 class FeatureImportanceRow:
-    """One feature of an image, and what it does to the image's weights."""
+    """One feature of an image, and its effect on the image's weights."""
 
     name: str
     importance: float
@@ -34,7 +34,7 @@ class FeatureImportanceRow:
 
 
 def importance_rows(dwa: Document) -> list[FeatureImportanceRow]:
-    """The strongest features, strongest first; none where all images have the same weights or nearly so."""
+    """Return the strongest features, strongest first; none where the weights of all images are nearly the same."""
     drivers = dwa["feature_importance"]
     if drivers is None or drivers["std"] < _MIN_STD:
         return []
@@ -46,7 +46,7 @@ def importance_rows(dwa: Document) -> list[FeatureImportanceRow]:
 
 
 def importance_text(dwa: Document) -> str:
-    """How much the weights differ from image to image and what does it most; empty where they cannot differ."""
+    """Say how much the weights differ between images, and which feature matters most; empty if they cannot differ."""
     drivers = dwa["feature_importance"]
     if drivers is None:
         return ""

@@ -1,4 +1,4 @@
-"""One entry per round; the only thing the page of the next round knows about this one."""
+"""Keep one entry per round, all that the page of the next round knows about this one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _WEIGHED = ("mean_weights", "weight_quantiles", "class_weights")
 
 
 def round_entry(data: ReportData) -> dict[str, Any]:
-    """This round in figures, without anything that changes when it is computed again."""
+    """Summarize this round in figures, without values such as times that differ when it is computed again."""
     dwa, uncertainty = data.dwa, data.pool_metrics["uncertainty"]
     return {
         **{key: data.assemble_summary[key] for key in _ASSEMBLED},
@@ -33,6 +33,6 @@ def round_entry(data: ReportData) -> dict[str, Any]:
 
 
 def append_round(previous: Sequence[Document], entry: Document) -> list[Document]:
-    """Earlier rounds and this one, oldest first; a round that is computed again replaces its older self."""
+    """Append this round to the earlier ones, oldest first; a round that is computed again replaces its older entry."""
     earlier = [past_round for past_round in previous if past_round["round"] < entry["round"]]
     return [*sorted(earlier, key=lambda known: int(known["round"])), entry]

@@ -1,4 +1,4 @@
-"""Sentences of the page: what happened, in plain words, and no more than the figures bear."""
+"""Write the sentences of the page; they claim no more than the figures support."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ DASH = "–"
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A figure with a fixed number of digits, thousands apart, a true minus, or a dash."""
+    """Format a figure with fixed decimals, a thousands separator and a true minus; None is a dash."""
     if value is None or value != value:
         return DASH
     return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 1) -> str:
-    """A difference with its sign; a true minus, not a hyphen."""
+    """Format a difference with its sign; a true minus, not a hyphen."""
     if value is None or value != value:
         return DASH
     text = number(abs(value), digits)
@@ -34,7 +34,7 @@ def join_and(parts: Sequence[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person would say them."""
+    """Format seconds in the largest fitting unit."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -42,7 +42,7 @@ def duration(seconds: float) -> str:
 
 
 def headline(history: Sequence[Document]) -> str:
-    """The campaign's state in one line."""
+    """Summarize the campaign in one line."""
     now = history[-1]
     reached, labels = now["teacher"]["mAP"], f"{pluralize(now['labels'], 'image')} labeled"
     if reached is None:
@@ -53,7 +53,7 @@ def headline(history: Sequence[Document]) -> str:
 
 
 def summary(data: ReportData, history: Sequence[Document]) -> list[str]:
-    """A paragraph for somebody who reads nothing else, one sentence each."""
+    """Write the summary paragraph for readers of nothing else; one sentence per entry."""
     return [_progress(history), _next_batch(data), _weights_summary(data.dwa)]
 
 
@@ -73,7 +73,7 @@ def _labels_between(first: Document, now: Document) -> str:
 
 
 def _change_text(points: float) -> str:
-    """A difference in mAP; what rounds to nothing is called nothing."""
+    """Describe a difference in mAP; one that rounds to zero is called no change."""
     if abs(points) < 0.05:
         return "no change"
     return f"a {'gain' if points > 0 else 'loss'} of {number(abs(points))} mAP points"
@@ -84,7 +84,7 @@ _NOISE_POINTS = 2.0
 
 
 def teacher_lag_warning(now: Document) -> str:
-    """Where the teacher, which is kept, is worse than the student it is averaged from, and what to do; else empty."""
+    """Warn where the teacher is worse than the student it is averaged from, and say what to do; else empty."""
     teacher, student = now["teacher"]["mAP"], now["student"]["mAP"]
     if teacher is None or student is None or student - teacher < _NOISE_POINTS:
         return ""
@@ -99,7 +99,7 @@ _MAX_PSEUDO_BOX_RATIO = 3.0
 
 
 def pseudo_box_warning(train_summary: Document, assemble_summary: Document) -> str:
-    """Classes of which the teacher drew far more pseudo-boxes than people drew boxes, and what to do; else empty."""
+    """Warn of classes with far more pseudo-boxes than labeled boxes, and say what to do; else empty."""
     labeled = {
         name: boxes / assemble_summary["labeled_images"] for name, boxes in assemble_summary["boxes_per_class"].items()
     }
@@ -149,7 +149,7 @@ _IMPORT_CORRECTIONS = (
 
 
 def import_corrections(import_counts: Document) -> str:
-    """What the import put right by itself; empty where there was nothing."""
+    """Describe what the import corrected; empty where it corrected nothing."""
     done = [
         f"{pluralize(import_counts[key], one, many)} {what}"
         for key, one, many, what in _IMPORT_CORRECTIONS
@@ -159,7 +159,7 @@ def import_corrections(import_counts: Document) -> str:
 
 
 def dwa_verdict(dwa: Document) -> str:
-    """Which metric weights were used, and on what evidence; says plainly when the network lost."""
+    """Say which metric weights were used, and on what evidence, also where the network was worse."""
     learned, equal = dwa["spearman_dwa"], dwa["spearman_equal"]
     pairs = pluralize(dwa["num_samples"], "image")
     if dwa["mode"] != "learned":
@@ -180,7 +180,7 @@ def dwa_verdict(dwa: Document) -> str:
 
 
 def dwa_caution(dwa: Document) -> str:
-    """How much the comparison can bear."""
+    """Say how far the comparison can be trusted."""
     pairs = dwa["num_samples"]
     if dwa["spearman_dwa"] is None:
         return ""
@@ -204,7 +204,7 @@ OVERLAP = "The mean IoU between pairs of boxes that survived suppression: boxes 
 
 
 def dwa_record(history: Sequence[Document]) -> str:
-    """In how many rounds the network was good enough."""
+    """Say in how many rounds the learned weights were used."""
     if len(history) == 1:
         return ""
     used = sum(bool(entry.get("dwa_used")) for entry in history)
@@ -220,7 +220,7 @@ _CHANGES = (
 
 
 def agreement(history: Sequence[Document]) -> list[str]:
-    """What people changed of the boxes they started from, and how alike they draw."""
+    """Describe what annotators changed of the pre-drawn boxes, and how far they agree."""
     now = history[-1]["agreement"]
     return [
         _preannotation_agreement(now["with_preannotations"], history),

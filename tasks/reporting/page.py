@@ -1,4 +1,4 @@
-"""The page: figures, sentences and tables put into one HTML file that needs nothing else."""
+"""Render figures, sentences and tables into one self-contained HTML file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ _CURVE_POINTS = 160
 
 
 def render(data: ReportData, history: Sequence[Document], scoring: ScoringParams, thumbnails: int) -> str:
-    """The whole page.
+    """Render the whole page.
 
     Args:
         data: this round.
@@ -93,7 +93,7 @@ def _raw(data: ReportData, history: Sequence[Document]) -> dict[str, Any]:
 
 
 def _kpi_cards(data: ReportData, history: Sequence[Document]) -> list[tuple[str, str, str]]:
-    """Name, figure and remark of each big number."""
+    """Return name, figure and remark of each headline number."""
     now, picked = history[-1], data.selection_summary
     before = history[-2] if len(history) > 1 else None
     spent = now["minutes_spent"]
@@ -130,7 +130,7 @@ def _num_images(count: int) -> str:
 
 
 def _plots(data: ReportData, history: Sequence[Document]) -> dict[str, Markup]:
-    """Figures by name; one that would show nothing is left out, and the page says why in words."""
+    """Draw the figures by name; one that would be empty is left out, and the page says why."""
     return {**_round_plots(history), **_pool_plots(data), **_training_plots(data.curves)}
 
 
@@ -213,7 +213,7 @@ def _training_plots(curves: pd.DataFrame | None) -> dict[str, Markup]:
 
 
 def _selected(data: ReportData, max_images: int) -> list[dict[str, Any]]:
-    """The first tasks by rank, with pictures."""
+    """Return the first tasks by rank, with thumbnails."""
     class_color = class_colors(data.classes)
     shown = sorted(data.tasks, key=lambda task: task.rank)[:max_images]
     is_shown = data.pool_metrics.index.isin([task.image_id for task in shown])

@@ -1,4 +1,4 @@
-"""Figures as SVG that takes colors and font from the page, so that one drawing serves light and dark."""
+"""Draw figures as SVG that takes colors and font from the page, so that one drawing fits light and dark mode."""
 
 import hashlib
 import io
@@ -92,24 +92,24 @@ Series = Sequence[float | None]
 
 
 def progress(labels: Sequence[int], curves: Mapping[str, Series], *, y: str, alt: str) -> Markup:
-    """Percent against the number of images labeled."""
+    """Plot percent against the number of labeled images."""
     return _lines(labels, curves, x="images labeled", y=y, alt=alt)
 
 
 def correlations(rounds: Sequence[int], curves: Mapping[str, Series], *, alt: str) -> Markup:
-    """Spearman rank correlation by round; a round without a figure leaves a gap."""
+    """Plot the Spearman rank correlation by round; a round without a value leaves a gap."""
     return _lines(rounds, curves, x="round", y="rank correlation", alt=alt, reference=0.0)
 
 
 def weights(
     rounds: Sequence[int], means: Mapping[str, Series], bands: Mapping[str, Sequence[Series]], *, alt: str
 ) -> Markup:
-    """Mean metric weight by round, with the band in which the middle 80 % of the images lie."""
+    """Plot the mean metric weight by round, with the band of the middle 80 % of the images."""
     return _lines(rounds, means, x="round", y="weight", alt=alt, bands=bands, reference=1 / 3)
 
 
 def training(iterations: Sequence[int], curves: Mapping[str, Series], *, y: str, alt: str) -> Markup:
-    """Training curves, smoothed already."""
+    """Plot training curves, which are already smoothed."""
     return _lines(iterations, curves, x="iteration", y=y, alt=alt, markers=False, from_zero=True)
 
 
@@ -146,7 +146,7 @@ def _lines(
 
 
 def _ticks(axes: Axes, x_values: Sequence[int]) -> None:
-    """A tick at every point while they are few, round numbers otherwise; all points, with a value or not."""
+    """Put a tick at every point where they are few, else at round numbers; points without a value count too."""
     margin = 0.04 * (x_values[-1] - x_values[0])
     if margin:
         axes.set_xlim(x_values[0] - margin, x_values[-1] + margin)
@@ -158,12 +158,12 @@ def _ticks(axes: Axes, x_values: Sequence[int]) -> None:
 
 
 def histogram(values: Sequence[float], *, x: str, color: str, alt: str) -> Markup:
-    """How one figure is spread over the pool."""
+    """Plot the histogram of one quantity over the pool."""
     return _histogram({color: values}, x=x, alt=alt, size=_NARROW_INCHES)
 
 
 def stacked_histogram(parts: Mapping[str, Sequence[float]], *, x: str, alt: str) -> Markup:
-    """How one figure is spread over the pool, by what happened to the images."""
+    """Plot the histogram of one quantity over the pool, stacked by what happened to the images."""
     return _histogram(parts, x=x, alt=alt, size=_WIDE_INCHES)
 
 
@@ -180,7 +180,7 @@ def _histogram(parts: Mapping[str, Sequence[float]], *, x: str, alt: str, size: 
 
 
 def _bins(values: Sequence[float]) -> Sequence[float]:
-    """Equal bins from 0 or below to the largest value; a pool of equal values still gets a bar to look at."""
+    """Return equal bins from at most 0 to the largest value; equal values still give one visible bar."""
     low, high = min(0.0, *values, 0.0), max(*values, 0.0, 1e-9)
     count = 24 if len(values) > 60 else 12
     return [low + (high - low) * i / count for i in range(count + 1)]
@@ -191,7 +191,7 @@ def _none_to_nan(values: Series) -> list[float]:
 
 
 def _svg(figure: Figure, alt: str) -> Markup:
-    """The figure's SVG for use inside HTML: no size, no font, no ids of its own, colors by name."""
+    """Return the figure's SVG for use inside HTML: without size, font and ids, colors by name."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()

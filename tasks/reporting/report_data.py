@@ -1,4 +1,4 @@
-"""Everything the page is made from, read once."""
+"""Read everything that the page is made from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,9 +39,9 @@ class ReportData:
     agreement: Document
     """Of the newest label batch: with the pre-drawn boxes, and between annotators."""
     pool_metrics: pd.DataFrame
-    """contracts.SCORES joined with contracts.UNCERTAINTY, by image_id, for every unlabeled image."""
+    """schemas.SCORES joined with schemas.UNCERTAINTY, by image_id, for every unlabeled image."""
     selection: pd.DataFrame
-    """contracts.SELECTION, by rank."""
+    """schemas.SELECTION, by rank."""
     tasks: Sequence[AnnotationTask]
     """What annotators get, by rank."""
     import_counts: Document
@@ -53,7 +53,7 @@ class ReportData:
 
 
 def load_report_data(workspace: Workspace, classes: Sequence[str]) -> ReportData:
-    """Read what the stages before left in a workspace.
+    """Read the outputs of the earlier stages of a workspace.
 
     Raises:
         UserError: something is missing or not as its contract says.

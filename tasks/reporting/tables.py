@@ -1,4 +1,4 @@
-"""Rows of the page's tables."""
+"""Build the rows of the page's tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ class ClassRow:
 
 
 def rounds_shown(history: Sequence[Document]) -> list[Document]:
-    """All rounds, or the first and the newest ones."""
+    """Return all rounds, or the first and the newest ones."""
     return list(history) if len(history) <= ROUNDS_SHOWN else [history[0], *history[-(ROUNDS_SHOWN - 1) :]]
 
 
 def class_rows(classes: Sequence[str], history: Sequence[Document]) -> list[ClassRow]:
-    """One row per class, in the order of params.yaml."""
+    """Return one row per class, in the order of params.yaml."""
     now, shown = history[-1], rounds_shown(history)
     most = max([*now["boxes_per_class"].values(), 1])
     return [
@@ -60,9 +60,9 @@ def _change(ap: Sequence[float | None]) -> float | None:
 
 
 def metric_contributions(metrics: Mapping[Any, Any]) -> dict[str, float]:
-    """What confidence, entropy and overlap each gave to one image's uncertainty; they sum to 1.
+    """Return the shares of confidence, entropy and overlap in one image's uncertainty; they sum to 1.
 
-    Empty where the uncertainty is not the weighted sum of the three (Eq. 15), as in dwa.mode activeteacher.
+    Empty where the uncertainty is not their weighted sum (docs/method.md#eq-15), as in dwa.mode activeteacher.
     """
     if not metrics:
         return {}
@@ -74,13 +74,13 @@ def metric_contributions(metrics: Mapping[Any, Any]) -> dict[str, float]:
 
 
 def stage_rows(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
-    """Stage, seconds, share of the slowest stage."""
+    """Return stage, seconds and share of the slowest stage."""
     slowest = max([*seconds.values(), 1e-9])
     return [(stage, took, took / slowest) for stage, took in seconds.items()]
 
 
 def review_rows(data: ReportData) -> list[tuple[str, int, str]]:
-    """What became of the images people looked at: how many, and what it means."""
+    """Count the reviewed images by outcome, each with what the outcome means."""
     assembled = data.assemble_summary
     return [
         ("with boxes", assembled["labeled_images"], "trained on"),
@@ -95,5 +95,5 @@ def review_rows(data: ReportData) -> list[tuple[str, int, str]]:
 
 
 def rejected_rows(data: ReportData) -> list[tuple[str, str, str]]:
-    """Step, what, why; every entry, in the order in which the steps noted them."""
+    """Return step, item and reason of every quarantined entry, in the order of the steps."""
     return [(step, entry["item"], entry["reason"]) for step, found in data.rejected.items() for entry in found]

@@ -1,4 +1,4 @@
-"""Small pictures of the images that were picked, with the boxes the annotators will find drawn in them."""
+"""Make thumbnails of the selected images, with their pre-drawn boxes."""
 
 import base64
 import io
@@ -39,7 +39,7 @@ class ThumbnailBox:
 
 @dataclass(frozen=True)
 class PredictedClass:
-    """What was predicted of one class in one image."""
+    """The predictions of one class in one image."""
 
     name: str
     color: int
@@ -48,7 +48,7 @@ class PredictedClass:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """One picked image as the page shows it."""
+    """One selected image as the page shows it."""
 
     data_uri: str
     """JPEG as a data URI; empty where the image cannot be opened here."""
@@ -60,7 +60,7 @@ class Thumbnail:
 
 
 def thumbnail(task: AnnotationTask, root: Path, class_color: Mapping[str, int]) -> Thumbnail:
-    """Draw one task; an image that is elsewhere or unreadable leaves its place empty."""
+    """Draw one task; an image that is not here or unreadable gives an empty picture."""
     scale = min(1.0, _LONG_SIDE_PX / max(task.width_px, task.height_px))
     size = (max(1, round(task.width_px * scale)), max(1, round(task.height_px * scale)))
     text_px = max(size) / 24  # the page shows all thumbnails equally wide
@@ -75,7 +75,7 @@ def thumbnail(task: AnnotationTask, root: Path, class_color: Mapping[str, int]) 
 
 
 def class_colors(classes: Sequence[str]) -> dict[str, int]:
-    """A color's number for every class, 0 to 6."""
+    """Return the number of a color for every class, 0 to 6."""
     return {name: index % _NUM_BOX_COLORS for index, name in enumerate(classes)}
 
 
@@ -116,7 +116,7 @@ def _thumbnail_box(
 
 
 def _predicted_classes(predictions: Sequence[Prediction], class_color: Mapping[str, int]) -> list[PredictedClass]:
-    """Classes by falling best score."""
+    """Return the classes by falling best score."""
     scores: dict[str, list[float]] = {}
     for prediction in predictions:
         scores.setdefault(prediction.category, []).append(prediction.score)

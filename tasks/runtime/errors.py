@@ -1,10 +1,10 @@
-"""Errors a user can act on."""
+"""Define errors that a user can act on."""
 
 from typing import Any
 
 
 class UserError(Exception):
-    """Something the user gave us is wrong; shown as one message, never as a traceback.
+    """An input of the user is wrong; shown as one message, never as a traceback.
 
     Message pattern: ``<where>: <what> is <value>, expected <allowed>. <fix>``.
     """
@@ -27,24 +27,24 @@ class UserError(Exception):
         super().__init__(f"{self.where}: {problem}." + (f" {fix}" if fix else ""))
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str], dict[str, Any]]:
-        """So that it survives the way from one process to another."""
+        """Support pickling, so that the error can pass between processes."""
         return type(self), (self.where, self.problem, self.fix), self.__dict__
 
 
 class GuardRailError(UserError):
-    """Training left the bounds in which its result may be trusted (METHOD section 6)."""
+    """Training diverged (docs/method.md#training)."""
 
     exit_code = 3
 
 
 class OutOfMemoryError(UserError):
-    """A device or the machine has no memory left for what a stage works on at once."""
+    """The device or the machine has too little memory for one batch of a stage."""
 
     exit_code = 4
 
 
 class DiskFullError(UserError):
-    """Something could not be written for want of space; nothing half-written is left in a file's place."""
+    """A file could not be written because the disk is full; no partly written file is left."""
 
     exit_code = 5
 

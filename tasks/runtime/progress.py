@@ -1,4 +1,4 @@
-"""A progress bar for work of more than two seconds, drawn only where somebody sees it."""
+"""Show a progress bar for work of more than two seconds, on a terminal only."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 def track(items: Iterable[Item], description: str, *, total: int) -> Iterable[Item]:
-    """Hand ``items`` through; when stderr is a terminal, show how many of ``total`` are done."""
+    """Yield ``items``; when stderr is a terminal, show how many of ``total`` are done."""
     console = Console(stderr=True)
     if not console.is_terminal:
         return items

@@ -1,4 +1,4 @@
-"""Tells a machine that ran out of memory or of disk space from a mistake in the code.
+"""Distinguish a lack of memory or disk space from a bug.
 
 Libraries say it in many ways: as MemoryError, as OSError with its number, or as RuntimeError in words only.
 """
@@ -22,7 +22,7 @@ _MEMORY_HINTS = {
 
 
 def as_resource_error(where: str, error: BaseException) -> UserError | None:
-    """The shortage behind an error; None where it is something else.
+    """Return the lack of memory or disk space behind an error; None where it has another cause.
 
     Args:
         where: the stage, or what else was at work.
@@ -38,18 +38,18 @@ def as_resource_error(where: str, error: BaseException) -> UserError | None:
 
 
 def as_user_error(where: str, error: Exception) -> UserError | None:
-    """The error as a user is told it: their own mistake, or a shortage; None for a bug."""
+    """Return the error to show to the user: a wrong input, or a lack of memory or space; None for a bug."""
     return error if isinstance(error, UserError) else as_resource_error(where, error)
 
 
 def disk_full_error(where: str) -> DiskFullError:
-    """The message about a full disk."""
+    """Build the error for a full disk."""
     fix = "Free some and run the same command again: it goes on from here."
     return DiskFullError(where, "the space left on the disk is 0, expected more", fix)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or what led to it, is a write that found no space."""
+    """Return whether an error, or one of its causes, is a write to a full disk."""
     return any(
         (isinstance(cause, OSError) and cause.errno in _DISK_FULL_ERRNOS) or mentions_disk_full(str(cause))
         for cause in exception_chain(error)
@@ -57,12 +57,12 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def mentions_disk_full(text: str) -> bool:
-    """Whether a program's own words mean that."""
+    """Return whether a program's output reports a full disk."""
     return bool(_DISK_FULL_TEXT.search(text))
 
 
 def exception_chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what led to it, newest first."""
+    """Yield the error and its causes, newest first."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:

@@ -1,4 +1,4 @@
-"""How a stage starts: ``python -m tasks.<stage>`` from a workspace's root."""
+"""Start a stage: ``python -m tasks.<stage>`` from a workspace's root."""
 
 import ctypes
 import logging
@@ -40,7 +40,7 @@ def stage_main(stage: str, body: Callable[[Workspace], None]) -> None:
 
 
 def num_micro_batches() -> int:
-    """By how much a stage divides what it works on at once: more than 1 after it has run out of memory.
+    """Return the divisor of a stage's batch size: more than 1 after it has run out of memory.
 
     It comes by the environment, not by params.yaml: the parameters of the round, and what they mean, stay the same.
     """
@@ -48,7 +48,7 @@ def num_micro_batches() -> int:
 
 
 def _device() -> str | None:
-    """What the stage's tensors were on: a GPU by name, or the CPU; None for a stage without tensors."""
+    """Return the device of the stage's tensors: name of the GPU, or the CPU; None for a stage without tensors."""
     torch = sys.modules.get("torch")
     if torch is None:
         return None
@@ -56,7 +56,7 @@ def _device() -> str | None:
 
 
 def set_pdeathsig() -> None:
-    """Ask Linux to end this process when its parent dies, so that a killed night leaves no orphan."""
+    """Ask Linux to end this process when its parent dies, so that a killed round leaves no orphan."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""How long a person needs for an image, learned from the answers whose time was measured.
+"""Fit the time that an annotator needs for an image to the answers with a measured time.
 
 ``minutes = minutes_per_image + minutes_per_box * boxes``, fitted by least squares with coefficients that are not
 negative. The mean is wanted, not the median, since a budget is a sum over images. So clocks that ran on through a
@@ -30,13 +30,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class AnnotationCost:
-    """Minutes of a person's time."""
+    """Expected minutes of an annotator (docs/method.md#eq-23)."""
 
     minutes_per_image: float
-    """Opening and looking, whatever is there."""
+    """Minutes to open and check an image, without any box."""
     minutes_per_box: float
     is_fitted: bool
-    """False: the values of params.yaml, since the answers do not tell."""
+    """False: the values of params.yaml, since the answers do not determine them."""
     num_timed: int
     """Answers whose time was measured."""
     num_outliers: int
@@ -46,7 +46,7 @@ class AnnotationCost:
 
 
 def fit_annotation_cost(annotations: Iterable[LabeledImage], budget: BudgetParams) -> AnnotationCost:
-    """Fit the cost of an image to the answers, or fall back to ``budget`` where they do not tell.
+    """Fit the cost of an image to the answers, or fall back to ``budget`` where they do not determine it.
 
     Args:
         annotations: all there are, in the order they came in. Of each person's answers to an image the last counts,
@@ -80,7 +80,7 @@ def fit_annotation_cost(annotations: Iterable[LabeledImage], budget: BudgetParam
 
 
 def _timed_annotations(annotations: Iterable[LabeledImage]) -> tuple[Floats, Floats]:
-    """Boxes and minutes of every answer that somebody worked on for a measured time."""
+    """Return boxes and minutes of every answer with a measured time."""
     latest = {(label.image_id, label.offered_batch, label.annotator): label for label in annotations}
     rows = [
         (len(label.boxes), label.seconds_spent / 60)
@@ -92,13 +92,13 @@ def _timed_annotations(annotations: Iterable[LabeledImage]) -> tuple[Floats, Flo
 
 
 def _is_informative(boxes_N: Floats) -> bool:
-    """Whether the slope hangs on more than a few answers, which may all be wrong."""
+    """Return whether the slope rests on more than a few answers, which may all be wrong."""
     _, counts = np.unique(boxes_N, return_counts=True)
     return int(counts.sum() - counts.max()) >= _MIN_INFORMATIVE if len(counts) else False
 
 
 def _is_plausible_duration(boxes_N: Floats, minutes_N: Floats) -> NDArray[np.bool_]:
-    """False where the clock ran on."""
+    """Return False where the clock was left running."""
     median = QuantileRegressor(quantile=0.5, alpha=0.0).fit(boxes_N[:, None], minutes_N)
     expected_N = np.maximum(median.predict(boxes_N[:, None]), _MIN_MINUTES)
     log_ratio_N = np.log(np.maximum(minutes_N, _MIN_MINUTES) / expected_N)

@@ -1,4 +1,4 @@
-"""Filling one batch: what an image will cost, and how far down the order the budget reaches."""
+"""Fill one batch: the cost of an image, and the images that fit in the budget."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,12 +23,12 @@ class Batch:
 
 
 def expected_minutes(expected_boxes: pd.Series, cost_model: AnnotationCost) -> pd.Series:
-    """Minutes a person will need per image: opening it, and each box."""
+    """Return the expected minutes per image (docs/method.md#eq-23)."""
     return cost_model.minutes_per_image + expected_boxes * cost_model.minutes_per_box
 
 
 def costs(candidates: pd.DataFrame, budget: BudgetParams) -> dict[str, float]:
-    """What each image takes out of the budget, in the budget's unit, by image id.
+    """Return the cost of each image in the budget's unit, by image id.
 
     In boxes an image costs at least 1, however little was detected: someone has to look at it, and at a
     cost of 0 a batch would take in every image in which the teacher sees nothing.
@@ -40,7 +40,7 @@ def costs(candidates: pd.DataFrame, budget: BudgetParams) -> dict[str, float]:
 
 
 def num_random_picks(num_selected: int, random_frac: float) -> int:
-    """How many of ``picked`` images are the uniform draw: rounded to the nearest, halves up."""
+    """Return how many of ``picked`` images are drawn uniformly: rounded to the nearest, halves up."""
     return math.floor(random_frac * num_selected + 0.5)
 
 
@@ -58,7 +58,7 @@ def fill_budget(
     down: skipping would fill batches with the images that hold least, and a larger budget could then drop
     images a smaller one had taken.
 
-    The exploration share is counted in images, whatever the unit. The draw is from the whole pool: an image
+    The exploration share is counted in images in every unit. The draw is from the whole pool: an image
     that the strategy wanted too counts as explored, and the strategy's next one moves up.
 
     Args:
@@ -79,7 +79,7 @@ def fill_budget(
 
 
 def _prefixes(ranking: Sequence[str], shuffled: Sequence[str], random_frac: float) -> Iterator[str]:
-    """The image that turns the best batch of k - 1 into the best batch of k, for k = 1, 2, ..."""
+    """Yield the image that extends the best batch of k - 1 images to that of k, for k = 1, 2, ..."""
     taken: set[str] = set()
     candidates = iter(ranking)
     for size in range(1, len(ranking) + 1):

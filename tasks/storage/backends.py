@@ -1,4 +1,4 @@
-"""Where the files lie: a directory or an s3:// prefix, behind the few things that are done with either."""
+"""Read and write files in a directory or under an s3:// prefix, through one interface."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ from tasks.storage.s3 import (
 )
 
 COMPLETE_MARKER = "_COMPLETE"
-"""Written last into a published folder: without it the rest is a remnant, and nobody may trust it."""
+"""Written last into a published folder; without it the folder is incomplete and is ignored."""
 _PROBE_FILE = ".gleaner-probe"
 _NUM_UPLOAD_WORKERS = 8
 _PERMANENT_ERRNOS = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -34,12 +34,12 @@ _PERMANENT_ERRNOS = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errn
 
 
 class StorageError(UserError):
-    """A storage is missing, refuses or does not answer."""
+    """A storage is missing, refuses access or does not answer."""
 
     exit_code = 1
 
     def __init__(self, where: object, problem: str, fix: str = "", *, transient: bool = False) -> None:
-        """Build the message; ``transient``: the same call may work in a while."""
+        """Build the message; ``transient``: the same call may succeed later."""
         super().__init__(where, problem, fix)
         self.transient = transient
 
@@ -59,32 +59,32 @@ class FileEntry:
 
 
 class Storage(Protocol):
-    """Names are relative to the place, with forward slashes. Every method raises StorageError."""
+    """Folder or prefix that holds files. Names are relative, with forward slashes. Every method raises StorageError."""
 
     def check(self) -> None:
-        """Refuse a place that cannot be written."""
+        """Raise StorageError where files cannot be written."""
 
     def uri(self, name: str) -> str:
-        """The name as a person can follow it: a path or an uri."""
+        """Return a path or uri that a user can open."""
 
     def list_files(self, folder: str) -> list[FileEntry]:
-        """All files below a folder, by name; none where there is no such folder."""
+        """List all files below a folder, by name; none where the folder is missing."""
 
     def read(self, entry: FileEntry) -> bytes:
-        """The content of one file."""
+        """Read one file."""
 
     def read_optional(self, name: str) -> bytes | None:
-        """The content of one file of ours; None where there is none."""
+        """Read one file that Gleaner wrote; None where it is missing."""
 
     def write(self, name: str, content: bytes) -> None:
         """Write one file at once."""
 
     def write_batch(self, folder: str, contents: Mapping[str, bytes | Path], complete: bytes) -> None:
-        """Make a folder of these files, and of ``_COMPLETE``; whole, or not to be trusted. May be repeated."""
+        """Write these files into a folder, then ``_COMPLETE``, without which it is ignored. May be repeated."""
 
 
 def open_storage(url: str, workspace_root: Path) -> Storage:
-    """The place ``provider.url`` means; a relative directory is one beside the campaign's files.
+    """Return the storage of ``provider.url``; a relative directory is relative to the campaign.
 
     Raises:
         StorageError: it lies inside the campaign, where git would take it for the campaign's own.
@@ -106,7 +106,7 @@ class LocalStorage:
         self._root = root
 
     def check(self) -> None:
-        """Refuse a directory that is missing or cannot be written."""
+        """Raise StorageError where the directory is missing or cannot be written."""
         if not self._root.is_dir():
             problem = "the directory is missing, expected it made, or the share mounted"
             raise StorageError(self._root, problem, f"Run: mkdir -p {self._root}")
@@ -115,11 +115,11 @@ class LocalStorage:
             (self._root / _PROBE_FILE).unlink()
 
     def uri(self, name: str) -> str:
-        """The absolute path."""
+        """Return the absolute path."""
         return _printable(str(self._root / name))
 
     def list_files(self, folder: str) -> list[FileEntry]:
-        """Plain files; links, pipes and closed folders are entries too, of no bytes, which ``read`` refuses."""
+        """List plain files; links, pipes and unreadable folders are entries of 0 bytes, which ``read`` refuses."""
         top = self._root / folder
         found: list[FileEntry | None] = []
 
@@ -147,7 +147,7 @@ class LocalStorage:
         return FileEntry(_printable(path.relative_to(top).as_posix()), size, modified_at, etag, str(path))
 
     def read(self, entry: FileEntry) -> bytes:
-        """The content of a plain file; nothing else is opened, a pipe would block for ever."""
+        """Read a plain file; nothing else is opened, since a pipe would block."""
         path = Path(entry.locator)
         with _translate_os_errors(path):
             if not stat.S_ISREG(path.lstat().st_mode):
@@ -155,7 +155,7 @@ class LocalStorage:
             return path.read_bytes()
 
     def read_optional(self, name: str) -> bytes | None:
-        """The content of one file of ours."""
+        """Read one file that Gleaner wrote."""
         path = self._root / name
         with _translate_os_errors(path):
             return path.read_bytes() if path.is_file() else None
@@ -166,7 +166,7 @@ class LocalStorage:
             files.write_bytes(self._root / name, content)
 
     def write_batch(self, folder: str, contents: Mapping[str, bytes | Path], complete: bytes) -> None:
-        """Build under a hidden name and rename, which fails where somebody has put files under that name."""
+        """Build under a hidden name and rename, which fails where files of others have that name."""
         target = self._root / folder
         staging = target.with_name(f".{target.name}.tmp")
         with _translate_os_errors(target):
@@ -189,18 +189,18 @@ class S3Storage:
         self._prefix = prefix_uri
 
     def check(self) -> None:
-        """Refuse a bucket that cannot be listed, or not be written."""
+        """Raise StorageError where the bucket cannot be listed or written."""
         with _translate_s3_errors():
             next(iter(list_objects(f"{self._prefix}/outbox")), None)
             write_object(f"{self._prefix}/{_PROBE_FILE}", b"")
             delete_object(f"{self._prefix}/{_PROBE_FILE}")
 
     def uri(self, name: str) -> str:
-        """The uri."""
+        """Return the uri."""
         return f"{self._prefix}/{name}"
 
     def list_files(self, folder: str) -> list[FileEntry]:
-        """All objects below the folder."""
+        """List all objects below the folder."""
         top = f"{self._prefix}/{folder}/"
         with _translate_s3_errors():
             return [
@@ -209,12 +209,12 @@ class S3Storage:
             ]
 
     def read(self, entry: FileEntry) -> bytes:
-        """The content of one object."""
+        """Read one object."""
         with _translate_s3_errors():
             return read_object(entry.locator)
 
     def read_optional(self, name: str) -> bytes | None:
-        """The content of one object of ours."""
+        """Read one object that Gleaner wrote."""
         with _translate_s3_errors():
             try:
                 return read_object(self.uri(name))
@@ -227,7 +227,7 @@ class S3Storage:
             write_object(self.uri(name), content)
 
     def write_batch(self, folder: str, contents: Mapping[str, bytes | Path], complete: bytes) -> None:
-        """Objects first, ``_COMPLETE`` last; what an earlier attempt left there is overwritten or the same."""
+        """Write the objects, then ``_COMPLETE``; those of an earlier attempt are overwritten or the same."""
 
         def send(name: str, content: bytes | Path) -> None:
             uri = self.uri(f"{folder}/{name}")

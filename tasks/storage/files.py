@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: temporary name, fsync, rename; and their digests."""
+"""Write files that are either whole or absent (temporary name, fsync, rename), and compute digests."""
 
 import hashlib
 import json
@@ -67,7 +67,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a Parquet table and hold it against its contract.
+    """Read a Parquet table and check its columns.
 
     Raises:
         UserError: the file is missing, unreadable, or its columns are not those of ``schema``.

@@ -1,4 +1,4 @@
-"""Images of an object store as local files: fetched once, held against their id, and no more than the disk may hold.
+"""Cache images of an object store as local files: fetched once, checked against their id, within a size limit.
 
 Several processes may share one folder. A file in it is whole and checked, or it is not there: it is written under
 another name and renamed. What was used longest ago goes first when space is short; whoever finds a file gone
@@ -36,7 +36,7 @@ _Result = TypeVar("_Result")
 
 
 class ChangedObjectError(ObjectStoreError):
-    """The bytes at an uri are not those of the image that was there."""
+    """The bytes at an uri are no longer those of the image."""
 
 
 class ImageCache:
@@ -57,7 +57,7 @@ class ImageCache:
         self._unchecked_bytes: int | None = None
 
     def open(self, uri: str, image_id: str, reader: Callable[[Path], _Result]) -> _Result:
-        """Hand the image's file to ``reader``.
+        """Call ``reader`` with the image's file.
 
         Raises:
             ChangedObjectError: other bytes lie at the uri now.
@@ -70,13 +70,13 @@ class ImageCache:
         return reader(self._local(uri, image_id))
 
     def prefetch(self, images: Iterable[tuple[str, str]]) -> None:
-        """Begin to fetch images (uri, image id) that will be used soon; what fails is told to who uses it."""
+        """Begin to fetch images (uri, image id) that will be used soon; errors are raised on use."""
         for uri, image_id in images:
             if not self._path(image_id).is_file():
                 self._start_fetch(uri, image_id)
 
     def add(self, uri: str) -> tuple[Path, str]:
-        """Fetch an object nobody knows yet; its file and its SHA-256.
+        """Fetch an object of unknown content; return its file and its SHA-256.
 
         Raises:
             ObjectStoreError: missing, away, or refused.
@@ -96,7 +96,7 @@ class ImageCache:
         return self.folder / image_id[:2] / image_id
 
     def _start_fetch(self, uri: str, image_id: str) -> Future[Path]:
-        """The one download of an image, however many threads ask for it."""
+        """Start the download of an image, one for all threads that request it."""
         with self._lock:
             if self._threads is None or self._threads[0] != os.getpid():  # threads do not survive a fork
                 self._threads = os.getpid(), ThreadPoolExecutor(self._num_workers, thread_name_prefix="fetch")
@@ -147,12 +147,12 @@ class ImageCache:
         return path
 
     def _evict_if_needed(self) -> None:
-        """Add up what is there, now and then, and delete what was used longest ago if it is too much."""
+        """Add up the sizes from time to time, and delete the least recently used files above the limit."""
         with self._lock:
             if self._unchecked_bytes is not None and self._unchecked_bytes < _CHECK_EVERY_FRAC * self._max_bytes:
                 return
             self._unchecked_bytes = 0
-        with suppress(Timeout), FileLock(self.folder / ".lock", timeout=0):  # somebody else is at it
+        with suppress(Timeout), FileLock(self.folder / ".lock", timeout=0):  # another process evicts already
             self._evict()
 
     def _evict(self) -> None:
@@ -179,7 +179,7 @@ class ImageCache:
 
 
 def image_cache(workspace: Workspace) -> ImageCache:
-    """The cache of this machine, where the environment names one, or of the campaign.
+    """Return the cache of this machine, where the environment names one, else of the campaign.
 
     Its limits stand in section ``pool`` of params.yaml. No stage declares that section to DVC: where bytes come from,
     and how many are kept, changes no result.

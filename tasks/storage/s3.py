@@ -1,4 +1,4 @@
-"""Objects in S3, or in whatever speaks its protocol: listed, read and written, with errors a person can act on.
+"""List, read and write objects in S3 or a compatible store, with errors that a user can act on.
 
 Credentials and endpoint come from the environment, by the names AWS's own tools use (``AWS_ACCESS_KEY_ID``,
 ``AWS_SECRET_ACCESS_KEY``, ``AWS_PROFILE``, ``AWS_ENDPOINT_URL_S3``, ``AWS_REGION``); they are written nowhere.
@@ -39,23 +39,23 @@ _HINTS = {
 
 
 class ObjectStoreError(UserError):
-    """The object store refuses: what it was asked for, or by whom."""
+    """The object store refuses a request or its credentials."""
 
 
 class ObjectStoreUnavailable(ObjectStoreError):
-    """The object store gives no answer, or one that it recovers from."""
+    """The object store gives no answer, or reports a temporary error."""
 
     exit_code = EXIT_UNREACHABLE
     transient = True
 
 
 class MissingObjectError(ObjectStoreError):
-    """There is no such object."""
+    """The object does not exist."""
 
 
 @dataclass(frozen=True)
 class ObjectMetadata:
-    """What a listing says of one object."""
+    """One object of a listing."""
 
     uri: str
     size_bytes: int
@@ -65,12 +65,12 @@ class ObjectMetadata:
 
 
 def is_object_uri(uri: str) -> bool:
-    """Whether ``uri`` names something in an object store."""
+    """Return whether ``uri`` names something in an object store."""
     return uri.startswith(SCHEME)
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Bucket and key of ``s3://bucket/key``; the key of a bare bucket is empty.
+    """Split ``s3://bucket/key`` into bucket and key; the key of a bare bucket is empty.
 
     Raises:
         UserError: no s3 uri, or no name a bucket can have.
@@ -82,7 +82,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def list_objects(prefix_uri: str) -> Iterator[ObjectMetadata]:
-    """Everything below a prefix, a thousand a request; ``s3://b/a`` is a folder and does not list ``s3://b/ab``.
+    """Yield all objects below a prefix, a thousand per request; ``s3://b/a`` is a folder and does not list ``s3://b/ab``.
 
     Raises:
         ObjectStoreError: away, refused, or no such bucket.
@@ -98,7 +98,7 @@ def list_objects(prefix_uri: str) -> Iterator[ObjectMetadata]:
 
 
 def read_object(uri: str) -> bytes:
-    """The whole content of one object.
+    """Read one object.
 
     Raises:
         MissingObjectError: there is none.
@@ -132,7 +132,7 @@ def fetch_object(uri: str, into: IO[bytes]) -> str:
 
 
 def write_object(uri: str, content: bytes) -> None:
-    """Write one object at once; the server holds it against a checksum before it shows it.
+    """Write one object at once; the server checks its checksum before it is visible.
 
     Raises:
         ObjectStoreError: away or refused.
@@ -163,7 +163,7 @@ def upload_file(path: Path, uri: str, sha256: str) -> None:
 
 
 def delete_object(uri: str) -> None:
-    """Remove one object; one that is not there stays so.
+    """Delete one object, if it exists.
 
     Raises:
         ObjectStoreError: away or refused.
@@ -175,7 +175,7 @@ def delete_object(uri: str) -> None:
 
 @contextmanager
 def _translate_errors(uri: str) -> Iterator[None]:
-    """Turn what boto3 raises into one sentence. Its own texts may quote a signed request, so none is passed on."""
+    """Translate errors of boto3 into our own. Its messages may contain a signed request, so none is passed on."""
     from boto3.exceptions import S3UploadFailedError
     from urllib3.exceptions import HTTPError
 
@@ -224,7 +224,7 @@ def _botocore_exceptions() -> Any:
 
 
 def _client() -> Any:
-    """A client per process (a fork must not share connections) and per set of credentials."""
+    """Return one client per process, since a fork must not share connections, and per set of credentials."""
     return _new_client(os.getpid(), tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
 
 

@@ -1,1 +1,1 @@
-"""Studies: what a study file asks for, what it found, and what may be claimed from that (METHOD section 7)."""
+"""Studies: what a study file asks for, what it found, and what may be claimed from that (docs/method.md#claims)."""

@@ -14,7 +14,7 @@ from tasks.runtime.errors import UserError
 
 RANDOM, EQUAL = "random", "equal"
 _REQUIRED_ARMS: dict[str, list[str]] = {RANDOM: ["select.strategy=random"], EQUAL: ["dwa.mode=equal"]}
-"""METHOD section 7: a gain is claimed only against these, in the same study."""
+"""docs/method.md#claims: a gain is claimed only against these, in the same study."""
 _PLACEHOLDER_CLASSES = ("object",)
 MIN_SEEDS = 3
 

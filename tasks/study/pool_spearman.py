@@ -24,10 +24,10 @@ def pool_spearman(
 
     Args:
         params: sections classes and dwa.
-        oracle: contracts.ANNOTATED, true boxes of the pool.
+        oracle: schemas.ANNOTATED, true boxes of the pool.
         detections: output of infer.
-        scores: contracts.SCORES of the pool.
-        uncertainty: contracts.UNCERTAINTY of the pool.
+        scores: schemas.SCORES of the pool.
+        uncertainty: schemas.UNCERTAINTY of the pool.
 
     Returns:
         ``pool_images``; correlation of the uncertainty that was used (``uncertainty``), of equal weights (``equal``)

@@ -160,7 +160,7 @@ def _labels_table(results: StudyResults) -> str:
 
 
 def _correlation_text(results: StudyResults) -> str:
-    """METHOD section 3's question, answered on held-out pairs from round 2 on."""
+    """Answer the question of docs/method.md#dwa on held-out pairs from round 2 on."""
     sentences = []
     for name, arm in results.arms.items():
         measured_rows = [row for row in arm.rows if row["round"] >= 2 and row["spearman_dwa"] is not None]

@@ -1,7 +1,7 @@
-"""What a selection strategy is, and the two ways of ordering that strategies share.
+"""Define the interface of a selection strategy, and the two orders that strategies share.
 
-Candidates are one table with ``image_id`` as its index and the columns of ``contracts.SCORES`` and
-``contracts.UNCERTAINTY``, plus ``expected_boxes`` and ``expected_minutes``; one row per unlabeled image.
+Candidates are one table with ``image_id`` as its index and the columns of ``schemas.SCORES`` and
+``schemas.UNCERTAINTY``, plus ``expected_boxes`` and ``expected_minutes``; one row per unlabeled image.
 """
 
 import hashlib
@@ -12,10 +12,10 @@ import pandas as pd
 
 
 class Strategy(Protocol):
-    """Says which candidate is worth a person's time first. Knows nothing of budgets."""
+    """Order in which candidates are labeled. Independent of the budget."""
 
     def rank(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
-        """All image ids, most wanted first; must not depend on the order of the rows."""
+        """Return all image ids, best first; must not depend on the order of the rows."""
         ...
 
     def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
@@ -24,12 +24,12 @@ class Strategy(Protocol):
 
 
 def sort_descending(candidates: pd.DataFrame, column: str) -> list[str]:
-    """Ids by falling ``column``; ties by id, which says nothing about the image."""
+    """Return ids by falling ``column``; ties by id, which is independent of the content."""
     return [str(image) for image in candidates.sort_values([column, "image_id"], ascending=[False, True]).index]
 
 
 def seeded_shuffle(image_ids: Iterable[str], *, seed: int, purpose: str) -> list[str]:
-    """Ids in a random order that is the same for the same ids and seed, and new as soon as one id is gone.
+    """Return ids in a random order that depends on the set of ids and the seed only.
 
     The digest of the ids takes the place of a round number: labels change the pool, so each round draws
     anew, and a repeated round repeats its draw. Hashes, not a

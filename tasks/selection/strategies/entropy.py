@@ -1,4 +1,4 @@
-"""Classification doubt alone: the usual baseline that any mixture of metrics has to beat."""
+"""Select by entropy alone, the usual baseline for weighted metrics."""
 
 import pandas as pd
 
@@ -9,11 +9,11 @@ class Entropy:
     """Largest normalized entropy first."""
 
     def rank(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
-        """Ids by falling entropy."""
+        """Return ids by falling entropy."""
         return sort_descending(candidates, "entropy")
 
     def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
-        """The entropy as it is in nats, and its place."""
+        """Return the raw entropy in nats and the position."""
         return (
             f"entropy {candidate.entropy:.2f} (rank {position} of {num_candidates}): "
             f"{candidate.entropy_raw:.2f} nats over {candidate.num_boxes} boxes"

@@ -1,4 +1,4 @@
-"""Every image equally likely: the control against which a gain is claimed (METHOD section 7)."""
+"""Select every image with equal probability: the control against which a gain is claimed (docs/method.md#claims)."""
 
 import pandas as pd
 
@@ -9,9 +9,9 @@ class Random:
     """A uniform random order."""
 
     def rank(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
-        """Ids in an order that depends on nothing but the seed and the set of ids."""
+        """Return ids in an order that depends only on the seed and the set of ids."""
         return seeded_shuffle((str(image) for image in candidates.index), seed=seed, purpose="random")
 
     def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
-        """Says that nothing about the image mattered."""
+        """Say that the draw was independent of the image."""
         return f"random: uniform draw from {num_candidates} images"

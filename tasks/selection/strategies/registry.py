@@ -1,4 +1,4 @@
-"""Strategies by the name that stands in ``select.strategy`` of params.yaml."""
+"""List the strategies by their name in ``select.strategy`` of params.yaml."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The paper's rule: top-k of U, the weighted sum of the three metrics (METHOD sections 4 and 5, Eq. 15)."""
+"""Select the largest U, the weighted sum of the three metrics (docs/method.md#eq-15); the rule of the paper."""
 
 import pandas as pd
 
@@ -11,11 +11,11 @@ class Uncertainty:
     """Largest uncertainty first."""
 
     def rank(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
-        """Ids by falling uncertainty."""
+        """Return ids by falling uncertainty."""
         return sort_descending(candidates, "uncertainty")
 
     def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
-        """U, its place, and the three metrics with their weights in the same order."""
+        """Return U, the position, and the three metrics with their weights in the same order."""
         weighted_sum = sum(candidate[name] * candidate[f"w_{name}"] for name in ("confidence", "entropy", "overlap"))
         if abs(weighted_sum - candidate.uncertainty) > _ROUNDING:  # dwa.mode activeteacher scores by other figures
             return f"uncertainty {candidate.uncertainty:.2f} (rank {position} of {num_candidates})"

@@ -30,7 +30,7 @@ def test_any_distribution_draws(values):
     parse_svg(plots.histogram(values, x="entropy", color="entropy", alt="a histogram"))
 
 
-def test_colours_and_fonts_come_from_the_page():
+def test_colors_and_fonts_come_from_the_page():
     drawing = plots.progress([1, 2], {"teacher": [1.0, 2.0], "student": [2.0, 1.0]}, y="mAP", alt="two lines")
     assert "var(--teacher)" in drawing
     assert "var(--student)" in drawing
@@ -40,7 +40,7 @@ def test_colours_and_fonts_come_from_the_page():
     assert "http" not in drawing
 
 
-def test_every_colour_is_a_variable_of_the_style_sheet():
+def test_every_color_is_a_variable_of_the_style_sheet():
     style = (plots.__file__.rsplit("/", 1)[0]) + "/style.css.j2"
     with open(style) as stream:
         text = stream.read()

@@ -98,5 +98,5 @@ def test_classes_seen_are_listed_by_best_score(tmp_path):
     ]
 
 
-def test_many_classes_share_the_colours():
+def test_many_classes_share_the_colors():
     assert set(class_colors([str(i) for i in range(80)]).values()) == set(range(7))
