@@ -179,7 +179,9 @@ class TestRequirements:
     @staticmethod
     def locked(name: str) -> dict[str, str]:
         text = (ROOT / name).read_text()
-        return {canonicalize_name(package): version for package, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.M)}
+        return {
+            canonicalize_name(package): version for package, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.M)
+        }
 
     @staticmethod
     def listed(name: str) -> list[Requirement]:
@@ -187,7 +189,10 @@ class TestRequirements:
         return [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
 
     def declared(self, *extras: str) -> list[Requirement]:
-        texts = [*PROJECT["dependencies"], *(text for extra in extras for text in PROJECT["optional-dependencies"][extra])]
+        texts = [
+            *PROJECT["dependencies"],
+            *(text for extra in extras for text in PROJECT["optional-dependencies"][extra]),
+        ]
         return [Requirement(text) for text in texts]
 
     @pytest.mark.parametrize("name", LOCKS)
@@ -220,7 +225,11 @@ class TestRequirements:
 
     def test_every_requirement_of_the_package_has_its_reason(self) -> None:
         """What is in pyproject.toml is in requirements.in too, where the reasons are."""
-        listed = {canonicalize_name(one.name) for name in ("requirements.in", "requirements-dev.in") for one in self.listed(name)}
+        listed = {
+            canonicalize_name(one.name)
+            for name in ("requirements.in", "requirements-dev.in")
+            for one in self.listed(name)
+        }
         extras = PROJECT["optional-dependencies"]
         assert {canonicalize_name(one.name) for one in self.declared(*extras)} - listed == set()
 

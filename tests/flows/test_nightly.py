@@ -92,7 +92,10 @@ def test_a_campaign_without_oracle_is_refused_before_any_work(small_campaign: Wo
             lambda small_campaign: shutil.copy(small_campaign.label_batch(0), small_campaign.label_batch(2)),
             "batch-0001.json is missing",
         ),
-        (lambda small_campaign: git.run_git(small_campaign.root, "checkout", "--quiet", "--detach"), "expected a branch"),
+        (
+            lambda small_campaign: git.run_git(small_campaign.root, "checkout", "--quiet", "--detach"),
+            "expected a branch",
+        ),
         (lambda small_campaign: small_campaign.params.write_text("seed: [\n"), "the content is not YAML"),
     ],
 )
