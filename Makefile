@@ -71,9 +71,10 @@ imports: $(STAMP) ## Check who imports whom
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(STAMP) ## Measure a training step against its parts, and a night against its stages
+bench: $(STAMP) ## Measure a training step, a night and an import against their baselines
 	@$(BIN)/python -W ignore -m infra.bench.training_step
 	$(BIN)/python -W ignore -m infra.bench.orchestration
+	$(BIN)/python -W ignore -m infra.bench.init
 
 .PHONY: setup-services
 setup-services: $(STAMP) ## Install what the real services need: PostgreSQL, Chromium (as root), Label Studio

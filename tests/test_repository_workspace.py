@@ -1,4 +1,4 @@
-"""The repository root is a workspace on the demo data: ``dvc repro`` draws them and makes the round, without any server."""
+"""The repository root is a workspace on the demo data: ``dvc repro`` draws them and makes the round, with no server."""
 
 import json
 import shutil
@@ -76,5 +76,6 @@ def test_dvc_repro_makes_the_round_and_then_only_what_changed(checkout: Path) ->
     (checkout / "examples" / "digits" / "params.yaml").write_text(yaml.safe_dump(digits))
     assert rerun_stages(checkout)[0] == DRAW
 
-    (checkout / "tasks" / "selection" / "budget.py").open("a").write("\n# another comment\n")
+    source = checkout / "tasks" / "selection" / "budget.py"
+    source.write_text(source.read_text() + "\n# another comment\n")
     assert rerun_stages(checkout) == ["select"]

@@ -60,17 +60,15 @@ def import_(
     if not check:
         problem = "--check is missing, expected it: nothing is imported outside of a campaign"
         raise UserError("gleaner import", problem, "Make a campaign with gleaner init DIR and the same options.")
-    from flows.workspace.scaffold import check_import, summary_counts
+    from flows.workspace.scaffold import check_import
     from tasks.data.initial_split import report_document
 
     config = workspace_config(
         dataset, images, annotations, annotation_format, val, val_images, val_frac, test_split, polygons, unannotated,
-        classes, follow_links, seed_labels, calibration_images, oracle, settings,
+        classes, follow_links, seed_labels or 1, calibration_images, oracle, settings,
     )  # fmt: skip
     data = check_import(config)
     _out.print(f"classes: {escape(', '.join(data.classes))}")
-    for label, count in summary_counts(data):
-        _out.print(f"  {count:>7}  {label}")
     if report is not None:
         files.write_json(report, report_document(data))
     print_import(data, report)

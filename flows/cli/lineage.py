@@ -1,4 +1,4 @@
-"""``gleaner lineage``."""
+"""Command ``gleaner lineage``."""
 
 import json
 from pathlib import Path
@@ -16,17 +16,20 @@ def lineage(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="As name@champion, name/3, @candidate, /3 or round-0003.",
+            help="name@champion, name/3, @candidate, /3 or round-0003.",
             show_default="the champion",
         ),
     ] = None,
     image: Annotated[
-        str | None, typer.Option("--image", metavar="ID", help="Tell one image's whole story instead.")
+        str | None,
+        typer.Option(
+            "--image", metavar="ID", help="Show the lineage of an image instead; the beginning of its id is enough."
+        ),
     ] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Show where a model came from: labels by batch and annotator, why each image was picked, back to the seed."""
+    """Show the lineage of a model: its labels and annotators, and why each image was selected, back to the seed."""
     from flows.workspace.run_lock import require_workspace
 
     campaign = require_workspace(workspace)

@@ -1,4 +1,4 @@
-"""``gleaner promote`` and ``gleaner rollback``."""
+"""Commands ``gleaner promote`` and ``gleaner rollback``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,20 +18,22 @@ if TYPE_CHECKING:
     from flows.registry.promotion import PromotionResult
     from tasks.data.paths import Workspace
 
-_Reason = Annotated[str, typer.Option(help="Why; it stands in the promotion log for ever.")]
+_Reason = Annotated[str, typer.Option(help="Why; kept in the promotion log.")]
 
 
 def promote(
     version: Annotated[
-        int, typer.Argument(metavar="VERSION", help="Of the model in MLflow, as gleaner status names it.")
+        int, typer.Argument(metavar="VERSION", help="Version of the model in MLflow, as shown by gleaner status.")
     ],
     reason: _Reason,
-    force: Annotated[bool, typer.Option("--force", help="Even if the gate objects; its objection is logged.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote even if the gate refuses; its reason is logged.")
+    ] = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Make a model version champion, if the gate does not find it worse than the reigning one.
+    """Promote a model version to champion, if it passes the gate.
 
-    Nights promote by themselves; this is for a version they left out.
+    Every round promotes its own model; this is for a version that was not promoted.
     """
     from flows.registry.promotion import promote as decide
     from tasks.params import load_params
@@ -50,14 +52,17 @@ def rollback(
     to: Annotated[
         int | None,
         typer.Option(
-            "--to", metavar="VERSION", help="A former champion.", show_default="the one before the last promotion"
+            "--to",
+            metavar="VERSION",
+            help="Version of a former champion.",
+            show_default="the one before the last promotion",
         ),
     ] = None,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Give the title back to a former champion.
+    """Make a former champion the champion again.
 
-    A second call changes nothing; further back goes only who names the version.
+    A second call changes nothing; to go back further, give --to.
     """
     from flows.registry.promotion import rollback as decide
 
@@ -68,7 +73,7 @@ def _apply_decision(folder: Path, reason: str, decide: "Callable[[Workspace, Mlf
     from flows.workspace.run_lock import require_workspace
 
     if not reason.strip():
-        raise UserError("--reason", "the text is empty, expected why", "Whoever reads the log will want to know.")
+        raise UserError("--reason", "the text is empty", "Give a reason for the promotion log.")
     workspace = require_workspace(folder)
     prepare_environment(workspace.root)
     from mlflow import MlflowClient
@@ -86,6 +91,6 @@ def _apply_decision(folder: Path, reason: str, decide: "Callable[[Workspace, Mlf
             outcome = decide(workspace, MlflowClient(tracking_uri(workspace.root)))
         except MlflowException as error:
             message = str(error).splitlines()[0]
-            fix = "The decision is written down: the same command, or the next round, tells MLflow."
-            raise PublishError("MLflow", f"the answer is an error ({message}), expected none", fix) from error
+            fix = "The decision is logged: run the same command again, or the next round sets the alias."
+            raise PublishError("MLflow", f"the answer is an error ({message})", fix) from error
     Console().print(escape(outcome.message), soft_wrap=True, highlight=False)

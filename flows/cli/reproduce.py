@@ -1,4 +1,4 @@
-"""``gleaner reproduce``."""
+"""Command ``gleaner reproduce``."""
 
 import json
 from dataclasses import asdict
@@ -21,21 +21,24 @@ _EXIT_DIFFERENT = 1
 
 
 def reproduce(
-    tag: Annotated[str, typer.Argument(metavar="ROUND", help="As round-0003.")],
+    tag: Annotated[str, typer.Argument(metavar="ROUND", help="Tag of the round, such as round-0003.")],
     into: Annotated[
         Path | None,
-        typer.Option(help="New folder to make it in.", show_default="one below .gleaner, removed if all is the same"),
+        typer.Option(
+            help="New folder for the clone.", show_default="one below .gleaner, removed if all outputs are identical"
+        ),
     ] = None,
     tolerance_points: Annotated[
         float,
-        typer.Option("--tolerance", min=0, help="Percent points of mAP, on another machine or with other packages."),
+        typer.Option("--tolerance", min=0, help="Allowed difference of mAP in percent points, in another environment."),
     ] = 2.0,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Make a round again from its labels, in a clone of its own, and compare every digest.
+    """Run a round again from its labels in a separate clone, and compare the digests of all outputs.
 
-    Works in a fresh clone: data comes from the DVC remote. Takes as long as the round took.
+    Also works in a fresh clone of the campaign: data comes from the DVC remote. Takes as long as the round took. The
+    exit code is 1 where outputs differ; in another environment, only where the mAP differs by more than the tolerance.
     """
     from flows.workspace.run_lock import require_workspace
 
@@ -57,29 +60,39 @@ def reproduce(
 
 
 def _document(result: "Reproduction") -> dict[str, object]:
+    document = asdict(result)
     return {
-        **asdict(result), "folder": str(result.folder), "is_bit_identical": result.is_bit_identical, "is_reproduced": result.is_reproduced
-    }  # fmt: skip
+        "round": document.pop("round_number"),
+        **document,
+        "folder": str(result.folder),
+        "is_bit_identical": result.is_bit_identical,
+        "is_reproduced": result.is_reproduced,
+    }
 
 
 def _print_table(result: "Reproduction", console: Console) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    for header in ("stage", "output", "recorded", "made", ""):
+    for header in ("stage", "output", "recorded MD5", "reproduced MD5", ""):
         table.add_column(header)
     for output in result.outputs:
-        verdict = "[green]same[/]" if output.is_same else "[red]differs[/]"
-        table.add_row(output.stage, output.path, output.recorded[:12], (output.reproduced or "-")[:12], verdict)
+        state = "[green]same[/]" if output.is_same else "[red]differs[/]"
+        reproduced = (output.reproduced_md5 or "-")[:12]
+        table.add_row(output.stage, output.path, output.recorded_md5[:12], reproduced, state)
     console.print(table)
-    for difference in result.differences:
+    for difference in result.environment_differences:
         console.print(escape(difference), style="yellow", soft_wrap=True, highlight=False)
-    console.print(escape(_format_result(result)), soft_wrap=True, highlight=False)
+    console.print(escape(_summary(result)), soft_wrap=True, highlight=False)
 
 
-def _format_result(result: "Reproduction") -> str:
-    maps = f"mAP {result.reproduced_map:.4f}, recorded {result.recorded_map:.4f}"
+def _summary(result: "Reproduction") -> str:
+    maps = f"mAP is {result.reproduced_map:.4f}, recorded is {result.recorded_map:.4f}"
     if result.is_bit_identical:
-        return f"Reproduced to the byte: {maps}."
-    if not result.differences:
-        return f"Not reproduced, though machine, packages and code are the same: {maps}. Look in {result.folder}"
-    verdict = "Reproduced within the tolerance" if result.is_reproduced else "Not reproduced even within the tolerance"
-    return f"{verdict} of {result.tolerance_points:g} points, not to the byte: {maps}. Look in {result.folder}"
+        return f"All outputs are identical: {maps}."
+    clone = f"The clone is {result.folder}"
+    if not result.environment_differences:
+        return f"Not reproduced: outputs differ in the same environment. {maps}. {clone}"
+    verdict = "Reproduced" if result.is_reproduced else "Not reproduced"
+    within = "within" if result.is_reproduced else "beyond"
+    return (
+        f"{verdict}: outputs differ, mAP {within} the tolerance of {result.tolerance_points:g} points. {maps}. {clone}"
+    )

@@ -36,7 +36,8 @@ def check_remote(context: CheckContext) -> Finding:
         return failed(f"the default remote is not writable ({error.problem})", fix)
     unsent_rounds = _rounds_without_remote(context)
     if unsent_rounds:
-        message = f"{result['remote']} is writable, and DVC leaves out {len(unsent_rounds)} rounds, the first is {unsent_rounds[0]}"
+        left_out = f"DVC leaves out {len(unsent_rounds)} rounds, the first is {unsent_rounds[0]}"
+        message = f"{result['remote']} is writable, and {left_out}"
         fix = "They were published before it was set up; docs/operations.md, 'A remote that came later', sends them."
         return warned(message, fix)
     return passed(f"{result['remote']}: an object written, read and deleted in {result['seconds']} s")

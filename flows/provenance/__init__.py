@@ -1,1 +1,1 @@
-"""What a round leaves behind, in git, DVC and MLflow, and how it is proven, promoted, made again and cleared away."""
+"""Record how each round was made, and trace, audit and reproduce it: ledger, lineage, audit, reproduction."""

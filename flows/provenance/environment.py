@@ -1,4 +1,4 @@
-"""What a round was made with: Gleaner's code, the installed packages, the machine. It goes into the ledger."""
+"""Describe the software and the machine that make a round: Gleaner, installed packages, processor, device."""
 
 import importlib.metadata
 import platform
@@ -16,7 +16,7 @@ _PACKAGES = ("flows", "tasks", "detectron_ext")
 
 
 def collect_environment(workspace: Workspace) -> dict[str, Any]:
-    """Everything besides labels and parameters that the result of a round may depend on."""
+    """Collect everything besides labels and parameters that may change the result of a round, for its ledger."""
     return {
         "gleaner": gleaner_version(),
         "python": platform.python_version(),
@@ -30,9 +30,9 @@ def collect_environment(workspace: Workspace) -> dict[str, Any]:
 
 
 def gleaner_version() -> dict[str, Any]:
-    """Version of Gleaner; of a checkout also its commit, and whether its packages differ from that commit.
+    """Return Gleaner's version; of a checkout also its commit, and whether its packages have uncommitted changes.
 
-    What each stage's source was, installed or checked out, the ledger says in ``code``.
+    The digests of each stage's source code are elsewhere in the ledger, under ``code``.
     """
     root = Path(tasks.__file__).parents[1]
     try:
@@ -44,12 +44,12 @@ def gleaner_version() -> dict[str, Any]:
     try:
         changed = git.run_git(root, "status", "--porcelain", "--", *_PACKAGES)
         return {"version": version, "git_revision": git.head_commit(root), "dirty": bool(changed)}
-    except UserError:  # not a repository after all, or one of somebody else's
+    except UserError:  # not a repository of its own, or one that git refuses to read
         return {"version": version, "git_revision": None, "dirty": None}
 
 
 def packages_sha256() -> str:
-    """Digest of the names and versions of all installed packages."""
+    """Return the SHA-256 of names and versions of all installed packages."""
     installed = {
         (distribution.metadata["Name"].lower().replace("_", "-"), distribution.version)
         for distribution in importlib.metadata.distributions()
@@ -58,7 +58,7 @@ def packages_sha256() -> str:
 
 
 def cpu_model() -> str:
-    """Model of the CPU: another one may round differently."""
+    """Return the model of the CPU; another one may round differently."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -68,7 +68,7 @@ def cpu_model() -> str:
 
 
 def _requirements_lock_sha256() -> str | None:
-    """The lock file this Gleaner was shipped with; None where an installation has none."""
+    """SHA-256 of the lock file that was packaged with Gleaner; None where an installation has none."""
     try:
         return files.sha256_file(packaged_file("requirements.lock"))
     except UserError:
@@ -76,6 +76,6 @@ def _requirements_lock_sha256() -> str | None:
 
 
 def _training_device(workspace: Workspace) -> str | None:
-    """What train ran on, as it noted with its time; None where its result came from a cache."""
+    """Device of the train stage, from its timing file; None where its result came from a cache."""
     timing = workspace.timing("train")
     return files.read_json(timing).get("device") if timing.is_file() else None

@@ -46,6 +46,7 @@ def write_ledger(workspace: Workspace, round_number: int, git_revision: str, mlf
         existing = files.read_json(path)
         if existing["derivation_sha256"] == fingerprint and existing["mlflow"] == mlflow_entry:
             return
+    locked = locked_stages(workspace)
     files.write_json(
         path,
         {
@@ -61,7 +62,7 @@ def write_ledger(workspace: Workspace, round_number: int, git_revision: str, mlf
             "teacher": _teacher(workspace),
             "selection_model": _selection_model(workspace, round_number),
             "derivation_sha256": fingerprint,
-            "stages": _stage_entries(workspace),
+            "stages": {stage: stage_entry(locked[stage]) for stage in STAGES if stage in locked},
             "mlflow": mlflow_entry,
             "environment": collect_environment(workspace),
             "metrics": read_history_entry(workspace, round_number),
@@ -70,9 +71,13 @@ def write_ledger(workspace: Workspace, round_number: int, git_revision: str, mlf
     )
 
 
-def params_sha256(locked: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the parameter values that a stage read, from its entry in dvc.lock."""
-    return files.sha256_json(locked.get("params", {}))
+def stage_entry(locked: Mapping[str, Any]) -> dict[str, Any]:
+    """Summarize a stage's entry of dvc.lock: MD5 of its inputs and outputs, SHA-256 of the parameter values it read."""
+    return {
+        "deps": recorded_md5s(locked, "deps"),
+        "outs": recorded_md5s(locked, "outs"),
+        "params_sha256": files.sha256_json(locked.get("params", {})),
+    }
 
 
 def _digests(workspace: Workspace, round_number: int) -> dict[str, Any]:
@@ -130,7 +135,7 @@ def _teacher(workspace: Workspace) -> dict[str, Any]:
 def _selection_model(workspace: Workspace, round_number: int) -> dict[str, Any] | None:
     """The teacher of the round before, which selected the images of batch ``round_number``; None for the seed.
 
-    Its file was kept as the warm start when the labels were collected; where that is gone, the ledger of its round names it.
+    Its file is kept as the warm start when labels are collected; without it, the digest is that in its round's ledger.
     """
     if not round_number:
         return None
@@ -140,20 +145,6 @@ def _selection_model(workspace: Workspace, round_number: int) -> dict[str, Any] 
         "round": previous_ledger["round"],
         "model_version": previous_ledger["mlflow"]["model_version"],
         "sha256": files.sha256_file(kept_file) if kept_file.is_file() else previous_ledger["teacher"]["sha256"],
-    }
-
-
-def _stage_entries(workspace: Workspace) -> dict[str, Any]:
-    """MD5 of each stage's inputs and outputs, and SHA-256 of the parameter values it read."""
-    locked = locked_stages(workspace)
-    return {
-        stage: {
-            "deps": recorded_md5s(locked[stage], "deps"),
-            "outs": recorded_md5s(locked[stage], "outs"),
-            "params_sha256": params_sha256(locked[stage]),
-        }
-        for stage in STAGES
-        if stage in locked
     }
 
 

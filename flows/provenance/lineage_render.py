@@ -1,4 +1,4 @@
-"""Lineage for the eye: trees of what ``flows.provenance.lineage`` and ``flows.provenance.image_lineage`` say."""
+"""Render the documents of ``lineage`` and ``image_lineage`` for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,58 +9,91 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from flows.provenance.lineage import format_value, short_hash
+from tasks.reporting.narrative import pluralize
 
 _MAX_IMAGES = 30
+_SEED_DELIVERY = 0
 
 
-def model_tree(document: Mapping[str, Any]) -> Tree:
-    """A model and all that is behind it."""
-    tree = Tree(_model_line(document))
-    _add_lineage(tree, document)
+def model_tree(lineage: Mapping[str, Any]) -> Tree:
+    """Render the lineage of a model."""
+    tree = Tree(_model_line(lineage))
+    _add_lineage(tree, lineage)
     return tree
 
 
-def _add_lineage(tree: Tree, document: Mapping[str, Any]) -> None:
-    model, training = document["model"], document["training"]
-    for made in model["promotions"]:
-        tree.add(escape(f"{made['action']} {made['timestamp']} by {made['author']}: {made['reason']}"), style="dim")
+def image_tree(lineage: Mapping[str, Any]) -> RenderableType:
+    """Render the lineage of an image."""
+    tree = Tree(f"[bold]{lineage['image_id']}[/bold]")
+    name = lineage.get("file_name") or lineage["uri"]
+    tree.add(escape(f"imported {lineage['imported_at']} as {name} ({lineage['uri']})"))
+    delivery_node = tree.add("deliveries" if lineage["deliveries"] else "in no delivery")
+    for delivery in lineage["deliveries"]:
+        boxes = pluralize(delivery["num_preannotations"], "box", "boxes")
+        delivery_node.add(
+            escape(
+                f"delivery {delivery['delivery']} ({delivery['state']}, {delivery['created_at']}), "
+                f"rank {delivery['rank']}: {delivery['reason']}; "
+                f"{boxes} pre-annotated by {_short_hash(delivery['selection_model_sha256'])}"
+            )
+        )
+    annotation_node = tree.add("annotations" if lineage["annotations"] else "no annotation")
+    for annotation in lineage["annotations"]:
+        use = "used in training" if annotation["is_used"] else "not used in training"
+        annotation_node.add(
+            escape(
+                f"batch {annotation['batch']}: {annotation['status']}, "
+                f"{pluralize(len(annotation['boxes']), 'box', 'boxes')} by {annotation['annotator']} "
+                f"({annotation['provider']}), {annotation['finished_at']}: {use}"
+            )
+        )
+    for entry in lineage["quarantined"]:
+        tree.add(escape(f"quarantined: {entry['reason']}"), style="yellow")
+    return Group(tree, _rounds_table(lineage))
+
+
+def _add_lineage(tree: Tree, lineage: Mapping[str, Any]) -> None:
+    model, training = lineage["model"], lineage["training"]
+    for decision in model["promotions"]:
+        line = f"{decision['action']} {decision['timestamp']} by {decision['author']}: {decision['reason']}"
+        tree.add(escape(line), style="dim")
     branch = tree.add(
-        f"trained as [bold]{training['tag']}[/bold] at {training['git_revision'][:12]} on "
-        f"{training['labels']} labels, {training['boxes']} boxes, mAP {format_value(model['teacher_map'], 1)}"
+        f"trained as [bold]{training['tag']}[/bold] at {_short_hash(training['git_revision'])} on "
+        f"{pluralize(training['labels'], 'label')}, {pluralize(training['boxes'], 'box', 'boxes')}, "
+        f"mAP {_format_value(model['teacher_map'], 1)}"
     )
     branch.add(_environment_line(training), style="dim")
-    for batch in document["labels"]:
+    for batch in lineage["labels"]:
         _add_batch(branch, batch)
 
 
-def _model_line(document: Mapping[str, Any]) -> str:
-    model = document["model"]
+def _model_line(lineage: Mapping[str, Any]) -> str:
+    model = lineage["model"]
     aliases = "".join(f" @{alias}" for alias in model["aliases"])
-    return escape(f"{model['name']}/{model['version']}{aliases}  {short_hash(model['sha256'])}")
+    return escape(f"{model['name']}/{model['version']}{aliases}  {_short_hash(model['sha256'])}")
 
 
 def _environment_line(training: Mapping[str, Any]) -> str:
-    code = training["code"] or {}
-    revision = short_hash(code.get("git_revision")) if code.get("git_revision") else code.get("version")
-    changed = ", with local changes" if code.get("dirty") else ""
-    start = short_hash(training["started_from_sha256"]) if training["started_from_sha256"] else "pretrained weights"
-    location = f"on {training['host']} ({training['device'] or 'device unknown'})" if training["host"] else ""
-    return escape(f"started from {start}, Gleaner {revision or 'unknown'}{changed} {location}")
+    gleaner = training["gleaner"]
+    version = _short_hash(gleaner["git_revision"]) if gleaner["git_revision"] else gleaner["version"]
+    changes = " with uncommitted changes" if gleaner["dirty"] else ""
+    start = _short_hash(training["started_from_sha256"]) if training["started_from_sha256"] else "pretrained weights"
+    machine = f"{training['host']} ({training['device'] or 'device unknown'})"
+    return escape(f"started from {start}, Gleaner {version or 'of unknown version'}{changes} on {machine}")
 
 
 def _add_batch(branch: Tree, batch: Mapping[str, Any]) -> None:
-    """Images are listed where the batch was new: a later model's older batches stand further down."""
+    """Add a batch, with its images only where it is the newest: older ones are listed with an earlier model."""
     annotators = ", ".join(f"{name} {_counts(counts)}" for name, counts in batch["annotators"].items())
-    line = f"batch {batch['batch']} ({batch['provider']}, {batch['collected_at']}) {short_hash(batch['sha256'])}: {annotators}"
-    node = branch.add(escape(line))
+    source = f"batch {batch['batch']} ({batch['provider']}, {batch['collected_at']}) {_short_hash(batch['sha256'])}"
+    node = branch.add(escape(f"{source}: {annotators}"))
     if not batch["is_newest"]:
         return
     for delivery in batch["deliveries"]:
         _add_images(node, delivery)
-    if "selected_by" in batch:
-        selection_node = node.add(f"picked by {_model_line(batch['selected_by'])}")
-        _add_lineage(selection_node, batch["selected_by"])
+    if "selection_model" in batch:
+        selection_node = node.add(f"selected by {_model_line(batch['selection_model'])}")
+        _add_lineage(selection_node, batch["selection_model"])
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -68,54 +101,39 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _add_images(node: Tree, delivery: Mapping[str, Any]) -> None:
-    title = "seed" if delivery["delivery"] == 0 else f"delivery {delivery['delivery']}"
+    title = "seed" if delivery["delivery"] == _SEED_DELIVERY else f"delivery {delivery['delivery']}"
     images = delivery["images"]
-    branch = node.add(f"{title}: {len(images)} images")
+    branch = node.add(f"{title}: {pluralize(len(images), 'image')}")
     for image in images[:_MAX_IMAGES]:
         rank = f"{image['rank']}. " if image["rank"] else ""
-        annotation = f"{image['status']}, {image['boxes']} boxes, by {image['annotator']}"
-        branch.add(escape(f"{rank}{image['image_id']} {image['reason']}: {annotation}"))
+        boxes = pluralize(image["num_boxes"], "box", "boxes")
+        branch.add(
+            escape(f"{rank}{image['image_id']} {image['reason']}: {image['status']}, {boxes}, by {image['annotator']}")
+        )
     if len(images) > _MAX_IMAGES:
         branch.add(f"and {len(images) - _MAX_IMAGES} more: --json", style="dim")
 
 
-def image_tree(lineage: Mapping[str, Any]) -> RenderableType:
-    """One image's story."""
-    tree = Tree(f"[bold]{lineage['image_id']}[/bold]")
-    tree.add(
-        escape(f"imported {lineage['imported_at']} as {lineage.get('file_name') or lineage['uri']} ({lineage['uri']})")
-    )
-    delivery_node = tree.add("offered" if lineage["offers"] else "never offered")
-    for offer in lineage["offers"]:
-        delivery_node.add(
-            escape(
-                f"delivery {offer['delivery']} ({offer['state']}, {offer['offered_at']}) as number {offer['rank']}: "
-                f"{offer['reason']}; {offer['preannotated_boxes']} boxes drawn by {short_hash(offer['model_sha256'])}"
-            )
-        )
-    annotation_node = tree.add("answered" if lineage["answers"] else "never answered")
-    for answer in lineage["answers"]:
-        use = "learned from" if answer["counts"] else "kept, not learned from"
-        annotation_node.add(
-            escape(
-                f"batch {answer['batch']}: {answer['status']}, {len(answer['boxes'])} boxes by {answer['annotator']} "
-                f"({answer['provider']}), {answer['finished_at']}: {use}"
-            )
-        )
-    for entry in lineage["quarantined"]:
-        tree.add(escape(f"set aside: {entry['reason']}"), style="yellow")
-    return Group(tree, _rounds_table(lineage))
-
-
 def _rounds_table(lineage: Mapping[str, Any]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    for header in ("round", "model", "set", "boxes", "conf.", "entropy", "overlap", "uncertainty", "place", "rank"):
+    for header in (
+        "round", "model", "data set", "boxes", "conf.", "entropy", "overlap", "uncertainty", "rank", "selected as",
+    ):  # fmt: skip
         table.add_column(header)
     for entry in lineage["rounds"]:
+        rank = entry["uncertainty_rank"]
         table.add_row(
-            str(entry["round"]), str(entry["model_version"]), ", ".join(entry["sets"]) or "-",
-            str(entry["num_boxes"] if entry["num_boxes"] is not None else "-"),
-            *(format_value(entry[name]) for name in ("confidence", "entropy", "overlap", "uncertainty")),
-            entry["place"] or "-", str(entry["selection_rank"] or "-"),
+            str(entry["round"]), str(entry["model_version"]), ", ".join(entry["datasets"]) or "-",
+            "-" if entry["num_boxes"] is None else str(entry["num_boxes"]),
+            *(_format_value(entry[name]) for name in ("confidence", "entropy", "overlap", "uncertainty")),
+            "-" if rank is None else f"{rank} of {entry['num_unlabeled']}", str(entry["selection_rank"] or "-"),
         )  # fmt: skip
     return table
+
+
+def _short_hash(digest: str | None) -> str:
+    return digest[:12] if digest else "-"
+
+
+def _format_value(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

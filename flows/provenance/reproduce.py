@@ -1,7 +1,7 @@
-"""A finished round made again from its labels, in a clone of its own, and compared digest by digest.
+"""Reproduce a finished round from its labels in a separate clone, and compare the digests of all outputs.
 
-On the same processor, with the same packages and code, every byte must come out the same. Elsewhere arithmetic
-rounds differently; then the mAP is compared within a tolerance, and that is said.
+With the same processor, packages and code, every output must be identical. Elsewhere floating-point results differ;
+then the mAP is compared within a tolerance.
 """
 
 import platform
@@ -23,59 +23,63 @@ from tasks.runtime.errors import UserError
 from tasks.storage import files
 
 _REPORT_FILE = "report.html"
-"""It alone shows timings, so no two are alike."""
+"""Shows timings, so its bytes differ in every run."""
 
 
 @dataclass(frozen=True)
 class StageComparison:
-    """One output of a stage, as recorded and as made again."""
+    """One output of a stage, as recorded and as reproduced."""
 
     stage: str
     path: str
-    recorded: str
-    reproduced: str | None
+    recorded_md5: str
+    reproduced_md5: str | None
     is_same: bool
+    """Whether the MD5s are equal; of the report, whether everything but its page is."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came out."""
+    """The result of reproducing a round."""
 
     round_number: int
     folder: Path
-    differences: tuple[str, ...]
-    """What is not as it was when the round was made; none: every byte must be the same."""
+    """The clone in which the round was computed."""
+    environment_differences: tuple[str, ...]
+    """Differences from the environment of the round; without any, every output must be identical."""
     outputs: tuple[StageComparison, ...]
     recorded_map: float
+    """In percent, as ``reproduced_map``."""
     reproduced_map: float
     tolerance_points: float
+    """Percent points of mAP."""
 
     @property
     def is_bit_identical(self) -> bool:
-        """Whether every output is the same."""
+        """Whether all outputs are identical."""
         return all(output.is_same for output in self.outputs)
 
     @property
     def is_reproduced(self) -> bool:
-        """Same bytes; or, where something differs that may matter, the same mAP within the tolerance."""
-        close = abs(self.recorded_map - self.reproduced_map) <= self.tolerance_points
-        return self.is_bit_identical or (bool(self.differences) and close)
+        """Whether all outputs are identical, or in another environment the mAP is equal within the tolerance."""
+        is_close = abs(self.recorded_map - self.reproduced_map) <= self.tolerance_points
+        return self.is_bit_identical or (bool(self.environment_differences) and is_close)
 
 
 def reproduce_round(
     workspace: Workspace, tag: str, into: Path | None, *, tolerance_points: float, on_line: Callable[[str], None]
 ) -> Reproduction:
-    """Make a round again.
+    """Run all stages of a round again in a clone, and compare their outputs with the ledger.
 
     Args:
-        workspace: a campaign, or a fresh clone of one; it is not touched.
-        tag: of the round, as ``round-0003``.
-        into: new folder for it; None: below ``.gleaner``, removed again when every byte is the same.
-        tolerance_points: of mAP, in percent points, where the machine or its packages are others.
-        on_line: hears what the stages say.
+        workspace: a campaign, or a fresh clone of one; its files are not changed.
+        tag: tag of the round, such as ``round-0003``.
+        into: new folder for the clone; None: one below ``.gleaner``, removed when all outputs are identical.
+        tolerance_points: allowed difference of mAP in percent points, in another environment.
+        on_line: called with each line that the stages print.
 
     Raises:
-        UserError: no such round, the folder is taken, data is nowhere, or a stage fails.
+        UserError: there is no such round, the folder is not empty, data is missing, or a stage fails.
     """
     number = _round_number(workspace, tag)
     folder = (into or workspace.root / ".gleaner" / "reproduce" / tag).absolute()
@@ -92,7 +96,7 @@ def reproduce_round(
     command = dvc_command("repro", "--force", "--no-run-cache")
     code = run_streaming(command, cwd=folder, env=dvc_env(), on_line=handle_line)
     if code:
-        last_line = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+        last_line = next((line for line in reversed(lines) if line.strip()), "no output")
         raise UserError(folder, f"dvc repro ended with code {code} ({last_line}), expected 0")
     result = _compare_outputs(workspace, copy, ledger, tolerance_points)
     if into is None and result.is_bit_identical:
@@ -101,24 +105,24 @@ def reproduce_round(
 
 
 def environment_differences(ledger: Mapping[str, Any]) -> tuple[str, ...]:
-    """What here is not as it was when a round was made, of all that its bytes may depend on."""
-    recorded_environment = ledger.get("environment")
-    if recorded_environment is None:
-        return ("a ledger of format 1 does not say what the round was made with",)
-    current_environment = {
+    """Compare the current environment with that of a round, in everything that may change its outputs.
+
+    Args:
+        ledger: the ledger of the round.
+    """
+    recorded = ledger["environment"]
+    current = {
         "python": platform.python_version(),
         "packages_sha256": packages_sha256(),
         "processor": cpu_model(),
     }
     differences = [
-        f"{name} was {recorded_environment[name]}, is {value}"
-        for name, value in current_environment.items()
-        if recorded_environment[name] != value
+        f"{name} is {value}, was {recorded[name]}" for name, value in current.items() if recorded[name] != value
     ]
-    if recorded_environment["device"] not in (None, "cpu"):
-        differences.append(f"it was trained on {recorded_environment['device']}, whose sums are not the same twice")
+    if recorded["device"] not in (None, "cpu"):
+        differences.append(f"the device of the training was {recorded['device']}, whose results vary from run to run")
     changed_stages = [stage for stage, digest in code_digests().items() if ledger["code"].get(stage) != digest]
-    return (*differences, *(f"Gleaner's code of {stage} is another" for stage in changed_stages))
+    return (*differences, *(f"the code of stage {stage} has changed" for stage in changed_stages))
 
 
 def _round_number(workspace: Workspace, tag: str) -> int:
@@ -133,21 +137,21 @@ def _clone(workspace: Workspace, tag: str, folder: Path, *, fresh: bool) -> None
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.exists() and any(folder.iterdir()):
-        raise UserError(folder, "the folder holds something, expected an empty or a new one", "Choose another.")
+        raise UserError(folder, "the folder is not empty", "Give an empty or a new one.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     git.run_git(workspace.root, "clone", "--quiet", "--no-checkout", str(workspace.root), str(folder))
     git.run_git(folder, "checkout", "--quiet", "--detach", tag)
 
 
 def _pull_source_data(workspace: Workspace, copy: Workspace) -> None:
-    """Bring the round's source data, and nothing that was derived: what is compared must be made here.
+    """Pull the round's source data, but no derived data: whatever is compared must be computed in the clone.
 
-    The remote is the campaign's own. Its cache serves as one where there is none, or where it has the data already.
+    The campaign's DVC cache is tried first, as a remote, then its default remote.
     """
-    for name in ("config", "config.local"):  # today's: the remote may have been named or moved since the round
-        own = workspace.root / ".dvc" / name
-        if own.is_file():
-            shutil.copyfile(own, copy.root / ".dvc" / name)
+    for name in ("config", "config.local"):  # today's: the remote may have been added or moved since the round
+        config = workspace.root / ".dvc" / name
+        if config.is_file():
+            shutil.copyfile(config, copy.root / ".dvc" / name)
     run_dvc(copy.root, "config", "--local", "cache.dir", str(copy.root / ".dvc" / "cache"))
     pointers = [path.relative_to(copy.root).as_posix() for path in sorted((copy.root / "data").glob("*.dvc"))]
     cache = open_dvc_cache(workspace.root).directory.parents[1]
@@ -178,7 +182,7 @@ def _compare_outputs(
     return Reproduction(
         round_number=ledger["round"],
         folder=copy.root,
-        differences=environment_differences(ledger),
+        environment_differences=environment_differences(ledger),
         outputs=tuple(outputs),
         recorded_map=float(ledger["metrics"]["teacher"]["mAP"]),
         reproduced_map=float(metrics["teacher"]["mAP"]),
@@ -187,7 +191,7 @@ def _compare_outputs(
 
 
 def _equal_except_report(workspace: Workspace, copy: Workspace, recorded: str, reproduced: str | None) -> bool:
-    """Whether the report's folder differs in its page alone."""
+    """Whether the folders of the report differ in nothing but its page."""
     if reproduced is None or not (is_folder_md5(recorded) and is_folder_md5(reproduced)):
         return False
     try:

@@ -1,6 +1,6 @@
-"""Which round a model is: ``name@champion``, ``name/3``, ``@candidate``, ``/3`` or ``round-0003``.
+"""Read a finished round as it was recorded: its ledger, its files in git and DVC; find the round of a model.
 
-A round as it was recorded: its ledger, git's files at its tag, DVC's objects. The workspace plays no part.
+Files of the workspace are not read: they may belong to a later round, or may have been changed.
 """
 
 import re
@@ -13,14 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from flows.annotation.batches import MANIFEST
 from flows.tracking.mlflow_registry import CANDIDATE, CHAMPION
 from flows.workspace import git
 from flows.workspace.dvc_cache import DvcCache, MissingDataError, is_folder_md5, open_dvc_cache
-from flows.workspace.git import is_ancestor, read_blob
+from flows.workspace.git import read_blob
 from flows.workspace.ledger import all_ledgers
 from flows.workspace.promotion_log import current_champion
 from tasks.data.paths import Workspace
-from tasks.data.schemas import ANNOTATED, PREDICTIONS
+from tasks.data.schemas import ANNOTATED, PREDICTIONS, AnnotationTask, LabelBatch
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 
@@ -29,18 +30,19 @@ _ROUND_TAG = re.compile(r"round-(\d{4,})")
 
 
 def resolve_model_ref(workspace: Workspace, model_ref: str | None) -> int:
-    """The round whose teacher a model is. Ledgers and the promotion log answer; no server is asked.
+    """Find the round whose teacher a model is, by ledgers and promotion log, without a server.
 
     Args:
         workspace: the campaign.
-        model: as above; without alias and version, or None: the champion.
+        model_ref: ``name@champion``, ``name/3``, ``@candidate``, ``/3`` or ``round-0003``; without alias and version,
+            or None: the champion.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no finished round, or no such model.
     """
     ledgers = {ledger["round"]: ledger for ledger in all_ledgers(workspace)}
     if not ledgers:
-        raise UserError(workspace.root / "rounds", "ledgers are 0, expected a finished round", "Run: gleaner run")
+        raise _no_round_error(workspace)
     by_tag = _ROUND_TAG.fullmatch(model_ref or "")
     if by_tag:
         return _existing(int(by_tag[1]), ledgers, model_ref)
@@ -61,10 +63,9 @@ def _by_alias(workspace: Workspace, ledgers: Mapping[int, Mapping[str, Any]], al
         return max(ledgers)
     if alias != CHAMPION:
         raise UserError("MODEL", f"the alias is {alias!r}, expected {CHAMPION} or {CANDIDATE}")
-    champion = current_champion(workspace, ledgers)
+    champion = current_champion(workspace)
     if champion is None:
-        fix = f"Name {CANDIDATE}, a version or a round."
-        raise UserError("MODEL", "the champion is none, expected a model that was promoted", fix)
+        raise UserError("MODEL", "no model has been promoted to champion", f"Give @{CANDIDATE}, a version or a round.")
     return _existing(champion.round, ledgers, alias)
 
 
@@ -78,53 +79,62 @@ def _existing(number: int, ledgers: Mapping[int, Mapping[str, Any]], model_ref: 
 
 @dataclass(frozen=True)
 class RoundSnapshot:
-    """One finished round."""
+    """A finished round as it was recorded."""
 
     workspace: Workspace
     dvc_cache: DvcCache
     ledger: Mapping[str, Any]
     revision: str
-    """Its tag; where there is none, the commit of its derivation."""
+    """Git revision of the round: its tag, or without one the commit of its derivation."""
     _folder_cache: dict[str, dict[str, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def number(self) -> int:
-        """Of the round."""
+        """Number of the round."""
         return int(self.ledger["round"])
 
     @property
     def model_version(self) -> int:
-        """Of the round's teacher in MLflow."""
+        """Model version of the round's teacher in MLflow."""
         return int(self.ledger["mlflow"]["model_version"])
 
     @property
     def tag(self) -> str:
-        """As the round's tag is called."""
+        """Name of the round's tag."""
         return git.round_tag(self.number)
 
     def read_blob(self, path: str) -> bytes:
-        """A file that git keeps, as the round left it.
+        """Read a file that git keeps, at the round's revision.
 
         Raises:
-            MissingDataError: git has no such file at the round's revision.
+            MissingDataError: git has no such file there.
         """
         content = read_blob(self.workspace.root, self.revision, path)
         if content is None:
-            problem = f"git has no readable {path} there, expected what the round was made of"
-            raise MissingDataError(self.tag, problem, "Run: git fetch --tags")
+            raise MissingDataError(self.tag, f"git has no readable {path} there", "Run: git fetch --tags")
         return content
 
     def raw_params(self) -> dict[str, Any]:
-        """params.yaml of the round as it is written there: today's Gleaner may ask for other parameters."""
+        """Read the round's params.yaml without validation: this version of Gleaner may have other parameters."""
         content: dict[str, Any] = yaml.safe_load(self.read_blob("params.yaml"))
         return content
 
     def classes(self) -> list[str]:
-        """Class names by class index, as the round had them."""
+        """Read the round's class names, by class index."""
         return list(self.raw_params()["classes"])
 
+    def label_batch(self, number: int) -> LabelBatch:
+        """Read a label batch as it was in the round."""
+        return LabelBatch.model_validate_json(self.read_blob(f"data/labels/batch-{number:04d}.json"))
+
+    def manifest(self, delivery: int) -> dict[str, AnnotationTask]:
+        """Read the tasks of a delivery by image id; empty for the seed, and where git has no manifest of it."""
+        content = read_blob(self.workspace.root, self.revision, f"deliveries/batch-{delivery:04d}/{MANIFEST}")
+        tasks = (AnnotationTask.model_validate_json(line) for line in (content or b"").splitlines() if line)
+        return {task.image_id: task for task in tasks}
+
     def md5(self, path: str) -> str | None:
-        """MD5 of an input or output of a stage, or of a file in one that is a folder; None where it has none."""
+        """Return the MD5 of an input or output of a stage, or of a file inside one; None for any other path."""
         md5_by_path = self.md5s()
         if path in md5_by_path:
             return md5_by_path[path]
@@ -135,46 +145,46 @@ class RoundSnapshot:
         return None
 
     def cached_path(self, path: str) -> Path:
-        """An input or output of a stage that DVC keeps, in its cache.
+        """Return the path in DVC's cache of a stage's input or output, or of a file inside one; fetched if needed.
 
         Raises:
-            MissingDataError: the round has no such file, or its bytes are nowhere.
+            MissingDataError: the round has no such file, or it is in neither cache nor remote.
         """
         description = f"{path} of {self.tag}"
         md5 = self.md5(path)
         if md5 is None:
-            raise MissingDataError(description, "its digest is not in the ledger, expected it among the stages' files")
+            raise MissingDataError(description, "no stage of the ledger has that file")
         return self.dvc_cache.require(md5, description)
 
     def folder_md5s(self, folder: str) -> dict[str, str]:
-        """MD5 by relative path of what a folder held that a stage read or wrote.
+        """Return MD5 by relative path of the files in a folder that a stage read or wrote.
 
         Raises:
-            MissingDataError: the folder's list is nowhere.
+            MissingDataError: the round has no such folder, or its list of files is in neither cache nor remote.
         """
         md5 = self.md5s().get(folder)
         if md5 is None:
-            raise MissingDataError(f"{folder} of {self.tag}", "it is not in the ledger, expected a stage's folder")
+            raise MissingDataError(f"{folder} of {self.tag}", "no stage of the ledger has that folder")
         return self._cached_folder(md5)
 
     def md5s(self) -> dict[str, str]:
-        """MD5 of each input and output of the stages, by path."""
+        """Return the MD5 of each input and output of the stages, by path."""
         stages = self.ledger["stages"].values()
         return {path: md5 for entry in stages for kind in ("deps", "outs") for path, md5 in entry[kind].items()}
 
     def validation_images(self) -> pa.Table:
-        """The images teacher and student were measured on, schemas.ANNOTATED.
+        """Read the validation images, ``schemas.ANNOTATED``.
 
         Raises:
-            MissingDataError: their bytes are nowhere.
+            MissingDataError: the table is in neither cache nor remote.
         """
         return files.read_table(self.cached_path("derived/assemble/val.parquet"), ANNOTATED)
 
     def predictions(self) -> pa.Table:
-        """What teacher and student found on them, schemas.PREDICTIONS; see ``filter_by_model``.
+        """Read the boxes of teacher and student on the validation images, ``schemas.PREDICTIONS``.
 
         Raises:
-            MissingDataError: their bytes are nowhere.
+            MissingDataError: the table is in neither cache nor remote.
         """
         return files.read_table(self.cached_path("derived/evaluate/predictions.parquet"), PREDICTIONS)
 
@@ -185,25 +195,34 @@ class RoundSnapshot:
 
 
 def filter_by_model(predictions: pa.Table, model: str) -> pa.Table:
-    """The rows of ``teacher`` or of ``student``."""
+    """Return the predictions of ``teacher`` or ``student``."""
     return predictions.filter(pc.equal(predictions["model"], model))
 
 
 def load_snapshots(workspace: Workspace) -> dict[int, RoundSnapshot]:
-    """Every round that has a ledger, by number."""
+    """Load all finished rounds, by number.
+
+    Raises:
+        UserError: there is no finished round, or a ledger cannot be read.
+    """
     dvc_cache = open_dvc_cache(workspace.root)
     folder_cache: dict[str, dict[str, str]] = {}
-    rounds = {}
-    for ledger in all_ledgers(workspace):
-        rounds[ledger["round"]] = RoundSnapshot(
-            workspace, dvc_cache, ledger, _git_revision(workspace, ledger), folder_cache
-        )
+    rounds = {
+        ledger["round"]: RoundSnapshot(workspace, dvc_cache, ledger, _git_revision(workspace, ledger), folder_cache)
+        for ledger in all_ledgers(workspace)
+    }
+    if not rounds:
+        raise _no_round_error(workspace)
     return rounds
 
 
+def _no_round_error(workspace: Workspace) -> UserError:
+    return UserError(workspace.root / "rounds", "there is no ledger of a finished round", "Run: gleaner run")
+
+
 def _git_revision(workspace: Workspace, ledger: Mapping[str, Any]) -> str:
-    """Where git has a round. A clone may lack the tags; HEAD, the last resort, is right for the newest round only."""
+    """Revision of a round. A clone may lack the tags; the last resort, HEAD, is right for the newest round only."""
     tag, derivation_commit = git.round_tag(ledger["round"]), str(ledger["git_revision"])
     if git.has_tag(workspace.root, tag):
         return tag
-    return derivation_commit if is_ancestor(workspace.root, derivation_commit, "HEAD") else "HEAD"
+    return derivation_commit if git.is_ancestor(workspace.root, derivation_commit, "HEAD") else "HEAD"

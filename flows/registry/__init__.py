@@ -1,1 +1,1 @@
-"""Publish a round, and promote its model through the gate."""
+"""Publish a round in MLflow and git, and promote its model through the gate."""

@@ -1,7 +1,7 @@
-"""Who is champion: decided by the gate each night, or by a person; written down first, then told to MLflow.
+"""Promote models to champion and roll back: by the gate in every round, or by a person.
 
-Every function may be killed anywhere and called again: a decision has a key and is written once, and the alias
-is set to whatever the log says last.
+A decision is appended to the promotion log first, then the alias in MLflow is set. Every function may be killed
+anywhere and called again: a decision has an idempotency key, and the alias is set from the last line of the log.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,9 @@ from flows.provenance.audit.run import quick_findings
 from flows.provenance.snapshot import RoundSnapshot, load_snapshots
 from flows.registry.gate import GateResult, evaluate_gate
 from flows.tracking.mlflow_registry import CHAMPION, version_by_alias
+from flows.tracking.mlflow_run import TEACHER_SHA256
 from flows.workspace import git
+from flows.workspace.ledger import all_ledgers
 from flows.workspace.promotion_log import (
     Action,
     Decision,
@@ -35,29 +37,29 @@ _LOG_PATHS = ("promotions.jsonl",)
 
 
 class PromotionRefusedError(UserError):
-    """The gate says no."""
+    """The gate refused a model that a person asked to promote."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class PromotionResult:
-    """What became of a wish."""
+    """The outcome of a request to promote or roll back."""
 
     changed: bool
-    """Whether a line was added to the log."""
+    """Whether a decision was appended to the log."""
     message: str
 
 
 def evaluate_candidate(workspace: Workspace, params: Params, round_number: int) -> Decision:
-    """Let the gate decide on the round's model and write that down; once, however often it is called."""
+    """Evaluate the gate for the round's model and log the decision; a repeated call returns the logged one."""
     rounds = load_snapshots(workspace)
     candidate = rounds[round_number]
-    key = files.sha256_json(["night", candidate.ledger["derivation_sha256"], candidate.ledger["mlflow"]])
+    key = files.sha256_json(["run", candidate.ledger["derivation_sha256"], candidate.ledger["mlflow"]])
     existing = next((decision for decision in read_decisions(workspace) if decision.key == key), None)
     if existing is not None:
         return existing
-    champion = _current_champion(workspace, rounds)
+    champion = current_champion(workspace)
     result = _run_gate(workspace, rounds, candidate, champion, params)
     return append_decision(
         workspace,
@@ -74,15 +76,23 @@ def evaluate_candidate(workspace: Workspace, params: Params, round_number: int) 
 def promote(
     workspace: Workspace, client: MlflowClient, params: Params, version: int, reason: str, *, force: bool
 ) -> PromotionResult:
-    """Make a version champion because a person says so, and the gate does not object.
+    """Promote a model version at a person's request, if it passes the gate.
+
+    Args:
+        workspace: the campaign.
+        client: of its MLflow.
+        params: see ``evaluate_gate``.
+        version: the model version.
+        reason: logged with the decision.
+        force: promote even if the gate refuses; its reason is logged.
 
     Raises:
-        PromotionRefusedError: the gate objects; with ``force`` its objection is written down instead.
+        PromotionRefusedError: the gate refuses, and ``force`` is not given.
         UserError: there is no such version.
     """
     rounds = load_snapshots(workspace)
     target = _round_of_version(rounds, version)
-    champion = _current_champion(workspace, rounds)
+    champion = current_champion(workspace)
     if champion is not None and champion.version == version:
         return _apply(workspace, client, False, f"Version {version} is champion already.")
     result = _run_gate(workspace, rounds, target, champion, params)
@@ -94,29 +104,36 @@ def promote(
         author=_current_user(workspace),
         previous_champion=champion,
         model=model_record(target.ledger),
-        reason=reason if action == "promote" else f"{result.reason} (asked for because: {reason})",
+        reason=reason if action == "promote" else f"{result.reason} (requested because: {reason})",
         gate=_gate_document(result),
     )
     if action == "promote":
         return _apply(workspace, client, True, f"Version {version} is champion: {reason}.")
     git.commit(workspace, f"Promotion refused: version {version}", _LOG_PATHS)
-    fix = "It stands in promotions.jsonl. To promote it all the same: --force"
-    raise PromotionRefusedError(f"version {version}", f"the gate refuses it ({result.reason}), expected a pass", fix)
+    fix = "The decision is in promotions.jsonl. To promote the version nevertheless: --force"
+    raise PromotionRefusedError(f"version {version}", f"the gate refuses it ({result.reason})", fix)
 
 
 def rollback(workspace: Workspace, client: MlflowClient, to: int | None, reason: str) -> PromotionResult:
-    """Give the title back to a former champion: the one before the last promotion, or the version named.
+    """Make a former champion the champion again.
 
-    Asked for again, nothing more happens; further back goes only who names the version.
+    A repeated call changes nothing; to go back further, the version has to be given.
+
+    Args:
+        workspace: the campaign.
+        client: of its MLflow.
+        to: version of a former champion; None: the one before the last promotion.
+        reason: logged with the decision.
 
     Raises:
-        UserError: nobody was champion before, or the version never was.
+        UserError: there was no champion before, or the version never was champion.
     """
-    rounds = load_snapshots(workspace)
     promoted = promotions(workspace)
-    champion = _current_champion(workspace, rounds)
+    champion = current_champion(workspace)
     if to is None and promoted and promoted[-1].action == "rollback":
-        message = f"Rolled back already: version {promoted[-1].model.version} is champion. Further back: --to VERSION."
+        message = (
+            f"Rolled back already: version {promoted[-1].model.version} is champion. To go back further: --to VERSION."
+        )
         return _apply(workspace, client, False, message)
     previous_champion = _previous_champion(workspace, promoted, champion, to)
     if champion is not None and champion.version == previous_champion.version:
@@ -135,7 +152,7 @@ def rollback(workspace: Workspace, client: MlflowClient, to: int | None, reason:
 
 
 def sync_alias(workspace: Workspace, client: MlflowClient) -> str | None:
-    """Set MLflow's alias to what the log says; return a warning where MLflow does not know that model."""
+    """Set the champion alias in MLflow from the log; return a warning where MLflow lacks that model version."""
     promoted = promotions(workspace)
     if not promoted:
         return None
@@ -146,10 +163,11 @@ def sync_alias(workspace: Workspace, client: MlflowClient) -> str | None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return f"MLflow has no version {champion.version} of {name}, which promotions.jsonl says is champion."
-    recorded_sha256 = version.tags.get("gleaner.teacher_sha256")
-    if champion.sha256 is not None and recorded_sha256 is not None and recorded_sha256 != champion.sha256:
-        return f"MLflow's version {champion.version} of {name} is another model than promotions.jsonl says."
+        return f"MLflow has no version {champion.version} of {name}, which is the champion in promotions.jsonl."
+    teacher_sha256 = version.tags.get(TEACHER_SHA256)
+    if teacher_sha256 not in (None, champion.sha256):
+        expected = f"expected {champion.sha256} of promotions.jsonl"
+        return f"MLflow version {champion.version} of {name}: {TEACHER_SHA256} is {teacher_sha256}, {expected}."
     current = version_by_alias(client, name, CHAMPION)
     if current is None or int(current.version) != champion.version:
         client.set_registered_model_alias(name, CHAMPION, str(champion.version))
@@ -165,27 +183,26 @@ def _run_gate(
 ) -> GateResult:
     findings = quick_findings(workspace, candidate, rounds)
     if findings:
-        return GateResult(False, f"the record is not in order: {findings[0]}", {"findings": findings})
+        return GateResult(False, f"the record is altered or incomplete: {findings[0]}", {"findings": findings})
     baseline = _baseline(workspace, champion, candidate.number)
     if baseline is not None and baseline.round not in rounds:
-        return GateResult(False, f"the champion's ledger (round {baseline.round}) is gone", {})
+        return GateResult(False, f"the ledger of the champion's round {baseline.round} is missing", {})
     return evaluate_gate(candidate, None if baseline is None else rounds[baseline.round], params)
 
 
 def _baseline(workspace: Workspace, champion: ModelRecord | None, round_number: int) -> ModelRecord | None:
-    """Whom to beat: the champion, unless it is an earlier derivation of this very round, whose ledger is gone."""
+    """The model to compare with: the champion, or its predecessor where it is an earlier derivation of this round.
+
+    The ledger of that earlier derivation has been replaced.
+    """
     if champion is None or champion.round != round_number:
         return champion
-    others = [made.model for made in promotions(workspace) if made.model.round != round_number]
+    others = [decision.model for decision in promotions(workspace) if decision.model.round != round_number]
     return others[-1] if others else None
 
 
-def _current_champion(workspace: Workspace, rounds: Mapping[int, RoundSnapshot]) -> ModelRecord | None:
-    return current_champion(workspace, {number: snapshot.ledger for number, snapshot in rounds.items()})
-
-
 def _apply(workspace: Workspace, client: MlflowClient, changed: bool, message: str) -> PromotionResult:
-    """Finish what this call, or one that was killed, has begun: commit and alias."""
+    """Commit the log and set the alias; also completes a call that was killed."""
     git.commit(workspace, f"Promotion: {message.split(':')[0].rstrip('.')}", _LOG_PATHS)
     warning = sync_alias(workspace, client)
     return PromotionResult(changed, f"{message} {warning}" if warning else message)
@@ -204,8 +221,8 @@ def _previous_champion(
             raise UserError("--to", f"the version is {to}, expected one that was champion: {known}")
         return previous
     if not promoted or promoted[-1].previous_champion is None:
-        which = f"version {champion.version} is the first champion" if champion else "there is no champion"
-        raise UserError(workspace.promotions, f"{which}, expected one before it to go back to")
+        fact = f"version {champion.version} is the first champion" if champion else "there is no champion"
+        raise UserError(workspace.promotions, f"{fact}, so there is none to go back to")
     return promoted[-1].previous_champion
 
 
@@ -218,7 +235,7 @@ def _round_of_version(rounds: Mapping[int, RoundSnapshot], version: int) -> Roun
 
 
 def _idempotency_key(workspace: Workspace, action: str, version: int, reason: str) -> str:
-    """The same wish right after itself is the same decision; after another one it is a new one."""
+    """Key of a request: repeated as the next request it has the same key, after another decision a new one."""
     log = read_decisions(workspace)
     request = [action, version, reason]
     if log and log[-1].key == files.sha256_json([*request, len(log) - 1]):
@@ -227,12 +244,11 @@ def _idempotency_key(workspace: Workspace, action: str, version: int, reason: st
 
 
 def _current_user(workspace: Workspace) -> str:
-    return git.run_git(workspace.root, "var", "GIT_COMMITTER_IDENT").rsplit(" ", 2)[0]  # without its time
+    return git.run_git(workspace.root, "var", "GIT_COMMITTER_IDENT").rsplit(" ", 2)[0]  # without the time
 
 
 def _model_name(workspace: Workspace) -> str:
-    rounds = load_snapshots(workspace)
-    return str(rounds[max(rounds)].ledger["mlflow"]["model_name"])
+    return str(all_ledgers(workspace)[-1]["mlflow"]["model_name"])
 
 
 def _gate_document(result: GateResult) -> dict[str, object]:

@@ -1,7 +1,6 @@
-"""A derived round becomes a finished one: MLflow, ledger, promotion, git commit, tag, push.
+"""Publish a derived round: MLflow run, ledger, promotion, git commit and tag, then push.
 
-Each step finds what an earlier call left and adds only what is missing; the tag comes last and says that all
-of it is there.
+A repeated call completes what an earlier one began. The tag is set last: a round with a tag is published completely.
 """
 
 from dataclasses import dataclass
@@ -11,35 +10,35 @@ from flows.provenance.ledger_writer import write_ledger
 from flows.registry.promotion import evaluate_candidate, sync_alias
 from flows.tracking import mlflow_run
 from flows.workspace import dvc, git
-from flows.workspace.ledger import read_ledger
+from flows.workspace.ledger import ledger_sha256, read_ledger
 from flows.workspace.promotion_log import Decision, last_decision
 from tasks.data.paths import Workspace
 from tasks.params import Params
+from tasks.reporting.narrative import pluralize
 from tasks.runtime.errors import UserError
-from tasks.storage import files
 
 
 class PublishError(UserError):
-    """A service that records rounds does not do its part."""
+    """A service needed to publish a round failed."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class PublishResult:
-    """A finished round in one sentence."""
+    """A published round."""
 
     round_number: int
     message: str
     decision: Decision | None
-    """What the gate decided about its model; None for a round of a Gleaner that kept no promotion log."""
+    """The newest decision about its model."""
 
 
 def publish(workspace: Workspace, params: Params, round_number: int) -> PublishResult:
-    """Record a derived round everywhere.
+    """Publish a derived round, or complete its publication; a published round is not changed.
 
     Raises:
-        UserError: a file of the round is missing, or git refuses.
+        UserError: a file of the round is missing, or git fails.
     """
     tag = git.round_tag(round_number)
     if not git.has_tag(workspace.root, tag):
@@ -57,7 +56,7 @@ def publish(workspace: Workspace, params: Params, round_number: int) -> PublishR
 
 
 def push(workspace: Workspace) -> bool:
-    """Send what every round needs to the default remote, if there is one; only what it lacks is sent."""
+    """Push the data of all rounds to the default DVC remote; return whether there is one."""
     if not dvc.has_default_remote(workspace.root):
         return False
     dvc.run_dvc(workspace.root, "push", "--all-tags")
@@ -66,13 +65,13 @@ def push(workspace: Workspace) -> bool:
 
 def _metrics_text(workspace: Workspace, round_number: int) -> str:
     metrics = read_ledger(workspace, round_number)["metrics"]
-    return f"{metrics['labels']} labels, {metrics['boxes']} boxes, teacher mAP {metrics['teacher']['mAP']:.1f}"
+    counts = f"{pluralize(metrics['labels'], 'label')}, {pluralize(metrics['boxes'], 'box', 'boxes')}"
+    return f"{counts}, teacher mAP {metrics['teacher']['mAP']:.1f}"
 
 
 def _tag_message(workspace: Workspace, round_number: int) -> str:
-    """Whoever signs the tag signs the ledger, and with it all rounds before."""
-    digest = files.sha256_file(workspace.ledger(round_number))
-    return f"{_metrics_text(workspace, round_number)}\n\n{LEDGER_TRAILER}{digest}"
+    """Message with the ledger's digest, so that a signature of the tag covers the ledger and all earlier ones."""
+    return f"{_metrics_text(workspace, round_number)}\n\n{LEDGER_TRAILER}{ledger_sha256(workspace, round_number)}"
 
 
 def _decision_text(decision: Decision | None) -> str:

@@ -1,1 +1,1 @@
-"""MLflow runs, metrics and model versions."""
+"""Log rounds in MLflow: runs, metrics, model versions; close the runs of crashed processes."""

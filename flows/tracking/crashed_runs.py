@@ -1,8 +1,8 @@
-"""What a killed night left open at MLflow and Prefect, closed as soon as they answer.
+"""Close the MLflow and Prefect runs that a killed process left open.
 
-A dead night is remembered by a file in ``.gleaner/crashed_runs``, which says which process it was and what it had
-open; the file goes when all of that is closed. So nothing is searched for, nothing of a living night is touched,
-and a service that is away tonight is asked again tomorrow.
+``flows.workspace.crash_recovery`` writes a record of each crashed process to ``.gleaner/crashed_runs``: its identity
+and its flow runs. The record is deleted when all its runs are closed. So runs of living processes are never touched,
+and while a service is unavailable the record is kept for the next run.
 """
 
 import logging
@@ -29,27 +29,27 @@ log = logging.getLogger(__name__)
 
 
 def record_flow_runs(lock: Lock) -> None:
-    """Write into the lock which runs of Prefect this night is, for whoever comes after its death."""
+    """Note the ids of the current Prefect flow runs in the lock, for the recovery after a crash."""
     lock.add_notes(**{_FLOW_RUNS_NOTE: " ".join(sorted(_current_flow_runs()))})
 
 
 def close_crashed_runs(workspace: Workspace) -> None:
-    """Close what dead nights of this workspace left open; only with the night's lock in hand."""
+    """Close the open runs of this workspace's crashed processes. The caller must hold the run lock."""
     for record in sorted(workspace.crashed_runs.glob("*.json")):
         owner = read_owner(record)
         try:
-            with translate_service_errors("what a killed night left open"):
+            with translate_service_errors("runs of a crashed process"):
                 if owner is not None:
                     _close_mlflow_runs(workspace, owner)
                     _close_flow_runs(owner)
-        except UserError as error:  # tidying up must not cost a night
-            log.warning("%s The next night tries again.", error)
+        except UserError as error:  # a failed clean-up must not prevent the round
+            log.warning("%s The next run tries again.", error)
             return
         record.unlink()
 
 
 def _close_mlflow_runs(workspace: Workspace, owner: LockOwner) -> None:
-    """Runs of that very process that still say RUNNING; publishing the round opens its own run again."""
+    """Terminate the process's runs that are RUNNING; publishing its round again reopens the run."""
     client = MlflowClient(tracking_uri(workspace.root))
     campaign = campaign_id(workspace.root)
     experiments = client.search_experiments(filter_string=f"tags.`gleaner.campaign` = '{campaign}'")
@@ -61,23 +61,21 @@ def _close_mlflow_runs(workspace: Workspace, owner: LockOwner) -> None:
 
 
 def _close_flow_runs(owner: LockOwner) -> None:
-    open_run_ids = (
-        set(owner.notes.get(_FLOW_RUNS_NOTE, "").split()) - _current_flow_runs()
-    )  # a run that is rescheduled keeps its id
-    for text in open_run_ids:
-        _close_flow_run(UUID(text), f"{owner} was killed")
+    recorded = set(owner.notes.get(_FLOW_RUNS_NOTE, "").split())
+    for run_id in recorded - _current_flow_runs():  # a rescheduled run keeps its id
+        _close_flow_run(UUID(run_id), f"{owner} was killed")
 
 
 def _current_flow_runs() -> set[str]:
-    """This night's, and that of the campaign it may be one of."""
-    return {text for text in (runtime.flow_run.id, runtime.flow_run.root_flow_run_id) if text}
+    """Ids of the current flow run and of its root flow run."""
+    return {run_id for run_id in (runtime.flow_run.id, runtime.flow_run.root_flow_run_id) if run_id}
 
 
 def _close_flow_run(run_id: UUID, reason: str) -> None:
     with get_client(sync_client=True) as client:
         try:
             state = client.read_flow_run(run_id).state
-        except ObjectNotFound:  # of another server
+        except ObjectNotFound:  # a run of another server
             return
         if state is None or state.type in _OPEN_STATES:
             client.set_flow_run_state(run_id, Crashed(message=reason), force=True)

@@ -1,4 +1,4 @@
-"""The numbers of one round under the names they have in MLflow."""
+"""Metrics and parameters of a round under their names in MLflow."""
 
 import math
 import re
@@ -13,16 +13,16 @@ from tasks.storage import files
 _FORBIDDEN_CHARACTERS = re.compile(r"[^\w\-. :/]")
 _QUANTILES = ("q10", "q50", "q90")
 _MAX_PARAM_LENGTH = 6000
-_MAX_PART_LENGTH = 80  # a name of three of them stays below MLflow's 250
+_MAX_PART_LENGTH = 80  # a name of three parts stays below MLflow's limit of 250
 
 
 def round_metrics(workspace: Workspace, round_number: int, history_entry: dict[str, Any]) -> dict[str, float]:
-    """Every number of the round: its figures, AP of each class for teacher and student, seconds a stage.
+    """Collect the metrics of a round: its history entry, AP by class of teacher and student, seconds by stage.
 
     Args:
         workspace: a derived round.
-        round_number: of the round.
-        figures: its entry in the campaign's history.
+        round_number: number of the round.
+        history_entry: the round's entry in the campaign's history.
     """
     evaluation_metrics = files.read_json(workspace.derived("evaluate") / "metrics.json")
     return flatten_metrics(history_entry, evaluation_metrics, stage_seconds(workspace, round_number))
@@ -31,7 +31,13 @@ def round_metrics(workspace: Workspace, round_number: int, history_entry: dict[s
 def flatten_metrics(
     history_entry: Mapping[str, Any], evaluation_metrics: Mapping[str, Any], seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """The same from its three documents: figures, metrics.json of evaluate, seconds by stage."""
+    """Flatten the three documents of ``round_metrics`` into ``name/part: value``.
+
+    Args:
+        history_entry: the round's entry in the campaign's history.
+        evaluation_metrics: metrics.json of the evaluate stage.
+        seconds: duration by stage, in seconds.
+    """
     documents = {
         "": {key: _drop_per_class(value) for key, value in history_entry.items() if key != "round"},
         **{f"{model}/AP": evaluation_metrics[model]["per_class"] for model in ("teacher", "student")},
@@ -45,12 +51,12 @@ def flatten_metrics(
 
 
 def round_params(params: Params) -> dict[str, str]:
-    """params.yaml as ``section.key``, lists written out."""
+    """Flatten the parameters to ``section.key: text``."""
     return flatten_params(params.model_dump(mode="json", exclude_none=True))
 
 
 def flatten_params(content: Mapping[str, Any]) -> dict[str, str]:
-    """The same from the content of a params.yaml."""
+    """Flatten the content of a params.yaml to ``section.key: text``, each text at most 6,000 characters long."""
     return {name: text[:_MAX_PARAM_LENGTH] for name, text in _iter_leaves(dict(content))}
 
 
@@ -59,7 +65,7 @@ def _drop_per_class(value: Any) -> Any:
 
 
 def _iter_numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
-    """Finite numbers at any depth; what is unknown (null) is not a number."""
+    """Yield path and value of the finite numbers at any depth; null and text are skipped."""
     if isinstance(value, dict):
         for key, item in value.items():
             part = _path_part(str(key))
@@ -72,13 +78,13 @@ def _iter_numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
 
 
 def _path_part(key: str) -> str:
-    """A key as one part of a path, whatever a class or an annotator is called: MLflow refuses ``a//b`` and ``../b``."""
+    """Turn a key, such as a class name, into one valid part of a metric name: MLflow refuses ``a//b`` and ``../b``."""
     part = key.replace("/", "_")[:_MAX_PART_LENGTH]
     return part if part.strip(".") else f"_{part}"
 
 
 def _unique_name(name: str, taken: dict[str, float]) -> str:
-    """MLflow allows few characters; class names that become the same are numbered."""
+    """Replace characters that MLflow refuses; names that become equal are numbered."""
     base = candidate = _FORBIDDEN_CHARACTERS.sub("_", name)
     number = 2
     while candidate in taken:

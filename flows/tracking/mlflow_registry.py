@@ -1,4 +1,4 @@
-"""The teacher of a round as a registered model version. Which one is champion, ``flows.registry.promotion`` says."""
+"""Register the teacher of a round as a model version. ``flows.registry.promotion`` decides which one is champion."""
 
 import importlib.metadata
 import io
@@ -26,22 +26,24 @@ _RUNTIME_PACKAGES = (
     "pydantic",
     "PyYAML",
 )
-"""What a place that serves the model must have; named, because guessing imports the model."""
+"""Requirements of serving the model. Listed here because MLflow would load the model to infer them."""
 
 
 @dataclass(frozen=True)
 class ModelRegistration:
-    """What is registered."""
+    """A teacher to register."""
 
     model_name: str
     round_key: str
+    """Identifies the derivation of the round; a version is registered once per key."""
     round_number: int
     weights: Path
     params: Path
+    """The params.yaml that the served model is configured by."""
 
 
 def register_teacher(client: MlflowClient, experiment_id: str, teacher: ModelRegistration) -> int:
-    """The round's model version, made once; the newest one is the candidate."""
+    """Register the teacher unless it is registered already, set alias ``candidate``, and return the version."""
     version = _find_version(client, teacher) or _register_version(client, experiment_id, teacher)
     number = str(version.version)
     client.set_registered_model_alias(teacher.model_name, CANDIDATE, number)
@@ -49,10 +51,10 @@ def register_teacher(client: MlflowClient, experiment_id: str, teacher: ModelReg
 
 
 def version_by_alias(client: MlflowClient, model_name: str, alias: str) -> ModelVersion | None:
-    """The version an alias names, if it is set."""
+    """Return the version that an alias names; None where the alias is not set."""
     try:
         return client.get_model_version_by_alias(model_name, alias)
-    except MlflowException:  # MLflow's only way to say that the alias is not set
+    except MlflowException:  # raised where the alias is not set
         return None
 
 
@@ -66,7 +68,7 @@ def _find_version(client: MlflowClient, teacher: ModelRegistration) -> ModelVers
 def _register_version(client: MlflowClient, experiment_id: str, teacher: ModelRegistration) -> ModelVersion:
     model_id = _find_logged_model(client, experiment_id, teacher) or _log_model(teacher)
     tags = {_ROUND_KEY_TAG: teacher.round_key, "gleaner.round": str(teacher.round_number)}
-    with redirect_stderr(io.StringIO()):  # MLflow prints what it did past all logging
+    with redirect_stderr(io.StringIO()):  # MLflow prints its progress to stderr
         mlflow.register_model(f"models:/{model_id}", teacher.model_name, tags=tags)
     version = _find_version(client, teacher)
     assert version is not None
@@ -74,7 +76,7 @@ def _register_version(client: MlflowClient, experiment_id: str, teacher: ModelRe
 
 
 def _find_logged_model(client: MlflowClient, experiment_id: str, teacher: ModelRegistration) -> str | None:
-    """A model that an earlier attempt logged whole and could not register any more."""
+    """Id of a model that an interrupted attempt logged completely but did not register."""
     found = client.search_logged_models(
         [experiment_id], filter_string=f"tags.`{_ROUND_KEY_TAG}` = '{teacher.round_key}'"
     )

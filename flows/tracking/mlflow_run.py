@@ -1,10 +1,9 @@
-"""A round in MLflow: one experiment a campaign, one run a round, found again by its key.
+"""Log a round in MLflow: one experiment per campaign, one run per round, found again by its key.
 
-Whatever is logged is logged under the same name, step and time by a second call, which MLflow keeps once.
+A repeated call logs the same names, steps and timestamps, which MLflow stores once.
 
-Where a round came from, for whoever sees MLflow alone: tags and a page of words on the run and the version.
-
-Everything here is taken from the ledger, whose digest is among the tags: the two refer to each other.
+Run and model version get tags and a description with the digests and names by which the round is found in git and DVC.
+They are taken from the ledger, whose own digest is among the tags.
 """
 
 import logging
@@ -33,10 +32,11 @@ from flows.workspace.lock import ProcessIdentity
 from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace
 from tasks.params import Params
+from tasks.reporting.narrative import pluralize
 from tasks.storage import files
 
 PROCESS_TAG = "gleaner.process"
-"""Which process works on a run; who comes after its death closes the run."""
+"""The process that writes a run; after a crash, the next process closes its runs."""
 log = logging.getLogger(__name__)
 _ROUND_KEY_TAG = "gleaner.round_key"
 _CAMPAIGN_TAG = "gleaner.campaign"
@@ -44,13 +44,21 @@ _ROUND_NUMBER_TAG = "gleaner.round"
 _SUPERSEDED_TAG = "gleaner.superseded_by"
 _BATCH_SIZE = 100
 _MAX_DIGEST_LENGTH = 36
+_NOTE_TAG = "mlflow.note.content"  # shown as the description in MLflow
+_DATA_SETS = {
+    "Labels": "data/labels",
+    "Pool": "data/index.parquet",
+    "Validation set": "data/val.parquet",
+    "Calibration set": "data/calibration.parquet",
+}
+LEDGER_SHA256, TEACHER_SHA256 = "gleaner.ledger_sha256", "gleaner.teacher_sha256"
 INPUTS = (
     ("pool", "prepare", "data/index.parquet", "pool"),
     ("labels", "assemble", "data/labels", "training"),
     ("validation", "assemble", "data/val.parquet", "validation"),
     ("calibration", "assemble", "data/calibration.parquet", "calibration"),
 )
-"""Name, stage that reads it, path, context."""
+"""Data sets of a run: name, stage that reads it, path, and context in MLflow."""
 ARTIFACTS = (
     "derived/report/report.html",
     "derived/report/history.json",
@@ -65,19 +73,26 @@ ARTIFACTS = (
 
 @dataclass(frozen=True)
 class RoundRun:
-    """A run that is open."""
+    """The open run of a round."""
 
     client: MlflowClient
     mlflow_ref: MlflowRef
 
     def record_ledger(self, ledger: Path) -> None:
-        """Keep a copy of the ledger with the run; run and model version name its digest and what it says."""
+        """Log a copy of the ledger, and set tags and description of run and model version from it."""
         set_provenance_tags(self.client, self.mlflow_ref, ledger)
 
 
 @contextmanager
 def mlflow_run(workspace: Workspace, params: Params, round_number: int, revision: str) -> Iterator[RoundRun]:
-    """Open the round's run, log all of it, register its teacher; the run is finished when the caller is."""
+    """Open the round's run, log the round and register its teacher; leaving the context finishes the run.
+
+    Args:
+        workspace: a derived round.
+        params: its parameters.
+        round_number: number of the round.
+        revision: the commit that holds the derivation.
+    """
     silence_mlflow()
     with use_tracking_uri(tracking_uri(workspace.root)):
         yield from _open_mlflow_run(workspace, params, round_number, revision)
@@ -85,7 +100,10 @@ def mlflow_run(workspace: Workspace, params: Params, round_number: int, revision
 
 @contextmanager
 def use_tracking_uri(uri: str) -> Iterator[None]:
-    """MLflow keeps its address in the environment, where a second campaign would take it for the user's."""
+    """Set MLflow's tracking URI within the context, and restore it afterwards.
+
+    MLflow also writes it to the environment, where a second campaign would take it for the user's setting.
+    """
     previous_uri = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
@@ -113,7 +131,7 @@ def _open_mlflow_run(workspace: Workspace, params: Params, round_number: int, re
 
 
 def silence_mlflow() -> None:
-    """Keep MLflow's and its database's start-up messages out of the night's log."""
+    """Keep start-up messages of MLflow and its database migrations out of the log."""
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.WARNING)
 
@@ -135,7 +153,7 @@ def find_or_create_experiment(client: MlflowClient, workspace: Workspace, campai
     root = workspace.root.resolve()
     name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', root.name)}-{campaign[:8]}"
     remote = tracking_uri(workspace.root).startswith(("http:", "https:", "databricks"))
-    location = None if remote else (root / "mlartifacts").as_uri()  # a server knows its own place
+    location = None if remote else (root / "mlartifacts").as_uri()  # a server has its own location
     return client.create_experiment(name, artifact_location=location, tags={_CAMPAIGN_TAG: campaign}), name
 
 
@@ -150,7 +168,7 @@ def _find_or_create_run(client: MlflowClient, experiment_id: str, key: str, roun
 
 
 def _end_stale_runs(client: MlflowClient, experiment_id: str, key: str, round_number: int) -> None:
-    """A run whose round was derived anew, with other parameters or code, will never be finished."""
+    """Terminate runs of earlier derivations of the round, with other parameters or code."""
     for run in client.search_runs([experiment_id], f"tags.`{_ROUND_NUMBER_TAG}` = '{round_number}'"):
         if run.data.tags[_ROUND_KEY_TAG] != key and _SUPERSEDED_TAG not in run.data.tags:
             client.set_tag(run.info.run_id, _SUPERSEDED_TAG, key)
@@ -192,18 +210,8 @@ def _teacher_registration(workspace: Workspace, round_number: int, key: str, nam
     )
 
 
-_NOTE_TAG = "mlflow.note.content"  # what MLflow's pages show as the description
-_DATA_SETS = {
-    "Labels": "data/labels",
-    "Pool": "data/index.parquet",
-    "Validation set": "data/val.parquet",
-    "Calibration set": "data/calibration.parquet",
-}
-LEDGER_SHA256, TEACHER_SHA256 = "gleaner.ledger_sha256", "gleaner.teacher_sha256"
-
-
 def set_provenance_tags(client: MlflowClient, mlflow_ref: MlflowRef, ledger_path: Path) -> None:
-    """Put a copy of the ledger, tags and words on the round's run and on its model version."""
+    """Log a copy of the ledger, and set tags and description of the run and the model version."""
     ledger: dict[str, Any] = files.read_json(ledger_path)
     client.log_artifact(mlflow_ref.run_id, str(ledger_path), "ledger")
     tags = {**provenance_tags(ledger), LEDGER_SHA256: files.sha256_file(ledger_path)}
@@ -216,7 +224,7 @@ def set_provenance_tags(client: MlflowClient, mlflow_ref: MlflowRef, ledger_path
 
 
 def provenance_tags(ledger: Mapping[str, Any]) -> dict[str, str]:
-    """Digests and names by which a round is found in git and DVC."""
+    """Build the tags by which a round is found in git and DVC."""
     code = ledger["environment"]["gleaner"]
     deps = _input_md5s(ledger)
     return {
@@ -239,7 +247,7 @@ def provenance_tags(ledger: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _input_md5s(ledger: Mapping[str, Any]) -> dict[str, str]:
-    """MD5 of what the stages read, by path."""
+    """MD5 of the stages' inputs, by path."""
     return {path: md5 for stage in ledger["stages"].values() for path, md5 in stage["deps"].items()}
 
 
@@ -248,34 +256,37 @@ def _parent_tag(ledger: Mapping[str, Any]) -> str:
 
 
 def _report_url(client: MlflowClient, mlflow_ref: MlflowRef) -> str:
-    """Where MLflow's own pages show the report; relative, so that it holds under whatever address they have."""
+    """URL of the report inside MLflow; relative, so that it works under any address of the server."""
     experiment = client.get_run(mlflow_ref.run_id).info.experiment_id
     return f"#/experiments/{experiment}/runs/{mlflow_ref.run_id}/artifacts/report/report.html"
 
 
 def _description(ledger: Mapping[str, Any], tags: Mapping[str, str], report_url: str) -> str:
-    """Markdown. Lists show its first line alone, so that one says what matters most."""
+    """Description in Markdown. Lists in MLflow show only its first line, which names round, labels and mAP."""
     metrics, deps = ledger["metrics"], _input_md5s(ledger)
     annotators: dict[str, int] = {}
     for batch in ledger["labels"]:
         for name, count in batch["annotators"].items():
             annotators[name] = annotators.get(name, 0) + count
+    images, boxes = pluralize(metrics["labels"], "image"), pluralize(metrics["boxes"], "box", "boxes")
     rows = {
-        "Labels": f"{metrics['labels']} images, the calibration set included, and {metrics['boxes']} boxes",
+        "Labels": f"{images}, the calibration set included, and {boxes}",
         "Annotators": ", ".join(f"{name} ({count})" for name, count in sorted(annotators.items())),
         "Teacher mAP": f"{metrics['teacher']['mAP']:.2f}",
         "Parent round": tags["gleaner.parent_round"],
-        "Code revision": f"{tags['gleaner.code_revision']}" + (" with local changes" if _is_dirty(ledger) else ""),
+        "Code revision": tags["gleaner.code_revision"] + (" with uncommitted changes" if _is_dirty(ledger) else ""),
         "Campaign revision": f"{ledger['git_revision']} (tag {ledger['tag']})",
         **{f"{title}, MD5": deps[path] for title, path in _DATA_SETS.items()},
         "Ledger, SHA-256": tags[LEDGER_SHA256],
         "Teacher, SHA-256": tags[TEACHER_SHA256],
         "Report": f"[report.html]({report_url}), an artifact of the run",
     }
-    headline = f"{ledger['tag']}: {metrics['labels']} labels, teacher mAP {metrics['teacher']['mAP']:.1f}. "
+    headline = (
+        f"{ledger['tag']}: {pluralize(metrics['labels'], 'label')}, teacher mAP {metrics['teacher']['mAP']:.1f}. "
+    )
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     lineage = f"gleaner lineage {ledger['mlflow']['model_name']}/{ledger['mlflow']['model_version']}"
-    footer = f"Where it came from: `{lineage}`. Proof: `gleaner audit`.\n"
+    footer = f"Lineage: `{lineage}`. Audit: `gleaner audit`.\n"
     return f"{headline}[Report]({report_url})\n\n| {ledger['tag']} | |\n| --- | --- |\n{table}\n{footer}"
 
 

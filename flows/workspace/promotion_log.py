@@ -1,7 +1,7 @@
-"""``promotions.jsonl``: every decision on who is champion.
+"""The promotion log, ``promotions.jsonl``: every decision about the champion.
 
-Lines are only added; each holds the digest of the one before, so none can be altered or left out unseen.
-MLflow's alias follows this file, never the other way round.
+Lines are only appended. Each holds the SHA-256 of the line before, so that an altered or removed line is detected.
+The alias in MLflow is set from this file, never the other way round.
 """
 
 import hashlib
@@ -23,41 +23,41 @@ class _LogEntry(BaseModel):
 
 
 class ModelRecord(_LogEntry):
-    """A model version, and which model that is."""
+    """A model version as the log names it."""
 
     version: int
     round: int
-    sha256: str | None
-    """Of the teacher's file; None where a ledger of format 1 did not say."""
+    sha256: str
+    """SHA-256 of the teacher's file."""
 
 
 class Decision(_LogEntry):
     """One line of the log."""
 
     number: int
-    """Counts from 0."""
+    """Position in the log, from 0."""
     previous_sha256: str | None
-    """Of the line before, without its line break."""
+    """SHA-256 of the line before, without its line break; None in the first line."""
     key: str
-    """The same decision, made again after a kill, has the same key and is not written again."""
+    """Idempotency key: a decision repeated after a crash has the same key and is not appended again."""
     action: Action
     timestamp: str
     """ISO 8601 with time zone."""
     author: str
     previous_champion: ModelRecord | None
-    """Champion until then."""
+    """The champion before the decision."""
     model: ModelRecord
-    """Champion from then on; with ``refuse``, the one that does not become it."""
+    """The champion after the decision; with ``refuse``, the model that was refused."""
     reason: str
     gate: dict[str, Any] | None
-    """What the gate found, and its figures; None where it was not asked."""
+    """Result and metrics of the gate; None where it was not evaluated."""
 
 
 def read_decisions(workspace: Workspace) -> list[Decision]:
-    """Every decision, oldest first.
+    """Read all decisions, oldest first.
 
     Raises:
-        UserError: a line is not one.
+        UserError: a line is not a decision.
     """
     decisions = []
     for number, line in enumerate(_read_lines(workspace)):
@@ -65,13 +65,13 @@ def read_decisions(workspace: Workspace) -> list[Decision]:
             decisions.append(Decision.model_validate_json(line))
         except ValidationError as error:
             first = error.errors()[0]
-            problem = f"line {number + 1} is no decision ({first['msg']}), expected the log as Gleaner wrote it"
-            raise UserError(workspace.promotions, problem, "Restore it: git checkout promotions.jsonl") from None
+            problem = f"line {number + 1} is not a decision ({first['msg']})"
+            raise UserError(workspace.promotions, problem, "Run: git checkout promotions.jsonl") from None
     return decisions
 
 
 def first_corrupt_line(workspace: Workspace) -> int | None:
-    """Number, from 1, of the first line that does not follow from the one before; None: the log is whole."""
+    """Return the number, from 1, of the first line that does not match the line before; None for an unaltered log."""
     previous = None
     for number, (line, decision) in enumerate(zip(_read_lines(workspace), read_decisions(workspace), strict=True)):
         if decision.number != number or decision.previous_sha256 != previous:
@@ -91,7 +91,7 @@ def append_decision(
     reason: str,
     gate: dict[str, Any] | None,
 ) -> Decision:
-    """Write one decision down, once; the file is whole at any moment."""
+    """Append a decision unless the log has its key already, and return it; the file is replaced atomically."""
     decisions, lines = read_decisions(workspace), _read_lines(workspace)
     for decision in decisions:
         if decision.key == key:
@@ -114,30 +114,27 @@ def append_decision(
 
 
 def promotions(workspace: Workspace) -> list[Decision]:
-    """The decisions that made a model champion, oldest first."""
+    """Read the decisions that made a model champion, promotions and rollbacks, oldest first."""
     return [decision for decision in read_decisions(workspace) if decision.action != "refuse"]
 
 
 def last_decision(workspace: Workspace, round_number: int) -> Decision | None:
-    """The newest decision about the model of a round."""
-    return next((made for made in reversed(read_decisions(workspace)) if made.model.round == round_number), None)
+    """Return the newest decision about the model of a round, if there is one."""
+    decisions = reversed(read_decisions(workspace))
+    return next((decision for decision in decisions if decision.model.round == round_number), None)
 
 
-def current_champion(workspace: Workspace, ledgers: Mapping[int, Mapping[str, Any]]) -> ModelRecord | None:
-    """The champion as the log has it; before there was a log, as ledgers of format 1 have it."""
+def current_champion(workspace: Workspace) -> ModelRecord | None:
+    """Return the champion by the log; None before the first promotion."""
     promoted = promotions(workspace)
-    if promoted:
-        return promoted[-1].model
-    for number in sorted(ledgers, reverse=True):
-        if ledgers[number]["mlflow"].get("promotion", {}).get("promoted"):
-            return model_record(ledgers[number])
-    return None
+    return promoted[-1].model if promoted else None
 
 
 def model_record(ledger: Mapping[str, Any]) -> ModelRecord:
-    """A round's model as the log names it."""
-    digest = ledger.get("teacher", {}).get("sha256")
-    return ModelRecord(version=ledger["mlflow"]["model_version"], round=ledger["round"], sha256=digest)
+    """Build the log's record of the teacher of a round from the round's ledger."""
+    return ModelRecord(
+        version=ledger["mlflow"]["model_version"], round=ledger["round"], sha256=ledger["teacher"]["sha256"]
+    )
 
 
 def _read_lines(workspace: Workspace) -> list[str]:

@@ -1,1 +1,1 @@
-"""Proof that a campaign is what its records say: every digest worked out again from the stored bytes."""
+"""Compare everything that is stored of a campaign with the digests in its ledgers: ``gleaner audit``."""

@@ -1,20 +1,15 @@
-"""All checks of an audit in one go.
-
-The part of the audit that takes a second: what a model's promotion rests on, in order or not.
-"""
+"""Run an audit: all checks of ``gleaner audit``, or the quick ones that precede every promotion."""
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
-from flows.provenance.audit.artifacts import data_checks
-from flows.provenance.audit.findings import AuditScope, Check, make_check
+from flows.provenance.audit.artifacts import artifact_checks, evaluation_checks, evaluation_findings
 from flows.provenance.audit.images import image_checks
 from flows.provenance.audit.ledger_chain import chain_findings, record_checks
-from flows.provenance.audit.metrics import evaluation_checks, evaluation_findings
 from flows.provenance.audit.mlflow import mlflow_checks
+from flows.provenance.audit.scope import AuditScope, Check, make_check
 from flows.provenance.snapshot import RoundSnapshot, load_snapshots
 from flows.workspace.dvc_cache import MissingDataError, file_md5
 from flows.workspace.git import read_blob
@@ -25,17 +20,25 @@ from tasks.params.promotion import AuditParams
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 
+# What the gate reads of a candidate.
+_GATE_INPUTS = (
+    "derived/train/teacher.pth",
+    "derived/train/summary.json",
+    "derived/evaluate/predictions.parquet",
+    "derived/assemble/val.parquet",
+)
+
 
 def run_audit(
     workspace: Workspace, round_number: int | None, *, recompute: bool, on_check: Callable[[Check], None]
 ) -> list[Check]:
-    """Examine the rounds up to one, each check reported as it is done.
+    """Audit the rounds up to one.
 
     Args:
         workspace: the campaign.
-        round_number: of the model; None: all rounds, and the workspace with them.
-        recompute: measure the model's weights once more.
-        on_check: hears of each check.
+        round_number: the last round to audit; None: all rounds, and the workspace with them.
+        recompute: also evaluate the stored weights of the last round; takes minutes.
+        on_check: called with each check as soon as it is done.
 
     Raises:
         UserError: there is no finished round, or a ledger cannot be read.
@@ -44,34 +47,60 @@ def run_audit(
     params = _audit_params(workspace)
     areas = {
         "records": record_checks(scope),
-        "data": data_checks(scope),
-        "pictures": image_checks(scope, params.max_hamming_distance),
+        "data": artifact_checks(scope),
+        "images": image_checks(scope, params.max_hamming_distance),
         "evaluation": evaluation_checks(scope, recompute),
         "MLflow": mlflow_checks(scope),
     }
     checks: list[Check] = []
     for area, area_checks in areas.items():
-        for one in _guarded_checks(area, area_checks):
-            checks.append(one)
-            on_check(one)
+        for check in _guarded_checks(area, area_checks):
+            checks.append(check)
+            on_check(check)
     return checks
 
 
+def quick_findings(workspace: Workspace, candidate: RoundSnapshot, rounds: Mapping[int, RoundSnapshot]) -> list[str]:
+    """Check what a promotion depends on, in about a second: ledgers, labels, and the files the gate reads.
+
+    Args:
+        workspace: the campaign.
+        candidate: the round whose teacher may be promoted.
+        rounds: all finished rounds, by number.
+    """
+    found = chain_findings({number: snapshot for number, snapshot in rounds.items() if number <= candidate.number})
+    for batch in candidate.ledger["labels"]:
+        path = workspace.label_batch(batch["batch"])
+        actual = files.sha256_file(path) if path.is_file() else None
+        if actual != batch["sha256"]:
+            found.append(
+                f"data/labels/{path.name}: SHA-256 is {actual}, expected {batch['sha256']} (ledger of {candidate.tag})"
+            )
+    for name in _GATE_INPUTS:
+        try:
+            actual, recorded = file_md5(candidate.cached_path(name)), candidate.md5(name)
+            if actual != recorded:
+                found.append(f"{name} of {candidate.tag}: MD5 in the DVC cache is {actual}, expected {recorded}")
+        except MissingDataError as error:
+            found.append(str(error))
+    return found or list(evaluation_findings(candidate))
+
+
 def _guarded_checks(area: str, checks: Iterator[Check]) -> Iterator[Check]:
-    """The checks of an area, even where altered bytes cannot be read any more and end them early."""
+    """Yield the checks of an area; where altered bytes cannot be read any more, that is the last one's finding."""
     try:
         yield from checks
     except (UserError, OSError, ValueError) as error:
         message = " ".join(str(error).split())
-        yield make_check(area, "can be read", "what is stored", [message])
+        yield make_check(area, "stored files are readable", "what is stored", [message])
 
 
 def _audit_params(workspace: Workspace) -> AuditParams:
-    """As committed: what somebody did to the file since then is for a check to find.
+    """Read section ``audit`` of the committed params.yaml; a later change of the file is a finding, not a parameter.
 
-    The other sections play no part, so that a campaign of an older Gleaner can be audited.
+    The other sections are not read, so that their state cannot prevent an audit.
     """
-    committed = read_blob(workspace.root, "HEAD", "params.yaml")  # None where git's own copy of it is damaged
+    committed = read_blob(workspace.root, "HEAD", "params.yaml")  # None where git's own copy is damaged
     content = yaml.safe_load(workspace.params.read_bytes() if committed is None else committed) or {}
     try:
         return AuditParams.model_validate(content.get("audit", {}))
@@ -82,38 +111,10 @@ def _audit_params(workspace: Workspace) -> AuditParams:
 
 def _audit_scope(workspace: Workspace, round_number: int | None) -> AuditScope:
     rounds = load_snapshots(workspace)
-    if not rounds:
-        fix = "Run: gleaner run"
-        raise UserError(Path("rounds"), "the folder holds no ledger, expected that of a finished round", fix)
     last = max(rounds) if round_number is None else round_number
     return AuditScope(
-        workspace,
-        {number: rounds[number] for number in sorted(rounds) if number <= last},
-        last == max(rounds),
-        newest_round(workspace) > max(rounds),
+        workspace=workspace,
+        rounds={number: rounds[number] for number in sorted(rounds) if number <= last},
+        is_complete=last == max(rounds),
+        is_deriving=newest_round(workspace) > max(rounds),
     )
-
-
-_GATE_INPUTS = (
-    "derived/train/teacher.pth",
-    "derived/train/summary.json",
-    "derived/evaluate/predictions.parquet",
-    "derived/assemble/val.parquet",
-)
-
-
-def quick_findings(workspace: Workspace, candidate: RoundSnapshot, rounds: Mapping[int, RoundSnapshot]) -> list[str]:
-    """What is not as recorded: ledgers, labels, and the files the gate decides by."""
-    previous_rounds = {number: snapshot for number, snapshot in rounds.items() if number <= candidate.number}
-    found = chain_findings(previous_rounds)
-    for batch in candidate.ledger.get("labels", ()):
-        path = workspace.label_batch(batch["batch"])
-        if not path.is_file() or files.sha256_file(path) != batch["sha256"]:
-            found.append(f"data/labels/{path.name} is not the batch {candidate.tag} learned from")
-    for name in _GATE_INPUTS:
-        try:
-            if file_md5(candidate.cached_path(name)) != candidate.md5(name):
-                found.append(f"{name} of {candidate.tag} is altered in the DVC cache")
-        except MissingDataError as error:
-            found.append(str(error))
-    return found or list(evaluation_findings(candidate))

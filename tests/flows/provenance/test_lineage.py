@@ -52,10 +52,10 @@ def test_the_tree_leads_back_to_the_seed(two_rounds: Workspace) -> None:
     assert [(image["image_id"], image["reason"]) for image in delivery["images"]] == [
         (task.image_id, task.reason) for task in offered
     ]
-    picker = newest["selected_by"]
-    assert delivery["selected_by_sha256"] == picker["model"]["sha256"] == ledgers[0]["teacher"]["sha256"]
+    picker = newest["selection_model"]
+    assert delivery["selection_model_sha256"] == picker["model"]["sha256"] == ledgers[0]["teacher"]["sha256"]
     (first,) = picker["labels"]
-    assert "selected_by" not in first
+    assert "selection_model" not in first
     assert {image["reason"] for image in first["deliveries"][0]["images"]} == {"part of the seed"}
 
 
@@ -65,13 +65,13 @@ def test_an_images_story(two_rounds: Workspace) -> None:
     assert story["image_id"] == picked.image_id
     assert story["file_name"].endswith(".png")
     before, after = story["rounds"]
-    assert (before["sets"], after["sets"]) == (["unlabeled"], ["labeled"])
-    assert (before["selection_rank"], before["place"]) == (1, "1 of 8")
+    assert (before["datasets"], after["datasets"]) == (["unlabeled"], ["labeled"])
+    assert (before["selection_rank"], before["uncertainty_rank"], before["num_unlabeled"]) == (1, 1, 8)
     assert before["uncertainty"] == pytest.approx(picked.uncertainty)
     assert after["uncertainty"] is None
-    (offer,), (answer,) = story["offers"], story["answers"]
+    (offer,), (answer,) = story["deliveries"], story["annotations"]
     assert (offer["delivery"], offer["rank"], offer["state"]) == (1, 1, "collected")
-    assert (answer["batch"], answer["annotator"], answer["counts"]) == (1, "oracle", True)
+    assert (answer["batch"], answer["annotator"], answer["is_used"]) == (1, "oracle", True)
     assert answer["finished_at"] == next(
         image.finished_at for image in read_batch(two_rounds.label_batch(1)).images if image.image_id == picked.image_id
     )
@@ -87,24 +87,24 @@ def test_a_superseded_answer_is_told_and_not_learned_from(after_two_rounds: Work
 
     git.run_git(after_two_rounds.root, "commit", "--quiet", "--all", "--message", "x")
     git.run_git(after_two_rounds.root, "tag", "--force", "round-0001")
-    answers = image_lineage(after_two_rounds, content["images"][0]["image_id"])["answers"]
-    assert [(answer["annotator"], answer["counts"]) for answer in answers] == [("oracle", True), ("ann", False)]
+    answers = image_lineage(after_two_rounds, content["images"][0]["image_id"])["annotations"]
+    assert [(answer["annotator"], answer["is_used"]) for answer in answers] == [("oracle", True), ("ann", False)]
 
 
 def test_a_validation_image_was_never_offered(two_rounds: Workspace) -> None:
     image = read_annotated(two_rounds.val, CLASSES)[0]
     story = image_lineage(two_rounds, image.image_id)
-    assert [entry["sets"] for entry in story["rounds"]] == [["validation"], ["validation"]]
-    assert (story["offers"], story["answers"]) == ([], [])
-    with pytest.raises(UserError, match="whose id begins with 'zz' are 0"):
+    assert [entry["datasets"] for entry in story["rounds"]] == [["validation"], ["validation"]]
+    assert (story["deliveries"], story["annotations"]) == ([], [])
+    with pytest.raises(UserError, match="whose id begins with 'zz' is 0"):
         image_lineage(two_rounds, "zz")
 
 
 def test_the_command_prints_a_tree_or_json(two_rounds: Workspace) -> None:
     shown = run_gleaner("lineage", cwd=two_rounds.root)
     assert shown.returncode == 0, shown.stderr
-    for words in ("@champion", "trained as round-0001", "picked by", "batch 0 (imported", "seed: 3 images"):
+    for words in ("@champion", "trained as round-0001", "selected by", "batch 0 (imported", "seed: 3 images"):
         assert words in shown.stdout
     image_id = read_manifest(two_rounds.delivery(2) / "manifest.jsonl")[0].image_id
     told = run_gleaner("lineage", "--image", image_id, "--json", cwd=two_rounds.root)
-    assert json.loads(told.stdout)["offers"][0]["delivery"] == 2
+    assert json.loads(told.stdout)["deliveries"][0]["delivery"] == 2

@@ -102,7 +102,7 @@ def test_with_remote_data_alone_rounds_are_made_again_and_proven(
     assert not (clone.root / ".dvc" / "cache").exists()
     made = run_gleaner("reproduce", "round-0001", cwd=clone.root, **remote_services.environment)
     assert made.returncode == 0, made.stdout + made.stderr
-    assert "Reproduced to the byte" in made.stdout
+    assert "All outputs are identical" in made.stdout
     assert made.stdout.count("Running stage") == len(STAGES)
     proven = run_gleaner("audit", champion, cwd=clone.root, **remote_services.environment)
     assert proven.returncode == 0, proven.stdout + proven.stderr
@@ -121,8 +121,8 @@ def test_with_remote_data_alone_rounds_are_made_again_and_proven(
     failed = run_gleaner("audit", champion, "--json", cwd=clone.root, **remote_services.environment)
     assert failed.returncode == 1, failed.stdout + failed.stderr
     found = [line for check in json.loads(failed.stdout)["checks"] for line in check["findings"]]
-    assert any(line.startswith("round-0001:derived/train") and "altered" in line for line in found), found
-    assert any(line.startswith(f"{image} is altered") for line in found), found
+    assert any(line.startswith("round-0001:derived/train") and "MD5 of" in line for line in found), found
+    assert any(line.startswith(f"{image}: SHA-256 is") for line in found), found
     assert len(found) == 2, found
 
 

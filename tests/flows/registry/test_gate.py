@@ -28,7 +28,7 @@ def make_comparison(common: float, rare: float, spread: float = 1.0) -> Comparis
 def test_not_worse_passes(common: float, rare: float) -> None:
     verdict = decide(make_comparison(common, rare), CLASSES, BOUNDS)
     assert verdict.passed, verdict.reason
-    assert verdict.metrics["lost_classes"] == {}
+    assert verdict.metrics["regressed_classes"] == {}
 
 
 def test_a_worse_mean_is_refused_with_its_figures() -> None:
@@ -50,12 +50,12 @@ def test_a_rare_class_is_not_sold_for_the_mean() -> None:
     verdict = decide(make_comparison(40.0, -30.0), CLASSES, BOUNDS)
     assert not verdict.passed
     assert "mAP 55.00 against the champion's 50.00, but AP fell for rare 50.0 to 20.0" in verdict.reason
-    assert list(verdict.metrics["lost_classes"]) == ["rare"]
+    assert list(verdict.metrics["regressed_classes"]) == ["rare"]
 
 
 def test_a_class_that_fell_by_the_luck_of_few_images_is_forgiven() -> None:
     verdict = decide(make_comparison(20.0, -6.0, spread=30.0), CLASSES, BOUNDS)
-    assert verdict.metrics["lost_classes"] == {}
+    assert verdict.metrics["regressed_classes"] == {}
 
 
 def test_a_class_absent_from_the_validation_set_decides_nothing() -> None:

@@ -93,7 +93,7 @@ def test_rolling_back_restores_the_former_champion_and_all_of_it_stands_in_the_l
     assert champion_version(campaign) == 2
     again = run_rollback(campaign)
     assert not again.changed
-    assert "Further back: --to VERSION" in again.message
+    assert "To go back further: --to VERSION" in again.message
     assert run_rollback(campaign, to=1).changed
     assert not run_rollback(campaign, to=1).changed
     assert champion_version(campaign) == 1
@@ -147,7 +147,7 @@ def test_the_alias_follows_the_log_and_never_the_other_way_round(campaign: Works
 def test_a_champion_whose_boxes_were_altered_cannot_be_compared_with(campaign: Workspace) -> None:
     boxes = load_snapshots(campaign)[2].cached_path("derived/evaluate/predictions.parquet")
     files.write_bytes(boxes, b"x")
-    with pytest.raises(PromotionRefusedError, match="the record is not in order"):
+    with pytest.raises(PromotionRefusedError, match="the record is altered or incomplete"):
         run_promote(campaign, 3)
 
 

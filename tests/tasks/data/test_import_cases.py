@@ -305,7 +305,7 @@ def test_links_are_followed_where_the_user_allows_it(images: Path, tmp_path: Pat
     images.mkdir()
     for name in P8[:3]:
         (images / name).symlink_to(tmp_path / "store" / name)
-    with pytest.raises(UserError, match="3 files are links, expected images. Follow them with --follow-links"):
+    with pytest.raises(UserError, match=r"3 files are links, expected images\. Follow them with --follow-links"):
         read(images, coco(entries[:3]))
     assert names(read(images, coco(entries[:3]), policy={"follow_links": True})) == P8[:3]
     (images / "sub").symlink_to(tmp_path / "store")
@@ -352,7 +352,7 @@ def test_yolo_labels_with_classes_beside_them_or_from_the_user(images: Path, tmp
     labels.mkdir()
     for name, content in (("p0", b"1.0 0.5 0.5 0.2 0.2\n"), ("p1", b"\xef\xbb\xbf0 0.5 0.5 0.25 0.5\r\n"), ("p2", b"")):
         (labels / f"{name}.txt").write_bytes(content)
-    with pytest.raises(UserError, match="the class names are missing.*--classes"):
+    with pytest.raises(UserError, match=r"the class names are missing.*--classes"):
         read(images, labels, annotation_format="yolo")
     result = read(images, labels, annotation_format="yolo", classes=("bolt", "nut"))
     boxes = {record.file_name: list(record.boxes or ()) for record in result.pool}

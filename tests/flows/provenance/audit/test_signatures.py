@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.provenance.audit.findings import Check
 from flows.provenance.audit.run import run_audit
+from flows.provenance.audit.scope import Check
 from flows.workspace import git
 from flows.workspace.git import read_tag_object
 from tasks.data.paths import Workspace
@@ -41,15 +41,15 @@ def signed_campaign(after_two_rounds: Workspace, tmp_path: Path) -> Workspace:
 
 def signature_check(workspace: Workspace) -> Check:
     checks = run_audit(workspace, None, recompute=False, on_check=lambda _: None)
-    others = [finding for check in checks for finding in check.findings if check.name != "signatures of tags hold"]
+    others = [finding for check in checks for finding in check.findings if check.name != "signatures of tags"]
     assert others == []
-    (check,) = [check for check in checks if check.name == "signatures of tags hold"]
+    (check,) = [check for check in checks if check.name == "signatures of tags"]
     return check
 
 
 def test_a_tag_signed_by_somebody_trusted_passes(signed_campaign: Workspace) -> None:
     check = signature_check(signed_campaign)
-    assert (check.result, check.examined) == ("pass", "1 signed tags")
+    assert (check.state, check.examined) == ("pass", "1 signed tag")
 
 
 def test_a_tag_changed_after_it_was_signed_is_named(signed_campaign: Workspace) -> None:
@@ -57,17 +57,17 @@ def test_a_tag_changed_after_it_was_signed_is_named(signed_campaign: Workspace) 
     assert content.count("labels, ") == 1
     forged = subprocess.run(
         ["git", "hash-object", "-t", "tag", "-w", "--stdin"],
-        cwd=signed_campaign.root, input=content.replace("labels, ", "labels and ") + "\n", text=True, capture_output=True,
-        check=True,
+        cwd=signed_campaign.root, input=content.replace("labels, ", "labels and ") + "\n", text=True,
+        capture_output=True, check=True,
     ).stdout.strip()  # fmt: skip
     git.run_git(signed_campaign.root, "update-ref", f"refs/tags/{TAG}", forged)
     check = signature_check(signed_campaign)
-    assert check.result == "fail"
+    assert check.state == "fail"
     assert check.findings[0].startswith(f"tag {TAG}: ")
 
 
 def test_a_tag_signed_by_a_stranger_is_named(signed_campaign: Workspace, tmp_path: Path) -> None:
     (tmp_path / "signers").write_text(create_ssh_key(tmp_path / "stranger"))
     check = signature_check(signed_campaign)
-    assert check.result == "fail"
+    assert check.state == "fail"
     assert check.findings[0].startswith(f"tag {TAG}: ")

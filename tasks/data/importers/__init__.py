@@ -1,1 +1,0 @@
-"""Parse annotations that come back in the inbox."""
