@@ -1,4 +1,4 @@
-"""The images of a campaign, wherever they lie: files of the workspace, or objects behind a local cache."""
+"""Open the images of a campaign: files of the workspace, or objects in a store through a local cache."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,16 +10,17 @@ from tasks.data.paths import Workspace, resolve_uri
 from tasks.storage.image_cache import ImageCache, image_cache
 from tasks.storage.s3 import ObjectStoreError, ObjectStoreUnavailable, is_object_uri
 
-_WORKER_ERROR = re.compile(r"^tasks\.(?:object_store|image_cache)\.(\w+): (.+)$", re.MULTILINE)
+_ERROR_MODULES = "|".join(re.escape(source.__module__) for source in (ObjectStoreError, ImageCache))
+_WORKER_ERROR = re.compile(rf"^(?:{_ERROR_MODULES})\.(\w+): (.+)$", re.MULTILINE)
 _Result = TypeVar("_Result")
 
 
 @contextmanager
 def translate_worker_errors(stage: str) -> Iterator[None]:
-    """Give an error of the object store its class back, which a loader process can only tell in words.
+    """Raise an error of the object store with its class, which PyTorch turns into text when a loader process raises it.
 
     Raises:
-        ObjectStoreError: the block did, in one of its processes.
+        ObjectStoreError: one of the block's loader processes raised it.
     """
     try:
         yield
@@ -38,12 +39,12 @@ class ImageSource:
     """
 
     def __init__(self, root: Path) -> None:
-        """Nothing is read before the first s3 uri."""
+        """Remember the root; nothing is read before the first s3 uri."""
         self._root = root
         self._cache: ImageCache | None = None
 
     def open(self, uri: str, image_id: str, reader: Callable[[Path], _Result]) -> _Result:
-        """Hand the image's local file to ``reader``.
+        """Call ``reader`` with the image's local file.
 
         Raises:
             ValueError: a path that leaves the workspace.
@@ -62,7 +63,7 @@ class ImageSource:
 
     @property
     def cache(self) -> ImageCache:
-        """Of this machine, where the environment names one, or of this campaign."""
+        """The cache of this machine, where the environment names one, else of this campaign."""
         if self._cache is None:
             self._cache = image_cache(Workspace(self._root))
         return self._cache

@@ -1,9 +1,17 @@
-"""Opening pictures nobody vouches for: limits before decoding, every failure one sentence."""
+"""Open image files from untrusted sources: limits before decoding, one rule for pixels, every refusal named.
 
+All code that reads an image of the campaign uses ``inspect_image`` or ``open_rgb``, so that training, inference, the
+report and the served model see the same pixels.
+"""
+
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from tasks.storage import files
 
@@ -18,10 +26,24 @@ _SUFFIX_OF_FORMAT = {
 }
 _ALLOWED_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
+_EXIF_INTEGER_TYPES = {1: "B", 3: "H", 4: "I"}
+_TRANSPOSE_OF_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
-# Converting 16-bit or float pixels to RGB saturates them to white without a word.
+# Pillow would convert 16-bit gray and float pixels to RGB by saturating them to white, without a warning. Of 16-bit RGB
+# and gray with alpha it keeps the upper byte of each channel, which loses nothing that a detector sees.
 _HIGH_BIT_DEPTH_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr")
 
+MAX_PIXELS = 500_000_000
+"""Pixels that any image may have; 1.5 GB as RGB. ``prepare.max_pixels`` is at most this."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 """File name endings that are taken for pictures, in lower case."""
 
@@ -55,10 +77,11 @@ def inspect_image(path: Path, *, max_pixels: int) -> ImageMetadata:
         max_pixels: images with more pixels are refused on their header, before any decoding.
 
     Raises:
-        ImageProblem: missing, not a plain file, not a known format, too large, broken, or not 8 bits deep.
+        ImageProblem: missing, not a plain file, not a known format, too large, broken, or of a pixel mode without a
+            rule.
     """
     try:
-        if not path.is_file():  # a FIFO named a.jpg would block for ever
+        if not path.is_file():  # opening a FIFO named a.jpg would block
             raise ImageProblem("the image file is missing, expected a file")
         width_px, height_px, suffix, orientation, num_frames = _decode(path, max_pixels)
         digest = files.sha256_file(path)
@@ -69,36 +92,97 @@ def inspect_image(path: Path, *, max_pixels: int) -> ImageMetadata:
         raise ImageProblem(f"the image is unreadable ({_first_line(error)}), expected a whole image") from None
 
 
-def open_rgb(path: Path) -> Image.Image:
-    """Pixels as RGB and upright, in the frame that widths, heights and boxes are given in.
+def open_rgb(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image to upright RGB pixels, 8 bits a channel, in the frame of its boxes.
+
+    The pixels are turned by the EXIF orientation and by nothing else. Where EXIF is broken, they stay as stored.
+    Transparent pixels are composited on white. Of 16-bit channels the upper byte is kept, but 16-bit gray is refused.
+    Of several frames the first is used.
+
+    Args:
+        source: a local file, or a binary stream with the content of one.
+        max_pixels: images with more pixels are refused on their header, before any decoding.
 
     Raises:
         OSError: missing or broken.
+        ImageProblem: too many pixels, or a pixel mode without a rule.
     """
-    with Image.open(path, formats=_ALLOWED_FORMATS) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    with _open(source, max_pixels) as image:
+        image.load()
+        transpose = _TRANSPOSE_OF_ORIENTATION.get(_orientation(image))
+        rgb = _to_rgb(image)
+        return rgb if transpose is None else rgb.transpose(transpose)
+
+
+@contextmanager
+def _open(source: Path | BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
+    """Open an image without decoding it, after checks on its header."""
+    # Pillow's own limit is global and would warn at 90 million pixels. It is raised, not removed, since other code of
+    # the process may rely on it.
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, MAX_PIXELS)
+    with ExitStack() as stack:
+        # Always a stream: of a path Pillow maps uncompressed TIFFs into memory, and scrambles those it has to turn.
+        stream = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+        try:
+            image = stack.enter_context(Image.open(stream, formats=_ALLOWED_FORMATS))
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise ImageProblem(f"the image has more than {MAX_PIXELS} pixels, expected at most {max_pixels}") from None
+        num_pixels = image.width * image.height
+        if num_pixels > max_pixels:
+            raise ImageProblem(f"the image has {num_pixels} pixels, expected at most {max_pixels}")
+        if image.mode in _HIGH_BIT_DEPTH_MODES:
+            raise ImageProblem(f"the pixel mode is {image.mode}, expected 8 bits a channel")
+        if image.mode not in _MODES:
+            raise ImageProblem(f"the pixel mode is {image.mode}, expected one of {', '.join(_MODES)}")
+        yield image
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a decoded image, 1 to 8; 1 where it is absent, unknown or unreadable.
+
+    Only this tag is read, so that broken tags beside it do no harm. ``Image.getexif`` would read all of them, and the
+    orientation in XMP, which browsers and label tools ignore. Pillow turns TIFFs itself on decoding: here they give 1.
+    """
+    block = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    byte_order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if byte_order is None:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(f"{byte_order}I", block, 4)
+        (num_tags,) = struct.unpack_from(f"{byte_order}H", block, directory)
+        for entry in range(directory + 2, directory + 2 + 12 * num_tags, 12):
+            tag, field_type = struct.unpack_from(f"{byte_order}HH", block, entry)
+            if tag == _EXIF_ORIENTATION and field_type in _EXIF_INTEGER_TYPES:
+                (value,) = struct.unpack_from(byte_order + _EXIF_INTEGER_TYPES[field_type], block, entry + 8)
+                return value if value in _TRANSPOSE_OF_ORIENTATION else 1
+    except struct.error:  # an offset or a count that leads out of the block
+        pass
+    return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB; pixels that are not opaque are composited on white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def _decode(path: Path, max_pixels: int) -> tuple[int, int, str, int, int]:
-    """Width and height as displayed, suffix, EXIF orientation and number of frames."""
-    with Image.open(path, formats=_ALLOWED_FORMATS) as image:
-        width_px, height_px = image.size
-        if width_px * height_px > max_pixels:
-            raise ImageProblem(f"the image has {width_px * height_px} pixels, expected at most {max_pixels}")
-        if image.mode in _HIGH_BIT_DEPTH_MODES:
-            raise ImageProblem(f"the pixel mode is {image.mode}, expected 8 bits a channel")
+    """Return width and height as displayed, suffix, EXIF orientation and number of frames."""
+    with _open(path, max_pixels) as image:
         image.load()
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
+        width_px, height_px = image.size
+        orientation = _orientation(image)
         if orientation in _TRANSPOSED_ORIENTATIONS:
             width_px, height_px = height_px, width_px
-        orientation = next((turn for turn in range(1, 9) if turn == orientation), 1)
         # The second picture of a phone's MPO is a depth map or a preview, no page.
         num_frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
         return width_px, height_px, _SUFFIX_OF_FORMAT[str(image.format)], orientation, num_frames
 
 
 def _first_line(error: Exception) -> str:
-    """The error's text without the local path, which Pillow and the system like to quote."""
+    """Return the error's text without the local path that Pillow and the system put into it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = (str(error).splitlines() or [""])[0]

@@ -55,9 +55,9 @@ def diff_pool(
 
     Args:
         rows: of the index, as far as they come from this source.
-        found: everything the source holds.
+        source_images: all images that the source holds.
         protected_ids: ids of images that must stay in the pool: labeled, offered, or used for calibration.
-        held_out: name (or uri) of each validation image by its id.
+        heldout_names: name (or uri) of each validation image by its id.
 
     Returns:
         The changes, and the rows that take the place of ``rows``, by image id.
@@ -128,7 +128,8 @@ def _row(image: SourceImage, image_id: str) -> Row:
     assert isinstance(image.metadata, ImageMetadata)
     metadata = image.metadata
     return {
-        "image_id": image_id, "uri": image.uri, "size_bytes": metadata.size_bytes, "sha256": metadata.sha256, "file_name": image.name
+        "image_id": image_id, "uri": image.uri, "size_bytes": metadata.size_bytes,
+        "sha256": metadata.sha256, "file_name": image.name,
     }  # fmt: skip
 
 

@@ -11,8 +11,8 @@ import mlflow
 import numpy as np
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
-from PIL import Image
 
+from tasks.data.images import open_rgb
 from tasks.params import load_stage_params
 
 _CHANNELS = 3
@@ -63,14 +63,13 @@ class PyfuncDetector(PythonModel):
 
 
 def _to_rgb(source_image: Any) -> NDArray[np.uint8]:
-    """RGB (H, W, 3) uint8, in the stored orientation."""
+    """Return RGB (H, W, 3) uint8; encoded images by the rules of ``open_rgb``, arrays as given."""
     if isinstance(source_image, np.ndarray):
         if source_image.dtype != np.uint8 or source_image.ndim != _CHANNELS or source_image.shape[2] != _CHANNELS:
             raise ValueError(f"picture is {source_image.dtype} {source_image.shape}, expected uint8 (H, W, 3), RGB")
         return source_image
-    source = io.BytesIO(source_image) if isinstance(source_image, bytes | bytearray) else source_image
-    with Image.open(source) as image:
-        return np.asarray(image.convert("RGB"))
+    source = io.BytesIO(source_image) if isinstance(source_image, bytes | bytearray) else Path(source_image)
+    return np.asarray(open_rgb(source))
 
 
 mlflow.models.set_model(PyfuncDetector())

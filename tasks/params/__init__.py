@@ -38,7 +38,9 @@ class Params(Section):
     """All sections of ``params.yaml``."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)]
+    """Seed of every random draw of a round."""
     classes: Annotated[list[ClassName], Field(min_length=1)]
+    """Names of the foreground classes, in the order of their indices; each once."""
     model: ModelParams
     pool: PoolParams
     prepare: PrepareParams
@@ -68,7 +70,7 @@ class Params(Section):
 
 
 class StageParams:
-    """The sections one stage declared; any other is an error, so that no dependency stays hidden from DVC."""
+    """The sections that one stage declared; access to any other raises, so that DVC knows every dependency."""
 
     def __init__(self, params: Params, names: tuple[str, ...]) -> None:
         self._params = params
@@ -108,7 +110,7 @@ def read_params_file(path: Path) -> object:
 
 
 def validate_params(content: object, source: object) -> Params:
-    """Hold parsed YAML against the classes above.
+    """Check parsed YAML against the classes of the sections.
 
     Raises:
         UserError: unknown key, wrong type or a value out of range; names each one.
@@ -120,12 +122,12 @@ def validate_params(content: object, source: object) -> Params:
 
 
 def load_stage_params(path: Path, *names: str) -> StageParams:
-    """Check the whole file, hand out only the sections named."""
+    """Check the whole file and return the named sections only."""
     return StageParams(load_params(path), names)
 
 
 def format_validation_error(error: Any) -> str:
-    """One pydantic error as ``<key> is <value>, expected <allowed>``."""
+    """Format one pydantic error as ``<key> is <value>, expected <allowed>``."""
     key = ".".join(str(part) for part in error["loc"]) or "the file"
     if error["type"] == "extra_forbidden":
         return f"{key} is an unknown parameter, expected none of that name"

@@ -8,21 +8,22 @@ from tasks.params.stages import NonNegativeFloat, PositiveInt, Section
 
 
 class PromotionParams(Section):
-    """The gate between candidate and champion: both on the same validation images; read by no stage."""
+    """When a candidate replaces the champion (docs/method.md#promotion); read by no stage."""
 
     bootstrap_samples: PositiveInt
     """Paired bootstrap samples over the validation images."""
     confidence_level: Annotated[float, Field(ge=0.5, lt=1)]
-    """Share of the samples that must agree: for the mAP, that the candidate is not worse than tolerated; for a
-    class, that it really lost. High keeps the champion longer and forgives a class more."""
+    """Share kappa of the samples that must agree (docs/method.md#eq-24): for the mAP, that the candidate is not worse
+    than tolerated; for a class, that its AP fell. A high value keeps the champion longer and tolerates more losses of
+    single classes."""
     map_tolerance_points: NonNegativeFloat
-    """Percent points of mAP the candidate may be below the champion in those samples."""
+    """Points of mAP (percent) by which the candidate may be below the champion in a sample (docs/method.md#eq-24)."""
     class_tolerance_points: NonNegativeFloat
-    """Percent points of AP one class may lose before it is looked at, however good the mean is."""
+    """Points of AP (percent) that one class may lose, whatever the mAP is."""
 
 
 class AuditParams(Section):
-    """What ``gleaner audit`` takes for a finding; read by no stage."""
+    """When ``gleaner audit`` reports a finding; read by no stage."""
 
     max_hamming_distance: Annotated[int, Field(ge=0, le=256)]
     """Perceptual hashes (256 bits) at most this far apart are the same picture. Measured with 48: JPEG at quality

@@ -16,7 +16,7 @@ ClassName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00
 
 
 class Section(BaseModel):
-    """What all sections share."""
+    """Settings that all sections share: frozen, unknown keys refused, no conversion between types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -43,11 +43,13 @@ class ModelParams(Section):
     anchor_aspect_ratios: Annotated[list[PositiveFloat], Field(min_length=1)]
     """Height over width."""
     short_side_px: PositiveInt
-    """Images are resized to this short side, unless the long side would exceed ``long_side_px``."""
+    """Short side of a resized image, in pixels; smaller where the long side would exceed ``long_side_px``."""
     long_side_px: PositiveInt
+    """Upper bound on the long side of a resized image, in pixels; at least ``short_side_px``."""
     nms_iou_threshold: Fraction
-    """Boxes of one class overlapping more than this are one detection."""
+    """Of two boxes of one class with a larger IoU, the one with the lower score is removed."""
     max_detections_per_image: PositiveInt
+    """Boxes kept per image after non-maximum suppression, by falling score."""
 
     @model_validator(mode="after")
     def _check_sides(self) -> Self:
@@ -57,9 +59,9 @@ class ModelParams(Section):
 
 
 class PoolParams(Section):
-    """Where the images come from, and how they get here.
+    """Where the images come from, and how they are copied to this machine.
 
-    Read by whatever opens images, and declared by no stage: it changes no result.
+    Read by the code that opens images, and declared by no stage, because it changes no result.
     """
 
     images_uri: str
@@ -77,15 +79,15 @@ class PrepareParams(Section):
 
     min_image_side_px: PositiveInt
     """Images with a shorter side are set aside."""
-    max_pixels: PositiveInt
-    """Images with more pixels are set aside before they are decoded (decompression bombs)."""
+    max_pixels: Annotated[int, Field(gt=0, le=500_000_000)]
+    """Images with more pixels are set aside before they are decoded, since a small file can hold a huge image."""
 
 
 class AssembleParams(Section):
-    """Labels of all batches put together."""
+    """How the labels of all batches are joined."""
 
     empty_images: Literal["keep", "drop"]
-    """Whether images a person found empty take part in training, as pure background."""
+    """Whether images in which a person found no object take part in training, as background only."""
 
 
 class TrainParams(Section):
@@ -94,21 +96,31 @@ class TrainParams(Section):
     init_from: Literal["pretrained", "previous_round"]
     """Start from the backbone's weights, or from the previous round's teacher."""
     iterations: PositiveInt
+    """Optimizer steps of one training, burn-in included."""
     burn_in_iterations: NonNegativeInt
-    """Supervised iterations before the teacher takes part (METHOD section 6)."""
+    """Supervised iterations before the teacher takes part, at most ``iterations`` (docs/method.md#training)."""
     labeled_batch_size: PositiveInt
+    """Labeled images per iteration."""
     unlabeled_batch_size: NonNegativeInt
+    """Unlabeled images per iteration after burn-in. 0: training is supervised throughout."""
     learning_rate: PositiveFloat
+    """Largest learning rate, reached at the end of the warm-up (docs/method.md#eq-21)."""
     weight_decay: NonNegativeFloat
+    """Decoupled weight decay of AdamW."""
     warmup_iterations: NonNegativeInt
+    """Iterations over which the learning rate grows linearly to ``learning_rate``."""
     min_lr_ratio: Fraction
-    """Learning rate at the end, as a fraction of ``learning_rate``."""
+    """Learning rate at the end, as a fraction of ``learning_rate`` (docs/method.md#eq-21)."""
     grad_clip_norm: PositiveFloat
+    """Upper bound on the L2 norm of all gradients of one step; larger gradients are scaled down to it."""
     checkpoint_every_iterations: PositiveInt
+    """Iterations between two saved states; a killed training repeats at most this many."""
     num_workers: NonNegativeInt
+    """Processes that read and augment images. 0: the training process does it. Without effect on the result."""
     mixed_precision: bool
     """On CUDA; without effect on a CPU."""
     channels_last: bool
+    """Whether weights and activations are stored with the channels innermost, which CUDA convolutions prefer."""
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
@@ -123,23 +135,25 @@ class AugmentationParams(Section):
     flip_probability: Fraction
     """Horizontal flip; 0 where left and right mean something (text, digits)."""
     scale_jitter_frac: Annotated[float, Field(ge=0, lt=1)]
-    """Both views are scaled by 1 plus or minus at most this."""
+    """Both views are scaled by a factor drawn from 1 minus this to 1 plus this."""
     strong_magnitude: Fraction
-    """Of the strong view's color jitter, grey, blur and cut-out."""
+    """Strength of the strong view's color jitter, gray, blur and cutout. 0: none."""
 
 
 class SslParams(Section):
-    """Semi-supervised part of training (METHOD section 6, Eqs. 16-18)."""
+    """Semi-supervised part of training (docs/method.md#training, docs/method.md#eq-16 to #eq-20)."""
 
     enabled: bool
+    """Whether unlabeled images take part after burn-in. False: training is supervised throughout."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    """Teacher = decay * teacher + (1 - decay) * student, after every iteration."""
+    """Decay d of the teacher's running mean of the student, per iteration after burn-in (docs/method.md#eq-19)."""
     lambda_unsup: NonNegativeFloat
-    """Weight of the unsupervised loss; low on small data, a peer's users met NaN with 4."""
+    """Weight of the unsupervised loss at the end of the ramp (docs/method.md#eq-18). On small data a low weight is
+    safer: other projects report NaN losses with 4."""
     rampup_iterations: NonNegativeInt
-    """Iterations after burn-in over which lambda grows linearly from 0."""
+    """Iterations after burn-in over which the weight of the unsupervised loss grows linearly (docs/method.md#eq-20)."""
     pseudo_label_threshold_mode: Literal["fixed", "adaptive"]
-    """``adaptive`` lowers the threshold of classes whose mean pseudo-label score is lower (per-class EMA)."""
+    """``adaptive`` lowers the threshold of classes whose running mean score is lower (docs/method.md#eq-22)."""
     pseudo_label_threshold: Fraction
     """Score a teacher's box needs to become a pseudo-label."""
     ignore_score_threshold: Fraction
@@ -147,46 +161,55 @@ class SslParams(Section):
     pseudo_label_box_loss: bool
     """Whether pseudo-boxes also train box regression; off in the paper's family of methods."""
     focal_gamma: NonNegativeFloat
-    """Eq. 4; 1.5 as in Unbiased Teacher. 0 is cross entropy."""
+    """Exponent of the focal loss of the ROI classifier (docs/method.md#eq-8); 1.5 as in Unbiased Teacher. 0 is cross
+    entropy."""
     image_weighting: Literal["favor_uncertain", "favor_certain", "uniform"]
-    """W_j = sigmoid(z_j), sigmoid(-z_j), or 1."""
+    """Weight W_j of an unlabeled image: sigmoid(z_j), sigmoid(-z_j), or 1 (docs/method.md#eq-17)."""
     standardize_image_weights: bool
-    """z_j is the standardized uncertainty instead of the uncertainty itself."""
+    """Whether z_j is the standardized uncertainty instead of the uncertainty itself (docs/method.md#eq-17)."""
     divergence_loss_ratio: PositiveFloat
-    """Guard rail: running mean of unsupervised over supervised loss above this stops the run."""
+    """A running ratio of unsupervised to supervised loss above this stops the training (docs/method.md#training)."""
 
 
 class EvaluateParams(Section):
     """COCO mAP of teacher and student on the fixed validation set."""
 
     batch_size: PositiveInt
+    """Images per forward pass. Without effect on the result but for rounding."""
     score_threshold: Fraction
+    """Boxes with a lower score are left out of the evaluation. COCO mAP integrates over all scores: keep it low."""
 
 
 class InferParams(Section):
     """The teacher over the unlabeled pool."""
 
     batch_size: PositiveInt
+    """Images per forward pass. Without effect on the result but for rounding."""
     shard_size: PositiveInt
-    """A killed run repeats at most one shard."""
+    """Images per file of detections. A killed run repeats at most one file."""
     score_threshold: Fraction
-    """Boxes below this take no part in the metrics."""
+    """Boxes with a lower score are not stored and take no part in the metrics (docs/method.md#teacher-output)."""
 
 
 class ScoringParams(Section):
-    """The three metrics (METHOD section 2, Eqs. 10-13)."""
+    """The three metrics (docs/method.md#metrics)."""
 
     confidence: Literal["sum", "least_confidence"]
+    """Sum of the boxes' scores, or mean of 1 - score (docs/method.md#eq-2)."""
     entropy: Literal["sum", "mean"]
+    """Sum or mean over the boxes of the class posterior's entropy, in nats (docs/method.md#eq-3)."""
     normalize: Literal["quantile", "minmax", "max", "none"]
+    """How each metric is put on [0, 1] over the pool and the calibration images (docs/method.md#eq-6)."""
     no_detection_score: Literal["min", "median", "max"]
-    """Score of an image without any detection: 0, the pool's median, or the largest."""
+    """Normalized metrics of an image without any detection: 0, the median or the maximum of the others
+    (docs/method.md#eq-7)."""
 
 
 class DwaParams(Section):
-    """Dynamic Weight Adjustment (METHOD section 3)."""
+    """Dynamic Weight Adjustment (docs/method.md#dwa)."""
 
     mode: Literal["learned", "equal", "fixed", "entropy", "activeteacher"]
+    """Where the metric weights come from: the DWA network, or one of the comparisons (docs/method.md#dwa)."""
     fixed_weights: Annotated[list[NonNegativeFloat], Field(min_length=3, max_length=3)]
     """(w_C, w_E, w_O) of mode ``fixed``; must sum to 1."""
     min_training_samples: Annotated[int, Field(ge=4)]
@@ -196,17 +219,22 @@ class DwaParams(Section):
     cv_folds: Annotated[int, Field(ge=2)]
     """The pairs are split into this many parts; each part judges a network trained on the others."""
     focal_gamma: NonNegativeFloat
-    """Eq. 4, of the realized loss the score must rank."""
+    """Exponent of the focal loss in the realized loss (docs/method.md#eq-8)."""
     epochs: PositiveInt
+    """Steps of the network's training; each uses all samples."""
     hidden_units: PositiveInt
+    """Width of the network's one hidden layer (docs/method.md#eq-12)."""
     learning_rate: PositiveFloat
+    """Learning rate of the network's parameters that read the image; constant."""
     weight_decay: NonNegativeFloat
+    """Decoupled weight decay of the network's parameters that read the image."""
     weight_variance_penalty: NonNegativeFloat
-    """On the variance of the metric weights between images; large keeps them common to all images."""
+    """Factor lambda_s of the variance of the metric weights between images (docs/method.md#eq-14). Large values give
+    all images nearly the same weights."""
     uniform_prior_penalty: NonNegativeFloat
-    """On the distance of the mean metric weights from equal ones."""
+    """Factor lambda_u of the squared distance of the mean metric weights from equal ones (docs/method.md#eq-14)."""
     class_weight_max: Annotated[float, Field(ge=1)]
-    """Bound on one class's weight; the mean over classes is 1."""
+    """Upper bound v_max on one class's weight, its inverse is the lower one; the mean is 1 (docs/method.md#eq-10)."""
 
     @model_validator(mode="after")
     def _check_weights_sum(self) -> Self:
@@ -219,10 +247,13 @@ class BudgetParams(Section):
     """What one batch may cost."""
 
     unit: Literal["images", "boxes", "minutes"]
+    """What is counted: images, expected boxes, or expected minutes of annotation (docs/method.md#cost)."""
     amount: PositiveFloat
+    """Upper bound on one batch, in ``unit``."""
     minutes_per_box: NonNegativeFloat
+    """Expected minutes for each expected box (b in docs/method.md#eq-23)."""
     minutes_per_image: NonNegativeFloat
-    """Opening and looking, whatever is there."""
+    """Expected minutes to open and check an image without any box (a in docs/method.md#eq-23)."""
     min_timed_annotations: Annotated[int, Field(ge=3)]
     """From so many answers with a measured time on, ``minutes_per_box`` and ``minutes_per_image`` are fitted to them;
     until then the two are used as given."""
@@ -237,38 +268,43 @@ class BudgetParams(Section):
 
 
 class SelectParams(Section):
-    """Which images are asked for next."""
+    """Which images are labeled next."""
 
     strategy: Literal["uncertainty", "random", "entropy"]
+    """Order in which images are taken: falling uncertainty, a uniform draw, or falling entropy
+    (docs/method.md#selection)."""
     random_frac: Fraction
-    """Share of the batch, in images, drawn uniformly from the whole pool: keeps DWA's pairs honest."""
+    """Share of the batch, in images, drawn uniformly from the whole pool. Without it the DWA network would only learn
+    from images that its own rule prefers."""
 
 
 class PreannotationParams(Section):
-    """Pre-drawn boxes."""
+    """Boxes of the teacher that annotators find in their images."""
 
     score_threshold: Fraction
+    """Boxes with a lower score are not shown to annotators."""
 
 
 class ReportParams(Section):
     """The HTML page."""
 
     thumbnails: NonNegativeInt
+    """Selected images shown on the page, best rank first."""
 
 
 class NightlyParams(Section):
     """The nightly flow; read by no stage."""
 
     on_few_labels: Literal["skip", "proceed"]
-    """With fewer newly finished images than ``min_new_labels``: leave, or train on what there is. Where every lease
-    is over, or nothing is left to label, waiting would not help: the night then goes on with what there is."""
+    """What a round does with fewer newly labeled images than ``min_new_labels``: end, or train on the labels there are.
+    Where every lease has expired, or no image is left to label, waiting would not help, so the round proceeds."""
     min_new_labels: PositiveInt
+    """Newly labeled images that make a round worth its training."""
     max_pending_images: PositiveInt
     """With this many images or more still at the annotators, a round offers no further batch."""
     stage_timeout_minutes: PositiveFloat
-    """A stage that takes longer has failed: something hangs. What it has kept is kept, and the next night goes on
-    from there."""
+    """A stage that runs longer is stopped and has failed. The next round resumes from the state that it saved."""
     alert_after_days_without_labels: PositiveFloat
-    """With work out and no new label for so long, somebody is told that labels are running dry."""
+    """Days without a new label, with images still at the annotators, after which an alert is sent."""
     alert_when_batches_left: NonNegativeInt
-    """The same with fewer images left in the pool than so many batches of the last size."""
+    """An alert is sent when the pool holds fewer images than this many batches of the last size."""

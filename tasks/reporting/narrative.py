@@ -111,8 +111,8 @@ def pseudo_box_warning(train_summary: Document, assemble_summary: Document) -> s
         return ""
     times = [f"“{name}” {number(pseudo_boxes[name] / labeled[name], 0)} times" for name in excessive]
     return (
-        f"The teacher draws {join_and(times)} as often in unlabeled images as people did in labeled ones: most of these "
-        "pseudo-boxes must be mistakes, and the student learns them. A higher ssl.pseudo_label_threshold, with "
+        f"The teacher draws {join_and(times)} as often in unlabeled images as people did in labeled ones: most of "
+        "these pseudo-boxes must be mistakes, and the student learns them. A higher ssl.pseudo_label_threshold, with "
         "ssl.pseudo_label_threshold_mode “fixed”, keeps them out."
     )
 

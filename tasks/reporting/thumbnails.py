@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from tasks.data.image_source import ImageSource
+from tasks.data.images import open_rgb
 from tasks.data.schemas import AnnotationTask, Prediction
 from tasks.runtime.errors import UserError
 
@@ -81,14 +82,11 @@ def class_colors(classes: Sequence[str]) -> dict[str, int]:
 
 def _encode_jpeg(task: AnnotationTask, root: Path, size: tuple[int, int]) -> str:
     def shrink(path: Path) -> Image.Image:
-        with Image.open(path) as image:
-            image.draft("RGB", size)
-            # As displayed: widths, heights and boxes are those of the image after its EXIF orientation.
-            return ImageOps.exif_transpose(image).convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        return open_rgb(path).resize(size, Image.Resampling.LANCZOS)
 
     try:
         small = ImageSource(root).open(task.uri, task.image_id, shrink)
-    except (UserError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (UserError, OSError, ValueError, SyntaxError):
         return ""  # not checked out, or the object store is away: the page says so
     stream = io.BytesIO()
     small.save(stream, format="JPEG", quality=_JPEG_QUALITY, optimize=True)

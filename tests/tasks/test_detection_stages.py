@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from flows.workspace.params_template import render_params
 from PIL import Image
 
 import tasks.infer
@@ -23,6 +22,7 @@ from tasks.model import detector as detector_module
 from tasks.model.detector import ImageReader, detect, detect_all, load_detector, new_detector
 from tasks.model.fingerprint import software_fingerprint
 from tasks.params import StageParams, load_stage_params
+from tasks.params.template import render_params
 from tasks.storage import files
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ class Strategy(Protocol):
         ...
 
     def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
-        """Why this candidate stands at ``position`` (1 is first) ``num_candidates`` so many, in words for the annotator."""
+        """Say to the annotator why this candidate is at ``position`` (1 is first) of ``num_candidates``."""
         ...
 
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks.data.images import ImageProblem, inspect_image, open_rgb
+from tasks.data.images import MAX_PIXELS, ImageProblem, inspect_image, open_rgb
+from tasks.params.stages import PrepareParams
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -75,6 +76,20 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, side: int) 
     path.write_bytes(huge_png(side))
     with pytest.raises(ImageProblem, match=f"{side * side} pixels"):
         inspect_image(path, max_pixels=1_000_000)
+
+
+def test_more_pixels_than_any_limit_allows_are_refused_by_all_readers(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(huge_png(40_000))
+    with pytest.raises(ImageProblem, match=f"more than {MAX_PIXELS} pixels, expected at most 1000000"):
+        inspect_image(path, max_pixels=1_000_000)
+    with pytest.raises(ImageProblem, match=f"more than {MAX_PIXELS} pixels"):
+        open_rgb(path)
+
+
+def test_prepare_accepts_no_image_that_later_stages_refuse() -> None:
+    bounds = PrepareParams.model_fields["max_pixels"].metadata
+    assert [bound.le for bound in bounds if hasattr(bound, "le")] == [MAX_PIXELS]
 
 
 def test_deep_pixels_are_refused_because_rgb_would_saturate_them(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(saved: Path) -> mlflow.pyfunc.PyFuncModel:
     mlflow.pyfunc.save_model(
         saved / "model",
-        python_model=str(Path(tasks.__file__).with_name("model") / "pyfunc_model.py"),
+        python_model=str(Path(tasks.__file__).parent / "model" / "pyfunc_model.py"),
         artifacts={name: str(saved / file) for name, file in (("teacher", "teacher.pth"), ("params", "params.yaml"))},
         pip_requirements=["gleaner"],
     )
