@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_every_file_the_image_copies_is_there() -> None:
     dockerfile = (ROOT / "infra" / "Dockerfile").read_text()
     copied = re.findall(r"^COPY --chown=\w+ (.+)$", dockerfile, re.MULTILINE)
     sources = [source for line in copied for source in line.split()[:-1]]
-    assert "requirements.lock" in sources
+    forced = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {"Makefile", "requirements-dev.lock", "pyproject.toml", *forced["force-include"]} <= set(sources)  # make setup
     assert all((ROOT / source).exists() for source in sources)
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".git", ".venv*", ".stack"} <= set(ignored)  # no history, no other machine's programs, no secrets
