@@ -3,9 +3,9 @@
 import json
 import re
 import shlex
-import tomllib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,8 @@ def test_every_file_the_image_copies_is_there() -> None:
     copied = re.findall(r"^COPY --chown=\w+ (.+)$", dockerfile, re.MULTILINE)
     sources = [source for line in copied for source in line.split()[:-1]]
     forced = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert {"Makefile", "requirements-dev.lock", "pyproject.toml", *forced["force-include"]} <= set(sources)  # make setup
+    needed = {"Makefile", "requirements-dev.lock", "pyproject.toml", *forced["force-include"]}  # by make setup
+    assert needed <= set(sources)
     assert all((ROOT / source).exists() for source in sources)
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".git", ".venv*", ".stack"} <= set(ignored)  # no history, no other machine's programs, no secrets
