@@ -47,7 +47,7 @@ def test_compose_asks_for_nothing_that_the_sourced_file_does_not_have(tmp_path: 
     assert not re.search(r"(PASSWORD|SECRET_ACCESS_KEY): +[^$\s]", (ROOT / "infra/compose.yaml").read_text())
 
 
-@pytest.mark.service
+@pytest.mark.services
 def test_compose_starts_the_servers_with_the_stacks_own_flags(tmp_path: Path) -> None:
     """Addresses and ports differ inside of containers; all else must not."""
     own = {service.name: service for service in build_services(load_or_create(tmp_path, {}))}

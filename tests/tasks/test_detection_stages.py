@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from flows.workspace.params_template import render_params
 from PIL import Image
 
 import tasks.infer
@@ -23,9 +22,10 @@ from tasks.model import detector as detector_module
 from tasks.model.detector import ImageReader, detect, detect_all, load_detector, new_detector
 from tasks.model.fingerprint import software_fingerprint
 from tasks.params import StageParams, load_stage_params
+from tasks.params.template import render_params
 from tasks.storage import files
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 REPOSITORY = Path(__file__).parents[2]
 CLASSES = ("disc", "square")
 SIZES = [(64, 96), (96, 64), (64, 96), (64, 64), (96, 64), (64, 96), (70, 80)]  # (height, width) px

@@ -38,7 +38,7 @@ def test_disk_before_the_first_round(
     assert machine.check_disk(CheckContext(small_campaign)).state == state
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_rounds_size_follows_from_the_last_one(after_two_rounds: Workspace) -> None:
     teacher = (after_two_rounds.derived("train") / "teacher.pth").stat().st_size
     made = sum(path.stat().st_size for path in (after_two_rounds.root / "derived").rglob("*") if path.is_file())

@@ -102,8 +102,8 @@ LABELED = {"labeled_images": 10, "boxes_per_class": {"cup": 20, "jug": 5, "pan":
         ({"cup": 0.0, "jug": 0.0, "pan": 0.0}, ""),
     ],
 )
-def test_pseudo_boxes_far_more_frequent_than_labels_are_told(dataset_folder, said):
-    told = narrative.pseudo_box_warning({"pseudo_boxes_per_image_by_class": dataset_folder}, LABELED)
+def test_pseudo_boxes_far_more_frequent_than_labels_are_told(drawn, said):
+    told = narrative.pseudo_box_warning({"pseudo_boxes_per_image_by_class": drawn}, LABELED)
     assert said in told
     assert bool(told) == bool(said)
 
