@@ -31,16 +31,21 @@ setup: $(STAMP) ## Set up .venv from requirements-dev.lock (7 GB, some minutes; 
 demo: $(STAMP) ## Run a whole campaign on the images that come along
 	@$(BIN)/gleaner demo
 
+# Each worker its share of the cores: where two trainings each started a thread per core, both took five times as long.
+define PYTEST
+cores=$$(nproc)
+workers=$$((cores < 4 ? cores : 4))
+export OMP_NUM_THREADS=$$((cores / workers))
+$(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --no-loadscope-reorder
+endef
+
 .PHONY: test
 test: $(STAMP) ## Run every test, files side by side
-	@cores=$$(nproc)
-	workers=$$((cores < 4 ? cores : 4))
-	# Each its share of the cores: where two trainings each started a thread per core, both took five times as long.
-	OMP_NUM_THREADS=$$((cores / workers)) $(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --no-loadscope-reorder
+	@$(PYTEST)
 
 .PHONY: test-fast
-test-fast: $(STAMP) ## Run the tests that train no model and start no service
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
+test-fast: $(STAMP) ## Run the unit tests: no training, no service, no whole round
+	@$(PYTEST) -m unit
 
 .PHONY: docs
 docs: $(STAMP) ## Build the documentation site into .cache/site, strictly

@@ -22,10 +22,19 @@ from tests.services import (  # noqa: F401 (fixtures for every test)
 )
 
 TINY_CLASSES = ("square", "disc")
+_OTHER_MARKS = {"integration", "e2e", "services", "gpu"}
 
 # How fast examples are made and run says something about the machine, not about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as ``unit`` what has no other mark, before ``-m`` chooses."""
+    for item in items:
+        if not _OTHER_MARKS & {mark.name for mark in item.iter_markers()}:
+            item.add_marker("unit")
 
 
 @pytest.fixture

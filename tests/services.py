@@ -1,6 +1,6 @@
 """Real servers for tests: started once a session on free ports, with their data in a folder of their own.
 
-A test that uses one gets the marker ``service``. Where the program is not installed it skips and says so; with
+A test that uses one gets the marker ``services``. Where the program is not installed it skips and says so; with
 GLEANER_REQUIRE_SERVICES=1, as in CI, it fails.
 """
 

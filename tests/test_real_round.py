@@ -19,7 +19,7 @@ from flows.workspace.stage_log import stage_log
 from tasks.data.paths import STAGES, Workspace
 from tests.flows.small_campaign import make_source, run_gleaner, subprocess_env, workspace_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 # The real networks, as small and short as they go.
 SETTINGS = (

@@ -59,7 +59,7 @@ def rerun_stages(folder: Path) -> list[str]:
     return [stage for stage in (DRAW, *STAGES) if f"Running stage '{stage}'" in output]
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_dvc_repro_makes_the_round_and_then_only_what_changed(checkout: Path) -> None:
     output = repro(checkout)
     assert [stage for stage in (DRAW, *STAGES) if f"Running stage '{stage}'" not in output] == []

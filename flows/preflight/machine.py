@@ -141,8 +141,9 @@ def check_versions(context: CheckContext) -> Finding:
     differences = _version_differences(lock)
     if differences:
         more = f" and {len(differences) - _MAX_LISTED} more" if len(differences) > _MAX_LISTED else ""
+        subject = "1 package differs" if len(differences) == 1 else f"{len(differences)} packages differ"
         return warned(
-            f"{len(differences)} packages differ from requirements.lock: {', '.join(differences[:_MAX_LISTED])}{more}",
+            f"{subject} from requirements.lock: {', '.join(differences[:_MAX_LISTED])}{more}",
             "Install from requirements.lock; other versions may work and were not tested together.",
         )
     stale = stale_stages(context.workspace)
@@ -196,13 +197,17 @@ def _gpu_finding(rows: list[list[str]]) -> Finding:
 
 
 def _version_differences(lock: Path) -> list[str]:
+    """List the installed packages whose version is not the locked one.
+
+    A locked package that is not installed is no difference: the lock also holds the packages of extras, such as s3.
+    """
     lines = [line.rstrip(" \\") for line in lock.read_text(encoding="utf-8").splitlines() if line[:1].isalnum()]
     applicable = [requirement for line in lines if _is_applicable(requirement := Requirement(line))]
     found = [(requirement, _installed_version(requirement.name)) for requirement in applicable]
     return [
-        f"{requirement.name} {version or 'is missing'}, expected {requirement.specifier}"
+        f"{requirement.name} is {version}, expected {requirement.specifier}"
         for requirement, version in found
-        if version is None or version not in requirement.specifier
+        if version is not None and version not in requirement.specifier
     ]
 
 

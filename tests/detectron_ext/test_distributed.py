@@ -16,7 +16,7 @@ from tests.detectron_ext.ddp_launch import (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     alone, start = new_trainer(), new_trainer()
     logs = [alone.step(make_batch(iteration)) for iteration in range(SCHEDULE.iterations)]
@@ -35,7 +35,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert torch.equal(first["scores"], second["scores"])
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_processes_agree(tmp_path: Path) -> None:
     for result in launch_two_processes(run_collectives, tmp_path):
         assert result["mean"].tolist() == [1.5, 3.0]

@@ -22,7 +22,7 @@ from tasks.data.paths import STAGES, Workspace
 from tasks.storage import files
 from tests.flows.cli_runner import kill_when, start_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 NAME = "chaos"
 
 

@@ -32,7 +32,7 @@ from tests.flows.cli_runner import start_cli_run, wait_until
 from tests.flows.small_campaign import run_gleaner, subprocess_env
 from tests.services import S3Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_test_server")]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_test_server")]
 TEACHER_BYTES = 3 << 20
 SOON = [0.5] * len(RETRY_DELAYS_S)
 PASSING: list[tuple[Fault, Callable[[FaultyProxy], None]]] = [

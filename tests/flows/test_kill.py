@@ -25,7 +25,7 @@ from tasks.data.paths import Workspace
 from tests.flows.cli_runner import start_cli_run, wait_until
 from tests.flows.small_campaign import inject_fault, run_gleaner
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 
 def said(workspace: Workspace, stage: str) -> int:

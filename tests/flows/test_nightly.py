@@ -20,7 +20,7 @@ from tasks.storage import files
 from tests.flows.annotation.test_collect_and_batches import Scripted, forget_delivery
 from tests.flows.small_campaign import BUDGET, inject_fault
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_test_server")]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_test_server")]
 
 
 def logs_of(workspace: Workspace, round_number: int) -> list[str]:

@@ -35,7 +35,7 @@ from tests.flows.small_campaign import POOL as POOL_IMAGES
 from tests.flows.small_campaign import VAL, fake_heavy_stages, make_source, run_gleaner, workspace_config
 from tests.services import S3Server
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ print(urllib.request.urlopen(os.environ["PREFECT_API_URL"] + "/health").read().d
 """
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_three_commands_may_begin_at_once_in_a_new_folder(tmp_path: Path) -> None:
     """All lay out the database of the one folder; without a turn for each, Prefect's migrations collide."""
     commands = [

@@ -18,7 +18,7 @@ from tasks.data.schemas import LabelBatch
 from tasks.storage import files
 from tests.flows.small_campaign import BUDGET, CALIBRATION, SEED, run_gleaner
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -96,7 +96,7 @@ def test_text_is_what_there_is_without_asking(small_campaign: Workspace, monkeyp
         is_json_logging()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("how", ["option", "environment"])
 def test_a_command_that_fails_says_so_as_json_too(small_campaign: Workspace, how: str) -> None:
     small_campaign.params.write_text(small_campaign.params.read_text().replace("seed: 7", "seed: -7"))
@@ -150,7 +150,7 @@ def alarms(workspace: Workspace, **nightly: Any) -> Params:
     return params.model_copy(update={"nightly": params.nightly.model_copy(update=nightly)})
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_labels_running_dry(after_two_rounds: Workspace) -> None:
     workspace = after_two_rounds
     finished, waiting, exhausted = (
@@ -184,7 +184,7 @@ def artifacts(key: str) -> list[Any]:
         )
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_pages_of_two_nights_and_a_repeated_one_adds_none(two_rounds: Workspace) -> None:
     from prefect import flow
 
@@ -203,7 +203,7 @@ def test_the_pages_of_two_nights_and_a_repeated_one_adds_none(two_rounds: Worksp
     assert [len(artifacts(f"{key}-{page}")) for page in ("rounds", "picked", "report")] == [2, 2, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_progress_is_one_page_a_stage_and_moves(
     small_campaign: Workspace, prefect_test_server: None, heard: None
 ) -> None:

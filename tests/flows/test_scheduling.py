@@ -18,7 +18,7 @@ from tasks.runtime.errors import UserError
 from tests.flows.small_campaign import inject_fault, run_gleaner, subprocess_env
 from tests.services import call_prefect_api
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 _TIMEOUT_S = 300.0
 
 
@@ -109,7 +109,7 @@ def test_a_night_still_at_work_has_the_next_one_cancelled() -> None:
     assert deployment.concurrency_options.collision_strategy == "CANCEL_NEW"
 
 
-@pytest.mark.service
+@pytest.mark.services
 @pytest.mark.timeout(900)
 def test_nights_come_by_schedule_and_sigterm_ends_all_but_the_schedule(
     small_campaign: Workspace, prefect_url: str, tmp_path: Path

@@ -42,14 +42,14 @@ def attempts(workspace: Workspace) -> int:
     return stage_log(workspace, 0, "train").read_text().count("train is at work")
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_killed_stage_is_run_again(ready: Workspace) -> None:
     inject_fault(ready, "train", "once die")
     assert not run_stage(ready.root, "train", 0).skipped
     assert attempts(ready) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_stage_that_is_killed_time_and_again_is_given_up(ready: Workspace) -> None:
     inject_fault(ready, "train", "die")
     with pytest.raises(StageKilledError, match=r"ended from outside \(code -9\)"):
@@ -57,7 +57,7 @@ def test_a_stage_that_is_killed_time_and_again_is_given_up(ready: Workspace) -> 
     assert attempts(ready) == 1 + len(RETRY_DELAYS_S)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_out_of_memory_is_tried_once_more_with_half_the_batch(ready: Workspace) -> None:
     inject_fault(ready, "train", "once exit 4 train: memory is used up (CUDA out of memory), expected enough of it.")
     assert not run_stage(ready.root, "train", 0).skipped
@@ -66,7 +66,7 @@ def test_out_of_memory_is_tried_once_more_with_half_the_batch(ready: Workspace) 
     assert log.count("train divides its batches by 2") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_half_the_batch_is_the_last_attempt(ready: Workspace) -> None:
     inject_fault(ready, "train", "exit 4 train: memory is used up, expected enough of it.")
     with pytest.raises(OutOfMemoryError, match="memory is used up"):

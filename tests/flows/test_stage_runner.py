@@ -13,7 +13,7 @@ from tasks.data.paths import Workspace
 from tasks.runtime.errors import GuardRailError, UserError
 from tests.flows.small_campaign import inject_fault
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_test_server")]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_test_server")]
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def num_executions(study: Study, stage: str, arm: str, number: int) -> int:
     return log.read_text().count(f"{stage} is at work") if log.is_file() else 0
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_the_second_call_repeats_no_finished_round(completed_study: CompletedStudy) -> None:
     assert any("seed 1, equal, round 0" in line for line in completed_study.killed_after)
     again = re.findall(r"seed 1, (\w+), round (\d)", completed_study.second.stdout)
@@ -127,7 +127,7 @@ def test_the_second_call_repeats_no_finished_round(completed_study: CompletedStu
         ]
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_round_0_is_trained_once_for_all_arms_that_train_alike(completed_study: CompletedStudy) -> None:
     assert [num_executions(completed_study.study, "train", arm, 0) for arm in ARMS] == [
         1,
@@ -145,7 +145,7 @@ def test_round_0_is_trained_once_for_all_arms_that_train_alike(completed_study: 
     assert not any(cache.exists() for cache in caches)
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_arms_differ_in_their_settings_and_in_nothing_else(completed_study: CompletedStudy) -> None:
     params = {arm: load_params(completed_study.study.workspace(1, arm).params) for arm in ARMS}
     assert params["random"].select.strategy == "random"
@@ -158,7 +158,7 @@ def test_arms_differ_in_their_settings_and_in_nothing_else(completed_study: Comp
     assert len({git.campaign_id(campaign.root) for campaign in campaigns}) == len(ARMS)
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_arms_that_choose_at_random_ask_for_the_same_images(completed_study: CompletedStudy) -> None:
     first, second = (
         files.read_json(completed_study.study.workspace(1, arm).delivery(1) / "delivery.json")["image_ids"]
@@ -167,7 +167,7 @@ def test_arms_that_choose_at_random_ask_for_the_same_images(completed_study: Com
     assert first == second
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_results_have_a_row_per_arm_and_round(completed_study: CompletedStudy) -> None:
     table = pq.read_table(completed_study.study.results / "results.parquet")
     assert table.schema.equals(RESULTS)
@@ -183,7 +183,7 @@ def test_results_have_a_row_per_arm_and_round(completed_study: CompletedStudy) -
     assert by_arm["equal"]["cached_stages"] >= 5
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_the_reading_claims_nothing_from_one_seed(completed_study: CompletedStudy) -> None:
     words = (completed_study.study.results / "README.md").read_text()
     assert "One seed has no interval: nothing can be claimed" in words
@@ -195,7 +195,7 @@ def test_the_reading_claims_nothing_from_one_seed(completed_study: CompletedStud
     }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_full_is_trained_on_every_label(completed_study: CompletedStudy) -> None:
     full = files.read_json(completed_study.study.full_labels_result_path(1))
     assert full["labels"] == 13
@@ -206,7 +206,7 @@ def test_full_is_trained_on_every_label(completed_study: CompletedStudy) -> None
     assert summary["arms"]["random"]["labels_needed"]["0.90"] == {"by_seed": {"1": None}, "median": None}
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_mlflow_holds_the_study_and_its_nights_in_one_database(completed_study: CompletedStudy) -> None:
     client = MlflowClient(f"sqlite:///{completed_study.study.out / 'mlflow.db'}")
     study = client.get_experiment_by_name("study-tiny")
@@ -220,7 +220,7 @@ def test_mlflow_holds_the_study_and_its_nights_in_one_database(completed_study: 
     assert len(client.search_runs(nights)) == len(ARMS) * 2
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_an_arm_of_other_parameters_is_not_mixed_in(completed_study: CompletedStudy) -> None:
     changed = write_study(completed_study.path.parent, STUDY.replace("budget.amount=3", "budget.amount=4"))
     with pytest.raises(UserError, match="the parameters are others than the study file now says"):

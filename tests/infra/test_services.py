@@ -76,8 +76,8 @@ def _session(pid: int) -> int | None:
         return None
 
 
-@pytest.mark.slow
-@pytest.mark.service
+@pytest.mark.integration
+@pytest.mark.services
 class TestRunning:
     def test_what_is_sourced_leads_to_every_service(self, running_stack: Settings) -> None:
         script = """
@@ -217,7 +217,7 @@ def test_ports_that_cannot_be_are_refused(tmp_path: Path, port: str, words: str)
     assert not (tmp_path / "stack").exists()
 
 
-@pytest.mark.service
+@pytest.mark.services
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     require_postgres()
     with socket.create_server(("127.0.0.1", 0)) as stranger:

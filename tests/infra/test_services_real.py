@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 from infra.services.object_store import S3Key, s3_client
 from tests.services import S3Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.service]
+pytestmark = [pytest.mark.integration, pytest.mark.services]
 
 
 def test_the_s3_server_keeps_what_it_is_given(s3_server: S3Server) -> None:

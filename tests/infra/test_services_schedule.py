@@ -24,7 +24,7 @@ from tasks.data.paths import Workspace
 from tests.flows.small_campaign import fake_heavy_stages, make_source, subprocess_env, workspace_config
 from tests.services import call_prefect_api
 
-pytestmark = [pytest.mark.slow, pytest.mark.service]
+pytestmark = [pytest.mark.e2e, pytest.mark.services]
 REPOSITORY = Path(__file__).parents[2]
 DEPLOYMENTS = REPOSITORY / "prefect.yaml"
 _TIMEOUT_S = 900.0

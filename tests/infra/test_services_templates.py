@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_compose_asks_for_nothing_that_the_sourced_file_does_not_have(tmp_path: 
     assert not re.search(r"(PASSWORD|SECRET_ACCESS_KEY): +[^$\s]", (ROOT / "infra/compose.yaml").read_text())
 
 
-@pytest.mark.service
+@pytest.mark.services
 def test_compose_starts_the_servers_with_the_stacks_own_flags(tmp_path: Path) -> None:
     """Addresses and ports differ inside of containers; all else must not."""
     own = {service.name: service for service in build_services(load_or_create(tmp_path, {}))}
@@ -70,7 +71,9 @@ def test_every_file_the_image_copies_is_there() -> None:
     dockerfile = (ROOT / "infra" / "Dockerfile").read_text()
     copied = re.findall(r"^COPY --chown=\w+ (.+)$", dockerfile, re.MULTILINE)
     sources = [source for line in copied for source in line.split()[:-1]]
-    assert "requirements.lock" in sources
+    forced = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {"Makefile", "requirements-dev.lock", "pyproject.toml", *forced["force-include"]}  # by make setup
+    assert needed <= set(sources)
     assert all((ROOT / source).exists() for source in sources)
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".git", ".venv*", ".stack"} <= set(ignored)  # no history, no other machine's programs, no secrets

@@ -25,7 +25,7 @@ from tasks.params import StageParams, load_stage_params
 from tasks.params.template import render_params
 from tasks.storage import files
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 REPOSITORY = Path(__file__).parents[2]
 CLASSES = ("disc", "square")
 SIZES = [(64, 96), (96, 64), (64, 96), (64, 64), (96, 64), (64, 96), (70, 80)]  # (height, width) px

@@ -18,7 +18,7 @@ from tasks.runtime.stage_main import MICRO_BATCHES_ENV
 from tasks.storage import files
 from tests.flows.small_campaign import make_source, subprocess_env, workspace_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 ITERATIONS = 8
 SETTINGS = (
     "model.fpn_channels=32",

@@ -27,7 +27,7 @@ from tasks.runtime.errors import UserError
 from tasks.storage import files
 from tests.flows.small_campaign import BUDGET
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 class Scripted:

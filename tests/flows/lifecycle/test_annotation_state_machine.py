@@ -172,5 +172,5 @@ class AnnotationStateMachine(RuleBasedStateMachine):
         return {image for delivery in all_annotation_batches(self.workspace) for image in delivery.image_ids}
 
 
-TestAnnotation = pytest.mark.slow(AnnotationStateMachine.TestCase)
+TestAnnotation = pytest.mark.integration(AnnotationStateMachine.TestCase)
 TestAnnotation.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)

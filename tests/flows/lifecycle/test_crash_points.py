@@ -25,7 +25,7 @@ from tests.flows.lifecycle.fake_pipeline import (
 )
 from tests.flows.lifecycle.fake_provider import FakeProvider
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 CALLS = ("check", "deliver", "collect", "withdraw")
 
 

@@ -14,7 +14,7 @@ from tasks.data.paths import Workspace
 from tasks.storage import files
 from tests.flows.lifecycle.fake_provider import FakeProvider
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_test_server")]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_test_server")]
 
 
 def test_leased_images_are_not_picked_again_and_a_lost_delivery_is_repeated(

@@ -91,7 +91,7 @@ def test_a_class_without_labels_is_a_warning(small_campaign: Workspace) -> None:
     assert (finding.state, "purple" in finding.message) == ("warn", True)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_classes_that_changed_since_the_last_teacher(after_two_rounds: Workspace) -> None:
     edit_params(after_two_rounds, lambda params: params.update(classes=["dark", "bright"]))
     finding = finding_of(parameters.check_classes, after_two_rounds)

@@ -44,26 +44,26 @@ def test_uncommitted_sources_are_named(small_campaign: Workspace) -> None:
     assert "data/labels/batch-0001.json" in finding.message
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_rounds_in_order(after_two_rounds: Workspace) -> None:
     git.run_git(after_two_rounds.root, "tag", "round-about")  # somebody's own
     assert repository.check_rounds(CheckContext(after_two_rounds)).message.startswith("2 rounds")
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_ledger_without_its_tag(after_two_rounds: Workspace) -> None:
     git.run_git(after_two_rounds.root, "tag", "--delete", "round-0000")
     finding = repository.check_rounds(CheckContext(after_two_rounds))
     assert (finding.state, finding.message) == ("fail", "the ledger of round-0000 has no tag")
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_newest_round_may_be_on_its_way(after_two_rounds: Workspace) -> None:
     git.run_git(after_two_rounds.root, "tag", "--delete", "round-0001")
     assert repository.check_rounds(CheckContext(after_two_rounds)).state == "warn"
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_tag_without_its_ledger_and_the_way_back(after_two_rounds: Workspace) -> None:
     after_two_rounds.ledger(0).unlink()
     finding = repository.check_rounds(CheckContext(after_two_rounds))
@@ -72,7 +72,7 @@ def test_a_tag_without_its_ledger_and_the_way_back(after_two_rounds: Workspace) 
     assert repository.check_rounds(CheckContext(after_two_rounds)).state == "pass"
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_ledger_somebody_altered(after_two_rounds: Workspace) -> None:
     path = after_two_rounds.ledger(1)
     content = files.read_json(path)

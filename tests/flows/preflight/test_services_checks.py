@@ -25,7 +25,7 @@ from tasks.storage import files
 from tests.flows.small_campaign import run_gleaner
 from tests.services import S3Server, s3_server  # noqa: F401 (a fixture)
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 ALLOWED_WARNINGS = {"remote", "schedule", "versions", "memory", "disk", "classes", "changes"}
 
 
@@ -125,7 +125,7 @@ def test_a_remote_that_can_not_be_written(small_campaign: Workspace) -> None:
     assert "not writable" in finding.message
 
 
-@pytest.mark.service
+@pytest.mark.services
 def test_a_bucket(small_campaign: Workspace, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     s3_server.set_environment(monkeypatch)
     bucket = s3_server.new_bucket()
@@ -149,7 +149,7 @@ def test_rounds_that_dvc_never_sends_are_named(after_two_rounds: Workspace, tmp_
     assert "leaves out 1 rounds" in services.check_remote(CheckContext(after_two_rounds)).message
 
 
-@pytest.mark.service
+@pytest.mark.services
 def test_images_in_a_bucket_are_sampled_too(
     small_campaign: Workspace,
     s3_server: S3Server,  # noqa: F811

@@ -16,7 +16,7 @@ from tasks.runtime.errors import UserError
 from tasks.storage import files
 from tests.flows.small_campaign import CLASSES, run_gleaner
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 def test_models_have_many_names(two_rounds: Workspace) -> None:

@@ -22,8 +22,8 @@ from tests.flows.small_campaign import fake_heavy_stages, make_source, run_glean
 from tests.services import S3Server
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.service,
+    pytest.mark.e2e,
+    pytest.mark.services,
     pytest.mark.timeout(1800),  # minutes on a free machine; with much else going on, several times that
 ]
 

@@ -14,7 +14,7 @@ from tasks.data.paths import STAGES, Workspace
 from tasks.runtime.errors import UserError
 from tests.flows.small_campaign import run_gleaner
 
-slow = pytest.mark.slow
+e2e = pytest.mark.e2e
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def clone(after_two_rounds: Workspace, tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "clone")
 
 
-@slow
+@e2e
 def test_a_round_comes_out_the_same_to_the_byte(clone: Workspace) -> None:
     done = run_gleaner("reproduce", "round-0001", "--json", cwd=clone.root)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -43,7 +43,7 @@ def test_a_round_comes_out_the_same_to_the_byte(clone: Workspace) -> None:
     assert git.run_git(clone.root, "status", "--porcelain") == ""
 
 
-@slow
+@e2e
 def test_what_comes_out_otherwise_is_named(clone: Workspace, tmp_path: Path) -> None:
     """The round's evaluation is altered in the history itself."""
     text = clone.dvc_yaml.read_text()
@@ -58,14 +58,14 @@ def test_what_comes_out_otherwise_is_named(clone: Workspace, tmp_path: Path) -> 
     assert (taken.returncode, "the folder is not empty" in taken.stderr) == (2, True)
 
 
-@slow
+@e2e
 def test_only_rounds_that_exist(two_rounds: Workspace) -> None:
     for wrong in ("round-0009", "1", "main"):
         with pytest.raises(UserError, match="the round is"):
             reproduce_round(two_rounds, wrong, None, tolerance_points=1.0, on_line=lambda _: None)
 
 
-@slow
+@e2e
 def test_what_may_matter_is_said(two_rounds: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = read_ledger(two_rounds, 1)
     assert environment_differences(ledger) == ()

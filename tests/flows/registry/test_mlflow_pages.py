@@ -17,7 +17,7 @@ from tasks.data.paths import Workspace
 from tests.flows.annotation.providers.browser import open_browser, screenshot
 from tests.services import running_service
 
-pytestmark = [pytest.mark.slow, pytest.mark.service]
+pytestmark = [pytest.mark.integration, pytest.mark.services]
 DATASETS = {
     "Labels, MD5": ("assemble", "data/labels"),
     "Pool, MD5": ("prepare", "data/index.parquet"),

@@ -19,7 +19,7 @@ from tasks.runtime.errors import UserError
 from tasks.storage import files
 from tests.flows.small_campaign import inject_fault, mlflow_client, run_gleaner
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_test_server")]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_test_server")]
 
 
 class Killed(BaseException):

@@ -22,7 +22,7 @@ from tasks.params import load_params
 from tasks.storage import files
 from tests.flows.small_campaign import mlflow_client
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ QUEUE = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_campaigns_get_a_gpu_in_the_order_they_came_and_a_killed_one_gives_it_back(tmp_path: Path) -> None:
     lock = str(tmp_path / "gpu-0.lock")
     with child(QUEUE, lock, "first") as first:

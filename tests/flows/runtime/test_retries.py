@@ -84,14 +84,14 @@ def failing_task(failures: list[Exception]) -> Callable[[], str]:
     return failing.with_options(retry_delay_seconds=[0.0] * len(RETRY_DELAYS_S))
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.usefixtures("prefect_test_server")
 def test_an_outage_shorter_than_the_delays_is_not_noticed() -> None:
     failures = [ProviderError("x", "is away", transient=True), ConnectionResetError(), http_error(503)]
     assert failing_task([*failures])() == "done"
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.usefixtures("prefect_test_server")
 def test_a_longer_one_is_told() -> None:
     failures: list[Exception] = [ConnectionResetError() for _ in range(len(RETRY_DELAYS_S) + 1)]
@@ -100,7 +100,7 @@ def test_a_longer_one_is_told() -> None:
     assert failures == []
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.usefixtures("prefect_test_server")
 @pytest.mark.parametrize("error", [UserError("x", "is y"), KeyError("a bug"), OSError(errno.ENOSPC, "full")])
 def test_what_does_not_mend_itself_is_tried_once(error: Exception) -> None:

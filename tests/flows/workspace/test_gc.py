@@ -15,7 +15,7 @@ from tasks.runtime.errors import UserError
 from tasks.storage import files
 from tests.flows.small_campaign import run_gleaner
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 ORPHAN_BYTES = b"left by a derivation that was cut off" * 100
 
 

@@ -113,7 +113,7 @@ def test_a_path_behind_a_link_is_looked_at_too(tmp_path: Path) -> None:
         create_workspace(tmp_path / "plain" / "new", workspace_config(make_source(tmp_path / "source")))
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["camp [v2] ü 50% #1", 'a"b$HOME;`x`', "-b\\c *&|"])
 def test_other_odd_folder_names_work(tmp_path: Path, name: str) -> None:
     """Git, DVC, a stage and MLflow's database with its files; parents count as well."""
@@ -222,7 +222,7 @@ def test_a_stages_digest_covers_its_own_sources_only(tmp_path: Path, monkeypatch
     assert {stage for stage, digest in code_digests().items() if digest != before[stage]} == {"select"}
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_demo_campaign_is_made_once(tmp_path: Path) -> None:
     prepare_demo(tmp_path / "demo")
     revision = git.head_commit(tmp_path / "demo")

@@ -43,7 +43,7 @@ def test_a_checkpoint_is_loaded_to_the_cpu_whatever_the_device_of_the_networks(t
     assert trainer.loaded["optimizer"]["step"].device.type == "cpu"
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_other_hardware_keeps_the_work_and_is_named(
     tmp_path: Path, batch_of: Callable[[int], StepBatch], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -70,7 +70,7 @@ def test_other_hardware_keeps_the_work_and_is_named(
     assert back.hardware_changed  # for good: the result is a mixture
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_checkpoint_of_other_inputs_is_not_used(tmp_path: Path, batch_of: Callable[[int], StepBatch]) -> None:
     trainer = new_trainer()
     Checkpoint(tmp_path, "k", ONE_CPU).save(trainer, run_steps(trainer, batch_of, 1))

@@ -36,7 +36,7 @@ def test_a_trained_detector_is_loaded_and_detects_in_pixels_of_the_original(tmp_
         assert (found.boxes_xyxy[:, [1, 3]] <= image.shape[0]).all()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_model_zoo_yaml_builds_and_starts_from_a_checkpoint(tmp_path: Path) -> None:
     """A ResNet-50 FPN goes through the same heads; of a COCO checkpoint the class layers do not fit and stay new."""
     model = model_params(architecture=ZOO, pretrained_weights="none")

@@ -67,7 +67,7 @@ def run_worker(rank: int, folder: Path) -> None:
     torch.save(torch.tensor(rank), folder / f"{rank}.pth")
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_two_processes_leave_one_outcome(workspace: Path) -> None:
     assert [int(rank) for rank in launch_two_processes(run_worker, workspace)] == [0, 1]
     summary = files.read_json(workspace / "out" / "summary.json")
@@ -77,7 +77,7 @@ def test_two_processes_leave_one_outcome(workspace: Path) -> None:
     assert not list((workspace / "scratch").glob("*.pth"))
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_batch_that_does_not_divide_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.train.world_size", lambda: 3)
     sections = load_stage_params(workspace / "params.yaml", "seed", "classes", "model", "train", "augmentation", "ssl")
@@ -92,7 +92,7 @@ def test_a_batch_that_does_not_divide_is_named(workspace: Path, monkeypatch: pyt
         )
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_divergence_is_a_guard_rail(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Detectron2's own FloatingPointError comes first in practice."""
 

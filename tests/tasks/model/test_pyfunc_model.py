@@ -15,7 +15,7 @@ from tasks.params import load_params
 from tasks.params.template import render_params
 from tasks.storage import files
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 REPOSITORY = Path(__file__).parents[3]
 CLASSES = ("disc", "square")
 

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.data.paths import Workspace
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 REPOSITORY = Path(__file__).parents[3]
 
 

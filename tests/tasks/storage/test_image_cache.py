@@ -19,7 +19,7 @@ from tasks.storage.image_cache import ChangedObjectError, ImageCache
 from tasks.storage.s3 import MissingObjectError, ObjectStoreUnavailable, write_object
 from tests.services import S3Server
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 KIB = 1 << 10
 
 

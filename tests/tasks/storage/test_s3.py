@@ -10,7 +10,7 @@ from tasks.runtime.errors import UserError
 from tasks.storage.s3 import ObjectStoreError, list_objects, read_object, split_uri, upload_file
 from tests.services import S3Server
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture

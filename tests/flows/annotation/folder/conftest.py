@@ -123,7 +123,7 @@ def s3_team(tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
     return make_team(tmp_path / "campaign", f"s3://{s3_server.new_bucket()}/team/campaign")
 
 
-@pytest.fixture(params=["directory", pytest.param("bucket", marks=pytest.mark.slow)])
+@pytest.fixture(params=["directory", pytest.param("bucket", marks=pytest.mark.integration)])
 def any_team(request: pytest.FixtureRequest) -> Team:
     """Annotators with either kind of storage."""
     name = "team" if request.param == "directory" else "s3_team"

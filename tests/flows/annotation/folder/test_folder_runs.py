@@ -14,7 +14,7 @@ from tasks.data.paths import Workspace
 from tasks.storage import files
 from tests.flows.small_campaign import BUDGET, CLASSES
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 
 def annotate_batch(workspace: Workspace, share: Path, batch: str) -> int:

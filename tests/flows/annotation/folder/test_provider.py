@@ -228,7 +228,7 @@ def test_a_missing_permission_is_one_error(team: Team, monkeypatch: pytest.Monke
     assert not caught.value.transient
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_bucket_that_is_missing_or_forbidden_is_refused(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     s3_server.set_environment(monkeypatch)
     with pytest.raises(StorageError, match="NoSuchBucket") as missing:

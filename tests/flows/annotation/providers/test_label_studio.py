@@ -16,7 +16,7 @@ from tests.flows.annotation.providers.label_studio_users import (
 )
 from tests.services import S3Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.service]
+pytestmark = [pytest.mark.integration, pytest.mark.services]
 
 
 def test_a_task_has_predictions_reason_and_image_id(team: Team, label_studio: LabelStudioServer) -> None:

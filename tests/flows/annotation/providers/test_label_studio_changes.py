@@ -9,7 +9,7 @@ from tasks.runtime.errors import UserError
 from tests.flows.annotation.providers.conftest import LabelStudioServer
 from tests.flows.annotation.providers.label_studio_users import Team, new_team, project_id, task_ids
 
-pytestmark = [pytest.mark.slow, pytest.mark.service]
+pytestmark = [pytest.mark.integration, pytest.mark.services]
 FREE_PORT = "http://127.0.0.1:9"
 
 

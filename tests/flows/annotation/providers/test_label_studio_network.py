@@ -19,7 +19,7 @@ from tests.flows.annotation.providers.label_studio_users import (
     task_ids,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.service]
+pytestmark = [pytest.mark.integration, pytest.mark.services]
 
 
 class FaultyTransport(httpx.BaseTransport):

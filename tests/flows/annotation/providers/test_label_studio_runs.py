@@ -26,8 +26,8 @@ from tests.flows.annotation.providers.label_studio_users import BOXES, CLASSES, 
 from tests.flows.small_campaign import fake_heavy_stages, run_gleaner
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.service,
+    pytest.mark.e2e,
+    pytest.mark.services,
     pytest.mark.usefixtures("prefect_test_server"),
     pytest.mark.timeout(1800),  # minutes on a free machine; with much else going on, several times that
 ]

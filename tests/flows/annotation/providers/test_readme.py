@@ -26,7 +26,7 @@ from tests.flows.annotation.providers.label_studio_users import BOXES, CLASSES, 
 from tests.flows.small_campaign import REPOSITORY, fake_heavy_stages, mlflow_client, subprocess_env
 from tests.services import skip_or_fail
 
-pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.e2e, pytest.mark.services, pytest.mark.timeout(1800)]
 SECTION = (REPOSITORY / "README.md").read_text().split("## With your annotators\n")[1].split("\n## ")[0]
 SERVER, CAMPAIGN = re.findall(r"^```sh\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
 COMMANDS = CAMPAIGN.replace("\\\n", "").splitlines()

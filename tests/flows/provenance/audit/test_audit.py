@@ -16,7 +16,7 @@ from tasks.data.paths import Workspace
 from tasks.storage import files
 from tests.flows.small_campaign import run_gleaner
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 def run_checks(workspace: Workspace, *, recompute: bool = False) -> list[Check]:

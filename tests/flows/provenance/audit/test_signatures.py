@@ -11,7 +11,7 @@ from flows.workspace import git
 from flows.workspace.git import read_tag_object
 from tasks.data.paths import Workspace
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 TAG = "round-0001"
 
 
