@@ -74,7 +74,7 @@ def wall_time_s(function: Callable[[], object]) -> float:
 
 def time_parts(trainer: TeacherStudentTrainer, batch: StepBatch) -> dict[str, list[float]]:
     """Seconds of each part and of the whole step, round by round."""
-    targets = pseudo_label(trainer.teacher, batch.unlabeled_weak, trainer.threshold)
+    targets = pseudo_label(trainer.teacher, batch.unlabeled_weak, trainer.threshold).targets
     inputs = [{**image, "instances": own} for image, own in zip(batch.unlabeled_strong, targets, strict=True)]
 
     def supervised() -> None:
