@@ -1,10 +1,8 @@
 """The nightly round: collect, derive stage by stage, publish, deliver.
 
-Where it begins is read off the files (``flows.workspace.state``), so a night that was killed is called again with
-the same command, and goes on. It never waits for people: without labels it says so and leaves. Nor does it wait
-for a label provider that is away: what needs no labels is done, and the end of the night says what is wrong.
-
-Several nights in a row.
+Where to begin follows from the files (``flows.workspace.state``), so a run that was killed is started again with the
+same command and continues. A run never waits for people: without labels it reports that and ends. Nor does it wait for
+a label provider that is unavailable: it does what needs no labels, and ends with the provider's error.
 """
 
 from collections.abc import Sequence
@@ -38,33 +36,33 @@ from tasks.runtime.errors import UserError
 
 
 def campaign_name() -> str:
-    """What the flow run is called: the campaign's folder."""
+    """Name the flow run after the campaign's folder."""
     return Path(flow_run.parameters["root"]).name
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all parts of a night need."""
+    """Hold what all parts of a run need; made once per run."""
 
     workspace: Workspace
     params: Params
     provider: LabelProvider
     provider_errors: list[ProviderError] = field(default_factory=list)
-    """What the provider did not do."""
+    """Errors of the label provider that did not stop the run."""
 
     def record_provider_error(self, error: ProviderError) -> None:
-        """Remember for the end of the night, say it now."""
+        """Log an error now, and keep it for the end of the run."""
         self.provider_errors.append(error)
-        get_run_logger().warning("%s The night goes on with what needs no annotators.", error)
+        get_run_logger().warning("%s The run continues with what needs no annotators.", error)
 
 
 @flow(name="nightly", flow_run_name=campaign_name, on_crashed=[mark_cancelled])
 def nightly(root: Path) -> RunResult:
-    """Bring the campaign in ``root`` one round further, or to the end of the round that was cut off.
+    """Advance the campaign in ``root`` by one round, or finish the round that was interrupted.
 
     Raises:
-        UserError: something a person has to mend; says what, and how.
-        ProviderError: the label provider did not do its part; all that could be done without it is done.
+        UserError: something that a person has to correct, with the fix.
+        ProviderError: the label provider failed; everything that does not need it is done.
     """
     workspace = require_workspace(root)
     with run_lock(workspace) as lock, watch_for_cancellation(), monitored(workspace) as hooks:
@@ -80,7 +78,7 @@ def nightly(root: Path) -> RunResult:
 
 
 def advance_round(context: RunContext) -> RunResult:
-    """The night, once it is the only one at work."""
+    """Run one round while holding the campaign's lock."""
     workspace = context.workspace
     number = newest_round(workspace)
     finalize_collection(workspace, number)
@@ -93,7 +91,7 @@ def advance_round(context: RunContext) -> RunResult:
     collected = _collect(context, number + 1, offered)
     if collected is not None and collected.num_images:
         return _run_round(context, number + 1)
-    if delivered is not None:  # the last night was cut off right there
+    if delivered is not None:  # the last run was interrupted at this point
         return _result(number, delivered)
     if num_open(workspace) == 0:
         return RunResult(number, "pool_exhausted", CAMPAIGN_COMPLETE)
@@ -101,7 +99,7 @@ def advance_round(context: RunContext) -> RunResult:
 
 
 def _check_provider(context: RunContext, *, required: bool) -> None:
-    """A provider that is away stops a night only where there is nothing to do without it."""
+    """Check the provider; an unavailable one stops the run only if nothing can be done without it."""
     try:
         context.provider.check()
     except ProviderError as error:
@@ -111,7 +109,7 @@ def _check_provider(context: RunContext, *, required: bool) -> None:
 
 
 def _collect(context: RunContext, batch: int, offered: Sequence[AnnotationBatch]) -> CollectionResult | None:
-    """Labels of all deliveries the provider had before tonight; None where it is away."""
+    """Collect labels of all batches offered before this run; None if the provider is unavailable."""
     try:
         collected = collect_labels(context.workspace, context.provider, context.params, batch, offered)
     except ProviderError as error:
@@ -123,14 +121,14 @@ def _collect(context: RunContext, batch: int, offered: Sequence[AnnotationBatch]
 
 
 def _run_round(context: RunContext, number: int) -> RunResult:
-    """Derive and publish round ``number``, whose labels are there; offer the next batch."""
+    """Derive and publish round ``number``, whose labels are collected; offer the next batch."""
     published = derive_and_publish(context, number)
     delivered = _offer_next_batch(context, number)
     return RunResult(number, "completed", published.message) if delivered is None else _result(number, delivered)
 
 
 def derive_and_publish(context: RunContext, number: int) -> PublishResult:
-    """The part of a round that needs no annotators."""
+    """Run the stages and publish: the part of a round that needs no annotators."""
     log, workspace = get_run_logger(), context.workspace
     refresh_code_digests(workspace)
     log.info("round %d", number, extra={"gleaner_round": number})
@@ -145,7 +143,7 @@ def derive_and_publish(context: RunContext, number: int) -> PublishResult:
 
 
 def _offer_next_batch(context: RunContext, number: int) -> DeliveryResult | None:
-    """Offer the next batch; None where the provider does not take it."""
+    """Offer the next batch; None if the provider does not accept it."""
     try:
         delivered = deliver_batch(context.workspace, context.provider, context.params, number)
     except ProviderError as error:
@@ -160,11 +158,11 @@ def _result(number: int, delivered: DeliveryResult) -> RunResult:
 
 
 def _push(workspace: Workspace) -> None:
-    """The round stands without it; the next night sends what is missing."""
+    """Push data to the remote; the round is complete without it, and the next run pushes what is missing."""
     try:
         push_data(workspace)
     except UserError as error:
-        get_run_logger().warning("The data of this round was not pushed: %s The next night tries again.", error)
+        get_run_logger().warning("The data of this round was not pushed: %s The next run tries again.", error)
 
 
 @retrying_task("collect")
@@ -179,13 +177,13 @@ def collect_labels(
 
 @retrying_task("publish")
 def publish_round(workspace: Workspace, params: Params, number: int) -> PublishResult:
-    """MLflow, ledger, commit and tag."""
+    """Write the MLflow run, ledger, commit and tag."""
     return publish(workspace, params, number)
 
 
 @retrying_task("push")
 def push_data(workspace: Workspace) -> bool:
-    """Send data to the default DVC remote, where there is one."""
+    """Push data to the default DVC remote, if there is one."""
     return push(workspace)
 
 
@@ -197,7 +195,7 @@ def deliver_batch(workspace: Workspace, provider: LabelProvider, params: Params,
 
 @flow(name="nightly-rounds", flow_run_name=campaign_name, on_crashed=[mark_cancelled])
 def run_rounds(root: Path, rounds: int) -> list[RunResult]:
-    """Run nights until ``rounds`` more rounds are finished, or there is nothing to do."""
+    """Run rounds until ``rounds`` more are published, or there is nothing to do."""
     workspace = require_workspace(root)
     target_round = last_published_round(workspace) + rounds
     results: list[RunResult] = []

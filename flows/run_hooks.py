@@ -1,4 +1,4 @@
-"""What the people who run a campaign get of a night: logs, pages, a summary in one line, and an alarm where needed."""
+"""What a run reports besides its result: logs, Prefect artifacts, a one-line summary and notifications."""
 
 import time
 from collections.abc import Iterator
@@ -24,27 +24,27 @@ from tasks.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class RunHooks:
-    """One night under observation."""
+    """Checks before a run and reports after it."""
 
     workspace: Workspace
     started_s: float
 
     def before_run(self) -> None:
-        """Refuse a night that could not end well, before any work; say what is not well but good enough.
+        """Run the quick preflight checks before any work, and log their warnings.
 
         Raises:
-            UserError: names everything that has to be mended.
+            UserError: names every failed check.
         """
         for warning in require_ready(self.workspace):
             get_run_logger().warning("%s.", warning)
 
     def after_run(self, result: RunResult) -> RunResult:
-        """Say in one line how the night went, and tell somebody if labels run out; hands the result through."""
+        """Log a one-line summary, notify when the label supply is low, and return the result."""
         log = get_run_logger()
         log.info("%s", summary(self.workspace, result, time.monotonic() - self.started_s))
         try:
             warning = label_supply_warning(self.workspace, load_params(self.workspace.params), result)
-        except UserError as error:  # the round stands; the doctor and the next night say it again
+        except UserError as error:  # the round is published; the doctor and the next run report this again
             log.warning("%s", error)
             warning = None
         if warning is not None:
@@ -55,13 +55,13 @@ class RunHooks:
 
 @contextmanager
 def monitored(workspace: Workspace) -> Iterator[RunHooks]:
-    """Log, show and, if it fails, report the night inside this block."""
+    """Log the run inside this block, show its progress, and notify if it fails."""
     with notify_on_failure(workspace), json_logging(workspace), progress_artifact(workspace):
         yield RunHooks(workspace, time.monotonic())
 
 
 def after_publish(workspace: Workspace, round_number: int) -> None:
-    """Show a round that was just published, and tell somebody if its teacher was refused as champion."""
+    """Publish the round's Prefect artifacts, and notify if its teacher was refused as champion."""
     publish_round_artifacts(workspace, round_number)
     decision = last_decision(workspace, round_number)
     if decision is not None and decision.action == "refuse":
@@ -69,7 +69,7 @@ def after_publish(workspace: Workspace, round_number: int) -> None:
 
 
 def summary(workspace: Workspace, result: RunResult, seconds: float) -> str:
-    """A night in one line."""
+    """Describe a run in one line."""
     prefix = f"{workspace.root.name}: night over in {format_duration(seconds)}"
     ledgers = all_ledgers(workspace)
     if result.outcome == "waiting_for_labels" or not ledgers:

@@ -24,7 +24,7 @@ from tasks.runtime.stage_main import MICRO_BATCHES_ENV
 
 @dataclass(frozen=True)
 class StageRun:
-    """What became of one stage."""
+    """Result of one stage."""
 
     stage: str
     seconds: float
@@ -37,10 +37,10 @@ def run_stage(root: Path, stage: str, round_number: int) -> StageRun:
     """Bring one stage up to date and record how long it took.
 
     Raises:
-        StageError: the stage failed, was killed time and again, or took too long.
+        StageError: the stage failed, was killed repeatedly, or exceeded the time limit.
         StageBusyError: something else is writing the same files, even after the retries.
-        UserError: the stage refused what the user gave it, or ran out of memory or disk space.
-        GuardRailError: training left its bounds.
+        UserError: the stage rejected its input, or ran out of memory or disk space.
+        GuardRailError: training diverged.
     """
     workspace = Workspace(root)
     log = get_run_logger()
@@ -55,7 +55,7 @@ def run_stage(root: Path, stage: str, round_number: int) -> StageRun:
 
 
 def dvc_args(stage: str) -> list[str]:
-    """The command behind a stage."""
+    """Return the DVC command that runs a stage."""
     return dvc_command("repro", "--single-item", stage)
 
 

@@ -41,10 +41,10 @@ _EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="gleaner",
-    help="Finds, every night, the images whose labels will help a detector most, and learns from the rest "
-    "without labels.",
-    epilog="Exit codes: 0 done, 1 a stage or a service failed, 2 something to mend (said in one line), 3 training "
-    "out of bounds, 4 out of memory, 5 disk full, 6 object store out of reach, 130 interrupted.",
+    help="Nightly active-learning rounds for object detection: selects the images whose labels should help most, and "
+    "learns from the rest without labels.",
+    epilog="Exit codes: 0 done, 1 a stage or a service failed, 2 something to correct (named in one line), "
+    "3 training diverged, 4 out of memory, 5 disk full, 6 object store out of reach, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -66,10 +66,10 @@ LogOption = Annotated[
 
 
 def main() -> None:
-    """Entry point: every mistake of the user ends in one line on stderr and its exit code."""
+    """Run the command line: a user's mistake ends in one line on stderr and an exit code of its kind."""
     handler = RichHandler(console=_err, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.captureWarnings(True)  # of libraries, to developers; MLflow prints some whatever the filter says
+    logging.captureWarnings(True)  # warnings of libraries are for developers; MLflow prints some in spite of the filter
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
     try:
         app()
@@ -115,7 +115,7 @@ def demo(
 ) -> None:
     """Draw a data set from real pixels and run a campaign of three rounds on it.
 
-    One that was cut off goes on where it was.
+    An interrupted demo continues where it stopped.
     """
     prepare_environment(directory)
     from flows.cli.demo_campaign import prepare_demo, remaining_rounds
@@ -130,7 +130,7 @@ def demo(
 
 
 def _run_flow(folder: Path, start_flow: Callable[[Path], object]) -> None:
-    """Everything that can be refused quickly is, before a server is started."""
+    """Check what can be checked quickly before a server is started, then start the flow."""
     from flows.monitoring.failure_alerts import notify_on_failure
     from flows.workspace.run_lock import require_workspace
 
@@ -158,7 +158,7 @@ def _require_ready(workspace: Workspace) -> None:
     from tasks.params import load_params
 
     require_ready(workspace)
-    with suppress(ProviderError):  # the night says so, after all that it can do without the provider
+    with suppress(ProviderError):  # the run reports it, after all that needs no provider
         create_provider(workspace, load_params(workspace.params)).check()
     require_unlocked(workspace)
 
@@ -184,7 +184,7 @@ def _print_locations(workspace: Workspace) -> None:
     if is_json_logging():
         return
     _out.print(f"Report: {workspace.derived('report') / 'report.html'}", soft_wrap=True)
-    if "MLFLOW_TRACKING_URI" not in os.environ:  # theirs they know, and it may hold a password
+    if "MLFLOW_TRACKING_URI" not in os.environ:  # users know their own server, and its address may hold a password
         _out.print(f"MLflow: {workspace.root / 'mlflow.db'}", soft_wrap=True)
 
 
@@ -195,7 +195,7 @@ def _print_error(message: str) -> None:
         _err.print(escape(message), style="red", soft_wrap=True, highlight=False)
 
 
-# After those of this file, in the order in which `gleaner --help` shows them.
+# `gleaner --help` shows these after the commands of this file, in this order.
 app.command()(doctor)
 app.add_typer(quarantine, name="quarantine")
 app.add_typer(pool, name="pool")
