@@ -1,4 +1,4 @@
-"""Prefect's API for one command: the user's server, or a private one that dies with us.
+"""Find or start Prefect's API for one command: the user's server, or a private one that ends with this process.
 
 Prefect can start a temporary server itself, but it is orphaned when the command is killed with SIGKILL, gets
 Ctrl-C before the flow that still needs it, and takes a random port between 8000 and 8999, where other
@@ -46,7 +46,7 @@ def ensure_prefect_api(root: Path) -> None:
 
 @contextmanager
 def _startup_lock(home: Path) -> Iterator[None]:
-    """Of two servers that lay out the same new database at the same time, Prefect lets one fail."""
+    """Let one server start at a time: of two that create the same database at once, one fails."""
     try:
         with FileLock(home / "server-starts.lock", timeout=_start_timeout_s()):
             yield
@@ -63,7 +63,7 @@ def _start_timeout_s() -> float:
 
 
 def _start(log: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """Hand the server a socket that listens already: no second process can take the port in between."""
+    """Start the server on a socket that listens already, so that no other process can take the port in between."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as listening, log.open("wb") as output:
         command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]

@@ -1,4 +1,4 @@
-"""What a failed ``dvc repro`` means: DVC itself always ends with code 255, so its words are read."""
+"""Find the cause of a failed ``dvc repro``: DVC always ends with code 255, so its output is parsed."""
 
 import re
 import signal
@@ -32,35 +32,35 @@ _KILLED_EXIT_CODES = {
 
 
 class StageError(UserError):
-    """A stage ended badly; says what it said last, where all of it stands and how to repeat it alone."""
+    """A stage failed: its last error, the path of its log, and how to run it alone."""
 
     exit_code = 1
 
 
 class StageBusyError(StageError):
-    """Another process holds what the stage writes."""
+    """Another process has locked the outputs of the stage."""
 
     transient = True
 
 
 class StageKilledError(StageError):
-    """Somebody, or Linux for want of memory, ended the stage from outside; it goes on from what it kept."""
+    """A signal ended the stage, for example when memory ran out; the next attempt continues from its checkpoint."""
 
     transient = True
 
 
 class StageServiceUnavailableError(StageError):
-    """A service outside, as the object store with the images, gave a stage no answer."""
+    """A service that the stage needs, such as the object store, did not answer."""
 
     transient = True
 
 
 class StageTimeoutError(StageError):
-    """A stage took longer than it may; what it kept is kept."""
+    """A stage exceeded its time limit; its checkpoint is kept."""
 
 
 def is_noise(line: str) -> bool:
-    """Whether a line is DVC's own and tells an operator nothing."""
+    """Tell whether a line is DVC's own and has no information for an operator."""
     return bool(_NOISE_PATTERN.search(line))
 
 

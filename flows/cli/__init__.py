@@ -1,1 +1,1 @@
-"""One file per command of ``gleaner`` that ``flows.cli`` does not hold itself."""
+"""Commands of ``gleaner``: one file per command or group."""

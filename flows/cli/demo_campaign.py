@@ -1,4 +1,4 @@
-"""``gleaner demo``: a whole campaign on images that come along, taken in like anybody's own."""
+"""``gleaner demo``: create the demo campaign from drawn images, imported like a user's own."""
 
 import tempfile
 from pathlib import Path
@@ -19,7 +19,7 @@ _IMPORTED_AT = "2026-01-01T00:00:00+00:00"  # a fixed time: the same images, lab
 
 
 def prepare_demo(target: Path) -> None:
-    """Make the demo campaign, or find the one an earlier call has made.
+    """Create the demo campaign, unless an earlier call has.
 
     Raises:
         UserError: something else is there.
@@ -55,5 +55,5 @@ def prepare_demo(target: Path) -> None:
 
 
 def remaining_rounds(workspace: Workspace) -> int:
-    """How many rounds the demo still lacks."""
+    """Return how many rounds the demo still needs."""
     return LAST_ROUND - last_published_round(workspace)

@@ -1,4 +1,4 @@
-"""``gleaner doctor``: tries today what could fail tonight, and says how to mend it."""
+"""``gleaner doctor``: try everything a run needs, and say how to correct what fails."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def doctor(
         bool, typer.Option("--quick", help="Only what a night itself tries before it begins; changes nothing anywhere.")
     ] = False,
 ) -> None:
-    """Try everything a night needs: data, detector, machine, git, DVC remote, MLflow, annotators, schedule.
+    """Try everything a run needs: data, detector, machine, git, DVC remote, MLflow, annotators, schedule.
 
     Writes, reads and deletes a small object of its own in the DVC remote and in MLflow. Exit code 1 where a check
     fails.

@@ -1,4 +1,4 @@
-"""What the command line shows of a campaign.
+"""Show the state of a campaign.
 
 ``gleaner status``: read off the files, so it needs no server and no time.
 """
@@ -35,7 +35,7 @@ _CAPTION = (
 
 
 def rounds_table(ledgers: Sequence[Mapping[str, Any]]) -> Table:
-    """One line a round."""
+    """Return the table of rounds, one line per round."""
     table = Table(box=SIMPLE_HEAD, padding=0, caption=_CAPTION, caption_justify="left")
     for header in _HEADERS:
         table.add_column(header, justify="right", no_wrap=True)
@@ -83,7 +83,7 @@ def print_status(workspace: Workspace, console: Console) -> None:
 def _print_images(
     deliveries: Sequence[AnnotationBatch], store: LabelStore, lease_days: float, console: Console
 ) -> None:
-    """What became of the images that were picked, and which batches are with the annotators."""
+    """Print the states of selected images, and the batches that annotators have."""
     states = image_states(deliveries, store)
     if states.total():
         counts = ", ".join(f"{count} {state}" for state, count in states.items())
@@ -99,7 +99,7 @@ def _print_images(
 
 
 def _print_rejections(workspace: Workspace, store: LabelStore, console: Console) -> None:
-    """Only what waits for somebody; most refusals are settled by a newer answer."""
+    """Print the rejections that need a person; most are settled by a newer annotation."""
     waiting = [entry for entry in read_entries(workspace) if entry_state(entry, store.all_annotations) == "open"]
     if waiting:
         console.print(f"Refused labels: {len(waiting)}, shown by gleaner quarantine list", style="yellow")

@@ -144,7 +144,7 @@ def _format_result(the_study: "Study", step: "StudyStep") -> str:
 
 
 def run_in_processes(arguments: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
-    """One process a seed: they share no training, so nothing is computed twice; all end with us.
+    """Run one process per seed; seeds share no training, and all processes end with this one.
 
     Raises:
         UserError: names the seeds whose process failed, once all others are done.
@@ -168,7 +168,7 @@ def run_in_processes(arguments: Sequence[str], seeds: Sequence[int], jobs: int) 
 def _run_seed_processes(
     arguments: Sequence[str], pending: list[int], jobs: int, running: dict[int, subprocess.Popen[bytes]]
 ) -> list[str]:
-    """Run all seeds, ``jobs`` at a time; who failed."""
+    """Run all seeds, ``jobs`` at a time, and return the seeds that failed."""
     from flows.runtime.subprocess import set_pdeathsig
 
     failed: list[str] = []
@@ -190,7 +190,7 @@ def _run_seed_processes(
 
 
 class _WarningHandler(logging.Handler):
-    """Of what a hundred nights log, only warnings."""
+    """Show only warnings of what the rounds of a study log."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.WARNING)

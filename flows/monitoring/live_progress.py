@@ -48,7 +48,7 @@ def live_progress(console: Console, on_published: Callable[[int], None]) -> Iter
 
 
 class _LiveProgressHandler(logging.Handler):
-    """Prints records of a night; a stage's lines at most once in some seconds, and its last one."""
+    """Print the log records of a run; of a stage one line every few seconds, and its last one."""
 
     def __init__(self, console: Console, bar: Progress, on_published: Callable[[int], None]) -> None:
         super().__init__(logging.INFO)
@@ -110,5 +110,5 @@ class _LiveProgressHandler(logging.Handler):
 
 
 def _is_user_error(record: logging.LogRecord) -> bool:
-    """The command line says it once, in one line, at the end."""
+    """Drop errors that the command line prints once, at the end."""
     return record.exc_info is not None and isinstance(record.exc_info[1], UserError)

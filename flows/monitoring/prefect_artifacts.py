@@ -70,7 +70,7 @@ def _create_if_changed(create_artifact: Callable[[], Any]) -> None:
 
 
 def _metrics_table(workspace: Workspace) -> list[dict[str, Any]]:
-    """One row a round."""
+    """Return the table of rounds, one row per round."""
     return [
         {
             "round": ledger["round"],
@@ -87,7 +87,7 @@ def _metrics_table(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def _selected_images(workspace: Workspace) -> list[dict[str, Any]]:
-    """The images of the next batch by rank, each with its reason."""
+    """Return the table of selected images by rank, each with its reason."""
     selection = files.read_table(workspace.derived("select") / "selection.parquet", SELECTION)
     names = files.read_table(workspace.index, INDEX).select(["image_id", "file_name"]).to_pylist()
     file_names = {row["image_id"]: row["file_name"] for row in names}
@@ -125,7 +125,7 @@ def _round_or_none(value: float | None, digits: int = 1) -> float | None:
 
 
 class _ProgressArtifactHandler(logging.Handler):
-    """Turns the lines of stages into one progress artifact a stage."""
+    """Turn the lines that stages print into one progress artifact per stage."""
 
     def __init__(self, key: str, campaign: str) -> None:
         super().__init__(logging.INFO)
@@ -138,7 +138,7 @@ class _ProgressArtifactHandler(logging.Handler):
         self._is_disabled = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Look at one record."""
+        """Update the artifact from one log record."""
         stage = getattr(record, "gleaner_line", None)
         if stage is None:
             return

@@ -9,12 +9,12 @@ _MINUTE_S, _HOUR_S = 60, 3600
 
 @dataclass(frozen=True)
 class Progress:
-    """One sight of a stage at work."""
+    """Progress of a stage at one moment."""
 
     done: int
     total: int
     remaining_s: float | None
-    """None at the first sight: there is no pace yet."""
+    """None for the first line: there is no pace yet."""
 
     @property
     def percent(self) -> float:
@@ -29,14 +29,14 @@ class Progress:
 
 
 class StageProgress:
-    """Follows one stage. The pace counts from the first line seen, so a resumed stage does not seem fast."""
+    """Follow one stage. The pace counts from the first line seen, so that a resumed stage does not look fast."""
 
     def __init__(self) -> None:
-        """Nothing is seen yet."""
+        """Start without any line."""
         self._first: tuple[int, float] | None = None
 
     def update(self, line: str, now_s: float) -> Progress | None:
-        """What a line says about progress; None where it says nothing.
+        """Return the progress that a line states; None if it states none.
 
         Args:
             line: as the stage printed it.
@@ -54,7 +54,7 @@ class StageProgress:
 
 
 def format_duration(seconds: float) -> str:
-    """``2 h 05 min``, ``12 min`` or ``40 s``."""
+    """Format seconds as ``2 h 05 min``, ``12 min`` or ``40 s``."""
     if seconds >= _HOUR_S:
         return f"{int(seconds // _HOUR_S)} h {int(seconds % _HOUR_S // _MINUTE_S):02d} min"
     return f"{round(seconds / _MINUTE_S)} min" if seconds >= 2 * _MINUTE_S else f"{round(seconds)} s"

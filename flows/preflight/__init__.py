@@ -1,4 +1,4 @@
-"""``gleaner doctor``: everything that could fail at 3 a.m., tried at 5 p.m.
+"""Preflight checks: what a run needs, tried by ``gleaner doctor`` before the run does.
 
 One check is one function from a ``CheckContext`` to a ``Finding``; ``checks.CHECKS`` is the list of all of them.
 """

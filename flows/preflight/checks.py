@@ -1,4 +1,4 @@
-"""All checks, in the order the table shows them."""
+"""List all checks, in the order in which the table shows them."""
 
 from flows.preflight import data, machine, parameters, repository, schedule, services
 from flows.preflight.result import Check

@@ -1,4 +1,4 @@
-"""What all checks look at. Read once, and read leniently: a broken file breaks the checks that need it, no others."""
+"""Read what several checks need, once. A broken file fails the checks that need it, and no others."""
 
 from functools import cached_property
 from typing import Any
@@ -14,15 +14,15 @@ from tasks.storage import files
 
 
 class CheckContext:
-    """One campaign under examination."""
+    """The campaign that is checked."""
 
     def __init__(self, workspace: Workspace) -> None:
-        """Nothing is read yet."""
+        """Take the workspace; files are read when a check needs them."""
         self.workspace = workspace
 
     @cached_property
     def params(self) -> Params:
-        """The checked parameters.
+        """Return the validated parameters.
 
         Raises:
             UserError: as ``load_params`` says.
@@ -31,7 +31,7 @@ class CheckContext:
 
     @cached_property
     def raw_params(self) -> dict[str, Any]:
-        """params.yaml as it stands, unchecked; empty where it is no YAML."""
+        """Return params.yaml without validation; empty if it is not YAML."""
         try:
             content = yaml.safe_load(self.workspace.params.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -40,14 +40,14 @@ class CheckContext:
 
     @cached_property
     def classes(self) -> list[str] | None:
-        """Class names, even where another parameter is broken; None where they are."""
+        """Return the class names, even if another parameter is invalid; None if they are."""
         names = self.raw_params.get("classes")
         usable = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
         return list(names) if usable and names is not None else None
 
     @cached_property
     def index(self) -> list[dict[str, Any]]:
-        """Rows of the pool's index, schemas.INDEX.
+        """Return the rows of the pool's index, ``schemas.INDEX``.
 
         Raises:
             UserError: missing or unreadable.
@@ -57,7 +57,7 @@ class CheckContext:
 
     @cached_property
     def round_number(self) -> int | None:
-        """Number of the newest label batch; None where the batches are broken."""
+        """Return the number of the newest label batch; None if the batches cannot be read."""
         try:
             return newest_round(self.workspace)
         except UserError:

@@ -1,4 +1,4 @@
-"""Checks on labels and images."""
+"""Check labels and images."""
 
 import hashlib
 import random
@@ -24,7 +24,7 @@ _NO_LIMIT_PX = 10**9
 
 
 def check_labels(context: CheckContext) -> Finding:
-    """The label store is whole, knows its images, and no box leaves its image."""
+    """Check that the label store is complete, its images are known, and every box lies inside its image."""
     if context.classes is None:
         raise CheckSkipped("classes in params.yaml are unreadable")
     store = read_labels(context.workspace.labels)
@@ -49,7 +49,7 @@ def check_labels(context: CheckContext) -> Finding:
 
 
 def check_fixed_sets(context: CheckContext) -> Finding:
-    """Validation and calibration images are nobody's training images."""
+    """Check that no validation or calibration image is trained on."""
     labeled = set(read_labels(context.workspace.labels).current)
     counts = {}
     for name, path in (("validation", context.workspace.val), ("calibration", context.workspace.calibration)):
@@ -67,7 +67,7 @@ def check_fixed_sets(context: CheckContext) -> Finding:
 
 
 def check_images(context: CheckContext) -> Finding:
-    """A sample of the pool is there with the bytes the index says; another sample each day."""
+    """Check that a sample of the pool has the bytes that the index records; another sample each day."""
     in_object_store = [row for row in context.index if is_object_uri(row["uri"])]
     local = [row for row in context.index if not is_object_uri(row["uri"])]
     rng = random.Random(datetime.now(UTC).date().toordinal())
@@ -86,7 +86,7 @@ def check_images(context: CheckContext) -> Finding:
 
 
 def check_pool(context: CheckContext) -> Finding:
-    """How many images are left to choose from, in nights."""
+    """Check how many rounds the unlabeled images are enough for."""
     if context.round_number is None:
         raise CheckSkipped("the label batches are broken")
     calibration_ids = set(files.read_table(context.workspace.calibration, ANNOTATED)["image_id"].to_pylist())
@@ -103,7 +103,7 @@ def check_pool(context: CheckContext) -> Finding:
 def _sizes_px(
     context: CheckContext, annotations: dict[str, Annotation], rows_by_id: dict[str, dict[str, Any]]
 ) -> dict[str, tuple[int, int]]:
-    """Width and height as prepare measured them; before the first night, of the images themselves."""
+    """Return width and height as ``prepare`` measured them; before the first round, of the images themselves."""
     prepared = context.workspace.derived("prepare") / "pool.parquet"
     measured: Sequence[dict[str, Any]] = files.read_table(prepared, POOL).to_pylist() if prepared.is_file() else []
     sizes = {row["image_id"]: (row["width_px"], row["height_px"]) for row in measured if row["image_id"] in annotations}

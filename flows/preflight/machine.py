@@ -1,4 +1,4 @@
-"""Checks on the machine: space, memory, clock, GPU, installed versions."""
+"""Check the machine: disk, memory, clock, GPU, installed versions."""
 
 import importlib.metadata
 import os
@@ -41,11 +41,11 @@ _KNOWN_INCOMPATIBLE = (
     ("fastapi", "<0.151", "Prefect's server does not start with it"),
     ("sqlalchemy", "<2.1", "with it Prefect never starts a scheduled night, and says nothing"),
 )
-"""Versions that pip takes for good and that break a night; requirements.in has the reasons."""
+"""Versions that pip accepts and that break a run; requirements.in has the reasons."""
 
 
 def check_disk(context: CheckContext) -> Finding:
-    """Room for the next round, by the sizes of the last one, where its files and DVC's cache are."""
+    """Check the free disk space for the next round, estimated from the last one, for the workspace and DVC's cache."""
     needed = estimate_round_bytes(context.workspace)
     folders = (context.workspace.root, dvc_cache_dir(context.workspace))
     fullest = min(folders, key=lambda folder: shutil.disk_usage(folder).free)
@@ -61,7 +61,7 @@ def check_disk(context: CheckContext) -> Finding:
 
 
 def estimate_round_bytes(workspace: Workspace) -> int:
-    """What a round adds to the disk, as an estimate: its outputs, a checkpoint, and copies of the teacher."""
+    """Estimate the bytes that a round adds: its outputs, a checkpoint and copies of the teacher."""
     outputs = [item for entry in locked_stages(workspace).values() for item in entry.get("outs", ())]
     if not outputs:
         return _DEFAULT_ROUND_BYTES
@@ -72,7 +72,7 @@ def estimate_round_bytes(workspace: Workspace) -> int:
 
 
 def dvc_cache_dir(workspace: Workspace) -> Path:
-    """DVC's cache, which may be on another disk; an existing folder."""
+    """Return DVC's cache folder, which may be on another disk, or the nearest existing folder."""
     config = ConfigParser(strict=False, interpolation=None)
     folder = workspace.root / ".dvc"
     config.read_string("".join(_strip_indentation(folder / name) for name in ("config", "config.local")))
@@ -81,7 +81,7 @@ def dvc_cache_dir(workspace: Workspace) -> Path:
 
 
 def check_memory(context: CheckContext) -> Finding:
-    """Memory that is left, within the container's limit where there is one."""
+    """Check the available memory, within the container's limit if there is one."""
     del context
     available = min([psutil.virtual_memory().available, *_cgroup_available_bytes()])
     message = f"{_format_size(available)} of memory available"
@@ -93,7 +93,7 @@ def check_memory(context: CheckContext) -> Finding:
 
 
 def check_clock(context: CheckContext) -> Finding:
-    """Time has not gone back since the campaign's last entry: leases, schedules and S3's signatures trust it."""
+    """Check that the clock is not behind the campaign's newest record: leases and S3 signatures depend on it."""
     now = datetime.now(UTC)
     newest = max(_recorded_times(context), default=now)
     if newest > now + _CLOCK_TOLERANCE:
@@ -105,7 +105,7 @@ def check_clock(context: CheckContext) -> Finding:
 
 
 def check_gpu(context: CheckContext) -> Finding:
-    """The driver answers and the GPU is free; without one training runs on the CPU."""
+    """Check that the driver answers and the GPU is free; without a GPU training runs on the CPU."""
     del context
     program = shutil.which("nvidia-smi")
     devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
@@ -129,7 +129,7 @@ def check_gpu(context: CheckContext) -> Finding:
 
 
 def check_versions(context: CheckContext) -> Finding:
-    """What is installed is what was tested together; the two known traps are failures."""
+    """Check that the installed versions are the locked ones; two known incompatible versions are failures."""
     for name, allowed, reason in _KNOWN_INCOMPATIBLE:
         installed = _installed_version(name)
         if installed is not None and installed not in SpecifierSet(allowed):
@@ -160,13 +160,13 @@ def _format_size(size_bytes: float) -> str:
 
 
 def _strip_indentation(path: Path) -> str:
-    """DVC indents its keys, which ConfigParser takes for the line before."""
+    """Remove the indent of DVC's keys, which ConfigParser takes for a continuation line."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return "".join(f"{line.strip()}\n" for line in lines)
 
 
 def _cgroup_available_bytes() -> list[int]:
-    """What a cgroup still allows; nothing outside of containers."""
+    """Yield the bytes that each cgroup limit leaves; nothing outside of containers."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text().strip()
@@ -176,7 +176,7 @@ def _cgroup_available_bytes() -> list[int]:
 
 
 def _recorded_times(context: CheckContext) -> list[datetime]:
-    """When machines recorded something; people's own times are not asked."""
+    """Yield the times that machines recorded; times stated by annotators are not used."""
     workspace = context.workspace
     times = [ledger["times"]["published_at"] for ledger in all_ledgers(workspace)[-1:]]
     times += [delivery.created_at for delivery in all_annotation_batches(workspace)[-1:]]
@@ -187,7 +187,7 @@ def _recorded_times(context: CheckContext) -> list[datetime]:
 
 
 def _gpu_finding(rows: list[list[str]]) -> Finding:
-    """Rows of name, driver, total and used MiB."""
+    """Return one row per GPU: name, driver, total and used MiB."""
     names = ", ".join(f"{name} ({int(total) >> 10} GiB)" for name, _, total, _ in rows)
     message = f"{names}, driver {rows[0][1]}"
     busy = [name for name, _, total, used in rows if int(used) > _BUSY_GPU_FRAC * int(total)]

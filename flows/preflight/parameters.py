@@ -1,4 +1,4 @@
-"""Checks on params.yaml."""
+"""Check params.yaml."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from tasks.runtime.errors import UserError
 
 
 def check_parameters(context: CheckContext) -> Finding:
-    """Every value is there and within its range; what is missing is shown with the value Gleaner ships."""
+    """Check that every value is present and in range; a missing one is shown with the shipped value."""
     try:
         params = context.params
     except UserError as error:
@@ -26,7 +26,7 @@ def check_parameters(context: CheckContext) -> Finding:
 
 
 def check_classes(context: CheckContext) -> Finding:
-    """Labels and fixed sets know the same class names, and the last teacher had them in the same order."""
+    """Check that labels and fixed sets use the classes of params.yaml, in the order of the last teacher."""
     if context.classes is None:
         raise CheckSkipped("classes in params.yaml are unreadable")
     workspace = context.workspace
@@ -56,7 +56,7 @@ def check_classes(context: CheckContext) -> Finding:
 
 
 def _missing_keys(content: dict[str, Any]) -> list[str]:
-    """Keys of the shipped params.yaml that a campaign's lacks, one line of YAML each."""
+    """List the keys of the shipped params.yaml that the campaign's lacks, one line of YAML each."""
     shipped: dict[str, Any] = yaml.safe_load(packaged_file("params.yaml").read_text(encoding="utf-8"))
     lines = []
     for section, values in shipped.items():
@@ -74,7 +74,7 @@ def _inline_yaml(value: Any) -> str:
 
 
 def _classes_of_last_round(context: CheckContext) -> list[str] | None:
-    """``classes`` as the newest finished round had them; None before the first."""
+    """Return ``classes`` of the newest finished round; None before the first."""
     number = last_published_round(context.workspace)
     if number < 0:
         return None

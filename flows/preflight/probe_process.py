@@ -1,4 +1,4 @@
-"""A probe in a process of its own: what hangs is stopped, what it prints or breaks stays with it."""
+"""Run a probe in a separate process, which can be stopped and cannot affect the caller."""
 
 import json
 import os

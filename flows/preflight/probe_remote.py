@@ -16,7 +16,7 @@ _CONTENT = b"gleaner doctor was here\n"
 
 
 def main() -> None:
-    """Try the remote of the repository in the current folder."""
+    """Probe the remote of the repository in the current folder."""
     started_s = time.monotonic()
     try:
         remote = Repo(".").cloud.get_remote()

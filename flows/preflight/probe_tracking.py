@@ -23,7 +23,7 @@ _ARTIFACT_NAME = "doctor.txt"
 
 
 def main() -> None:
-    """Try the MLflow of the campaign in the current folder."""
+    """Probe the MLflow of the campaign in the current folder."""
     silence_mlflow()
     started_s = time.monotonic()
     try:
@@ -54,7 +54,7 @@ def _write_read_delete(client: MlflowClient) -> None:
 
 
 def _experiment(client: MlflowClient) -> str:
-    """The doctor's own experiment; a server knows where artifacts go, a local database has to be told."""
+    """Return the probe's own experiment; a local database needs the location of artifacts, a server knows it."""
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         if found.lifecycle_stage == "deleted":

@@ -1,4 +1,4 @@
-"""The quick form a night begins with: what can be known within seconds, before hours of work."""
+"""Run the quick checks with which a run begins: what can be known within seconds, before hours of work."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ _FIX = "gleaner doctor tries everything and says what to do."
 
 
 def require_ready(workspace: Workspace) -> list[str]:
-    """Refuse a night that could not end well; return what somebody should know all the same.
+    """Stop a run whose checks fail, and return the warnings.
 
     Only failures that a check states stop the night: one that was slow or broke itself proves nothing. Labels
     and annotators are not asked here, so a round whose labels are in can always be derived to its end.

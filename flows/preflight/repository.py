@@ -1,4 +1,4 @@
-"""Checks on git: a round is a commit and a tag, so a repository in the middle of something stops a night."""
+"""Check git: a round is a commit and a tag, so an unfinished merge or rebase stops a run."""
 
 import re
 
@@ -21,7 +21,7 @@ _MAX_LISTED = 3
 
 
 def check_branch(context: CheckContext) -> Finding:
-    """A branch is checked out, and git is in the middle of nothing."""
+    """Check that a branch is checked out and no merge or rebase is in progress."""
     root = context.workspace.root
     git.require_branch(root)
     for name, operation in _OPERATION_BY_MARKER.items():
@@ -31,7 +31,7 @@ def check_branch(context: CheckContext) -> Finding:
 
 
 def check_uncommitted(context: CheckContext) -> Finding:
-    """Sources that are not committed: the next night takes them as they are into its commit."""
+    """Warn about uncommitted sources: the next run commits them as they are."""
     lines = git.run_git(context.workspace.root, "status", "--porcelain", "--", *git.ALL_PATHS).splitlines()
     changed = [line.split(maxsplit=1)[1] for line in lines]
     if changed:
@@ -44,7 +44,7 @@ def check_uncommitted(context: CheckContext) -> Finding:
 
 
 def check_rounds(context: CheckContext) -> Finding:
-    """Every ledger has its tag, holds what the tag holds, and continues the one before."""
+    """Check that every ledger has its tag, equals the ledger in the tag, and names the digest of the one before."""
     workspace = context.workspace
     numbers = [int(ledger["round"]) for ledger in all_ledgers(workspace)]
     tags = git.run_git(workspace.root, "tag", "--list", "round-*").split()
@@ -68,7 +68,7 @@ def check_rounds(context: CheckContext) -> Finding:
 
 
 def _first_modified_tag(workspace: Workspace, numbers: list[int]) -> str | None:
-    """Tag of the first round whose ledger was changed since, or does not continue the one before."""
+    """Return the tag of the first round whose ledger was changed, or does not name the digest of the one before."""
     if not numbers:
         return None
     paths = [workspace.ledger(number).relative_to(workspace.root).as_posix() for number in numbers]

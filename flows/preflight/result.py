@@ -1,4 +1,4 @@
-"""What a check finds, and what a check is."""
+"""Define a check and its result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,46 +11,46 @@ State = Literal["pass", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer of one check."""
+    """Result of one check."""
 
     state: State
-    """``warn``: the night will run, and somebody should know. ``fail``: the night would not, or not rightly."""
+    """``warn``: a run works, but a person should know. ``fail``: a run would fail or give wrong results."""
     message: str
-    """What was found, as one sentence without its dot."""
+    """What was found: one sentence without its final period."""
     fix: str = ""
-    """What to do about it; empty where nothing has to be done."""
+    """How to correct it; empty if nothing has to be done."""
 
 
 class CheckSkipped(Exception):
-    """A check cannot be tried, because of something another check reports."""
+    """A check cannot run because of a problem that another check reports."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that is tried."""
+    """One check."""
 
     name: str
     """Unique; an anchor of docs/operations.md."""
     run: Callable[[CheckContext], Finding]
-    """May raise UserError, which is a ``fail``, or CheckSkipped, which is a ``warn``."""
+    """May raise UserError, reported as ``fail``, or CheckSkipped, reported as ``warn``."""
     limit_s: float
-    """After this the answer is ``fail``, and nobody waits for it any longer."""
+    """Time limit; after it the result is ``fail`` and the check is abandoned."""
     quick: bool = False
-    """Takes well under a second, changes nothing and needs no service: a night tries it before it begins."""
+    """Takes well under a second, changes nothing and needs no service: a run starts with it."""
     allow_unknown: bool = False
-    """No answer, or a broken check, is a ``warn`` instead of a ``fail``."""
+    """A timeout or an error in the check itself is a ``warn`` instead of a ``fail``."""
 
 
 def passed(message: str) -> Finding:
-    """All is well."""
+    """Return a passing result."""
     return Finding("pass", message)
 
 
 def warned(message: str, fix: str) -> Finding:
-    """Somebody should know."""
+    """Return a warning."""
     return Finding("warn", message, fix)
 
 
 def failed(message: str, fix: str) -> Finding:
-    """A night would not run, or not rightly."""
+    """Return a failure."""
     return Finding("fail", message, fix)

@@ -1,4 +1,4 @@
-"""Runs checks: all at once, each with a time limit of its own, none able to hide another."""
+"""Run checks in parallel, each with its own time limit, so that none can hide another."""
 
 import time
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from tasks.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check with its answer."""
+    """One check with its result."""
 
     name: str
     finding: Finding
     seconds: float
     timed_out: bool = False
-    """It gave no answer in time, and may still be waiting for something."""
+    """It exceeded its time limit, and may still be running."""
 
 
 def run_checks(context: CheckContext, checks: Sequence[Check]) -> list[CheckResult]:
-    """Try every check; answers in the order of ``checks``.
+    """Run every check and return the results in the order of ``checks``.
 
     A check that hangs is left behind in its thread, which ends with the command: Python cannot stop it. The
     ones that talk to a service do so in a process of their own, which is stopped.

@@ -1,4 +1,4 @@
-"""Check on the schedule: a deployment that is active, that something is planned, and somebody who will run it."""
+"""Check the schedule: an active deployment, a planned run, and a worker or runner for it."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ _START_HINT = "Start it: prefect worker start --pool POOL, or gleaner schedule."
 
 
 def check_schedule(context: CheckContext) -> Finding:
-    """A deployment of this campaign will run tonight, as far as Prefect's server knows."""
+    """Check that Prefect's server has an active deployment with a planned run of this campaign."""
     if not has_prefect_server():
         return warned(
             "no Prefect server is named: nights run when somebody, or cron, starts gleaner run",
@@ -38,7 +38,7 @@ def check_schedule(context: CheckContext) -> Finding:
 
 
 def _is_for_campaign(deployment: Any, root: Path) -> bool:
-    """Whether a deployment's nights work on this campaign."""
+    """Tell whether a deployment runs this campaign."""
     root_parameter = deployment.parameters.get("root")
     return isinstance(root_parameter, str) and Path(root_parameter).resolve() == root.resolve()
 
@@ -62,7 +62,7 @@ def _deployment_status(client: Any, deployments: list[Any]) -> Finding:
 
 
 def _worker_problem(client: Any, deployment: Any) -> str | None:
-    """What is wrong with whoever runs the deployment."""
+    """Return the problem of the worker or runner of the deployment; empty if there is none."""
     if deployment.work_pool_name is None:  # gleaner schedule
         last_polled = deployment.last_polled
         return (

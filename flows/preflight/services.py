@@ -1,4 +1,4 @@
-"""Checks on what is elsewhere: DVC's remote, MLflow, the label provider, and the detector in its own process."""
+"""Check services: DVC's remote, MLflow, the label provider, and the detector in a separate process."""
 
 import shutil
 
@@ -22,7 +22,7 @@ _SHORT_TIMEOUT_ENV = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUE
 
 
 def check_remote(context: CheckContext) -> Finding:
-    """An object can be written to, read from and deleted in DVC's default remote."""
+    """Check that an object can be written, read and deleted in DVC's default remote."""
     root = context.workspace.root
     if not has_default_remote(root):
         return warned(
@@ -44,7 +44,7 @@ def check_remote(context: CheckContext) -> Finding:
 
 
 def check_tracking(context: CheckContext) -> Finding:
-    """A run with an artifact can be written to, read from and deleted in MLflow."""
+    """Check that a run with an artifact can be written, read and deleted in MLflow."""
     root = context.workspace.root
     uri = redact(tracking_uri(root))
     try:
@@ -58,14 +58,14 @@ def check_tracking(context: CheckContext) -> Finding:
 
 
 def check_provider(context: CheckContext) -> Finding:
-    """The label provider answers, takes our token and could take a batch."""
+    """Check that the label provider answers, accepts the token and can take a batch."""
     provider = _provider(context)
     provider.check()
     return passed(f"{provider.name} is ready")
 
 
 def check_open_work(context: CheckContext) -> Finding:
-    """The provider knows the deliveries that are out."""
+    """Check that the provider knows the batches it was given."""
     provider = _provider(context)
     delivered = [delivery for delivery in all_annotation_batches(context.workspace) if delivery.state == "delivered"]
     if not delivered:
@@ -78,7 +78,7 @@ def check_open_work(context: CheckContext) -> Finding:
 
 
 def check_detector(context: CheckContext) -> Finding:
-    """The newest weights load and find boxes on one image, on the device the night will use."""
+    """Check that the newest weights load and detect boxes in one image, on the device that a run uses."""
     try:
         params = context.params
     except UserError:

@@ -1,1 +1,1 @@
-"""Comparisons: arms x paired seeds x rounds, every arm an ordinary campaign."""
+"""Run studies: arms x paired seeds x rounds, every arm an ordinary campaign."""

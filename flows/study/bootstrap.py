@@ -1,4 +1,4 @@
-"""Teacher mAP on draws of the validation images: what another set of such images might have said of a round."""
+"""Resample the validation images and compute the teacher's mAP on each bootstrap sample."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache

@@ -1,4 +1,4 @@
-"""One row of ``results.parquet`` per finished round, from ledgers, stage logs and the oracle's figures."""
+"""Collect one row of ``results.parquet`` per finished round, from ledgers, stage logs and the oracle's metrics."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from tasks.study.results import POOL_MEASURES
 
 
 def collect_rows(study: Study, campaigns: Mapping[tuple[int, str], Workspace]) -> list[dict[str, Any]]:
-    """Rows of all arms, in their order."""
+    """Return the rows of all arms, in their order."""
     rounds = [
         (seed, arm, workspace, ledger)
         for (seed, arm), workspace in campaigns.items()
@@ -51,13 +51,13 @@ def _result_row(study: Study, seed: int, arm: str, workspace: Workspace, ledger:
 
 
 def _train_seconds(rounds: Iterator[tuple[Workspace, Mapping[str, Any]]]) -> Iterator[tuple[str, float]]:
-    """Seconds of each training that was really run; after a kill, of its last attempt."""
+    """Return the seconds of each training that was really run; after a kill, of its last attempt."""
     for workspace, ledger in rounds:
         if "train" not in skipped_stages(workspace, ledger["round"]):
             yield _training_key(ledger), stage_seconds(workspace, ledger["round"])["train"]
 
 
 def _training_key(ledger: Mapping[str, Any]) -> str:
-    """What a training is told apart by: its inputs and parameters, as for DVC's run cache."""
+    """Return the key of a training: its inputs and parameters, as in DVC's run cache."""
     stage = ledger["stages"]["train"]
     return files.sha256_json([stage["deps"], stage["params_sha256"]])

@@ -1,4 +1,4 @@
-"""A study in MLflow: one run, logged anew as more seeds finish; its nights are experiments of their own beside it."""
+"""Log a study to MLflow as one run, updated as seeds finish; the rounds of its arms have their own experiments."""
 
 import time
 
@@ -15,7 +15,7 @@ _BATCH_SIZE = 500
 
 
 def log_study(study: Study, results: StudyResults) -> str:
-    """Log figures and files; returns the run's id. The same study folder finds its run again."""
+    """Log metrics and files and return the run's id; the same study folder finds its run again."""
     run_id = open_study_run(study)
     client = MlflowClient(tracking_uri(study.out))
     metrics = list(_metrics(results))
@@ -29,7 +29,7 @@ def log_study(study: Study, results: StudyResults) -> str:
 
 
 def open_study_run(study: Study) -> str:
-    """The study's run, made where there is none; also makes the database, before several seeds write to it."""
+    """Find or create the study's run, and the database before several seeds write to it."""
     silence_mlflow()
     client = MlflowClient(tracking_uri(study.out))
     name, key = f"study-{study.plan.name}", str(study.out.resolve())

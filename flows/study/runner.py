@@ -1,4 +1,4 @@
-"""A study: every arm of every seed an ordinary campaign, night by night; then what may be claimed from it.
+"""Run a study: every arm of every seed as an ordinary campaign, round by round; then write its results.
 
 Where it stands is read off the campaigns, so a study that was killed is started again with the same command.
 Importing this imports Prefect: see ``flows.prefect_server``.
@@ -38,7 +38,7 @@ from tasks.study.results import RESULTS, StudyResults, collect_results, summary
 
 @dataclass(frozen=True)
 class StudyStep:
-    """One step, about to begin or done."""
+    """One step of a study, about to start or finished."""
 
     seed: int
     arm: str
@@ -49,7 +49,7 @@ OnStep = Callable[[StudyStep], None]
 
 
 def run_seed(study: Study, seed: int, on_start: OnStep, on_finish: OnStep) -> None:
-    """Bring all arms of one seed to their last round.
+    """Run all arms of one seed to their last round.
 
     Raises:
         UserError: something a person has to mend; or another study is at work on this seed.
@@ -65,7 +65,7 @@ def run_seed(study: Study, seed: int, on_start: OnStep, on_finish: OnStep) -> No
 
 
 def write_results(study: Study) -> StudyResults:
-    """Everything in ``results/``, from what is finished by now, and in MLflow."""
+    """Write ``results/`` and the MLflow run from the rounds finished so far."""
     plan = study.plan
     campaigns = {(seed, arm): study.workspace(seed, arm) for seed in plan.seeds for arm in plan.arms}
     rows = collect_rows(study, campaigns)
@@ -89,7 +89,7 @@ def write_results(study: Study) -> StudyResults:
 def _run_arm(
     study: Study, seed: int, arm: str, workspace: Workspace, on_start: OnStep, on_finish: OnStep
 ) -> str | None:
-    """Nights until the last round; returns why it ended sooner, if it did."""
+    """Run rounds until the last one; return why it stopped early, if it did."""
     while True:
         finished = last_published_round(workspace)
         if finished == newest_round(workspace):  # otherwise derived/ is on its way to the next round already
@@ -108,7 +108,7 @@ def _run_arm(
 
 
 def _measure(study: Study, seed: int, arm: str, workspace: Workspace, round_number: int) -> None:
-    """Ask the oracle, once a round, while ``derived/`` is that of the round."""
+    """Measure against the oracle, once per round, while ``derived/`` is that of the round."""
     target = study.measurements_path(seed, arm, round_number)
     if target.is_file():
         return
@@ -126,7 +126,7 @@ def _run_module(workspace: Workspace, module: str) -> None:
 
 
 def _run_full_labels(study: Study, seed: int, on_start: OnStep, on_finish: OnStep) -> str | None:
-    """Train on all labels; no night, because there is nothing to ask for. Returns why it failed, if it did."""
+    """Train on all labels, without selecting a batch; return why it failed, if it did."""
     if study.full_labels_result_path(seed).is_file():
         return None
     step = StudyStep(seed, FULL_LABELS, 0)
@@ -156,7 +156,7 @@ def _record_failure(study: Study, seed: int, arm: str, reason: str | None) -> No
 
 
 def failures(study: Study) -> list[str]:
-    """Arms that ended before their last round, and why."""
+    """Return the arms that stopped before their last round, with the reason."""
     paths = [_failure_file(study, seed, arm) for seed in study.plan.seeds for arm in (*study.plan.arms, FULL_LABELS)]
     return [f"{files.read_json(path)['reason']}." for path in paths if path.is_file()]
 
@@ -166,7 +166,7 @@ def _failure_file(study: Study, seed: int, arm: str) -> Path:
 
 
 def remaining_runs(study: Study, seeds: Sequence[int]) -> int:
-    """Rounds that are not finished yet, in campaigns that exist or will."""
+    """Return how many rounds are not finished, in campaigns that exist or will."""
     return sum(
         study.plan.rounds - (last_published_round(workspace) if workspace.labels.is_dir() else -1)
         for seed in seeds

@@ -1,4 +1,4 @@
-"""The campaigns of a study: one base per seed, and from it one workspace per arm, all with one DVC cache.
+"""Create the campaigns of a study: one base per seed, and from it one workspace per arm, all with one DVC cache.
 
 An arm is a campaign of its own with its own first commit, so that MLflow, ledgers and tags never mix; what DVC
 has computed for one arm its run cache gives to the next.
@@ -45,19 +45,19 @@ class Study:
     out: Path
 
     def workspace(self, seed: int, name: str) -> Workspace:
-        """Workspace of an arm, of ``base`` or of ``full``."""
+        """Return the workspace of an arm, of ``base`` or of ``full``."""
         return Workspace(self.out / "campaigns" / f"seed-{seed}-{name}")
 
     def base_workspace(self, seed: int) -> Workspace:
-        """What all arms of a seed start from; no round is run in it."""
+        """Return the workspace that all arms of a seed start from; no round is run in it."""
         return self.workspace(seed, "base")
 
     def measurements_path(self, seed: int, arm: str, round_number: int) -> Path:
-        """What only a study can say of a round: figures from the oracle."""
+        """Return the path of a round's metrics from the oracle."""
         return self.out / "measured" / f"seed-{seed}-{arm}" / f"round-{round_number:04d}.json"
 
     def full_labels_result_path(self, seed: int) -> Path:
-        """Figures of the training on all labels."""
+        """Return the path of the metrics of the training on all labels."""
         return self.out / "measured" / f"seed-{seed}-{FULL_LABELS}.json"
 
     @property
@@ -71,7 +71,7 @@ class Study:
 
     @property
     def results(self) -> Path:
-        """What is meant to be read, and kept."""
+        """Return the folder of results for readers."""
         return self.out / "results"
 
 
@@ -115,7 +115,7 @@ def create_arm_workspace(study: Study, seed: int, arm: str) -> Workspace:
 
 
 def create_full_labels_workspace(study: Study, seed: int) -> Workspace:
-    """A workspace whose seed batch holds every label there is."""
+    """Create a workspace whose seed batch has every label."""
     base = study.base_workspace(seed)
     classes = load_params(base.params).classes
     text = render_arm_params(study.plan, study.plan.full or (), seed, _params_template(), classes, FULL_LABELS)
@@ -132,7 +132,7 @@ def _params_template() -> str:
 def _build_from_base(
     base: Workspace, target: Workspace, params: str, message: str, change: Callable[[Workspace], None] | None = None
 ) -> Workspace:
-    """Build beside its place, rename at the end: a kill leaves only a hidden folder."""
+    """Build in a hidden folder beside the target and rename it at the end, so that a kill leaves no half workspace."""
     if is_workspace(target.root):
         _require_same_params(target, params)
         return target
