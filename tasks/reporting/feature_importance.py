@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tasks.data.schemas import METRICS
-from tasks.reporting.narrative import join_and, number
+from tasks.reporting.formatting import join_and, number
 from tasks.reporting.report_data import Document
 
 ROWS_SHOWN = 6

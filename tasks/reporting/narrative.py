@@ -2,43 +2,8 @@
 
 from collections.abc import Sequence
 
+from tasks.reporting.formatting import join_and, number, pluralize
 from tasks.reporting.report_data import Document, ReportData
-
-DASH = "–"
-"""Stands where a figure does not exist."""
-
-
-def number(value: float | None, digits: int = 1) -> str:
-    """Format a figure with fixed decimals, a thousands separator and a true minus; None is a dash."""
-    if value is None or value != value:
-        return DASH
-    return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "−")
-
-
-def signed(value: float | None, digits: int = 1) -> str:
-    """Format a difference with its sign; a true minus, not a hyphen."""
-    if value is None or value != value:
-        return DASH
-    text = number(abs(value), digits)
-    return f"±{text}" if float(f"{value:.{digits}f}") == 0 else ("+" if value > 0 else "−") + text
-
-
-def pluralize(count: float, one: str, many: str | None = None) -> str:
-    """``1 image``, ``2 images``."""
-    return f"{number(count, 0)} {one if count == 1 else many or one + 's'}"
-
-
-def join_and(parts: Sequence[str]) -> str:
-    """``a, b and c``."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
-
-
-def duration(seconds: float) -> str:
-    """Format seconds in the largest fitting unit."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def headline(history: Sequence[Document]) -> str:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from tasks.data.schemas import METRICS
 from tasks.params.stages import ScoringParams
-from tasks.reporting import narrative, plots, tables
+from tasks.reporting import formatting, narrative, plots, tables
 from tasks.reporting.feature_importance import importance_rows, importance_text
 from tasks.reporting.report_data import Document, ReportData
 from tasks.reporting.thumbnails import class_colors, thumbnail
@@ -33,7 +33,7 @@ def render(data: ReportData, history: Sequence[Document], scoring: ScoringParams
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(narrative, name) for name in ("number", "signed", "duration", "pluralize")}
+    environment.filters |= {name: getattr(formatting, name) for name in ("number", "signed", "duration", "pluralize")}
     environment.filters["summed"] = lambda row, keys: sum(row[key] for key in keys)
     return environment.get_template("report.html.j2").render(
         figures=_plots(data, history),
@@ -98,22 +98,22 @@ def _kpi_cards(data: ReportData, history: Sequence[Document]) -> list[tuple[str,
     before = history[-2] if len(history) > 1 else None
     spent = now["minutes_spent"]
     return [
-        ("Teacher mAP", narrative.number(now["teacher"]["mAP"]), _delta("teacher", now, before)),
-        ("Student mAP", narrative.number(now["student"]["mAP"]), _delta("student", now, before)),
-        ("Images labeled", narrative.number(now["labels"], 0), narrative.pluralize(now["boxes"], "box", "boxes")),
+        ("Teacher mAP", formatting.number(now["teacher"]["mAP"]), _delta("teacher", now, before)),
+        ("Student mAP", formatting.number(now["student"]["mAP"]), _delta("student", now, before)),
+        ("Images labeled", formatting.number(now["labels"], 0), formatting.pluralize(now["boxes"], "box", "boxes")),
         (
             "Still unlabeled",
-            narrative.number(now["unlabeled_images"], 0),
+            formatting.number(now["unlabeled_images"], 0),
             f"of {_num_images(data.assemble_summary['pool_images'])}",
         ),
         (
             "Asked for next",
-            narrative.number(picked["selected"], 0),
+            formatting.number(picked["selected"], 0),
             f"{picked['random_picks']} of them drawn at random",
         ),
         (
             "Time spent labeling",
-            narrative.DASH if spent is None else narrative.duration(60 * spent),
+            formatting.DASH if spent is None else formatting.duration(60 * spent),
             "the label tool reports none" if spent is None else "as the label tool reports",
         ),
     ]
@@ -122,11 +122,11 @@ def _kpi_cards(data: ReportData, history: Sequence[Document]) -> list[tuple[str,
 def _delta(model: str, now: Document, before: Document | None) -> str:
     if before is None or now[model]["mAP"] is None or before[model]["mAP"] is None:
         return "first measurement"
-    return f"{narrative.signed(now[model]['mAP'] - before[model]['mAP'])} since round {before['round']}"
+    return f"{formatting.signed(now[model]['mAP'] - before[model]['mAP'])} since round {before['round']}"
 
 
 def _num_images(count: int) -> str:
-    return narrative.pluralize(count, "image")
+    return formatting.pluralize(count, "image")
 
 
 def _plots(data: ReportData, history: Sequence[Document]) -> dict[str, Markup]:
@@ -139,12 +139,12 @@ def _round_plots(history: Sequence[Document]) -> dict[str, Markup]:
         return {}
     rounds, labels = [entry["round"] for entry in history], [entry["labels"] for entry in history]
     reached = {model: [entry[model]["mAP"] for entry in history] for model in ("teacher", "student")}
-    last = ", ".join(f"{model} {narrative.number(values[-1])}" for model, values in reached.items())
+    last = ", ".join(f"{model} {formatting.number(values[-1])}" for model, values in reached.items())
     figures = {
         "progress": plots.progress(labels, reached, y="mAP (%)", alt=f"mAP against images labeled. Now: {last}.")
     }
     strictness = {measure: [entry["teacher"][measure] for entry in history] for measure in ("AP50", "mAP", "AP75")}
-    last = ", ".join(f"{measure} {narrative.number(values[-1])}" for measure, values in strictness.items())
+    last = ", ".join(f"{measure} {formatting.number(values[-1])}" for measure, values in strictness.items())
     alt = f"The teacher's AP at three levels of strictness against images labeled. Now: {last}."
     figures["strictness"] = plots.progress(labels, strictness, y="teacher (%)", alt=alt)
     correlated = {name: [entry[f"spearman_{key}"] for entry in history] for name, key in _CORRELATED.items()}
@@ -155,7 +155,7 @@ def _round_plots(history: Sequence[Document]) -> dict[str, Markup]:
     if len(weighed) > 1:
         means = {name: [entry["mean_weights"][name] for entry in weighed] for name in METRICS}
         bands = {name: [[entry["weight_quantiles"][name][i] for entry in weighed] for i in (0, 2)] for name in METRICS}
-        last = ", ".join(f"{name} {narrative.number(values[-1], 2)}" for name, values in means.items())
+        last = ", ".join(f"{name} {formatting.number(values[-1], 2)}" for name, values in means.items())
         alt = f"Mean metric weights by round with 10 to 90 percent bands. Now: {last}."
         figures["weights"] = plots.weights([entry["round"] for entry in weighed], means, bands, alt=alt)
     return figures
@@ -207,7 +207,7 @@ def _training_plots(curves: pd.DataFrame | None) -> dict[str, Markup]:
         boxes = {"unsupervised": only_with_teacher("pseudo_boxes_per_image")}
         alt = "Pseudo-boxes per unlabeled image over the training iterations."
         figures["pseudo"] = plots.training(iterations, boxes, y="pseudo-boxes per image", alt=alt)
-    alt = f"{narrative.join_and([name.capitalize() for name in losses])} loss over the training iterations."
+    alt = f"{formatting.join_and([name.capitalize() for name in losses])} loss over the training iterations."
     figures["losses"] = plots.training(iterations, losses, y="loss", alt=alt)
     return figures
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.reporting import narrative, tables
+from tasks.reporting import formatting, narrative, tables
 from tasks.reporting.history import append_round
 
 DWA = {
@@ -22,14 +22,14 @@ DWA = {
     [(None, 1, "–"), (float("nan"), 1, "–"), (-0.04, 2, "−0.04"), (1234.5, 0, "1\u202f234"), (0, 1, "0.0")],
 )
 def test_number(value, digits, text):
-    assert narrative.number(value, digits) == text
+    assert formatting.number(value, digits) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "–"), (0.04, "±0.0"), (-0.06, "−0.1"), (2.25, "+2.2"), (0.0, "±0.0")]
 )
 def test_signed(value, text):
-    assert narrative.signed(value) == text
+    assert formatting.signed(value) == text
 
 
 @pytest.mark.parametrize(
@@ -37,14 +37,14 @@ def test_signed(value, text):
     [(0.31, "0.3 s"), (59.0, "59.0 s"), (214.2, "3 min 34 s"), (7380, "2 h 03 min"), (3599.7, "1 h 00 min")],
 )
 def test_duration(seconds, text):
-    assert narrative.duration(seconds) == text
+    assert formatting.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("parts", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
 )
 def test_listed(parts, text):
-    assert narrative.join_and(parts) == text
+    assert formatting.join_and(parts) == text
 
 
 EQUAL = {"used": "equal", "spearman_dwa": None}
