@@ -1,6 +1,5 @@
 """Audit of the records: git's objects, the chain of ledgers, the tags and the promotion log."""
 
-import subprocess
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -86,11 +85,10 @@ def _uncommitted_findings(scope: AuditScope) -> list[str]:
     listed = git.run_git(root, "ls-tree", "-r", "-z", "HEAD", "--", *protected).split("\0")
     expected = {path: meta.split()[2] for meta, _, path in (line.partition("\t") for line in listed if line)}
     existing = [path for path in expected if (root / path).is_file()]
-    hashed = subprocess.run(
-        ["git", "hash-object", "--no-filters", "--stdin-paths"],
-        cwd=root, input="\n".join(existing), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    actual = dict(zip(existing, hashed.stdout.split(), strict=True))
+    hashed = (
+        git.run_git(root, "hash-object", "--no-filters", "--stdin-paths", stdin="\n".join(existing)) if existing else ""
+    )
+    actual = dict(zip(existing, hashed.split(), strict=True))
     return [
         f"{path}: git object of the file is {actual.get(path, 'missing')}, expected {expected[path]} as committed"
         for path in expected

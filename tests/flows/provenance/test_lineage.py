@@ -1,4 +1,4 @@
-"""From the champion back to the seed, and one image's whole story."""
+"""Lineage of a model back to the seed, and of an image."""
 
 import json
 
@@ -59,25 +59,25 @@ def test_the_tree_leads_back_to_the_seed(two_rounds: Workspace) -> None:
     assert {image["reason"] for image in first["deliveries"][0]["images"]} == {"part of the seed"}
 
 
-def test_an_images_story(two_rounds: Workspace) -> None:
+def test_lineage_of_an_image(two_rounds: Workspace) -> None:
     picked = read_manifest(two_rounds.delivery(1) / "manifest.jsonl")[0]
-    story = image_lineage(two_rounds, picked.image_id[:10])
-    assert story["image_id"] == picked.image_id
-    assert story["file_name"].endswith(".png")
-    before, after = story["rounds"]
+    lineage = image_lineage(two_rounds, picked.image_id[:10])
+    assert lineage["image_id"] == picked.image_id
+    assert lineage["file_name"].endswith(".png")
+    before, after = lineage["rounds"]
     assert (before["datasets"], after["datasets"]) == (["unlabeled"], ["labeled"])
     assert (before["selection_rank"], before["uncertainty_rank"], before["num_unlabeled"]) == (1, 1, 8)
     assert before["uncertainty"] == pytest.approx(picked.uncertainty)
     assert after["uncertainty"] is None
-    (offer,), (answer,) = story["deliveries"], story["annotations"]
-    assert (offer["delivery"], offer["rank"], offer["state"]) == (1, 1, "collected")
-    assert (answer["batch"], answer["annotator"], answer["is_used"]) == (1, "oracle", True)
-    assert answer["finished_at"] == next(
+    (delivery,), (annotation,) = lineage["deliveries"], lineage["annotations"]
+    assert (delivery["delivery"], delivery["rank"], delivery["state"]) == (1, 1, "collected")
+    assert (annotation["batch"], annotation["annotator"], annotation["is_used"]) == (1, "oracle", True)
+    assert annotation["finished_at"] == next(
         image.finished_at for image in read_batch(two_rounds.label_batch(1)).images if image.image_id == picked.image_id
     )
 
 
-def test_a_superseded_answer_is_told_and_not_learned_from(after_two_rounds: Workspace) -> None:
+def test_a_superseded_annotation_is_listed_as_unused(after_two_rounds: Workspace) -> None:
     content = files.read_json(after_two_rounds.label_batch(1))
     content["other_annotations"] = [
         {**content["images"][0], "annotator": "ann", "finished_at": "2026-01-01T00:00:00+00:00"}
@@ -91,11 +91,11 @@ def test_a_superseded_answer_is_told_and_not_learned_from(after_two_rounds: Work
     assert [(answer["annotator"], answer["is_used"]) for answer in answers] == [("oracle", True), ("ann", False)]
 
 
-def test_a_validation_image_was_never_offered(two_rounds: Workspace) -> None:
+def test_a_validation_image_is_in_no_delivery(two_rounds: Workspace) -> None:
     image = read_annotated(two_rounds.val, CLASSES)[0]
-    story = image_lineage(two_rounds, image.image_id)
-    assert [entry["datasets"] for entry in story["rounds"]] == [["validation"], ["validation"]]
-    assert (story["deliveries"], story["annotations"]) == ([], [])
+    lineage = image_lineage(two_rounds, image.image_id)
+    assert [entry["datasets"] for entry in lineage["rounds"]] == [["validation"], ["validation"]]
+    assert (lineage["deliveries"], lineage["annotations"]) == ([], [])
     with pytest.raises(UserError, match="whose id begins with 'zz' is 0"):
         image_lineage(two_rounds, "zz")
 
@@ -106,5 +106,5 @@ def test_the_command_prints_a_tree_or_json(two_rounds: Workspace) -> None:
     for words in ("@champion", "trained as round-0001", "selected by", "batch 0 (imported", "seed: 3 images"):
         assert words in shown.stdout
     image_id = read_manifest(two_rounds.delivery(2) / "manifest.jsonl")[0].image_id
-    told = run_gleaner("lineage", "--image", image_id, "--json", cwd=two_rounds.root)
-    assert json.loads(told.stdout)["deliveries"][0]["delivery"] == 2
+    printed = run_gleaner("lineage", "--image", image_id, "--json", cwd=two_rounds.root)
+    assert json.loads(printed.stdout)["deliveries"][0]["delivery"] == 2

@@ -1,4 +1,4 @@
-"""One byte altered anywhere is found and named; what nobody touched passes."""
+"""A changed byte anywhere is reported; an unaltered campaign passes."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def test_an_untouched_campaign_passes(two_rounds: Workspace) -> None:
 
 
 @pytest.mark.parametrize("what", TAMPERED)
-def test_whatever_is_altered_is_named(after_two_rounds: Workspace, what: str) -> None:
+def test_every_alteration_is_reported(after_two_rounds: Workspace, what: str) -> None:
     alter, named = TAMPERED[what]
     alter(after_two_rounds)
     found = findings(after_two_rounds)
@@ -119,7 +119,7 @@ def test_whatever_is_altered_is_named(after_two_rounds: Workspace, what: str) ->
 
 
 def test_a_history_written_anew_does_not_fit_what_others_recorded(after_two_rounds: Workspace) -> None:
-    """Ledger changed, committed and tagged again, as by somebody who knows git well."""
+    """Ledger changed, committed and tagged again, by a user who knows git well."""
     root = after_two_rounds.root
     replace_text(after_two_rounds.ledger(1), '"boxes": 8', '"boxes": 9')
     git.run_git(root, "commit", "--quiet", "--all", "--message", "Round 1")
@@ -143,7 +143,7 @@ def test_recomputing_finds_a_measurement_that_the_weights_do_not_give(after_two_
     ), check
 
 
-def test_the_command_says_it_in_a_table_in_json_and_by_its_code(after_two_rounds: Workspace) -> None:
+def test_the_command_reports_by_table_json_and_exit_code(after_two_rounds: Workspace) -> None:
     passed = run_gleaner("audit", "round-0000", cwd=after_two_rounds.root)
     assert (passed.returncode, "Nothing was altered" in passed.stdout) == (0, True), passed.stdout + passed.stderr
     flip_bit(after_two_rounds.val)

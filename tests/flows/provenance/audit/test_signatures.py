@@ -47,7 +47,7 @@ def signature_check(workspace: Workspace) -> Check:
     return check
 
 
-def test_a_tag_signed_by_somebody_trusted_passes(signed_campaign: Workspace) -> None:
+def test_a_tag_signed_with_a_trusted_key_passes(signed_campaign: Workspace) -> None:
     check = signature_check(signed_campaign)
     assert (check.state, check.examined) == ("pass", "1 signed tag")
 

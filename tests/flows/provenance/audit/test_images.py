@@ -63,7 +63,7 @@ def test_strangers_are_far_apart() -> None:
     assert nearest > 1.3 * MAX_HAMMING_DISTANCE  # not a narrow escape
 
 
-def test_what_is_no_picture_has_no_hash_and_stands_in_nobodys_way() -> None:
+def test_an_unreadable_image_has_no_hash_and_empty_sets_have_no_pairs() -> None:
     assert perceptual_hash(b"not a picture") is None
     assert near_duplicate_pairs({}, {}, MAX_HAMMING_DISTANCE) == []
 
