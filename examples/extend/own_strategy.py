@@ -1,5 +1,7 @@
 """A selection strategy of one's own: the most uncertainty for each minute of annotation."""
 
+from typing import Any
+
 import pandas as pd
 
 from tasks.selection.strategies.base import sort_descending
@@ -20,5 +22,6 @@ class UncertaintyPerMinute:
         )
 
 
-def _ratio(candidates):  # type: ignore[no-untyped-def] # of a table: a column; of a row: a number
+def _ratio(candidates: Any) -> Any:
+    """Of a table, a column; of a row, a number."""
     return candidates["uncertainty"] / candidates["expected_minutes"]

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import AfterValidator
-from pydantic_core import PydanticCustomError
 
 from tasks.runtime.errors import UserError
 
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _FORM = "package.module:ClassName"
 _T = TypeVar("_T")
+
+
+class ValueNotAllowedError(ValueError):
+    """A parameter has a value that is not allowed; the text says which ones are."""
 
 
 def is_class_path(name: str) -> bool:
@@ -33,7 +36,7 @@ def name_or_class_path(*names: str) -> AfterValidator:
 
     def check(value: str) -> str:
         if value not in names and not is_class_path(value):
-            raise PydanticCustomError("name_or_class_path", "{allowed}", {"allowed": allowed})
+            raise ValueNotAllowedError(allowed)
         return value
 
     return AfterValidator(check)
