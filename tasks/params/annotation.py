@@ -39,8 +39,8 @@ class ProviderParams(Section):
     """Where images are labeled; read by no stage."""
 
     kind: Annotated[str, name_or_class_path("oracle", "label_studio", "folder")]
-    """``oracle`` answers from known labels, for demos and studies; ``label_studio`` and ``folder`` deliver to people. An own
-    class is named as ``package.module:ClassName`` (docs/guides/extend.md)."""
+    """``oracle`` answers from known labels, for demos and studies; ``label_studio`` and ``folder`` deliver to people. A
+    class of one's own is named as ``package.module:ClassName`` (docs/guides/extend.md)."""
     url: str
     """Address of Label Studio, or directory or s3:// prefix of kind ``folder``; empty with ``oracle``. An own class
     may give it any meaning."""

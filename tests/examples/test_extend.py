@@ -66,7 +66,7 @@ def test_the_strategy_ranks_by_uncertainty_per_minute(campaign: Workspace) -> No
     )
     strategy = create_strategy(load_params(campaign.params).select.strategy, campaign.root)
     assert strategy.rank(candidates, seed=1) == strategy.rank(candidates[::-1], seed=2) == ["b", "a", "c"]
-    reason = strategy.reason(candidates.loc["b"], position=1, num_candidates=3)
+    reason = strategy.reason(candidates.iloc[1], position=1, num_candidates=3)
     assert reason == "uncertainty per minute 0.60 (rank 1 of 3): uncertainty 0.60, 1.0 minutes"
 
 
