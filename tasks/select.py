@@ -6,7 +6,7 @@ Params seed, select, budget
 """  # noqa: E501
 
 import logging
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tasks.runtime.stage_main import stage_main
 from tasks.selection import budget as budgets
 from tasks.selection.annotation_cost import AnnotationCost, fit_annotation_cost
 from tasks.selection.strategies.base import Strategy, seeded_shuffle
-from tasks.selection.strategies.registry import STRATEGIES
+from tasks.selection.strategies.registry import create_strategy
 from tasks.storage import files
 
 _log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ def select(
     scores: Path,
     uncertainty: Path,
     out: Path,
+    extensions: Path = Path(),
 ) -> dict[str, Any]:
     """Select the images to label next, and return the summary.
 
@@ -58,15 +59,18 @@ def select(
         scores: metrics (schemas.SCORES).
         uncertainty: uncertainties (schemas.UNCERTAINTY).
         out: folder for ``selection.parquet`` (schemas.SELECTION, by rank) and ``summary.json``.
+        extensions: folder in which the module of an own strategy is found.
 
     Raises:
-        UserError: an input is malformed, or an unlabeled image was not scored.
+        UserError: an input is malformed, an unlabeled image was not scored, or an own strategy does not rank each
+            candidate once.
     """
     leased_ids = set(files.read_json(leased))
     cost_model = _fit_cost_model(labels, budget)
     candidates = _candidates(unlabeled, leased_ids, infer, scores, uncertainty, cost_model)
-    strategy = STRATEGIES[params.strategy]
+    strategy = create_strategy(params.strategy, extensions)
     ranking = strategy.rank(candidates, seed=seed)
+    _check_ranking(ranking, candidates, params.strategy)
     shuffled = seeded_shuffle(ranking, seed=seed, purpose="explore")
     cost = budgets.costs(candidates, budget)
     batch = budgets.fill_budget(ranking, shuffled, cost, amount=budget.amount, random_frac=params.random_frac)
@@ -131,6 +135,17 @@ def _expected_boxes(infer: Path) -> pd.Series:
             )
         )
     return pd.Series(expected, name="expected_boxes", dtype="float64").rename_axis("image_id").clip(lower=0.0)
+
+
+def _check_ranking(ranking: Sequence[str], candidates: pd.DataFrame, strategy: str) -> None:
+    """Refuse a ranking that leaves out or repeats an image: the batch would not be what the budget allows."""
+    if sorted(ranking) != sorted(str(image) for image in candidates.index):
+        raise UserError(
+            "params.yaml",
+            f"select.strategy is {strategy!r} and ranks {len(ranking)} ids, {len(set(ranking))} of them different, "
+            f"expected each of the {len(candidates)} candidates once",
+            "Correct its method rank.",
+        )
 
 
 def _selection_rows(
@@ -213,6 +228,7 @@ def _body(workspace: Workspace) -> None:
         scores=workspace.derived("score") / "scores.parquet",
         uncertainty=workspace.derived("weigh") / "uncertainty.parquet",
         out=workspace.derived("select"),
+        extensions=workspace.root,
     )
 
 

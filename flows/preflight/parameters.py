@@ -12,6 +12,7 @@ from flows.workspace.state import last_published_round
 from tasks.data.annotations import read_annotated
 from tasks.data.label_store import read_labels
 from tasks.runtime.errors import UserError
+from tasks.runtime.extensions import is_class_path
 
 
 def check_parameters(context: CheckContext) -> Finding:
@@ -22,6 +23,10 @@ def check_parameters(context: CheckContext) -> Finding:
         missing = _missing_keys(context.raw_params) if context.raw_params else []
         fix = "\n  ".join(["Add to params.yaml, as in the shipped file:", *missing]) if missing else error.fix
         return failed(error.problem, fix or "Put it right in params.yaml; tasks/params/stages.py says what it means.")
+    if is_class_path(params.select.strategy):  # found now, not hours later by the stage
+        from tasks.selection.strategies.registry import create_strategy
+
+        create_strategy(params.select.strategy, context.workspace.root)
     return passed(f"{len(params.classes)} classes, {params.budget.amount:g} {params.budget.unit} a batch")
 
 

@@ -32,6 +32,7 @@ from tasks.params.stages import (
     TrainParams,
 )
 from tasks.runtime.errors import UserError
+from tasks.runtime.extensions import ValueNotAllowedError
 
 
 class Params(Section):
@@ -134,6 +135,8 @@ def format_validation_error(error: Any) -> str:
     if error["type"] == "missing":
         return f"{key} is missing, expected a value"
     message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error.get("ctx", {}).get("error"), ValueNotAllowedError):
+        return f"{key} is {error['input']!r}, expected {message}"
     if error["type"] == "value_error":
         return f"{key}: {message}"
     expected = message.removeprefix("Input should be ").removeprefix("a valid ")

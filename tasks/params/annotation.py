@@ -1,10 +1,11 @@
 """The sections of ``params.yaml`` on people who label and on what their answers must be; no stage reads them."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from tasks.params.stages import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from tasks.runtime.extensions import is_class_path, name_or_class_path
 
 
 class LabelValidationParams(Section):
@@ -37,10 +38,12 @@ class LabelValidationParams(Section):
 class ProviderParams(Section):
     """Where images are labeled; read by no stage."""
 
-    kind: Literal["oracle", "label_studio", "folder"]
-    """``oracle`` answers from known labels, for demos and studies; the others deliver to Label Studio or a folder."""
+    kind: Annotated[str, name_or_class_path("oracle", "label_studio", "folder")]
+    """``oracle`` answers from known labels, for demos and studies; ``label_studio`` and ``folder`` deliver to people. A
+    class of one's own is named as ``package.module:ClassName`` (docs/guides/extend.md)."""
     url: str
-    """Address of Label Studio, or directory or s3:// prefix of kind ``folder``; empty with ``oracle``."""
+    """Address of Label Studio, or directory or s3:// prefix of kind ``folder``; empty with ``oracle``. An own class
+    may give it any meaning."""
     local_files_root: str
     """Label Studio only: the folder it serves local files from, absolute or relative to the campaign, which lies below.
     Without effect on images in an object store."""
@@ -52,7 +55,7 @@ class ProviderParams(Section):
 
     @model_validator(mode="after")
     def _check_url(self) -> Self:
-        if (self.kind == "oracle") != (self.url == ""):
+        if not is_class_path(self.kind) and (self.kind == "oracle") != (self.url == ""):
             addresses = {"label_studio": "the address of Label Studio", "folder": "a directory or s3:// prefix"}
             expected = addresses.get(self.kind, "empty")
             raise ValueError(f"url is {self.url!r} with kind {self.kind}, expected {expected}")

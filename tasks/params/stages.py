@@ -7,11 +7,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tasks.runtime.extensions import name_or_class_path
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+STRATEGY_NAMES = ("uncertainty", "random", "entropy")
 ClassName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
 
 
@@ -270,9 +273,9 @@ class BudgetParams(Section):
 class SelectParams(Section):
     """Which images are labeled next."""
 
-    strategy: Literal["uncertainty", "random", "entropy"]
-    """Order in which images are taken: falling uncertainty, a uniform draw, or falling entropy
-    (docs/method.md#selection)."""
+    strategy: Annotated[str, name_or_class_path(*STRATEGY_NAMES)]
+    """Order in which images are taken: ``uncertainty`` and ``entropy``, falling, or ``random``, a uniform draw
+    (docs/method.md#selection). An own class is named as ``package.module:ClassName`` (docs/guides/extend.md)."""
     random_frac: Fraction
     """Share of the batch, in images, drawn uniformly from the whole pool. Without it the DWA network would only learn
     from images that its own rule prefers."""

@@ -5,10 +5,17 @@ from flows.annotation.providers.folder.provider import FolderProvider
 from flows.annotation.providers.oracle import OracleProvider
 from tasks.data.paths import Workspace
 from tasks.params import Params
+from tasks.runtime.extensions import is_class_path, load_extension
 
 
 def create_provider(workspace: Workspace, params: Params) -> LabelProvider:
-    """Create the label provider of a campaign; nothing is asked of it yet."""
+    """Create the label provider of a campaign; nothing is asked of it yet.
+
+    Raises:
+        UserError: the user's own class cannot be imported or is no label provider.
+    """
+    if is_class_path(params.provider.kind):
+        return load_extension("provider.kind", params.provider.kind, LabelProvider, workspace.root, workspace, params)  # type: ignore[type-abstract]
     if params.provider.kind == "folder":
         return FolderProvider(params.provider, params.classes, workspace.root)
     if params.provider.kind == "label_studio":
