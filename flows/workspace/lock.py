@@ -133,7 +133,7 @@ class LockHeldError(UserError):
     def __init__(self, where: object, owner: LockOwner | None) -> None:
         """Take what is locked, and the owner if it is known."""
         who = f" ({owner})" if owner else ""
-        super().__init__(where, f"another night is at work{who}, expected one at a time", "Let it finish.")
+        super().__init__(where, f"another run is active{who}, expected one at a time", "Let it finish.")
         self.owner = owner
 
 

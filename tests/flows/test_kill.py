@@ -90,7 +90,7 @@ def test_a_night_killed_in_train_and_in_infer_goes_on_and_does_nothing_twice(sma
     assert git.run_git(small_campaign.root, "status", "--porcelain") == ""
     assert "Round 0 is finished" in finished.stdout
     assert "Report: " in finished.stdout
-    assert "was killed; going on where it was" in " ".join(finished.stderr.split())
+    assert "was killed. It is continued" in " ".join(finished.stderr.split())
     assert "Traceback" not in finished.stderr
 
 
@@ -114,7 +114,7 @@ def test_a_second_night_says_so_and_leaves(small_campaign: Workspace) -> None:
         second = run_gleaner("run", cwd=small_campaign.root)
     assert second.returncode == 2
     assert second.stderr.count("\n") == 1
-    assert "another night is at work" in second.stderr
+    assert "another run is active" in second.stderr
     assert not (small_campaign.root / "derived").exists()
 
 

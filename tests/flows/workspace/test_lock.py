@@ -78,7 +78,7 @@ def test_a_lock_names_its_holder_and_a_second_one_is_refused(place: Path) -> Non
     with child(HOLD, str(place)) as first:
         assert next_line(first) == "held"
         with (
-            pytest.raises(LockHeldError, match=f"another night is at work \\(process {first.pid} on") as refused,
+            pytest.raises(LockHeldError, match=f"another run is active \\(process {first.pid} on") as refused,
             acquire(place, "x", print),
         ):
             pass
