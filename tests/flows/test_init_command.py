@@ -102,7 +102,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if re.match(r"gleaner (init|import) ", line)]
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_every_command_of_the_guide_works(desk: Path) -> None:
     found = commands()
     assert len(found) >= 14
