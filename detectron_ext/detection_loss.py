@@ -1,6 +1,6 @@
-"""What the teacher got wrong on an image once people have labeled it (docs/method.md#realized-loss).
+"""Realized loss of the teacher on an image that has been labeled since (docs/method.md#realized-loss).
 
-Shape shorthand: N detections, G boxes that are really there, K foreground classes; index K is background.
+Shape shorthand: N detections, G labeled boxes, K foreground classes; index K is background.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from detectron_ext.uncertainty_metrics import pairwise_iou
 
 MATCH_IOU = 0.5
-# Probability ascribed to the true class of a box the teacher did not report: below any reporting threshold.
+# Probability of the true class that a missed box is counted with; the teacher reported none.
 MISS_PROBABILITY = 0.05
 
 Floats = NDArray[np.floating[Any]]
@@ -19,26 +19,26 @@ Ints = NDArray[np.integer[Any]]
 
 
 class RealizedLoss(NamedTuple):
-    """Focal losses of one image by class: their sum and how many terms went into it."""
+    """Focal losses of one image by class: sum and number of terms."""
 
     total_K: Floats
     num_terms_K: Ints
 
     def weighted(self, class_weight_K: Floats) -> float:
-        """``l = sum_c v_c L_c``, the image's realised loss."""
+        """Compute the image's realized loss ``l = sum_c v_c L_c`` (docs/method.md#eq-11)."""
         return float((self.total_K * class_weight_K).sum())
 
 
 def focal(p_true: Floats, gamma: float) -> Floats:
-    """``FL(p) = -(1 - p)^gamma ln p`` (docs/method.md#eq-8), element by element; p is kept above 1e-6."""
+    """Compute ``FL(p) = -(1 - p)^gamma ln p`` (docs/method.md#eq-8) of each element; p is clipped to [1e-6, 1]."""
     p = np.clip(p_true.astype(np.float64), 1e-6, 1.0)
     return np.asarray(-((1 - p) ** gamma) * np.log(p))
 
 
 def match_detections(boxes_N4: Floats, scores_N: Floats, gt_boxes_G4: Floats) -> Ints:
-    """Index of the true box of each detection, (N,), -1 for none.
+    """Match detections to labeled boxes: index of the box of each detection, (N,), -1 for none.
 
-    Greedy by score, as in COCO: the surest detection takes the free box it overlaps most, at IoU >= 0.5.
+    Greedy by descending score, as in COCO: a detection gets the unmatched box of largest IoU, at IoU >= 0.5.
     """
     matched_N = np.full(len(boxes_N4), -1)
     iou_NG = pairwise_iou(boxes_N4, gt_boxes_G4)
@@ -55,10 +55,10 @@ def match_detections(boxes_N4: Floats, scores_N: Floats, gt_boxes_G4: Floats) ->
 def realized_loss(
     boxes_N4: Floats, scores_N: Floats, class_probs_NK: Floats, gt_boxes_G4: Floats, gt_class_ids_G: Ints, gamma: float
 ) -> RealizedLoss:
-    """Focal loss of the frozen posteriors against what was really there, by class.
+    """Compute the focal loss of the stored posteriors against the labeled boxes, by class.
 
-    A matched detection counts -FL of the true class's probability; a detection of nothing counts FL of the
-    background probability for the class it claimed; a missed box counts FL of ``MISS_PROBABILITY`` for its class.
+    A matched detection adds FL of its box's class probability to that class; an unmatched detection adds FL of its
+    background probability to its predicted class; a missed box adds FL of ``MISS_PROBABILITY`` to its class.
     """
     num_classes = class_probs_NK.shape[1] - 1
     total_K, num_terms_K = np.zeros(num_classes), np.zeros(num_classes, dtype=np.int64)
@@ -76,7 +76,7 @@ def realized_loss(
 
 
 def class_difficulty(losses: list[RealizedLoss]) -> Floats:
-    """Mean focal loss per class over the window, (K,); NaN for a class that never occurred."""
+    """Compute the mean focal loss per class over images, (K,) (docs/method.md#eq-9); NaN for a class without terms."""
     total_K = np.sum([loss.total_K for loss in losses], axis=0)
     num_terms_K = np.sum([loss.num_terms_K for loss in losses], axis=0)
     return np.asarray(np.divide(total_K, num_terms_K, out=np.full(len(total_K), np.nan), where=num_terms_K > 0))

@@ -1,6 +1,6 @@
-"""Dynamic Weight Adjustment: a small network that decides per image how much each metric counts.
+"""Dynamic Weight Adjustment (docs/method.md#dwa): a small network that weights the metrics of each image.
 
-docs/method.md#dwa. Shape shorthand: B images, F features, K foreground classes; the three metrics are always in
+Shape shorthand: B images, F features, K foreground classes; the three metrics are always in
 the order confidence, entropy, overlap.
 """
 
@@ -20,13 +20,13 @@ _BIAS_LEARNING_RATE = 0.05
 
 
 class DwaNetwork(nn.Module):
-    """MLP from image features to metric weights and class weights.
+    """MLP from image features to metric weights and class weights (docs/method.md#eq-12).
 
-    Starts at equal weights: both heads are zero, so that it departs from them only where the pairs say so.
+    Both heads start at zero, so training starts at equal weights.
     """
 
     def __init__(self, num_features: int, num_classes: int, hidden_units: int) -> None:
-        """Sizes F, K and the width of the one hidden layer."""
+        """Build the network for F features and K classes; ``hidden_units`` is the width of its one hidden layer."""
         super().__init__()
         self.body = nn.Sequential(nn.Linear(num_features, hidden_units), nn.Tanh())
         self.metric_head = nn.Linear(hidden_units, 3)
@@ -36,7 +36,7 @@ class DwaNetwork(nn.Module):
             nn.init.zeros_(head.bias)
 
     def forward(self, features_BF: Tensor) -> tuple[Tensor, Tensor]:
-        """Metric weights (B, 3), each > 0, sum 1; class weights (B, K), positive, mean 1."""
+        """Compute metric weights (B, 3), positive with sum 1, and class weights (B, K), positive with mean 1."""
         hidden = self.body(features_BF)
         class_logits_BK = self.class_head(hidden)
         num_classes = class_logits_BK.shape[1]
@@ -45,19 +45,19 @@ class DwaNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class DwaSamples:
-    """Images a teacher had not been trained on, and what people then found on them."""
+    """Labeled images that were not in their teacher's training set, with features and realized losses."""
 
     image_ids: list[str]
-    group: NDArray[np.int64]  # (B,) images of one teacher share a group
+    group: NDArray[np.int64]  # (B,) index of the teacher; images of one teacher share a group
     features: Floats  # (B, F)
     metrics: Floats  # (B, 3) normalized
-    loss: Floats  # (B,) realised loss l
+    loss: Floats  # (B,) realized loss l (docs/method.md#eq-11)
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def subset(self, index: NDArray[np.int64]) -> "DwaSamples":
-        """The pairs at ``index``."""
+        """Return the samples at ``index``."""
         ids = [self.image_ids[i] for i in index]
         return DwaSamples(ids, self.group[index], self.features[index], self.metrics[index], self.loss[index])
 
@@ -78,14 +78,14 @@ class DwaConfig:
 
 @dataclass(frozen=True)
 class DwaEnsemble:
-    """The networks of all folds; together they are what the held-out pairs judged."""
+    """The networks of all cross-validation folds; their outputs are averaged."""
 
     networks: tuple[DwaNetwork, ...]
     mean: Floats  # (F,) feature statistics of the pool
     std: Floats  # (F,)
 
     def weights(self, features_BF: Floats) -> tuple[Floats, Floats]:
-        """Metric weights (B, 3) and class weights (B, K): the mean over the folds' networks."""
+        """Compute metric weights (B, 3) and class weights (B, K) as the mean over the folds' networks."""
         with torch.no_grad():
             outputs = [network(self.standardize(features_BF)) for network in self.networks]
         metric = torch.stack([weights for weights, _ in outputs]).mean(dim=0)
@@ -93,12 +93,12 @@ class DwaEnsemble:
         return metric.double().numpy(), classes.double().numpy()
 
     def standardize(self, features_BF: Floats) -> Tensor:
-        """Features as the networks read them, (B, F): 0 is the pool's mean, 1 one standard deviation."""
+        """Standardize features by the pool's mean and standard deviation and clip them to [-4, 4], (B, F)."""
         return torch.from_numpy(((features_BF - self.mean) / self.std).clip(-4, 4)).float()
 
 
 def ranking_loss(uncertainty_B: Tensor, loss_B: Tensor, group_B: Tensor) -> Tensor:
-    """Pairwise logistic loss between the order of U and the order of the realised losses, within groups.
+    """Compute the pairwise logistic ranking loss of U against realized losses (docs/method.md#eq-13).
 
     Mean over pairs a, b of one group with l_a > l_b of ``softplus(-(U_a - U_b) / T)``, T = 0.1. 0 without pairs.
     """
@@ -112,14 +112,14 @@ def ranking_loss(uncertainty_B: Tensor, loss_B: Tensor, group_B: Tensor) -> Tens
 def fit_network(
     samples: DwaSamples, features_BF: Tensor, class_prior_K: Floats, config: DwaConfig, seed: int
 ) -> DwaNetwork:
-    """Train one network on standardised features (full batch, AdamW).
+    """Train one network on the objective of docs/method.md#eq-14 (full batch, AdamW).
 
-    The weights that all images share (the heads' biases) are learned fast and freely; what sets one image
-    apart is penalised by its spread around the mean weights, since a night brings few pairs.
+    The heads' biases are shared by all images: they get a higher learning rate and no weight decay. The variance
+    of the weights over images is penalized, because a round adds few samples.
 
     Args:
         samples: at least 2.
-        features_BF: standardised features of the pairs.
+        features_BF: (B, F) standardized features of the samples.
         class_prior_K: q, the class target; sums to 1.
         config: sizes and schedule.
         seed: of the initial weights.
@@ -160,20 +160,20 @@ def fit_network(
 
 @dataclass(frozen=True)
 class DwaResult:
-    """A trained ensemble and the figures that decide whether it is used."""
+    """A trained ensemble and the rank correlations that decide whether it is used."""
 
     ensemble: DwaEnsemble
     spearman_dwa: float | None
     spearman_equal: float | None
-    held_out_weights: Floats  # (B, 3) of every pair by the network that had not seen it
+    held_out_weights: Floats  # (B, 3) of every sample, from the network trained without it
 
 
 def fit_dwa(samples: DwaSamples, pool_features: Floats, class_prior_K: Floats, config: DwaConfig) -> DwaResult:
-    """Cross-fitted training: every pair is judged by a network trained without it.
+    """Train one network per fold; every sample gets weights from the network trained without it.
 
     Args:
         samples: at least ``config.cv_folds``.
-        pool_features: (P, F), for standardisation; the pool is larger than the pairs.
+        pool_features: (P, F), for standardization: the pool has more images than ``samples``.
         class_prior_K: q, the class target; sums to 1.
         config: sizes and schedule.
     """
@@ -199,7 +199,7 @@ def fit_dwa(samples: DwaSamples, pool_features: Floats, class_prior_K: Floats, c
 
 
 def assign_folds(samples: DwaSamples, cv_folds: int, seed: int) -> NDArray[np.int64]:
-    """Fold of every pair, (B,), balanced; the same image stays in one fold whichever teacher saw it."""
+    """Assign samples to balanced folds by image id, (B,); all samples of one image share a fold."""
     unique = sorted(set(samples.image_ids))
     order = np.random.default_rng(seed).permutation(len(unique))
     fold_by_id = {image_id: int(position) % cv_folds for image_id, position in zip(unique, order, strict=True)}
@@ -207,7 +207,7 @@ def assign_folds(samples: DwaSamples, cv_folds: int, seed: int) -> NDArray[np.in
 
 
 def rank_correlation(samples: DwaSamples, weights_B3: Floats) -> float | None:
-    """Spearman correlation of U with the realised loss within groups, weighted by size."""
+    """Compute the Spearman correlation of U with the realized loss within groups, weighted by group size."""
     score = (weights_B3 * samples.metrics).sum(axis=1)
     groups: Sequence[int] = np.unique(samples.group).tolist()
     return grouped_spearman([(score[samples.group == g], samples.loss[samples.group == g]) for g in groups])

@@ -1,4 +1,4 @@
-"""What the DWA network reads about one image (docs/method.md#dwa)."""
+"""Input features of the DWA network for one image (docs/method.md#dwa)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,10 +19,9 @@ def image_features(
     metrics_3: Floats,
     num_classes: int,
 ) -> Floats:
-    """What inference knows about one image, (F,) with F = 15 + 2K whatever N is.
+    """Compute the features of one image from its N detections, (F,) with F = 15 + 2K.
 
-    What each stands for, and their order, says ``feature_names``. Zeros stand for what an image without
-    detections does not have.
+    ``feature_names`` gives their order and meaning. An image without detections has zeros after the metrics.
     """
     count = len(scores_N)
     if count == 0:
@@ -46,7 +45,7 @@ def image_features(
 
 
 def feature_names(class_names: Sequence[str]) -> list[str]:
-    """Names of the F features, in order: metrics, number of boxes, scores, sizes and aspects, overlap, classes.
+    """Return the names of the F features, by index: metrics, box count, scores, sizes and aspects, overlap, classes.
 
     Sizes are square roots of areas in px, aspects heights over widths; ``std`` is over the image's boxes.
     """

@@ -19,7 +19,7 @@ from detectron_ext.meta_arch import PerImageRCNN, autocast
 
 @dataclass(frozen=True)
 class Detections:
-    """What the detector reports for one image (docs/method.md, eq. 1), by descending score."""
+    """What the detector reports for one image (docs/method.md#eq-1), by descending score."""
 
     boxes_xyxy: NDArray[np.float32]  # (N, 4) px of the original image
     scores: NDArray[np.float32]  # (N,) largest foreground posterior

@@ -36,7 +36,7 @@ class DetectionLosses(NamedTuple):
 
 
 def focal_loss(logits_RK: Tensor, class_ids_R: Tensor, gamma: float, class_weight_K: Tensor) -> Tensor:
-    """Compute the focal loss of every ROI, ``-v_c (1 - p_t)^gamma ln p_t`` (docs/method.md, eq. 8).
+    """Compute the focal loss of every ROI, ``-v_c (1 - p_t)^gamma ln p_t`` (docs/method.md#eq-8).
 
     Args:
         logits_RK: (R, K+1), background last.
@@ -60,7 +60,7 @@ def per_image_mean(loss_R: Tensor, image_index_R: Tensor, num_images: int) -> Te
 
 
 def image_weight(uncertainty_N: Tensor, mode: str) -> Tensor:
-    """Compute the weight of each unlabeled image, ``W_j = sigmoid(z_j)`` (docs/method.md, eq. 17).
+    """Compute the weight of each unlabeled image, ``W_j = sigmoid(z_j)`` (docs/method.md#eq-17).
 
     Args:
         uncertainty_N: (N,) z_j: U_j, or standardized U_j.

@@ -79,7 +79,7 @@ class PerImageRCNN(GeneralizedRCNN):
         return list(zip(detections, embedding_NC, strict=True))
 
     def set_class_weights(self, class_weight: Tensor) -> None:
-        """Set the weights of the foreground classes' focal loss, (K,) (docs/method.md, eq. 8); background keeps 1."""
+        """Set the weights of the foreground classes' focal loss, (K,) (docs/method.md#eq-8); background keeps 1."""
         self.roi_heads.box_predictor.class_weight_K[:-1] = class_weight.to(self.device)
 
 

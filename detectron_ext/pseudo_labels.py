@@ -15,7 +15,7 @@ from detectron_ext.meta_arch import PerImageRCNN
 
 
 class ScoreThreshold:
-    """Score that a detection needs to become a pseudo-label, per class (docs/method.md, eq. 22).
+    """Score that a detection needs to become a pseudo-label, per class (docs/method.md#eq-22).
 
     ``fixed``: the same for all classes. ``adaptive``: scaled by the class's running mean score over the largest of
     these means, so that classes with lower scores still get pseudo-labels; never below half the threshold, where

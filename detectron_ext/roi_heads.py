@@ -22,13 +22,13 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
     """Box predictor with focal loss per image and one detection per ROI.
 
     Stock Detectron2 turns one ROI into a detection for every class above the threshold and drops the
-    posterior. Here a ROI is one detection: its score is the largest foreground probability (docs/method.md,
-    eq. 1), so that confidence and entropy count every box once.
+    posterior. Here a ROI is one detection: its score is the largest foreground probability
+    (docs/method.md#eq-1), so that confidence and entropy count every box once.
     """
 
     @configurable
     def __init__(self, input_shape: ShapeSpec, *, focal_gamma: float, **kwargs: Any) -> None:
-        """See ``FastRCNNOutputLayers``; ``focal_gamma`` >= 0 is gamma of docs/method.md, eq. 8."""
+        """See ``FastRCNNOutputLayers``; ``focal_gamma`` >= 0 is gamma of docs/method.md#eq-8."""
         super().__init__(input_shape, **kwargs)
         if self.box_reg_loss_type != "smooth_l1":
             raise ValueError(f"ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {self.box_reg_loss_type!r}, expected 'smooth_l1'")

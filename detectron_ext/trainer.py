@@ -1,4 +1,4 @@
-"""Teacher-student training (docs/method.md, eq. 16-22): one step, and the state that survives a kill."""
+"""Teacher-student training (docs/method.md#training): one step, and the state that a resumed run needs."""
 
 import math
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ class Schedule:
     divergence_loss_ratio: float
 
     def learning_rate_at(self, iteration: int) -> float:
-        """Return the learning rate: linear warm-up, then half a cosine down (docs/method.md, eq. 21)."""
+        """Return the learning rate: linear warm-up, then half a cosine down (docs/method.md#eq-21)."""
         if iteration < self.warmup:
             return self.learning_rate * (iteration + 1) / self.warmup
         progress = (iteration - self.warmup) / max(self.iterations - self.warmup, 1)
@@ -42,7 +42,7 @@ class Schedule:
         return self.learning_rate * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def lambda_at(self, iteration: int) -> float:
-        """Return the weight of the unsupervised loss: 0 in burn-in, then a linear ramp (docs/method.md, eq. 20)."""
+        """Return the weight of the unsupervised loss: 0 in burn-in, then a linear ramp (docs/method.md#eq-20)."""
         elapsed = iteration - self.burn_in
         if elapsed < 0:
             return 0.0
@@ -57,18 +57,18 @@ class ImageWeighting:
     mode: str
 
     def weights_for(self, image_ids: list[str], device: torch.device) -> Tensor:
-        """Return W_j of each image, (N,) (docs/method.md, eq. 17)."""
+        """Return W_j of each image, (N,) (docs/method.md#eq-17)."""
         z_N = torch.tensor([self.z.get(image_id, 0.0) for image_id in image_ids], device=device)
         return image_weight(z_N, self.mode)
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss or a gradient left its bounds; the message says which, at what iteration."""
+    """A loss or a gradient is not finite or too large; the message names it and the iteration."""
 
 
 @dataclass
 class StepLog:
-    """What one step measured."""
+    """Losses and other figures of one step."""
 
     iteration: int
     learning_rate: float
@@ -77,7 +77,7 @@ class StepLog:
     lambda_unsup: float
     mean_image_weight: float
     pseudo_boxes_K: list[float]
-    """Of each class, per unlabeled image."""
+    """Pseudo-boxes of each class per unlabeled image, (K,)."""
 
     @property
     def pseudo_boxes_per_image(self) -> float:
@@ -87,7 +87,7 @@ class StepLog:
 
 @dataclass
 class TeacherStudentTrainer:
-    """Student, its moving average, and everything that changes while they train.
+    """Trains a student and its moving average, the teacher; holds all state that changes in training.
 
     Shape shorthand: N images of a step in this process, labeled ones first, then unlabeled ones; K classes.
     """
@@ -101,7 +101,7 @@ class TeacherStudentTrainer:
     mixed_precision: bool
     seed: int
     num_micro_batches: int = 1
-    """Parts that the student takes the images of a step in, one after the other: less memory, the same gradient."""
+    """Parts that a step's images are split into for forward and backward: less memory, the same gradient."""
     iteration: int = 0
     loss_ratio: float = 0.0
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -118,7 +118,7 @@ class TeacherStudentTrainer:
         self._scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=needs_scaler)
 
     def step(self, batch: StepBatch) -> StepLog:
-        """Run one iteration: pseudo-labels, forward and backward, update, moving average (docs/method.md, eq. 16-19).
+        """Run one iteration: pseudo-labels, forward and backward, update, moving average (docs/method.md#training).
 
         Raises:
             TrainingDiverged: a loss or gradient is not finite, or the unsupervised loss outgrew the supervised one.
@@ -154,7 +154,7 @@ class TeacherStudentTrainer:
         return StepLog(self.iteration, learning_rate, loss_sup, loss_unsup, lambda_unsup, mean_weight, boxes_K)
 
     def _backward(self, batch: StepBatch) -> Tensor:
-        """Add the gradients of one student pass over labeled images and strong views (docs/method.md, eq. 18).
+        """Add the gradients of one student pass over labeled images and strong views (docs/method.md#eq-18).
 
         Returns:
             (3 + K,) on the device: supervised loss, unsupervised loss before lambda, mean W_j, pseudo-boxes of each
@@ -191,7 +191,7 @@ class TeacherStudentTrainer:
     def _backward_part(
         self, inputs: list[dict[str, Any]], weight_N: Tensor, lambda_N: Tensor, with_boxes_N: Tensor
     ) -> Tensor:
-        """Weighted loss of each image before lambda, (N,)."""
+        """Add the gradients of some images; return the weighted loss of each before lambda, (N,)."""
         with self._autocast():
             losses = self.student(inputs)
         loss_N = weight_N * losses.select(with_boxes_N)
@@ -199,7 +199,7 @@ class TeacherStudentTrainer:
         return loss_N.detach()
 
     def _micro_batches(self, num_images: int) -> list[slice]:
-        """The slices of a step's images that the student sees one after the other; gradients add up."""
+        """Split a step's images into slices for gradient accumulation."""
         size = math.ceil(num_images / self.num_micro_batches)
         return [slice(first, min(first + size, num_images)) for first in range(0, num_images, size)]
 
@@ -220,7 +220,7 @@ class TeacherStudentTrainer:
         """Stop at a gradient that is not finite: clipping would turn it into NaN in every weight."""
         if math.isfinite(norm):
             return
-        # float16 overflows by design: the scaler leaves the step out, halves its scale and goes on.
+        # float16 overflows by design: the scaler skips the step and halves its scale.
         if self._scaler.is_enabled() and self._scaler.get_scale() > 1:
             return
         names = [
@@ -233,7 +233,7 @@ class TeacherStudentTrainer:
 
     @torch.no_grad()
     def _update_teacher(self) -> None:
-        """Copy the student at the end of burn-in, average after it (docs/method.md, eq. 19)."""
+        """Copy the student at the end of burn-in, average after it (docs/method.md#eq-19)."""
         decay = self.schedule.ema_decay if self.iteration >= self.schedule.burn_in else 0.0
         student_tensors, teacher_tensors = self._averaged
         torch._foreach_lerp_(teacher_tensors, student_tensors, 1 - decay)
@@ -254,7 +254,7 @@ class TeacherStudentTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken."""
+        """Restore the state that ``state_dict`` returned."""
         self.iteration = state["iteration"]
         self.loss_ratio = state["loss_ratio"]
         self.threshold.load_state_dict(state["threshold"])
@@ -266,7 +266,7 @@ class TeacherStudentTrainer:
 
 
 def _changing_tensors(student: nn.Module, model: nn.Module | None = None) -> list[Tensor]:
-    """Tensors of ``model`` (the student itself by default) that training changes in the student.
+    """Return the tensors of ``model`` (default: the student) whose counterparts in the student change in training.
 
     Frozen parameters are left out: teacher and student share their values from the start. Looked up once, because a
     state dict is slow to make.

@@ -1,7 +1,7 @@
 """The three metrics of one image and the uncertainty score (docs/method.md#metrics, docs/method.md#eq-15).
 
-Shape shorthand: N boxes of one image, K foreground classes, P images of the pool. Arrays are NumPy's: this runs
-on the stored detections of a whole pool, without a model.
+Shape shorthand: N boxes of one image, K foreground classes, P images of the pool. Arrays are NumPy's,
+because the input is the stored detections of a pool; no model is needed.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,17 @@ class UncertaintyMetrics(NamedTuple):
 
 
 def confidence(scores_N: Floats, mode: str) -> float:
-    """``sum``: sum of the scores, >= 0 (paper). ``least_confidence``: mean of 1 - score, in [0, 1]. 0 for N = 0."""
+    """Compute the confidence of one image from its scores (docs/method.md#eq-2); 0 for N = 0.
+
+    ``sum``: sum of the scores, >= 0 (paper). ``least_confidence``: mean of 1 - score, in [0, 1].
+    """
     if len(scores_N) == 0:
         return 0.0
     return float(scores_N.sum()) if mode == "sum" else float((1 - scores_N).mean())
 
 
 def posterior_entropy(class_probs_NK: Floats) -> Floats:
-    """``H(p) = -sum_k p_k ln p_k`` of every row, (N,) nats in [0, ln(K+1)]; 0 ln 0 is 0."""
+    """Compute ``H(p) = -sum_k p_k ln p_k`` of every row, (N,) nats in [0, ln(K+1)]; 0 ln 0 is 0."""
     p_NK = np.clip(class_probs_NK.astype(np.float64), 0, 1)
     logs_NK = np.zeros_like(p_NK)
     np.log(p_NK, out=logs_NK, where=p_NK > 0)
@@ -38,7 +41,7 @@ def posterior_entropy(class_probs_NK: Floats) -> Floats:
 
 
 def entropy(class_probs_NK: Floats, mode: str) -> float:
-    """``sum`` (paper) or ``mean`` over boxes of the posterior entropy, nats. 0 for N = 0."""
+    """Compute the ``sum`` (paper) or ``mean`` of the boxes' entropies (docs/method.md#eq-3), nats; 0 for N = 0."""
     if len(class_probs_NK) == 0:
         return 0.0
     entropies_N = posterior_entropy(class_probs_NK)
@@ -46,7 +49,7 @@ def entropy(class_probs_NK: Floats, mode: str) -> float:
 
 
 def pairwise_iou(first_A4: Floats, second_B4: Floats) -> Floats:
-    """Intersection over union of XYXY boxes, (A, B) in [0, 1]; 0 where a box has no area."""
+    """Compute the IoU of XYXY boxes (docs/method.md#eq-4), (A, B) in [0, 1]; 0 where a box has no area."""
     first, second = first_A4.astype(np.float64), second_B4.astype(np.float64)
     top_left = np.maximum(first[:, None, :2], second[None, :, :2])
     sides = np.clip(np.minimum(first[:, None, 2:], second[None, :, 2:]) - top_left, 0, None)
@@ -58,7 +61,7 @@ def pairwise_iou(first_A4: Floats, second_B4: Floats) -> Floats:
 
 
 def overlap(boxes_N4: Floats) -> float:
-    """Mean IoU over the N(N-1)/2 pairs of boxes, in [0, 1]; 0 for N < 2."""
+    """Compute the mean IoU over the N(N-1)/2 pairs of boxes (docs/method.md#eq-5), in [0, 1]; 0 for N < 2."""
     count = len(boxes_N4)
     if count < 2:
         return 0.0
@@ -68,14 +71,14 @@ def overlap(boxes_N4: Floats) -> float:
 def uncertainty_metrics(
     boxes_N4: Floats, scores_N: Floats, class_probs_NK: Floats, *, confidence_mode: str, entropy_mode: str
 ) -> UncertaintyMetrics:
-    """The three raw metrics of one image."""
+    """Compute the three raw metrics of one image."""
     return UncertaintyMetrics(
         confidence(scores_N, confidence_mode), entropy(class_probs_NK, entropy_mode), overlap(boxes_N4)
     )
 
 
 def normalize(raw_P: Floats, mode: str) -> Floats:
-    """Put one metric on [0, 1] over the pool.
+    """Scale one metric to [0, 1] over the pool (docs/method.md#eq-6).
 
     Args:
         raw_P: (P,) raw values, finite.
@@ -84,7 +87,7 @@ def normalize(raw_P: Floats, mode: str) -> Floats:
             ``minmax``: (x - min) / (max - min). ``max``: x / max (ActiveTeacher). ``none``: unchanged.
 
     Returns:
-        (P,). An all-equal metric gives 0 (but for ``none``), so that it takes no part in the score.
+        (P,). A metric with all values equal gives 0 (except ``none``), so that it does not change the score.
     """
     raw = raw_P.astype(np.float64)
     if mode == "none" or len(raw) == 0:
@@ -99,7 +102,7 @@ def normalize(raw_P: Floats, mode: str) -> Floats:
 
 
 def impute_no_detections(values_P: Floats, no_detections_P: NDArray[np.bool_], policy: str) -> Floats:
-    """Normalized metric with the images without detections set by policy.
+    """Set the normalized metric of images without detections by policy (docs/method.md#eq-7).
 
     Args:
         values_P: (P,) normalized metric.
@@ -114,20 +117,23 @@ def impute_no_detections(values_P: Floats, no_detections_P: NDArray[np.bool_], p
 
 
 def uncertainty(metrics_P3: Floats, weights_P3: Floats) -> Floats:
-    """``U = w_C C + w_E E + w_O O`` (docs/method.md#eq-15), (P,); in [0, 1] when metrics are and weights sum to 1."""
+    """Compute ``U = w_C C + w_E E + w_O O`` (docs/method.md#eq-15), (P,).
+
+    In [0, 1] when the metrics are in [0, 1] and the weights sum to 1.
+    """
     return np.asarray((metrics_P3 * weights_P3).sum(axis=1))
 
 
 def grouped_spearman(groups: Sequence[tuple[Floats, Floats]]) -> float | None:
-    """Mean Spearman rank correlation over groups, weighted by size.
+    """Compute the mean Spearman rank correlation over groups, weighted by size.
 
-    Groups are images of one teacher: the loss of an old teacher says nothing about that of a new one.
+    A group holds the images of one teacher, because losses of two teachers have different scales.
 
     Args:
         groups: pairs of equally long arrays; those with under 3 members or a constant side are left out.
 
     Returns:
-        In [-1, 1], or None when no group counts.
+        In [-1, 1], or None without a group that is kept.
     """
     total, weight = 0.0, 0
     for first, second in groups:
