@@ -1,4 +1,4 @@
-"""What the tests of several devices run in processes of their own, on CPUs and gloo instead of GPUs and NCCL."""
+"""Functions that the tests of several processes run in each of them: on CPUs with gloo, in tests/gpu on GPUs."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, Instances
 
 from detectron_ext.data import StepBatch
 from detectron_ext.distributed import all_reduce_mean, any_rank
+from detectron_ext.meta_arch import cpu_state_dict
 from detectron_ext.pseudo_labels import ScoreThreshold
 from detectron_ext.trainer import TeacherStudentTrainer
 from tests.detectron_ext import tiny_run
@@ -22,9 +23,9 @@ SCHEDULE = replace(
 )
 
 
-def new_trainer() -> TeacherStudentTrainer:
+def new_trainer(device: str = "cpu") -> TeacherStudentTrainer:
     """No sampling of anchors and ROIs: it would draw other ones in every process."""
-    run = tiny_run.new_trainer(SCHEDULE, z={"b": 2.0})
+    run = tiny_run.new_trainer(SCHEDULE, z={"b": 2.0}, device=device, mixed_precision=False)
     run.threshold = ScoreThreshold("adaptive", 0.1, NUM_CLASSES)
     for network in (run.student, run.teacher):
         network.proposal_generator.batch_size_per_image = 10**6
@@ -49,24 +50,27 @@ def _make_input(seed: int, label: int | None = None) -> dict[str, Any]:
     return inputs
 
 
-def launch_two_processes(function: Callable[..., None], folder: Path) -> list[Any]:
-    """``function(rank, folder)`` in both, joined by gloo; returns what each wrote to ``<rank>.pth``."""
-    mp.spawn(_init_rank, nprocs=2, args=(function, folder))
+def launch_two_processes(function: Callable[..., None], folder: Path, backend: str = "gloo") -> list[Any]:
+    """Call ``function(rank, folder)`` in two connected processes; return what each wrote to ``<rank>.pth``."""
+    mp.spawn(_init_rank, nprocs=2, args=(function, folder, backend))
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
 
 
-def _init_rank(rank: int, function: Callable[..., None], folder: Path) -> None:
+def _init_rank(rank: int, function: Callable[..., None], folder: Path, backend: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     function(rank, folder)
     dist.destroy_process_group()
 
 
-def train_rank(rank: int, folder: Path) -> None:
-    run = new_trainer()
+def train_rank(rank: int, folder: Path, device: str = "cpu") -> None:
+    torch.backends.cudnn.allow_tf32 = False  # compared with one process to less than TF32 resolves
+    run = new_trainer(device)
     logs = [run.step(make_batch(iteration, rank, 2)) for iteration in range(SCHEDULE.iterations)]
     losses = [[entry.loss_sup, entry.loss_unsup, entry.mean_image_weight] for entry in logs]
-    state = {"student": run.student.state_dict(), "teacher": run.teacher.state_dict()}
+    state = {"student": cpu_state_dict(run.student), "teacher": cpu_state_dict(run.teacher)}
     torch.save(
         {**state, "losses": torch.tensor(losses), "scores": run.threshold.class_thresholds()}, folder / f"{rank}.pth"
     )

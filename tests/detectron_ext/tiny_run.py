@@ -26,10 +26,14 @@ SCHEDULE = Schedule(
 
 
 def new_trainer(
-    schedule: Schedule = SCHEDULE, z: dict[str, float] | None = None, threshold: float = 0.0
+    schedule: Schedule = SCHEDULE,
+    z: dict[str, float] | None = None,
+    threshold: float = 0.0,
+    device: str = "cpu",
+    mixed_precision: bool = True,
 ) -> TeacherStudentTrainer:
     torch.manual_seed(0)
-    student, teacher = build_detector(TINY, "cpu"), build_detector(TINY, "cpu")
+    student, teacher = build_detector(TINY, device), build_detector(TINY, device)
     teacher.load_state_dict(student.state_dict())
     return TeacherStudentTrainer(
         student,
@@ -38,7 +42,7 @@ def new_trainer(
         ImageWeighting(z or {}, "favor_uncertain"),
         ScoreThreshold("fixed", threshold, NUM_CLASSES),
         pseudo_label_box_loss=False,
-        mixed_precision=True,
+        mixed_precision=mixed_precision,
         seed=3,
     )
 
