@@ -1,16 +1,13 @@
 """Run a probe in a separate process, which can be stopped and cannot affect the caller."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from signal import SIGKILL
 from typing import Any
 
 from flows.monitoring.redaction import redact
-from flows.runtime.subprocess import set_pdeathsig
+from flows.runtime.subprocess import ProcessTimeout, run_captured
 from flows.workspace.dvc import dvc_env
 from tasks.runtime.errors import UserError
 
@@ -30,26 +27,15 @@ def run_probe(
     Raises:
         UserError: it ended badly or took too long; carries its last line, without secrets.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=cwd,
-        env={**dvc_env(), "PYTHONWARNINGS": "ignore", **(env or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=set_pdeathsig(SIGKILL),
-    )
+    command = [sys.executable, "-m", module, *arguments]
+    probe_env = {**dvc_env(), "PYTHONWARNINGS": "ignore", **(env or {})}
     try:
-        stdout, stderr = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, SIGKILL)
-        process.communicate()
+        process = run_captured(command, cwd=cwd, env=probe_env, limit_s=limit_s)
+    except ProcessTimeout:
         raise UserError(module, f"the answer took more than {limit_s:g} s, expected it sooner") from None
-    lines = [line for line in stderr.splitlines() if line.strip()]
+    lines = [line for line in process.stderr.splitlines() if line.strip()]
     if process.returncode:
         last_line = redact(lines[-1].strip()) if lines else f"it ended with code {process.returncode}"
         raise UserError(module, f"{last_line.rstrip('.')}")
-    result: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return result
