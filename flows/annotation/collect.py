@@ -19,7 +19,6 @@ from flows.annotation.batches import (
 from flows.annotation.leases import lease_expires_at, open_images
 from flows.annotation.providers.base import AnnotationBatch, LabelProvider, ProviderError
 from flows.annotation.quarantine import add_to_quarantine, approved_annotations, released_annotations
-from flows.annotation.text import count, count_are
 from flows.annotation.validation.context import read_validation_context
 from flows.annotation.validation.rejection import Rejection
 from flows.annotation.validation.resolve_conflicts import resolve_conflicts
@@ -30,6 +29,7 @@ from tasks.data.paths import Workspace
 from tasks.data.schemas import LabelBatch, LabeledImage
 from tasks.params import Params
 from tasks.runtime.errors import UserError
+from tasks.runtime.formatting import count, count_are
 from tasks.storage import files
 
 _AnnotationKey = tuple[str, int]

@@ -12,11 +12,11 @@ from flows.annotation.batches import (
 )
 from flows.annotation.leases import num_open
 from flows.annotation.providers.base import LabelProvider, ProviderError
-from flows.annotation.text import count_are
 from flows.workspace import git
 from tasks.data.paths import Workspace
 from tasks.params import Params
 from tasks.runtime.errors import UserError
+from tasks.runtime.formatting import count_are
 from tasks.storage import files
 
 CAMPAIGN_COMPLETE = "No image is left to label in the pool: the campaign is complete."

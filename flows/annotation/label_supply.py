@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 
 from flows.annotation.batches import all_annotation_batches
 from flows.annotation.leases import num_open
-from flows.annotation.text import count, count_are
 from flows.workspace.state import RunResult, newest_round
 from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace
 from tasks.params import Params
+from tasks.runtime.formatting import count, count_are
 
 
 def label_supply_warning(workspace: Workspace, params: Params, result: RunResult) -> str | None:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from flows.cli.options import JsonOption, WorkspaceOption
 from flows.runtime.process_env import prepare_environment
-from tasks.reporting.formatting import pluralize
+from tasks.runtime.formatting import pluralize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from tasks.reporting.formatting import pluralize
+from tasks.runtime.formatting import pluralize
 
 _MAX_IMAGES = 30
 _SEED_DELIVERY = 0

@@ -14,8 +14,8 @@ from flows.workspace.ledger import ledger_sha256, read_ledger
 from flows.workspace.promotion_log import Decision, last_decision
 from tasks.data.paths import Workspace
 from tasks.params import Params
-from tasks.reporting.formatting import pluralize
 from tasks.runtime.errors import UserError
+from tasks.runtime.formatting import pluralize
 
 
 class PublishError(UserError):

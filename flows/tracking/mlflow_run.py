@@ -32,7 +32,7 @@ from flows.workspace.lock import ProcessIdentity
 from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace
 from tasks.params import Params
-from tasks.reporting.formatting import pluralize
+from tasks.runtime.formatting import pluralize
 from tasks.storage import files
 
 PROCESS_TAG = "gleaner.process"

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tasks.data.schemas import METRICS
-from tasks.reporting.formatting import join_and, number
 from tasks.reporting.report_data import Document
+from tasks.runtime.formatting import join_and, number
 
 ROWS_SHOWN = 6
 _MIN_STD = 0.01

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from tasks.reporting.formatting import join_and, number, pluralize
 from tasks.reporting.report_data import Document, ReportData
+from tasks.runtime.formatting import join_and, number, pluralize
 
 
 def headline(history: Sequence[Document]) -> str:

@@ -9,10 +9,11 @@ from markupsafe import Markup
 
 from tasks.data.schemas import METRICS
 from tasks.params.stages import ScoringParams
-from tasks.reporting import formatting, narrative, plots, tables
+from tasks.reporting import narrative, plots, tables
 from tasks.reporting.feature_importance import importance_rows, importance_text
 from tasks.reporting.report_data import Document, ReportData
 from tasks.reporting.thumbnails import class_colors, thumbnail
+from tasks.runtime import formatting
 
 _CURVE_POINTS = 160
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from statistics import median
 
+from tasks.runtime.formatting import count
 from tasks.study.plan import MIN_SEEDS
 from tasks.study.results import (
     TARGETS,
@@ -53,9 +54,9 @@ def readme(results: StudyResults) -> str:
 
 def _setup_text(results: StudyResults) -> str:
     config = results.config
-    rounds = _pluralize(config.rounds, "round") if config.rounds else "no round"
+    rounds = count(config.rounds, "round") if config.rounds else "no round"
     lines = [
-        f"{len(config.arms)} arms, {_pluralize(len(config.seeds), 'paired seed')}, {rounds} after the seed labels. "
+        f"{len(config.arms)} arms, {count(len(config.seeds), 'paired seed')}, {rounds} after the seed labels. "
         "With one seed all arms share seed labels, calibration and validation images."
     ]
     if config.added:
@@ -153,7 +154,7 @@ def _labels_table(results: StudyResults) -> str:
             if known and len(known) == len(needed):
                 cells.append(f"{median(known):.0f} (median)")
             else:
-                cells.append(f"reached in {len(known)} of {_pluralize(len(needed), 'seed')}")
+                cells.append(f"reached in {len(known)} of {count(len(needed), 'seed')}")
         rows.append([name, *cells])
     table = _markdown_table(head, rows)
     return f"Teacher mAP with all labels: {reached}. Labels until an arm's curve gets there:\n\n{table}"
@@ -172,7 +173,7 @@ def _correlation_text(results: StudyResults) -> str:
             above = "above" if dwa > equal else "not above"
             sentences.append(
                 f"`{name}`: on held-out pairs from round 2 on, DWA's rank correlation with the realized loss is "
-                f"{dwa:.2f}, {above} equal weights' {equal:.2f} (mean of {_pluralize(len(both), 'round')})."
+                f"{dwa:.2f}, {above} equal weights' {equal:.2f} (mean of {count(len(both), 'round')})."
             )
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
@@ -209,7 +210,3 @@ def _format_interval(interval: Interval | None) -> str:
 
 def _format_number(value: float | None, digits: int) -> str:
     return _MISSING if value is None else f"{value:.{digits}f}"
-
-
-def _pluralize(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flows.annotation.providers.base import RawAnnotation
-from flows.annotation.text import count
 from flows.annotation.validation.annotation import (
     clamp_future_timestamp,
     is_identical,
@@ -32,6 +31,7 @@ from flows.annotation.validation.resolve_conflicts import (
     resolve_conflicts,
 )
 from tasks.data.schemas import LabeledImage
+from tasks.runtime.formatting import count
 
 
 @dataclass(frozen=True)

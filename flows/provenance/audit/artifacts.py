@@ -19,8 +19,8 @@ from flows.workspace.dvc import dvc_env
 from flows.workspace.dvc_cache import MissingDataError, file_md5, folder_md5, is_folder_md5
 from flows.workspace.git import list_paths, read_blob
 from tasks.evaluation.coco_map import coco_map
-from tasks.reporting.formatting import pluralize
 from tasks.runtime.errors import UserError
+from tasks.runtime.formatting import pluralize
 from tasks.storage import files
 
 MAP_TOLERANCE_POINTS = 1e-3

@@ -16,7 +16,7 @@ from flows.provenance.snapshot import RoundSnapshot
 from flows.workspace.dvc_cache import MissingDataError
 from tasks.data.paths import image_id_from_sha256
 from tasks.data.schemas import ANNOTATED, INDEX, UNLABELED
-from tasks.reporting.formatting import pluralize
+from tasks.runtime.formatting import pluralize
 from tasks.storage import files
 from tasks.storage.s3 import ObjectStoreError, is_object_uri, read_object
 

@@ -13,8 +13,8 @@ from flows.workspace.git import is_ancestor, read_blob, read_tag_object
 from flows.workspace.ledger import ledger_sha256
 from flows.workspace.promotion_log import first_corrupt_line
 from tasks.data.paths import Workspace
-from tasks.reporting.formatting import pluralize
 from tasks.runtime.errors import UserError
+from tasks.runtime.formatting import pluralize
 from tasks.storage import files
 
 LEDGER_TRAILER = "Ledger-SHA256: "

@@ -6,7 +6,7 @@ from typing import Literal
 
 from flows.provenance.snapshot import RoundSnapshot
 from tasks.data.paths import Workspace
-from tasks.reporting.formatting import pluralize
+from tasks.runtime.formatting import pluralize
 
 State = Literal["pass", "fail", "skip"]
 

@@ -21,6 +21,7 @@ from tasks.data.formats.recognize import classify, is_image
 from tasks.data.formats.voc import parse_voc_files
 from tasks.data.formats.yolo import YoloClasses, parse_yolo_classes, parse_yolo_files
 from tasks.data.names import ImageIndex
+from tasks.runtime.formatting import count
 
 Split = Literal["train", "val", "test", "all"]
 
@@ -92,7 +93,7 @@ class Detection:
 
     def describe(self) -> str:
         """Say what was found, a line each."""
-        lines = [f"{self.where}: {_plural(self.num_images, 'image')}"]
+        lines = [f"{self.where}: {count(self.num_images, 'image')}"]
         lines += [f"  {found.describe()}" for found in self.datasets] or ["  no annotations"]
         for path, name in list(self.unsupported.items())[:5]:
             lines.append(f"  {path}: {name}, which is not read")
@@ -341,13 +342,9 @@ def _split_words(split: FoundSplit) -> str:
         annotations = split.annotations[0]
     else:
         folder = _common_folder(split.annotations)
-        annotations = _plural(len(split.annotations), "annotation file") + (f" in {folder}/" if folder else "")
+        annotations = count(len(split.annotations), "annotation file") + (f" in {folder}/" if folder else "")
     listed = f" by {split.image_list}" if split.image_list else ""
     folders = ", ".join(f"{folder}/" if folder else "the top folder" for folder in split.image_folders[:3])
     more = f" and {len(split.image_folders) - 3} more folders" if len(split.image_folders) > 3 else ""
-    images = f"{_plural(split.num_images, 'image')} in {folders}{more}" if split.image_folders else "no images"
+    images = f"{count(split.num_images, 'image')} in {folders}{more}" if split.image_folders else "no images"
     return f"{split.split}: {annotations}{listed}, {images}"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.reporting import formatting, narrative, tables
+from tasks.reporting import narrative, tables
 from tasks.reporting.history import append_round
+from tasks.runtime import formatting
 
 DWA = {
     "mode": "learned",

@@ -14,9 +14,9 @@ from typing import Any
 from flows.annotation.providers.base import RawAnnotation, to_raw_annotation
 from flows.annotation.providers.folder.inbox_files import FileAnnotation, FileProblem, InboxReader, ReviewMark
 from flows.annotation.providers.folder.outbox import OfferedImage
-from flows.annotation.text import count_are
 from tasks.data.formats.base import ParsedBox, ParsedImage
 from tasks.data.schemas import Prediction
+from tasks.runtime.formatting import count_are
 from tasks.storage.backends import FileEntry, Storage
 
 _TOLERANCE_PX = 1.0

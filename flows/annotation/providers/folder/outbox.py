@@ -10,13 +10,13 @@ from typing import Any
 import jinja2
 
 from flows.annotation.providers.base import AnnotationBatch, ProviderError
-from flows.annotation.text import count
 from tasks.data.formats.base import ParsedBox, ParsedClass, ParsedDocument, ParsedImage
 from tasks.data.formats.coco import write_coco
 from tasks.data.formats.voc import write_voc
 from tasks.data.formats.yolo import write_yolo, write_yolo_classes
 from tasks.data.paths import image_id_from_sha256, resolve_uri
 from tasks.data.schemas import AnnotationTask
+from tasks.runtime.formatting import count
 from tasks.storage import files
 from tasks.storage.backends import COMPLETE_MARKER, Storage
 from tasks.storage.s3 import is_object_uri

@@ -19,13 +19,13 @@ from flows.annotation.providers.label_studio.client import TOKEN, LabelStudioCli
 from flows.annotation.providers.label_studio.labeling_config import config_error, labeling_config
 from flows.annotation.providers.label_studio.media import TaskImages
 from flows.annotation.providers.label_studio.tasks import parse_export, to_task
-from flows.annotation.text import count
 from flows.workspace import git
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
 from tasks.data.schemas import AnnotationTask
 from tasks.params.annotation import ProviderParams
 from tasks.runtime.errors import UserError
+from tasks.runtime.formatting import count
 
 _IMPORT_CHUNK_SIZE = 100
 _SHORT_ID_LENGTH, _MAX_TITLE_LENGTH = 8, 50

@@ -21,9 +21,9 @@ def signed(value: float | None, digits: int = 1) -> str:
     return f"±{text}" if float(f"{value:.{digits}f}") == 0 else ("+" if value > 0 else "−") + text
 
 
-def pluralize(count: float, one: str, many: str | None = None) -> str:
-    """``1 image``, ``2 images``."""
-    return f"{number(count, 0)} {one if count == 1 else many or one + 's'}"
+def pluralize(value: float, one: str, many: str | None = None) -> str:
+    """Return ``1 image`` or ``2 images`` with a thousands separator, for pages and reports."""
+    return f"{number(value, 0)} {_noun(value, one, many)}"
 
 
 def join_and(parts: Sequence[str]) -> str:
@@ -37,3 +37,17 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return ``1 image`` or ``2 images`` with plain digits, for messages; ``plural``: of nouns that do not end in s."""
+    return f"{number} {_noun(number, noun, plural)}"
+
+
+def count_are(number: int, noun: str) -> str:
+    """Return ``1 image is`` or ``2 images are``."""
+    return f"{count(number, noun)} {'is' if number == 1 else 'are'}"
+
+
+def _noun(number: float, one: str, many: str | None) -> str:
+    return one if number == 1 else many or f"{one}s"
