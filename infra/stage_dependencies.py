@@ -15,9 +15,10 @@ from typing import Any
 import grimp
 from ruamel.yaml import YAML
 
+from flows.workspace.code_version import CODE_PACKAGES, is_code
+
 ROOT = Path(__file__).resolve().parents[1]
 GRAPHS = ("dvc.yaml", "examples/digits/dvc.yaml")
-CODE_PACKAGES = ("tasks", "detectron_ext")
 
 
 def imported_modules(graph: grimp.ImportGraph, module: str) -> set[str]:
@@ -55,11 +56,6 @@ def _is_used_whole(package: Path, files: Collection[Path]) -> bool:
     content = [path for path in package.rglob("*") if path.is_file() and path.suffix not in (".pyc", ".typed")]
     has_data = any(path.suffix != ".py" and path.parent == package for path in content)
     return has_data or all(path in files for path in content)
-
-
-def is_code(dependency: str) -> bool:
-    """Tell source code from data among the dependencies of a stage."""
-    return dependency.split("/")[0] in CODE_PACKAGES
 
 
 def up_to_date(text: str, graph: grimp.ImportGraph, root: Path = ROOT) -> str:

@@ -19,6 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from flows.workspace.code_version import is_code
 from infra import stage_dependencies
 from tasks.data.paths import STAGES
 from tasks.params import Params, load_params
@@ -53,7 +54,7 @@ def differences_to_dvc_yaml(stage: str, node: dict[str, Any], module: Path) -> l
     declared = {
         key: re.split(r",\s*", value) for key, value in re.findall(r"^(Reads|Writes|Params)\s+(.+)$", docstring, re.M)
     }
-    reads = [path for path in node["deps"] if not stage_dependencies.is_code(path)]
+    reads = [path for path in node["deps"] if not is_code(path)]
     expected = {
         "Reads": reads or ["nothing"],
         "Writes": names(node.get("outs", []) + node.get("metrics", [])),

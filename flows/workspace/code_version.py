@@ -10,7 +10,7 @@ from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 
-_CODE_ROOTS = ("tasks", "detectron_ext")
+CODE_PACKAGES = ("tasks", "detectron_ext")
 _PACKAGE_ROOT = Path(tasks.__file__).parents[1]
 
 
@@ -34,7 +34,7 @@ def packaged_stages() -> dict[str, Any]:
 
 def is_code(dependency: str) -> bool:
     """Return whether a dependency in dvc.yaml is source code of Gleaner."""
-    return dependency.split("/")[0] in _CODE_ROOTS
+    return dependency.split("/")[0] in CODE_PACKAGES
 
 
 def code_digests() -> dict[str, str]:

@@ -44,8 +44,6 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCb
 
 MAX_PIXELS = 500_000_000
 """Pixels that any image may have; 1.5 GB as RGB. ``prepare.max_pixels`` is at most this."""
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-"""File name endings that are taken for pictures, in lower case."""
 
 
 class ImageProblem(ValueError):

@@ -40,24 +40,6 @@ def match_boxes(first: Sequence[Box], second: Sequence[Box]) -> list[BoxPair]:
     )
 
 
-def drop_duplicates(boxes: Sequence[Box], iou: float) -> tuple[Box, ...]:
-    """Return the boxes in their order, without those that duplicate an earlier box of their class.
-
-    Args:
-        boxes: of one image.
-        iou: boxes that overlap more than this are one.
-    """
-    iou_NN = pairwise_iou(_corners(boxes), _corners(boxes))
-    kept: list[int] = []
-    for n, box in enumerate(boxes):
-        is_duplicate = any(
-            boxes[k].category == box.category and (iou_NN[k, n] > iou or boxes[k].xyxy_px == box.xyxy_px) for k in kept
-        )
-        if not is_duplicate:
-            kept.append(n)
-    return tuple(boxes[k] for k in kept)
-
-
 def _assign(score_AB: Floats, *, same_class: bool) -> list[BoxPair]:
     rows, columns = linear_sum_assignment(score_AB, maximize=True)
     return [

@@ -47,10 +47,6 @@ class ParsedBox:
     problem: str | None = None
     """Why it cannot be used: ``<what> is <value>, expected <allowed>``."""
 
-    def as_box(self) -> "ParsedBox":
-        """Convert another shape to its bounding box, for callers whose user wants that."""
-        return self if self.kind == "box" else replace(self, kind="box", rotation_deg=0.0, has_stated_box=True)
-
 
 @dataclass(frozen=True, slots=True)
 class ParsedImage:
@@ -224,6 +220,11 @@ class ParsedDocument:
             boxes_crowd=crowd,
             boxes_by_kind=by_kind,
         )
+
+
+def numbered_classes(names: Iterable[str]) -> tuple[ParsedClass, ...]:
+    """Number the classes of a document that states no ids, in the order given."""
+    return tuple(ParsedClass(number, name) for number, name in enumerate(names))
 
 
 def near_equal_names(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:

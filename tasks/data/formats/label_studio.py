@@ -17,12 +17,12 @@ from tasks.data.formats.base import (
     Corners,
     EntryProblem,
     ParsedBox,
-    ParsedClass,
     ParsedDocument,
     ParsedImage,
     Status,
     class_name_problem,
     near_equal_names,
+    numbered_classes,
 )
 from tasks.data.formats.box_table import ImageTableBuilder
 from tasks.data.formats.decoding import parse_json, shown, to_float, to_id, to_size
@@ -75,7 +75,7 @@ def parse_tasks(tasks: Sequence[Any], where: str, notes: Sequence[EntryProblem] 
     return ParsedDocument(
         format="label_studio",
         where=where,
-        classes=tuple(ParsedClass(number, name) for number, name in enumerate(written)),
+        classes=numbered_classes(written),
         images=images.build(),
         notes=tuple(notes),
         near_equal_names=near_equal_names(written),

@@ -19,12 +19,12 @@ from tasks.data.formats.base import (
     STATUSES,
     Corners,
     ParsedBox,
-    ParsedClass,
     ParsedDocument,
     ParsedImage,
     Status,
     class_name_problem,
     near_equal_names,
+    numbered_classes,
 )
 from tasks.data.formats.box_table import ImageTableBuilder
 from tasks.data.formats.decoding import decode_text, parse_xml, shown, to_flag, to_float, to_size
@@ -99,7 +99,7 @@ def parse_voc_files(files: Iterable[tuple[str, bytes]], where: str, *, labelmap:
     return ParsedDocument(
         format="voc",
         where=where,
-        classes=tuple(ParsedClass(number, name) for number, name in enumerate(written)),
+        classes=numbered_classes(written),
         images=images.build(),
         near_equal_names=near_equal_names(written),
     )

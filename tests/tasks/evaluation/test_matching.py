@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.data.schemas import Box
-from tasks.evaluation.matching import MATCH_IOU, drop_duplicates, match_boxes
+from tasks.evaluation.matching import MATCH_IOU, match_boxes
 
 
 def make_box(x1: float, y1: float, x2: float, y2: float, category: str = "cat") -> Box:
@@ -76,19 +76,3 @@ def test_no_other_pairing_within_the_classes_is_better(first: list[Box], second:
         assert pair.same_class == (a.category == b.category)
     assert sum(pair.iou for pair in found if pair.same_class) == pytest.approx(best_total_iou(first, second))
     assert len(match_boxes(second, first)) >= sum(pair.same_class for pair in found)
-
-
-@given(st.lists(small, max_size=8), st.floats(0, 1))
-def test_without_doubles_no_two_lie_on_each_other_and_every_one_left_out_lies_on_one(
-    boxes: list[Box], limit: float
-) -> None:
-    kept = drop_duplicates(boxes, limit)
-    for n, one in enumerate(kept):
-        for other in kept[:n]:
-            assert one.category != other.category or (box_iou(one, other) <= limit + 1e-12 and one != other)
-    for one in boxes:
-        on = [
-            other for other in kept if other.category == one.category and (box_iou(one, other) > limit or one == other)
-        ]
-        assert one in kept or on
-    assert [one for one in dict.fromkeys(boxes) if one in kept] == list(kept)
