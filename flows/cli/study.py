@@ -197,7 +197,7 @@ class _WarningHandler(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info is None:  # an error is told once, at the end
+        if record.exc_info is None:  # the command prints an error once, at the end
             self._console.print(escape(record.getMessage()), style="yellow", soft_wrap=True)
 
 

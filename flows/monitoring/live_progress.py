@@ -84,7 +84,7 @@ class _LiveProgressHandler(logging.Handler):
             self._console.print(escape(message))
             self._on_published(record.gleaner_published)
         elif not message.startswith(_PREFECT_NOISE) and not _is_user_error(record) and message != self._last_message:
-            self._last_message = message  # a crash is told by the task and again by its flow
+            self._last_message = message  # task and flow both report a crash
             style = "yellow" if record.levelno >= logging.WARNING else None
             self._console.print(escape(message), style=style, soft_wrap=True)
 

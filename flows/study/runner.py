@@ -52,7 +52,7 @@ def run_seed(study: Study, seed: int, on_start: OnStep, on_finish: OnStep) -> No
     """Run all arms of one seed to their last round.
 
     Raises:
-        UserError: something a person has to mend; or another study is at work on this seed.
+        UserError: something that a person has to correct, or another study is running on this seed.
     """
     with run_lock(Workspace(study.out / "locks" / f"seed-{seed}")):
         create_base_workspace(study, seed)

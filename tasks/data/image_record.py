@@ -161,7 +161,7 @@ class ImageRecord:
     """Where its bytes are."""
     metadata: ImageMetadata
     boxes: BoxRows | None
-    """None: nobody has looked yet. Empty: somebody looked, and nothing was there."""
+    """None: not reviewed yet. Empty: reviewed, and no object was found."""
 
     @property
     def image_id(self) -> str:
