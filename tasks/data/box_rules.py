@@ -146,11 +146,11 @@ def _clip(
     finite_N = np.all(np.isfinite(stated_N4), axis=1)
     safe_N4 = np.where(finite_N[:, None], stated_N4, 0.0)
     inside_N4 = np.clip(safe_N4, 0.0, np.tile(size_N2, 2))
-    sides_N2, inner_N2 = safe_N4[:, 2:] - safe_N4[:, :2], inside_N4[:, 2:] - inside_N4[:, :2]
+    inner_N2 = inside_N4[:, 2:] - inside_N4[:, :2]
     away_N = np.max(np.abs(safe_N4 - inside_N4), axis=1, initial=0.0)
     broken = (
         (BoxResult.NOT_FINITE, ~finite_N),
-        (BoxResult.NO_AREA, np.any(sides_N2 <= 0, axis=1)),
+        (BoxResult.NO_AREA, np.any(safe_N4[:, 2:] <= safe_N4[:, :2], axis=1)),  # a difference could overflow
         (BoxResult.OUTSIDE, away_N > rules.clip_tolerance_px),
         (BoxResult.TOO_SMALL, np.any((inner_N2 < rules.min_side_px) | (inner_N2 <= 0), axis=1)),
         (BoxResult.CLIPPED, away_N > 0),

@@ -251,7 +251,7 @@ def test_a_directory_is_followed_too(tmp_path: Path) -> None:
     assert git.run_git(workspace.root, "status", "--porcelain") == ""
     again = sync_pool(workspace)
     assert (again.added, again.removed, again.moved) == ([], [], [])
-    with run_lock(workspace), pytest.raises(UserError, match="at work"):
+    with run_lock(workspace), pytest.raises(UserError, match="another run is active"):
         sync_pool(workspace)
     shutil.rmtree(source.images)
     source.images.mkdir()

@@ -2,7 +2,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tasks.data.box_rules import BoxResult, BoxRules, check_boxes
@@ -100,6 +100,7 @@ def test_doubles_are_those_of_the_slow_rule(found: list[tuple[float, ...]], iou:
     assert np.flatnonzero(checked.result_N == BoxResult.DUPLICATE).tolist() == reference(drawn, iou)  # type: ignore[arg-type]
 
 
+@example([(0.0, -1.7976931348623157e308, 0.0, 1e292)])  # whose height is no finite number
 @given(st.lists(st.tuples(*[st.floats(allow_nan=True, allow_infinity=True)] * 4), max_size=8))
 def test_whatever_the_numbers_are_each_box_has_a_result(found: list[tuple[float, ...]]) -> None:
     results(*found)
