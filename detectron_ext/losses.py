@@ -13,6 +13,9 @@ from torch.nn import functional as F
 _MIN_P_WRONG = 1e-6
 """``1 - p_t`` is kept above this: for a gamma in (0, 1) the gradient of ``(1 - p_t)^gamma`` is infinite at 0."""
 
+MIN_CLAIM_PROBABILITY = 0.05
+"""A background ROI claims a class from this posterior on: the lowest score that Detectron2 reports by default."""
+
 
 class DetectionLosses(NamedTuple):
     """The four Faster R-CNN losses, each (N,) with one value per image."""
@@ -35,21 +38,48 @@ class DetectionLosses(NamedTuple):
         return torch.where(with_boxes_N, self.total(), self.classification())
 
 
-def focal_loss(logits_RK: Tensor, class_ids_R: Tensor, gamma: float, class_weight_K: Tensor) -> Tensor:
-    """Compute the focal loss of every ROI, ``-v_c (1 - p_t)^gamma ln p_t`` (docs/method.md#eq-8).
+def focal_loss(logits_RK: Tensor, class_ids_R: Tensor, gamma: float, weight_R: Tensor) -> Tensor:
+    """Compute the focal loss of every ROI, ``-w (1 - p_t)^gamma ln p_t`` (docs/method.md#eq-8).
 
     Args:
         logits_RK: (R, K+1), background last.
         class_ids_R: (R,) in [0, K].
         gamma: >= 0; 0 gives weighted cross entropy. No alpha, as in Unbiased Teacher.
-        class_weight_K: (K+1,) positive; the weight of the ROI's true class.
+        weight_R: (R,) positive; the factor w of each ROI.
 
     Returns:
         (R,), >= 0, with a finite gradient for every gamma. Empty for R = 0, with a gradient path.
     """
     log_p_R = F.log_softmax(logits_RK.float(), dim=1).gather(1, class_ids_R[:, None]).squeeze(1)
     modulation_R = (-torch.expm1(log_p_R)).clamp(min=_MIN_P_WRONG) ** gamma if gamma > 0 else 1.0
-    return -class_weight_K[class_ids_R] * modulation_R * log_p_R
+    return -weight_R * modulation_R * log_p_R
+
+
+@torch.no_grad()
+def roi_class_weights(
+    logits_RK: Tensor, class_ids_R: Tensor, positive_weight_K: Tensor, claimed_background_weight_K: Tensor
+) -> Tensor:
+    """Compute the factor of every ROI's classification loss (docs/method.md#roi-weight).
+
+    A ROI of class c gets v_c. A background ROI gets b_k of the foreground class k with the largest posterior, if
+    that posterior is at least ``MIN_CLAIM_PROBABILITY``, else 1.
+
+    Args:
+        logits_RK: (R, K+1), background last.
+        class_ids_R: (R,) in [0, K].
+        positive_weight_K: (K,) v, positive.
+        claimed_background_weight_K: (K,) b, positive.
+
+    Returns:
+        (R,) positive, without a gradient.
+    """
+    num_classes = len(positive_weight_K)
+    claimed_p_R, claimed_class_R = F.softmax(logits_RK.float(), dim=1)[:, :num_classes].max(dim=1)
+    background_weight_R = torch.where(
+        claimed_p_R >= MIN_CLAIM_PROBABILITY, claimed_background_weight_K[claimed_class_R], 1.0
+    )
+    positive_weight_R = positive_weight_K[class_ids_R.clamp(max=num_classes - 1)]
+    return torch.where(class_ids_R < num_classes, positive_weight_R, background_weight_R)
 
 
 def per_image_mean(loss_R: Tensor, image_index_R: Tensor, num_images: int) -> Tensor:

@@ -78,9 +78,11 @@ class PerImageRCNN(GeneralizedRCNN):
         embedding_NC = features["p5"].float().mean(dim=(2, 3))
         return list(zip(detections, embedding_NC, strict=True))
 
-    def set_class_weights(self, class_weight: Tensor) -> None:
-        """Set the weights of the foreground classes' focal loss, (K,) (docs/method.md#eq-8); background keeps 1."""
-        self.roi_heads.box_predictor.class_weight_K[:-1] = class_weight.to(self.device)
+    def set_class_weights(self, positive_K: Tensor, claimed_background_K: Tensor) -> None:
+        """Set the factors of the ROI classification loss by class, (K,) each (docs/method.md#roi-weight)."""
+        predictor = self.roi_heads.box_predictor
+        predictor.positive_weight_K.copy_(positive_K)
+        predictor.claimed_background_weight_K.copy_(claimed_background_K)
 
 
 def build_detector(spec: DetectorSpec, device: str, backbone_state: Mapping[str, Tensor] | None = None) -> PerImageRCNN:

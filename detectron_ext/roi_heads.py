@@ -15,7 +15,7 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 
 from detectron_ext.ignore_regions import foreground, overlaps_ignored
-from detectron_ext.losses import focal_loss, per_image_mean
+from detectron_ext.losses import focal_loss, per_image_mean, roi_class_weights
 
 
 class PerImageBoxPredictor(FastRCNNOutputLayers):
@@ -34,8 +34,10 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
             raise ValueError(f"ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {self.box_reg_loss_type!r}, expected 'smooth_l1'")
         self.focal_gamma = focal_gamma
         # Not persistent: class weights belong to a round, not to the model.
-        self.register_buffer("class_weight_K", torch.ones(self.num_classes + 1), persistent=False)
-        self.class_weight_K: Tensor
+        self.register_buffer("positive_weight_K", torch.ones(self.num_classes), persistent=False)
+        self.register_buffer("claimed_background_weight_K", torch.ones(self.num_classes), persistent=False)
+        self.positive_weight_K: Tensor
+        self.claimed_background_weight_K: Tensor
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -49,7 +51,8 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
         sizes_N = torch.tensor([len(image) for image in proposals], device=logits_RK.device)
         image_index_R = torch.repeat_interleave(torch.arange(num_images, device=logits_RK.device), sizes_N)
         class_ids_R = cat([image.gt_classes for image in proposals])
-        class_loss_R = focal_loss(logits_RK, class_ids_R, self.focal_gamma, self.class_weight_K)
+        weight_R = roi_class_weights(logits_RK, class_ids_R, self.positive_weight_K, self.claimed_background_weight_K)
+        class_loss_R = focal_loss(logits_RK, class_ids_R, self.focal_gamma, weight_R)
         losses = {
             "loss_cls": per_image_mean(class_loss_R, image_index_R, num_images),
             "loss_box_reg": per_image_mean(

@@ -48,6 +48,13 @@ class Schedule:
             return 0.0
         return self.lambda_unsup * min((elapsed + 1) / max(self.rampup, 1), 1.0)
 
+    def teacher_decay_at(self, iteration: int) -> float:
+        """Return the decay of the teacher's average: 0 in burn-in, then growing to d (docs/method.md#eq-19)."""
+        elapsed = iteration - self.burn_in
+        if elapsed < 0:
+            return 0.0
+        return min(self.ema_decay, (1 + elapsed) / (10 + elapsed))
+
 
 @dataclass(frozen=True)
 class ImageWeighting:
@@ -234,7 +241,7 @@ class TeacherStudentTrainer:
     @torch.no_grad()
     def _update_teacher(self) -> None:
         """Copy the student at the end of burn-in, average after it (docs/method.md#eq-19)."""
-        decay = self.schedule.ema_decay if self.iteration >= self.schedule.burn_in else 0.0
+        decay = self.schedule.teacher_decay_at(self.iteration)
         student_tensors, teacher_tensors = self._averaged
         torch._foreach_lerp_(teacher_tensors, student_tensors, 1 - decay)
 

@@ -6,6 +6,7 @@ Params seed, classes, model, train, augmentation, ssl
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from detectron_ext.augmentation import AugmentationConfig
 from detectron_ext.data import SemiSupervisedBatches
@@ -131,8 +133,7 @@ def _build_trainer(params: StageParams, root: Path, warm_start: Path) -> Teacher
     if params.train.init_from == "previous_round" and (warm_start / "teacher.pth").is_file():
         load_weights_file(student, warm_start / "teacher.pth")
     teacher.load_state_dict(student.state_dict())
-    class_weights = files.read_json(warm_start / "class_weights.json")
-    student.set_class_weights(torch.tensor([class_weights.get(name, 1.0) for name in params.classes]))
+    student.set_class_weights(*_class_weights(warm_start / "class_weights.json", params.classes))
     if params.train.channels_last:
         student.to(memory_format=torch.channels_last)
         teacher.to(memory_format=torch.channels_last)
@@ -152,6 +153,16 @@ def _build_trainer(params: StageParams, root: Path, warm_start: Path) -> Teacher
         params.seed,
         num_micro_batches=num_micro_batches(),
     )
+
+
+def _class_weights(path: Path, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Read v and b of the round before, (K,) each (docs/method.md#roi-weight); 1 for a class without one."""
+    stored = files.read_json(path) if path.is_file() else {}
+    positive_K, claimed_background_K = (
+        torch.tensor([stored.get(kind, {}).get(name, 1.0) for name in classes])
+        for kind in ("positive", "claimed_background")
+    )
+    return positive_K, claimed_background_K
 
 
 def _schedule(train_params: TrainParams, ssl: SslParams) -> Schedule:

@@ -149,7 +149,8 @@ class SslParams(Section):
     enabled: bool
     """Whether unlabeled images take part after burn-in. False: training is supervised throughout."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    """Decay d of the teacher's running mean of the student, per iteration after burn-in (docs/method.md#eq-19)."""
+    """Largest decay d of the teacher's running mean of the student, per iteration after burn-in. The decay grows to it
+    from 0.1 (docs/method.md#eq-19)."""
     lambda_unsup: NonNegativeFloat
     """Weight of the unsupervised loss at the end of the ramp (docs/method.md#eq-18). On small data a low weight is
     safer: other projects report NaN losses with 4."""

@@ -180,11 +180,14 @@ def test_non_finite_outputs_never_become_detections(detector: PerImageRCNN, inpu
 
 def test_class_weights_reach_the_loss(detector: PerImageRCNN, inputs: list[dict[str, Any]]) -> None:
     plain = compute_losses(detector, inputs)
-    detector.set_class_weights(torch.tensor([1.0, 5.0, 1.0]))
+    detector.set_class_weights(torch.tensor([1.0, 5.0, 1.0]), torch.ones(3))
     weighted = compute_losses(detector, inputs)
     torch.testing.assert_close(weighted.classes_N[[0, 2]], plain.classes_N[[0, 2]])
     assert weighted.classes_N[1] > plain.classes_N[1]
-    assert "roi_heads.box_predictor.class_weight_K" not in cpu_state_dict(detector)
+    detector.set_class_weights(torch.ones(3), torch.full((3,), 5.0))
+    claims = compute_losses(detector, inputs)  # every region claims some class at random weights
+    assert (claims.classes_N > plain.classes_N).all()
+    assert not [name for name in cpu_state_dict(detector) if "weight_K" in name]
 
 
 def test_weights_of_another_model_are_refused(detector: PerImageRCNN) -> None:

@@ -22,11 +22,18 @@ def test_the_teacher_follows_the_student_by_the_moving_average(batch_of: Callabl
     run_steps(run, batch_of, 2)
     for own, followed in zip(run.teacher.parameters(), run.student.parameters(), strict=True):
         torch.testing.assert_close(own, followed)  # a copy, up to the end of burn-in
-    before = [p.clone() for p in run.teacher.parameters()]
-    run_steps(run, batch_of, 3)
-    for own, old, followed in zip(run.teacher.parameters(), before, run.student.parameters(), strict=True):
-        torch.testing.assert_close(own, 0.9 * old + 0.1 * followed)
-    assert any(not torch.equal(own, old) for own, old in zip(run.teacher.parameters(), before, strict=True))
+    for stop, decay in ((3, 1 / 10), (4, 2 / 11)):
+        before = [p.clone() for p in run.teacher.parameters()]
+        run_steps(run, batch_of, stop)
+        for own, old, followed in zip(run.teacher.parameters(), before, run.student.parameters(), strict=True):
+            torch.testing.assert_close(own, decay * old + (1 - decay) * followed)
+        assert any(not torch.equal(own, old) for own, old in zip(run.teacher.parameters(), before, strict=True))
+
+
+def test_the_average_warms_up_to_its_decay() -> None:
+    """(1 + t) / (10 + t) is 0.9 at t = 80."""
+    decays = [SCHEDULE.teacher_decay_at(SCHEDULE.burn_in + t) for t in (-1, 0, 1, 5, 79, 80, 10_000)]
+    assert decays == [0.0, 1 / 10, 2 / 11, 6 / 15, 80 / 89, 0.9, 0.9]
 
 
 def test_training_lowers_the_loss(batch_of: Callable[[int], StepBatch]) -> None:

@@ -115,7 +115,8 @@ def weigh(workspace: Workspace, classes: list[str]) -> None:
         for image_id in scores["image_id"].to_pylist()
     ]
     files.write_table(out / "uncertainty.parquet", pa.Table.from_pylist(rows, schema=UNCERTAINTY))
-    files.write_json(out / "class_weights.json", dict.fromkeys(classes, 1.0))
+    ones = dict.fromkeys(classes, 1.0)
+    files.write_json(out / "class_weights.json", {"positive": ones, "claimed_background": ones})
     files.write_json(out / "dwa.json", {"mode": "learned", "used": "equal", "reason": "too few pairs"})
 
 
