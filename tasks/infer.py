@@ -1,6 +1,7 @@
-"""Run the teacher on the unlabeled pool and the calibration images; keep the full posteriors.
+"""Run the teacher on unlabeled, calibration and labeled images; keep the full posteriors.
 
-Reads  data/images, derived/assemble/unlabeled.parquet, derived/assemble/calibration.parquet, derived/train/teacher.pth
+Reads  data/images, derived/assemble/unlabeled.parquet, derived/assemble/calibration.parquet,
+       derived/assemble/labeled.parquet, derived/train/teacher.pth
 Writes derived/infer
 Params classes, model, infer, train.mixed_precision
 """
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from detectron_ext.inference import Detections
 from tasks.data import schemas
+from tasks.data.detections import SHARD_PREFIX, ShardKind
 from tasks.data.paths import Workspace
 from tasks.model.detector import ImageReader, default_device, detect_all, load_detector
 from tasks.model.fingerprint import software_fingerprint
@@ -34,34 +36,43 @@ def infer(
     root: Path,
     unlabeled: Path,
     calibration: Path,
+    labeled: Path,
     teacher: Path,
     scratch: Path,
     out: Path,
 ) -> None:
     """Write detections in shards, sorted by image id; a killed run repeats at most one shard.
 
+    Labeled images have shards of their own: strategies compare the pool with what is labeled, but the metrics are
+    about the pool alone.
+
     Args:
         params: sections classes, model, infer and train.
         root: folder that image uris are relative to.
         unlabeled: schemas.UNLABELED.
         calibration: schemas.ANNOTATED.
+        labeled: schemas.ANNOTATED.
         teacher: state file.
         scratch: finished shards of an unfinished run.
         out: output folder.
     """
     digest = files.sha256_file(teacher)
-    shards = _shards(unlabeled, calibration, params.infer.shard_size)
+    size = params.infer.shard_size
+    shards = [
+        *_shards("pool", [(unlabeled, schemas.UNLABELED), (calibration, schemas.ANNOTATED)], size),
+        *_shards("labeled", [(labeled, schemas.ANNOTATED)], size),
+    ]
     finished_folder = scratch / _input_key(params, digest)
     detector = None
-    paths = [finished_folder / shard_name(number, _ids_digest(images)) for number, images in enumerate(shards)]
-    for number, (images, path) in enumerate(zip(shards, paths, strict=True)):
+    paths = [finished_folder / f"{_ids_digest(images)}-{name}" for name, images in shards]
+    for number, ((_, images), path) in enumerate(zip(shards, paths, strict=True)):
         if not path.is_file():
             detector = detector or load_detector(params.model, len(params.classes), teacher)
             files.write_table(path, _detect_shard(params, detector, images, root, digest))
             log.info("infer shard %d/%d: %d images", number + 1, len(shards), len(images))
     out.mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate(paths):
-        _link_or_copy(path, out / shard_name(number))
+    for (name, _), path in zip(shards, paths, strict=True):
+        _link_or_copy(path, out / name)
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -74,9 +85,9 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def shard_name(number: int, suffix: str = "") -> str:
+def shard_name(number: int, kind: ShardKind = "pool") -> str:
     """Return the file name of a shard, number from 0; wide enough that names sort like numbers up to a million."""
-    return f"shard-{number:06d}{'-' if suffix else ''}{suffix}.parquet"
+    return f"{SHARD_PREFIX[kind]}-{number:06d}.parquet"
 
 
 def _input_key(params: StageParams, teacher_digest: str) -> str:
@@ -86,14 +97,15 @@ def _input_key(params: StageParams, teacher_digest: str) -> str:
     return files.sha256_json([teacher_digest, sections, device, software_fingerprint(Path(__file__))])[:16]
 
 
-def _shards(unlabeled: Path, calibration: Path, shard_size: int) -> list[list[dict[str, str]]]:
-    tables = (
-        files.read_table(unlabeled, schemas.UNLABELED),
-        files.read_table(calibration, schemas.ANNOTATED),
-    )
-    rows = [row for table in tables for row in table.select(["image_id", "uri"]).to_pylist()]
+def _shards(
+    kind: ShardKind, tables: Sequence[tuple[Path, pa.Schema]], shard_size: int
+) -> list[tuple[str, list[dict[str, str]]]]:
+    """File names of the shards, each with its images."""
+    columns = ["image_id", "uri"]
+    rows = [row for path, schema in tables for row in files.read_table(path, schema, columns=columns).to_pylist()]
     rows.sort(key=lambda row: row["image_id"])
-    return [rows[first : first + shard_size] for first in range(0, len(rows), shard_size)]
+    firsts = range(0, len(rows), shard_size)
+    return [(shard_name(n, kind), rows[first : first + shard_size]) for n, first in enumerate(firsts)]
 
 
 def _ids_digest(images: Sequence[dict[str, str]]) -> str:
@@ -150,6 +162,7 @@ def _body(workspace: Workspace) -> None:
         root=workspace.root,
         unlabeled=assembled / "unlabeled.parquet",
         calibration=assembled / "calibration.parquet",
+        labeled=assembled / "labeled.parquet",
         teacher=workspace.derived("train") / "teacher.pth",
         scratch=workspace.scratch("infer"),
         out=workspace.derived("infer"),

@@ -25,6 +25,7 @@ from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import stage_main
 from tasks.selection import budget as budgets
 from tasks.selection.annotation_cost import AnnotationCost, fit_annotation_cost
+from tasks.selection.pool_view import PoolView
 from tasks.selection.strategies.base import Strategy, seeded_shuffle
 from tasks.selection.strategies.registry import create_strategy
 from tasks.storage import files
@@ -69,7 +70,7 @@ def select(
     cost_model = _fit_cost_model(labels, budget)
     candidates = _candidates(unlabeled, leased_ids, infer, scores, uncertainty, cost_model)
     strategy = create_strategy(params.strategy, extensions)
-    ranking = strategy.rank(candidates, seed=seed)
+    ranking = strategy.rank(PoolView(candidates, infer), seed=seed)
     _check_ranking(ranking, candidates, params.strategy)
     shuffled = seeded_shuffle(ranking, seed=seed, purpose="explore")
     cost = budgets.costs(candidates, budget)

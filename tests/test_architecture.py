@@ -51,9 +51,8 @@ def test_the_graph_has_the_stages_in_order_and_the_room_only_them() -> None:
 
 def differences_to_dvc_yaml(stage: str, node: dict[str, Any], module: Path) -> list[str]:
     docstring = ast.get_docstring(ast.parse(module.read_text())) or ""
-    declared = {
-        key: re.split(r",\s*", value) for key, value in re.findall(r"^(Reads|Writes|Params)\s+(.+)$", docstring, re.M)
-    }
+    fields = re.findall(r"^(Reads|Writes|Params)\s+(.+(?:\n {7}.+)*)$", docstring, re.M)
+    declared = {key: re.split(r",\s*", value) for key, value in fields}
     reads = [path for path in node["deps"] if not is_code(path)]
     expected = {
         "Reads": reads or ["nothing"],

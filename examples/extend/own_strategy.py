@@ -4,15 +4,16 @@ from typing import Any
 
 import pandas as pd
 
+from tasks.selection.pool_view import PoolView
 from tasks.selection.strategies.base import sort_descending
 
 
 class UncertaintyPerMinute:
     """Largest ratio of uncertainty to expected annotation minutes first."""
 
-    def rank(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
+    def rank(self, pool: PoolView, *, seed: int) -> list[str]:
         """Return all image ids by falling ratio, ties by id; ``seed`` is for strategies that draw at random."""
-        return sort_descending(candidates.assign(ratio=_ratio(candidates)), "ratio")
+        return sort_descending(pool.candidates.assign(ratio=_ratio(pool.candidates)), "ratio")
 
     def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
         """Return the ratio, its rank and its two parts, for the annotator."""

@@ -1,9 +1,9 @@
 """Read stored detections shard by shard, so that memory does not grow with the pool."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -76,10 +76,16 @@ def _flatten(column: pa.ChunkedArray) -> NDArray[Any]:
     return np.asarray(pc.list_flatten(column).to_numpy())
 
 
-def read_shards(folder: Path) -> Iterator[pa.Table]:
-    """Yield the shards of an ``infer`` folder as tables, one in memory at a time."""
-    for path in sorted(folder.glob("shard-*.parquet")):
-        yield files.read_table(path, schemas.DETECTIONS)
+ShardKind = Literal["pool", "labeled"]
+"""``pool``: unlabeled and calibration images; ``labeled``: images that the teacher was trained on."""
+
+SHARD_PREFIX: Mapping[ShardKind, str] = {"pool": "shard", "labeled": "labeled"}
+
+
+def read_shards(folder: Path, kind: ShardKind = "pool", *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the shards of an ``infer`` folder as tables, one in memory at a time; None: all columns."""
+    for path in sorted(folder.glob(f"{SHARD_PREFIX[kind]}-*.parquet")):
+        yield files.read_table(path, schemas.DETECTIONS, columns=columns)
 
 
 def detections_from_table(table: pa.Table) -> Iterator[StoredDetections]:

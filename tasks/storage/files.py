@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,20 +66,22 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a Parquet table and check its columns.
+def read_table(path: Path, schema: pa.Schema, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet table, or some of its columns, and check that it has the columns of ``schema``.
 
     Raises:
         UserError: the file is missing, unreadable, or its columns are not those of ``schema``.
     """
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            found = file.schema_arrow
+            table = file.read(columns=None if columns is None else list(columns))
     except FileNotFoundError:
         raise UserError(path, "the file is missing, expected a Parquet table") from None
     except pa.ArrowInvalid as error:
         raise UserError(path, f"the content is unreadable ({error}), expected a Parquet table") from None
-    if not table.schema.equals(schema):
-        raise UserError(path, f"the columns are {table.schema.names}, expected {schema.names} with their types")
+    if not found.equals(schema):
+        raise UserError(path, f"the columns are {found.names}, expected {schema.names} with their types")
     return table
 
 

@@ -20,6 +20,7 @@ from tasks.data.paths import Workspace
 from tasks.params import load_params, validate_params
 from tasks.runtime.errors import UserError
 from tasks.runtime.extensions import load_extension
+from tasks.selection.pool_view import PoolView
 from tasks.selection.strategies.base import Strategy
 from tasks.selection.strategies.registry import create_strategy
 
@@ -65,7 +66,11 @@ def test_the_strategy_ranks_by_uncertainty_per_minute(campaign: Workspace) -> No
         index=pd.Index(["a", "b", "c"], name="image_id"),
     )
     strategy = create_strategy(load_params(campaign.params).select.strategy, campaign.root)
-    assert strategy.rank(candidates, seed=1) == strategy.rank(candidates[::-1], seed=2) == ["b", "a", "c"]
+    assert (
+        strategy.rank(PoolView(candidates), seed=1)
+        == strategy.rank(PoolView(candidates[::-1]), seed=2)
+        == ["b", "a", "c"]
+    )
     reason = strategy.reason(candidates.iloc[1], position=1, num_candidates=3)
     assert reason == "uncertainty per minute 0.60 (rank 1 of 3): uncertainty 0.60, 1.0 minutes"
 

@@ -14,7 +14,7 @@ from PIL import Image
 import tasks.infer
 from detectron_ext.inference import Detections
 from tasks.data import schemas
-from tasks.data.detections import read_detections
+from tasks.data.detections import read_detections, read_shards
 from tasks.data.paths import image_id_from_sha256
 from tasks.evaluate import evaluate
 from tasks.infer import infer, shard_name
@@ -53,6 +53,7 @@ def folder(tmp_path: Path) -> Path:
     files.write_table(tmp_path / "unlabeled.parquet", pa.Table.from_pylist(images[:5], schemas.UNLABELED))
     annotated = pa.Table.from_pylist([image | boxes for image in images[5:]], schemas.ANNOTATED)
     files.write_table(tmp_path / "annotated.parquet", annotated)
+    files.write_table(tmp_path / "labeled.parquet", annotated.slice(1))
     return tmp_path
 
 
@@ -78,6 +79,7 @@ def run_inference(folder: Path) -> None:
         root=folder,
         unlabeled=folder / "unlabeled.parquet",
         calibration=folder / "annotated.parquet",
+        labeled=folder / "labeled.parquet",
         teacher=folder / "teacher.pth",
         scratch=folder / "scratch",
         out=folder / "out",
@@ -86,13 +88,17 @@ def run_inference(folder: Path) -> None:
 
 def test_all_images_are_detected_in_the_order_of_their_ids(folder: Path) -> None:
     run_inference(folder)
-    assert sorted(path.name for path in (folder / "out").iterdir()) == [shard_name(0), shard_name(1)]
+    names = [shard_name(0, "labeled"), shard_name(0), shard_name(1)]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == names
     stored = list(read_detections(folder / "out"))
     ids = [one.image_id for one in stored]
     assert len(ids) == len(SIZES)
     assert ids == sorted(ids)
     assert all(len(one.scores) > 0 for one in stored)
     assert not (folder / "scratch").exists()
+    [labeled] = read_shards(folder / "out", "labeled")
+    expected = files.read_table(folder / "labeled.parquet", schemas.ANNOTATED)["image_id"].to_pylist()
+    assert labeled["image_id"].to_pylist() == expected
 
 
 def test_batch_size_and_shards_change_no_detection(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Define the interface of a selection strategy, and the two orders that strategies share.
 
-Candidates are one table with ``image_id`` as its index and the columns of ``schemas.SCORES`` and
-``schemas.UNCERTAINTY``, plus ``expected_boxes`` and ``expected_minutes``; one row per unlabeled image.
+Candidates are the rows of ``PoolView.candidates``, one per unlabeled image.
 """
 
 import hashlib
@@ -10,12 +9,14 @@ from typing import Protocol
 
 import pandas as pd
 
+from tasks.selection.pool_view import PoolView
+
 
 class Strategy(Protocol):
     """Order in which candidates are labeled. Independent of the budget."""
 
-    def rank(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
-        """Return all image ids, best first; must not depend on the order of the rows."""
+    def rank(self, pool: PoolView, *, seed: int) -> list[str]:
+        """Return the ids of all candidates, best first; must not depend on the order of the rows."""
         ...
 
     def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:

@@ -2,15 +2,16 @@
 
 import pandas as pd
 
+from tasks.selection.pool_view import PoolView
 from tasks.selection.strategies.base import sort_descending
 
 
 class Entropy:
     """Largest normalized entropy first."""
 
-    def rank(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
+    def rank(self, pool: PoolView, *, seed: int) -> list[str]:
         """Return ids by falling entropy."""
-        return sort_descending(candidates, "entropy")
+        return sort_descending(pool.candidates, "entropy")
 
     def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
         """Return the raw entropy in nats and the position."""

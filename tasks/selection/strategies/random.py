@@ -2,15 +2,16 @@
 
 import pandas as pd
 
+from tasks.selection.pool_view import PoolView
 from tasks.selection.strategies.base import seeded_shuffle
 
 
 class Random:
     """A uniform random order."""
 
-    def rank(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
+    def rank(self, pool: PoolView, *, seed: int) -> list[str]:
         """Return ids in an order that depends only on the seed and the set of ids."""
-        return seeded_shuffle((str(image) for image in candidates.index), seed=seed, purpose="random")
+        return seeded_shuffle((str(image) for image in pool.candidates.index), seed=seed, purpose="random")
 
     def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
         """Say that the draw was independent of the image."""

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from tasks.selection.pool_view import PoolView
 from tasks.selection.strategies.base import sort_descending
 
 _ROUNDING = 1e-6
@@ -10,9 +11,9 @@ _ROUNDING = 1e-6
 class Uncertainty:
     """Largest uncertainty first."""
 
-    def rank(self, candidates: pd.DataFrame, *, seed: int) -> list[str]:
+    def rank(self, pool: PoolView, *, seed: int) -> list[str]:
         """Return ids by falling uncertainty."""
-        return sort_descending(candidates, "uncertainty")
+        return sort_descending(pool.candidates, "uncertainty")
 
     def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
         """Return U, the position, and the three metrics with their weights in the same order."""

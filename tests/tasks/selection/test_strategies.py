@@ -11,6 +11,7 @@ from tasks.data.schemas import SCORES, UNCERTAINTY
 from tasks.params.stages import STRATEGY_NAMES, BudgetParams
 from tasks.selection.annotation_cost import fit_annotation_cost
 from tasks.selection.budget import costs, expected_minutes, fill_budget, num_random_picks
+from tasks.selection.pool_view import PoolView
 from tasks.selection.strategies.base import seeded_shuffle
 from tasks.selection.strategies.registry import STRATEGIES
 
@@ -112,7 +113,7 @@ def test_draw_is_uniform():
 
 @given(st.dictionaries(st.sampled_from("abcdefghij"), st.sampled_from([0.1, 0.5, 0.9]), min_size=1))
 def test_uncertainty_order_is_top_k_with_ties_by_id(uncertainties):
-    order = STRATEGIES["uncertainty"].rank(candidate_table(uncertainties), seed=0)
+    order = STRATEGIES["uncertainty"].rank(PoolView(candidate_table(uncertainties)), seed=0)
     assert order == sorted(uncertainties, key=lambda image: (-uncertainties[image], image))
 
 
@@ -126,12 +127,12 @@ def test_reason_claims_no_mixture_where_the_uncertainty_is_none():
 
 def test_entropy_strategy_ignores_uncertainty():
     candidates = candidate_table({"a": 0.9, "b": 0.1}, entropy=[0.2, 0.8])
-    assert STRATEGIES["entropy"].rank(candidates, seed=0) == ["b", "a"]
+    assert STRATEGIES["entropy"].rank(PoolView(candidates), seed=0) == ["b", "a"]
 
 
 def test_random_strategy_is_the_draw_of_its_own_purpose():
     candidates = candidate_table(dict.fromkeys("abcdef", 0.5))
-    assert STRATEGIES["random"].rank(candidates, seed=3) == seeded_shuffle("abcdef", seed=3, purpose="random")
+    assert STRATEGIES["random"].rank(PoolView(candidates), seed=3) == seeded_shuffle("abcdef", seed=3, purpose="random")
 
 
 def test_registry_holds_every_name_that_params_allow():
