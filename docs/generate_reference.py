@@ -39,7 +39,9 @@ UNITS = {
     "_iou_threshold": "IoU", "_probability": "probability", "_score": "probability", "_score_threshold": "probability",
     "_images": "images", "_boxes": "boxes", "_batches": "batches", "iterations": "iterations", "epochs": "epochs",
     "_batch_size": "images", "batch_size": "images", "_level": "fraction", "_samples": "samples", "_distance": "bits",
-    "_bits": "bits", "folds": "folds", "minutes_per_box": "minutes", "minutes_per_image": "minutes",
+    "_bits": "bits", "folds": "folds", "seconds_per_image": "seconds",
+    "_drawn_box": "seconds", "_kept_box": "seconds", "_moved_box": "seconds", "_deleted_box": "seconds",
+    "_class_change": "seconds", "keep_iou": "IoU", "minutes_per_box": "minutes", "minutes_per_image": "minutes",
     "_after_days_without_labels": "days", "_per_step": "images", "_per_batch": "images", "_per_shard": "images",
     "shard_size": "images",
 }  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from tasks.params.annotation import LabelValidationParams, ProviderParams
+from tasks.params.annotation import AnnotatorModelParams, LabelValidationParams, ProviderParams
 from tasks.params.promotion import AuditParams, PromotionParams
 from tasks.params.stages import (
     AssembleParams,
@@ -60,6 +60,7 @@ class Params(Section):
     label_validation: LabelValidationParams
     nightly: NightlyParams
     provider: ProviderParams
+    annotator_model: AnnotatorModelParams
     promotion: PromotionParams
     audit: AuditParams
 

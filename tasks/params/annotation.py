@@ -60,3 +60,35 @@ class ProviderParams(Section):
             expected = addresses.get(self.kind, "empty")
             raise ValueError(f"url is {self.url!r} with kind {self.kind}, expected {expected}")
         return self
+
+
+class AnnotatorModelParams(Section):
+    """Seconds that the simulated annotator of provider ``oracle`` takes (docs/method.md#annotator-model).
+
+    A stated model of an average annotator, so that studies can compare at equal minutes; read by no stage. The values of
+    params.yaml are from the literature where it has them, and assumptions elsewhere;
+    ``python -m tasks.study.fit_annotator_model`` fits them to the measured answers of a campaign.
+    """
+
+    seconds_per_image: NonNegativeFloat
+    """Seconds to open an image and look whether every object has a box. 7.8: median of the coverage verification task
+    of Su, Deng and Fei-Fei, Crowdsourcing annotations for visual object detection, HCOMP 2012."""
+    seconds_per_drawn_box: NonNegativeFloat
+    """Seconds to draw a box and name its class. 25.5: median of the drawing task there. Clicking four extreme points
+    takes 7 (Papadopoulos et al., Extreme clicking for efficient object annotation, ICCV 2017)."""
+    seconds_per_kept_box: NonNegativeFloat
+    """Seconds to see that a pre-drawn box is right. 1.6, about what a yes or no to a proposed box takes in Papadopoulos
+    et al., We don't need no bounding-boxes, CVPR 2016."""
+    seconds_per_moved_box: NonNegativeFloat
+    """Seconds to correct the corners of a pre-drawn box. 10: an assumption, between verifying and drawing."""
+    seconds_per_deleted_box: NonNegativeFloat
+    """Seconds to see that a pre-drawn box shows no object, or one that has a box already, and to delete it. 2.6: an
+    assumption, a verification and one key."""
+    seconds_per_class_change: NonNegativeFloat
+    """Seconds to choose another class for a pre-drawn box, besides keeping or moving it. 3: an assumption."""
+    keep_iou: Annotated[float, Field(ge=0.5, le=1)]
+    """IoU with the true box from which on a pre-drawn box is kept as it is; from 0.5 to there it is moved. 0.8: an
+    assumption, a little below the IoU at which two careful people agree."""
+    log_std: NonNegativeFloat
+    """Standard deviation of the logarithm of an image's time: lognormal, with the sum of the seconds above as its mean.
+    0.4: an assumption; 0 takes the mean itself."""

@@ -22,4 +22,4 @@ def create_provider(workspace: Workspace, params: Params) -> LabelProvider:
         from flows.annotation.providers.label_studio.provider import LabelStudioProvider
 
         return LabelStudioProvider(workspace, params.classes, params.provider)
-    return OracleProvider(workspace.oracle, params.classes, params.budget)
+    return OracleProvider(workspace.oracle, params.classes, params.annotator_model, params.seed)

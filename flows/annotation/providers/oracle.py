@@ -1,28 +1,41 @@
 """Simulate annotators with known ground truth: the oracle of active-learning experiments.
 
-Reads ``oracle/annotations.parquet`` and nothing else. The same delivery always returns the same labels, so a campaign
-can be repeated to the byte.
+Reads ``oracle/annotations.parquet`` and the manifest of the delivery, whose pre-drawn boxes decide how long an answer
+takes. The same delivery always returns the same labels, so a campaign can be repeated to the byte.
 """
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from flows.annotation.batches import MANIFEST, read_manifest
 from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, RawAnnotation
 from tasks.data.annotations import read_annotated
-from tasks.params.stages import BudgetParams
+from tasks.data.schemas import Box
+from tasks.params.annotation import AnnotatorModelParams
 from tasks.runtime.errors import UserError
+from tasks.study.annotator_model import count_actions, draw_seconds
+
+_SECONDS_DECIMALS = 1
 
 
 class OracleProvider:
-    """Returns the ground truth of every image at once, with the annotation time of the budget parameters."""
+    """Returns the ground truth of every image at once, with the time of the annotator model."""
 
     name = "oracle"
 
-    def __init__(self, oracle: Path, classes: Sequence[str], budget: BudgetParams) -> None:
-        """Keep the path of the ground truth, its class names in the order of their ids, and the annotation cost."""
+    def __init__(self, oracle: Path, classes: Sequence[str], annotator: AnnotatorModelParams, seed: int) -> None:
+        """Prepare the provider; nothing is read yet.
+
+        Args:
+            oracle: the ground truth, schemas.ANNOTATED.
+            classes: class names in the order of their ids.
+            annotator: what each action takes.
+            seed: of the spread of the times, ``seed`` of params.yaml.
+        """
         self._oracle = oracle
         self._classes = list(classes)
-        self._budget = budget
+        self._annotator = annotator
+        self._seed = seed
 
     def check(self) -> None:
         """Refuse a campaign without ground truth.
@@ -50,13 +63,20 @@ class OracleProvider:
         """Do nothing: no image is ever open."""
 
     def collect(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
-        """Return the ground truth; an image without any comes back as skipped."""
+        """Return the ground truth; an image without any comes back as skipped.
+
+        Raises:
+            UserError: the ground truth or the manifest of the delivery is missing or unreadable.
+        """
         self.check()
         boxes_by_image = {image.image_id: image.boxes for image in read_annotated(self._oracle, self._classes)}
+        predrawn_by_image = {
+            task.image_id: [Box(category=box.category, xyxy_px=box.xyxy_px) for box in task.predictions]
+            for task in read_manifest(delivery.folder / MANIFEST)
+        }
         raw_annotations: list[RawAnnotation] = []
         for image_id in delivery.image_ids:
             boxes = boxes_by_image.get(image_id)
-            seconds = self._duration(boxes)
             raw_annotations.append(
                 {
                     "image_id": image_id,
@@ -64,12 +84,13 @@ class OracleProvider:
                     "boxes": [box.model_dump() for box in boxes or ()],
                     "annotator": self.name,
                     "finished_at": delivery.created_at,
-                    "seconds_spent": seconds,
+                    "seconds_spent": self._seconds(image_id, boxes, predrawn_by_image.get(image_id, ())),
                 }
             )
         return raw_annotations
 
-    def _duration(self, boxes: Sequence[object] | None) -> float:
+    def _seconds(self, image_id: str, boxes: Sequence[Box] | None, predrawn: Sequence[Box]) -> float:
         if boxes is None:
             return 0.0
-        return round(60 * (self._budget.minutes_per_image + len(boxes) * self._budget.minutes_per_box), 1)
+        actions = count_actions(predrawn, boxes, self._annotator.keep_iou)
+        return round(draw_seconds(actions, self._annotator, seed=self._seed, image_id=image_id), _SECONDS_DECIMALS)
