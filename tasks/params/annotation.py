@@ -65,8 +65,8 @@ class ProviderParams(Section):
 class AnnotatorModelParams(Section):
     """Seconds that the simulated annotator of provider ``oracle`` takes (docs/method.md#annotator-model).
 
-    A stated model of an average annotator, so that studies can compare at equal minutes; read by no stage. The values of
-    params.yaml are from the literature where it has them, and assumptions elsewhere;
+    A stated model of an average annotator, so that studies can compare at equal minutes; read by no stage. The values
+    of params.yaml are from the literature where it has them, and assumptions elsewhere;
     ``python -m tasks.study.fit_annotator_model`` fits them to the measured answers of a campaign.
     """
 
