@@ -1,6 +1,6 @@
 """The nightly round: collect, derive stage by stage, publish, deliver.
 
-Where to begin follows from the files (``flows.workspace.state``), so a run that was killed is started again with the
+Where to begin follows from the files (``flows.workspace.rounds``), so a run that was killed is started again with the
 same command and continues. A run never waits for people: without labels it reports that and ends. Nor does it wait for
 a label provider that is unavailable: it does what needs no labels, and ends with the provider's error.
 """
@@ -23,13 +23,12 @@ from flows.annotation.providers.factory import create_provider
 from flows.registry.publish import PublishError, PublishResult, publish, push
 from flows.run_hooks import after_publish, monitored
 from flows.runtime.cancellation import mark_cancelled, watch_for_cancellation
-from flows.runtime.retries import retrying_task
-from flows.runtime.service_errors import translate_service_errors
+from flows.runtime.retries import retrying_task, translate_service_errors
 from flows.stage_runner import run_stage
 from flows.tracking.crashed_runs import close_crashed_runs, record_flow_runs
 from flows.workspace.code_version import refresh_code_digests
+from flows.workspace.rounds import RunResult, is_published, last_published_round, newest_round
 from flows.workspace.run_lock import require_workspace, run_lock
-from flows.workspace.state import RunResult, is_published, last_published_round, newest_round
 from tasks.data.paths import STAGES, Workspace
 from tasks.params import Params, load_params
 from tasks.runtime.errors import UserError

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from prefect.logging import get_run_logger
 
 from flows.annotation.label_supply import label_supply_warning
-from flows.monitoring.failure_alerts import notify_on_failure
 from flows.monitoring.json_logging import json_logging
-from flows.monitoring.notifications import Notification, notify
+from flows.monitoring.notifications import Notification, notify, notify_on_failure
 from flows.monitoring.prefect_artifacts import progress_artifact, publish_round_artifacts
-from flows.monitoring.stage_progress import format_duration
+from flows.monitoring.progress import format_duration
 from flows.preflight.quick import require_ready
-from flows.workspace.ledger import all_ledgers
 from flows.workspace.promotion_log import last_decision
-from flows.workspace.state import RunResult
+from flows.workspace.rounds import RunResult, all_ledgers
 from tasks.data.paths import Workspace
 from tasks.params import load_params
 from tasks.runtime.errors import UserError

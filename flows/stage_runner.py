@@ -14,9 +14,9 @@ from flows.runtime.gpu_lock import gpu_locks
 from flows.runtime.retries import retry_with_half_batch, retrying_task
 from flows.runtime.subprocess import ProcessTimeout, run_streaming
 from flows.stage_failures import StageTimeoutError, is_noise, stage_failure
-from flows.workspace.crash_recovery import WORKSPACE_ENV
 from flows.workspace.dvc import dvc_command, dvc_env
-from flows.workspace.stage_log import record_seconds, stage_log
+from flows.workspace.rounds import record_seconds, stage_log
+from flows.workspace.run_lock import WORKSPACE_ENV
 from tasks.data.paths import Workspace
 from tasks.params import load_params
 from tasks.runtime.stage_main import MICRO_BATCHES_ENV

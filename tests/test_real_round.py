@@ -14,8 +14,8 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.workspace import dvc, git
+from flows.workspace.rounds import stage_log
 from flows.workspace.scaffold import create_workspace
-from flows.workspace.stage_log import stage_log
 from tasks.data.paths import STAGES, Workspace
 from tests.flows.small_campaign import make_source, run_gleaner, subprocess_env, workspace_config
 

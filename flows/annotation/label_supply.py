@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 from flows.annotation.batches import all_annotation_batches
 from flows.annotation.leases import num_open
-from flows.workspace.state import RunResult, newest_round
+from flows.workspace.rounds import RunResult, newest_round
 from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace
 from tasks.params import Params

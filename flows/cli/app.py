@@ -131,7 +131,7 @@ def demo(
 
 def _run_flow(folder: Path, start_flow: Callable[[Path], object]) -> None:
     """Check what can be checked quickly before a server is started, then start the flow."""
-    from flows.monitoring.failure_alerts import notify_on_failure
+    from flows.monitoring.notifications import notify_on_failure
     from flows.workspace.run_lock import require_workspace
 
     workspace = require_workspace(folder)
@@ -142,8 +142,8 @@ def _run_flow(folder: Path, start_flow: Callable[[Path], object]) -> None:
 
         ensure_prefect_api(workspace.root)
         import flows.nightly  # noqa: F401 (sets up Prefect's logging, which `live_progress` changes)
-        from flows.monitoring.live_progress import live_progress
-        from flows.runtime.service_errors import translate_service_errors
+        from flows.monitoring.progress import live_progress
+        from flows.runtime.retries import translate_service_errors
 
         with live_progress(_out, lambda _: _print_rounds(workspace)), translate_service_errors("Prefect"):
             start_flow(workspace.root)
@@ -174,7 +174,7 @@ def _run_rounds(root: Path, rounds: int) -> None:
 
 def _print_rounds(workspace: Workspace) -> None:
     from flows.cli.status import rounds_table
-    from flows.workspace.ledger import all_ledgers
+    from flows.workspace.rounds import all_ledgers
 
     if not is_json_logging():
         _out.print(rounds_table(all_ledgers(workspace)))

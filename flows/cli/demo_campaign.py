@@ -4,9 +4,9 @@ import tempfile
 from pathlib import Path
 
 from flows.workspace.code_version import packaged_file
+from flows.workspace.rounds import last_published_round
 from flows.workspace.run_lock import is_workspace
 from flows.workspace.scaffold import WorkspaceConfig, create_workspace
-from flows.workspace.state import last_published_round
 from tasks.data.dataset_source import DatasetSource
 from tasks.data.import_policy import ImportPolicy
 from tasks.data.paths import Workspace

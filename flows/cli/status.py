@@ -17,8 +17,7 @@ from flows.annotation.leases import image_states, lease_expires_at, open_images
 from flows.annotation.providers.base import AnnotationBatch
 from flows.annotation.quarantine import entry_state, read_entries
 from flows.workspace.code_version import stale_stages
-from flows.workspace.ledger import all_ledgers
-from flows.workspace.state import is_published, newest_round
+from flows.workspace.rounds import all_ledgers, is_published, newest_round
 from tasks.data.label_store import LabelStore, read_labels
 from tasks.data.paths import Workspace
 from tasks.params import load_params

@@ -133,7 +133,7 @@ def _format_step(step: "StudyStep") -> str:
 
 
 def _format_result(the_study: "Study", step: "StudyStep") -> str:
-    from flows.workspace.ledger import read_ledger
+    from flows.workspace.rounds import read_ledger
     from tasks.storage import files
 
     if step.arm == "full":

@@ -15,8 +15,8 @@ from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
-from flows.monitoring.redaction import redact
-from flows.workspace.state import newest_round_or_none
+from flows.runtime.process_env import redact
+from flows.workspace.rounds import newest_round_or_none
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Send notifications about a campaign to people.
+"""Send notifications about a campaign to people: a run that failed, a refused promotion, a low label supply.
 
 Two environment variables name the receivers, and both may be set:
 
@@ -22,7 +22,11 @@ from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import urlsplit
 
-from flows.monitoring.redaction import redact
+from flows.runtime.process_env import redact
+from flows.workspace.lock import LockHeldError
+from flows.workspace.rounds import newest_round_or_none
+from tasks.data.paths import Workspace
+from tasks.runtime.errors import UserError
 
 WEBHOOK_URL_ENV = "GLEANER_WEBHOOK_URL"
 NOTIFY_URLS_ENV = "GLEANER_NOTIFY_URLS"
@@ -33,6 +37,7 @@ _DELAYS_S = (1.0, 4.0)
 _CLIENT_ERRORS = range(400, 500)
 _RETRYABLE_STATUS_CODES = (408, 425, 429)
 _log = logging.getLogger(__name__)
+_NOTIFIED_ATTRIBUTE = "gleaner_notified"
 
 
 @dataclass(frozen=True)
@@ -163,3 +168,38 @@ class _NoRedirectHandler(urllib.request.HTTPRedirectHandler):
 
 
 _OPENER = urllib.request.build_opener(_NoRedirectHandler)
+
+
+@contextmanager
+def notify_on_failure(workspace: Workspace) -> Iterator[None]:
+    """Send a notification about the exception that ends this block, and let it pass.
+
+    The flow reports its own failures. The command line reports what fails before a flow can begin, such as Prefect's
+    server; an exception that the flow has reported is marked, so that it is not reported again.
+
+    Not reported: what a person did (Ctrl-C, SIGTERM and a cancelled run are not errors), and a run that is refused
+    because another one holds the lock.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, LockHeldError) and not _is_already_notified(error):
+            notify(Notification(workspace.root.name, newest_round_or_none(workspace), "run_failed", _message(error)))
+            setattr(error, _NOTIFIED_ATTRIBUTE, True)
+        raise
+
+
+def _is_already_notified(error: BaseException) -> bool:
+    """Tell whether this exception, or one that caused it, has been reported."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, _NOTIFIED_ATTRIBUTE, False):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -20,10 +20,10 @@ from prefect.artifacts import (
 from prefect.logging import get_run_logger
 
 from flows.monitoring.json_logging import attach_handler
-from flows.monitoring.stage_progress import Progress, StageProgress
+from flows.monitoring.progress import Progress, StageProgress
 from flows.workspace import git
 from flows.workspace.git import campaign_key
-from flows.workspace.ledger import all_ledgers, read_ledger
+from flows.workspace.rounds import all_ledgers, read_ledger
 from tasks.data.paths import Workspace
 from tasks.data.schemas import INDEX, SELECTION
 from tasks.storage import files

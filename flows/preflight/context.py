@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from flows.workspace.state import newest_round
+from flows.workspace.rounds import newest_round
 from tasks.data.paths import Workspace
 from tasks.data.schemas import INDEX
 from tasks.params import Params, load_params

@@ -18,7 +18,7 @@ from flows.preflight.result import Finding, failed, passed, warned
 from flows.workspace import git
 from flows.workspace.code_version import packaged_file, stale_stages
 from flows.workspace.dvc import locked_stages
-from flows.workspace.ledger import all_ledgers
+from flows.workspace.rounds import all_ledgers
 from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError

@@ -8,7 +8,7 @@ from flows.preflight.context import CheckContext
 from flows.preflight.result import CheckSkipped, Finding, failed, passed, warned
 from flows.workspace import git
 from flows.workspace.code_version import packaged_file
-from flows.workspace.state import last_published_round
+from flows.workspace.rounds import last_published_round
 from tasks.data.annotations import read_annotated
 from tasks.data.label_store import read_labels
 from tasks.runtime.errors import UserError

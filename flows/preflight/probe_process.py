@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.monitoring.redaction import redact
+from flows.runtime.process_env import redact
 from flows.runtime.subprocess import ProcessTimeout, run_captured
 from flows.workspace.dvc import dvc_env
 from tasks.runtime.errors import UserError

@@ -5,7 +5,7 @@ import re
 from flows.preflight.context import CheckContext
 from flows.preflight.result import Finding, failed, passed, warned
 from flows.workspace import git
-from flows.workspace.ledger import all_ledgers
+from flows.workspace.rounds import all_ledgers
 from tasks.data.paths import Workspace
 from tasks.storage import files
 

@@ -4,10 +4,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from flows.monitoring.redaction import redact
 from flows.preflight.context import CheckContext
 from flows.preflight.result import Finding, failed, passed, warned
-from flows.runtime.process_env import has_prefect_server
+from flows.runtime.process_env import has_prefect_server, redact
 
 _HEARTBEAT_TIMEOUT = timedelta(minutes=2)  # workers and served flows report every 10 to 30 s
 _START_HINT = "Start it: prefect worker start --pool POOL, or gleaner schedule."

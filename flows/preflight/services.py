@@ -5,11 +5,10 @@ import shutil
 from flows.annotation.batches import all_annotation_batches
 from flows.annotation.providers.base import LabelProvider
 from flows.annotation.providers.factory import create_provider
-from flows.monitoring.redaction import redact
 from flows.preflight.context import CheckContext
 from flows.preflight.probe_process import run_probe
 from flows.preflight.result import CheckSkipped, Finding, failed, passed, warned
-from flows.runtime.process_env import tracking_uri
+from flows.runtime.process_env import redact, tracking_uri
 from flows.workspace import git
 from flows.workspace.dvc import has_default_remote
 from tasks.runtime.errors import UserError

@@ -11,15 +11,15 @@ from flows.annotation.batches import MANIFEST
 from flows.provenance.environment import collect_environment
 from flows.workspace import git
 from flows.workspace.dvc import locked_stages, recorded_md5s
-from flows.workspace.ledger import (
+from flows.workspace.rounds import (
     LEDGER_FORMAT,
     MlflowRef,
     ledger_sha256,
     read_history_entry,
     read_ledger,
     round_fingerprint,
+    stage_seconds,
 )
-from flows.workspace.stage_log import stage_seconds
 from tasks.data.label_store import read_batch
 from tasks.data.paths import STAGES, Workspace
 from tasks.params import load_params

@@ -18,8 +18,8 @@ from flows.tracking.mlflow_registry import CANDIDATE, CHAMPION
 from flows.workspace import git
 from flows.workspace.dvc_cache import DvcCache, MissingDataError, is_folder_md5, open_dvc_cache
 from flows.workspace.git import read_blob
-from flows.workspace.ledger import all_ledgers
 from flows.workspace.promotion_log import current_champion
+from flows.workspace.rounds import all_ledgers
 from tasks.data.paths import Workspace
 from tasks.data.schemas import ANNOTATED, PREDICTIONS, AnnotationTask, LabelBatch
 from tasks.runtime.errors import UserError

@@ -16,7 +16,6 @@ from flows.registry.gate import GateResult, evaluate_gate
 from flows.tracking.mlflow_registry import CHAMPION, version_by_alias
 from flows.tracking.mlflow_run import TEACHER_SHA256
 from flows.workspace import git
-from flows.workspace.ledger import all_ledgers
 from flows.workspace.promotion_log import (
     Action,
     Decision,
@@ -27,6 +26,7 @@ from flows.workspace.promotion_log import (
     promotions,
     read_decisions,
 )
+from flows.workspace.rounds import all_ledgers
 from tasks.data.paths import Workspace
 from tasks.params import Params
 from tasks.runtime.errors import UserError

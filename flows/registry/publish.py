@@ -10,8 +10,8 @@ from flows.provenance.ledger_writer import write_ledger
 from flows.registry.promotion import evaluate_candidate, sync_alias
 from flows.tracking import mlflow_run
 from flows.workspace import dvc, git
-from flows.workspace.ledger import ledger_sha256, read_ledger
 from flows.workspace.promotion_log import Decision, last_decision
+from flows.workspace.rounds import ledger_sha256, read_ledger
 from tasks.data.paths import Workspace
 from tasks.params import Params
 from tasks.runtime.errors import UserError

@@ -1,9 +1,11 @@
-"""Set the environment of every command: no telemetry, no prompts, each tool's state inside the workspace.
+"""Set the environment of every command, and keep its secrets out of messages, logs and notifications.
 
-Must run before prefect, mlflow or dvc is imported. Variables that the user has set are kept.
+No telemetry, no prompts, each tool's state inside the workspace. ``prepare_environment`` must run before prefect,
+mlflow or dvc is imported. Variables that the user has set are kept.
 """
 
 import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -25,6 +27,11 @@ _DEFAULT_ENV = {
     "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO",
     "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "INFO",
 }
+_SECRET_NAME_PATTERN = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH_STRING|WEBHOOK", re.IGNORECASE)
+_SECRET_LIST_NAME = "GLEANER_NOTIFY_URLS"
+_URL_PASSWORD_PATTERN = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
+_MIN_SECRET_LENGTH = 6
+_REDACTED = "***"
 
 
 def prepare_environment(root: Path) -> None:
@@ -54,3 +61,13 @@ def _profile_api_url() -> str | None:
     active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
     url = profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
     return str(url) if url else None
+
+
+def redact(text: str) -> str:
+    """Replace the values of secret environment variables, and passwords in URLs, by ``***``."""
+    values = [value for name, value in os.environ.items() if _SECRET_NAME_PATTERN.search(name)]
+    values += re.split(r"[\s,]+", os.environ.get(_SECRET_LIST_NAME, ""))
+    for value in sorted(set(values), key=len, reverse=True):
+        if len(value) >= _MIN_SECRET_LENGTH:
+            text = text.replace(value, _REDACTED)
+    return _URL_PASSWORD_PATTERN.sub(_REDACTED, text)

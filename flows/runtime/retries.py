@@ -1,14 +1,17 @@
-"""Decide which failures are transient, and how a task of a run is retried.
+"""Decide which failures are transient, how a task is retried, and how the failure of a service is reported.
 
 One policy for all tasks, by cause and not by task:
 
 - network and server errors, a lock held by another process, a stage that was killed: retried with growing delays;
 - out of memory: retried once with half the batch;
 - a user's mistake, a full disk, a bug: never retried, because the next attempt would fail as well.
+
+What remains after the retries becomes an error of one line; only bugs keep their traceback.
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import httpx
@@ -20,9 +23,10 @@ from mlflow.exceptions import MlflowException
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import PrefectHTTPStatusError
 
 from tasks.runtime.errors import OutOfMemoryError, UserError
-from tasks.runtime.resource_errors import exception_chain, is_disk_full
+from tasks.runtime.resource_errors import as_resource_error, exception_chain, is_disk_full
 
 RETRY_DELAYS_S: list[float] = [5, 20, 80]
 """Delays before the second, third and fourth attempt; after that the task has failed."""
@@ -44,6 +48,7 @@ _NETWORK_ERRORS = (
 )
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+RESUME_HINT = "Finished work is kept: gleaner run resumes from there"
 
 
 def retrying_task(name: str) -> Callable[[Callable[_P, _R]], Task[_P, _R]]:
@@ -107,3 +112,41 @@ def _http_status(error: BaseException) -> int | None:
     else:
         status = getattr(response, "status_code", None)
     return status if isinstance(status, int) else None
+
+
+class ServiceError(UserError):
+    """A service that a run needs has failed."""
+
+    exit_code = 1
+
+
+@contextmanager
+def translate_service_errors(service: str, error_class: type[UserError] = ServiceError) -> Iterator[None]:
+    """Translate every exception of the block but bugs into an error with a one-line message.
+
+    Args:
+        service: name of the service in use, for the message.
+        error_class: class of the error where the service is the cause.
+
+    Raises:
+        UserError: the service or the machine (memory, disk) has failed.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        translated = as_resource_error("this machine", error) or _service_error(service, error, error_class)
+        if translated is None:
+            raise
+        raise translated from error
+
+
+def _service_error(service: str, error: Exception, error_class: type[UserError]) -> UserError | None:
+    is_service_exception = isinstance(error, (MlflowException, PrefectHTTPStatusError))
+    if not is_service_exception and not any(is_outage(cause) for cause in exception_chain(error)):
+        return None
+    message = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return error_class(
+        service, f"the answer is an error ({message}), expected none", f"{RESUME_HINT} when {service} answers."
+    )

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flows.study.workspaces import Study
-from flows.workspace.ledger import all_ledgers
-from flows.workspace.stage_log import skipped_stages, stage_seconds
+from flows.workspace.rounds import all_ledgers, skipped_stages, stage_seconds
 from tasks.data.paths import Workspace
 from tasks.storage import files
 from tasks.study.results import POOL_MEASURES

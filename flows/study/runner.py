@@ -26,8 +26,8 @@ from flows.study.workspaces import (
 from flows.workspace import dvc
 from flows.workspace.code_version import refresh_code_digests
 from flows.workspace.dvc import dvc_env
+from flows.workspace.rounds import last_published_round, newest_round
 from flows.workspace.run_lock import run_lock
-from flows.workspace.state import last_published_round, newest_round
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import GuardRailError, UserError
 from tasks.storage import files

@@ -1,6 +1,6 @@
 """Close the MLflow and Prefect runs that a killed process left open.
 
-``flows.workspace.crash_recovery`` writes a record of each crashed process to ``.gleaner/crashed_runs``: its identity
+``flows.workspace.run_lock`` writes a record of each crashed process to ``.gleaner/crashed_runs``: its identity
 and its flow runs. The record is deleted when all its runs are closed. So runs of living processes are never touched,
 and while a service is unavailable the record is kept for the next run.
 """
@@ -16,7 +16,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
 from flows.runtime.process_env import tracking_uri
-from flows.runtime.service_errors import translate_service_errors
+from flows.runtime.retries import translate_service_errors
 from flows.tracking.mlflow_run import PROCESS_TAG
 from flows.workspace.git import campaign_id
 from flows.workspace.lock import Lock, LockOwner, read_owner

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flows.workspace.stage_log import stage_seconds
+from flows.workspace.rounds import stage_seconds
 from tasks.data.paths import Workspace
 from tasks.params import Params
 from tasks.storage import files

@@ -27,8 +27,8 @@ from flows.tracking.mlflow_metrics import round_metrics, round_params
 from flows.tracking.mlflow_registry import ModelRegistration, register_teacher
 from flows.workspace import git
 from flows.workspace.dvc import locked_stages, recorded_md5s
-from flows.workspace.ledger import MlflowRef, read_history_entry, round_fingerprint
 from flows.workspace.lock import ProcessIdentity
+from flows.workspace.rounds import MlflowRef, read_history_entry, round_fingerprint
 from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace
 from tasks.params import Params

@@ -55,7 +55,7 @@ def instrument_stage_commands(workspace: Workspace) -> None:
 def time_run(workspace: Workspace) -> RunTiming:
     """One real night."""
     from flows.nightly import nightly
-    from flows.workspace.stage_log import stage_seconds
+    from flows.workspace.rounds import stage_seconds
 
     times = {stage: workspace.root / ".gleaner" / "bench" / stage for stage in STAGES}
     for path in times.values():

@@ -16,8 +16,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL
 
 from flows.workspace import dvc, git
-from flows.workspace.ledger import read_ledger
-from flows.workspace.stage_log import stage_log
+from flows.workspace.rounds import read_ledger, stage_log
 from tasks.data.paths import STAGES, Workspace
 from tasks.storage import files
 from tests.flows.cli_runner import kill_when, start_run

@@ -16,12 +16,11 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.nightly import publish_round, push_data
 from flows.registry.publish import PublishError
-from flows.runtime.retries import RETRY_DELAYS_S
-from flows.runtime.service_errors import translate_service_errors
+from flows.runtime.retries import RETRY_DELAYS_S, translate_service_errors
 from flows.runtime.subprocess import set_pdeathsig
 from flows.workspace import dvc, git
 from flows.workspace.dvc import DvcError
-from flows.workspace.stage_log import stage_log
+from flows.workspace.rounds import stage_log
 from infra.services.ports import free_ports
 from tasks.data.paths import Workspace
 from tasks.params import load_params

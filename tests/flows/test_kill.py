@@ -19,8 +19,8 @@ from flows.tracking.crashed_runs import close_crashed_runs
 from flows.tracking.mlflow_run import PROCESS_TAG
 from flows.workspace import dvc, git
 from flows.workspace.lock import ProcessIdentity, read_owner
+from flows.workspace.rounds import stage_log
 from flows.workspace.run_lock import run_lock
-from flows.workspace.stage_log import stage_log
 from tasks.data.paths import Workspace
 from tests.flows.cli_runner import start_cli_run, wait_until
 from tests.flows.small_campaign import inject_fault, run_gleaner

@@ -13,7 +13,7 @@ from flows.annotation.batches import read_annotation_batch
 from flows.nightly import nightly, run_rounds
 from flows.registry.publish import PublishError
 from flows.workspace import git
-from flows.workspace.state import last_published_round
+from flows.workspace.rounds import last_published_round
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 from tasks.storage import files

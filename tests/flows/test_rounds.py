@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.workspace import dvc, git
-from flows.workspace.ledger import all_ledgers, read_ledger
-from flows.workspace.state import last_published_round
+from flows.workspace.rounds import all_ledgers, last_published_round, read_ledger
 from tasks.data.paths import STAGES, Workspace
 from tasks.data.schemas import LabelBatch
 from tasks.storage import files

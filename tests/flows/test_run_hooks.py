@@ -19,10 +19,10 @@ from flows.monitoring.json_logging import (
     json_logging,
     redirect_to,
 )
-from flows.monitoring.redaction import redact
-from flows.monitoring.stage_progress import Progress, StageProgress, format_duration
+from flows.monitoring.progress import Progress, StageProgress, format_duration
+from flows.runtime.process_env import redact
 from flows.workspace.git import campaign_key
-from flows.workspace.state import RunResult
+from flows.workspace.rounds import RunResult
 from tasks.data.paths import Workspace
 from tasks.params import Params, load_params
 from tasks.runtime.errors import UserError

@@ -12,7 +12,7 @@ import pytest
 
 from flows.runtime.gpu_lock import CONCURRENCY_LIMIT_NAME
 from flows.scheduling import cron_schedule, deployment_for
-from flows.workspace.stage_log import stage_log
+from flows.workspace.rounds import stage_log
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 from tests.flows.small_campaign import inject_fault, run_gleaner, subprocess_env

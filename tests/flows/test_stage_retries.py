@@ -11,9 +11,9 @@ import pytest
 from flows.runtime.retries import RETRY_DELAYS_S, is_transient
 from flows.stage_failures import StageBusyError, StageError, StageKilledError, stage_failure
 from flows.stage_runner import run_stage
-from flows.workspace import crash_recovery
-from flows.workspace.crash_recovery import WORKSPACE_ENV, kill_orphans
-from flows.workspace.stage_log import stage_log
+from flows.workspace import run_lock
+from flows.workspace.rounds import stage_log
+from flows.workspace.run_lock import WORKSPACE_ENV, kill_orphans
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import EXIT_INTERRUPTED, DiskFullError, GuardRailError, OutOfMemoryError, UserError
 from tests.flows.small_campaign import inject_fault, subprocess_env
@@ -119,7 +119,7 @@ def test_orphans_of_a_dead_night_end_and_what_people_run_stays(tmp_path: Path) -
 
 
 def test_an_orphan_that_does_not_leave_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crash_recovery, "GRACE_S", 0.3)
+    monkeypatch.setattr(run_lock, "GRACE_S", 0.3)
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", code],

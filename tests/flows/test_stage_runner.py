@@ -8,7 +8,7 @@ import pytest
 
 from flows.stage_failures import StageBusyError, StageError, StageTimeoutError
 from flows.stage_runner import run_stage
-from flows.workspace.stage_log import stage_log, stage_seconds
+from flows.workspace.rounds import stage_log, stage_seconds
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import GuardRailError, UserError
 from tests.flows.small_campaign import inject_fault

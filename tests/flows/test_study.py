@@ -18,9 +18,8 @@ import flows.study.workspaces
 from flows.cli.study import run_in_processes
 from flows.study.workspaces import Study, create_arm_workspace, create_base_workspace
 from flows.workspace import git
+from flows.workspace.rounds import RunResult, last_published_round, skipped_stages, stage_log
 from flows.workspace.scaffold import OWN_DATA_OVERRIDES
-from flows.workspace.stage_log import skipped_stages, stage_log
-from flows.workspace.state import RunResult, last_published_round
 from tasks.params import load_params
 from tasks.runtime.errors import GuardRailError, UserError
 from tasks.storage import files

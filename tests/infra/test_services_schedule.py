@@ -17,7 +17,7 @@ import yaml
 from mlflow import MlflowClient
 
 from flows.workspace import git
-from flows.workspace.ledger import read_ledger
+from flows.workspace.rounds import read_ledger
 from flows.workspace.scaffold import create_workspace
 from infra.services import processes
 from tasks.data.paths import Workspace

@@ -10,8 +10,8 @@ from flows.provenance.ledger_writer import stage_entry
 from flows.provenance.snapshot import RoundSnapshot
 from flows.workspace import git
 from flows.workspace.git import is_ancestor, read_blob, read_tag_object
-from flows.workspace.ledger import ledger_sha256
 from flows.workspace.promotion_log import first_corrupt_line
+from flows.workspace.rounds import ledger_sha256
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 from tasks.runtime.formatting import pluralize

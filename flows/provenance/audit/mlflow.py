@@ -27,8 +27,8 @@ from flows.tracking.mlflow_run import (
     use_tracking_uri,
 )
 from flows.workspace.dvc_cache import MissingDataError, file_md5
-from flows.workspace.ledger import ledger_sha256
 from flows.workspace.promotion_log import current_champion
+from flows.workspace.rounds import ledger_sha256
 from tasks.storage import files
 
 _RELATIVE_TOLERANCE = 1e-9

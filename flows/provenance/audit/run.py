@@ -13,7 +13,7 @@ from flows.provenance.audit.scope import AuditScope, Check, make_check
 from flows.provenance.snapshot import RoundSnapshot, load_snapshots
 from flows.workspace.dvc_cache import MissingDataError, file_md5
 from flows.workspace.git import read_blob
-from flows.workspace.state import newest_round
+from flows.workspace.rounds import newest_round
 from tasks.data.paths import Workspace
 from tasks.params import format_validation_error
 from tasks.params.promotion import AuditParams

@@ -20,7 +20,7 @@ from flows.annotation.leases import lease_expires_at
 from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, LabelProvider, RawAnnotation
 from flows.annotation.providers.factory import create_provider
 from flows.workspace import dvc, git
-from flows.workspace.state import last_published_round, newest_round
+from flows.workspace.rounds import last_published_round, newest_round
 from tasks.data.paths import Workspace
 from tasks.params import Params, load_params
 from tasks.runtime.errors import UserError

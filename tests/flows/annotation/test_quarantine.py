@@ -24,7 +24,7 @@ from flows.annotation.quarantine import (
 from flows.annotation.validation.rejection import Rejection, RejectionKind, annotation_digest, reject
 from flows.cli.app import app
 from flows.workspace import git
-from flows.workspace.ledger import LEDGER_FORMAT
+from flows.workspace.rounds import LEDGER_FORMAT
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
 from tasks.data.schemas import AnnotationTask, LabelBatch, LabeledImage, Prediction

@@ -21,8 +21,7 @@ import flows.nightly
 from flows.annotation.batches import all_annotation_batches, read_annotation_batch
 from flows.annotation.leases import ImageState, image_states
 from flows.nightly import RunContext, advance_round
-from flows.workspace.ledger import LEDGER_FORMAT
-from flows.workspace.state import RunResult
+from flows.workspace.rounds import LEDGER_FORMAT, RunResult
 from tasks.data.label_store import read_batch, read_labels
 from tasks.data.paths import Workspace
 from tasks.data.schemas import (

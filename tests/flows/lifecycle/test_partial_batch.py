@@ -8,7 +8,7 @@ from flows.annotation.batches import offered_annotation_batches, read_annotation
 from flows.annotation.providers.base import ProviderError
 from flows.nightly import nightly
 from flows.workspace import dvc, git
-from flows.workspace.state import last_published_round
+from flows.workspace.rounds import last_published_round
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
 from tasks.storage import files

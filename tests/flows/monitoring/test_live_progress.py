@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from flows.monitoring.live_progress import live_progress
+from flows.monitoring.progress import live_progress
 from tasks.runtime.errors import UserError
 
 LOGGER = logging.getLogger("prefect.task_runs")
@@ -23,7 +23,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
 
 def test_of_many_lines_a_few_are_shown_and_the_last_one(screen: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
-    monkeypatch.setattr("flows.monitoring.live_progress.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("flows.monitoring.progress.time.monotonic", lambda: now_s[0])
     LOGGER.info("train", extra={"gleaner_stage": "train"})
     for number in range(100):
         now_s[0] += 0.11

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from flows.monitoring.failure_alerts import notify_on_failure
-from flows.monitoring.notifications import NOTIFY_URLS_ENV, WEBHOOK_URL_ENV, Notification, notify
-from flows.monitoring.redaction import redact
+from flows.monitoring.notifications import NOTIFY_URLS_ENV, WEBHOOK_URL_ENV, Notification, notify, notify_on_failure
+from flows.runtime.process_env import redact
 from flows.workspace.lock import LockHeldError
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError

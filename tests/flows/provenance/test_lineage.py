@@ -8,7 +8,7 @@ from flows.annotation.batches import read_manifest
 from flows.provenance.image_lineage import image_lineage
 from flows.provenance.lineage import model_lineage
 from flows.provenance.snapshot import resolve_model_ref
-from flows.workspace.ledger import read_ledger
+from flows.workspace.rounds import read_ledger
 from tasks.data.annotations import read_annotated
 from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace

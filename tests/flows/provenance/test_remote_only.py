@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from flows.provenance.snapshot import load_snapshots
 from flows.workspace import dvc
 from flows.workspace import git as vcs
-from flows.workspace.ledger import read_ledger
+from flows.workspace.rounds import read_ledger
 from flows.workspace.scaffold import create_workspace, pool_source_override
 from tasks.data.paths import STAGES, Workspace
 from tasks.data.schemas import INDEX

@@ -9,7 +9,7 @@ import flows.provenance.reproduce
 from flows.provenance.reproduce import Reproduction, StageComparison, environment_differences, reproduce_round
 from flows.registry.publish import push
 from flows.workspace import dvc, git
-from flows.workspace.ledger import read_ledger
+from flows.workspace.rounds import read_ledger
 from tasks.data.paths import STAGES, Workspace
 from tasks.runtime.errors import UserError
 from tests.flows.small_campaign import run_gleaner

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from flows.workspace.ledger import read_ledger
+from flows.workspace.rounds import read_ledger
 from infra.services.http import require_http_ok
 from infra.services.ports import LOOPBACK, free_ports
 from infra.services.service import Service

@@ -15,8 +15,8 @@ from flows.registry.publish import publish, push
 from flows.runtime.process_env import tracking_uri
 from flows.tracking.mlflow_metrics import round_metrics, round_params
 from flows.workspace import dvc, git
-from flows.workspace.ledger import read_ledger
 from flows.workspace.promotion_log import first_corrupt_line, read_decisions
+from flows.workspace.rounds import read_ledger
 from tasks.data.paths import Workspace
 from tasks.params import load_params
 from tasks.storage import files

@@ -14,8 +14,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
 from flows.annotation.providers.base import ProviderError
-from flows.runtime.retries import RETRY_DELAYS_S, is_transient, retry_with_half_batch, retrying_task
-from flows.runtime.service_errors import ServiceError, translate_service_errors
+from flows.runtime.retries import (
+    RETRY_DELAYS_S,
+    ServiceError,
+    is_transient,
+    retry_with_half_batch,
+    retrying_task,
+    translate_service_errors,
+)
 from flows.workspace.dvc import DvcError
 from tasks.runtime.errors import DiskFullError, OutOfMemoryError, UserError
 from tasks.runtime.resource_errors import as_resource_error

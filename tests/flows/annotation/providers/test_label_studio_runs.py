@@ -14,8 +14,8 @@ from flows.annotation.batches import read_annotation_batch
 from flows.annotation.providers.base import ProviderError
 from flows.nightly import nightly
 from flows.workspace import git
+from flows.workspace.rounds import newest_round
 from flows.workspace.scaffold import WorkspaceConfig, create_workspace
-from flows.workspace.state import newest_round
 from tasks.data.dataset_source import DatasetSource
 from tasks.data.paths import Workspace
 from tasks.storage import files

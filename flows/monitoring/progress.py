@@ -1,23 +1,27 @@
-"""What a command shows while it works: the stage at hand, and enough of what stages print to see them move.
+"""Show the progress of a run in the terminal: the current stage, how far it is, and how long it will take.
 
-Flows only log. This handler turns their records into lines and, on a terminal, into a progress bar. All that
-is left out here stands in ``.gleaner/logs/``.
+The count is parsed from the lines a stage prints (``train 40/160  supervised ...``). Flows only log; a handler turns
+their records into lines and, on a terminal, into a progress bar. All that is left out here is in ``.gleaner/logs/``.
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
 
 from flows.monitoring.json_logging import is_json_logging, redirect_to
-from flows.monitoring.stage_progress import StageProgress
 from tasks.data.paths import STAGES
 from tasks.runtime.errors import UserError
 
+_COUNT_PATTERN = re.compile(r"^\w+(?: \w+)? (\d+)/(\d+)\b")
+_MINUTE_S, _HOUR_S = 60, 3600
 _LINE_INTERVAL_S = 5.0
 _PREFECT_NOISE = (
     "Finished in state",
@@ -27,6 +31,59 @@ _PREFECT_NOISE = (
     "View at",
     "Task run failed",
 )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress of a stage at one moment."""
+
+    done: int
+    total: int
+    remaining_s: float | None
+    """None for the first line: there is no pace yet."""
+
+    @property
+    def percent(self) -> float:
+        """In [0, 100]."""
+        return 100 * self.done / self.total
+
+    def __str__(self) -> str:
+        left = (
+            "" if self.remaining_s is None or self.done == self.total else f", {format_duration(self.remaining_s)} left"
+        )
+        return f"{self.done} of {self.total}{left}"
+
+
+class StageProgress:
+    """Follow one stage. The pace counts from the first line seen, so that a resumed stage does not look fast."""
+
+    def __init__(self) -> None:
+        """Start without any line."""
+        self._first: tuple[int, float] | None = None
+
+    def update(self, line: str, now_s: float) -> Progress | None:
+        """Return the progress that a line states; None if it states none.
+
+        Args:
+            line: as the stage printed it.
+            now_s: of a clock that never goes back.
+        """
+        match = _COUNT_PATTERN.match(line)
+        if match is None or not 0 < int(match[1]) <= int(match[2]):
+            return None
+        done, total = int(match[1]), int(match[2])
+        if self._first is None or done <= self._first[0]:
+            self._first = (done, now_s)
+            return Progress(done, total, None)
+        first, since_s = self._first
+        return Progress(done, total, (total - done) * (now_s - since_s) / (done - first))
+
+
+def format_duration(seconds: float) -> str:
+    """Format seconds as ``2 h 05 min``, ``12 min`` or ``40 s``."""
+    if seconds >= _HOUR_S:
+        return f"{int(seconds // _HOUR_S)} h {int(seconds % _HOUR_S // _MINUTE_S):02d} min"
+    return f"{round(seconds / _MINUTE_S)} min" if seconds >= 2 * _MINUTE_S else f"{round(seconds)} s"
 
 
 @contextmanager
@@ -41,7 +98,7 @@ def live_progress(console: Console, on_published: Callable[[int], None]) -> Iter
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+        RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
         redirect_to(_LiveProgressHandler(console, bar, on_published)),
     ):
         yield
@@ -50,7 +107,7 @@ def live_progress(console: Console, on_published: Callable[[int], None]) -> Iter
 class _LiveProgressHandler(logging.Handler):
     """Print the log records of a run; of a stage one line every few seconds, and its last one."""
 
-    def __init__(self, console: Console, bar: Progress, on_published: Callable[[int], None]) -> None:
+    def __init__(self, console: Console, bar: RichProgress, on_published: Callable[[int], None]) -> None:
         super().__init__(logging.INFO)
         self._console = console
         self._bar = bar
