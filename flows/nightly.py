@@ -14,18 +14,22 @@ from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from flows.annotation.batches import offered_annotation_batches
+from flows.annotation.batches import num_open, offered_annotation_batches
 from flows.annotation.collect import CollectionResult, collect, finalize_collection
 from flows.annotation.deliver import CAMPAIGN_COMPLETE, DeliveryResult, deliver, has_pending_delivery
-from flows.annotation.leases import num_open
 from flows.annotation.providers.base import AnnotationBatch, LabelProvider, ProviderError
 from flows.annotation.providers.factory import create_provider
 from flows.registry.publish import PublishError, PublishResult, publish, push
-from flows.run_hooks import after_publish, monitored
-from flows.runtime.cancellation import mark_cancelled, watch_for_cancellation
+from flows.run_hooks import (
+    after_publish,
+    close_crashed_runs,
+    mark_cancelled,
+    monitored,
+    record_flow_runs,
+    watch_for_cancellation,
+)
 from flows.runtime.retries import retrying_task, translate_service_errors
 from flows.stage_runner import run_stage
-from flows.tracking.crashed_runs import close_crashed_runs, record_flow_runs
 from flows.workspace.code_version import refresh_code_digests
 from flows.workspace.rounds import RunResult, is_published, last_published_round, newest_round
 from flows.workspace.run_lock import require_workspace, run_lock

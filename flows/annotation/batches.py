@@ -1,21 +1,31 @@
-"""Read and write the folder of a delivery: the offered images, and the outputs of the round that selected them.
+"""Read and write the folder of a delivery; derive from it the state of every selected image, and the label supply.
 
 ``deliveries/batch-0002/`` is written under another name and renamed, so it is complete or absent. Git tracks
 ``delivery.json`` and ``manifest.jsonl``. The other files, which the next round needs, are copied to ``data/`` when
 labels of the batch are collected, and are then removed.
+
+A label batch lists the images that stayed with the annotators when it was collected. Later deliveries are with them
+completely. So there is one record, written at once, and a kill cannot leave two that contradict each other.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+import pyarrow.parquet as pq
 
 from flows.annotation.providers.base import AnnotationBatch
+from flows.workspace.rounds import RunResult, newest_round
+from tasks.data.label_store import LabelStore, read_batch, read_labels
 from tasks.data.paths import Workspace
 from tasks.data.schemas import PREVIOUS_UNCERTAINTY, UNCERTAINTY, AnnotationTask
+from tasks.params import Params
 from tasks.runtime.errors import UserError
+from tasks.runtime.formatting import count, count_are
 from tasks.storage import files
 
 MANIFEST = "manifest.jsonl"
@@ -23,6 +33,8 @@ _RECORD = "delivery.json"
 _TRACKED_FILES = (_RECORD, MANIFEST)
 _UNCERTAINTY = "uncertainty.parquet"
 _DETECTIONS = "detections.parquet"
+ImageState = Literal["labeled", "empty", "skipped", "leased", "offered", "expired"]
+"""State of a selected image: annotated (by status), with the annotators, about to be delivered, or withdrawn."""
 
 
 def read_annotation_batch(workspace: Workspace, batch: int) -> AnnotationBatch | None:
@@ -151,3 +163,70 @@ def _write_record(folder: Path, delivery: AnnotationBatch) -> None:
     record = asdict(delivery)
     del record["folder"]
     files.write_json(folder / _RECORD, record)
+
+
+def open_images(delivery: AnnotationBatch, store: LabelStore) -> tuple[str, ...]:
+    """List the images of a delivery that are, or are about to be, with the annotators."""
+    if delivery.batch > store.newest_batch:
+        return delivery.image_ids
+    return tuple(image_id for image_id in delivery.image_ids if store.leased.get(image_id) == delivery.batch)
+
+
+def num_open(workspace: Workspace) -> int:
+    """Count the images that are, or are about to be, with the annotators."""
+    store = read_labels(workspace.labels)
+    return sum(len(open_images(delivery, store)) for delivery in all_annotation_batches(workspace))
+
+
+def lease_expires_at(delivery: AnnotationBatch, lease_days: float) -> datetime:
+    """Return the time from which unfinished images of a delivery may be withdrawn."""
+    return datetime.fromisoformat(delivery.delivered_at or delivery.created_at) + timedelta(days=lease_days)
+
+
+def image_states(deliveries: Collection[AnnotationBatch], store: LabelStore) -> Counter[ImageState]:
+    """Count the images that were ever selected by state; every state is a key."""
+    states: dict[str, ImageState] = {}
+    for delivery in deliveries:
+        open_ids = set(open_images(delivery, store))
+        pending_state: ImageState = "offered" if delivery.state == "prepared" else "leased"
+        states |= {image_id: pending_state if image_id in open_ids else "expired" for image_id in delivery.image_ids}
+    states |= {image_id: store.current[image_id].label.status for image_id in states if image_id in store.current}
+    counts: Counter[ImageState] = Counter(dict.fromkeys(get_args(ImageState), 0))
+    counts.update(states.values())
+    return counts
+
+
+def label_supply_warning(workspace: Workspace, params: Params, result: RunResult) -> str | None:
+    """Return the warning to send after a run; None: there is enough of both.
+
+    Args:
+        workspace: the campaign.
+        params: limits are in section ``nightly``.
+        result: outcome of the run.
+    """
+    if result.outcome == "pool_exhausted":
+        return "The pool has no image left to label. Add images to the pool, or end the campaign."
+    if result.outcome == "waiting_for_labels":
+        return _no_labels_warning(workspace, params.nightly.alert_after_days_without_labels)
+    return _pool_warning(workspace, params.nightly.alert_when_batches_left)
+
+
+def _no_labels_warning(workspace: Workspace, limit_days: float) -> str | None:
+    newest = read_batch(workspace.label_batch(newest_round(workspace)))
+    offered = [datetime.fromisoformat(delivery.created_at) for delivery in all_annotation_batches(workspace)]
+    waiting = datetime.now(UTC) - max([datetime.fromisoformat(newest.collected_at), *offered])
+    if waiting < timedelta(days=limit_days):
+        return None
+    return f"For {count(waiting.days, 'day')} no label was finished, while images are with the annotators. Remind them."
+
+
+def _pool_warning(workspace: Workspace, limit_batches: int) -> str | None:
+    path = workspace.derived("assemble") / "unlabeled.parquet"
+    deliveries = all_annotation_batches(workspace)
+    if not deliveries or not path.is_file():
+        return None
+    offered = len(deliveries[-1].image_ids)
+    left = pq.read_metadata(path).num_rows - num_open(workspace)
+    if left >= limit_batches * offered:
+        return None
+    return f"{count_are(left, 'image')} left to label after this batch of {offered}. Add images to the pool."

@@ -12,15 +12,15 @@ from datetime import datetime
 from flows.annotation.batches import (
     all_annotation_batches,
     archive_round_outputs,
+    lease_expires_at,
+    open_images,
     read_annotation_batch,
     remove_archived_files,
     set_state,
 )
-from flows.annotation.leases import lease_expires_at, open_images
 from flows.annotation.providers.base import AnnotationBatch, LabelProvider, ProviderError
 from flows.annotation.quarantine import add_to_quarantine, approved_annotations, released_annotations
-from flows.annotation.validation.context import read_validation_context
-from flows.annotation.validation.rejection import Rejection
+from flows.annotation.validation.annotation import Rejection, read_validation_context
 from flows.annotation.validation.resolve_conflicts import resolve_conflicts
 from flows.annotation.validation.validate_batch import validate_batch
 from flows.workspace import dvc, git

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from flows.annotation.batches import (
     MANIFEST,
     all_annotation_batches,
+    num_open,
     prepare_annotation_batch,
     read_annotation_batch,
     read_manifest,
     set_state,
 )
-from flows.annotation.leases import num_open
 from flows.annotation.providers.base import LabelProvider, ProviderError
 from flows.workspace import git
 from tasks.data.paths import Workspace

@@ -19,8 +19,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.annotation.batches import read_annotation_batch
 from flows.annotation.providers.base import RawAnnotation
-from flows.annotation.validation.context import ValidationContext, read_validation_context
-from flows.annotation.validation.rejection import Rejection, RejectionKind, annotation_digest
+from flows.annotation.validation.annotation import (
+    Rejection,
+    RejectionKind,
+    ValidationContext,
+    annotation_digest,
+    read_validation_context,
+)
 from flows.annotation.validation.resolve_conflicts import ExistingAnnotations
 from flows.annotation.validation.validate_batch import validate_batch
 from flows.workspace import git

@@ -17,7 +17,7 @@ from tasks.runtime.formatting import pluralize
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flows.provenance.audit.scope import Check
+    from flows.provenance.audit import Check
 
 _EXIT_FAILED = 1
 _STYLES = {"pass": "green", "fail": "red", "skip": "yellow"}

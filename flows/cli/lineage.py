@@ -34,8 +34,7 @@ def lineage(
 
     campaign = require_workspace(workspace)
     prepare_environment(campaign.root)
-    from flows.provenance.image_lineage import image_lineage
-    from flows.provenance.lineage import model_lineage
+    from flows.provenance.lineage import image_lineage, model_lineage
     from flows.provenance.lineage_render import image_tree, model_tree
     from flows.provenance.snapshot import resolve_model_ref
 

@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.annotation.batches import all_annotation_batches
+from flows.annotation.batches import all_annotation_batches, image_states, lease_expires_at, open_images
 from flows.annotation.deliver import CAMPAIGN_COMPLETE, has_pending_delivery
-from flows.annotation.leases import image_states, lease_expires_at, open_images
 from flows.annotation.providers.base import AnnotationBatch
 from flows.annotation.quarantine import entry_state, read_entries
 from flows.workspace.code_version import stale_stages

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.provenance.environment import cpu_model, packages_sha256
+from flows.provenance.ledger_writer import cpu_model, packages_sha256
 from flows.runtime.subprocess import run_streaming
 from flows.workspace import git
 from flows.workspace.code_version import code_digests

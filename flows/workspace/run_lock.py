@@ -1,7 +1,7 @@
 """Find the campaign that a command works on, lock it against other runs, and clean up after a crashed run.
 
 Crash recovery covers the files and processes of the crashed run; its open runs in MLflow and Prefect are closed by
-``flows.tracking.crashed_runs``.
+``flows.run_hooks``.
 """
 
 import json

@@ -14,8 +14,8 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
+from flows.run_hooks import close_crashed_runs
 from flows.runtime.process_env import tracking_uri
-from flows.tracking.crashed_runs import close_crashed_runs
 from flows.tracking.mlflow_run import PROCESS_TAG
 from flows.workspace import dvc, git
 from flows.workspace.lock import ProcessIdentity, read_owner

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.annotation.label_supply import label_supply_warning
+from flows.annotation.batches import label_supply_warning
 from flows.monitoring.json_logging import (
     LOG_FORMAT_ENV,
     JsonLinesHandler,

@@ -9,8 +9,7 @@ import psutil
 import pytest
 
 from flows.runtime.retries import RETRY_DELAYS_S, is_transient
-from flows.stage_failures import StageBusyError, StageError, StageKilledError, stage_failure
-from flows.stage_runner import run_stage
+from flows.stage_runner import StageBusyError, StageError, StageKilledError, run_stage, stage_failure
 from flows.workspace import run_lock
 from flows.workspace.rounds import stage_log
 from flows.workspace.run_lock import WORKSPACE_ENV, kill_orphans

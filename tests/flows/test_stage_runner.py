@@ -6,8 +6,7 @@ import os
 import psutil
 import pytest
 
-from flows.stage_failures import StageBusyError, StageError, StageTimeoutError
-from flows.stage_runner import run_stage
+from flows.stage_runner import StageBusyError, StageError, StageTimeoutError, run_stage
 from flows.workspace.rounds import stage_log, stage_seconds
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import GuardRailError, UserError

@@ -1,21 +1,32 @@
-"""Validate one annotation against its task: schema, image bytes and size, classes, boxes, plausibility and time."""
+"""Validate one annotation against its task: schema, image bytes and size, classes, boxes, plausibility and time.
+
+An annotation that is not valid becomes a ``Rejection``: the reason, and the annotation as it was returned.
+"""
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, get_args
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from flows.annotation.providers.base import RawAnnotation
-from flows.annotation.validation.context import ValidationContext
-from flows.annotation.validation.rejection import ImplausibleAnnotation, InvalidAnnotation
+from flows.annotation.batches import MANIFEST, read_manifest
+from flows.annotation.providers.base import AnnotationBatch, RawAnnotation
 from flows.annotation.validation.resolve_conflicts import ExistingAnnotations, annotator_key
 from tasks.data.box_rules import BoxResult, BoxRules, check_boxes
-from tasks.data.paths import image_id_from_sha256
-from tasks.data.schemas import AnnotationTask, Box, LabeledImage, LabelStatus
+from tasks.data.paths import Workspace, image_id_from_sha256
+from tasks.data.schemas import AnnotationTask, Box, LabeledImage, LabelStatus, Quarantined
+from tasks.params import Params
+from tasks.params.annotation import LabelValidationParams
+from tasks.storage import files
 
+RejectionKind = Literal["refused", "suspicious", "note"]
+"""``refused``: invalid. ``suspicious``: valid but implausible; a person may approve it. ``note``: needs no action; a
+part of an accepted annotation was left out, or its annotator has changed it since."""
+_MAX_ID_LENGTH = 100
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_REPR_LENGTH = 100
 _SHAPES = {
@@ -25,6 +36,119 @@ _SHAPES = {
     "ellipse": "an ellipse",
     "crowd": "a crowd region",
 }
+
+
+@dataclass(frozen=True)
+class ValidationContext:
+    """The tasks of one delivery, and the limits of ``label_validation``."""
+
+    batch: int
+    tasks: Mapping[str, AnnotationTask]
+    """By image id."""
+    classes: Sequence[str]
+    limits: LabelValidationParams
+    is_teacher_trusted: bool
+    """Whether the teacher that made the pre-annotations was accurate enough to question an annotation."""
+    collected_at: datetime
+    """With time zone."""
+    approved: frozenset[str] = frozenset()
+    """Digests of implausible annotations that a person has approved (``rejection.annotation_digest``)."""
+
+    @cached_property
+    def max_preannotated(self) -> int:
+        """Largest number of pre-annotated boxes on any image of the delivery."""
+        return max((len(task.predictions) for task in self.tasks.values()), default=0)
+
+
+def read_validation_context(
+    workspace: Workspace,
+    params: Params,
+    delivery: AnnotationBatch,
+    collected_at: datetime,
+    approved: frozenset[str],
+) -> ValidationContext:
+    """Read the manifest of a delivery and the accuracy of the teacher behind it.
+
+    Args:
+        workspace: of the campaign.
+        params: classes and limits.
+        delivery: the delivery to validate annotations of.
+        collected_at: time of the collection, with time zone.
+        approved: digests of implausible annotations that a person has approved.
+
+    Raises:
+        UserError: the manifest of the delivery, or the ledger of its round, is missing or broken.
+    """
+    tasks = read_manifest(delivery.folder / MANIFEST)
+    return ValidationContext(
+        batch=delivery.batch,
+        tasks={task.image_id: task for task in tasks},
+        classes=params.classes,
+        limits=params.label_validation,
+        is_teacher_trusted=_teacher_ap50(workspace, delivery.batch - 1) >= params.label_validation.min_teacher_ap50,
+        collected_at=collected_at,
+        approved=approved,
+    )
+
+
+def _teacher_ap50(workspace: Workspace, round_number: int) -> float:
+    """AP50 of the round's teacher on the validation set, in percent; 0 where none was measured."""
+    path = workspace.ledger(round_number)
+    ap50 = files.read_json(path)["metrics"]["teacher"]["AP50"] if path.is_file() else None
+    return 0.0 if ap50 is None else float(ap50)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One rejected annotation, or a note about an accepted one."""
+
+    kind: RejectionKind
+    batch: int
+    """Number of the delivery that the annotation belongs to."""
+    quarantined: Quarantined
+    raw_annotation: Mapping[str, Any]
+    """The annotation as returned, converted to JSON values."""
+
+
+class InvalidAnnotation(ValueError):
+    """Why an annotation is refused: ``<what> is <value>, expected <allowed>``."""
+
+    kind: RejectionKind = "refused"
+
+
+class ImplausibleAnnotation(InvalidAnnotation):
+    """Why a valid annotation needs a person's approval."""
+
+    kind = "suspicious"
+
+
+def reject(kind: RejectionKind, batch: int, reason: str, raw: RawAnnotation) -> Rejection:
+    """Build a rejection; the annotation is converted to JSON values."""
+    raw_json = to_json_value(raw)
+    item = f"image {str(raw_json.get('image_id'))[:_MAX_ID_LENGTH]}"
+    return Rejection(kind, batch, Quarantined(item=item, reason=reason), raw_json)
+
+
+def annotation_digest(batch: int, raw: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of an annotation of a delivery, 64 hex digits; equal however often it is returned."""
+    return files.sha256_json([batch, to_json_value(raw)])
+
+
+def to_json_value(value: Any) -> Any:
+    """Convert any value to what JSON in UTF-8 can hold; NaN, infinity and lone surrogates become text."""
+    if isinstance(value, Mapping):
+        return {_utf8_text(str(key)): to_json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json_value(item) for item in value]
+    if isinstance(value, str):
+        return _utf8_text(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    return value if isinstance(value, float) and math.isfinite(value) else _utf8_text(repr(value))
+
+
+def _utf8_text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def parse_annotation(raw: RawAnnotation, context: ValidationContext) -> tuple[LabeledImage, int]:

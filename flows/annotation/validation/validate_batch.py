@@ -10,18 +10,16 @@ from dataclasses import dataclass
 
 from flows.annotation.providers.base import RawAnnotation
 from flows.annotation.validation.annotation import (
-    clamp_future_timestamp,
-    is_identical,
-    parse_annotation,
-    require_plausible,
-)
-from flows.annotation.validation.context import ValidationContext
-from flows.annotation.validation.rejection import (
     ImplausibleAnnotation,
     InvalidAnnotation,
     Rejection,
+    ValidationContext,
     annotation_digest,
+    clamp_future_timestamp,
+    is_identical,
+    parse_annotation,
     reject,
+    require_plausible,
 )
 from flows.annotation.validation.resolve_conflicts import (
     ExistingAnnotations,

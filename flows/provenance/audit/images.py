@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from flows.provenance.audit.scope import AuditScope, Check, count_rounds, make_check
+from flows.provenance.audit import AuditScope, Check, count_rounds, make_check
 from flows.provenance.snapshot import RoundSnapshot
 from flows.workspace.dvc_cache import MissingDataError
 from tasks.data.paths import image_id_from_sha256

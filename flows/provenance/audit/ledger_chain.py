@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from flows.provenance.audit.scope import AuditScope, Check, count_rounds, make_check
+from flows.provenance.audit import AuditScope, Check, count_rounds, make_check
 from flows.provenance.ledger_writer import stage_entry
 from flows.provenance.snapshot import RoundSnapshot
 from flows.workspace import git

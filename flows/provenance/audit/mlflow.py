@@ -13,7 +13,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from flows.provenance.audit.scope import AuditScope, Check, count_rounds, make_check
+from flows.provenance.audit import AuditScope, Check, count_rounds, make_check
 from flows.provenance.snapshot import RoundSnapshot
 from flows.runtime.process_env import tracking_uri
 from flows.tracking.mlflow_metrics import flatten_metrics, flatten_params

@@ -10,13 +10,13 @@ import pytest
 import flows.annotation.collect
 from flows.annotation.batches import (
     all_annotation_batches,
+    lease_expires_at,
     prepare_annotation_batch,
     read_annotation_batch,
     read_manifest,
 )
 from flows.annotation.collect import CollectionResult, collect, finalize_collection
 from flows.annotation.deliver import deliver
-from flows.annotation.leases import lease_expires_at
 from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, LabelProvider, RawAnnotation
 from flows.annotation.providers.factory import create_provider
 from flows.workspace import dvc, git

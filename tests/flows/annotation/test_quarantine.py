@@ -21,7 +21,7 @@ from flows.annotation.quarantine import (
     released_annotations,
     retry,
 )
-from flows.annotation.validation.rejection import Rejection, RejectionKind, annotation_digest, reject
+from flows.annotation.validation.annotation import Rejection, RejectionKind, annotation_digest, reject
 from flows.cli.app import app
 from flows.workspace import git
 from flows.workspace.rounds import LEDGER_FORMAT

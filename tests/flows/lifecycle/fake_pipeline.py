@@ -18,8 +18,7 @@ from unittest.mock import patch
 import pyarrow as pa
 
 import flows.nightly
-from flows.annotation.batches import all_annotation_batches, read_annotation_batch
-from flows.annotation.leases import ImageState, image_states
+from flows.annotation.batches import ImageState, all_annotation_batches, image_states, read_annotation_batch
 from flows.nightly import RunContext, advance_round
 from flows.workspace.rounds import LEDGER_FORMAT, RunResult
 from tasks.data.label_store import read_batch, read_labels

@@ -11,8 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from flows.annotation.batches import all_annotation_batches
-from flows.annotation.leases import image_states, open_images
+from flows.annotation.batches import all_annotation_batches, image_states, open_images
 from flows.annotation.providers.base import ProviderError
 from flows.annotation.quarantine import read_entries
 from tasks.data.label_store import read_batch, read_labels

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from flows.annotation.batches import all_annotation_batches, read_annotation_batch
-from flows.annotation.leases import image_states, open_images
+from flows.annotation.batches import all_annotation_batches, image_states, open_images, read_annotation_batch
 from flows.annotation.providers.base import ProviderError
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace

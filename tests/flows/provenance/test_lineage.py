@@ -5,8 +5,7 @@ import json
 import pytest
 
 from flows.annotation.batches import read_manifest
-from flows.provenance.image_lineage import image_lineage
-from flows.provenance.lineage import model_lineage
+from flows.provenance.lineage import image_lineage, model_lineage
 from flows.provenance.snapshot import resolve_model_ref
 from flows.workspace.rounds import read_ledger
 from tasks.data.annotations import read_annotated

@@ -7,8 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.annotation.batches import MANIFEST, read_manifest
-from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, ProviderError, RawAnnotation
-from flows.annotation.providers.double_annotation import sample_for_double_annotation
+from flows.annotation.providers.base import (
+    AnnotationBatch,
+    LabelingProgress,
+    ProviderError,
+    RawAnnotation,
+    sample_for_double_annotation,
+)
 from flows.annotation.providers.folder.inbox import Inbox, read_inbox
 from flows.annotation.providers.folder.outbox import offered_images, publish_batch, read_complete_marker
 from tasks.params.annotation import ProviderParams

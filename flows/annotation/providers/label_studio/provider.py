@@ -11,10 +11,14 @@ from dataclasses import replace
 
 import httpx
 
-from flows.annotation.batches import MANIFEST, read_manifest
-from flows.annotation.leases import open_images
-from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, ProviderError, RawAnnotation
-from flows.annotation.providers.double_annotation import sample_for_double_annotation
+from flows.annotation.batches import MANIFEST, open_images, read_manifest
+from flows.annotation.providers.base import (
+    AnnotationBatch,
+    LabelingProgress,
+    ProviderError,
+    RawAnnotation,
+    sample_for_double_annotation,
+)
 from flows.annotation.providers.label_studio.client import TOKEN, LabelStudioClient, OpenTask, Project
 from flows.annotation.providers.label_studio.labeling_config import config_error, labeling_config
 from flows.annotation.providers.label_studio.media import TaskImages

@@ -11,13 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.annotation.providers.base import AnnotationBatch, RawAnnotation
-from flows.annotation.providers.double_annotation import sample_for_double_annotation
+from flows.annotation.providers.base import AnnotationBatch, RawAnnotation, sample_for_double_annotation
 from flows.annotation.providers.label_studio.labeling_config import config_error, labeling_config
 from flows.annotation.providers.label_studio.tasks import MODEL_VERSION, parse_export, to_task
-from flows.annotation.validation.annotation import parse_annotation
-from flows.annotation.validation.context import ValidationContext
-from flows.annotation.validation.rejection import InvalidAnnotation
+from flows.annotation.validation.annotation import InvalidAnnotation, ValidationContext, parse_annotation
 from tasks.data.schemas import AnnotationTask, Prediction
 from tasks.params import load_params
 from tests.flows.annotation.providers.label_studio_users import CLASSES, HEIGHT, WIDTH, make_region

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.provenance.audit import Check
 from flows.provenance.audit.run import run_audit
-from flows.provenance.audit.scope import Check
 from flows.provenance.snapshot import load_snapshots
 from flows.workspace import git
 from tasks.data.paths import Workspace

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.provenance.audit import Check
 from flows.provenance.audit.run import run_audit
-from flows.provenance.audit.scope import Check
 from flows.workspace import git
 from flows.workspace.git import read_tag_object
 from tasks.data.paths import Workspace
