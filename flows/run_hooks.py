@@ -34,7 +34,7 @@ from flows.monitoring.json_logging import json_logging
 from flows.monitoring.notifications import Notification, notify, notify_on_failure
 from flows.monitoring.prefect_artifacts import progress_artifact, publish_round_artifacts
 from flows.monitoring.progress import format_duration
-from flows.preflight.quick import require_ready
+from flows.preflight.checks import require_ready
 from flows.runtime.process_env import tracking_uri
 from flows.runtime.retries import translate_service_errors
 from flows.tracking.mlflow_run import PROCESS_TAG

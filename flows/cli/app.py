@@ -153,7 +153,7 @@ def _run_flow(folder: Path, start_flow: Callable[[Path], object]) -> None:
 def _require_ready(workspace: Workspace) -> None:
     from flows.annotation.providers.base import ProviderError
     from flows.annotation.providers.factory import create_provider
-    from flows.preflight.quick import require_ready
+    from flows.preflight.checks import require_ready
     from flows.workspace.run_lock import require_unlocked
     from tasks.params import load_params
 

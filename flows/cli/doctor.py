@@ -38,8 +38,7 @@ def doctor(
     campaign = require_workspace(workspace)
     prepare_environment(campaign.root)
     from flows.preflight.checks import CHECKS
-    from flows.preflight.context import CheckContext
-    from flows.preflight.runner import run_checks
+    from flows.preflight.runner import CheckContext, run_checks
 
     console = Console(stderr=as_json)
     with console.status("trying everything a night needs"):

@@ -13,8 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from flows.annotation.batches import all_annotation_batches
-from flows.preflight.context import CheckContext
-from flows.preflight.result import Finding, failed, passed, warned
+from flows.preflight.runner import CheckContext, Finding, failed, passed, warned
 from flows.workspace import git
 from flows.workspace.code_version import packaged_file, stale_stages
 from flows.workspace.dvc import locked_stages

@@ -14,8 +14,8 @@ import yaml
 from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, LabelProvider, ProviderError
 from flows.annotation.providers.factory import create_provider
 from flows.annotation.providers.oracle import OracleProvider
-from flows.preflight.context import CheckContext
-from flows.preflight.parameters import check_parameters
+from flows.preflight.campaign import check_parameters
+from flows.preflight.runner import CheckContext
 from tasks.data.paths import Workspace
 from tasks.params import load_params, validate_params
 from tasks.runtime.errors import UserError

@@ -4,9 +4,7 @@ import time
 import pytest
 
 from flows.preflight.checks import CHECKS
-from flows.preflight.context import CheckContext
-from flows.preflight.result import Check, CheckSkipped, Finding, failed, passed
-from flows.preflight.runner import run_checks
+from flows.preflight.runner import Check, CheckContext, CheckSkipped, Finding, failed, passed, run_checks
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flows.preflight import machine
-from flows.preflight.context import CheckContext
+from flows.preflight.runner import CheckContext
 from tasks.data.paths import Workspace
 from tasks.storage import files
 

@@ -11,12 +11,11 @@ import pytest
 import yaml
 
 from flows.annotation.providers.base import LabelingProgress, ProviderError
-from flows.preflight import data, schedule, services
-from flows.preflight.context import CheckContext
-from flows.preflight.probe_process import run_probe
-from flows.preflight.probe_tracking import EXPERIMENT
-from flows.preflight.quick import require_ready
-from flows.preflight.result import CheckSkipped
+from flows.preflight import campaign, services
+from flows.preflight.checks import require_ready
+from flows.preflight.probes import EXPERIMENT
+from flows.preflight.runner import CheckContext, CheckSkipped
+from flows.preflight.services import run_probe
 from flows.workspace import git
 from tasks.data.paths import Workspace
 from tasks.data.schemas import INDEX
@@ -164,12 +163,12 @@ def test_images_in_a_bucket_are_sampled_too(
         s3_server.client().put_object(Bucket=bucket, Key=f"{row['image_id']}.png", Body=content)
     files.write_table(small_campaign.index, pa.Table.from_pylist(rows, schema=INDEX))
     assert (
-        data.check_images(CheckContext(small_campaign)).message
+        campaign.check_images(CheckContext(small_campaign)).message
         == f"{len(rows)} of {len(rows)} images read, bytes as in the index"
     )
     s3_server.client().put_object(Bucket=bucket, Key=f"{rows[0]['image_id']}.png", Body=b"another")
     s3_server.client().delete_object(Bucket=bucket, Key=f"{rows[1]['image_id']}.png")
-    finding = data.check_images(CheckContext(small_campaign))
+    finding = campaign.check_images(CheckContext(small_campaign))
     assert (finding.state, "2 of" in finding.message) == ("fail", True)
 
 
@@ -229,7 +228,7 @@ def test_without_a_server_the_schedule_is_somebody_elses(
 ) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(small_campaign.root))
-    assert schedule.check_schedule(CheckContext(small_campaign)).state == "warn"
+    assert services.check_schedule(CheckContext(small_campaign)).state == "warn"
 
 
 @pytest.mark.usefixtures("prefect_server_env")
@@ -238,22 +237,22 @@ def test_a_deployment_from_nothing_to_a_worker(small_campaign: Workspace) -> Non
     from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
     from prefect.client.schemas.schedules import CronSchedule
 
-    assert "knows no deployment" in schedule.check_schedule(CheckContext(small_campaign)).message
+    assert "knows no deployment" in services.check_schedule(CheckContext(small_campaign)).message
     with get_client(sync_client=True) as client:
         flow_id = client.create_flow_from_name(f"night-{small_campaign.root.parent.name}")
         client.create_work_pool(WorkPoolCreate(name="doctors", type="process"))
         given: dict[str, Any] = {"parameters": {"root": str(small_campaign.root)}, "work_pool_name": "doctors"}
         client.create_deployment(flow_id=flow_id, name="nightly", **given)
-        assert schedule.check_schedule(CheckContext(small_campaign)).message == "no schedule of nightly is active"
+        assert services.check_schedule(CheckContext(small_campaign)).message == "no schedule of nightly is active"
         cron = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 2 * * *", timezone="UTC"), active=True)
         deployment_id = client.create_deployment(flow_id=flow_id, name="nightly", schedules=[cron], **given)
-        finding = schedule.check_schedule(CheckContext(small_campaign))
+        finding = services.check_schedule(CheckContext(small_campaign))
         assert (finding.state, "no worker of the pool doctors" in finding.message) == ("fail", True)
         client.send_worker_heartbeat("doctors", "worker-1", heartbeat_interval_seconds=30)
-        finding = schedule.check_schedule(CheckContext(small_campaign))
+        finding = services.check_schedule(CheckContext(small_campaign))
         assert (finding.state, "nothing is planned" in finding.message) == ("fail", True)
         client.create_flow_run_from_deployment(deployment_id)
-        assert schedule.check_schedule(CheckContext(small_campaign)).state == "pass"
+        assert services.check_schedule(CheckContext(small_campaign)).state == "pass"
 
 
 def test_a_server_that_is_away(small_campaign: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,5 +260,5 @@ def test_a_server_that_is_away(small_campaign: Workspace, monkeypatch: pytest.Mo
 
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
-        finding = schedule.check_schedule(CheckContext(small_campaign))
+        finding = services.check_schedule(CheckContext(small_campaign))
     assert (finding.state, "does not answer" in finding.message) == ("fail", True)
