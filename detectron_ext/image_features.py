@@ -6,42 +6,85 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from detectron_ext.uncertainty_metrics import Floats, pairwise_iou
+from detectron_ext.uncertainty_metrics import BoxOverlaps, Floats, box_overlaps, sum_by_image
 
 _SCORE_BINS = 5
-_OVERLAPPING_IOU = 0.3
 
 
 def image_features(
-    boxes_N4: NDArray[np.float32],
-    scores_N: NDArray[np.float32],
-    class_probs_NK: NDArray[np.float32],
-    metrics_3: Floats,
-    num_classes: int,
+    boxes_N4: Floats, scores_N: Floats, class_probs_NK: Floats, metrics_3: Floats, num_classes: int
 ) -> Floats:
     """Compute the features of one image from its N detections, (F,) with F = 15 + 2K.
 
     ``feature_names`` gives their order and meaning. An image without detections has zeros after the metrics.
     """
-    count = len(scores_N)
-    if count == 0:
-        return np.concatenate([metrics_3, np.zeros(_SCORE_BINS + 7 + 2 * num_classes)])
-    histogram = np.histogram(scores_N, bins=_SCORE_BINS, range=(0, 1))[0] / count
-    sides = np.clip(boxes_N4[:, 2:] - boxes_N4[:, :2], 1, None).astype(np.float64)
-    size, aspect = np.log(sides.prod(axis=1)) / 2, np.log(sides[:, 1] / sides[:, 0])
-    max_iou_N = (pairwise_iou(boxes_N4, boxes_N4) - np.eye(count)).max(axis=1).clip(0, 1)
-    predicted_frac_K = np.bincount(class_probs_NK[:, :-1].argmax(axis=1), minlength=num_classes) / count
-    shape = [
-        size.mean(),
-        size.std(),
-        aspect.mean(),
-        aspect.std(),
-        max_iou_N.max(),
-        (max_iou_N > _OVERLAPPING_IOU).mean(),
-    ]
+    num_boxes_1 = np.array([len(scores_N)], dtype=np.int64)
+    overlaps = box_overlaps(boxes_N4, num_boxes_1)
+    features_1D = detection_features(boxes_N4, scores_N, class_probs_NK, overlaps, num_boxes_1, num_classes)
+    return np.concatenate([metrics_3, features_1D[0]]).astype(np.float64)
+
+
+def detection_features(
+    boxes_B4: Floats,
+    scores_B: Floats,
+    class_probs_BK: Floats,
+    overlaps: BoxOverlaps,
+    num_boxes_P: NDArray[np.int64],
+    num_classes: int,
+) -> Floats:
+    """Compute the features of many images without the three metrics, (P, D) with D = 12 + 2K.
+
+    Args:
+        boxes_B4: the boxes of P images one after another, XYXY in px.
+        scores_B: their scores, in [0, 1].
+        class_probs_BK: their class probabilities, (B, K+1), background last; any shape without boxes.
+        overlaps: their IoU, from ``box_overlaps``.
+        num_boxes_P: boxes of each image; their sum is B.
+        num_classes: K.
+
+    Returns:
+        In the order of ``feature_names`` from its fourth on; zeros for an image without boxes.
+    """
+    divisor_P1 = np.maximum(num_boxes_P, 1)[:, None]
+    image_B = np.repeat(np.arange(len(num_boxes_P)), num_boxes_P)
+    probs_BK = class_probs_BK.reshape(len(scores_B), -1 if len(scores_B) else num_classes + 1)[:, :-1]
+    probs_BK = probs_BK.astype(np.float32, copy=False)  # NumPy computes with float16 far more slowly
+    score_bin_B = np.minimum((scores_B.astype(np.float64) * _SCORE_BINS).astype(np.int64), _SCORE_BINS - 1)
+    sides_B2 = np.clip(boxes_B4[:, 2:].astype(np.float64) - boxes_B4[:, :2], 1, None)
+    size_and_aspect_B2 = np.log(np.stack([sides_B2.prod(axis=1), sides_B2[:, 1] / sides_B2[:, 0]], axis=1))
+    size_and_aspect_B2[:, 0] /= 2
+    mean_P2 = sum_by_image(size_and_aspect_B2, num_boxes_P) / divisor_P1
+    variance_P2 = sum_by_image((size_and_aspect_B2 - mean_P2[image_B]) ** 2, num_boxes_P) / divisor_P1
+    shape_P4 = np.stack([mean_P2, np.sqrt(variance_P2)], axis=2).reshape(-1, 4)
+    overlapping_P1 = sum_by_image((overlaps.num_neighbors_B > 0)[:, None], num_boxes_P) / divisor_P1
     return np.concatenate(
-        [metrics_3, [np.log1p(count)], histogram, shape, class_probs_NK[:, :-1].mean(axis=0), predicted_frac_K]
-    ).astype(np.float64)
+        [
+            np.log1p(num_boxes_P)[:, None],
+            _count_by_image(image_B, score_bin_B, len(num_boxes_P), _SCORE_BINS) / divisor_P1,
+            shape_P4,
+            _max_by_image(overlaps.max_B, num_boxes_P)[:, None],
+            overlapping_P1,
+            sum_by_image(probs_BK, num_boxes_P) / divisor_P1,
+            _count_by_image(image_B, probs_BK.argmax(axis=1), len(num_boxes_P), num_classes) / divisor_P1,
+        ],
+        axis=1,
+    )
+
+
+def _count_by_image(image_B: NDArray[np.int64], kind_B: NDArray[np.int64], num_images: int, num_kinds: int) -> Floats:
+    """Count the boxes of each kind in each image, (P, kinds)."""
+    counts = np.bincount(image_B * num_kinds + kind_B, minlength=num_images * num_kinds)
+    return counts.reshape(num_images, num_kinds).astype(np.float64)
+
+
+def _max_by_image(values_B: Floats, num_boxes_P: NDArray[np.int64]) -> Floats:
+    """Return the largest value of each image's boxes, (P,); 0 without a box."""
+    largest_P = np.zeros(len(num_boxes_P))
+    has_boxes_P = num_boxes_P > 0
+    if has_boxes_P.any():
+        first_box = (np.cumsum(num_boxes_P) - num_boxes_P)[has_boxes_P]
+        largest_P[has_boxes_P] = np.maximum.reduceat(values_B, first_box)
+    return largest_P
 
 
 def feature_names(class_names: Sequence[str]) -> list[str]:

@@ -15,6 +15,8 @@ Floats = NDArray[np.floating[Any]]
 
 _MAX_PAIRS_AT_ONCE = 2**16
 """Pairs of boxes in one array, 0.5 MiB each: the dozen arrays of the IoU then fit in a processor's cache."""
+NEIGHBOR_IOU = 0.3
+"""Two boxes of an image with a larger IoU are neighbors."""
 
 
 class UncertaintyMetrics(NamedTuple):
@@ -74,16 +76,37 @@ def overlap(boxes_N4: Floats) -> float:
 def uncertainty_metrics(
     boxes_N4: Floats, scores_N: Floats, class_probs_NK: Floats, *, confidence_mode: str, entropy_mode: str
 ) -> UncertaintyMetrics:
-    """Compute the three raw metrics of one image; the written-out form of ``batched_uncertainty_metrics``."""
+    """Compute the three raw metrics of one image; the form for one image of ``batched_uncertainty_metrics``."""
     return UncertaintyMetrics(
         confidence(scores_N, confidence_mode), entropy(class_probs_NK, entropy_mode), overlap(boxes_N4)
     )
 
 
+class BoxOverlaps(NamedTuple):
+    """IoU among the boxes of each of P images; B boxes in all. 0 for a box that is alone."""
+
+    mean_P: Floats
+    """Mean over the image's N(N-1)/2 pairs (docs/method.md#eq-5), in [0, 1]."""
+    max_B: Floats
+    """Highest IoU of the box with another one of its image, in [0, 1]."""
+    num_neighbors_B: Floats
+    """Other boxes of its image whose IoU with it is above ``NEIGHBOR_IOU``."""
+
+
+def sum_by_image(values_B: Floats, num_boxes_P: NDArray[np.int64]) -> Floats:
+    """Sum the rows of ``values_B``, (B,) or (B, C), over the boxes of each image: (P,) or (P, C), float64."""
+    sums = np.zeros((len(num_boxes_P), *values_B.shape[1:]))
+    has_boxes_P = num_boxes_P > 0
+    if has_boxes_P.any():
+        first_box = (np.cumsum(num_boxes_P) - num_boxes_P)[has_boxes_P]
+        sums[has_boxes_P] = np.add.reduceat(values_B.astype(np.float64, copy=False), first_box, axis=0)
+    return sums
+
+
 def batched_uncertainty_metrics(
-    boxes_B4: Floats,
     scores_B: Floats,
     class_probs_BK: Floats,
+    overlaps: BoxOverlaps,
     num_boxes_P: NDArray[np.int64],
     *,
     confidence_mode: str,
@@ -92,9 +115,9 @@ def batched_uncertainty_metrics(
     """Compute ``uncertainty_metrics`` of many images at once (docs/method.md#metrics).
 
     Args:
-        boxes_B4: the boxes of P images one after another, XYXY.
-        scores_B: their scores.
+        scores_B: scores of the boxes of P images, one image after another.
         class_probs_BK: their class probabilities, (B, K+1).
+        overlaps: their IoU, from ``box_overlaps``.
         num_boxes_P: boxes of each image; their sum is B.
         confidence_mode: as in ``confidence``.
         entropy_mode: as in ``entropy``.
@@ -102,45 +125,51 @@ def batched_uncertainty_metrics(
     Returns:
         (P, 3) confidence, entropy, overlap; 0 without a box.
     """
-    num_images = len(num_boxes_P)
-    image_of_box_B = np.repeat(np.arange(num_images), num_boxes_P)
-
-    def sum_by_image(values_B: Floats) -> Floats:
-        sums_P = np.bincount(image_of_box_B, weights=values_B, minlength=num_images)
-        return sums_P.astype(np.float64)  # integers where there is no box at all
-
     divisor_P = np.maximum(num_boxes_P, 1)
-    confidence_P = sum_by_image(scores_B) if confidence_mode == "sum" else sum_by_image(1 - scores_B) / divisor_P
-    entropy_P = sum_by_image(posterior_entropy(class_probs_BK))
+    if confidence_mode == "sum":
+        confidence_P = sum_by_image(scores_B, num_boxes_P)
+    else:
+        confidence_P = sum_by_image(1 - scores_B, num_boxes_P) / divisor_P
+    entropy_P = sum_by_image(posterior_entropy(class_probs_BK), num_boxes_P)
     if entropy_mode == "mean":
         entropy_P /= divisor_P
-    return np.stack([confidence_P, entropy_P, _batched_overlap(boxes_B4, num_boxes_P)], axis=1)
+    return np.stack([confidence_P, entropy_P, overlaps.mean_P], axis=1)
 
 
-def _batched_overlap(boxes_B4: Floats, num_boxes_P: NDArray[np.int64]) -> Floats:
-    """Return the mean IoU of all pairs of boxes of each image, (P,); 0 below 2 boxes (docs/method.md#eq-5)."""
-    overlap_P = np.zeros(len(num_boxes_P))
+def box_overlaps(boxes_B4: Floats, num_boxes_P: NDArray[np.int64]) -> BoxOverlaps:
+    """Compare every box with the others of its image.
+
+    Args:
+        boxes_B4: the boxes of P images one after another, XYXY.
+        num_boxes_P: boxes of each image; their sum is B.
+    """
+    mean_P, max_B, num_neighbors_B = np.zeros(len(num_boxes_P)), np.zeros(len(boxes_B4)), np.zeros(len(boxes_B4))
     first_box_P = np.cumsum(num_boxes_P) - num_boxes_P
     for count in np.unique(num_boxes_P[num_boxes_P > 1]):  # images with equally many boxes form one dense array
         images = np.flatnonzero(num_boxes_P == count)
-        step = max(1, _MAX_PAIRS_AT_ONCE // (count * (count - 1) // 2))
+        step = max(1, _MAX_PAIRS_AT_ONCE // count**2)
         for start in range(0, len(images), step):
             chunk = images[start : start + step]
-            boxes_MN4 = boxes_B4[first_box_P[chunk][:, None] + np.arange(count)].astype(np.float64)
-            overlap_P[chunk] = _mean_pairwise_iou(boxes_MN4)
-    return overlap_P
+            index_MN = first_box_P[chunk][:, None] + np.arange(count)
+            iou_MNN = _iou_within_images(boxes_B4[index_MN].astype(np.float64))
+            mean_P[chunk] = iou_MNN.sum(axis=(1, 2)) / (count * (count - 1))
+            max_B[index_MN] = iou_MNN.max(axis=2)
+            num_neighbors_B[index_MN] = (iou_MNN > NEIGHBOR_IOU).sum(axis=2)
+    return BoxOverlaps(mean_P, max_B, num_neighbors_B)
 
 
-def _mean_pairwise_iou(boxes_MN4: Floats) -> Floats:
-    """Return the mean IoU (docs/method.md#eq-4) over the N(N-1)/2 pairs of each of M images, (M,)."""
-    first, second = np.triu_indices(boxes_MN4.shape[1], k=1)
+def _iou_within_images(boxes_MN4: Floats) -> Floats:
+    """Return the IoU (docs/method.md#eq-4) of the N boxes of each of M images, (M, N, N), with a zero diagonal."""
     x1, y1, x2, y2 = np.ascontiguousarray(np.moveaxis(boxes_MN4, 2, 0))
     area = np.clip(x2 - x1, 0, None) * np.clip(y2 - y1, 0, None)
-    width = np.minimum(x2[:, first], x2[:, second]) - np.maximum(x1[:, first], x1[:, second])
-    height = np.minimum(y2[:, first], y2[:, second]) - np.maximum(y1[:, first], y1[:, second])
+    width = np.minimum(x2[:, :, None], x2[:, None]) - np.maximum(x1[:, :, None], x1[:, None])
+    height = np.minimum(y2[:, :, None], y2[:, None]) - np.maximum(y1[:, :, None], y1[:, None])
     intersection = np.clip(width, 0, None) * np.clip(height, 0, None)
-    union = area[:, first] + area[:, second] - intersection
-    return np.asarray(np.divide(intersection, union, out=np.zeros_like(union), where=union > 0).mean(axis=1))
+    union = area[:, :, None] + area[:, None] - intersection
+    iou_MNN = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    own = np.arange(boxes_MN4.shape[1])
+    iou_MNN[:, own, own] = 0
+    return iou_MNN
 
 
 def normalize(raw_P: Floats, mode: str) -> Floats:

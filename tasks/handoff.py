@@ -67,7 +67,8 @@ def handoff(
     images = {row["image_id"]: row for row in files.read_table(unlabeled, UNLABELED).to_pylist()}
     detection_table = _load_detections([row["image_id"] for row in selected], detections)
     detected = {row["image_id"]: row for row in detection_table.to_pylist()}
-    scores_by_id = {row["image_id"]: row for row in files.read_table(scores, SCORES).to_pylist()}
+    score_table = files.read_table(scores, SCORES, columns=["image_id", *METRICS])
+    scores_by_id = {row["image_id"]: row for row in score_table.to_pylist()}
     for known, where, problem_text in (
         (images, selection, "is not among the unlabeled images"),
         (detected, detections, "has no detections"),

@@ -11,14 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from tasks.data.detections import read_shards
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
-from tasks.data.schemas import SCORES, SELECTION, UNCERTAINTY, UNLABELED
+from tasks.data.schemas import CANDIDATE_SCORES, SCORES, SELECTION, UNCERTAINTY, UNLABELED
 from tasks.params import load_stage_params
 from tasks.params.stages import BudgetParams, SelectParams
 from tasks.runtime.errors import UserError
@@ -56,8 +54,8 @@ def select(
         labels: folder of label batches, whose measured times give the cost of an image.
         unlabeled: images without labels (schemas.UNLABELED).
         leased: ids of those among them that are with the annotators already, and cannot be picked again.
-        infer: folder of detection shards (schemas.DETECTIONS), read one after the other.
-        scores: metrics (schemas.SCORES).
+        infer: folder of detection shards (schemas.DETECTIONS); opened where the strategy asks for embeddings.
+        scores: metrics and expected boxes (schemas.SCORES).
         uncertainty: uncertainties (schemas.UNCERTAINTY).
         out: folder for ``selection.parquet`` (schemas.SELECTION, by rank) and ``summary.json``.
         extensions: folder in which the module of an own strategy is found.
@@ -68,7 +66,7 @@ def select(
     """
     leased_ids = set(files.read_json(leased))
     cost_model = _fit_cost_model(labels, budget)
-    candidates = _candidates(unlabeled, leased_ids, infer, scores, uncertainty, cost_model)
+    candidates = _candidates(unlabeled, leased_ids, scores, uncertainty, cost_model)
     strategy = create_strategy(params.strategy, extensions)
     ranking = strategy.rank(PoolView(candidates, infer), seed=seed)
     _check_ranking(ranking, candidates, params.strategy)
@@ -92,15 +90,13 @@ def _fit_cost_model(labels: Path, budget: BudgetParams) -> AnnotationCost:
 
 
 def _candidates(
-    unlabeled: Path, leased: Set[str], infer: Path, scores: Path, uncertainty: Path, cost_model: AnnotationCost
+    unlabeled: Path, leased: Set[str], scores: Path, uncertainty: Path, cost_model: AnnotationCost
 ) -> pd.DataFrame:
     """Join what is known about each candidate, indexed and sorted by image_id."""
-    available = set(files.read_table(unlabeled, UNLABELED)["image_id"].to_pylist()) - leased
+    available = set(files.read_table(unlabeled, UNLABELED, columns=["image_id"])["image_id"].to_pylist()) - leased
     ids = pd.Index(sorted(available), name="image_id")
-    known = (
-        _by_image(scores, SCORES)
-        .join(_by_image(uncertainty, UNCERTAINTY), how="inner")
-        .join(_expected_boxes(infer), how="inner")
+    known = _by_image(scores, SCORES, CANDIDATE_SCORES).join(
+        _by_image(uncertainty, UNCERTAINTY, UNCERTAINTY.names), how="inner"
     )
     missing = ids.difference(known.index)
     if len(missing):
@@ -114,28 +110,9 @@ def _candidates(
     return candidates
 
 
-def _by_image(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    table: pd.DataFrame = files.read_table(path, schema).to_pandas()
+def _by_image(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pd.DataFrame:
+    table: pd.DataFrame = files.read_table(path, schema, columns=columns).to_pandas()
     return table.set_index("image_id")
-
-
-def _expected_boxes(infer: Path) -> pd.Series:
-    """Return the expected number of boxes by image_id: the sum of the detections' scores (docs/method.md#cost).
-
-    Were the scores calibrated probabilities, this would be the expected number of right detections. What
-    the teacher misses is not in it, so hard images cost more than they are booked for.
-    """
-    expected: dict[str, float] = {}
-    for table in read_shards(infer):
-        rows = table["scores"].to_pylist()
-        expected.update(
-            zip(
-                table["image_id"].to_pylist(),
-                (float(np.sum(row, dtype=np.float64)) for row in rows),
-                strict=True,
-            )
-        )
-    return pd.Series(expected, name="expected_boxes", dtype="float64").rename_axis("image_id").clip(lower=0.0)
 
 
 def _check_ranking(ranking: Sequence[str], candidates: pd.DataFrame, strategy: str) -> None:

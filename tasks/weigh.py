@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from detectron_ext.detection_loss import class_difficulty
 from detectron_ext.dwa import DwaConfig, DwaResult, DwaSamples, fit_dwa, rank_correlation
 from detectron_ext.feature_importance import feature_importance
-from detectron_ext.image_features import feature_names, image_features
+from detectron_ext.image_features import feature_names
 from detectron_ext.uncertainty_metrics import Floats, uncertainty
 from tasks.data import schemas
-from tasks.data.detections import read_detections
-from tasks.data.dwa_samples import DwaSample, all_samples, metrics_of
+from tasks.data.dwa_samples import DwaSample, all_samples
 from tasks.data.paths import Workspace
 from tasks.params import StageParams, load_stage_params
 from tasks.params.stages import DwaParams
@@ -54,18 +54,17 @@ class DwaDecision:
     fit: DwaResult | None
 
 
-def weigh(params: StageParams, *, samples: list[DwaSample], detections: Path, scores: Path, out: Path) -> None:
+def weigh(params: StageParams, *, samples: list[DwaSample], scores: Path, out: Path) -> None:
     """Write uncertainty.parquet, class_weights.json, dwa_samples.parquet and dwa.json.
 
     Args:
         params: sections seed, classes, scoring, dwa.
         samples: images a teacher had not been trained on, with what people found there.
-        detections: output of infer.
         scores: scores.parquet of the pool.
         out: output folder.
     """
     classes: list[str] = params.classes
-    pool = _pool_features(detections, scores, len(classes))
+    pool = _pool_features(scores)
     difficulty_K = class_difficulty([pair.losses for pair in samples]) if samples else np.full(len(classes), np.nan)
     class_prior_K = class_prior(difficulty_K, params.dwa.class_weight_max)
     class_weights = len(classes) * class_prior_K
@@ -173,25 +172,17 @@ def _active_teacher(pool: PoolFeatures) -> DwaDecision:
     return DwaDecision("activeteacher", reason, weights, scaled.mean(axis=1), None)
 
 
-def _pool_features(detections: Path, scores: Path, num_classes: int) -> PoolFeatures:
-    rows = {row["image_id"]: row for row in files.read_table(scores, schemas.SCORES).to_pylist()}
-    ids, features, metrics, active_teacher = [], [], [], []
-    for found in read_detections(detections):
-        row = rows.get(found.image_id)
-        if row is None:  # a calibration image
-            continue
-        posteriors = found.class_probs.reshape(len(found.scores), num_classes + 1)
-        image_metrics = metrics_of(row)
-        ids.append(found.image_id)
-        metrics.append(image_metrics)
-        features.append(image_features(found.boxes_xyxy, found.scores, posteriors, image_metrics, num_classes))
-        active_teacher.append([row["confidence_raw"], row["entropy_raw"], float(len(set(found.class_ids.tolist())))])
-    count = len(ids)
+def _pool_features(scores: Path) -> PoolFeatures:
+    table = files.read_table(scores, schemas.SCORES)
+    count = len(table)
+    metrics = np.column_stack([table[name].to_numpy() for name in schemas.METRICS])
+    active_teacher = [table[name].to_numpy() for name in ("confidence_raw", "entropy_raw", "num_distinct_classes")]
+    features_PD = pc.list_flatten(table["features"]).to_numpy().reshape(count, -1 if count else 0)
     return PoolFeatures(
-        ids,
-        np.array(features, dtype=np.float64).reshape(count, -1) if count else np.zeros((0, 0)),
-        np.array(metrics, dtype=np.float64).reshape(count, 3),
-        np.array(active_teacher, dtype=np.float64).reshape(count, 3),
+        table["image_id"].to_pylist(),
+        np.column_stack([metrics, features_PD]) if count else np.zeros((0, 0)),
+        metrics,
+        np.column_stack(active_teacher).astype(np.float64),
     )
 
 
@@ -282,7 +273,6 @@ def _body(workspace: Workspace) -> None:
     weigh(
         params,
         samples=all_samples(workspace, params.classes, params.dwa.history_batches, params.dwa.focal_gamma),
-        detections=workspace.derived("infer"),
         scores=workspace.derived("score") / "scores.parquet",
         out=workspace.derived("weigh"),
     )

@@ -1,6 +1,6 @@
 """Read stored detections shard by shard, so that memory does not grow with the pool."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tasks.data import schemas
 from tasks.storage import files
 
-_BATCH_COLUMNS = ["image_id", "boxes_xyxy", "scores", "class_probs"]
+_BATCH_COLUMNS = ["image_id", "boxes_xyxy", "scores", "class_ids", "class_probs"]
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,23 @@ class DetectionBatch:
     num_boxes: NDArray[np.int64]  # (P,), their sum is B
     boxes_xyxy: NDArray[np.float32]  # (B, 4) px of the original
     scores: NDArray[np.float32]  # (B,)
+    class_ids: NDArray[np.int64]  # (B,)
     class_probs: NDArray[np.float16]  # (B, K+1); (0, 0) without boxes
 
 
-def read_detections(folder: Path) -> Iterator[StoredDetections]:
-    """Yield the detections of an ``infer`` folder by image id, one shard in memory at a time."""
+def read_detections(folder: Path, image_ids: Collection[str] | None = None) -> Iterator[StoredDetections]:
+    """Yield the detections of an ``infer`` folder by image id, one shard in memory at a time.
+
+    Args:
+        folder: output of infer.
+        image_ids: the images wanted; None for all.
+    """
+    wanted_ids = None if image_ids is None else pa.array(image_ids, pa.string())
     for shard in read_shards(folder):
-        yield from detections_from_table(shard)
+        if wanted_ids is None:
+            yield from detections_from_table(shard)
+        else:
+            yield from detections_from_table(shard.filter(pc.is_in(shard["image_id"], value_set=wanted_ids)))
 
 
 def read_detection_batches(folder: Path, *, batch_size: int = 1024) -> Iterator[DetectionBatch]:
@@ -68,6 +78,7 @@ def _batches_from_table(table: pa.Table, batch_size: int) -> Iterator[DetectionB
             pc.list_value_length(rows["scores"]).to_numpy().astype(np.int64),
             _flatten(rows["boxes_xyxy"]).reshape(len(scores_B), 4),
             scores_B,
+            _flatten(rows["class_ids"]).astype(np.int64),
             _flatten(rows["class_probs"]).reshape(len(scores_B), -1 if len(scores_B) else 0),
         )
 

@@ -115,11 +115,10 @@ def calibration_samples(
 ) -> list[DwaSample]:
     """Build the samples of the calibration images with the current teacher."""
     truth = {row["image_id"]: row for row in files.read_table(calibration, schemas.ANNOTATED).to_pylist()}
-    metrics = {row["image_id"]: metrics_of(row) for row in files.read_table(scores, schemas.SCORES).to_pylist()}
+    rows = files.read_table(scores, schemas.SCORES, columns=["image_id", *schemas.METRICS]).to_pylist()
+    metrics = {row["image_id"]: metrics_of(row) for row in rows}
     samples = []
-    for found in read_detections(detections):
-        if found.image_id not in truth:
-            continue
+    for found in read_detections(detections, list(truth)):
         row = truth[found.image_id]
         boxes = np.array(row["boxes_xyxy"], dtype=np.float64).reshape(-1, 4)
         labeled = [(tuple(box), label) for box, label in zip(boxes.tolist(), row["class_ids"], strict=True)]

@@ -68,10 +68,14 @@ DETECTIONS = pa.schema(
 DETECTIONS_AT_SELECTION = pa.schema(
     [*DETECTIONS, ("confidence", pa.float64()), ("entropy", pa.float64()), ("overlap", pa.float64())]
 )
+# All that later stages need to know of the whole pool; they read ``infer`` for the images they picked only.
 SCORES = pa.schema(
     [
         ("image_id", pa.string()),
         ("num_boxes", pa.int32()),
+        ("num_distinct_classes", pa.int32()),
+        ("expected_boxes", pa.float64()),  # docs/method.md#cost
+        ("expected_boxes_per_class", _FLOATS),  # K; their sum is expected_boxes
         ("confidence_raw", pa.float64()),
         ("entropy_raw", pa.float64()),
         ("overlap_raw", pa.float64()),
@@ -79,8 +83,11 @@ SCORES = pa.schema(
         ("entropy", pa.float64()),
         ("overlap", pa.float64()),
         ("has_no_detections", pa.bool_()),
+        ("features", _FLOATS),  # D = 12 + 2K in every row: the DWA network's inputs that follow the three metrics
     ]
 )
+CANDIDATE_SCORES = [name for name in SCORES.names if name not in ("features", "expected_boxes_per_class")]
+"""Columns of SCORES with one value an image: what a selection strategy and the report see."""
 UNCERTAINTY = pa.schema(
     [
         ("image_id", pa.string()),

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from tasks.data.label_store import read_batch, read_labels
 from tasks.data.paths import STAGES, Workspace
-from tasks.data.schemas import SCORES, SELECTION, UNCERTAINTY, AnnotationTask
+from tasks.data.schemas import CANDIDATE_SCORES, SCORES, SELECTION, UNCERTAINTY, AnnotationTask
 from tasks.reporting.agreement import agreement_metrics
 from tasks.runtime.errors import UserError
 from tasks.storage import files
@@ -97,7 +97,9 @@ def _curves(path: Path) -> pd.DataFrame | None:
 
 
 def _pool_metrics(workspace: Workspace) -> pd.DataFrame:
-    scores = files.read_table(workspace.derived("score") / "scores.parquet", SCORES).to_pandas()
+    scores = files.read_table(
+        workspace.derived("score") / "scores.parquet", SCORES, columns=CANDIDATE_SCORES
+    ).to_pandas()
     weights = files.read_table(workspace.derived("weigh") / "uncertainty.parquet", UNCERTAINTY).to_pandas()
     joined: pd.DataFrame = scores.set_index("image_id").join(weights.set_index("image_id"), how="inner")
     return joined

@@ -25,8 +25,8 @@ class PoolView:
         """Keep the table; detections are opened only when they are asked for.
 
         Args:
-            candidates: one row per unlabeled image, ``image_id`` as its index: the columns of schemas.SCORES and
-                schemas.UNCERTAINTY, plus ``expected_boxes`` and ``expected_minutes``.
+            candidates: one row per unlabeled image, ``image_id`` as its index: schemas.CANDIDATE_SCORES and the
+                columns of schemas.UNCERTAINTY, plus ``expected_minutes``.
             infer: output of the stage ``infer``; None: there are no embeddings.
         """
         self.candidates = candidates

@@ -69,6 +69,11 @@ def write_table(path: Path, table: pa.Table) -> None:
 def read_table(path: Path, schema: pa.Schema, *, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet table, or some of its columns, and check that it has the columns of ``schema``.
 
+    Args:
+        path: the table.
+        schema: all columns that it must have.
+        columns: those that are read, in this order; None for all.
+
     Raises:
         UserError: the file is missing, unreadable, or its columns are not those of ``schema``.
     """
@@ -82,7 +87,7 @@ def read_table(path: Path, schema: pa.Schema, *, columns: Sequence[str] | None =
         raise UserError(path, f"the content is unreadable ({error}), expected a Parquet table") from None
     if not found.equals(schema):
         raise UserError(path, f"the columns are {found.names}, expected {schema.names} with their types")
-    return table
+    return table if columns is None else table.select(list(columns))
 
 
 def sha256_file(path: Path) -> str:

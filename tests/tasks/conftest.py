@@ -239,6 +239,8 @@ class SyntheticCampaign:
         weights /= weights.sum(1, keepdims=True)
         uncertainty = (weights * metrics).sum(1)
         scores = {"image_id": self.ids, "num_boxes": np.where(empty, 0, 3), "has_no_detections": empty}
+        scores |= {"num_distinct_classes": np.where(empty, 0, 2), "expected_boxes": np.where(empty, 0.0, 2.4)}
+        scores |= {"expected_boxes_per_class": [[0.4] * 6] * count, "features": [[0.0] * 24] * count}
         scores |= {f"{name}_raw": raw[:, i] for i, name in enumerate(METRICS)} | {
             name: metrics[:, i] for i, name in enumerate(METRICS)
         }

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.data.paths import Workspace
-from tasks.data.schemas import DETECTIONS, SCORES, SELECTION, UNCERTAINTY, UNLABELED
+from tasks.data.schemas import SCORES, SELECTION, UNCERTAINTY, UNLABELED
 from tasks.params import load_params
 from tasks.params.stages import BudgetParams, SelectParams
 from tasks.runtime.errors import UserError
@@ -33,17 +33,17 @@ def image_ids(count: int) -> list[str]:
     return [f"{i:016x}" for i in range(count)]
 
 
-def write_inputs(
-    root: Path, count: int, *, shuffle: int = 0, empty: tuple[int, ...] = (), shard: int = 7
-) -> dict[str, Path]:
-    """``count`` unlabeled images and two calibration images; image i has i % 5 boxes of score 0.5."""
+def write_inputs(root: Path, count: int, *, shuffle: int = 0, empty: tuple[int, ...] = ()) -> dict[str, Path]:
+    """``count`` unlabeled images; image i has i % 5 boxes of score 0.5."""
     ids = image_ids(count)
     boxes = [0 if i in empty else i % 5 for i in range(count)]
     rows = np.random.default_rng(shuffle).permutation(count) if shuffle else np.arange(count)
     values = np.random.default_rng(0).random((count, 8))
     weights = values[:, 3:6] / values[:, 3:6].sum(1, keepdims=True) if count else values[:, 3:6]
     scores = {
-        "image_id": ids, "num_boxes": boxes,
+        "image_id": ids, "num_boxes": boxes, "num_distinct_classes": np.minimum(boxes, 1),
+        "expected_boxes": np.array(boxes) * 0.5, "expected_boxes_per_class": [[n * 0.5] for n in boxes],
+        "features": [[0.0] * 14] * count,
         **{name: values[:, i] for i, name in enumerate(["confidence_raw", "entropy_raw", "overlap_raw"])},
         **{name: values[:, i] for i, name in enumerate(["confidence", "entropy", "overlap"])},
         "has_no_detections": [n == 0 for n in boxes],
@@ -71,7 +71,6 @@ def write_inputs(
         files.write_table(paths[name], pa.table(table, schema=schema).take(rows))
     files.write_json(paths["leased"], [])
     write_annotations(workspace, [])
-    _write_shards(paths["infer"], [*ids, "ffff", "eeee"], [*boxes, 3, 3], [*rows, count, count + 1], shard)
     return paths
 
 
@@ -88,21 +87,6 @@ def write_annotations(workspace: Workspace, timed: list[tuple[int, float]]) -> N
     ]  # fmt: skip
     batch = {"batch": 0, "provider": "test", "collected_at": "2026-03-02T00:00:00+00:00", "images": images}
     files.write_json(workspace.label_batch(0), batch)
-
-
-def _write_shards(folder: Path, ids: list[str], boxes: list[int], rows: list[int], size: int) -> None:
-    for number, start in enumerate(range(0, len(rows), size)):
-        part = rows[start : start + size]
-        table = {
-            "image_id": [ids[i] for i in part],
-            "boxes_xyxy": [[0.0, 0.0, 9.0, 9.0] * boxes[i] for i in part],
-            "scores": [[0.5] * boxes[i] for i in part],
-            "class_ids": [[0] * boxes[i] for i in part],
-            "class_probs": [[np.float16(0.5)] * (2 * boxes[i]) for i in part],
-            "embedding": [[np.float16(0)]] * len(part),
-            "model_digest": ["0" * 64] * len(part),
-        }
-        files.write_table(folder / f"shard-{number:04d}.parquet", pa.table(table, schema=DETECTIONS))
 
 
 def read_selection(out: Path) -> list[dict]:
@@ -125,13 +109,6 @@ def test_writes_ranked_rows_and_a_summary(tmp_path):
     )
     assert summary["expected_boxes"] == pytest.approx(sum(row["expected_boxes"] for row in rows))
     assert summary["expected_minutes"] == pytest.approx(24 * 0.2 + summary["expected_boxes"] * 0.5)
-
-
-def test_expected_boxes_are_the_sum_of_scores_over_all_shards(tmp_path):
-    paths = write_inputs(tmp_path, 20, shard=3)
-    select(BY_UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
-    for row in read_selection(tmp_path / "out"):
-        assert row["expected_boxes"] == pytest.approx(0.5 * (int(row["image_id"], 16) % 5))
 
 
 def test_reasons_name_rank_metrics_and_weights_or_the_draw(tmp_path):
@@ -186,13 +163,6 @@ def test_what_the_annotators_have_already_is_not_picked_again(tmp_path, caplog):
     assert sorted(row["image_id"] for row in read_selection(tmp_path / "out")) == everything[5:]
     assert (summary["leased"], summary["candidates"], summary["selected"]) == (5, 3, 3)
     assert "5 unlabeled images are with the annotators" in caplog.text
-
-
-def test_no_shard_at_all_is_an_empty_pool_too(tmp_path):
-    paths = write_inputs(tmp_path, 0)
-    for shard in paths["infer"].iterdir():
-        shard.unlink()
-    assert select(BY_UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")["selected"] == 0
 
 
 def test_unscored_image_is_named(tmp_path):
@@ -255,14 +225,14 @@ def test_result_is_within_budget_deterministic_and_blind_to_row_order(
     )
     paths, shuffled = (
         write_inputs(tmp_path / "a", 40),
-        write_inputs(tmp_path / "b", 40, shuffle=shuffle, shard=5),
+        write_inputs(tmp_path / "b", 40, shuffle=shuffle),
     )
     summary = select(params, budget, seed, **paths, out=tmp_path / "out-a")
     select(params, budget, seed, **shuffled, out=tmp_path / "out-b")
     for name in ("selection.parquet", "summary.json"):
         assert (tmp_path / "out-a" / name).read_bytes() == (tmp_path / "out-b" / name).read_bytes()
     rows = read_selection(tmp_path / "out-a")
-    assert {row["image_id"] for row in rows} <= set(image_ids(40))  # no calibration image
+    assert {row["image_id"] for row in rows} <= set(image_ids(40))
     spent = {"images": len(rows), "boxes": summary["expected_boxes"], "minutes": summary["expected_minutes"]}[unit]
     assert spent <= amount + 1e-3 or len(rows) == 1
 

@@ -51,7 +51,13 @@ def scored(tmp_path: Path) -> Path:
     write_detections(tmp_path / "infer", 30)
     files.write_table(tmp_path / "calibration.parquet", schemas.ANNOTATED.empty_table())
     params = load_params(REPOSITORY / "params.yaml").scoring
-    score(params, detections=tmp_path / "infer", calibration=tmp_path / "calibration.parquet", out=tmp_path / "score")
+    score(
+        params,
+        num_classes=len(CLASSES),
+        detections=tmp_path / "infer",
+        calibration=tmp_path / "calibration.parquet",
+        out=tmp_path / "score",
+    )
     return tmp_path
 
 
@@ -76,7 +82,6 @@ def run_weigh(folder: Path, samples: list[DwaSample], **dwa: Any) -> tuple[dict[
     weigh(
         stage_params(**dwa),
         samples=samples,
-        detections=folder / "infer",
         scores=folder / "score" / "scores.parquet",
         out=folder / "weigh",
     )
@@ -110,7 +115,13 @@ def test_calibration_images_are_scored_apart(tmp_path: Path) -> None:
     ]
     files.write_table(tmp_path / "calibration.parquet", pa.Table.from_pylist(rows, schemas.ANNOTATED))
     params = load_params(REPOSITORY / "params.yaml").scoring
-    score(params, detections=tmp_path / "infer", calibration=tmp_path / "calibration.parquet", out=tmp_path / "score")
+    score(
+        params,
+        num_classes=len(CLASSES),
+        detections=tmp_path / "infer",
+        calibration=tmp_path / "calibration.parquet",
+        out=tmp_path / "score",
+    )
     pool = files.read_table(tmp_path / "score" / "scores.parquet", schemas.SCORES)["image_id"].to_pylist()
     own = files.read_table(tmp_path / "score" / "calibration.parquet", schemas.SCORES)["image_id"].to_pylist()
     assert own == [f"{n:016x}" for n in range(4)]

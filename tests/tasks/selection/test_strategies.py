@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tasks.data.schemas import SCORES, UNCERTAINTY
+from tasks.data.schemas import CANDIDATE_SCORES, UNCERTAINTY
 from tasks.params.stages import STRATEGY_NAMES, BudgetParams
 from tasks.selection.annotation_cost import fit_annotation_cost
 from tasks.selection.budget import costs, expected_minutes, fill_budget, num_random_picks
@@ -33,7 +33,7 @@ def budget_cases(draw):
 
 
 def candidate_table(uncertainties: dict[str, float], **columns: object) -> pd.DataFrame:
-    names = [*SCORES.names[1:], *UNCERTAINTY.names[1:], "expected_boxes", "expected_minutes"]
+    names = [*CANDIDATE_SCORES[1:], *UNCERTAINTY.names[1:], "expected_minutes"]
     table = pd.DataFrame(0.5, index=pd.Index(list(uncertainties), name="image_id"), columns=names)
     return table.assign(uncertainty=list(uncertainties.values()), has_no_detections=False, num_boxes=3, **columns)
 

@@ -73,3 +73,11 @@ def test_a_link_out_of_the_workspace_is_refused(tmp_path: Path) -> None:
 
 def test_identity_is_the_content() -> None:
     assert image_id_from_sha256("0123456789abcdef" + "f" * 48) == "0123456789abcdef"
+
+
+def test_a_table_is_checked_whole_and_read_by_columns(tmp_path: Path) -> None:
+    schema = pa.schema([("a", pa.int64()), ("b", pa.string()), ("c", pa.float64())])
+    files.write_table(tmp_path / "t.parquet", pa.table({"a": [1], "b": ["x"], "c": [0.5]}, schema=schema))
+    assert files.read_table(tmp_path / "t.parquet", schema, columns=["c", "a"]).to_pydict() == {"c": [0.5], "a": [1]}
+    with pytest.raises(UserError, match="the columns are"):
+        files.read_table(tmp_path / "t.parquet", pa.schema([("c", pa.float64())]), columns=["c"])
