@@ -93,7 +93,7 @@ class BoxOverlaps(NamedTuple):
     """Other boxes of its image whose IoU with it is above ``NEIGHBOR_IOU``."""
 
 
-def sum_by_image(values_B: Floats, num_boxes_P: NDArray[np.int64]) -> Floats:
+def sum_by_image(values_B: NDArray[Any], num_boxes_P: NDArray[np.int64]) -> Floats:
     """Sum the rows of ``values_B``, (B,) or (B, C), over the boxes of each image: (P,) or (P, C), float64."""
     sums = np.zeros((len(num_boxes_P), *values_B.shape[1:]))
     has_boxes_P = num_boxes_P > 0

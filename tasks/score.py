@@ -98,7 +98,7 @@ def _score_batch(batch: DetectionBatch, params: ScoringParams, num_classes: int)
     return pa.table({name: columns[name] for name in _RAW_SCORES.names}, schema=_RAW_SCORES)
 
 
-def _list_column(values_PD: NDArray[np.float64]) -> pa.Array:
+def _list_column(values_PD: NDArray[Any]) -> pa.Array:
     """Return the rows as lists of float32."""
     offsets = np.arange(len(values_PD) + 1, dtype=np.int32) * values_PD.shape[1]
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values_PD.astype(np.float32).ravel()))
