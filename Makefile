@@ -76,10 +76,11 @@ imports: $(STAMP) ## Check who imports whom
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(STAMP) ## Measure a training step, a night and an import against their baselines
+bench: $(STAMP) ## Measure a training step, a night, an import and an evaluation against their baselines
 	@$(BIN)/python -W ignore -m infra.bench.training_step
 	$(BIN)/python -W ignore -m infra.bench.orchestration
 	$(BIN)/python -W ignore -m infra.bench.init
+	$(BIN)/python -W ignore -m infra.bench.evaluation
 
 .PHONY: setup-services
 setup-services: $(STAMP) ## Install what the real services need: PostgreSQL, Chromium (as root), Label Studio

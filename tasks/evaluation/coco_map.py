@@ -1,124 +1,57 @@
 """Compute COCO mAP, overall and per class, from boxes in memory."""
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
-from faster_coco_eval import COCO, COCOeval_faster
+
+from tasks.evaluation.average_precision import average_precisions
+from tasks.evaluation.coco_matching import ALL_AREAS, AREA_RANGES_PX2, Floats, match_detections
 
 
 class MapMetrics(TypedDict):
-    """Average precision in percent, 0..100. A class without a box in the validation set has AP None."""
+    """Average precision in percent, 0..100. None where the validation set has no object of that class or size."""
 
     mAP: float
     AP50: float
     AP75: float
+    AP_small: float | None
+    AP_medium: float | None
+    AP_large: float | None
     per_class: dict[str, float | None]
 
 
 def coco_map(truth: pa.Table, predictions: pa.Table, classes: Sequence[str], max_detections: int = 100) -> MapMetrics:
-    """Compute COCO AP50:95, AP50 and AP75 of one model.
+    """Compute COCO AP50:95, AP50 and AP75 of one model, and AP50:95 by size of the objects.
 
     Args:
-        truth: schemas.ANNOTATED.
-        predictions: rows with image_id, boxes_xyxy, scores, labels; images of ``truth`` only.
+        truth: schemas.ANNOTATED; ``match_detections`` says how crowds count.
+        predictions: rows with image_id, boxes_xyxy, scores, class_ids; images of ``truth`` only.
         classes: names by class index.
         max_detections: boxes per image and class that count.
     """
-    ground_truth = coco_ground_truth(truth, classes)
-    found = coco_results(truth, predictions)
-    if not ground_truth.dataset["annotations"]:
-        return MapMetrics(mAP=0.0, AP50=0.0, AP75=0.0, per_class=dict.fromkeys(classes))
-    if not found:
-        present = {box["category_id"] for box in ground_truth.dataset["annotations"]}
-        per_class = {name: 0.0 if index + 1 in present else None for index, name in enumerate(classes)}
-        return MapMetrics(mAP=0.0, AP50=0.0, AP75=0.0, per_class=per_class)
-    evaluation = COCOeval_faster(ground_truth, ground_truth.loadRes(found), "bbox", print_function=lambda *_: None)
-    evaluation.params.maxDets = [1, 10, max_detections]
-    evaluation.run()
-    return _summary(evaluation.eval["precision"], classes)
 
+    def class_ap(area_range_px2: tuple[float, float]) -> Floats:
+        matches = match_detections(
+            truth, predictions, len(classes), area_range_px2=area_range_px2, max_detections=max_detections
+        )
+        return np.asarray(100 * average_precisions(matches, np.ones((1, truth.num_rows), dtype=np.int64))[0])
 
-def coco_ground_truth(truth: pa.Table, classes: Sequence[str]) -> COCO:
-    """Convert a validation set to COCO's format; image and class numbers count from 1, in the order of ``truth``."""
-    number = _image_numbers(truth)
-    ground_truth = COCO()
-    ground_truth.dataset = {
-        "images": _images(truth, number),
-        "annotations": _boxes(truth, number),
-        "categories": [{"id": index + 1, "name": name} for index, name in enumerate(classes)],
-    }
-    ground_truth.createIndex()
-    return ground_truth
-
-
-def coco_results(truth: pa.Table, predictions: pa.Table) -> list[dict[str, Any]]:
-    """Convert predictions to COCO results, with the numbers of ``coco_ground_truth``."""
-    return _results(predictions, _image_numbers(truth))
-
-
-def _image_numbers(truth: pa.Table) -> dict[str, int]:
-    return {image_id: index + 1 for index, image_id in enumerate(truth["image_id"].to_pylist())}
-
-
-def _summary(precision: np.ndarray[Any, Any], classes: Sequence[str]) -> MapMetrics:
-    """Average precisions (10 IoU, 101 recall, K classes, areas, max detections); -1 marks a class without truth."""
-    kept = precision[:, :, :, 0, -1].astype(np.float64)
-    kept[kept < 0] = np.nan
-
-    def percent(values: np.ndarray[Any, Any]) -> float | None:
-        return None if np.isnan(values).all() else round(100 * float(np.nanmean(values)), 4)
-
+    ap_KT = class_ap(ALL_AREAS)
+    by_size = {size: _mean(class_ap(area_range_px2)) for size, area_range_px2 in AREA_RANGES_PX2.items()}
     return MapMetrics(
-        mAP=percent(kept) or 0.0,
-        AP50=percent(kept[0]) or 0.0,
-        AP75=percent(kept[5]) or 0.0,
-        per_class={name: percent(kept[:, :, index]) for index, name in enumerate(classes)},
+        mAP=_mean(ap_KT) or 0.0,
+        AP50=_mean(ap_KT[:, 0]) or 0.0,
+        AP75=_mean(ap_KT[:, 5]) or 0.0,
+        AP_small=by_size["small"],
+        AP_medium=by_size["medium"],
+        AP_large=by_size["large"],
+        per_class={name: _mean(ap_T) for name, ap_T in zip(classes, ap_KT, strict=True)},
     )
 
 
-def _images(truth: pa.Table, number: dict[str, int]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": number[row["image_id"]],
-            "width": row["width_px"],
-            "height": row["height_px"],
-            "file_name": row["uri"],
-        }
-        for row in truth.to_pylist()
-    ]
-
-
-def _boxes(truth: pa.Table, number: dict[str, int]) -> list[dict[str, Any]]:
-    annotations: list[dict[str, Any]] = []
-    for row in truth.to_pylist():
-        boxes = np.array(row["boxes_xyxy"], dtype=np.float64).reshape(-1, 4)
-        for (x1, y1, x2, y2), label in zip(boxes.tolist(), row["class_ids"], strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number[row["image_id"]],
-                    "category_id": label + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": 0,
-                }
-            )
-    return annotations
-
-
-def _results(predictions: pa.Table, number: dict[str, int]) -> list[dict[str, Any]]:
-    results = []
-    for row in predictions.to_pylist():
-        boxes = np.array(row["boxes_xyxy"], dtype=np.float64).reshape(-1, 4)
-        for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), row["scores"], row["class_ids"], strict=True):
-            results.append(
-                {
-                    "image_id": number[row["image_id"]],
-                    "category_id": label + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": score,
-                }
-            )
-    return results
+def _mean(ap: Floats) -> float | None:
+    """Average over the classes that have objects; None where none has."""
+    known = ap[~np.isnan(ap)]
+    return float(known.mean()) if known.size else None

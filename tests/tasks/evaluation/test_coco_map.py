@@ -38,7 +38,10 @@ def test_perfect_predictions_score_a_hundred() -> None:
     metrics = coco_map(
         TRUTH, prediction_table((BOX, [0.9], [0]), (BOX + FAR, [0.8, 0.7], [0, 1]), ([], [], [])), CLASSES
     )
-    assert metrics == {"mAP": 100.0, "AP50": 100.0, "AP75": 100.0, "per_class": {"a": 100.0, "b": 100.0, "never": None}}
+    assert metrics == {
+        "mAP": 100.0, "AP50": 100.0, "AP75": 100.0, "AP_small": 100.0, "AP_medium": 100.0, "AP_large": None,
+        "per_class": {"a": 100.0, "b": 100.0, "never": None},
+    }  # fmt: skip
 
 
 def test_no_predictions_score_zero_and_absent_classes_stay_unknown() -> None:
