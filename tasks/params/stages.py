@@ -14,7 +14,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-STRATEGY_NAMES = ("uncertainty", "random", "entropy")
+STRATEGY_NAMES = ("uncertainty", "random", "entropy", "coreset")
 ClassName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
 
 
@@ -275,8 +275,9 @@ class SelectParams(Section):
     """Which images are labeled next."""
 
     strategy: Annotated[str, name_or_class_path(*STRATEGY_NAMES)]
-    """Order in which images are taken: ``uncertainty`` and ``entropy``, falling, or ``random``, a uniform draw
-    (docs/method.md#selection). An own class is named as ``package.module:ClassName`` (docs/guides/extend.md)."""
+    """Order in which images are taken: ``uncertainty`` and ``entropy``, falling, ``random``, a uniform draw, or
+    ``coreset``, diversity alone (docs/method.md#selection). An own class is named as ``package.module:ClassName``
+    (docs/guides/extend.md)."""
     random_frac: Fraction
     """Share of the batch, in images, drawn uniformly from the whole pool. Without it the DWA network would only learn
     from images that its own rule prefers."""

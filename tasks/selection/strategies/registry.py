@@ -5,11 +5,17 @@ from pathlib import Path
 
 from tasks.runtime.extensions import is_class_path, load_extension
 from tasks.selection.strategies.base import Strategy
+from tasks.selection.strategies.coreset import Coreset
 from tasks.selection.strategies.entropy import Entropy
 from tasks.selection.strategies.random import Random
 from tasks.selection.strategies.uncertainty import Uncertainty
 
-STRATEGIES: Mapping[str, Strategy] = {"uncertainty": Uncertainty(), "random": Random(), "entropy": Entropy()}
+STRATEGIES: Mapping[str, Strategy] = {
+    "uncertainty": Uncertainty(),
+    "random": Random(),
+    "entropy": Entropy(),
+    "coreset": Coreset(),
+}
 
 
 def create_strategy(name: str, folder: Path) -> Strategy:
