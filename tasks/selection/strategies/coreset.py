@@ -55,7 +55,7 @@ def greedy_k_center(points_PC: Floats, covered_LC: Floats, *, num_centers: int) 
         return []
     chosen: list[int] = []
     if len(covered_LC):
-        distance_P = np.full(len(points_PC), np.inf)
+        distance_P: Floats = np.full(len(points_PC), np.inf, dtype=np.float64)
         for covered_C in covered_LC:
             distance_P = np.minimum(distance_P, _squared_distances(points_PC, covered_C))
     else:
