@@ -1,7 +1,7 @@
-"""Dynamic Weight Adjustment (docs/method.md#dwa): a small network that weights the metrics of each image.
+"""Dynamic Weight Adjustment (docs/method.md#dwa): small networks that weight the metrics of each image.
 
-Shape shorthand: B images, F features, K foreground classes; the three metrics are always in
-the order confidence, entropy, overlap.
+Shape shorthand: B samples, F features, M metrics, T terms of the mixture, S networks that are trained side by side,
+P pairs of samples. A term is a metric or, in a signed mixture, 1 minus a metric.
 """
 
 from collections.abc import Sequence
@@ -13,34 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detectron_ext.uncertainty_metrics import Floats, grouped_spearman
+from detectron_ext.ranking import RankingPairs
+from detectron_ext.uncertainty_metrics import Floats
 
 _RANK_TEMPERATURE = 0.1
-_BIAS_LEARNING_RATE = 0.05
-
-
-class DwaNetwork(nn.Module):
-    """MLP from image features to metric weights and class weights (docs/method.md#eq-12).
-
-    Both heads start at zero, so training starts at equal weights.
-    """
-
-    def __init__(self, num_features: int, num_classes: int, hidden_units: int) -> None:
-        """Build the network for F features and K classes; ``hidden_units`` is the width of its one hidden layer."""
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(num_features, hidden_units), nn.Tanh())
-        self.metric_head = nn.Linear(hidden_units, 3)
-        self.class_head = nn.Linear(hidden_units, num_classes)
-        for head in (self.metric_head, self.class_head):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-
-    def forward(self, features_BF: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute metric weights (B, 3), positive with sum 1, and class weights (B, K), positive with mean 1."""
-        hidden = self.body(features_BF)
-        class_logits_BK = self.class_head(hidden)
-        num_classes = class_logits_BK.shape[1]
-        return self.metric_head(hidden).softmax(dim=1), num_classes * class_logits_BK.softmax(dim=1)
+_SHARED_LEARNING_RATE = 0.05
+_COMPLEMENT_LOGIT = -3.0
+"""At the start a metric's complement has exp(-3), 5 %, of the metric's own weight."""
 
 
 @dataclass(frozen=True)
@@ -50,164 +29,164 @@ class DwaSamples:
     image_ids: list[str]
     group: NDArray[np.int64]  # (B,) index of the teacher; images of one teacher share a group
     features: Floats  # (B, F)
-    metrics: Floats  # (B, 3) normalized
+    metrics: Floats  # (B, M) normalized
     loss: Floats  # (B,) realized loss l (docs/method.md#eq-11)
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def subset(self, index: NDArray[np.int64]) -> "DwaSamples":
-        """Return the samples at ``index``."""
-        ids = [self.image_ids[i] for i in index]
-        return DwaSamples(ids, self.group[index], self.features[index], self.metrics[index], self.loss[index])
-
 
 @dataclass(frozen=True)
 class DwaConfig:
-    """Size and training of the network; see ``tasks.params.DwaParams``."""
+    """Size and training of the networks, and the choice among rules; see ``tasks.params.DwaParams``."""
 
     hidden_units: int
     epochs: int
     learning_rate: float
     weight_decay: float
-    weight_variance_penalty: float
+    weight_variance_penalties: tuple[float, ...]
     uniform_prior_penalty: float
+    allow_negative_weights: bool
     cv_folds: int
+    min_gain_se: float
     seed: int
+
+
+def mixture_terms(metrics_BM: Floats, *, signed: bool) -> Floats:
+    """Return what the mixture adds up, (B, T): the metrics, and in a signed mixture their complements 1 - m too."""
+    return np.concatenate([metrics_BM, 1 - metrics_BM], axis=1) if signed else metrics_BM
+
+
+def equal_weights(num_metrics: int, *, signed: bool) -> Floats:
+    """Return the weights (T,) that give every metric 1 / M and a complement nothing."""
+    equal_M = np.full(num_metrics, 1 / num_metrics)
+    return np.concatenate([equal_M, np.zeros(num_metrics)]) if signed else equal_M
+
+
+def metric_weights(weights_BT: Floats, num_metrics: int) -> Floats:
+    """Return the weight of each metric, (B, M): that of a complement counts as negative (docs/method.md#eq-12)."""
+    positive_BM, negative_BM = weights_BT[:, :num_metrics], weights_BT[:, num_metrics:]
+    return np.asarray(positive_BM - negative_BM) if negative_BM.shape[1] else positive_BM
+
+
+class DwaNetworks(nn.Module):
+    """S networks of one size, from image features to weights of the terms (docs/method.md#eq-12).
+
+    Each is an MLP with one hidden layer of tanh units. The output layers start at zero weights, so training starts
+    at equal weights. A network that is not ``per_image`` reads no feature: it gives all images its bias.
+    """
+
+    def __init__(
+        self, num_features: int, initial_weight_T: Floats, hidden_units: int, per_image: Sequence[bool], seed: int
+    ) -> None:
+        """Build the networks.
+
+        Args:
+            num_features: F.
+            initial_weight_T: weights at the start; those that are 0 start at 5 % of the largest.
+            hidden_units: width of the hidden layer.
+            per_image: one entry for each of the S networks: whether its weights depend on the image.
+            seed: of the hidden layers; every network gets its own.
+        """
+        super().__init__()
+        num_networks, num_terms = len(per_image), len(initial_weight_T)
+        bound = num_features**-0.5
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.rand(num_networks, hidden_units, num_features + 1, generator=generator) * 2 * bound - bound
+        self.hidden_weight = nn.Parameter(drawn[:, :, :-1].clone())
+        self.hidden_bias = nn.Parameter(drawn[:, :, -1:].clone())
+        self.output_weight = nn.Parameter(torch.zeros(num_networks, num_terms, hidden_units))
+        logit_T1 = torch.where(torch.from_numpy(initial_weight_T) > 0, 0.0, _COMPLEMENT_LOGIT)[:, None]
+        self.output_bias = nn.Parameter(logit_T1.float().repeat(num_networks, 1, 1))
+        self.register_buffer("per_image", torch.tensor(per_image, dtype=torch.float32)[:, None, None])
+
+    def forward(self, features_BF: Tensor) -> Tensor:
+        """Compute the weights (S, T, B), positive with sum 1 over T."""
+        hidden_SHB = torch.tanh(torch.matmul(self.hidden_weight, features_BF.T) + self.hidden_bias)
+        logits_STB = torch.bmm(self.output_weight * self.per_image, hidden_SHB) + self.output_bias
+        return logits_STB.softmax(dim=1)
 
 
 @dataclass(frozen=True)
 class DwaEnsemble:
     """The networks of all cross-validation folds; their outputs are averaged."""
 
-    networks: tuple[DwaNetwork, ...]
+    networks: DwaNetworks
+    members: tuple[int, ...]  # which of the S networks belong to the ensemble
     mean: Floats  # (F,) feature statistics of the pool
     std: Floats  # (F,)
 
-    def weights(self, features_BF: Floats) -> tuple[Floats, Floats]:
-        """Compute metric weights (B, 3) and class weights (B, K) as the mean over the folds' networks."""
+    def weights(self, features_BF: Floats) -> Floats:
+        """Compute the weights of the terms, (B, T), as the mean over the folds' networks, in blocks of images."""
+        blocks = []
         with torch.no_grad():
-            outputs = [network(self.standardize(features_BF)) for network in self.networks]
-        metric = torch.stack([weights for weights, _ in outputs]).mean(dim=0)
-        classes = torch.stack([weights for _, weights in outputs]).mean(dim=0)
-        return metric.double().numpy(), classes.double().numpy()
+            for start in range(0, len(features_BF), 4096):
+                block = self.networks(self.standardize(features_BF[start : start + 4096]))
+                blocks.append(block[list(self.members)].double().mean(dim=0).T.numpy())
+        return np.concatenate(blocks) if blocks else np.zeros((0, self.networks.output_bias.shape[1]))
 
     def standardize(self, features_BF: Floats) -> Tensor:
         """Standardize features by the pool's mean and standard deviation and clip them to [-4, 4], (B, F)."""
         return torch.from_numpy(((features_BF - self.mean) / self.std).clip(-4, 4)).float()
 
 
-def ranking_loss(uncertainty_B: Tensor, loss_B: Tensor, group_B: Tensor) -> Tensor:
-    """Compute the pairwise logistic ranking loss of U against realized losses (docs/method.md#eq-13).
+def ranking_loss(uncertainty_SB: Tensor, pairs: RankingPairs) -> Tensor:
+    """Compute the pairwise ranking loss of U against realized losses, (S,) (docs/method.md#eq-13).
 
-    Mean over pairs a, b of one group with l_a > l_b of ``softplus(-(U_a - U_b) / T)``, T = 0.1. 0 without pairs.
+    Weighted mean over pairs with l_a > l_b of ``softplus(-(U_a - U_b) / T)``, T = 0.1; 0 without pairs.
     """
-    harder_BB = (loss_B[:, None] > loss_B[None, :]) & (group_B[:, None] == group_B[None, :])
-    if not harder_BB.any():
-        return uncertainty_B.sum() * 0
-    margin_BB = uncertainty_B[:, None] - uncertainty_B[None, :]
-    return F.softplus(-margin_BB[harder_BB] / _RANK_TEMPERATURE).mean()
+    margin_SP = uncertainty_SB.gather(1, pairs.harder_SP) - uncertainty_SB.gather(1, pairs.easier_SP)
+    return (pairs.weight_SP * F.softplus(-margin_SP / _RANK_TEMPERATURE)).sum(dim=1)
 
 
-def fit_network(
-    samples: DwaSamples, features_BF: Tensor, class_prior_K: Floats, config: DwaConfig, seed: int
-) -> DwaNetwork:
-    """Train one network on the objective of docs/method.md#eq-14 (full batch, AdamW).
+def fit_networks(
+    features_BF: Tensor,
+    terms_BT: Floats,
+    is_training_SB: NDArray[np.bool_],
+    pairs: RankingPairs,
+    penalty_S: Sequence[float],
+    config: DwaConfig,
+) -> DwaNetworks:
+    """Train S networks side by side on the objective of docs/method.md#eq-14 (full batch, AdamW).
 
-    The heads' biases are shared by all images: they get a higher learning rate and no weight decay. The variance
-    of the weights over images is penalized, because a round adds few samples.
+    The output biases are shared by all images: they get a higher learning rate and no weight decay.
 
     Args:
-        samples: at least 2.
-        features_BF: (B, F) standardized features of the samples.
-        class_prior_K: q, the class target; sums to 1.
+        features_BF: standardized features of all samples.
+        terms_BT: terms of all samples.
+        is_training_SB: the samples that each network is trained on.
+        pairs: those that each network has to order; of its training samples only.
+        penalty_S: c of the penalty c / n on the variance of the weights between images; infinite: the network reads
+            no feature.
         config: sizes and schedule.
-        seed: of the initial weights.
     """
-    torch.manual_seed(seed)
-    network = DwaNetwork(features_BF.shape[1], len(class_prior_K), config.hidden_units)
-    shared_parameters = [network.metric_head.bias, network.class_head.bias]
-    image_parameters = [*network.body.parameters(), network.metric_head.weight, network.class_head.weight]
+    equal_T = equal_weights(
+        terms_BT.shape[1] // (2 if config.allow_negative_weights else 1), signed=config.allow_negative_weights
+    )
+    per_image = np.isfinite(penalty_S)
+    networks = DwaNetworks(features_BF.shape[1], equal_T, config.hidden_units, per_image.tolist(), config.seed)
     optimizer = torch.optim.AdamW(
         [
-            {"params": shared_parameters, "lr": _BIAS_LEARNING_RATE, "weight_decay": 0.0},
-            {"params": image_parameters, "lr": config.learning_rate, "weight_decay": config.weight_decay},
+            {"params": [networks.output_bias], "lr": _SHARED_LEARNING_RATE, "weight_decay": 0.0},
+            {
+                "params": [networks.hidden_weight, networks.hidden_bias, networks.output_weight],
+                "lr": config.learning_rate,
+                "weight_decay": config.weight_decay,
+            },
         ]
     )
-    metrics, loss = torch.from_numpy(samples.metrics).float(), torch.from_numpy(samples.loss).float()
-    group, target = (
-        torch.from_numpy(samples.group),
-        torch.from_numpy(class_prior_K * len(class_prior_K)).float(),
-    )
+    terms_TB, equal = torch.from_numpy(terms_BT.T.copy()).float(), torch.from_numpy(equal_T).float()
+    share_SB1 = torch.from_numpy(is_training_SB / is_training_SB.sum(axis=1, keepdims=True)).float()[:, :, None]
+    count_S = torch.from_numpy(is_training_SB.sum(axis=1)).float()
+    constant_S = torch.from_numpy(np.where(per_image, penalty_S, 0.0)).float()
     for _ in range(config.epochs):
         optimizer.zero_grad()
-        weights_B3, classes_BK = network(features_BF)
-        ranking = ranking_loss((weights_B3 * metrics).sum(dim=1), loss, group)
-        mean_3 = weights_B3.mean(dim=0)
-        weight_variance = (weights_B3 - mean_3).square().sum(dim=1).mean()
-        uniform_distance = (mean_3 - 1 / 3).square().sum()
-        class_error = (classes_BK - target).square().mean()
-        total = (
-            ranking
-            + config.weight_variance_penalty * weight_variance
-            + config.uniform_prior_penalty * uniform_distance
-            + class_error
-        )
-        total.backward()
+        weights_STB = networks(features_BF)
+        mean_ST1 = torch.bmm(weights_STB, share_SB1)
+        variance_S = torch.bmm((weights_STB - mean_ST1).square(), share_SB1).sum(dim=(1, 2))
+        distance_S = (mean_ST1[:, :, 0] - equal).square().sum(dim=1)
+        ranking_S = ranking_loss((weights_STB * terms_TB).sum(dim=1), pairs)
+        penalties_S = (constant_S * variance_S + config.uniform_prior_penalty * distance_S) / count_S
+        (ranking_S + penalties_S).sum().backward()
         optimizer.step()
-    return network.eval()
-
-
-@dataclass(frozen=True)
-class DwaResult:
-    """A trained ensemble and the rank correlations that decide whether it is used."""
-
-    ensemble: DwaEnsemble
-    spearman_dwa: float | None
-    spearman_equal: float | None
-    held_out_weights: Floats  # (B, 3) of every sample, from the network trained without it
-
-
-def fit_dwa(samples: DwaSamples, pool_features: Floats, class_prior_K: Floats, config: DwaConfig) -> DwaResult:
-    """Train one network per fold; every sample gets weights from the network trained without it.
-
-    Args:
-        samples: at least ``config.cv_folds``.
-        pool_features: (P, F), for standardization: the pool has more images than ``samples``.
-        class_prior_K: q, the class target; sums to 1.
-        config: sizes and schedule.
-    """
-    std = pool_features.std(axis=0)
-    ensemble = DwaEnsemble((), pool_features.mean(axis=0), np.where(std > 1e-6, std, 1.0))
-    features = ensemble.standardize(samples.features)
-    fold_B = assign_folds(samples, config.cv_folds, config.seed)
-    held_out, networks = np.full((len(samples), 3), 1 / 3), []
-    for fold in range(config.cv_folds):
-        train_index, held_out_index = np.flatnonzero(fold_B != fold), np.flatnonzero(fold_B == fold)
-        network = fit_network(
-            samples.subset(train_index), features[train_index], class_prior_K, config, config.seed + fold
-        )
-        with torch.no_grad():
-            held_out[held_out_index] = network(features[held_out_index])[0].double().numpy()
-        networks.append(network)
-    return DwaResult(
-        DwaEnsemble(tuple(networks), ensemble.mean, ensemble.std),
-        rank_correlation(samples, held_out),
-        rank_correlation(samples, np.full((len(samples), 3), 1 / 3)),
-        held_out,
-    )
-
-
-def assign_folds(samples: DwaSamples, cv_folds: int, seed: int) -> NDArray[np.int64]:
-    """Assign samples to balanced folds by image id, (B,); all samples of one image share a fold."""
-    unique = sorted(set(samples.image_ids))
-    order = np.random.default_rng(seed).permutation(len(unique))
-    fold_by_id = {image_id: int(position) % cv_folds for image_id, position in zip(unique, order, strict=True)}
-    return np.array([fold_by_id[image_id] for image_id in samples.image_ids], dtype=np.int64)
-
-
-def rank_correlation(samples: DwaSamples, weights_B3: Floats) -> float | None:
-    """Compute the Spearman correlation of U with the realized loss within groups, weighted by group size."""
-    score = (weights_B3 * samples.metrics).sum(axis=1)
-    groups: Sequence[int] = np.unique(samples.group).tolist()
-    return grouped_spearman([(score[samples.group == g], samples.loss[samples.group == g]) for g in groups])
+    return networks.eval()
