@@ -19,14 +19,16 @@ Ints = NDArray[np.integer[Any]]
 
 
 class RealizedLoss(NamedTuple):
-    """Focal losses of one image by class: sum and number of terms."""
+    """Focal losses of one image by class, those of objects and those of background that was claimed apart."""
 
-    total_K: Floats
-    num_terms_K: Ints
+    positive_K: Floats  # sum over the labeled boxes of the class
+    num_boxes_K: Ints  # labeled boxes of the class
+    claimed_background_K: Floats  # sum over the detections of nothing that claim the class
+    num_claims_K: Ints  # detections that claim the class, right ones too
 
-    def weighted(self, class_weight_K: Floats) -> float:
-        """Compute the image's realized loss ``l = sum_c v_c L_c`` (docs/method.md#eq-11)."""
-        return float((self.total_K * class_weight_K).sum())
+    def weighted(self, positive_weight_K: Floats, claimed_background_weight_K: Floats) -> float:
+        """Compute the image's realized loss ``l = sum_c v_c L_c + b_c G_c`` (docs/method.md#eq-11)."""
+        return float(self.positive_K @ positive_weight_K + self.claimed_background_K @ claimed_background_weight_K)
 
 
 def focal(p_true: Floats, gamma: float) -> Floats:
@@ -57,26 +59,26 @@ def realized_loss(
 ) -> RealizedLoss:
     """Compute the focal loss of the stored posteriors against the labeled boxes, by class.
 
-    A matched detection adds FL of its box's class probability to that class; an unmatched detection adds FL of its
-    background probability to its predicted class; a missed box adds FL of ``MISS_PROBABILITY`` to its class.
+    A matched detection adds FL of its box's class probability to the positives of that class, a missed box FL of
+    ``MISS_PROBABILITY``; an unmatched detection adds FL of its background probability to the claimed background of
+    its predicted class.
     """
     num_classes = class_probs_NK.shape[1] - 1
-    total_K, num_terms_K = np.zeros(num_classes), np.zeros(num_classes, dtype=np.int64)
     matched_N = match_detections(boxes_N4, scores_N, gt_boxes_G4)
-    predicted_N = class_probs_NK[:, :-1].argmax(axis=1) if len(class_probs_NK) else np.zeros(0, dtype=np.int64)
-    for n, g in enumerate(matched_N):
-        class_id = int(gt_class_ids_G[g]) if g >= 0 else int(predicted_N[n])
-        p_true = class_probs_NK[n, class_id] if g >= 0 else class_probs_NK[n, -1]
-        total_K[class_id] += focal(np.asarray(p_true), gamma)
-        num_terms_K[class_id] += 1
-    for g in set(range(len(gt_boxes_G4))) - set(matched_N.tolist()):
-        total_K[int(gt_class_ids_G[g])] += focal(np.asarray(MISS_PROBABILITY), gamma)
-        num_terms_K[int(gt_class_ids_G[g])] += 1
-    return RealizedLoss(total_K, num_terms_K)
+    claimed_N = class_probs_NK[:, :-1].argmax(axis=1)
+    is_hit_N = matched_N >= 0
+    p_true_G = np.full(len(gt_boxes_G4), MISS_PROBABILITY)
+    hit_G = matched_N[is_hit_N]
+    p_true_G[hit_G] = class_probs_NK[is_hit_N, gt_class_ids_G[hit_G]]
+    p_background_N = class_probs_NK[~is_hit_N, -1]
+    return RealizedLoss(
+        _sum_by_class(gt_class_ids_G, focal(p_true_G, gamma), num_classes),
+        np.bincount(gt_class_ids_G, minlength=num_classes),
+        _sum_by_class(claimed_N[~is_hit_N], focal(p_background_N, gamma), num_classes),
+        np.bincount(claimed_N, minlength=num_classes),
+    )
 
 
-def class_difficulty(losses: list[RealizedLoss]) -> Floats:
-    """Compute the mean focal loss per class over images, (K,) (docs/method.md#eq-9); NaN for a class without terms."""
-    total_K = np.sum([loss.total_K for loss in losses], axis=0)
-    num_terms_K = np.sum([loss.num_terms_K for loss in losses], axis=0)
-    return np.asarray(np.divide(total_K, num_terms_K, out=np.full(len(total_K), np.nan), where=num_terms_K > 0))
+def _sum_by_class(class_ids: Ints, values: Floats, num_classes: int) -> Floats:
+    sums_K = np.bincount(class_ids, weights=values, minlength=num_classes)
+    return sums_K.astype(np.float64)  # integers where there is no value at all

@@ -98,6 +98,7 @@ class DwaNetworks(nn.Module):
         self.output_weight = nn.Parameter(torch.zeros(num_networks, num_terms, hidden_units))
         logit_T1 = torch.where(torch.from_numpy(initial_weight_T) > 0, 0.0, _COMPLEMENT_LOGIT)[:, None]
         self.output_bias = nn.Parameter(logit_T1.float().repeat(num_networks, 1, 1))
+        self.per_image: Tensor
         self.register_buffer("per_image", torch.tensor(per_image, dtype=torch.float32)[:, None, None])
 
     def forward(self, features_BF: Tensor) -> Tensor:
@@ -187,6 +188,6 @@ def fit_networks(
         distance_S = (mean_ST1[:, :, 0] - equal).square().sum(dim=1)
         ranking_S = ranking_loss((weights_STB * terms_TB).sum(dim=1), pairs)
         penalties_S = (constant_S * variance_S + config.uniform_prior_penalty * distance_S) / count_S
-        (ranking_S + penalties_S).sum().backward()
+        torch.autograd.backward((ranking_S + penalties_S).sum())
         optimizer.step()
     return networks.eval()

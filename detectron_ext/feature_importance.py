@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detectron_ext.dwa import DwaEnsemble
+from detectron_ext.dwa import DwaEnsemble, metric_weights
 from detectron_ext.uncertainty_metrics import Floats
 
 _MAX_IMAGES = 2_000  # of the pool, evenly spaced: more would only take longer
@@ -20,10 +20,10 @@ class FeatureImportance:
 
     std: float  # mean distance of an image's weights from the mean weights
     importance_F: Floats  # mean distance of an image's weights from those it had with the feature at the pool's mean
-    effect_per_std_F3: Floats  # signed change of each weight for one standard deviation more of the feature
+    effect_per_std_FM: Floats  # signed change of each weight for one standard deviation more of the feature
 
 
-def feature_importance(ensemble: DwaEnsemble, features_PF: Floats) -> FeatureImportance:
+def feature_importance(ensemble: DwaEnsemble, features_PF: Floats, num_metrics: int) -> FeatureImportance:
     """Hold one feature after the other at the pool's mean, and see what becomes of the weights.
 
     This asks the networks, not the data: a feature that merely goes along with one they read moves nothing. Two
@@ -32,23 +32,24 @@ def feature_importance(ensemble: DwaEnsemble, features_PF: Floats) -> FeatureImp
     Args:
         ensemble: as trained.
         features_PF: of the unlabeled pool, at least one image.
+        num_metrics: M; a signed mixture has twice as many terms.
     """
     features_PF = features_PF[:: -(-len(features_PF) // _MAX_IMAGES)]
-    weights_P3, _ = ensemble.weights(features_PF)
+    weights_PM = metric_weights(ensemble.weights(features_PF), num_metrics)
     standardized_PF = ensemble.standardize(features_PF).double().numpy()
     importance, effect_per_std = [], []
     for index in range(features_PF.shape[1]):
         ablated_PF = features_PF.copy()
         ablated_PF[:, index] = ensemble.mean[index]
-        change_P3 = weights_P3 - ensemble.weights(ablated_PF)[0]
-        importance.append(_distance(change_P3))
+        change_PM = weights_PM - metric_weights(ensemble.weights(ablated_PF), num_metrics)
+        importance.append(_distance(change_PM))
         # least squares through the origin: at the mean there is no change
         z_P = standardized_PF[:, index]
-        effect_per_std.append(z_P @ change_P3 / max(z_P @ z_P, 1e-12))
+        effect_per_std.append(z_P @ change_PM / max(z_P @ z_P, 1e-12))
     return FeatureImportance(
-        _distance(weights_P3 - weights_P3.mean(axis=0)), np.array(importance), np.array(effect_per_std)
+        _distance(weights_PM - weights_PM.mean(axis=0)), np.array(importance), np.array(effect_per_std)
     )
 
 
-def _distance(difference_P3: Floats) -> float:
-    return float(np.abs(difference_P3).sum(axis=1).mean() / 2)
+def _distance(difference_PM: Floats) -> float:
+    return float(np.abs(difference_PM).sum(axis=1).mean() / 2)

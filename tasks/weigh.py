@@ -6,7 +6,8 @@ Params seed, classes, scoring, dwa
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +15,44 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from detectron_ext.detection_loss import class_difficulty
-from detectron_ext.dwa import DwaConfig, DwaResult, DwaSamples, fit_dwa, rank_correlation
+from detectron_ext.class_weights import ClassWeights, class_difficulty, class_weights, unit_class_weights
+from detectron_ext.dwa import DwaConfig, DwaSamples, metric_weights, mixture_terms
 from detectron_ext.feature_importance import feature_importance
 from detectron_ext.image_features import feature_names
+from detectron_ext.ranking import rank_correlations
 from detectron_ext.uncertainty_metrics import Floats, uncertainty
+from detectron_ext.weight_choice import EQUAL, LEARNED, WeightChoice, choose_weights
 from tasks.data import schemas
 from tasks.data.dwa_samples import DwaSample, all_samples
 from tasks.data.paths import Workspace
 from tasks.params import StageParams, load_stage_params
 from tasks.params.stages import DwaParams
+from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import stage_main
 from tasks.storage import files
 
 log = logging.getLogger(__name__)
-EQUAL_WEIGHTS = (1 / 3, 1 / 3, 1 / 3)
-# Modes that give every image the same metric weights.
-FIXED_WEIGHTS = {"equal": EQUAL_WEIGHTS, "entropy": (0.0, 1.0, 0.0)}
 
 
 @dataclass(frozen=True)
 class PoolFeatures:
-    """The network's inputs for the unlabeled pool, P images."""
+    """The network's inputs for the unlabeled pool, P images; M is the number of ``schemas.METRICS``."""
 
     image_ids: list[str]
     features: Floats  # (P, F)
-    metrics: Floats  # (P, 3) normalized
+    metrics: Floats  # (P, M) normalized
     active_teacher: Floats  # (P, 3) raw confidence, raw entropy, distinct classes
 
 
 @dataclass(frozen=True)
 class DwaDecision:
-    """Metric weights of the pool's images, and the reason for the chosen mode."""
+    """Metric weights of the pool's images, and the reason for the chosen rule."""
 
     used: str
     reason: str
-    weights: Floats  # (P, 3)
+    weights: Floats  # (P, M)
     uncertainty: Floats  # (P,)
-    fit: DwaResult | None
+    choice: WeightChoice | None = None
 
 
 def weigh(params: StageParams, *, samples: list[DwaSample], scores: Path, out: Path) -> None:
@@ -63,19 +64,21 @@ def weigh(params: StageParams, *, samples: list[DwaSample], scores: Path, out: P
         scores: scores.parquet of the pool.
         out: output folder.
     """
-    classes: list[str] = params.classes
+    classes, dwa = list(params.classes), params.dwa
+    if dwa.allow_negative_weights and params.scoring.normalize == "none":
+        problem = "allow_negative_weights is true with scoring.normalize none, expected metrics on [0, 1]"
+        raise UserError("params.yaml: dwa", problem, "Choose another scoring.normalize.")
     pool = _pool_features(scores)
-    difficulty_K = class_difficulty([pair.losses for pair in samples]) if samples else np.full(len(classes), np.nan)
-    class_prior_K = class_prior(difficulty_K, params.dwa.class_weight_max)
-    class_weights = len(classes) * class_prior_K
+    losses = [pair.losses for pair in samples]
+    weights = _class_weights(dwa, losses, len(classes))
     table = DwaSamples(
         [pair.image_id for pair in samples],
         np.array([pair.group for pair in samples], dtype=np.int64),
         np.array([pair.features for pair in samples]).reshape(len(samples), -1 if samples else 0),
-        np.array([pair.metrics for pair in samples]).reshape(-1, 3),
-        np.array([pair.losses.weighted(class_weights) for pair in samples]),
+        np.array([pair.metrics for pair in samples]).reshape(-1, len(schemas.METRICS)),
+        np.array([loss.weighted(*weights) for loss in losses]),
     )
-    decision = fit_or_fallback(params.dwa, params.seed, table, pool, class_prior_K)
+    decision = decide_weights(dwa, params.seed, table, pool)
     columns = {f"w_{name}": decision.weights[:, index] for index, name in enumerate(schemas.METRICS)}
     files.write_table(
         out / "uncertainty.parquet",
@@ -84,92 +87,121 @@ def weigh(params: StageParams, *, samples: list[DwaSample], scores: Path, out: P
             schema=schemas.UNCERTAINTY,
         ),
     )
-    if decision.used == "learned" and decision.fit is not None and len(pool.image_ids):
-        learned_class_K = decision.fit.ensemble.weights(pool.features)[1].mean(axis=0)
-        class_weights = cap(learned_class_K, params.dwa.class_weight_max)
-    named_weights = _by_class(classes, class_weights)
-    ones = dict.fromkeys(classes, 1.0)
-    files.write_json(out / "class_weights.json", {"positive": named_weights, "claimed_background": ones})
-    files.write_table(out / "dwa_samples.parquet", _samples_table(table, decision))
-    document = _document(params.dwa, table, decision, named_weights, _by_class(classes, difficulty_K))
-    files.write_json(out / "dwa.json", document | {"feature_importance": _feature_importance(decision, pool, classes)})
+    named_weights = _by_kind(classes, weights)
+    files.write_json(out / "class_weights.json", named_weights)
+    files.write_table(out / "dwa_samples.parquet", _samples_table(dwa, table, decision))
+    document = _document(dwa, table, decision) | {
+        "class_weights": named_weights,
+        "class_difficulty": _by_kind(classes, class_difficulty(losses, len(classes))),
+        "feature_importance": _feature_importance(dwa, decision, pool, classes),
+    }
+    files.write_json(out / "dwa.json", document)
     log.info("weigh: %s weights, %s", decision.used, decision.reason)
 
 
-def fit_or_fallback(
-    dwa: DwaParams, seed: int, samples: DwaSamples, pool: PoolFeatures, class_prior_K: Floats
-) -> DwaDecision:
-    """Choose the weights of this round; learned ones only if they rank held-out losses better than equal ones."""
+def _class_weights(dwa: DwaParams, losses: Sequence[Any], num_classes: int) -> ClassWeights:
+    """Return the weights of the training loss; 1 in the comparisons, whose training must be the plain one."""
+    if dwa.mode != "learned" or dwa.class_weights == "uniform":
+        return unit_class_weights(num_classes)
+    prior_count, weight_max = dwa.class_weight_prior_count, dwa.class_weight_max
+    return class_weights(losses, num_classes, prior_count=prior_count, weight_max=weight_max)
 
-    def fixed(used: str, reason: str, fit: DwaResult | None = None) -> DwaDecision:
-        row = dwa.fixed_weights if used == "fixed" else FIXED_WEIGHTS.get(used, EQUAL_WEIGHTS)
-        weights = np.tile(np.array(row, dtype=np.float64), (len(pool.image_ids), 1))
-        return _decision(used, reason, weights, pool, fit)
 
+def decide_weights(dwa: DwaParams, seed: int, samples: DwaSamples, pool: PoolFeatures) -> DwaDecision:
+    """Choose the weights of this round: those of ``dwa.mode``, or what the samples support."""
     if dwa.mode == "activeteacher":
         return _active_teacher(pool)
+    if dwa.mode == "fixed":
+        return _common_weights("fixed", "dwa.mode is fixed", np.array(dwa.fixed_weights), dwa.metrics, pool)
     if dwa.mode != "learned":
-        return fixed(dwa.mode, f"dwa.mode is {dwa.mode}")
+        names = dwa.metrics if dwa.mode == EQUAL else [dwa.mode]
+        return _common_weights(dwa.mode, f"dwa.mode is {dwa.mode}", np.ones(len(names)), names, pool)
+    equal_M = np.ones(len(dwa.metrics))
     if len(samples) < max(dwa.min_training_samples, dwa.cv_folds) or not len(pool.image_ids):
-        return fixed(
-            "equal", f"cold start: {len(samples)} pairs, dwa.min_training_samples is {dwa.min_training_samples}"
-        )
-    config = DwaConfig(
+        reason = f"cold start: {len(samples)} pairs, dwa.min_training_samples is {dwa.min_training_samples}"
+        return _common_weights(EQUAL, reason, equal_M, dwa.metrics, pool)
+    of_metrics = [schemas.METRICS.index(name) for name in dwa.metrics]
+    choice = choose_weights(
+        DwaSamples(samples.image_ids, samples.group, samples.features, samples.metrics[:, of_metrics], samples.loss),
+        pool.features,
+        dwa.metrics,
+        _config(dwa, seed),
+    )
+    if choice is None:
+        return _common_weights(EQUAL, "the held-out pairs allow no rank correlation", equal_M, dwa.metrics, pool)
+    if choice.weights_T is None:
+        weights_PT = choice.ensemble.weights(pool.features)
+    else:
+        weights_PT = np.tile(choice.weights_T, (len(pool.image_ids), 1))
+    return _decision(dwa, choice.used, _reason(choice, dwa.min_gain_se), weights_PT, dwa.metrics, pool, choice)
+
+
+def _config(dwa: DwaParams, seed: int) -> DwaConfig:
+    return DwaConfig(
         hidden_units=dwa.hidden_units,
         epochs=dwa.epochs,
         learning_rate=dwa.learning_rate,
         weight_decay=dwa.weight_decay,
-        weight_variance_penalty=dwa.weight_variance_penalty,
+        weight_variance_penalties=tuple(dwa.weight_variance_penalties),
         uniform_prior_penalty=dwa.uniform_prior_penalty,
+        allow_negative_weights=dwa.allow_negative_weights,
         cv_folds=dwa.cv_folds,
+        min_gain_se=dwa.min_gain_se,
         seed=seed,
     )
-    fit = fit_dwa(samples, pool.features, class_prior_K, config)
-    if fit.spearman_dwa is None or fit.spearman_equal is None:
-        return fixed("equal", "the held-out pairs allow no rank correlation", fit)
-    comparison = f"held-out rank correlation {fit.spearman_dwa:.2f} against {fit.spearman_equal:.2f} of equal weights"
-    if fit.spearman_dwa <= fit.spearman_equal:
-        return fixed("equal", f"fallback: {comparison}", fit)
-    return _decision("learned", comparison, fit.ensemble.weights(pool.features)[0], pool, fit)
 
 
-def _decision(used: str, reason: str, weights_P3: Floats, pool: PoolFeatures, fit: DwaResult | None) -> DwaDecision:
-    """Form the uncertainty (docs/method.md#eq-15) from weights that sum to 1 up to rounding.
+def _reason(choice: WeightChoice, min_gain_se: float) -> str:
+    """Say which rule was chosen, with the figures that decided it."""
+    learned, simple = choice.candidate(LEARNED), choice.candidate(choice.best_simple)
+    comparison = (
+        f"held-out rank correlation {learned.spearman:.2f} of learned weights against {simple.spearman:.2f} of "
+        f"{choice.best_simple}, lead {learned.gain:+.2f} with standard error {learned.gain_standard_error:.2f}"
+    )
+    if choice.used == LEARNED:
+        return f"{comparison}; complexity {choice.complexity}"
+    if choice.used == choice.best_simple:
+        return f"fallback: {comparison}, expected more than {min_gain_se:g} standard errors"
+    return f"fallback: {comparison}; {choice.best_simple} leads equal weights too little"
 
-    Weights are renormalized in float64 and U is clipped to the range of the image's own metrics: a mean of float32
+
+def _common_weights(used: str, reason: str, weights_M: Floats, names: Sequence[str], pool: PoolFeatures) -> DwaDecision:
+    """Give all images the same weights of the named metrics."""
+    weights_PM = np.tile(weights_M.astype(np.float64), (len(pool.image_ids), 1))
+    return _decision(None, used, reason, weights_PM, names, pool, None)
+
+
+def _decision(
+    dwa: DwaParams | None,
+    used: str,
+    reason: str,
+    weights_PT: Floats,
+    names: Sequence[str],
+    pool: PoolFeatures,
+    choice: WeightChoice | None,
+) -> DwaDecision:
+    """Form the uncertainty (docs/method.md#eq-15) from weights of the terms that sum to 1 up to rounding.
+
+    Weights are renormalized in float64 and U is clipped to the range of the image's own terms: a mean of float32
     softmax outputs sums to 1 + 1e-7, which would put U above the 1 that the metrics cannot exceed.
     """
-    weights = weights_P3.astype(np.float64)
-    weights /= weights.sum(axis=1, keepdims=True)
-    scores = uncertainty(pool.metrics, weights)
-    clipped = np.clip(scores, pool.metrics.min(axis=1), pool.metrics.max(axis=1))
-    return DwaDecision(used, reason, weights, clipped, fit)
-
-
-def class_prior(difficulty_K: Floats, weight_max: float) -> Floats:
-    """Return q_c, proportional to the mean focal loss of the class, bounded; sums to 1 (docs/method.md#eq-10).
-
-    A class nobody has seen yet counts as the mean of the others. Without any pair all are equal.
-    """
-    if np.isnan(difficulty_K).all():
-        return np.full(len(difficulty_K), 1 / len(difficulty_K))
-    filled_K = np.where(np.isnan(difficulty_K), np.nanmean(difficulty_K), difficulty_K)
-    return cap(filled_K / max(filled_K.mean(), 1e-9), weight_max) / len(difficulty_K)
-
-
-def cap(weight_K: Floats, weight_max: float) -> Floats:
-    """Clip weights of mean 1 to [1 / weight_max, weight_max], and scale them to mean 1 again."""
-    clipped_K = np.clip(weight_K, 1 / weight_max, weight_max)
-    return np.asarray(clipped_K / clipped_K.mean())
+    metrics_PM = pool.metrics[:, [schemas.METRICS.index(name) for name in names]]
+    terms_PT = mixture_terms(metrics_PM, signed=dwa is not None and dwa.allow_negative_weights)
+    weights_PT = weights_PT / weights_PT.sum(axis=1, keepdims=True)
+    clipped_P = np.clip(uncertainty(terms_PT, weights_PT), terms_PT.min(axis=1), terms_PT.max(axis=1))
+    weights_PM = np.zeros((len(pool.image_ids), len(schemas.METRICS)))
+    weights_PM[:, [schemas.METRICS.index(name) for name in names]] = metric_weights(weights_PT, len(names))
+    return DwaDecision(used, reason, weights_PM, clipped_P, choice)
 
 
 def _active_teacher(pool: PoolFeatures) -> DwaDecision:
     """Average confidence, entropy and number of classes, each divided by its maximum, as Active Teacher does."""
     max_3 = pool.active_teacher.max(axis=0, initial=0)
     scaled = pool.active_teacher / np.where(max_3 > 0, max_3, 1)
-    weights = np.tile(np.array(EQUAL_WEIGHTS), (len(pool.image_ids), 1))
+    weights = np.zeros((len(pool.image_ids), len(schemas.METRICS)))
+    weights[:, [schemas.METRICS.index(name) for name in ("confidence", "entropy", "overlap")]] = 1 / 3
     reason = "dwa.mode is activeteacher: number of classes stands in for overlap"
-    return DwaDecision("activeteacher", reason, weights, scaled.mean(axis=1), None)
+    return DwaDecision("activeteacher", reason, weights, scaled.mean(axis=1))
 
 
 def _pool_features(scores: Path) -> PoolFeatures:
@@ -186,67 +218,71 @@ def _pool_features(scores: Path) -> PoolFeatures:
     )
 
 
-def _by_class(classes: list[str], values_K: Floats) -> dict[str, float | None]:
-    rounded = [None if np.isnan(value) else round(float(value), 6) for value in values_K]
-    return dict(zip(classes, rounded, strict=True))
+def _by_kind(classes: list[str], values_K: tuple[Floats, Floats]) -> dict[str, dict[str, float | None]]:
+    """Name the values of positives and of claimed background; None for what was never seen."""
+    return {
+        kind: {
+            name: None if np.isnan(value) else round(float(value), 6)
+            for name, value in zip(classes, of_kind_K, strict=True)
+        }
+        for kind, of_kind_K in zip(("positive", "claimed_background"), values_K, strict=True)
+    }
 
 
-def _samples_table(samples: DwaSamples, decision: DwaDecision) -> pa.Table:
+def _samples_table(dwa: DwaParams, samples: DwaSamples, decision: DwaDecision) -> pa.Table:
     """Return every sample with its loss and the two scores that were compared; one row per sample."""
-    held_out = decision.fit.held_out_weights if decision.fit else np.full((len(samples), 3), np.nan)
+    used = samples.metrics[:, [schemas.METRICS.index(name) for name in dwa.metrics]]
+    held_out: Floats = np.full(len(samples), np.nan)
+    if decision.choice:
+        terms = mixture_terms(used, signed=dwa.allow_negative_weights)
+        held_out = uncertainty(terms, decision.choice.held_out_weights)
     return pa.table(
         {
             "image_id": pa.array(samples.image_ids, pa.string()),
             "group": pa.array(samples.group, pa.int64()),
             "loss": pa.array(samples.loss, pa.float64()),
             **{name: pa.array(samples.metrics[:, index], pa.float64()) for index, name in enumerate(schemas.METRICS)},
-            "score_equal": pa.array(samples.metrics.mean(axis=1), pa.float64()),
-            "score_dwa_held_out": pa.array((held_out * samples.metrics).sum(axis=1), pa.float64()),
+            "score_equal": pa.array(used.mean(axis=1), pa.float64()),
+            "score_dwa_held_out": pa.array(held_out, pa.float64()),
         }
     )
 
 
-def _document(
-    dwa: DwaParams,
-    samples: DwaSamples,
-    decision: DwaDecision,
-    class_weights: dict[str, float | None],
-    difficulty: dict[str, float | None],
-) -> dict[str, Any]:
-    fit = decision.fit
-    equal = rank_correlation(samples, np.full((len(samples), 3), 1 / 3)) if len(samples) else None
-    held_out = fit.spearman_dwa if fit else None
-    quantiles = np.quantile(decision.weights, [0.1, 0.5, 0.9], axis=0) if len(decision.weights) else np.zeros((3, 3))
-    mean = decision.weights.mean(axis=0) if len(decision.weights) else np.zeros(3)
+def _document(dwa: DwaParams, samples: DwaSamples, decision: DwaDecision) -> dict[str, Any]:
+    choice, names = decision.choice, schemas.METRICS
+    of_metrics = [names.index(name) for name in dwa.metrics]
+    scores = np.concatenate([samples.metrics[:, of_metrics].mean(axis=1, keepdims=True), samples.metrics], axis=1).T
+    alone = rank_correlations(scores, samples.loss, samples.group)
+    simple = [None] * (1 + len(names)) if alone is None else [round(float(value), 6) for value in alone]
+    num_images = len(decision.weights)
+    quantiles = np.quantile(decision.weights, [0.1, 0.5, 0.9], axis=0) if num_images else np.zeros((3, len(names)))
+    mean = decision.weights.mean(axis=0) if num_images else np.zeros(len(names))
     return {
         "mode": dwa.mode,
         "used": decision.used,
         "reason": decision.reason,
+        "complexity": choice.complexity if choice and decision.used == LEARNED else None,
+        "best_simple": choice.best_simple if choice else None,
+        "candidates": [_rounded(asdict(candidate)) for candidate in choice.candidates] if choice else [],
         "num_samples": len(samples),
-        "num_holdout_samples": len(samples) if fit else 0,
-        "spearman_dwa": None if held_out is None else round(held_out, 6),
-        "spearman_equal": None if equal is None else round(equal, 6),
-        "spearman_by_metric": {
-            name: _rounded(rank_correlation(samples, np.tile(np.eye(3)[index], (len(samples), 1))))
-            if len(samples)
-            else None
-            for index, name in enumerate(schemas.METRICS)
-        },
-        "class_weights": class_weights,
-        "class_difficulty": difficulty,
-        "mean_weights": {name: round(float(mean[index]), 6) for index, name in enumerate(schemas.METRICS)},
+        "num_holdout_samples": len(samples) if choice else 0,
+        "spearman_dwa": round(choice.candidate(LEARNED).spearman, 6) if choice else None,
+        "spearman_equal": simple[0],
+        "spearman_by_metric": dict(zip(names, simple[1:], strict=True)),
+        "mean_weights": {name: round(float(mean[index]), 6) for index, name in enumerate(names)},
         "weight_quantiles": {
-            name: [round(float(value), 6) for value in quantiles[:, index]]
-            for index, name in enumerate(schemas.METRICS)
+            name: [round(float(value), 6) for value in quantiles[:, index]] for index, name in enumerate(names)
         },
     }
 
 
-def _feature_importance(decision: DwaDecision, pool: PoolFeatures, classes: list[str]) -> dict[str, Any] | None:
+def _feature_importance(
+    dwa: DwaParams, decision: DwaDecision, pool: PoolFeatures, classes: list[str]
+) -> dict[str, Any] | None:
     """Rank the features by how much they change the weights between images; None where all weights are the same."""
-    if decision.used != "learned" or decision.fit is None:
+    if decision.used != LEARNED or decision.choice is None:
         return None
-    found = feature_importance(decision.fit.ensemble, pool.features)
+    found = feature_importance(decision.choice.ensemble, pool.features, len(dwa.metrics))
     names = feature_names(classes)
     return {
         "std": round(found.std, 6),
@@ -254,9 +290,10 @@ def _feature_importance(decision: DwaDecision, pool: PoolFeatures, classes: list
             {
                 "feature": names[index],
                 "importance": round(float(found.importance_F[index]), 6),
-                "effect_per_std": {
+                "effect_per_std": dict.fromkeys(schemas.METRICS, 0.0)
+                | {
                     name: round(float(shift), 6)
-                    for name, shift in zip(schemas.METRICS, found.effect_per_std_F3[index], strict=True)
+                    for name, shift in zip(dwa.metrics, found.effect_per_std_FM[index], strict=True)
                 },
             }
             for index in np.argsort(-found.importance_F, kind="stable").tolist()
@@ -264,8 +301,8 @@ def _feature_importance(decision: DwaDecision, pool: PoolFeatures, classes: list
     }
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+def _rounded(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in document.items()}
 
 
 def _body(workspace: Workspace) -> None:

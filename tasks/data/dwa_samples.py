@@ -127,7 +127,7 @@ def calibration_samples(
 
 
 def metrics_of(row: dict[str, Any]) -> Floats:
-    """Return the three normalized metrics of a row, (3,): confidence, entropy, overlap."""
+    """Return the normalized metrics of a row in the order of ``schemas.METRICS``, (M,)."""
     return np.array([row[name] for name in schemas.METRICS], dtype=np.float64)
 
 

@@ -91,9 +91,7 @@ CANDIDATE_SCORES = [name for name in SCORES.names if name not in ("features", "e
 UNCERTAINTY = pa.schema(
     [
         ("image_id", pa.string()),
-        ("w_confidence", pa.float64()),
-        ("w_entropy", pa.float64()),
-        ("w_overlap", pa.float64()),
+        *((f"w_{name}", pa.float64()) for name in METRICS),  # negative in a signed mixture only
         ("uncertainty", pa.float64()),  # docs/method.md#eq-15, [0, 1]
     ]
 )

@@ -212,10 +212,13 @@ class ScoringParams(Section):
 class DwaParams(Section):
     """Dynamic Weight Adjustment (docs/method.md#dwa)."""
 
-    mode: Literal["learned", "equal", "fixed", "entropy", "activeteacher"]
-    """Where the metric weights come from: the DWA network, or one of the comparisons (docs/method.md#dwa)."""
-    fixed_weights: Annotated[list[NonNegativeFloat], Field(min_length=3, max_length=3)]
-    """(w_C, w_E, w_O) of mode ``fixed``; must sum to 1."""
+    mode: Literal["learned", "equal", "confidence", "entropy", "overlap", "fixed", "activeteacher"]
+    """Where the metric weights come from: the rule that the pairs support, or one of the comparisons
+    (docs/method.md#dwa). In a comparison all class weights are 1."""
+    metrics: Annotated[list[Literal["confidence", "entropy", "overlap"]], Field(min_length=1)]
+    """Metrics that the mixture is made of; the others get weight 0."""
+    fixed_weights: Annotated[list[NonNegativeFloat], Field(min_length=1)]
+    """Weights of mode ``fixed``, one for each of ``metrics``; must sum to 1."""
     min_training_samples: Annotated[int, Field(ge=4)]
     """Fewer pairs than this: equal weights (cold start)."""
     history_batches: PositiveInt
@@ -232,16 +235,33 @@ class DwaParams(Section):
     """Learning rate of the network's parameters that read the image; constant."""
     weight_decay: NonNegativeFloat
     """Decoupled weight decay of the network's parameters that read the image."""
-    weight_variance_penalty: NonNegativeFloat
-    """Factor lambda_s of the variance of the metric weights between images (docs/method.md#eq-14). Large values give
-    all images nearly the same weights."""
+    weight_variance_penalties: Annotated[list[NonNegativeFloat], Field(min_length=1)]
+    """Constants c of the penalty c / n on the variance of the metric weights between images, n the number of pairs
+    (docs/method.md#eq-14). Cross-validation chooses among them. Large values give all images nearly the same
+    weights."""
     uniform_prior_penalty: NonNegativeFloat
-    """Factor lambda_u of the squared distance of the mean metric weights from equal ones (docs/method.md#eq-14)."""
+    """Constant c_u of the penalty c_u / n on the squared distance of the mean metric weights from equal ones
+    (docs/method.md#eq-14)."""
+    allow_negative_weights: bool
+    """Whether the mixture may hold 1 - m of a metric m, which is a negative weight of m (docs/method.md#eq-12)."""
+    min_gain_se: NonNegativeFloat
+    """A more complex rule is used only where its held-out rank correlation is larger by more than this many standard
+    errors of the difference (docs/method.md#choice)."""
+    class_weights: Literal["learned", "uniform"]
+    """Weights of the classes in the training loss and in the realized loss: from the realized losses of mode
+    ``learned``, or 1 (docs/method.md#class-weights)."""
+    class_weight_prior_count: PositiveFloat
+    """Number of terms k that draw a class's weight to 1 as strongly as its own terms draw it to its difficulty
+    (docs/method.md#eq-10)."""
     class_weight_max: Annotated[float, Field(ge=1)]
     """Upper bound v_max on one class's weight, its inverse is the lower one; the mean is 1 (docs/method.md#eq-10)."""
 
     @model_validator(mode="after")
     def _check_weights_sum(self) -> Self:
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError(f"metrics are {', '.join(self.metrics)}, expected each once")
+        if len(self.fixed_weights) != len(self.metrics):
+            raise ValueError(f"fixed_weights are {len(self.fixed_weights)}, expected one for each of dwa.metrics")
         if abs(sum(self.fixed_weights) - 1) > 1e-3:
             raise ValueError(f"fixed_weights sum to {sum(self.fixed_weights):.4g}, expected 1")
         return self

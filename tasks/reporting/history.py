@@ -9,6 +9,7 @@ _ASSEMBLED = (
     "round", "labels", "labeled_images", "boxes", "boxes_per_class", "minutes_spent", "unlabeled_images",
 )  # fmt: skip
 _COSTS = ("minutes_per_image", "minutes_per_box", "is_fitted", "num_timed", "num_outliers")
+_CANDIDATE = ("spearman", "standard_error", "gain", "gain_standard_error")
 _WEIGHED = ("mean_weights", "weight_quantiles", "class_weights")
 
 
@@ -24,6 +25,9 @@ def round_entry(data: ReportData) -> dict[str, Any]:
         "acquisition_weights": dwa["used"],
         "dwa_reason": dwa["reason"],
         **{key: dwa[key] for key in ("spearman_dwa", "spearman_equal", "num_samples")},
+        "dwa_candidates": {
+            candidate["name"]: {key: candidate[key] for key in _CANDIDATE} for candidate in dwa["candidates"]
+        },
         **{key: data.selection_summary[key] for key in ("selected", "random_picks")},
         "annotation_cost": {key: data.selection_summary["annotation_cost"][key] for key in _COSTS},
         "agreement": data.agreement,

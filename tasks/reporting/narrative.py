@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tasks.reporting.report_data import Document, ReportData
-from tasks.runtime.formatting import join_and, number, pluralize
+from tasks.runtime.formatting import join_and, number, pluralize, signed
 
 
 def headline(history: Sequence[Document]) -> str:
@@ -103,7 +103,17 @@ def _next_batch(data: ReportData) -> str:
 def _weights_summary(dwa: Document) -> str:
     if dwa["mode"] != "learned":
         return f"The metric weights are set to “{dwa['mode']}” in params.yaml, not learned."
-    return f"They are ranked with {dwa['used']} metric weights."
+    return f"They are ranked by {rule_name(dwa['used'])}."
+
+
+_RULE_NAMES = {"equal": "equal weights", "learned": "learned weights", "common": "one learned mixture for all images"}
+
+
+def rule_name(rule: str) -> str:
+    """Say a rule of dwa.json as people do: ``entropy`` is entropy alone, ``-entropy`` low entropy alone."""
+    if rule.startswith("per_image"):
+        return f"a learned mixture per image, {rule.removeprefix('per_image_').replace('=', ' = ')}"
+    return _RULE_NAMES.get(rule, f"low {rule[1:]} alone" if rule.startswith("-") else f"{rule} alone")
 
 
 _IMPORT_CORRECTIONS = (
@@ -124,36 +134,50 @@ def import_corrections(import_counts: Document) -> str:
 
 
 def dwa_verdict(dwa: Document) -> str:
-    """Say which metric weights were used, and on what evidence, also where the network was worse."""
-    learned, equal = dwa["spearman_dwa"], dwa["spearman_equal"]
+    """Say which metric weights were used, and on what evidence, also where learning did not pay."""
     pairs = pluralize(dwa["num_samples"], "image")
     if dwa["mode"] != "learned":
         return (
             f"This campaign does not learn its metric weights: dwa.mode is “{dwa['mode']}”, "
             "so every image gets the same ones."
         )
-    if learned is None or equal is None:
+    if not dwa["candidates"]:
+        equal = dwa["spearman_equal"]
         equal_only = "" if equal is None else f" For equal weights alone it is {number(equal, 2)}."
         return (
             f"Equal weights were used: {pairs} with both detections and human labels "
             f"{'is' if dwa['num_samples'] == 1 else 'are'} too few to learn from and to compare fairly.{equal_only}"
         )
-    comparison = f"{number(learned, 2)} with learned and {number(equal, 2)} with equal weights"
+    learned, best = _candidate(dwa, "learned"), _candidate(dwa, dwa["best_simple"])
+    comparison = (
+        f"{number(learned['spearman'], 2)} against {number(best['spearman'], 2)} of {rule_name(best['name'])}, a lead "
+        f"of {signed(learned['gain'], 2)} with a standard error of {number(learned['gain_standard_error'], 2)}"
+    )
     if dwa["used"] == "learned":
-        return f"Learned weights were used. They rank the teacher’s mistakes better: {comparison}, on {pairs}."
-    return f"Equal weights were used. Learned ones rank the teacher’s mistakes no better: {comparison}, on {pairs}."
+        return (
+            "Learned weights were used. On images that they had not learned from they rank the teacher’s mistakes "
+            f"better: {comparison}, on {pairs}."
+        )
+    used = rule_name(dwa["used"])
+    return (
+        f"{used[0].upper()}{used[1:]} ranked the images. Learned weights do not rank the teacher’s mistakes clearly "
+        f"better: {comparison}, on {pairs}."
+    )
+
+
+def _candidate(dwa: Document, name: str) -> Document:
+    found: Document = next(candidate for candidate in dwa["candidates"] if candidate["name"] == name)
+    return found
 
 
 def dwa_caution(dwa: Document) -> str:
-    """Say how far the comparison can be trusted."""
-    pairs = dwa["num_samples"]
-    if dwa["spearman_dwa"] is None:
+    """Say how far the correlations can be trusted."""
+    if not dwa["candidates"]:
         return ""
-    # Fisher's z: the standard error of a rank correlation is about 1.06 / sqrt(n - 3)
-    margin = min(1.0, 1.96 * 1.06 / (pairs - 3) ** 0.5) if pairs > 3 else 1.0
+    margin = min(1.0, 1.96 * _candidate(dwa, "learned")["standard_error"])
     return (
-        f"With {pluralize(pairs, 'image')} either figure is uncertain by about ±{number(margin, 2)} (95 %): "
-        "a small lead is no proof."
+        f"With {pluralize(dwa['num_samples'], 'image')} each figure is uncertain by about ±{number(margin, 2)} (95 %). "
+        "A lead is surer than that, since both rules rank the same images."
     )
 
 

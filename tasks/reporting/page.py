@@ -35,6 +35,7 @@ def render(data: ReportData, history: Sequence[Document], scoring: ScoringParams
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(formatting, name) for name in ("number", "signed", "duration", "pluralize")}
+    environment.filters["rule_name"] = narrative.rule_name
     environment.filters["summed"] = lambda row, keys: sum(row[key] for key in keys)
     return environment.get_template("report.html.j2").render(
         figures=_plots(data, history),
@@ -152,7 +153,7 @@ def _round_plots(history: Sequence[Document]) -> dict[str, Markup]:
     if any(value is not None for values in correlated.values() for value in values):
         alt = "Rank correlation of uncertainty with real error by round, learned and equal weights."
         figures["correlations"] = plots.correlations(rounds, correlated, alt=alt)
-    weighed = [entry for entry in history if sum(entry["mean_weights"].values()) > 0]
+    weighed = [entry for entry in history if any(entry["mean_weights"].values())]
     if len(weighed) > 1:
         means = {name: [entry["mean_weights"][name] for entry in weighed] for name in METRICS}
         bands = {name: [[entry["weight_quantiles"][name][i] for entry in weighed] for i in (0, 2)] for name in METRICS}

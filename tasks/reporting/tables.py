@@ -25,6 +25,9 @@ class ClassRow:
     change: float | None
     """From the first round that measured it to the newest; None with fewer than two."""
     class_weight: float | None
+    """Of the class's own objects in the next training."""
+    background_weight: float | None
+    """Of background that is claimed for the class in the next training."""
 
 
 def rounds_shown(history: Sequence[Document]) -> list[Document]:
@@ -43,7 +46,8 @@ def class_rows(classes: Sequence[str], history: Sequence[Document]) -> list[Clas
             boxes_frac=now["boxes_per_class"].get(name, 0) / most,
             ap=[_ap(entry, name) for entry in shown],
             change=_change([_ap(entry, name) for entry in history]),
-            class_weight=now["class_weights"].get(name),
+            class_weight=now["class_weights"]["positive"].get(name),
+            background_weight=now["class_weights"]["claimed_background"].get(name),
         )
         for name in classes
     ]
@@ -62,13 +66,14 @@ def _change(ap: Sequence[float | None]) -> float | None:
 def metric_contributions(metrics: Mapping[Any, Any]) -> dict[str, float]:
     """Return the shares of confidence, entropy and overlap in one image's uncertainty; they sum to 1.
 
-    Empty where the uncertainty is not their weighted sum (docs/method.md#eq-15), as in dwa.mode activeteacher.
+    Empty where the uncertainty is not their weighted sum (docs/method.md#eq-15), as in dwa.mode activeteacher, or
+    where a weight is negative.
     """
     if not metrics:
         return {}
     parts = {name: metrics[f"w_{name}"] * metrics[name] for name in ("entropy", "overlap", "confidence")}
     total = sum(parts.values())
-    if total <= 0 or abs(total - metrics["uncertainty"]) > 1e-6:
+    if min(parts.values()) < 0 or total <= 0 or abs(total - metrics["uncertainty"]) > 1e-6:
         return {}
     return {name: part / total for name, part in parts.items()}
 

@@ -36,11 +36,11 @@ def pool_spearman(
     samples = calibration_samples(oracle, detections, scores, params.classes, params.dwa.focal_gamma)
     table = files.read_table(uncertainty, schemas.UNCERTAINTY)
     used = dict(zip(table["image_id"].to_pylist(), table["uncertainty"].to_pylist(), strict=True))
-    metrics_P3 = np.array([pair.metrics for pair in samples], dtype=np.float64).reshape(-1, 3)
+    metrics_PM = np.array([pair.metrics for pair in samples], dtype=np.float64).reshape(-1, len(schemas.METRICS))
     candidates: dict[str, Floats] = {
         "uncertainty": np.array([used[pair.image_id] for pair in samples], dtype=np.float64),
-        "equal": metrics_P3.mean(axis=1),
-        **{name: metrics_P3[:, index] for index, name in enumerate(schemas.METRICS)},
+        "equal": metrics_PM.mean(axis=1),
+        **{name: metrics_PM[:, index] for index, name in enumerate(schemas.METRICS)},
     }
     loss_P = _losses(samples)
     return {"pool_images": len(samples)} | {
@@ -49,7 +49,10 @@ def pool_spearman(
 
 
 def _losses(samples: list[DwaSample]) -> Floats:
-    return np.array([float(pair.losses.total_K.sum()) for pair in samples], dtype=np.float64)
+    return np.array(
+        [float(pair.losses.positive_K.sum() + pair.losses.claimed_background_K.sum()) for pair in samples],
+        dtype=np.float64,
+    )
 
 
 def _rounded(value: float | None) -> float | None:

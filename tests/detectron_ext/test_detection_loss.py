@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from detectron_ext.detection_loss import MISS_PROBABILITY, class_difficulty, match_detections, realized_loss
+from detectron_ext.detection_loss import MISS_PROBABILITY, match_detections, realized_loss
 
 GAMMA = 1.5
 
@@ -32,35 +32,41 @@ def compute_loss(boxes, posteriors, truth, classes):  # type: ignore[no-untyped-
 
 def test_a_hit_counts_the_true_class() -> None:
     loss = compute_loss([BOX], [[0.7, 0.2, 0.1]], [BOX], [0])
-    assert loss.total_K.tolist() == pytest.approx([focal_loss(0.7), 0])
+    assert loss.positive_K.tolist() == pytest.approx([focal_loss(0.7), 0])
+    assert loss.claimed_background_K.tolist() == [0, 0]
+    assert (loss.num_boxes_K.tolist(), loss.num_claims_K.tolist()) == ([1, 0], [1, 0])
 
 
 def test_a_hit_under_the_wrong_name_counts_the_true_class_too() -> None:
     loss = compute_loss([BOX], [[0.7, 0.2, 0.1]], [BOX], [1])
-    assert loss.total_K.tolist() == pytest.approx([0, focal_loss(0.2)])
+    assert loss.positive_K.tolist() == pytest.approx([0, focal_loss(0.2)])
+    assert (loss.num_boxes_K.tolist(), loss.num_claims_K.tolist()) == ([0, 1], [1, 0])
 
 
-def test_a_false_positive_counts_for_the_class_it_claims() -> None:
+def test_a_false_positive_counts_for_background_claimed_for_the_class() -> None:
     loss = compute_loss([BOX], [[0.7, 0.2, 0.1]], [], [])
-    assert loss.total_K.tolist() == pytest.approx([focal_loss(0.1), 0])
+    assert loss.claimed_background_K.tolist() == pytest.approx([focal_loss(0.1), 0])
+    assert loss.positive_K.tolist() == [0, 0]
+    assert (loss.num_boxes_K.tolist(), loss.num_claims_K.tolist()) == ([0, 0], [1, 0])
 
 
 def test_a_miss_counts_for_the_class_that_was_there() -> None:
     loss = compute_loss([], [], [BOX], [1])
-    assert loss.total_K.tolist() == pytest.approx([0, focal_loss(MISS_PROBABILITY)])
-    assert loss.num_terms_K.tolist() == [0, 1]
+    assert loss.positive_K.tolist() == pytest.approx([0, focal_loss(MISS_PROBABILITY)])
+    assert (loss.num_boxes_K.tolist(), loss.num_claims_K.tolist()) == ([0, 1], [0, 0])
+
+
+def test_the_loss_of_an_image_is_the_weighted_sum_of_all_its_terms() -> None:
+    """A hit of class 0, a miss of class 1, and a claim of class 0 where nothing is."""
+    loss = compute_loss([BOX, FAR], [[0.7, 0.2, 0.1], [0.5, 0.1, 0.4]], [BOX, [80.0, 80, 90, 90]], [0, 1])
+    expected = 2 * focal_loss(0.7) + 3 * focal_loss(MISS_PROBABILITY) + 5 * focal_loss(0.4)
+    assert loss.weighted(np.array([2.0, 3.0]), np.array([5.0, 7.0])) == pytest.approx(expected)
 
 
 def test_an_empty_image_without_detections_costs_nothing() -> None:
-    assert compute_loss([], [], [], []).weighted(np.ones(2)) == 0.0
+    assert compute_loss([], [], [], []).weighted(np.ones(2), np.ones(2)) == 0.0
 
 
 def test_one_true_box_is_matched_once_by_the_surest_detection() -> None:
     matched = match_detections(np.array([BOX, BOX, FAR]), np.array([0.5, 0.9, 0.8]), np.array([BOX]))
     assert matched.tolist() == [-1, 0, -1]
-
-
-def test_difficulty_is_the_mean_per_term() -> None:
-    losses = [compute_loss([BOX], [[0.7, 0.2, 0.1]], [BOX], [0]), compute_loss([], [], [BOX], [0])]
-    assert class_difficulty(losses)[0] == pytest.approx((focal_loss(0.7) + focal_loss(MISS_PROBABILITY)) / 2)
-    assert math.isnan(class_difficulty(losses)[1])

@@ -131,7 +131,7 @@ def report(workspace: Workspace, classes: list[str]) -> None:
         "student": metrics["student"],
         "mean_weights": EQUAL_WEIGHTS,
         "weight_quantiles": {name: [0.3, 0.33, 0.4] for name in EQUAL_WEIGHTS},
-        "class_weights": dict.fromkeys(classes, 1.0),
+        "class_weights": {"positive": dict.fromkeys(classes, 1.0)},
         "dwa_used": False,
         "acquisition_weights": "equal",
         "spearman_dwa": None,

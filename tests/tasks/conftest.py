@@ -103,7 +103,10 @@ class SyntheticCampaign:
                 name: [max(0, mean - 0.09 * used), mean, mean + 0.1 * used]
                 for name, mean in zip(METRICS, means, strict=True)
             },
-            "class_weights": {name: round(0.7 + 0.12 * i, 3) for i, name in enumerate(self.classes)},
+            "class_weights": {
+                "positive": {name: round(0.7 + 0.12 * i, 3) for i, name in enumerate(self.classes)},
+                "claimed_background": {name: round(1.3 - 0.12 * i, 3) for i, name in enumerate(self.classes)},
+            },
             "dwa_used": used,
             "acquisition_weights": "learned" if used else "equal",
             "dwa_reason": self._dwa_reason(number),
@@ -198,8 +201,20 @@ class SyntheticCampaign:
             for key in ("spearman_dwa", "spearman_equal", "class_weights", "mean_weights", "weight_quantiles")
         }
         dwa |= {"spearman_by_metric": {"confidence": 0.11, "entropy": 0.47, "overlap": -0.04}, "class_difficulty": {}}
+        dwa |= {"complexity": "common", "best_simple": "entropy", "candidates": self._candidates(now)}
         dwa |= {"feature_importance": self._drivers() if now["dwa_used"] else None}
         files.write_json(derived("weigh") / "dwa.json", dwa)
+
+    def _candidates(self, now: dict[str, Any]) -> list[dict[str, Any]]:
+        if now["spearman_dwa"] is None:
+            return []
+        used = now["acquisition_weights"]
+        figures = {"equal": now["spearman_equal"], "entropy": 0.47, "common": 0.49, "per_image_c=10": 0.44}
+        return [
+            {"name": name, "spearman": value, "standard_error": 0.06, "gain": value - 0.47, "gain_standard_error": 0.02}
+            | {"chosen": name == used or (used == "learned" and name in ("learned", "common"))}
+            for name, value in (figures | {"learned": now["spearman_dwa"]}).items()
+        ]
 
     def _drivers(self) -> dict[str, Any]:
         features = ("log_boxes", "entropy", "scores_0.2_to_0.4_frac", f"boxes_frac:{self.classes[0]}")

@@ -1,6 +1,8 @@
 """Score and weigh on stored detections: cold start, fallback, the ablations, and that nothing is made up."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from detectron_ext.image_features import feature_names
 from tasks.data import schemas
 from tasks.data.dwa_samples import DwaSample
 from tasks.params import StageParams, load_params
+from tasks.runtime.errors import UserError
 from tasks.score import score
 from tasks.storage import files
-from tasks.weigh import class_prior, weigh
+from tasks.weigh import weigh
 
 REPOSITORY = Path(__file__).parents[2]
 CLASSES = ["a", "b"]
@@ -61,19 +64,31 @@ def scored(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def stage_params(**dwa: Any) -> StageParams:
+def stage_params(normalize: str = "quantile", **dwa: Any) -> StageParams:
     params = load_params(REPOSITORY / "params.yaml")
-    changed = params.model_copy(update={"classes": CLASSES, "dwa": params.dwa.model_copy(update={"epochs": 60, **dwa})})
+    dwa_params = params.dwa.model_copy(update={"epochs": 60, **dwa})
+    scoring = params.scoring.model_copy(update={"normalize": normalize})
+    changed = params.model_copy(update={"classes": CLASSES, "scoring": scoring, "dwa": dwa_params})
     return StageParams(changed, ("seed", "classes", "scoring", "dwa"))
 
 
-def make_samples(count: int, driven_by: int, seed: int = 0) -> list[DwaSample]:
+def make_loss(missed: float) -> RealizedLoss:
+    """Objects of class a were missed, those of b hardly; no claim was wrong."""
+    return RealizedLoss(np.array([missed, 0.1]), np.array([1, 1]), np.zeros(2), np.array([1, 1]))
+
+
+MIXED = (0.0, 0.5, 0.5)
+ENTROPY = (0.0, 1.0, 0.0)
+
+
+def make_samples(count: int, mixture: Sequence[float], seed: int = 0) -> list[DwaSample]:
+    """Images whose loss is a mixture of their metrics."""
     rng = np.random.default_rng(seed)
     samples = []
     for number in range(count):
         metrics = rng.random(3)
         features = np.concatenate([metrics, rng.normal(size=16)])
-        loss = RealizedLoss(np.array([metrics[driven_by], 0.1]), np.array([1, 1]))
+        loss = make_loss(float(metrics @ mixture))
         samples.append(DwaSample(f"{number:016x}", -1, features, metrics, loss))
     return samples
 
@@ -130,7 +145,7 @@ def test_calibration_images_are_scored_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_a_cold_start_weighs_equally_and_says_so(scored: Path, count: int) -> None:
-    document, rows = run_weigh(scored, make_samples(count, 1))
+    document, rows = run_weigh(scored, make_samples(count, MIXED))
     assert document["used"] == "equal"
     assert "cold start" in document["reason"]
     assert document["spearman_dwa"] is None
@@ -140,10 +155,19 @@ def test_a_cold_start_weighs_equally_and_says_so(scored: Path, count: int) -> No
 
 
 def test_learned_weights_are_used_when_they_rank_better(scored: Path) -> None:
-    document, rows = run_weigh(scored, make_samples(40, driven_by=1))
+    document, rows = run_weigh(scored, make_samples(40, MIXED))
     assert document["used"] == "learned"
-    assert document["spearman_dwa"] > document["spearman_equal"]
-    assert document["mean_weights"]["entropy"] > 0.6
+    assert document["spearman_dwa"] > document["spearman_equal"] > 0.5
+    assert document["mean_weights"]["confidence"] < 0.1
+    names = [candidate["name"] for candidate in document["candidates"]]
+    assert names[:5] == ["equal", *schemas.METRICS, "common"]
+    assert [candidate["name"] for candidate in document["candidates"] if candidate["chosen"]] == [
+        document["complexity"],
+        "learned",
+    ]
+    learned, best = document["candidates"][-1], document["candidates"][names.index(document["best_simple"])]
+    assert learned["gain"] == pytest.approx(learned["spearman"] - best["spearman"], abs=2e-6)
+    assert learned["gain"] > learned["gain_standard_error"] > 0
     for row in rows:
         weights = (row["w_confidence"], row["w_entropy"], row["w_overlap"])
         assert min(weights) > 0
@@ -151,7 +175,16 @@ def test_learned_weights_are_used_when_they_rank_better(scored: Path) -> None:
 
 
 def test_learned_weights_come_with_what_moves_them(scored: Path) -> None:
-    document, rows = run_weigh(scored, make_samples(40, driven_by=1))
+    """Of images with many boxes the loss is the entropy, of those with few the overlap."""
+    samples = []
+    for pair in make_samples(120, MIXED):
+        log_boxes = np.log1p(1 + len(samples) % 5)
+        features = np.concatenate([pair.metrics, [log_boxes], np.zeros(15)])
+        loss = make_loss(pair.metrics[1] if log_boxes > 1.3 else pair.metrics[2])
+        samples.append(replace(pair, features=features, losses=loss))
+    document, rows = run_weigh(scored, samples, epochs=200)
+    assert document["complexity"].startswith("per_image_c=")
+    assert document["feature_importance"]["features"][0]["feature"] == "log_boxes"
     drivers = document["feature_importance"]
     names = [found["feature"] for found in drivers["features"]]
     assert sorted(names) == sorted(feature_names(CLASSES))
@@ -165,16 +198,14 @@ def test_learned_weights_come_with_what_moves_them(scored: Path) -> None:
 
 def test_weights_that_are_not_learned_have_no_drivers(scored: Path) -> None:
     assert run_weigh(scored, [])[0]["feature_importance"] is None
-    assert run_weigh(scored, make_samples(40, 1), mode="entropy")[0]["feature_importance"] is None
+    assert run_weigh(scored, make_samples(40, MIXED), mode="entropy")[0]["feature_importance"] is None
 
 
 def test_without_a_signal_it_falls_back_and_reports_both_figures(scored: Path) -> None:
     """Losses that are the plain mean of the metrics: nothing can rank them better than equal weights."""
     mean = [
-        DwaSample(
-            p.image_id, p.group, p.features, p.metrics, RealizedLoss(np.array([p.metrics.mean(), 0]), np.array([1, 1]))
-        )
-        for p in make_samples(40, driven_by=1)
+        DwaSample(p.image_id, p.group, p.features, p.metrics, make_loss(p.metrics.mean()))
+        for p in make_samples(40, MIXED)
     ]
     document, _ = run_weigh(scored, mean)
     assert document["used"] == "equal"
@@ -184,17 +215,24 @@ def test_without_a_signal_it_falls_back_and_reports_both_figures(scored: Path) -
 
 
 @pytest.mark.parametrize(
-    ("mode", "expected"), [("entropy", (0, 1, 0)), ("equal", (1 / 3,) * 3), ("fixed", (0.2, 0.3, 0.5))]
+    ("mode", "expected"),
+    [
+        ("entropy", (0, 1, 0)),
+        ("confidence", (1, 0, 0)),
+        ("overlap", (0, 0, 1)),
+        ("equal", (1 / 3,) * 3),
+        ("fixed", (0.2, 0.3, 0.5)),
+    ],
 )
 def test_ablations_give_every_image_the_same_weights(scored: Path, mode: str, expected: tuple[float, ...]) -> None:
-    document, rows = run_weigh(scored, make_samples(40, 1), mode=mode, fixed_weights=[0.2, 0.3, 0.5])
+    document, rows = run_weigh(scored, make_samples(40, MIXED), mode=mode, fixed_weights=[0.2, 0.3, 0.5])
     assert document["used"] == mode
     for row in rows:
         assert (row["w_confidence"], row["w_entropy"], row["w_overlap"]) == pytest.approx(expected)
 
 
 def test_active_teacher_counts_classes_instead_of_overlap(scored: Path) -> None:
-    document, rows = run_weigh(scored, make_samples(40, 1), mode="activeteacher")
+    document, rows = run_weigh(scored, make_samples(40, MIXED), mode="activeteacher")
     assert document["used"] == "activeteacher"
     scores = files.read_table(scored / "score" / "scores.parquet", schemas.SCORES).to_pylist()
     stored = [
@@ -219,7 +257,7 @@ def test_rounding_of_the_weights_never_lifts_the_uncertainty_above_1(scored: Pat
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(np.ones(len(table))))
     files.write_table(scored / "score" / "scores.parquet", table)
     for changes in ({"mode": "fixed", "fixed_weights": [0.3335, 0.3335, 0.3335]}, {"mode": "learned"}):
-        document, rows = run_weigh(scored, make_samples(40, driven_by=1), **changes)
+        document, rows = run_weigh(scored, make_samples(40, MIXED), **changes)
         assert document["used"] == changes["mode"]
         assert {row["uncertainty"] for row in rows} == {1.0}
         for row in rows:
@@ -227,16 +265,53 @@ def test_rounding_of_the_weights_never_lifts_the_uncertainty_above_1(scored: Pat
 
 
 def test_weigh_is_deterministic(scored: Path) -> None:
-    run_weigh(scored, make_samples(40, 1))
+    run_weigh(scored, make_samples(40, MIXED))
     first = (scored / "weigh" / "uncertainty.parquet").read_bytes()
-    run_weigh(scored, make_samples(40, 1))
+    run_weigh(scored, make_samples(40, MIXED))
     assert (scored / "weigh" / "uncertainty.parquet").read_bytes() == first
 
 
-def test_harder_classes_get_larger_bounded_weights() -> None:
-    share = class_prior(np.array([0.1, 0.4, np.nan]), weight_max=3.0)
-    assert share.sum() == pytest.approx(1)
-    assert share[1] > share[2] > share[0]
-    assert class_prior(np.array([np.nan, np.nan]), 3.0).tolist() == [0.5, 0.5]
-    extreme = 2 * class_prior(np.array([1e-9, 1.0]), weight_max=3.0)
-    assert extreme.max() / extreme.min() <= 9 + 1e-9
+def test_one_metric_is_used_where_it_beats_equal_weights_and_learning_adds_nothing(scored: Path) -> None:
+    document, rows = run_weigh(scored, make_samples(40, ENTROPY))
+    assert (document["used"], document["best_simple"]) == ("entropy", "entropy")
+    assert "fallback" in document["reason"]
+    assert {(row["w_confidence"], row["w_entropy"], row["w_overlap"]) for row in rows} == {(0.0, 1.0, 0.0)}
+
+
+def test_metrics_that_are_left_out_have_no_weight(scored: Path) -> None:
+    document, rows = run_weigh(scored, make_samples(40, MIXED), metrics=["overlap", "entropy"])
+    assert {row["w_confidence"] for row in rows} == {0.0}
+    assert document["mean_weights"]["entropy"] == pytest.approx(0.5, abs=0.1)
+    assert [candidate["name"] for candidate in document["candidates"]][:3] == ["equal", "overlap", "entropy"]
+
+
+def test_a_signed_mixture_uses_a_metric_the_other_way_round(scored: Path) -> None:
+    """Losses fall with the overlap: its complement counts, and U stays in [0, 1]."""
+    samples = make_samples(60, (0.5, 0.0, -0.5))
+    document, rows = run_weigh(scored, samples, allow_negative_weights=True, epochs=200)
+    assert document["used"] == "learned"
+    assert document["mean_weights"]["overlap"] < -0.3
+    assert document["mean_weights"]["confidence"] > 0.3
+    scores = files.read_table(scored / "score" / "scores.parquet", schemas.SCORES).to_pylist()
+    for row, own in zip(rows, scores, strict=True):
+        assert 0 <= row["uncertainty"] <= 1
+        signed = sum(row[f"w_{name}"] * own[name] for name in schemas.METRICS)
+        assert signed <= row["uncertainty"] <= signed + 1  # the complements add a share of 1 that weights do not show
+
+
+def test_a_signed_mixture_needs_metrics_on_the_unit_interval(scored: Path) -> None:
+    changed = stage_params(normalize="none", allow_negative_weights=True)
+    with pytest.raises(UserError, match="allow_negative_weights is true with scoring"):
+        weigh(changed, samples=[], detections=scored, scores=scored, out=scored)
+
+
+def test_class_weights_are_learned_in_mode_learned_alone(scored: Path) -> None:
+    """Class a was missed far more than b: its objects count for more; the claims were all right."""
+    run_weigh(scored, make_samples(40, MIXED))
+    weights = files.read_json(scored / "weigh" / "class_weights.json")
+    assert weights["positive"]["a"] > 1.2 > 0.8 > weights["positive"]["b"]
+    assert weights["claimed_background"] == {"a": 1.0, "b": 1.0}
+    for changes in ({"mode": "equal"}, {"mode": "activeteacher"}, {"class_weights": "uniform"}):
+        document, _ = run_weigh(scored, make_samples(40, MIXED), **changes)
+        ones = {"a": 1.0, "b": 1.0}
+        assert document["class_weights"] == {"positive": ones, "claimed_background": ones}

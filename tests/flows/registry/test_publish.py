@@ -81,7 +81,7 @@ def test_a_round_is_logged_whole(derived: Workspace) -> None:
     assert (metrics["teacher/AP/bright"], metrics["student/AP/bright"]) == (60.0, 50.0)
     assert "teacher/AP/dark" not in metrics  # unknown is not zero
     assert {f"weight_quantiles/entropy/{q}" for q in ("q10", "q50", "q90")} <= set(metrics)
-    assert {"seconds/train", "class_weights/bright", "spearman_equal", "mean_weights/overlap"} <= set(metrics)
+    assert {"seconds/train", "class_weights/positive/bright", "spearman_equal", "mean_weights/overlap"} <= set(metrics)
     (point,) = client.get_metric_history(run.info.run_id, "teacher/mAP")
     assert point.step == 1
     assert run.data.params["train.iterations"] == str(load_params(derived.params).train.iterations)

@@ -12,6 +12,8 @@ from tasks.runtime.errors import UserError
 from tasks.storage import files
 from tests.tasks.data.test_label_store import make_label, write_batch
 
+ONE = np.ones(1)
+
 
 def write_detections(folder: Path, batch: int, **scores: float) -> None:
     """One detection of class ``a`` an image, of the given score."""
@@ -63,7 +65,7 @@ def test_a_late_or_changed_answer_meets_the_detections_of_its_own_offer(campaign
 def test_the_newest_answer_is_the_truth(campaign: Path) -> None:
     """x now has a narrow box, which the frozen one misses; y agrees with the teacher."""
     found = samples_by_id(campaign)
-    assert found["x"].losses.total_K.sum() > found["y"].losses.total_K.sum()
+    assert found["x"].losses.weighted(ONE, ONE) > found["y"].losses.weighted(ONE, ONE)
 
 
 def test_the_window_is_of_offers(campaign: Path) -> None:
@@ -118,8 +120,8 @@ def test_detections_of_another_class_list_are_translated_by_name(
     write_two_class_detections(one_label / "frozen", stored)
     [sample] = batch_samples(one_label / "labels", one_label / "frozen", classes, 9, 1.5)
     expected = -((1 - probability_of_a) ** 1.5) * np.log(probability_of_a)
-    assert sample.losses.total_K[classes.index("a")] == pytest.approx(expected)
-    assert len(sample.losses.total_K) == len(classes)
+    assert sample.losses.positive_K[classes.index("a")] == pytest.approx(expected)
+    assert len(sample.losses.positive_K) == len(classes)
     assert len(sample.features) == 15 + 2 * len(classes)
 
 
@@ -127,7 +129,7 @@ def test_the_probability_of_a_class_that_is_gone_is_background(one_label: Path) 
     write_two_class_detections(one_label / "frozen", ["gone", "a"])
     write_batch(one_label / "labels", 1, make_label("x", status="empty", boxes=[]))
     [sample] = batch_samples(one_label / "labels", one_label / "frozen", ["a"], 9, 1.5)
-    assert sample.losses.total_K == pytest.approx([-((1 - 0.375) ** 1.5) * np.log(0.375)])
+    assert sample.losses.claimed_background_K == pytest.approx([-((1 - 0.375) ** 1.5) * np.log(0.375)])
 
 
 @pytest.mark.parametrize("stored", [["a", "gone"], ["b", "c"]])

@@ -15,6 +15,12 @@ DWA = {
     "num_samples": 40,
     "spearman_dwa": 0.5,
     "spearman_equal": 0.3,
+    "best_simple": "entropy",
+    "candidates": [
+        {"name": "equal", "spearman": 0.3, "standard_error": 0.17},
+        {"name": "entropy", "spearman": 0.35, "standard_error": 0.17},
+        {"name": "learned", "spearman": 0.5, "standard_error": 0.17, "gain": 0.15, "gain_standard_error": 0.04},
+    ],
 }
 
 
@@ -48,17 +54,21 @@ def test_listed(parts, text):
     assert formatting.join_and(parts) == text
 
 
-EQUAL = {"used": "equal", "spearman_dwa": None}
+EQUAL = {"used": "equal", "spearman_dwa": None, "candidates": []}
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({}, "Learned weights were used. They rank the teacher’s mistakes better: 0.50 with learned and 0.30"),
         (
-            {"used": "equal", "spearman_dwa": 0.2},
-            "Equal weights were used. Learned ones rank the teacher’s mistakes no",
+            {},
+            "better: 0.50 against 0.35 of entropy alone, a lead of +0.15 with a standard error of 0.04, on 40 images.",
         ),
+        (
+            {"used": "equal"},
+            "Equal weights ranked the images. Learned weights do not rank the teacher’s mistakes clearly",
+        ),
+        ({"used": "-overlap"}, "Low overlap alone ranked the images."),
         (
             EQUAL | {"num_samples": 1},
             "Equal weights were used: 1 image with both detections and human labels is too few",
@@ -71,10 +81,25 @@ def test_verdict_names_what_was_used_and_why(change, said):
     assert said in narrative.dwa_verdict(DWA | change)
 
 
-def test_caution_shrinks_with_pairs_and_is_silent_without_a_comparison():
-    assert "±0.34" in narrative.dwa_caution(DWA)
-    assert "±1.00" in narrative.dwa_caution(DWA | {"num_samples": 4})
-    assert narrative.dwa_caution(DWA | {"spearman_dwa": None}) == ""
+def test_caution_is_two_standard_errors_and_silent_without_a_comparison():
+    assert "±0.33" in narrative.dwa_caution(DWA)
+    unsure = [candidate | {"standard_error": 0.9} for candidate in DWA["candidates"]]
+    assert "±1.00" in narrative.dwa_caution(DWA | {"candidates": unsure})
+    assert narrative.dwa_caution(DWA | EQUAL) == ""
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ("equal", "equal weights"),
+        ("entropy", "entropy alone"),
+        ("-entropy", "low entropy alone"),
+        ("common", "one learned mixture for all images"),
+        ("per_image_c=10", "a learned mixture per image, c = 10"),
+    ],
+)
+def test_rules_have_names_that_people_use(rule, text):
+    assert narrative.rule_name(rule) == text
 
 
 def round_entry(number: int, reached: float | None) -> dict:
@@ -133,15 +158,16 @@ def test_rounds_shown_are_the_first_and_the_newest(count):
 
 def test_class_rows_survive_classes_that_come_later():
     history = [
-        {"teacher": {"per_class": {"a": 10.0}}, "boxes_per_class": {"a": 3}, "class_weights": {"a": 1.0}},
+        {"teacher": {"per_class": {"a": 10.0}}, "boxes_per_class": {"a": 3}},
         {
             "teacher": {"per_class": {"a": 25.0, "b": None}},
             "boxes_per_class": {"a": 6},
-            "class_weights": {"a": 1.0, "b": None},
+            "class_weights": {"positive": {"a": 1.0, "b": None}, "claimed_background": {"a": 1.5}},
         },
     ]
     a, b = tables.class_rows(["a", "b"], history)
     assert (a.ap, a.change, a.boxes_frac) == ([10.0, 25.0], 15.0, 1.0)
+    assert (a.class_weight, a.background_weight, b.background_weight) == (1.0, 1.5, None)
     assert (b.ap, b.change, b.boxes, b.class_weight) == ([None, None], None, 0, None)
 
 
@@ -152,5 +178,6 @@ def test_shares_sum_to_one_and_are_absent_where_the_sum_is_not_the_uncertainty()
     shares = tables.metric_contributions(WEIGHED | {"uncertainty": 0.6})
     assert shares == pytest.approx({"entropy": 5 / 6, "overlap": 0.0, "confidence": 1 / 6})
     assert tables.metric_contributions(WEIGHED | {"uncertainty": 0.9}) == {}
+    assert tables.metric_contributions(WEIGHED | {"w_confidence": -0.2, "uncertainty": 0.4}) == {}
     assert tables.metric_contributions({}) == {}
     assert tables.metric_contributions(dict.fromkeys(WEIGHED, 0.0) | {"uncertainty": 0.0}) == {}
