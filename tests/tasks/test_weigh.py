@@ -302,7 +302,7 @@ def test_a_signed_mixture_uses_a_metric_the_other_way_round(scored: Path) -> Non
 def test_a_signed_mixture_needs_metrics_on_the_unit_interval(scored: Path) -> None:
     changed = stage_params(normalize="none", allow_negative_weights=True)
     with pytest.raises(UserError, match="allow_negative_weights is true with scoring"):
-        weigh(changed, samples=[], detections=scored, scores=scored, out=scored)
+        weigh(changed, samples=[], scores=scored, out=scored)
 
 
 def test_class_weights_are_learned_in_mode_learned_alone(scored: Path) -> None:
