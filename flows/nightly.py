@@ -6,7 +6,6 @@ a label provider that is unavailable: it does what needs no labels, and ends wit
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,45 +17,30 @@ from flows.annotation.batches import num_open, offered_annotation_batches
 from flows.annotation.collect import CollectionResult, collect, finalize_collection
 from flows.annotation.deliver import CAMPAIGN_COMPLETE, DeliveryResult, deliver, has_pending_delivery
 from flows.annotation.providers.base import AnnotationBatch, LabelProvider, ProviderError
-from flows.annotation.providers.factory import create_provider
 from flows.registry.publish import PublishError, PublishResult, publish, push
+from flows.run_context import RunContext, open_run
 from flows.run_hooks import (
     after_publish,
     close_crashed_runs,
     mark_cancelled,
     monitored,
     record_flow_runs,
+    report_result,
     watch_for_cancellation,
 )
 from flows.runtime.retries import retrying_task, translate_service_errors
 from flows.stage_runner import run_stage
 from flows.workspace.code_version import refresh_code_digests
 from flows.workspace.rounds import RunResult, is_published, last_published_round, newest_round
-from flows.workspace.run_lock import require_workspace, run_lock
+from flows.workspace.run_lock import require_workspace
 from tasks.data.paths import STAGES, Workspace
-from tasks.params import Params, load_params
+from tasks.params import Params
 from tasks.runtime.errors import UserError
 
 
 def campaign_name() -> str:
     """Name the flow run after the campaign's folder."""
     return Path(flow_run.parameters["root"]).name
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """Hold what all parts of a run need; made once per run."""
-
-    workspace: Workspace
-    params: Params
-    provider: LabelProvider
-    provider_errors: list[ProviderError] = field(default_factory=list)
-    """Errors of the label provider that did not stop the run."""
-
-    def record_provider_error(self, error: ProviderError) -> None:
-        """Log an error now, and keep it for the end of the run."""
-        self.provider_errors.append(error)
-        get_run_logger().warning("%s The run continues with what needs no annotators.", error)
 
 
 @flow(name="nightly", flow_run_name=campaign_name, on_crashed=[mark_cancelled])
@@ -67,17 +51,14 @@ def nightly(root: Path) -> RunResult:
         UserError: something that a person has to correct, with the fix.
         ProviderError: the label provider failed; everything that does not need it is done.
     """
-    workspace = require_workspace(root)
-    with run_lock(workspace) as lock, watch_for_cancellation(), monitored(workspace) as hooks:
-        record_flow_runs(lock)
-        close_crashed_runs(workspace)
-        hooks.before_run()
-        params = load_params(workspace.params)
-        context = RunContext(workspace, params, create_provider(workspace, params))
+    with open_run(root) as context, watch_for_cancellation(), monitored(context):
+        record_flow_runs(context.lock)
+        close_crashed_runs(context.workspace)
         result = advance_round(context)
         if context.provider_errors:
             raise context.provider_errors[0]
-        return hooks.after_run(result)
+        report_result(context, result)
+        return result
 
 
 def advance_round(context: RunContext) -> RunResult:
@@ -101,6 +82,12 @@ def advance_round(context: RunContext) -> RunResult:
     return RunResult(number, "waiting_for_labels", "" if collected is None else collected.message)
 
 
+def _record_provider_error(context: RunContext, error: ProviderError) -> None:
+    """Log an error now, and keep it for the end of the run."""
+    context.provider_errors.append(error)
+    get_run_logger().warning("%s The run continues with what needs no annotators.", error)
+
+
 def _check_provider(context: RunContext, *, required: bool) -> None:
     """Check the provider; an unavailable one stops the run only if nothing can be done without it."""
     try:
@@ -108,7 +95,7 @@ def _check_provider(context: RunContext, *, required: bool) -> None:
     except ProviderError as error:
         if required and not error.transient:
             raise
-        context.record_provider_error(error)
+        _record_provider_error(context, error)
 
 
 def _collect(context: RunContext, batch: int, offered: Sequence[AnnotationBatch]) -> CollectionResult | None:
@@ -116,10 +103,10 @@ def _collect(context: RunContext, batch: int, offered: Sequence[AnnotationBatch]
     try:
         collected = collect_labels(context.workspace, context.provider, context.params, batch, offered)
     except ProviderError as error:
-        context.record_provider_error(error)
+        _record_provider_error(context, error)
         return None
     for provider_error in collected.provider_errors:
-        context.record_provider_error(provider_error)
+        _record_provider_error(context, provider_error)
     return collected
 
 
@@ -135,8 +122,9 @@ def derive_and_publish(context: RunContext, number: int) -> PublishResult:
     log, workspace = get_run_logger(), context.workspace
     refresh_code_digests(workspace)
     log.info("round %d", number, extra={"gleaner_round": number})
+    limit_s = 60 * context.params.nightly.stage_timeout_minutes
     for stage in STAGES:
-        run_stage(workspace.root, stage, number)
+        run_stage(workspace.root, stage, number, limit_s)
     with translate_service_errors("MLflow", PublishError):
         published = publish_round(workspace, context.params, number)
     log.info("%s", published.message, extra={"gleaner_published": number})
@@ -150,7 +138,7 @@ def _offer_next_batch(context: RunContext, number: int) -> DeliveryResult | None
     try:
         delivered = deliver_batch(context.workspace, context.provider, context.params, number)
     except ProviderError as error:
-        context.record_provider_error(error)
+        _record_provider_error(context, error)
         return None
     get_run_logger().info("%s", delivered.message)
     return delivered

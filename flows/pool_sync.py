@@ -18,6 +18,7 @@ from tasks.data.paths import Workspace, image_id_from_sha256
 from tasks.data.pool_diff import PoolDiff, Row, SourceImage, diff_pool
 from tasks.data.schemas import ANNOTATED, INDEX
 from tasks.params import Params, load_params
+from tasks.params.stages import PoolParams
 from tasks.runtime.errors import UserError
 from tasks.runtime.progress import track
 from tasks.storage import files
@@ -52,7 +53,7 @@ def sync_pool(workspace: Workspace) -> PoolDiff:
         )
         rows = sorted((*rows, *_exclude(other_rows, rows)), key=lambda row: row["image_id"])
         if rows != index:
-            _copy_new_images(workspace, source, rows)
+            _copy_new_images(workspace, params.pool, rows)
             files.write_table(workspace.index, pa.Table.from_pylist(rows, schema=INDEX))
         _commit(workspace, changes)
     return changes
@@ -114,12 +115,11 @@ def _exclude(other_rows: list[Row], rows: list[Row]) -> Iterator[Row]:
     return (row for row in other_rows if row["image_id"] not in ids)
 
 
-def _copy_new_images(workspace: Workspace, source: str, rows: list[Row]) -> None:
+def _copy_new_images(workspace: Workspace, pool: PoolParams, rows: list[Row]) -> None:
     """Copy new local images and compare each copy's digest: a file may change while it is read."""
-    if is_object_uri(source):
+    if is_object_uri(pool.images_uri):
         return
-    follow_links = load_params(workspace.params).pool.follow_links
-    folder = ImageFolder(workspace.root / Path(source).expanduser(), 0, follow_links=follow_links)
+    folder = ImageFolder(workspace.root / Path(pool.images_uri).expanduser(), 0, follow_links=pool.follow_links)
     for row in rows:
         target = workspace.root / row["uri"]
         if is_object_uri(row["uri"]) or target.is_file():

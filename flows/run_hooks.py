@@ -1,4 +1,4 @@
-"""Surround a run with checks, logs, Prefect artifacts, notifications, cancellation and the recovery of crashed runs.
+"""Surround a run with logs, Prefect artifacts, notifications, cancellation and the clean-up of crashed runs.
 
 Cancellation: Prefect only records that a run is to be cancelled; a worker polls for that and ends it. A run started by
 cron or in a terminal polls for itself, and ends itself as a worker would: by SIGTERM.
@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -31,10 +30,10 @@ from prefect.states import Cancelled, Crashed
 
 from flows.annotation.batches import label_supply_warning
 from flows.monitoring.json_logging import json_logging
-from flows.monitoring.notifications import Notification, notify, notify_on_failure
+from flows.monitoring.notifications import Notification, notify
 from flows.monitoring.prefect_artifacts import progress_artifact, publish_round_artifacts
 from flows.monitoring.progress import format_duration
-from flows.preflight.checks import require_ready
+from flows.run_context import RunContext
 from flows.runtime.process_env import tracking_uri
 from flows.runtime.retries import translate_service_errors
 from flows.tracking.mlflow_run import PROCESS_TAG
@@ -43,7 +42,6 @@ from flows.workspace.lock import Lock, LockOwner, read_owner
 from flows.workspace.promotion_log import last_decision
 from flows.workspace.rounds import RunResult, all_ledgers
 from tasks.data.paths import Workspace
-from tasks.params import load_params
 from tasks.runtime.errors import UserError
 
 POLL_INTERVAL_S = 5.0
@@ -53,42 +51,23 @@ _OPEN_STATES = (StateType.RUNNING, StateType.PENDING, StateType.PAUSED)
 _FLOW_RUNS_NOTE = "flow_runs"
 
 
-@dataclass(frozen=True)
-class RunHooks:
-    """Checks before a run and reports after it."""
-
-    workspace: Workspace
-    started_s: float
-
-    def before_run(self) -> None:
-        """Run the quick preflight checks before any work, and log their warnings.
-
-        Raises:
-            UserError: names every failed check.
-        """
-        for warning in require_ready(self.workspace):
-            get_run_logger().warning("%s.", warning)
-
-    def after_run(self, result: RunResult) -> RunResult:
-        """Log a one-line summary, notify when the label supply is low, and return the result."""
-        log = get_run_logger()
-        log.info("%s", summary(self.workspace, result, time.monotonic() - self.started_s))
-        try:
-            warning = label_supply_warning(self.workspace, load_params(self.workspace.params), result)
-        except UserError as error:  # the round is published; the doctor and the next run report this again
-            log.warning("%s", error)
-            warning = None
-        if warning is not None:
-            log.warning("%s", warning)
-            notify(Notification(self.workspace.root.name, result.round_number, "label_supply_low", warning))
-        return result
-
-
 @contextmanager
-def monitored(workspace: Workspace) -> Iterator[RunHooks]:
-    """Log the run inside this block, show its progress, and notify if it fails."""
-    with notify_on_failure(workspace), json_logging(workspace), progress_artifact(workspace):
-        yield RunHooks(workspace, time.monotonic())
+def monitored(context: RunContext) -> Iterator[None]:
+    """Log the run inside this block, show its progress, and begin with the warnings of the preflight checks."""
+    with json_logging(context.workspace), progress_artifact(context.workspace):
+        for warning in context.warnings:
+            get_run_logger().warning("%s.", warning)
+        yield
+
+
+def report_result(context: RunContext, result: RunResult) -> None:
+    """Log a one-line summary of the run, and notify when the label supply is low."""
+    logger, workspace = get_run_logger(), context.workspace
+    logger.info("%s", summary(workspace, result, time.monotonic() - context.started_s))
+    warning = label_supply_warning(workspace, context.params, result)
+    if warning is not None:
+        logger.warning("%s", warning)
+        notify(Notification(workspace.root.name, result.round_number, "label_supply_low", warning))
 
 
 def after_publish(workspace: Workspace, round_number: int) -> None:
@@ -101,10 +80,10 @@ def after_publish(workspace: Workspace, round_number: int) -> None:
 
 def summary(workspace: Workspace, result: RunResult, seconds: float) -> str:
     """Describe a run in one line."""
-    prefix = f"{workspace.root.name}: night over in {format_duration(seconds)}"
+    prefix = f"{workspace.root.name}: run finished in {format_duration(seconds)}"
     ledgers = all_ledgers(workspace)
     if result.outcome == "waiting_for_labels" or not ledgers:
-        return f"{prefix}. Waiting for labels; round {result.round_number} stands."
+        return f"{prefix}. Waiting for labels after round {result.round_number}."
     figures = ledgers[-1]["metrics"]
     delta = ""
     if len(ledgers) > 1:

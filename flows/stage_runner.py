@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 
 from prefect.logging import get_run_logger
@@ -21,7 +22,6 @@ from flows.workspace.dvc import dvc_command, dvc_env
 from flows.workspace.rounds import record_seconds, stage_log
 from flows.workspace.run_lock import WORKSPACE_ENV
 from tasks.data.paths import Workspace
-from tasks.params import load_params
 from tasks.runtime.errors import (
     EXIT_INTERRUPTED,
     EXIT_UNREACHABLE,
@@ -127,8 +127,8 @@ class StageRun:
 
 
 @retrying_task("{stage}")
-def run_stage(root: Path, stage: str, round_number: int) -> StageRun:
-    """Bring one stage up to date and record how long it took.
+def run_stage(root: Path, stage: str, round_number: int, limit_s: float = inf) -> StageRun:
+    """Bring one stage up to date within ``limit_s`` seconds, and record how long it took.
 
     Raises:
         StageError: the stage failed, was killed repeatedly, or exceeded the time limit.
@@ -139,7 +139,6 @@ def run_stage(root: Path, stage: str, round_number: int) -> StageRun:
     workspace = Workspace(root)
     log = get_run_logger()
     log.info("%s", stage, extra={"gleaner_stage": stage})
-    limit_s = 60 * load_params(workspace.params).nightly.stage_timeout_minutes
     with gpu_locks(stage, str(root), log.info):
         run = retry_with_half_batch(
             lambda micro_batches: _run(workspace, stage, round_number, micro_batches, limit_s), log.warning

@@ -1,9 +1,10 @@
-"""``gleaner init``: make a campaign from an export, or from images and annotations apart."""
+"""Commands ``gleaner init`` and ``gleaner import``: make a campaign from a data set, or only check the data set."""
 
 import shlex
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,127 +12,27 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from flows.cli.options import DatasetOptions, with_dataset_options
 from flows.runtime.process_env import prepare_environment
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
+from tasks.storage import files
 
 if TYPE_CHECKING:
     from flows.workspace.scaffold import WorkspaceConfig
     from tasks.data.initial_split import CampaignData
 
 _out = Console()
+_DEMO_IMPORTED_AT = "2026-01-01T00:00:00+00:00"
+"""A fixed time: the same images, labels and parameters give the same bytes."""
 _WARNINGS = ("classes_nearly_equal", "class_without_box", "maybe_not_found", "exif_turn", "first_frame")
 """Codes of notes that are shown, too; the others are only in the report."""
 
 
-class AnnotationFormat(StrEnum):
-    """How annotations are written."""
-
-    coco = "coco"
-    voc = "voc"
-    yolo = "yolo"
-    cvat = "cvat"
-    label_studio = "label_studio"
-
-
-class Polygons(StrEnum):
-    """What polygons, masks and rotated boxes without a box count as."""
-
-    refuse = "refuse"
-    box = "box"
-
-
-class Unannotated(StrEnum):
-    """What an image listed without boxes means."""
-
-    unlabeled = "unlabeled"
-    empty = "empty"
-
-
-class TestSplit(StrEnum):
-    """What a test split becomes."""
-
-    leave_out = "leave-out"
-    train = "train"
-    val = "val"
-
-
-DatasetOption = Annotated[
-    Path | None,
-    typer.Option(help="Export of a label tool: a folder or zip with images, annotations and perhaps splits."),
-]
-ImagesOption = Annotated[
-    str | None,
-    typer.Option(help="Folder of images, or s3:// prefix; every picture below it belongs to the pool."),
-]
-AnnotationsOption = Annotated[
-    Path | None, typer.Option(help="Annotation file (COCO, CVAT, Label Studio) or folder of them (VOC, YOLO).")
-]
-FormatOption = Annotated[
-    AnnotationFormat | None,
-    typer.Option("--format", help="Format of the annotations.", show_default="recognized by content"),
-]
-ValOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Validation set: annotations, or a text file with one image a line.",
-        show_default="the split of the data set, else drawn at random",
-    ),
-]
-ValImagesOption = Annotated[Path | None, typer.Option(help="Images of --val.", show_default="--images")]
-ValFracOption = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of the annotated images drawn for validation, where none is given.")
-]
-TestSplitOption = Annotated[TestSplit, typer.Option(help="What becomes of a split called test.")]
-PolygonsOption = Annotated[
-    Polygons, typer.Option(help="Polygons, masks and rotated boxes: refuse them, or take their bounding boxes.")
-]
-UnannotatedOption = Annotated[
-    Unannotated,
-    typer.Option(help="What an image listed without boxes means, where the document does not say it was reviewed."),
-]
-ClassesOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME,NAME",
-        help="Classes to put first, in this order, also without a box yet; the others follow by frequency.",
-    ),
-]
-FollowLinksOption = Annotated[bool, typer.Option("--follow-links", help="Follow links to images and folders.")]
-SeedLabelsOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Images of the seed batch, drawn at random.", show_default="all annotated ones"),
-]
-CalibrationOption = Annotated[
-    int, typer.Option(min=0, help="Labeled images never trained on, from which the weights of the score are learned.")
-]
-OracleOption = Annotated[
-    bool, typer.Option("--oracle", help="Keep the other annotations where only the simulated annotator reads them.")
-]
-SettingsOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A value of params.yaml, as train.iterations=300; repeatable."),
-]
-
-
+@with_dataset_options
 def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="New folder of the campaign.")],
-    dataset: DatasetOption = None,
-    images: ImagesOption = None,
-    annotations: AnnotationsOption = None,
-    annotation_format: FormatOption = None,
-    val: ValOption = None,
-    val_images: ValImagesOption = None,
-    val_frac: ValFracOption = 0.2,
-    test_split: TestSplitOption = TestSplit.leave_out,
-    polygons: PolygonsOption = Polygons.refuse,
-    unannotated: UnannotatedOption = Unannotated.unlabeled,
-    classes: ClassesOption = None,
-    follow_links: FollowLinksOption = False,
-    seed_labels: SeedLabelsOption = None,
-    calibration_images: CalibrationOption = 0,
-    oracle: OracleOption = False,
-    settings: SettingsOption = None,
+    options: DatasetOptions,
 ) -> None:
     """Make a campaign: git, DVC, dvc.yaml, params.yaml, pool, fixed validation set and seed batch.
 
@@ -141,16 +42,12 @@ def init(
     from flows.workspace.scaffold import create_workspace, summary_counts
     from tasks.params import load_params
 
-    config = workspace_config(
-        dataset, images, annotations, annotation_format, val, val_images, val_frac, test_split, polygons, unannotated,
-        classes, follow_links, seed_labels, calibration_images, oracle, settings,
-    )  # fmt: skip
-    data = create_workspace(directory, config)
+    data = create_workspace(directory, workspace_config(options))
     _out.print(f"[bold]{escape(str(directory))}[/bold] classes: {escape(', '.join(data.classes))}")
     for label, count in summary_counts(data):
         _out.print(f"  {count:>7}  {label}")
-    print_import(data, report=directory / "data" / "import_report.json")
-    if not oracle and load_params(Workspace(directory).params).provider.kind == "oracle":
+    _print_import(data, report=directory / "data" / "import_report.json")
+    if not options.oracle and load_params(Workspace(directory).params).provider.kind == "oracle":
         _out.print(
             "Without --oracle the simulated annotator has nothing to give: gleaner run will say so.",
             style="yellow",
@@ -158,24 +55,27 @@ def init(
     _out.print(f"Next: cd {escape(_shell_path(directory))} && gleaner run", soft_wrap=True)
 
 
-def workspace_config(
-    dataset: Path | None,
-    images: str | None,
-    annotations: Path | None,
-    annotation_format: AnnotationFormat | None,
-    val: Path | None,
-    val_images: Path | None,
-    val_frac: float,
-    test_split: TestSplit,
-    polygons: Polygons,
-    unannotated: Unannotated,
-    classes: str | None,
-    follow_links: bool,
-    seed_labels: int | None,
-    calibration_images: int,
-    oracle: bool,
-    settings: Sequence[str] | None,
-) -> "WorkspaceConfig":
+@with_dataset_options
+def import_(
+    options: DatasetOptions,
+    check: Annotated[bool, typer.Option("--check", help="Check only; needed.")] = False,
+    report: Annotated[Path | None, typer.Option(help="File for the whole report, in JSON.")] = None,
+) -> None:
+    """Check a data set: say what gleaner init with the same options would take, and make nothing."""
+    if not check:
+        problem = "--check is missing, expected it: nothing is imported outside of a campaign"
+        raise UserError("gleaner import", problem, "Make a campaign with gleaner init DIR and the same options.")
+    from flows.workspace.scaffold import check_import
+    from tasks.data.initial_split import report_document
+
+    data = check_import(workspace_config(replace(options, seed_labels=options.seed_labels or 1)))
+    _out.print(f"classes: {escape(', '.join(data.classes))}")
+    if report is not None:
+        files.write_json(report, report_document(data))
+    _print_import(data, report)
+
+
+def workspace_config(options: DatasetOptions) -> "WorkspaceConfig":
     """Put the options of ``init`` and ``import`` together.
 
     Raises:
@@ -186,29 +86,32 @@ def workspace_config(
     from tasks.data.import_policy import ImportPolicy
     from tasks.storage.s3 import is_object_uri
 
-    _require_one_source(dataset, images, annotations)
+    images = options.images
+    _require_one_source(options.dataset, images, options.annotations)
     overrides = list(OWN_DATA_OVERRIDES)
     if images is not None:
         overrides.append(pool_source_override(images))
-    if follow_links:
+    if options.follow_links:
         overrides.append("pool.follow_links=true")
-    names = [name.strip() for name in (classes or "").split(",") if name.strip()]
+    names = [name.strip() for name in (options.classes or "").split(",") if name.strip()]
     return WorkspaceConfig(
         source=DatasetSource(
-            annotation_format=annotation_format.value if annotation_format else None,
-            annotations=annotations,
+            annotation_format=options.annotation_format.value if options.annotation_format else None,
+            annotations=options.annotations,
             images=None if images is None else Path(images),
-            val=val,
-            val_images=val_images,
-            dataset=dataset,
+            val=options.val,
+            val_images=options.val_images,
+            dataset=options.dataset,
             classes=tuple(dict.fromkeys(names)),
-            policy=ImportPolicy(polygons.value, unannotated.value, test_split.value, follow_links),
+            policy=ImportPolicy(
+                options.polygons.value, options.unannotated.value, options.test_split.value, options.follow_links
+            ),
         ),
-        seed_labels=seed_labels,
-        calibration_images=calibration_images,
-        val_frac=val_frac,
-        oracle=oracle,
-        overrides=(*overrides, *(settings or ())),
+        seed_labels=options.seed_labels,
+        calibration_images=options.calibration_images,
+        val_frac=options.val_frac,
+        oracle=options.oracle,
+        overrides=(*overrides, *(options.settings or ())),
         imported_at=datetime.now(UTC).isoformat(timespec="seconds"),
         bucket=images if images is not None and is_object_uri(images) else None,
     )
@@ -224,7 +127,7 @@ def _require_one_source(dataset: Path | None, images: str | None, annotations: P
         raise UserError("gleaner init", problem, "Point --dataset at the export of your label tool.")
 
 
-def print_import(data: "CampaignData", report: Path | None) -> None:
+def _print_import(data: "CampaignData", report: Path | None) -> None:
     """Print what was found, what was not used, and the accounts."""
     for line in data.found:
         _out.print(escape(line), soft_wrap=True, highlight=False)
@@ -252,3 +155,47 @@ def _print_examples(entries: Sequence[Mapping[str, str]], report: Path | None) -
 def _shell_path(path: Path) -> str:
     """Quote a path for a shell; one that begins with a dash would be an option."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+
+
+def prepare_demo(target: Path) -> None:
+    """Create the campaign of ``gleaner demo`` from drawn images, imported like a user's own; keep an earlier one.
+
+    Raises:
+        UserError: something else is there.
+    """
+    from flows.workspace.code_version import packaged_file
+    from flows.workspace.run_lock import is_workspace
+    from flows.workspace.scaffold import WorkspaceConfig, create_workspace
+    from tasks.data.dataset_source import DatasetSource
+    from tasks.data.import_policy import ImportPolicy
+    from tasks.demo import DIGITS_PARAMS_FILE, generate_dataset, load_digits_params
+    from tasks.params import load_params
+
+    if is_workspace(target):
+        return
+    if target.exists() and any(target.iterdir()):
+        fix = "Name another folder with --dir."
+        raise UserError(target, "the place is taken, expected a free one or an earlier demo", fix)
+    params = load_params(packaged_file("params.yaml"))
+    digits = load_digits_params(packaged_file(DIGITS_PARAMS_FILE))
+    with tempfile.TemporaryDirectory(prefix="gleaner-demo-") as folder:
+        dataset_dir = Path(folder)
+        generate_dataset(dataset_dir, params=digits, classes=params.classes, seed=params.seed)
+        source = DatasetSource(
+            "coco",
+            dataset_dir / "annotations.json",
+            dataset_dir / "images",
+            dataset_dir / "val.json",
+            classes=tuple(params.classes),
+            policy=ImportPolicy(unannotated="empty"),  # what was drawn is known to the last digit
+        )
+        campaign = WorkspaceConfig(
+            source=source,
+            seed_labels=digits.seed_images,
+            calibration_images=digits.calibration_images,
+            val_frac=0.2,  # unused: the demo brings its own validation set
+            oracle=True,
+            overrides=(),
+            imported_at=_DEMO_IMPORTED_AT,
+        )
+        create_workspace(target, campaign)

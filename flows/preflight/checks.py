@@ -36,21 +36,19 @@ _LIMIT_S = 3.0
 _FIX = "gleaner doctor tries everything and says what to do."
 
 
-def require_ready(workspace: Workspace) -> list[str]:
-    """Stop a run whose checks fail, and return the warnings.
+def require_ready(context: CheckContext) -> list[str]:
+    """Run the quick checks, refuse a run for which one fails, and return the warnings.
 
-    Only failures that a check states stop the night: one that was slow or broke itself proves nothing. Labels
-    and annotators are not asked here, so a round whose labels are in can always be derived to its end.
+    Only a failure that a check states refuses the run: a check that was slow or raised an error proves nothing. Labels
+    and annotators are not checked, so that a round whose labels are collected can always be derived to its end.
 
     Raises:
         UserError: names every failed check.
     """
-    quick = [_allow_unknown(check) for check in CHECKS if check.quick]
-    context = CheckContext(workspace)
-    results = run_checks(context, quick)
+    results = run_checks(context, [_allow_unknown(check) for check in CHECKS if check.quick])
     failures = [result for result in results if result.finding.state == "fail"]
     if failures:
-        raise _failed_checks_error(workspace, [(answer.name, answer.finding) for answer in failures])
+        raise _failed_checks_error(context.workspace, [(answer.name, answer.finding) for answer in failures])
     return [f"{answer.name}: {answer.finding.message}" for answer in results if answer.finding.state == "warn"]
 
 

@@ -26,7 +26,7 @@ from flows.workspace.rounds import (
 )
 from tasks.data.label_store import read_batch
 from tasks.data.paths import STAGES, Workspace
-from tasks.params import load_params
+from tasks.params import Params
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 
@@ -34,13 +34,16 @@ _SNAPSHOT_FILE = re.compile(r"batch-(\d{4,})\.parquet")
 _PACKAGES = ("flows", "tasks", "detectron_ext")
 
 
-def write_ledger(workspace: Workspace, round_number: int, git_revision: str, mlflow_ref: MlflowRef) -> None:
+def write_ledger(
+    workspace: Workspace, params: Params, round_number: int, git_revision: str, mlflow_ref: MlflowRef
+) -> None:
     """Write the ledger of a round.
 
     A ledger of the same derivation and the same MLflow run is kept as it is, with its times.
 
     Args:
         workspace: a derived round.
+        params: its parameters.
         round_number: number of the round.
         git_revision: the commit that holds the derivation.
         mlflow_ref: the run and the model version of the round.
@@ -65,7 +68,7 @@ def write_ledger(workspace: Workspace, round_number: int, git_revision: str, mlf
             **_digests(workspace, round_number),
             "labels": _label_batches(workspace, round_number),
             "detections_at_selection_sha256": _selection_snapshot_digests(workspace),
-            "teacher": _teacher(workspace),
+            "teacher": _teacher(workspace, params.train.init_from),
             "selection_model": _selection_model(workspace, round_number),
             "derivation_sha256": fingerprint,
             "stages": {stage: stage_entry(locked[stage]) for stage in STAGES if stage in locked},
@@ -126,10 +129,9 @@ def _selection_snapshot_digests(workspace: Workspace) -> dict[str, str]:
     return {str(int(number)): files.sha256_file(found[number]) for number in sorted(found, key=int)}
 
 
-def _teacher(workspace: Workspace) -> dict[str, Any]:
+def _teacher(workspace: Workspace, init_from: str) -> dict[str, Any]:
     """Digests of the round's teacher, and of the teacher its training started from."""
     previous_teacher = workspace.warm_start / "teacher.pth"
-    init_from = load_params(workspace.params).train.init_from
     started = init_from == "previous_round" and previous_teacher.is_file()
     return {
         "sha256": files.sha256_file(workspace.derived("train") / "teacher.pth"),

@@ -44,7 +44,7 @@ def publish(workspace: Workspace, params: Params, round_number: int) -> PublishR
     if not git.has_tag(workspace.root, tag):
         revision = git.commit(workspace, f"Derive round {round_number}", git.DERIVED_PATHS)
         with mlflow_run.mlflow_run(workspace, params, round_number, revision) as run:
-            write_ledger(workspace, round_number, revision, run.mlflow_ref)
+            write_ledger(workspace, params, round_number, revision, run.mlflow_ref)
             run.record_ledger(workspace.ledger(round_number))
             evaluate_candidate(workspace, params, round_number)
             sync_alias(workspace, run.client)

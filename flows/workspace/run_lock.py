@@ -63,16 +63,6 @@ def run_lock(workspace: Workspace) -> Iterator[Lock]:
         yield lock
 
 
-def require_unlocked(workspace: Workspace) -> None:
-    """Check the lock before a server is started for a run that could not start.
-
-    Raises:
-        LockHeldError: another run is active.
-    """
-    with run_lock(workspace):
-        pass
-
-
 def recover(root: Path) -> None:
     """Remove orphaned processes, stale locks and damaged files. The caller must hold the run lock."""
     kill_orphans(root)

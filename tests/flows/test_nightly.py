@@ -31,7 +31,7 @@ def logs_of(workspace: Workspace, round_number: int) -> list[str]:
 def test_without_labels_the_night_says_so_and_leaves(
     after_two_rounds: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.nightly.create_provider", lambda *_: Scripted([], open_images=BUDGET))
+    monkeypatch.setattr("flows.run_context.create_provider", lambda *_: Scripted([], open_images=BUDGET))
     before = git.head_commit(after_two_rounds.root)
     as_a_deployment_would: Any = str(after_two_rounds.root)
     for result in (nightly(as_a_deployment_would), run_rounds(after_two_rounds.root, 5)[-1]):

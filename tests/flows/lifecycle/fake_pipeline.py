@@ -19,7 +19,9 @@ import pyarrow as pa
 
 import flows.nightly
 from flows.annotation.batches import ImageState, all_annotation_batches, image_states, read_annotation_batch
-from flows.nightly import RunContext, advance_round
+from flows.nightly import advance_round
+from flows.run_context import RunContext
+from flows.workspace.lock import Lock, LockOwner, ProcessIdentity
 from flows.workspace.rounds import LEDGER_FORMAT, RunResult
 from tasks.data.label_store import read_batch, read_labels
 from tasks.data.paths import Workspace
@@ -112,7 +114,7 @@ def run_fake_round(
         after=lambda call: (provider.after(call), injector(f"after {call}"))[0],
     )
     with _patched_services(provider, injector):
-        context = RunContext(workspace, params, traced)
+        context = RunContext(workspace, params, traced, Lock(workspace.lock, LockOwner(ProcessIdentity.own(), "")))
         result = advance_round(context)
         if context.provider_errors:
             raise context.provider_errors[0]

@@ -33,7 +33,7 @@ def test_leased_images_are_not_picked_again_and_a_lost_delivery_is_repeated(
     fake_provider.deliver(offered)
     first, *others = offered.image_ids
     fake_provider.annotate(2, first)
-    monkeypatch.setattr("flows.nightly.create_provider", lambda *_: FakeProvider(fake_provider.path, before=refuse))
+    monkeypatch.setattr("flows.run_context.create_provider", lambda *_: FakeProvider(fake_provider.path, before=refuse))
     with pytest.raises(ProviderError, match="disk is full") as refused:
         nightly(after_two_rounds.root)
     assert refused.value.exit_code == 1

@@ -66,7 +66,7 @@ def test_a_night_is_refused_with_one_message_that_names_all(small_campaign: Work
     del content["report"]
     small_campaign.params.write_text(yaml.safe_dump(content))
     with pytest.raises(UserError) as refusal:
-        require_ready(small_campaign)
+        require_ready(CheckContext(small_campaign))
     assert "failed checks are 2" in str(refusal.value)
     assert "report is missing" in str(refusal.value)
     assert "merge" in str(refusal.value)
@@ -79,7 +79,7 @@ def test_a_night_is_refused_with_one_message_that_names_all(small_campaign: Work
 def test_before_a_night_is_quick_and_annotators_are_not_asked(small_campaign: Workspace) -> None:
     small_campaign.oracle.unlink()
     started_s = time.monotonic()
-    require_ready(small_campaign)
+    require_ready(CheckContext(small_campaign))
     assert time.monotonic() - started_s < 10  # 3 s a check, all at once; the rest is for a busy machine
 
 
