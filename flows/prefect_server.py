@@ -2,7 +2,7 @@
 
 Prefect can start a temporary server itself, but it is orphaned when the command is killed with SIGKILL, gets
 Ctrl-C before the flow that still needs it, and takes a random port between 8000 and 8999, where other
-services live. Ours has its own session, a port nobody else has, and ends with its parent.
+services listen. The private server has its own session and a port that is free, and ends with its parent.
 """
 
 import atexit

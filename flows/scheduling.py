@@ -34,7 +34,7 @@ _STATE_REPORT_S = 10.0
 """Time for a run that was terminated to report its state to Prefect."""
 _POLL_S = 0.2
 _CRON_FIELDS = 5
-_CRON_FIX = "As in crontab: '0 2 * * *' is every night at two."
+_CRON_FIX = "As in crontab: '0 2 * * *' is every night at 2:00."
 _MACHINE_TIMEZONES = {"localtime", "posixrules", "Factory"}
 """Names whose meaning depends on the machine; the Prefect server may run on another one."""
 

@@ -93,7 +93,7 @@ def stage_failure(root: Path, stage: str, code: int, lines: Sequence[str], log_f
         return _ERROR_BY_EXIT_CODE[exit_code](stage, _error_summary(output), rerun_hint)
     if any(map(mentions_disk_full, (*errors, *output[-1:]))):
         return disk_full_error(stage)
-    log_hint = f"All it said: {log_file}. {rerun_hint}"
+    log_hint = f"Its log: {log_file}. {rerun_hint}"
     if exit_codes and exit_code == EXIT_UNREACHABLE:
         return StageServiceUnavailableError(stage, _error_summary(output), log_hint)
     if exit_code in _KILLED_EXIT_CODES:
@@ -113,7 +113,7 @@ def rerun_command(root: Path, stage: str) -> str:
 
 
 def _error_summary(lines: Sequence[str]) -> str:
-    return (lines[-1].strip() if lines else "it said nothing").rstrip(".")
+    return (lines[-1].strip() if lines else "no output").rstrip(".")
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,4 @@ def _run(workspace: Workspace, stage: str, round_number: int, micro_batches: int
 
 def _timeout_error(stage: str, limit_s: float) -> StageTimeoutError:
     problem = f"it took longer than nightly.stage_timeout_minutes ({limit_s / 60:g}), expected less"
-    return StageTimeoutError(
-        stage, problem, "What it kept is kept: gleaner run goes on from there, or raise the limit."
-    )
+    return StageTimeoutError(stage, problem, "gleaner run resumes from its last checkpoint; or raise the limit.")

@@ -1,6 +1,6 @@
 """Collect finished annotations of all deliveries; enough new labels become the next label batch, and so the next round.
 
-All deliveries are asked, earlier ones too: annotators finish late and change annotations. The batch file is written
+Labels of all deliveries are collected, of earlier ones too: annotators finish late and change annotations. The batch file is written
 last and at once: before it nothing has happened, after it the round exists. No other state is kept, so a collection
 that was interrupted is repeated and gives the same result.
 """

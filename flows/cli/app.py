@@ -50,7 +50,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == _EXIT_INTERRUPTED:
-            _print_error("Interrupted. The same command goes on from here.")
+            _print_error("Interrupted. The same command resumes from here.")
         raise
 
 

@@ -1,4 +1,4 @@
-"""``gleaner doctor``: try everything a run needs, and say how to correct what fails."""
+"""``gleaner doctor``: check everything a run needs, and show how to correct what fails."""
 
 import json
 import os
@@ -25,10 +25,10 @@ def doctor(
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Only what a night itself tries before it begins; changes nothing anywhere.")
+        bool, typer.Option("--quick", help="Only the checks that every run begins with; they change nothing.")
     ] = False,
 ) -> None:
-    """Try everything a run needs: data, detector, machine, git, DVC remote, MLflow, annotators, schedule.
+    """Check everything a run needs: data, detector, machine, git, DVC remote, MLflow, annotators, schedule.
 
     Writes, reads and deletes a small object of its own in the DVC remote and in MLflow. Exit code 1 where a check
     fails.
@@ -41,7 +41,7 @@ def doctor(
     from flows.preflight.runner import CheckContext, run_checks
 
     console = Console(stderr=as_json)
-    with console.status("trying everything a night needs"):
+    with console.status("checking everything a run needs"):
         results = run_checks(CheckContext(campaign), [check for check in CHECKS if check.quick or not quick])
     if as_json:
         sys.stdout.write(json.dumps(_document(campaign, results), indent=2, ensure_ascii=False) + "\n")
@@ -49,7 +49,7 @@ def doctor(
         _print_table(console, results)
     sys.stdout.flush()
     if any(result.timed_out for result in results):
-        os._exit(_exit_code(results))  # a check that hangs must not hold the end up in some library's clean-up
+        os._exit(_exit_code(results))  # a check that hangs must not delay the exit in the clean-up of a library
     raise typer.Exit(_exit_code(results))
 
 

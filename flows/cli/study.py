@@ -46,7 +46,7 @@ def study(
 ) -> None:
     """Compare ways of choosing and learning: arms x paired seeds x rounds, on data whose labels are known.
 
-    The arms random and equal are always among them. One that was cut off goes on where it was.
+    The arms random and equal are always among them. An interrupted study resumes where it stopped.
     """
     console = Console()
     the_study = _load_study(plan, data, out)
@@ -98,7 +98,7 @@ def _print_plan(the_study: "Study", console: Console) -> None:
 
     plan = the_study.plan
     num_runs = len(plan.arms) * len(plan.seeds) * (plan.rounds + 1)
-    console.print(f"[bold]{plan.name}[/bold]: {len(plan.arms)} arms x {len(plan.seeds)} seeds, {num_runs} nights")
+    console.print(f"[bold]{plan.name}[/bold]: {len(plan.arms)} arms x {len(plan.seeds)} seeds, {num_runs} rounds")
     if plan.added:
         console.print(f"Arms added, no study may leave them out: {', '.join(plan.added)}.", style="yellow")
     if len(plan.seeds) < MIN_SEEDS:
@@ -118,7 +118,7 @@ def _run_in_sequence(the_study: "Study", seeds: Sequence[int], console: Console)
         nonlocal done
         done += step.arm != "full"
         console.print(
-            f"         {_format_result(the_study, step)} [dim]({done} of {remaining} nights)[/dim]", highlight=False
+            f"         {_format_result(the_study, step)} [dim]({done} of {remaining} rounds)[/dim]", highlight=False
         )
 
     with redirect_to(_WarningHandler(console)):
@@ -152,7 +152,7 @@ def run_in_processes(arguments: Sequence[str], seeds: Sequence[int], jobs: int) 
     from flows.runtime.subprocess import sigterm_as_systemexit
 
     running: dict[int, subprocess.Popen[bytes]] = {}
-    with sigterm_as_systemexit():  # they close their runs at a Prefect server that ends with us
+    with sigterm_as_systemexit():  # they close their runs at a Prefect server that ends with this process
         try:
             failed = _run_seed_processes(arguments, list(seeds), jobs, running)
         finally:
@@ -161,7 +161,7 @@ def run_in_processes(arguments: Sequence[str], seeds: Sequence[int], jobs: int) 
             for process in running.values():
                 process.wait()
     if failed:
-        fix = "Their own words stand above; the same command goes on with them."
+        fix = "Their errors are above; the same command resumes them."
         raise UserError("study", f"failed seeds are {', '.join(failed)}, expected none", fix)
 
 

@@ -1,7 +1,7 @@
-"""What Prefect's pages show of a campaign: figures by round, picked images, where the report is, and progress.
+"""Publish Prefect artifacts of a campaign: metrics by round, selected images, where the report is, and progress.
 
-Every artifact has a key of its campaign, so a new round is a new version of the same page. A night that is
-repeated adds nothing where nothing changed. None of this can break a night: it is a view.
+Every artifact has a key of its campaign, so a new round is a new version of the same page. A run that is repeated adds
+nothing where nothing changed. An artifact that cannot be published is a warning, never an error.
 """
 
 import logging
@@ -40,7 +40,7 @@ def publish_round_artifacts(workspace: Workspace, round_number: int) -> None:
     )
     _create_if_changed(
         lambda: TableArtifact(
-            key=f"{key}-picked", table=_selected_images(workspace), description=f"{title}: asked for next"
+            key=f"{key}-picked", table=_selected_images(workspace), description=f"{title}: selected for labeling"
         )
     )
     _create_if_changed(
@@ -58,7 +58,7 @@ def progress_artifact(workspace: Workspace) -> Iterator[None]:
 
 
 def _create_if_changed(create_artifact: Callable[[], Any]) -> None:
-    """Create an artifact unless its newest version says the same."""
+    """Create an artifact unless its newest version has the same content."""
     try:
         artifact = create_artifact()
         newest: Any = Artifact.get(key=artifact.key)  # in a thread without an event loop, so it is no coroutine
@@ -165,5 +165,5 @@ class _ProgressArtifactHandler(logging.Handler):
                 self._artifact_id = create_progress_artifact(progress.percent, self._key, description)
             else:
                 update_progress_artifact(self._artifact_id, progress.percent, description)
-        except Exception:  # the server is away: this stage goes on without its page
+        except Exception:  # the server is unavailable: this stage continues without its page
             self._is_disabled = True

@@ -90,7 +90,7 @@ def format_duration(seconds: float) -> str:
 def live_progress(console: Console, on_published: Callable[[int], None]) -> Iterator[None]:
     """Show what flows log inside this block; call ``on_published`` after each finished round.
 
-    Where logs are JSON, the night writes them itself, and nothing else is shown.
+    Where logs are JSON, the run writes them itself, and nothing else is shown.
     """
     if is_json_logging():
         with redirect_to(logging.NullHandler()):

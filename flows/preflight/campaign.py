@@ -49,7 +49,9 @@ def check_parameters(context: CheckContext) -> Finding:
     except UserError as error:
         missing = _missing_keys(context.raw_params) if context.raw_params else []
         fix = "\n  ".join(["Add to params.yaml, as in the shipped file:", *missing]) if missing else error.fix
-        return failed(error.problem, fix or "Put it right in params.yaml; tasks/params/stages.py says what it means.")
+        return failed(
+            error.problem, fix or "Correct it in params.yaml; tasks/params/stages.py has its meaning and range."
+        )
     if is_class_path(params.select.strategy):  # found now, not hours later by the stage
         from tasks.selection.strategies.registry import create_strategy
 
@@ -63,7 +65,7 @@ def check_classes(context: CheckContext) -> Finding:
         raise CheckSkipped("classes in params.yaml are unreadable")
     workspace = context.workspace
     for path in (workspace.val, workspace.calibration):
-        read_annotated(path, context.classes)  # says which class it does not find
+        read_annotated(path, context.classes)  # raises an error that names the unknown class
     labeled = {
         box.category
         for annotation in read_labels(workspace.labels).current.values()
@@ -170,9 +172,9 @@ def check_images(context: CheckContext) -> Finding:
         problems = [problem for problem in threads.map(lambda row: _image_problem(context, row), sample) if problem]
     if problems:
         return failed(
-            f"{len(problems)} of {len(sample)} sampled images are not as the index says: {problems[0]}",
-            "Bring them back with dvc checkout or dvc pull, in a store from its versions or backup; gleaner pool sync "
-            "tells all changes. A night would set them aside and go on with fewer.",
+            f"{len(problems)} of {len(sample)} sampled images are not as in the index: {problems[0]}",
+            "Restore them with dvc checkout or dvc pull, in a store from its versions or backup; gleaner pool sync "
+            "lists all changes. A run would leave them out.",
         )
     return passed(f"{len(sample)} of {len(context.index)} images read, bytes as in the index")
 
@@ -204,7 +206,7 @@ def _sizes_px(
             path = resolve_uri(context.workspace.root, rows_by_id[image_id]["uri"])
             metadata = inspect_image(path, max_pixels=_NO_LIMIT_PX)
         except (ImageProblem, ValueError):
-            continue  # the check on images says so
+            continue  # reported by the check on images
         sizes[image_id] = (metadata.width_px, metadata.height_px)
     return sizes
 
@@ -255,7 +257,7 @@ def check_uncommitted(context: CheckContext) -> Finding:
         more = f" and {len(changed) - _MAX_LISTED} more" if len(changed) > _MAX_LISTED else ""
         return warned(
             f"not committed: {', '.join(changed[:_MAX_LISTED])}{more}",
-            "The next night takes this in. Not wanted: git checkout -- FILE. Wanted: nothing to do.",
+            "The next run commits this. Not wanted: git checkout -- FILE. Wanted: nothing to do.",
         )
     return passed("everything is committed")
 
@@ -280,7 +282,9 @@ def check_rounds(context: CheckContext) -> Finding:
             f"{modified_tag} is not as it was published", f"Bring it back: git checkout {modified_tag} -- rounds"
         )
     if untagged:
-        return warned(f"{git.round_tag(untagged[0])} is being published", "Run gleaner run: it goes on from there.")
+        return warned(
+            f"{git.round_tag(untagged[0])} is being published", "Run gleaner run: it completes the publication."
+        )
     return passed(f"{len(numbers)} rounds, each with its tag, its ledger unaltered")
 
 

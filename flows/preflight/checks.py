@@ -33,7 +33,7 @@ CHECKS = (
     Check("schedule", services.check_schedule, _SLOW_LIMIT_S),
 )
 _LIMIT_S = 3.0
-_FIX = "gleaner doctor tries everything and says what to do."
+_FIX = "gleaner doctor runs all checks and shows each fix."
 
 
 def require_ready(context: CheckContext) -> list[str]:

@@ -38,7 +38,7 @@ _BUSY_GPU_FRAC = 0.2
 _MAX_LISTED = 5
 _KNOWN_INCOMPATIBLE = (
     ("fastapi", "<0.151", "Prefect's server does not start with it"),
-    ("sqlalchemy", "<2.1", "with it Prefect never starts a scheduled night, and says nothing"),
+    ("sqlalchemy", "<2.1", "with it Prefect never starts a scheduled run, without a message"),
 )
 """Versions that pip accepts and that break a run; requirements.in has the reasons."""
 
@@ -51,11 +51,11 @@ def check_disk(context: CheckContext) -> Finding:
     free_bytes, disk = shutil.disk_usage(fullest).free, os.statvfs(fullest)
     space = f"{_format_size(free_bytes)} free at {fullest}, a round needs about {_format_size(needed)}"
     if free_bytes < needed:
-        return failed(space, "Make room; gleaner gc says what no round needs, and frees it with --yes.")
+        return failed(space, "Free disk space; gleaner gc lists what no round needs, and deletes it with --yes.")
     if disk.f_files and disk.f_favail < _MIN_FREE_INODES:
-        return failed(f"{disk.f_favail} more files fit at {fullest}", "Make room: the disk is out of inodes.")
+        return failed(f"{disk.f_favail} more files fit at {fullest}", "Delete files: the disk is out of inodes.")
     if free_bytes < _MIN_ROUNDS_AHEAD * needed:
-        return warned(f"{space}: enough for {free_bytes // needed} more", "Make room, or give it another disk.")
+        return warned(f"{space}: enough for {free_bytes // needed} more", "Free disk space, or use a larger disk.")
     return passed(space)
 
 
@@ -123,7 +123,7 @@ def check_gpu(context: CheckContext) -> Finding:
         return failed(f"nvidia-smi gave no answer within {_NVIDIA_SMI_LIMIT_S:g} s", fix)
     lines = [line for line in (result.stdout or result.stderr).splitlines() if line.strip()]
     if result.returncode or not lines:
-        return failed(f"nvidia-smi says: {lines[0] if lines else 'nothing'}", fix)
+        return failed(f"the output of nvidia-smi is: {lines[0] if lines else 'nothing'}", fix)
     return _gpu_finding([[part.strip() for part in line.split(",")] for line in lines])
 
 

@@ -159,7 +159,7 @@ def _run_check(context: CheckContext, check: Check) -> Finding:
     try:
         return check.run(context)
     except CheckSkipped as reason:
-        return Finding("warn", f"not tried: {reason}", "Mend that first.")
+        return Finding("warn", f"not tried: {reason}", "Correct that first.")
     except UserError as error:
         where = "" if error.where == str(context.workspace.root) else f"{error.where}: "
         return Finding("fail", f"{where}{error.problem}", error.fix)

@@ -36,12 +36,12 @@ def check_remote(context: CheckContext) -> Finding:
     if not has_default_remote(root):
         return warned(
             "no DVC remote: images, detections and models are on this disk only",
-            "Set one up: dvc remote add --default NAME URL; the next night pushes everything.",
+            "Set one up: dvc remote add --default NAME URL; the next run pushes everything.",
         )
     try:
         result = run_probe("flows.preflight.probes", ["remote"], cwd=root, limit_s=REMOTE_LIMIT_S - 5)
     except UserError as error:
-        fix = "Check address, credentials (AWS_*) and permissions; dvc push says more."
+        fix = "Check address, credentials (AWS_*) and permissions; dvc push shows the error."
         return failed(f"the default remote is not writable ({error.problem})", fix)
     unsent_rounds = _rounds_without_remote(context)
     if unsent_rounds:
@@ -61,7 +61,7 @@ def check_tracking(context: CheckContext) -> Finding:
             "flows.preflight.probes", ["tracking"], cwd=root, limit_s=TRACKING_LIMIT_S - 5, env=_SHORT_TIMEOUT_ENV
         )
     except UserError as error:
-        fix = "Start MLflow, or correct MLFLOW_TRACKING_URI; a night would derive the round and stop before its tag."
+        fix = "Start MLflow, or correct MLFLOW_TRACKING_URI; a run would derive the round and stop before its tag."
         return failed(f"{uri} is not writable ({error.problem})", fix)
     return passed(f"{uri}: a run written, read and deleted in {result['seconds']} s")
 
@@ -126,8 +126,8 @@ def check_schedule(context: CheckContext) -> Finding:
     """Check that Prefect's server has an active deployment with a planned run of this campaign."""
     if not has_prefect_server():
         return warned(
-            "no Prefect server is named: nights run when somebody, or cron, starts gleaner run",
-            "Fine with cron. Otherwise set PREFECT_API_URL and deploy; docs/operations.md says how.",
+            "PREFECT_API_URL is not set: rounds run only when a person or cron starts gleaner run",
+            "With cron nothing is to do. Otherwise set PREFECT_API_URL and deploy; see docs/operations.md.",
         )
     from prefect.client.orchestration import get_client
 
@@ -154,7 +154,7 @@ def _is_for_campaign(deployment: Any, root: Path) -> bool:
 
 def _deployment_status(client: Any, deployments: list[Any]) -> Finding:
     if not deployments:
-        return warned("Prefect knows no deployment of this campaign", "Deploy it; docs/operations.md says how.")
+        return warned("Prefect knows no deployment of this campaign", "Deploy it; see docs/operations.md.")
     active = [found for found in deployments if not found.paused and any(s.active for s in found.schedules)]
     if not active:
         names = ", ".join(found.name for found in deployments)
@@ -165,9 +165,13 @@ def _deployment_status(client: Any, deployments: list[Any]) -> Finding:
         return failed(problem, _START_HINT)
     planned = _next_run(client, deployment)
     if planned is None:
-        fix = "Restart Prefect's server and look for errors of its scheduler; SQLAlchemy 2.1 stops it without a word."
+        fix = (
+            "Restart Prefect's server and look for errors of its scheduler; SQLAlchemy 2.1 stops it without a message."
+        )
         return failed(f"the schedule of {deployment.name} is active and nothing is planned", fix)
-    return passed(f"{deployment.name}: next night at {planned.isoformat(timespec='minutes')}, and somebody to run it")
+    return passed(
+        f"{deployment.name}: next run at {planned.isoformat(timespec='minutes')}, and a worker or runner for it"
+    )
 
 
 def _worker_problem(client: Any, deployment: Any) -> str | None:
@@ -177,7 +181,7 @@ def _worker_problem(client: Any, deployment: Any) -> str | None:
         return (
             None
             if _is_recent(last_polled)
-            else f"nobody serves {deployment.name} (last seen: {last_polled or 'never'})"
+            else f"no runner serves {deployment.name} (last seen: {last_polled or 'never'})"
         )
     pool = deployment.work_pool_name
     workers = client.read_workers_for_work_pool(pool)

@@ -20,7 +20,7 @@ def bootstrap_teacher_map(study: Study, rows: Iterable[Mapping[str, Any]]) -> Bo
 
     Args:
         study: whose campaigns hold the rounds.
-        rows: of ``results.parquet``; a round whose predictions are gone from the cache is left out.
+        rows: of ``results.parquet``; a round whose predictions are not in the cache is left out.
     """
     load = cache(lambda seed, arm: load_snapshots(study.workspace(seed, arm)))
     bootstrap_maps: BootstrapMaps = {}

@@ -99,7 +99,7 @@ def test_ctrl_c_takes_the_stage_with_it(small_campaign: Workspace) -> None:
     assert code == 130, words
     wait_until(lambda: all_gone(children))
     assert "Traceback" not in words
-    assert "goes on from here" in words
+    assert "resumes from here" in words
 
 
 def test_sigterm_takes_the_stage_with_it(small_campaign: Workspace) -> None:

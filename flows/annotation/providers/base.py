@@ -19,7 +19,7 @@ Required keys: ``image_id``, ``status``, ``boxes`` (a list of ``category``, ``xy
 ``rotation_deg``), ``annotator``, ``finished_at`` (ISO 8601 with time zone) and ``seconds_spent``.
 Optional keys: ``answer_id`` (the provider's own id, which never changes), ``url`` (where a person can look at it),
 ``image_sha256`` and ``image_size_px`` (digest of the bytes, and width and height, of the image that was labeled).
-An entry that cannot be read as an annotation has a ``problem``, the reason in words."""
+An entry that cannot be read as an annotation has a ``problem``, the reason as text."""
 
 _DECIMALS = 3
 """Corners are rounded to a thousandth of a pixel, which removes the noise of converting fractions and percentages."""

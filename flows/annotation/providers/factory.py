@@ -9,7 +9,7 @@ from tasks.runtime.extensions import is_class_path, load_extension
 
 
 def create_provider(workspace: Workspace, params: Params) -> LabelProvider:
-    """Create the label provider of a campaign; nothing is asked of it yet.
+    """Create the label provider of a campaign, without calling it.
 
     Raises:
         UserError: the user's own class cannot be imported or is no label provider.
