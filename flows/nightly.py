@@ -30,7 +30,7 @@ from flows.run_hooks import (
 )
 from flows.runtime.retries import retrying_task, translate_service_errors
 from flows.stage_runner import run_stage
-from flows.workspace.code_version import refresh_code_digests
+from flows.workspace.dvc import refresh_code_digests
 from flows.workspace.rounds import RunResult, is_published, last_published_round, newest_round
 from flows.workspace.run_lock import require_workspace
 from tasks.data.paths import STAGES, Workspace

@@ -15,7 +15,7 @@ from typing import Any
 import grimp
 from ruamel.yaml import YAML
 
-from flows.workspace.code_version import CODE_PACKAGES, is_code
+from flows.workspace.dvc import CODE_PACKAGES, is_code
 
 ROOT = Path(__file__).resolve().parents[1]
 GRAPHS = ("dvc.yaml", "examples/digits/dvc.yaml")

@@ -19,7 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from flows.workspace.code_version import is_code
+from flows.workspace.dvc import is_code
 from infra import stage_dependencies
 from tasks.data.paths import STAGES
 from tasks.params import Params, load_params

@@ -1,8 +1,8 @@
 """Collect finished annotations of all deliveries; enough new labels become the next label batch, and so the next round.
 
-Labels of all deliveries are collected, of earlier ones too: annotators finish late and change annotations. The batch file is written
-last and at once: before it nothing has happened, after it the round exists. No other state is kept, so a collection
-that was interrupted is repeated and gives the same result.
+Labels of all deliveries are collected, of earlier ones too: annotators finish late and change annotations. The batch
+file is written last and at once: before it nothing has happened, after it the round exists. No other state is kept, so
+a collection that was interrupted is repeated and gives the same result.
 """
 
 from collections.abc import Collection, Iterable, Sequence, Set
@@ -21,8 +21,7 @@ from flows.annotation.batches import (
 from flows.annotation.providers.base import AnnotationBatch, LabelProvider, ProviderError
 from flows.annotation.quarantine import add_to_quarantine, approved_annotations, released_annotations
 from flows.annotation.validation.annotation import Rejection, read_validation_context
-from flows.annotation.validation.resolve_conflicts import resolve_conflicts
-from flows.annotation.validation.validate_batch import validate_batch
+from flows.annotation.validation.validate_batch import resolve_conflicts, validate_batch
 from flows.workspace import dvc, git
 from tasks.data.label_store import read_batch, read_labels
 from tasks.data.paths import Workspace

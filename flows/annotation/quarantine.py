@@ -26,8 +26,7 @@ from flows.annotation.validation.annotation import (
     annotation_digest,
     read_validation_context,
 )
-from flows.annotation.validation.resolve_conflicts import ExistingAnnotations
-from flows.annotation.validation.validate_batch import validate_batch
+from flows.annotation.validation.validate_batch import ExistingAnnotations, validate_batch
 from flows.workspace import git
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace

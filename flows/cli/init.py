@@ -163,7 +163,7 @@ def prepare_demo(target: Path) -> None:
     Raises:
         UserError: something else is there.
     """
-    from flows.workspace.code_version import packaged_file
+    from flows.workspace.dvc import packaged_file
     from flows.workspace.run_lock import is_workspace
     from flows.workspace.scaffold import WorkspaceConfig, create_workspace
     from tasks.data.dataset_source import DatasetSource

@@ -15,7 +15,7 @@ from flows.annotation.batches import all_annotation_batches, image_states, lease
 from flows.annotation.deliver import CAMPAIGN_COMPLETE, has_pending_delivery
 from flows.annotation.providers.base import AnnotationBatch
 from flows.annotation.quarantine import entry_state, read_entries
-from flows.workspace.code_version import stale_stages
+from flows.workspace.dvc import stale_stages
 from flows.workspace.rounds import all_ledgers, is_published, newest_round
 from tasks.data.label_store import LabelStore, read_labels
 from tasks.data.paths import Workspace

@@ -78,7 +78,7 @@ def study(
 
 def _load_study(path: Path, data: Path | None, out: Path | None) -> "Study":
     from flows.study.workspaces import Study
-    from flows.workspace.code_version import packaged_file
+    from flows.workspace.dvc import packaged_file
     from flows.workspace.scaffold import OWN_DATA_OVERRIDES
     from tasks.study.plan import load_study
 

@@ -15,7 +15,7 @@ import yaml
 
 from flows.preflight.runner import CheckContext, CheckSkipped, Finding, failed, passed, warned
 from flows.workspace import git
-from flows.workspace.code_version import packaged_file
+from flows.workspace.dvc import packaged_file
 from flows.workspace.rounds import all_ledgers, last_published_round
 from tasks.data.annotations import read_annotated
 from tasks.data.images import ImageProblem, inspect_image
@@ -49,9 +49,7 @@ def check_parameters(context: CheckContext) -> Finding:
     except UserError as error:
         missing = _missing_keys(context.raw_params) if context.raw_params else []
         fix = "\n  ".join(["Add to params.yaml, as in the shipped file:", *missing]) if missing else error.fix
-        return failed(
-            error.problem, fix or "Correct it in params.yaml; tasks/params/stages.py has its meaning and range."
-        )
+        return failed(error.problem, fix or "Correct it in params.yaml; tasks/params/stages.py has meaning and range.")
     if is_class_path(params.select.strategy):  # found now, not hours later by the stage
         from tasks.selection.strategies.registry import create_strategy
 
@@ -282,9 +280,7 @@ def check_rounds(context: CheckContext) -> Finding:
             f"{modified_tag} is not as it was published", f"Bring it back: git checkout {modified_tag} -- rounds"
         )
     if untagged:
-        return warned(
-            f"{git.round_tag(untagged[0])} is being published", "Run gleaner run: it completes the publication."
-        )
+        return warned(f"{git.round_tag(untagged[0])} is being published", "gleaner run completes the publication.")
     return passed(f"{len(numbers)} rounds, each with its tag, its ledger unaltered")
 
 

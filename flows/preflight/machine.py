@@ -15,8 +15,7 @@ from packaging.specifiers import SpecifierSet
 from flows.annotation.batches import all_annotation_batches
 from flows.preflight.runner import CheckContext, Finding, failed, passed, warned
 from flows.workspace import git
-from flows.workspace.code_version import packaged_file, stale_stages
-from flows.workspace.dvc import locked_stages
+from flows.workspace.dvc import locked_stages, packaged_file, stale_stages
 from flows.workspace.rounds import all_ledgers
 from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace

@@ -165,13 +165,9 @@ def _deployment_status(client: Any, deployments: list[Any]) -> Finding:
         return failed(problem, _START_HINT)
     planned = _next_run(client, deployment)
     if planned is None:
-        fix = (
-            "Restart Prefect's server and look for errors of its scheduler; SQLAlchemy 2.1 stops it without a message."
-        )
+        fix = "Restart Prefect's server and look for errors of its scheduler; SQLAlchemy 2.1 stops it silently."
         return failed(f"the schedule of {deployment.name} is active and nothing is planned", fix)
-    return passed(
-        f"{deployment.name}: next run at {planned.isoformat(timespec='minutes')}, and a worker or runner for it"
-    )
+    return passed(f"{deployment.name}: next run at {planned.isoformat(timespec='minutes')}, a worker is active")
 
 
 def _worker_problem(client: Any, deployment: Any) -> str | None:

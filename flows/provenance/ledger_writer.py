@@ -13,8 +13,7 @@ from typing import Any
 import tasks
 from flows.annotation.batches import MANIFEST
 from flows.workspace import git
-from flows.workspace.code_version import packaged_file
-from flows.workspace.dvc import locked_stages, recorded_md5s
+from flows.workspace.dvc import locked_stages, packaged_file, recorded_md5s
 from flows.workspace.rounds import (
     LEDGER_FORMAT,
     MlflowRef,

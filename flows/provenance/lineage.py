@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from flows.annotation.batches import all_annotation_batches
 from flows.annotation.quarantine import read_entries
 from flows.provenance.snapshot import RoundSnapshot, load_snapshots
-from flows.tracking.mlflow_registry import CANDIDATE, CHAMPION
+from flows.tracking.mlflow_run import CANDIDATE, CHAMPION
 from flows.workspace.dvc_cache import MissingDataError
 from flows.workspace.promotion_log import current_champion, read_decisions
 from tasks.data.label_store import read_labels

@@ -14,8 +14,15 @@ from typing import Any
 from flows.provenance.ledger_writer import cpu_model, packages_sha256
 from flows.runtime.subprocess import run_streaming
 from flows.workspace import git
-from flows.workspace.code_version import code_digests
-from flows.workspace.dvc import dvc_command, dvc_env, has_default_remote, locked_stages, recorded_md5s, run_dvc
+from flows.workspace.dvc import (
+    code_digests,
+    dvc_command,
+    dvc_env,
+    has_default_remote,
+    locked_stages,
+    recorded_md5s,
+    run_dvc,
+)
 from flows.workspace.dvc_cache import MissingDataError, is_folder_md5, open_dvc_cache
 from flows.workspace.rounds import read_ledger
 from tasks.data.paths import STAGES, Workspace

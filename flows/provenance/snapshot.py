@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import yaml
 
 from flows.annotation.batches import MANIFEST
-from flows.tracking.mlflow_registry import CANDIDATE, CHAMPION
+from flows.tracking.mlflow_run import CANDIDATE, CHAMPION
 from flows.workspace import git
 from flows.workspace.dvc_cache import DvcCache, MissingDataError, is_folder_md5, open_dvc_cache
 from flows.workspace.git import read_blob

@@ -13,8 +13,7 @@ from mlflow.exceptions import MlflowException
 from flows.provenance.audit.run import quick_findings
 from flows.provenance.snapshot import RoundSnapshot, load_snapshots
 from flows.registry.gate import GateResult, evaluate_gate
-from flows.tracking.mlflow_registry import CHAMPION, version_by_alias
-from flows.tracking.mlflow_run import TEACHER_SHA256
+from flows.tracking.mlflow_run import CHAMPION, TEACHER_SHA256, version_by_alias
 from flows.workspace import git
 from flows.workspace.promotion_log import (
     Action,

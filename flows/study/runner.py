@@ -24,8 +24,7 @@ from flows.study.workspaces import (
     create_full_labels_workspace,
 )
 from flows.workspace import dvc
-from flows.workspace.code_version import refresh_code_digests
-from flows.workspace.dvc import dvc_env
+from flows.workspace.dvc import dvc_env, refresh_code_digests
 from flows.workspace.rounds import last_published_round, newest_round
 from flows.workspace.run_lock import run_lock
 from tasks.data.paths import Workspace

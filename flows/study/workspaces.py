@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from flows.workspace import dvc, git
-from flows.workspace.code_version import packaged_file
+from flows.workspace.dvc import packaged_file
 from flows.workspace.run_lock import is_workspace
 from flows.workspace.scaffold import WorkspaceConfig, create_workspace
 from tasks.data.annotations import read_annotated

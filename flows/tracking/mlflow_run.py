@@ -1,4 +1,4 @@
-"""Log a round in MLflow: one experiment per campaign, one run per round, found again by its key.
+"""Log a round in MLflow and register its teacher: one experiment per campaign, one run per round, found by its key.
 
 A repeated call logs the same names, steps and timestamps, which MLflow stores once.
 
@@ -6,11 +6,13 @@ Run and model version get tags and a description with the digests and names by w
 They are taken from the ledger, whose own digest is among the tags.
 """
 
+import importlib.metadata
+import io
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,10 +23,12 @@ from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import LifecycleStage, Metric, Param, ViewType
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
+import tasks
 from flows.runtime.process_env import tracking_uri
 from flows.tracking.mlflow_metrics import round_metrics, round_params
-from flows.tracking.mlflow_registry import ModelRegistration, register_teacher
 from flows.workspace import git
 from flows.workspace.dvc import locked_stages, recorded_md5s
 from flows.workspace.lock import ProcessIdentity
@@ -69,6 +73,32 @@ ARTIFACTS = (
     "derived/train/curves.parquet",
     "params.yaml",
 )
+CANDIDATE, CHAMPION = "candidate", "champion"
+_RUNTIME_PACKAGES = (
+    "gleaner",
+    "torch",
+    "torchvision",
+    "timm",
+    "detectron2",
+    "pillow",
+    "pyarrow",
+    "pydantic",
+    "PyYAML",
+)
+"""Requirements of serving the model. Listed here because MLflow would load the model to infer them."""
+
+
+@dataclass(frozen=True)
+class ModelRegistration:
+    """A teacher to register."""
+
+    model_name: str
+    round_key: str
+    """Identifies the derivation of the round; a version is registered once per key."""
+    round_number: int
+    weights: Path
+    params: Path
+    """The params.yaml that the served model is configured by."""
 
 
 @dataclass(frozen=True)
@@ -292,3 +322,69 @@ def _description(ledger: Mapping[str, Any], tags: Mapping[str, str], report_url:
 
 def _is_dirty(ledger: Mapping[str, Any]) -> bool:
     return bool(ledger["environment"]["gleaner"]["dirty"])
+
+
+def register_teacher(client: MlflowClient, experiment_id: str, teacher: ModelRegistration) -> int:
+    """Register the teacher unless it is registered already, set alias ``candidate``, and return the version."""
+    version = _find_version(client, teacher) or _register_version(client, experiment_id, teacher)
+    number = str(version.version)
+    client.set_registered_model_alias(teacher.model_name, CANDIDATE, number)
+    return int(number)
+
+
+def version_by_alias(client: MlflowClient, model_name: str, alias: str) -> ModelVersion | None:
+    """Return the version that an alias names; None where the alias is not set."""
+    try:
+        return client.get_model_version_by_alias(model_name, alias)
+    except MlflowException:  # raised where the alias is not set
+        return None
+
+
+def _find_version(client: MlflowClient, teacher: ModelRegistration) -> ModelVersion | None:
+    found = client.search_model_versions(
+        f"name = '{teacher.model_name}' and tags.`{_ROUND_KEY_TAG}` = '{teacher.round_key}'"
+    )
+    return found[0] if found else None
+
+
+def _register_version(client: MlflowClient, experiment_id: str, teacher: ModelRegistration) -> ModelVersion:
+    model_id = _find_logged_model(client, experiment_id, teacher) or _log_model(teacher)
+    tags = {_ROUND_KEY_TAG: teacher.round_key, "gleaner.round": str(teacher.round_number)}
+    with redirect_stderr(io.StringIO()):  # MLflow prints its progress to stderr
+        mlflow.register_model(f"models:/{model_id}", teacher.model_name, tags=tags)
+    version = _find_version(client, teacher)
+    assert version is not None
+    return version
+
+
+def _find_logged_model(client: MlflowClient, experiment_id: str, teacher: ModelRegistration) -> str | None:
+    """Id of a model that an interrupted attempt logged completely but did not register."""
+    found = client.search_logged_models(
+        [experiment_id], filter_string=f"tags.`{_ROUND_KEY_TAG}` = '{teacher.round_key}'"
+    )
+    ready = [model.model_id for model in found if str(model.status) == "READY"]
+    return ready[0] if ready else None
+
+
+def _log_model(teacher: ModelRegistration) -> str:
+    logged = mlflow.pyfunc.log_model(
+        name="teacher",
+        python_model=str(Path(tasks.__file__).parent / "model" / "pyfunc_model.py"),
+        artifacts={"teacher": str(teacher.weights), "params": str(teacher.params)},
+        pip_requirements=_pip_requirements(),
+        step=teacher.round_number,
+        tags={_ROUND_KEY_TAG: teacher.round_key},
+    )
+    return str(logged.model_id)
+
+
+def _pip_requirements() -> list[str]:
+    installed = {name: _installed_version(name) for name in _RUNTIME_PACKAGES}
+    return [f"{name}=={version}" if version else name for name, version in installed.items()]
+
+
+def _installed_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return None

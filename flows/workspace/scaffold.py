@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from flows.workspace import dvc, git
-from flows.workspace.code_version import is_code, packaged_file, packaged_stages, refresh_code_digests
+from flows.workspace.dvc import is_code, packaged_file, packaged_stages, refresh_code_digests
 from flows.workspace.run_lock import is_workspace
 from tasks.data.box_rules import BoxRules
 from tasks.data.dataset_source import DatasetSource

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from flows.annotation.batches import MANIFEST, read_manifest
 from flows.annotation.providers.base import AnnotationBatch, RawAnnotation
-from flows.annotation.validation.resolve_conflicts import ExistingAnnotations, annotator_key
 from tasks.data.box_rules import BoxResult, BoxRules, check_boxes
 from tasks.data.paths import Workspace, image_id_from_sha256
 from tasks.data.schemas import AnnotationTask, Box, LabeledImage, LabelStatus, Quarantined
@@ -363,28 +362,3 @@ def require_plausible(label: LabeledImage, context: ValidationContext) -> None:
         raise ImplausibleAnnotation(
             f"the number of boxes is {len(label.boxes)}, expected at most {max_boxes:g}: {limit}"
         )
-
-
-def clamp_future_timestamp(
-    label: LabeledImage, context: ValidationContext, existing: ExistingAnnotations
-) -> LabeledImage:
-    """Replace a finish time in the future, from a clock that is wrong, by the time of the first collection.
-
-    Used as it is, such an annotation would take priority over all later ones, for years. The label keeps the reported
-    time beside the one used.
-
-    Args:
-        label: with the time that its provider reports.
-        context: time of the collection, and how far a clock may be ahead.
-        existing: earlier annotations; one that reported the same time keeps the time it got then, also when the
-            reported time has passed.
-    """
-    reported = label.finished_at
-    previous = [old for old in existing.get(label.image_id, ()) if annotator_key(old) == annotator_key(label)]
-    clamped = next((old.finished_at for old in previous if old.reported_finished_at == reported), None)
-    if clamped is None:
-        latest = context.collected_at + timedelta(minutes=context.limits.max_clock_skew_minutes)
-        if datetime.fromisoformat(reported) <= latest:
-            return label
-        clamped = context.collected_at.isoformat(timespec="seconds")
-    return label.model_copy(update={"finished_at": clamped, "reported_finished_at": reported})

@@ -1,12 +1,13 @@
-"""Validate all annotations of one delivery: every one ends as a label or as a rejection.
+"""Validate all annotations of one delivery: every one ends as a label or as a rejection; of several, one is used.
 
 An invalid box rejects its whole image: trained on without the box, the image would teach that the object is
 background. The image stays in the pool and is offered again. Only two things are corrected: a box drawn twice is used
 once, and a finish time in the future becomes the time of the collection.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from flows.annotation.providers.base import RawAnnotation
 from flows.annotation.validation.annotation import (
@@ -15,21 +16,16 @@ from flows.annotation.validation.annotation import (
     Rejection,
     ValidationContext,
     annotation_digest,
-    clamp_future_timestamp,
     is_identical,
     parse_annotation,
     reject,
     require_plausible,
 )
-from flows.annotation.validation.resolve_conflicts import (
-    ExistingAnnotations,
-    annotator_key,
-    has_same_content,
-    latest_per_annotator,
-    resolve_conflicts,
-)
 from tasks.data.schemas import LabeledImage
 from tasks.runtime.formatting import count
+
+ExistingAnnotations = Mapping[str, Sequence[LabeledImage]]
+"""All annotations in the label batches, by image id, in the order they were collected."""
 
 
 @dataclass(frozen=True)
@@ -121,3 +117,86 @@ def _note_texts(accepted: _Accepted, latest: LabeledImage, context: ValidationCo
     if not has_same_content(accepted.label, latest):
         texts.append(f"the annotator changed it at {latest.reported_finished_at or latest.finished_at}")
     return texts
+
+
+def clamp_future_timestamp(
+    label: LabeledImage, context: ValidationContext, existing: ExistingAnnotations
+) -> LabeledImage:
+    """Replace a finish time in the future, from a clock that is wrong, by the time of the first collection.
+
+    Used as it is, such an annotation would take priority over all later ones, for years. The label keeps the reported
+    time beside the one used.
+
+    Args:
+        label: with the time that its provider reports.
+        context: time of the collection, and how far a clock may be ahead.
+        existing: earlier annotations; one that reported the same time keeps the time it got then, also when the
+            reported time has passed.
+    """
+    reported = label.finished_at
+    previous = [old for old in existing.get(label.image_id, ()) if annotator_key(old) == annotator_key(label)]
+    clamped = next((old.finished_at for old in previous if old.reported_finished_at == reported), None)
+    if clamped is None:
+        latest = context.collected_at + timedelta(minutes=context.limits.max_clock_skew_minutes)
+        if datetime.fromisoformat(reported) <= latest:
+            return label
+        clamped = context.collected_at.isoformat(timespec="seconds")
+    return label.model_copy(update={"finished_at": clamped, "reported_finished_at": reported})
+
+
+def resolve_conflicts(
+    annotations: Iterable[LabeledImage], existing: ExistingAnnotations
+) -> tuple[tuple[LabeledImage, ...], tuple[LabeledImage, ...]]:
+    """Split new annotations into primary ones, at most one per image, and secondary ones; both by image id.
+
+    An annotation that repeats its annotator's earlier one is not new, however often it is returned. Where an annotator
+    changes an annotation to ``skipped``, that of another annotator may become primary again.
+
+    Args:
+        annotations: at most one per annotator, image and delivery (``latest_per_annotator``), in any order.
+        existing: annotations of earlier collections.
+    """
+    new: dict[str, list[LabeledImage]] = {}
+    current_by_image: dict[str, dict[tuple[str, int, str], LabeledImage]] = {}
+    for label in annotations:
+        current = current_by_image.setdefault(
+            label.image_id, {annotator_key(previous): previous for previous in existing.get(label.image_id, ())}
+        )
+        old = current.get(annotator_key(label))
+        if old is None or not has_same_content(old, label):
+            new.setdefault(label.image_id, []).append(label)
+    primary: list[LabeledImage] = []
+    secondary: list[LabeledImage] = []
+    for image_id in sorted(new):
+        previous_primary = max(current_by_image[image_id].values(), key=_priority, default=None)
+        new_primary = max(
+            (current_by_image[image_id] | {annotator_key(label): label for label in new[image_id]}).values(),
+            key=_priority,
+        )
+        primary += [new_primary] if new_primary is not previous_primary else []
+        secondary += sorted((label for label in new[image_id] if label is not new_primary), key=_priority)
+    return tuple(primary), tuple(secondary)
+
+
+def latest_per_annotator(annotations: Iterable[LabeledImage]) -> list[LabeledImage]:
+    """Keep the last annotation of each annotator per image and delivery."""
+    return list({annotator_key(label): label for label in sorted(annotations, key=_recency)}.values())
+
+
+def annotator_key(label: LabeledImage) -> tuple[str, int, str]:
+    """Return image id, batch in which the image was offered, and annotator."""
+    return label.image_id, label.offered_batch, label.annotator
+
+
+def has_same_content(first: LabeledImage, second: LabeledImage) -> bool:
+    """Whether two annotations have the same status and boxes."""
+    return (first.status, first.boxes) == (second.status, second.boxes)
+
+
+def _recency(label: LabeledImage) -> tuple[datetime, str]:
+    """Sort key; the text orders annotations of the same second independently of the order they are returned in."""
+    return datetime.fromisoformat(label.finished_at), label.model_dump_json()
+
+
+def _priority(label: LabeledImage) -> tuple[bool, datetime, str]:
+    return label.status != "skipped", *_recency(label)

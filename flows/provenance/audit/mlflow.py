@@ -17,14 +17,16 @@ from flows.provenance.audit import AuditScope, Check, count_rounds, make_check
 from flows.provenance.snapshot import RoundSnapshot
 from flows.runtime.process_env import tracking_uri
 from flows.tracking.mlflow_metrics import flatten_metrics, flatten_params
-from flows.tracking.mlflow_registry import CANDIDATE, CHAMPION, version_by_alias
 from flows.tracking.mlflow_run import (
     ARTIFACTS,
+    CANDIDATE,
+    CHAMPION,
     INPUTS,
     LEDGER_SHA256,
     provenance_tags,
     silence_mlflow,
     use_tracking_uri,
+    version_by_alias,
 )
 from flows.workspace.dvc_cache import MissingDataError, file_md5
 from flows.workspace.promotion_log import current_champion

@@ -9,7 +9,6 @@ from mlflow import MlflowClient
 
 import flows.registry.promotion
 import flows.registry.publish
-import flows.tracking.mlflow_registry
 import flows.tracking.mlflow_run
 from flows.registry.publish import publish, push
 from flows.runtime.process_env import tracking_uri
@@ -169,7 +168,7 @@ STEPS = [
     (flows.tracking.mlflow_run, "_log_round"),
     (flows.tracking.mlflow_run, "_log_inputs"),
     (flows.tracking.mlflow_run, "register_teacher"),
-    (flows.tracking.mlflow_registry, "_log_model"),
+    (flows.tracking.mlflow_run, "_log_model"),
     (flows.registry.publish, "write_ledger"),
     (flows.tracking.mlflow_run.RoundRun, "record_ledger"),
     (flows.registry.promotion, "append_decision"),

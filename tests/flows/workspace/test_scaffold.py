@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from flows.cli.demo_campaign import prepare_demo, remaining_rounds
 from mlflow import MlflowClient
 
-from flows.cli.demo_campaign import prepare_demo, remaining_rounds
 from flows.runtime.process_env import tracking_uri
 from flows.tracking.mlflow_run import find_or_create_experiment, use_tracking_uri
 from flows.workspace import dvc, git
-from flows.workspace.code_version import code_digests, refresh_code_digests, stale_stages
+from flows.workspace.dvc import code_digests, refresh_code_digests, stale_stages
 from flows.workspace.scaffold import create_workspace, workspace_dvc_yaml
 from tasks.data.paths import STAGES, Workspace
 from tasks.runtime.errors import UserError
@@ -213,7 +213,7 @@ def test_a_stages_digest_covers_its_own_sources_only(tmp_path: Path, monkeypatch
         shutil.copytree(REPOSITORY / name, copied / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(REPOSITORY / name, copied / name)
-    monkeypatch.setattr("flows.workspace.code_version._PACKAGE_ROOT", copied)
+    monkeypatch.setattr("flows.workspace.dvc._PACKAGE_ROOT", copied)
     before = code_digests()
     (copied / "tasks" / "__pycache__").mkdir()
     (copied / "tasks" / "__pycache__" / "select.pyc").write_text("x")

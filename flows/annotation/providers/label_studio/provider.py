@@ -20,9 +20,8 @@ from flows.annotation.providers.base import (
     sample_for_double_annotation,
 )
 from flows.annotation.providers.label_studio.client import TOKEN, LabelStudioClient, OpenTask, Project
-from flows.annotation.providers.label_studio.labeling_config import config_error, labeling_config
 from flows.annotation.providers.label_studio.media import TaskImages
-from flows.annotation.providers.label_studio.tasks import parse_export, to_task
+from flows.annotation.providers.label_studio.tasks import config_error, labeling_config, parse_export, to_task
 from flows.workspace import git
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace

@@ -12,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.annotation.providers.base import AnnotationBatch, RawAnnotation, sample_for_double_annotation
-from flows.annotation.providers.label_studio.labeling_config import config_error, labeling_config
-from flows.annotation.providers.label_studio.tasks import MODEL_VERSION, parse_export, to_task
+from flows.annotation.providers.label_studio.tasks import (
+    MODEL_VERSION,
+    config_error,
+    labeling_config,
+    parse_export,
+    to_task,
+)
 from flows.annotation.validation.annotation import InvalidAnnotation, ValidationContext, parse_annotation
 from tasks.data.schemas import AnnotationTask, Prediction
 from tasks.params import load_params
