@@ -16,7 +16,7 @@ from flows.runtime.process_env import prepare_environment
 
 if TYPE_CHECKING:
     from flows.annotation.quarantine import EntryState, QuarantineEntry
-    from flows.workspace.gc import Garbage
+    from flows.workspace.dvc_cache import Garbage
     from tasks.data.pool_diff import PoolDiff
 
 pool = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="The images a campaign chooses from.")
@@ -175,7 +175,7 @@ def gc(
 
     campaign = require_workspace(workspace)
     prepare_environment(campaign.root)
-    from flows.workspace.gc import find_garbage, remove_garbage, to_json
+    from flows.workspace.dvc_cache import find_garbage, remove_garbage, to_json
     from flows.workspace.run_lock import run_lock
 
     console = Console(stderr=as_json)

@@ -57,7 +57,7 @@ def study(
     from flows.prefect_server import ensure_prefect_api
 
     ensure_prefect_api(the_study.out)
-    from flows.study.mlflow import open_study_run
+    from flows.study.collect import open_study_run
     from flows.study.runner import write_results
 
     open_study_run(the_study)

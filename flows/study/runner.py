@@ -13,9 +13,7 @@ import pyarrow as pa
 
 from flows.nightly import nightly
 from flows.runtime.subprocess import run_streaming
-from flows.study.bootstrap import bootstrap_teacher_map
-from flows.study.collect import collect_rows
-from flows.study.mlflow import log_study
+from flows.study.collect import bootstrap_teacher_map, collect_rows, log_study
 from flows.study.workspaces import (
     FULL_LABELS,
     Study,

@@ -8,8 +8,7 @@ import pytest
 from flows.provenance.audit.run import run_audit
 from flows.registry.publish import push
 from flows.workspace import dvc, git
-from flows.workspace.dvc_cache import open_dvc_cache
-from flows.workspace.gc import find_garbage, remove_garbage
+from flows.workspace.dvc_cache import find_garbage, open_dvc_cache, remove_garbage
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 from tasks.storage import files
