@@ -6,9 +6,9 @@ classes; everything else runs the command line (``flows.workspace.dvc``).
 
 Referred to is what any tag, any branch, local or fetched, or the files in the workspace name: with the tags of the
 rounds, that includes every champion, candidate and promoted model. Other objects come from stages that were
-interrupted, or whose outputs were replaced before they were published. ``dvc gc`` would also delete the stored copies of outputs
-with ``cache: false``, whose MD5s are in the ledgers, and data that only a fetched branch refers to. Therefore the
-references are collected here.
+interrupted, or whose outputs were replaced before they were published. ``dvc gc`` would also delete the stored copies
+of outputs with ``cache: false``, whose MD5s are in the ledgers, and data that only a fetched branch refers to.
+Therefore the references are collected here.
 """
 
 import hashlib
