@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from flows.cli.demo_campaign import prepare_demo, remaining_rounds
 from mlflow import MlflowClient
 
+from flows.cli.init import prepare_demo
 from flows.runtime.process_env import tracking_uri
 from flows.tracking.mlflow_run import find_or_create_experiment, use_tracking_uri
 from flows.workspace import dvc, git
 from flows.workspace.dvc import code_digests, refresh_code_digests, stale_stages
+from flows.workspace.rounds import last_published_round
 from flows.workspace.scaffold import create_workspace, workspace_dvc_yaml
 from tasks.data.paths import STAGES, Workspace
 from tasks.runtime.errors import UserError
@@ -228,7 +229,7 @@ def test_the_demo_campaign_is_made_once(tmp_path: Path) -> None:
     revision = git.head_commit(tmp_path / "demo")
     prepare_demo(tmp_path / "demo")
     assert git.head_commit(tmp_path / "demo") == revision
-    assert remaining_rounds(Workspace(tmp_path / "demo")) == 3
+    assert last_published_round(Workspace(tmp_path / "demo")) == -1
 
 
 def test_the_demo_leaves_other_folders_alone(tmp_path: Path) -> None:
