@@ -64,7 +64,11 @@ def report_result(context: RunContext, result: RunResult) -> None:
     """Log a one-line summary of the run, and notify when the label supply is low."""
     logger, workspace = get_run_logger(), context.workspace
     logger.info("%s", summary(workspace, result, time.monotonic() - context.started_s))
-    warning = label_supply_warning(workspace, context.params, result)
+    try:
+        warning = label_supply_warning(workspace, context.params, result)
+    except UserError as error:  # the round is published; the doctor and the next run report this again
+        logger.warning("%s", error)
+        return
     if warning is not None:
         logger.warning("%s", warning)
         notify(Notification(workspace.root.name, result.round_number, "label_supply_low", warning))

@@ -1,1 +1,1 @@
-"""Commands of ``gleaner``: one file per command or group."""
+"""Commands of ``gleaner``: those of one subject in one file."""

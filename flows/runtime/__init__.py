@@ -1,1 +1,1 @@
-"""Run work safely: child processes, retries, service errors, cancellation, GPU locks and the process environment."""
+"""Run work safely: child processes, retries, service errors, GPU locks and the process environment."""

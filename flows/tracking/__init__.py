@@ -1,1 +1,1 @@
-"""Log rounds in MLflow: runs, metrics, model versions; close the runs of crashed processes."""
+"""Log rounds in MLflow: runs, metrics, model versions."""

@@ -1,1 +1,1 @@
-"""The files of a campaign: scaffold, state, git, DVC, lock, crash recovery."""
+"""The files of a campaign: scaffold, rounds and ledgers, git, DVC, promotion log, lock and crash recovery."""
