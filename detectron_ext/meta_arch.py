@@ -15,6 +15,7 @@ from detectron_ext import roi_heads as _roi_heads  # noqa: F401
 from detectron_ext import rpn as _rpn  # noqa: F401
 from detectron_ext.backbone import TimmBackbone, load_body_weights
 from detectron_ext.config import DetectorSpec, build_cfg
+from detectron_ext.frozen_norm import fold_frozen_norms
 from detectron_ext.losses import DetectionLosses
 
 
@@ -93,6 +94,7 @@ def build_detector(spec: DetectorSpec, device: str, backbone_state: Mapping[str,
     """
     model = build_model(build_cfg(spec, device))
     body = model.backbone.bottom_up
+    fold_frozen_norms(body)
     if backbone_state is not None and isinstance(body, TimmBackbone):
         load_body_weights(body, backbone_state)
     return model

@@ -17,6 +17,7 @@ from tasks.data.paths import Workspace
 from tasks.evaluation.coco_map import coco_map
 from tasks.model.detector import ImageReader, detect_all, load_detector
 from tasks.params import StageParams, load_stage_params
+from tasks.runtime.allocator import keep_freed_memory
 from tasks.runtime.stage_main import num_micro_batches, stage_main
 from tasks.storage import files
 
@@ -78,6 +79,7 @@ def _row(params: StageParams, name: str, image_id: str, found: Detections) -> di
 
 
 def _body(workspace: Workspace) -> None:
+    keep_freed_memory()
     evaluate(
         load_stage_params(workspace.params, "classes", "model", "evaluate", "train"),
         root=workspace.root,

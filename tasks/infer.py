@@ -23,6 +23,7 @@ from tasks.data.paths import Workspace
 from tasks.model.detector import ImageReader, default_device, detect_all, load_detector
 from tasks.model.fingerprint import software_fingerprint
 from tasks.params import StageParams, load_stage_params
+from tasks.runtime.allocator import keep_freed_memory
 from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import num_micro_batches, stage_main
 from tasks.storage import files
@@ -156,6 +157,7 @@ def _row(image_id: str, found: Detections, digest: str) -> dict[str, Any]:
 
 
 def _body(workspace: Workspace) -> None:
+    keep_freed_memory()
     assembled = workspace.derived("assemble")
     infer(
         load_stage_params(workspace.params, "classes", "model", "infer", "train"),

@@ -31,6 +31,7 @@ from tasks.model.fingerprint import software_fingerprint
 from tasks.model.launch import launch
 from tasks.params import StageParams, load_stage_params
 from tasks.params.stages import SslParams, TrainParams
+from tasks.runtime.allocator import keep_freed_memory
 from tasks.runtime.errors import GuardRailError, UserError
 from tasks.runtime.stage_main import num_micro_batches, stage_main
 from tasks.storage import files
@@ -60,6 +61,7 @@ def train(params: StageParams, *, root: Path, assembled: Path, warm_start: Path,
 def train_worker(params: StageParams, root: Path, assembled: Path, warm_start: Path, scratch: Path, out: Path) -> None:
     """Run ``train`` as one of several processes, or as the only one; the first of them writes."""
     _set_determinism(default_device())
+    keep_freed_memory()
     labeled = to_examples(files.read_table(assembled / "labeled.parquet", schemas.ANNOTATED))
     unlabeled = to_examples(files.read_table(assembled / "unlabeled.parquet", schemas.UNLABELED))
     if not labeled:
