@@ -26,12 +26,21 @@ class Detections:
     class_ids: NDArray[np.int64]  # (N,) its class
     class_probs: NDArray[np.float32]  # (N, K+1), sums to 1, background last
     embedding: NDArray[np.float32]  # (C,)
+    stability: NDArray[np.float32]  # (N,) IoU with the box of a second regression pass; (0,) where there was none
+    region_features: NDArray[np.float32]  # (N, D); (0, 0) where there was no second pass
 
     def filter_by_score(self, min_score: float) -> "Detections":
         """Keep the detections with at least this score."""
         kept = self.scores >= min_score
+        has_regions = len(self.stability) == len(kept)
         return Detections(
-            self.boxes_xyxy[kept], self.scores[kept], self.class_ids[kept], self.class_probs[kept], self.embedding
+            self.boxes_xyxy[kept],
+            self.scores[kept],
+            self.class_ids[kept],
+            self.class_probs[kept],
+            self.embedding,
+            self.stability[kept] if has_regions else self.stability,
+            self.region_features[kept] if has_regions else self.region_features,
         )
 
 
@@ -73,7 +82,15 @@ def detect(model: PerImageRCNN, images: Sequence[PreparedImage], mixed_precision
         for name in ("pred_boxes", "scores", "pred_classes", "class_probs")
     )
     embeddings = torch.stack([embedding for _, embedding in outputs]).float().cpu().numpy()
-    return [Detections(*arrays) for arrays in zip(boxes, scores, class_ids, class_probs, embeddings, strict=True)]
+    if model.roi_heads.describes_regions:
+        stability, regions = (
+            _to_numpy([getattr(instances, name) for instances in found], sizes)
+            for name in ("stability", "region_features")
+        )
+    else:
+        stability, regions = [np.zeros(0, np.float32)] * len(found), [np.zeros((0, 0), np.float32)] * len(found)
+    columns = zip(boxes, scores, class_ids, class_probs, embeddings, stability, regions, strict=True)
+    return [Detections(*arrays) for arrays in columns]
 
 
 def _to_numpy(values: Sequence[Any], sizes: Sequence[int]) -> list[NDArray[Any]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from detectron_ext.ignore_regions import foreground, overlaps_ignored
 from detectron_ext.losses import focal_loss, per_image_mean, roi_class_weights
+from detectron_ext.region_embedding import describe_regions, projection
 
 
 class PerImageBoxPredictor(FastRCNNOutputLayers):
@@ -69,13 +70,13 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
             [(image.gt_boxes if image.has("gt_boxes") else image.proposal_boxes).tensor for image in proposals]
         )
         foreground_F = (class_ids_R < self.num_classes).nonzero().squeeze(1)
-        class_deltas_F4 = self._select_class_deltas(deltas[foreground_F], class_ids_R[foreground_F])
+        class_deltas_F4 = self.select_class_rows(deltas[foreground_F], class_ids_R[foreground_F])
         targets_F4 = self.box2box_transform.get_deltas(proposal_boxes[foreground_F], gt_boxes[foreground_F])
         loss_F = smooth_l1_loss(class_deltas_F4, targets_F4, self.smooth_l1_beta, reduction="none").sum(dim=1)
         return deltas.new_zeros(len(class_ids_R)).index_add(0, foreground_F, loss_F)
 
-    def _select_class_deltas(self, deltas: Tensor, class_ids_R: Tensor) -> Tensor:
-        """(R, 4) rows for the given classes, from (R, 4) class-agnostic or (R, K*4) class-specific values."""
+    def select_class_rows(self, deltas: Tensor, class_ids_R: Tensor) -> Tensor:
+        """Return (R, 4) rows for the given classes, from (R, 4) class-agnostic or (R, K*4) class-specific values."""
         if deltas.shape[1] == 4:
             return deltas
         return deltas.view(len(deltas), -1, 4)[torch.arange(len(deltas), device=deltas.device), class_ids_R]
@@ -96,7 +97,7 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
 
     def _detect(self, boxes: Tensor, class_probs_RK: Tensor, image_size: tuple[int, int]) -> tuple[Instances, Tensor]:
         scores_R, class_ids_R = class_probs_RK[:, :-1].max(dim=1)
-        boxes_R4 = Boxes(self._select_class_deltas(boxes, class_ids_R))
+        boxes_R4 = Boxes(self.select_class_rows(boxes, class_ids_R))
         boxes_R4.clip(image_size)
         finite_R = torch.isfinite(boxes_R4.tensor).all(dim=1) & torch.isfinite(class_probs_RK).all(dim=1)
         kept = (finite_R & (scores_R > self.test_score_thresh) & boxes_R4.nonempty()).nonzero().squeeze(1)
@@ -114,6 +115,9 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
 class PerImageROIHeads(StandardROIHeads):
     """Detectron2's standard heads with the predictor above."""
 
+    describes_regions = False
+    """Whether detections come with ``region_features`` and ``stability``: a second pass of the box head over them."""
+
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         """Sample proposals as ``ROIHeads`` does, but none on an ignore region."""
@@ -123,6 +127,25 @@ class PerImageROIHeads(StandardROIHeads):
             for image, own in zip(proposals, targets, strict=True)
         ]
         return super().label_and_sample_proposals(candidates, foreground(targets))
+
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
+        found = super()._forward_box(features, proposals)
+        if self.describes_regions and not self.training:
+            self._describe_regions([features[name] for name in self.box_in_features], found)
+        return found
+
+    def _describe_regions(self, features: list[Tensor], found: list[Instances]) -> None:
+        boxes = [image.pred_boxes for image in found]
+        region_features_RF = self.box_head(self.box_pooler(features, boxes))
+        _, deltas = self.box_predictor(region_features_RF)
+        refined = self.box_predictor.box2box_transform.apply_deltas(deltas.float(), Boxes.cat(boxes).tensor)
+        class_ids_R = cat([image.pred_classes for image in found])
+        describe_regions(
+            found,
+            region_features_RF,
+            self.box_predictor.select_class_rows(refined, class_ids_R),
+            projection(region_features_RF.shape[1]).to(region_features_RF.device),
+        )
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

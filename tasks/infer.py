@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from detectron_ext.inference import Detections
+from detectron_ext.meta_arch import PerImageRCNN
+from detectron_ext.region_embedding import sum_by_class
 from tasks.data import schemas
 from tasks.data.detections import SHARD_PREFIX, ShardKind
 from tasks.data.paths import Workspace
@@ -68,13 +70,19 @@ def infer(
     paths = [finished_folder / f"{_ids_digest(images)}-{name}" for name, images in shards]
     for number, ((_, images), path) in enumerate(zip(shards, paths, strict=True)):
         if not path.is_file():
-            detector = detector or load_detector(params.model, len(params.classes), teacher)
+            detector = detector or _load_teacher(params, teacher)
             files.write_table(path, _detect_shard(params, detector, images, root, digest))
             log.info("infer shard %d/%d: %d images", number + 1, len(shards), len(images))
     out.mkdir(parents=True, exist_ok=True)
     for (name, _), path in zip(shards, paths, strict=True):
         _link_or_copy(path, out / name)
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _load_teacher(params: StageParams, teacher: Path) -> PerImageRCNN:
+    detector = load_detector(params.model, len(params.classes), teacher)
+    detector.roi_heads.describes_regions = True
+    return detector
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -145,6 +153,7 @@ def _detect_shard(
 
 
 def _row(image_id: str, found: Detections, digest: str) -> dict[str, Any]:
+    region_class_ids, region_features = sum_by_class(found.region_features, found.scores, found.class_ids)
     return {
         "image_id": image_id,
         "boxes_xyxy": found.boxes_xyxy.ravel(),
@@ -152,6 +161,9 @@ def _row(image_id: str, found: Detections, digest: str) -> dict[str, Any]:
         "class_ids": found.class_ids,
         "class_probs": found.class_probs.astype(np.float16).ravel(),
         "embedding": found.embedding.astype(np.float16),
+        "stability": found.stability,
+        "region_class_ids": region_class_ids,
+        "region_features": region_features.astype(np.float16).ravel(),
         "model_digest": digest,
     }
 

@@ -60,6 +60,9 @@ DETECTIONS = pa.schema(
         ("class_ids", pa.list_(pa.int16())),  # N, its class
         ("class_probs", _HALF_FLOATS),  # N*(K+1), softmax, background last
         ("embedding", _HALF_FLOATS),  # one pooled feature vector per image
+        ("stability", _FLOATS),  # N, IoU of a box with what a second regression pass makes of it, [0, 1]
+        ("region_class_ids", pa.list_(pa.int16())),  # C, the classes that were detected, ascending
+        ("region_features", _HALF_FLOATS),  # C*D, score-weighted sum of the features of the regions of each class
         ("model_digest", pa.string()),  # SHA-256 of the teacher file
     ]
 )

@@ -1,9 +1,9 @@
 """Show a strategy the pool: one table of candidates in memory, and embeddings that are read when they are asked for.
 
-Shape letters: P images, C channels of an embedding.
+Shape letters: P images, C channels of an embedding, D dimensions of a region feature.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from tasks.data.detections import ShardKind, read_shards
 
 Embeddings = NDArray[np.float32]
+_Reader = Callable[[pa.Table], Embeddings]
+_IMAGE_COLUMNS = ("image_id", "embedding")
+_REGION_COLUMNS = ("image_id", "region_class_ids", "region_features")
 
 
 class PoolView:
@@ -38,29 +41,67 @@ class PoolView:
         Raises:
             KeyError: an image has no embedding.
         """
+        return self._of_candidates(image_ids, _IMAGE_COLUMNS, _image_embeddings)
+
+    def region_embeddings(self, image_ids: Sequence[str] | None = None) -> Embeddings:
+        """Return a vector of length 1 for what was detected on each image, (P, D); rows and errors as in ``embeddings``.
+
+        It has the direction of the score-weighted sum of region features; zeros for an image without detections.
+        """
+        return self._of_candidates(image_ids, _REGION_COLUMNS, _region_embeddings)
+
+    @cached_property
+    def labeled_embeddings(self) -> Embeddings:
+        """Image embeddings of the labeled images by the same teacher, (P, C) by image id."""
+        return self._of_labeled(_IMAGE_COLUMNS, _image_embeddings)
+
+    @cached_property
+    def labeled_region_embeddings(self) -> Embeddings:
+        """Region embeddings of the labeled images by the same teacher, (P, D) by image id."""
+        return self._of_labeled(_REGION_COLUMNS, _region_embeddings)
+
+    def _of_candidates(self, image_ids: Sequence[str] | None, columns: Sequence[str], read: _Reader) -> Embeddings:
         wanted = [str(image) for image in self.candidates.index] if image_ids is None else list(image_ids)
-        ids, vectors = _read_embeddings(self._infer, "pool", pa.array(wanted, pa.string()))
+        ids, vectors = _read(self._infer, "pool", columns, read, pa.array(wanted, pa.string()))
         order = pd.Index(ids).get_indexer(pd.Index(wanted))
         if (order < 0).any():
             raise KeyError(wanted[int(np.flatnonzero(order < 0)[0])])
         return vectors[order]
 
-    @cached_property
-    def labeled_embeddings(self) -> Embeddings:
-        """Image embeddings of the labeled images by the same teacher, (P, C) by image id."""
-        ids, vectors = _read_embeddings(self._infer, "labeled", None)
+    def _of_labeled(self, columns: Sequence[str], read: _Reader) -> Embeddings:
+        ids, vectors = _read(self._infer, "labeled", columns, read, None)
         return vectors[np.argsort(ids, kind="stable")]
 
 
-def _read_embeddings(infer: Path | None, kind: ShardKind, wanted: pa.Array | None) -> tuple[list[str], Embeddings]:
-    """Ids and embeddings of the shards of one kind; only those of the wanted images where they are named."""
+def _read(
+    infer: Path | None, kind: ShardKind, columns: Sequence[str], read: _Reader, wanted: pa.Array | None
+) -> tuple[list[str], Embeddings]:
+    """Ids and vectors of the shards of one kind; only those of the wanted images where they are named."""
     ids: list[str] = []
     parts: list[Embeddings] = []
-    shards = read_shards(infer, kind, columns=["image_id", "embedding"]) if infer is not None else iter(())
-    for shard in shards:
+    for shard in read_shards(infer, kind, columns=columns) if infer is not None else ():
         rows = shard if wanted is None else shard.filter(pc.is_in(shard["image_id"], value_set=wanted))
         if len(rows):
             ids += rows["image_id"].to_pylist()
-            values = np.asarray(pc.list_flatten(rows["embedding"]).to_numpy(), dtype=np.float32)
-            parts.append(values.reshape(len(rows), -1))
+            parts.append(read(rows))
+    widest = max((part.shape[1] for part in parts), default=0)  # a shard without a detection does not know D
+    parts = [part if part.shape[1] else np.zeros((len(part), widest), dtype=np.float32) for part in parts]
     return ids, np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
+
+
+def _image_embeddings(rows: pa.Table) -> Embeddings:
+    return _flat(rows, "embedding").reshape(len(rows), -1)
+
+
+def _region_embeddings(rows: pa.Table) -> Embeddings:
+    classes_P = pc.list_value_length(rows["region_class_ids"]).fill_null(0).to_numpy()
+    values = _flat(rows, "region_features")
+    if not len(values):
+        return np.zeros((len(rows), 0), dtype=np.float32)
+    sums = np.zeros((len(rows), len(values) // int(classes_P.sum())), dtype=np.float32)
+    np.add.at(sums, np.repeat(np.arange(len(rows)), classes_P), values.reshape(-1, sums.shape[1]))
+    return np.asarray(sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9))
+
+
+def _flat(rows: pa.Table, column: str) -> Embeddings:
+    return np.asarray(pc.list_flatten(rows[column]).to_numpy(), dtype=np.float32)

@@ -32,6 +32,18 @@ def test_embeddings_come_in_the_order_of_the_candidates_or_of_the_ids(pool: Pool
         pool.embeddings(["a", "missing"])
 
 
+def test_regions_are_summed_over_the_classes_of_an_image(tmp_path: Path) -> None:
+    rows = [
+        {"image_id": "a", "region_class_ids": [0, 2], "region_features": [1, 0, 2, 4]},
+        {"image_id": "b", "region_class_ids": [], "region_features": []},
+        {"image_id": "c", "region_class_ids": [1], "region_features": [0, 7]},
+    ]
+    files.write_table(tmp_path / "shard-000000.parquet", pa.Table.from_pylist(rows, schema=DETECTIONS))
+    files.write_table(tmp_path / "shard-000001.parquet", pa.Table.from_pylist([{"image_id": "d"}], schema=DETECTIONS))
+    pool = PoolView(pd.DataFrame(index=pd.Index(["d", "c", "b", "a"], name="image_id")), tmp_path)
+    np.testing.assert_allclose(pool.region_embeddings(), [[0, 0], [0, 1], [0, 0], [0.6, 0.8]], atol=1e-6)
+
+
 def test_labeled_images_have_embeddings_of_their_own(pool: PoolView) -> None:
     np.testing.assert_array_equal(pool.labeled_embeddings, [[2, 2], [3, 3]])
     assert PoolView(pool.candidates).labeled_embeddings.shape == (0, 0)
