@@ -1,9 +1,10 @@
 """Select the next batch under the budget, each image with the reason for it (docs/method.md#selection).
 
-Reads  data/labels, derived/assemble/leased.json, derived/assemble/unlabeled.parquet, derived/infer, derived/score, derived/weigh
+Reads  data/labels, derived/assemble/labeled.parquet, derived/assemble/leased.json,
+       derived/assemble/unlabeled.parquet, derived/infer, derived/score, derived/weigh
 Writes derived/select
 Params seed, select, budget
-"""  # noqa: E501
+"""
 
 import logging
 from collections.abc import Sequence, Set
@@ -39,6 +40,7 @@ def select(
     labels: Path,
     unlabeled: Path,
     leased: Path,
+    labeled: Path,
     infer: Path,
     scores: Path,
     uncertainty: Path,
@@ -54,6 +56,7 @@ def select(
         labels: folder of label batches, whose measured times give the cost of an image.
         unlabeled: images without labels (schemas.UNLABELED).
         leased: ids of those among them that are with the annotators already, and cannot be picked again.
+        labeled: labeled images with their boxes (schemas.ANNOTATED); opened where the strategy asks for them.
         infer: folder of detection shards (schemas.DETECTIONS); opened where the strategy asks for embeddings.
         scores: metrics and expected boxes (schemas.SCORES).
         uncertainty: uncertainties (schemas.UNCERTAINTY).
@@ -67,11 +70,12 @@ def select(
     leased_ids = set(files.read_json(leased))
     cost_model = _fit_cost_model(labels, budget)
     candidates = _candidates(unlabeled, leased_ids, scores, uncertainty, cost_model)
-    strategy = create_strategy(params.strategy, extensions)
-    ranking = strategy.rank(PoolView(candidates, infer), seed=seed)
+    cost = budgets.costs(candidates, budget)
+    strategy = create_strategy(params, extensions)
+    pool = PoolView(candidates, infer, labeled=labeled, batch_size=budgets.expected_batch_size(cost, budget.amount))
+    ranking = strategy.rank(pool, seed=seed)
     _check_ranking(ranking, candidates, params.strategy)
     shuffled = seeded_shuffle(ranking, seed=seed, purpose="explore")
-    cost = budgets.costs(candidates, budget)
     batch = budgets.fill_budget(ranking, shuffled, cost, amount=budget.amount, random_frac=params.random_frac)
     selection = _selection_rows(candidates, batch, strategy, ranking)
     summary = _summary(selection, batch, candidates=len(candidates), params=params, budget=budget)
@@ -201,6 +205,7 @@ def _body(workspace: Workspace) -> None:
         params.seed,
         labels=workspace.labels,
         unlabeled=workspace.derived("assemble") / "unlabeled.parquet",
+        labeled=workspace.derived("assemble") / "labeled.parquet",
         leased=workspace.derived("assemble") / "leased.json",
         infer=workspace.derived("infer"),
         scores=workspace.derived("score") / "scores.parquet",

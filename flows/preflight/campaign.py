@@ -53,7 +53,7 @@ def check_parameters(context: CheckContext) -> Finding:
     if is_class_path(params.select.strategy):  # found now, not hours later by the stage
         from tasks.selection.strategies.registry import create_strategy
 
-        create_strategy(params.select.strategy, context.workspace.root)
+        create_strategy(params.select, context.workspace.root)
     return passed(f"{len(params.classes)} classes, {params.budget.amount:g} {params.budget.unit} a batch")
 
 

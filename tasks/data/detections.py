@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tasks.data import schemas
 from tasks.storage import files
 
-_BATCH_COLUMNS = ["image_id", "boxes_xyxy", "scores", "class_ids", "class_probs"]
+_BATCH_COLUMNS = ["image_id", "boxes_xyxy", "scores", "class_ids", "class_probs", "stability"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class DetectionBatch:
     scores: NDArray[np.float32]  # (B,)
     class_ids: NDArray[np.int64]  # (B,)
     class_probs: NDArray[np.float16]  # (B, K+1); (0, 0) without boxes
+    stability: NDArray[np.float32]  # (B,) IoU with the box of a second regression pass; 1 where there was none
 
 
 def read_detections(folder: Path, image_ids: Collection[str] | None = None) -> Iterator[StoredDetections]:
@@ -72,7 +73,7 @@ def read_detection_batches(folder: Path, *, batch_size: int = 1024) -> Iterator[
 def _batches_from_table(table: pa.Table, batch_size: int) -> Iterator[DetectionBatch]:
     for start in range(0, len(table), batch_size):
         rows = table.slice(start, batch_size)
-        scores_B = _flatten(rows["scores"])
+        scores_B, stability_B = _flatten(rows["scores"]), _flatten(rows["stability"])
         yield DetectionBatch(
             rows["image_id"].to_pylist(),
             pc.list_value_length(rows["scores"]).to_numpy().astype(np.int64),
@@ -80,6 +81,7 @@ def _batches_from_table(table: pa.Table, batch_size: int) -> Iterator[DetectionB
             scores_B,
             _flatten(rows["class_ids"]).astype(np.int64),
             _flatten(rows["class_probs"]).reshape(len(scores_B), -1 if len(scores_B) else 0),
+            stability_B if len(stability_B) == len(scores_B) else np.ones(len(scores_B), dtype=np.float32),
         )
 
 

@@ -14,7 +14,22 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-STRATEGY_NAMES = ("uncertainty", "random", "entropy", "coreset")
+READY_STRATEGY_NAMES = ("least_confident", "margin", "localization", "rarity", "novelty", "boundary")
+STRATEGY_NAMES = ("uncertainty", "random", "entropy", "coreset", "composite", *READY_STRATEGY_NAMES)
+ObjectiveName = Literal[
+    "uncertainty",
+    "confidence",
+    "entropy",
+    "overlap",
+    "cheapness",
+    "least_confident",
+    "margin",
+    "localization",
+    "rarity",
+    "novelty",
+    "boundary",
+    "diversity",
+]
 ClassName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
 
 
@@ -295,12 +310,21 @@ class SelectParams(Section):
     """Which images are labeled next."""
 
     strategy: Annotated[str, name_or_class_path(*STRATEGY_NAMES)]
-    """Order in which images are taken: ``uncertainty`` and ``entropy``, falling, ``random``, a uniform draw, or
-    ``coreset``, diversity alone (docs/method.md#selection). An own class is named as ``package.module:ClassName``
-    (docs/guides/extend.md)."""
+    """Order in which images are taken: ``uncertainty`` and ``entropy``, falling; ``random``, a uniform draw; ``coreset``,
+    diversity alone; one objective alone, or ``composite``, the mean of ``objectives`` (docs/method.md#selection). An
+    own class is named as ``package.module:ClassName`` (docs/guides/extend.md)."""
+    objectives: dict[ObjectiveName, NonNegativeFloat]
+    """Weights of what strategy ``composite`` wants: any of the names of docs/method.md#objectives, relative to each
+    other."""
     random_frac: Fraction
     """Share of the batch, in images, drawn uniformly from the whole pool. Without it the DWA network would only learn
     from images that its own rule prefers."""
+
+    @model_validator(mode="after")
+    def _check_objectives(self) -> Self:
+        if self.strategy == "composite" and not any(self.objectives.values()):
+            raise ValueError("objectives have no weight above 0, expected at least one for strategy composite")
+        return self
 
 
 class PreannotationParams(Section):

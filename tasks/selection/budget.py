@@ -1,6 +1,7 @@
 """Fill one batch: the cost of an image, and the images that fit in the budget."""
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,14 @@ def costs(candidates: pd.DataFrame, budget: BudgetParams) -> dict[str, float]:
         return dict.fromkeys((str(image) for image in candidates.index), 1.0)
     column = candidates["expected_boxes"].clip(lower=1.0) if budget.unit == "boxes" else candidates["expected_minutes"]
     return {str(image): float(cost) for image, cost in column.items()}
+
+
+def expected_batch_size(cost: Mapping[str, float], amount: float) -> int:
+    """Return how many images of median cost the budget allows, at least 1 and at most all."""
+    if not cost:
+        return 1
+    median = statistics.median(cost.values())
+    return max(1, min(len(cost), math.floor(amount / median) if median > 0 else len(cost)))
 
 
 def num_random_picks(num_selected: int, random_frac: float) -> int:

@@ -1,11 +1,13 @@
 """Show a strategy the pool: one table of candidates in memory, and embeddings that are read when they are asked for.
 
-Shape letters: P images, C channels of an embedding, D dimensions of a region feature.
+Shape letters: P images, C channels of an embedding, D dimensions of a region feature,
+B boxes of a batch of images, G labeled boxes.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tasks.data.detections import ShardKind, read_shards
+from detectron_ext.uncertainty_metrics import sum_by_image
+from tasks.data.detections import DetectionBatch, ShardKind, read_detection_batches, read_shards
+from tasks.data.schemas import ANNOTATED
+from tasks.storage import files
 
 Embeddings = NDArray[np.float32]
 _Reader = Callable[[pa.Table], Embeddings]
@@ -24,16 +29,27 @@ _REGION_COLUMNS = ("image_id", "region_class_ids", "region_features")
 class PoolView:
     """What a strategy may know about the unlabeled images, and about the labeled ones that are covered already."""
 
-    def __init__(self, candidates: pd.DataFrame, infer: Path | None = None) -> None:
+    def __init__(
+        self,
+        candidates: pd.DataFrame,
+        infer: Path | None = None,
+        *,
+        labeled: Path | None = None,
+        batch_size: int = 1,
+    ) -> None:
         """Keep the table; detections are opened only when they are asked for.
 
         Args:
             candidates: one row per unlabeled image, ``image_id`` as its index: schemas.CANDIDATE_SCORES and the
                 columns of schemas.UNCERTAINTY, plus ``expected_minutes``.
-            infer: output of the stage ``infer``; None: there are no embeddings.
+            infer: output of the stage ``infer``; None: there are no detections.
+            labeled: labeled images with their boxes, schemas.ANNOTATED; None: there are none.
+            batch_size: images that the budget is expected to allow; for strategies that order a shortlist.
         """
         self.candidates = candidates
-        self._infer = infer
+        self.infer = infer
+        self.labeled = labeled
+        self.batch_size = batch_size
 
     def embeddings(self, image_ids: Sequence[str] | None = None) -> Embeddings:
         """Return image embeddings (P, C), rows in the order of ``image_ids``; None: of all candidates.
@@ -44,9 +60,10 @@ class PoolView:
         return self._of_candidates(image_ids, _IMAGE_COLUMNS, _image_embeddings)
 
     def region_embeddings(self, image_ids: Sequence[str] | None = None) -> Embeddings:
-        """Return a vector of length 1 for what was detected on each image, (P, D); rows and errors as in ``embeddings``.
+        """Return a vector of length 1 for what was detected on each image, (P, D).
 
-        It has the direction of the score-weighted sum of region features; zeros for an image without detections.
+        It has the direction of the score-weighted sum of the features of the regions; zeros for an image without
+        detections. Rows and errors are those of ``embeddings``.
         """
         return self._of_candidates(image_ids, _REGION_COLUMNS, _region_embeddings)
 
@@ -60,16 +77,41 @@ class PoolView:
         """Region embeddings of the labeled images by the same teacher, (P, D) by image id."""
         return self._of_labeled(_REGION_COLUMNS, _region_embeddings)
 
+    @cached_property
+    def labeled_boxes(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Boxes of all labeled images, (G, 4) px, and their classes, (G,)."""
+        if self.labeled is None:
+            return np.zeros((0, 4)), np.zeros(0, dtype=np.int64)
+        rows = files.read_table(self.labeled, ANNOTATED, columns=["boxes_xyxy", "class_ids"])
+        boxes = np.asarray(pc.list_flatten(rows["boxes_xyxy"]).to_numpy(), dtype=np.float64)
+        class_ids = np.asarray(pc.list_flatten(rows["class_ids"]).to_numpy(), dtype=np.int64)
+        return boxes.reshape(-1, 4), class_ids
+
+    def sum_over_boxes(self, term: Callable[[DetectionBatch], NDArray[Any]]) -> NDArray[np.float64]:
+        """Sum a number of each detection over the detections of every candidate, (P,); 0 without detections.
+
+        Args:
+            term: gives the numbers of a batch of images, (B,). Detections are read batch by batch.
+        """
+        total = np.zeros(len(self.candidates))
+        row_of = pd.Index([str(image) for image in self.candidates.index])
+        for batch in read_detection_batches(self.infer) if self.infer is not None else ():
+            if len(batch.scores):
+                rows = row_of.get_indexer(pd.Index(batch.image_ids))
+                sums = sum_by_image(term(batch), batch.num_boxes)
+                total[rows[rows >= 0]] = sums[rows >= 0]
+        return total
+
     def _of_candidates(self, image_ids: Sequence[str] | None, columns: Sequence[str], read: _Reader) -> Embeddings:
         wanted = [str(image) for image in self.candidates.index] if image_ids is None else list(image_ids)
-        ids, vectors = _read(self._infer, "pool", columns, read, pa.array(wanted, pa.string()))
+        ids, vectors = _read(self.infer, "pool", columns, read, pa.array(wanted, pa.string()))
         order = pd.Index(ids).get_indexer(pd.Index(wanted))
         if (order < 0).any():
             raise KeyError(wanted[int(np.flatnonzero(order < 0)[0])])
         return vectors[order]
 
     def _of_labeled(self, columns: Sequence[str], read: _Reader) -> Embeddings:
-        ids, vectors = _read(self._infer, "labeled", columns, read, None)
+        ids, vectors = _read(self.infer, "labeled", columns, read, None)
         return vectors[np.argsort(ids, kind="stable")]
 
 

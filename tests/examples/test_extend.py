@@ -18,6 +18,7 @@ from flows.preflight.campaign import check_parameters
 from flows.preflight.runner import CheckContext
 from tasks.data.paths import Workspace
 from tasks.params import load_params, validate_params
+from tasks.params.stages import SelectParams
 from tasks.runtime.errors import UserError
 from tasks.runtime.extensions import load_extension
 from tasks.selection.pool_view import PoolView
@@ -65,7 +66,7 @@ def test_the_strategy_ranks_by_uncertainty_per_minute(campaign: Workspace) -> No
         {"uncertainty": [0.9, 0.6, 0.2], "expected_minutes": [3.0, 1.0, 1.0]},
         index=pd.Index(["a", "b", "c"], name="image_id"),
     )
-    strategy = create_strategy(load_params(campaign.params).select.strategy, campaign.root)
+    strategy = create_strategy(load_params(campaign.params).select, campaign.root)
     assert (
         strategy.rank(PoolView(candidates), seed=1)
         == strategy.rank(PoolView(candidates[::-1]), seed=2)
@@ -125,7 +126,7 @@ def test_the_check_before_a_run_loads_the_strategy(campaign: Workspace) -> None:
 def test_a_class_that_is_no_strategy(tmp_path: Path, code: str, expected: str) -> None:
     (tmp_path / "own_module.py").write_text(code)
     with pytest.raises(UserError) as caught:
-        create_strategy("own_module:Own", tmp_path)
+        create_strategy(SelectParams(strategy="own_module:Own", objectives={}, random_frac=0), tmp_path)
     assert caught.value.problem.startswith("select.strategy is 'own_module:Own', expected ")
     assert expected in caught.value.problem
 

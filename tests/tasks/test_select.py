@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 IMAGES_24 = BudgetParams(
     unit="images", amount=24.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20
 )
-BY_UNCERTAINTY = SelectParams(strategy="uncertainty", random_frac=0.1)
+BY_UNCERTAINTY = SelectParams(strategy="uncertainty", objectives={}, random_frac=0.1)
 
 
 def image_ids(count: int) -> list[str]:
@@ -58,6 +58,7 @@ def write_inputs(root: Path, count: int, *, shuffle: int = 0, empty: tuple[int, 
     paths = {
         "labels": workspace.labels,
         "unlabeled": workspace.derived("assemble") / "unlabeled.parquet",
+        "labeled": workspace.derived("assemble") / "labeled.parquet",
         "leased": workspace.derived("assemble") / "leased.json",
         "infer": workspace.derived("infer"),
         "scores": workspace.derived("score") / "scores.parquet",
@@ -219,7 +220,7 @@ def test_one_image_is_picked_even_if_it_alone_is_over_budget(tmp_path, unit):
 def test_result_is_within_budget_deterministic_and_blind_to_row_order(
     tmp_path, unit, amount, seed, strategy, random_frac, shuffle
 ):
-    params = SelectParams(strategy=strategy, random_frac=random_frac)
+    params = SelectParams(strategy=strategy, objectives={"uncertainty": 1, "rarity": 1}, random_frac=random_frac)
     budget = BudgetParams(
         unit=unit, amount=amount, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20
     )

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from tasks.params.stages import SelectParams
 from tasks.runtime.extensions import is_class_path, load_extension
+from tasks.selection.objectives.registry import READY_STRATEGIES
 from tasks.selection.strategies.base import Strategy
 from tasks.selection.strategies.coreset import Coreset
 from tasks.selection.strategies.entropy import Entropy
+from tasks.selection.strategies.objective import ObjectiveStrategy
 from tasks.selection.strategies.random import Random
 from tasks.selection.strategies.uncertainty import Uncertainty
 
@@ -18,16 +21,21 @@ STRATEGIES: Mapping[str, Strategy] = {
 }
 
 
-def create_strategy(name: str, folder: Path) -> Strategy:
+def create_strategy(params: SelectParams, folder: Path) -> Strategy:
     """Return the strategy of a name, or an instance of the user's own class ``package.module:ClassName``.
 
     Args:
-        name: ``select.strategy`` of params.yaml.
+        params: section ``select`` of params.yaml.
         folder: the campaign, whose modules are found too.
 
     Raises:
         UserError: the user's class cannot be imported or is no strategy.
     """
+    name = params.strategy
+    if name == "composite":
+        return ObjectiveStrategy(name, {str(objective): weight for objective, weight in params.objectives.items()})
+    if name in READY_STRATEGIES:
+        return ObjectiveStrategy(name, READY_STRATEGIES[name])
     if is_class_path(name):
         return load_extension("select.strategy", name, Strategy, folder)  # type: ignore[type-abstract]
     return STRATEGIES[name]

@@ -11,6 +11,7 @@ from tasks.data.schemas import CANDIDATE_SCORES, UNCERTAINTY
 from tasks.params.stages import STRATEGY_NAMES, BudgetParams
 from tasks.selection.annotation_cost import fit_annotation_cost
 from tasks.selection.budget import costs, expected_minutes, fill_budget, num_random_picks
+from tasks.selection.objectives.registry import READY_STRATEGIES
 from tasks.selection.pool_view import PoolView
 from tasks.selection.strategies.base import seeded_shuffle
 from tasks.selection.strategies.registry import STRATEGIES
@@ -136,7 +137,7 @@ def test_random_strategy_is_the_draw_of_its_own_purpose():
 
 
 def test_registry_holds_every_name_that_params_allow():
-    assert set(STRATEGIES) == set(STRATEGY_NAMES)
+    assert {*STRATEGIES, *READY_STRATEGIES, "composite"} == set(STRATEGY_NAMES)
 
 
 @pytest.mark.parametrize(("unit", "expected"), [("images", [1.0, 1.0]), ("boxes", [1.0, 4.0]), ("minutes", [0.2, 2.2])])
