@@ -310,9 +310,9 @@ class SelectParams(Section):
     """Which images are labeled next."""
 
     strategy: Annotated[str, name_or_class_path(*STRATEGY_NAMES)]
-    """Order in which images are taken: ``uncertainty`` and ``entropy``, falling; ``random``, a uniform draw; ``coreset``,
-    diversity alone; one objective alone, or ``composite``, the mean of ``objectives`` (docs/method.md#selection). An
-    own class is named as ``package.module:ClassName`` (docs/guides/extend.md)."""
+    """Order in which images are taken: ``uncertainty`` and ``entropy``, falling; ``random``, a uniform draw;
+    ``coreset``, diversity alone; one objective alone, or ``composite``, the mean of ``objectives``
+    (docs/method.md#selection). An own class is named as ``package.module:ClassName`` (docs/guides/extend.md)."""
     objectives: dict[ObjectiveName, NonNegativeFloat]
     """Weights of what strategy ``composite`` wants: any of the names of docs/method.md#objectives, relative to each
     other."""
