@@ -3,6 +3,7 @@
 Both views come from one explicit generator, so that a resumed run sees the same pixels.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,28 +61,75 @@ def weak_augment(
 
 
 def strong_augment(pixels: Pixels, config: AugmentationConfig, rng: np.random.Generator) -> Pixels:
-    """Apply color jitter, gray, blur and cutout (Unbiased Teacher's list) to a weak view; boxes stay valid."""
+    """Apply Unbiased Teacher's list to a weak view: color jitter, gray, blur, up to three cutouts; boxes stay valid.
+
+    ``config.strong_magnitude`` scales the range of the jitter and the probability of the rest
+    (docs/method.md#strong-view).
+    """
+    magnitude = config.strong_magnitude
     image = Image.fromarray(pixels)
     if rng.random() < 0.8:
-        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            image = enhance(image).enhance(1 + 0.4 * config.strong_magnitude * rng.uniform(-1, 1))
-    if rng.random() < 0.2 * config.strong_magnitude:
+        image = _jitter_color(image, magnitude, rng)
+    if rng.random() < 0.2 * magnitude:
         image = image.convert("L").convert("RGB")
-    if rng.random() < 0.5 * config.strong_magnitude:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 1.5)))
+    if rng.random() < 0.5 * magnitude:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
     jittered = np.array(image)
-    if rng.random() < 0.5 * config.strong_magnitude:
-        _cutout(jittered, rng)
+    for cutout in CUTOUTS:
+        if rng.random() < cutout.probability * magnitude:
+            cutout.apply(jittered, rng)
     return jittered
 
 
-def _cutout(pixels: Pixels, rng: np.random.Generator) -> None:
-    """Replace one rectangle of 2-10 % of the image by noise."""
-    height, width = pixels.shape[:2]
-    area, aspect = rng.uniform(0.02, 0.10) * height * width, rng.uniform(0.5, 2.0)
-    cut_height, cut_width = min(int((area * aspect) ** 0.5), height), min(int((area / aspect) ** 0.5), width)
-    top, left = rng.integers(0, height - cut_height + 1), rng.integers(0, width - cut_width + 1)
-    pixels[top : top + cut_height, left : left + cut_width] = rng.integers(0, 256, (cut_height, cut_width, 3))
+def _jitter_color(image: Image.Image, magnitude: float, rng: np.random.Generator) -> Image.Image:
+    """Change brightness, contrast, saturation and hue, in an order drawn anew each time."""
+    factors = 1 + 0.4 * magnitude * rng.uniform(-1, 1, 3)
+    hue_shift = 0.1 * magnitude * rng.uniform(-1, 1)
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for operation in rng.permutation(4):
+        if operation < 3:
+            image = enhancers[operation](image).enhance(float(factors[operation]))
+        else:
+            image = shift_hue(image, hue_shift)
+    return image
+
+
+def shift_hue(image: Image.Image, shift: float) -> Image.Image:
+    """Turn the hue of an RGB image by ``shift`` of the color circle, in [-0.5, 0.5]."""
+    steps = round(shift * 256)
+    if steps == 0:
+        return image  # the way through HSV and back rounds
+    hue, saturation, value = image.convert("HSV").split()
+    turned = Image.fromarray(np.asarray(hue) + np.uint8(steps % 256))  # wraps around
+    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A rectangle that is replaced by noise, at a random place."""
+
+    probability: float
+    area_frac: tuple[float, float]
+    """Lowest and highest share of the image's area."""
+    aspect: tuple[float, float]
+    """Lowest and highest height over width; the logarithm is drawn uniformly."""
+
+    def apply(self, pixels: Pixels, rng: np.random.Generator) -> None:
+        """Change ``pixels`` (H, W, 3) in place; a side that is longer than the image is cut."""
+        height, width = pixels.shape[:2]
+        area = rng.uniform(*self.area_frac) * height * width
+        aspect = math.exp(rng.uniform(*np.log(self.aspect)))
+        cut_height, cut_width = min(int((area * aspect) ** 0.5), height), min(int((area / aspect) ** 0.5), width)
+        top, left = rng.integers(0, height - cut_height + 1), rng.integers(0, width - cut_width + 1)
+        pixels[top : top + cut_height, left : left + cut_width] = rng.integers(0, 256, (cut_height, cut_width, 3))
+
+
+CUTOUTS = (
+    Cutout(0.7, (0.05, 0.2), (0.3, 3.3)),
+    Cutout(0.5, (0.02, 0.2), (0.1, 6.0)),
+    Cutout(0.3, (0.02, 0.2), (0.05, 8.0)),
+)
+"""Those of Unbiased Teacher."""
 
 
 def model_input(pixels: Pixels) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from detectron_ext.augmentation import (
@@ -19,6 +20,7 @@ from detectron_ext.augmentation import (
     training_input,
     weak_augment,
 )
+from detectron_ext.copy_paste import ObjectPatch, RareObjectSampler, cut_out
 
 ReadImage = Callable[[str], Pixels]
 
@@ -31,6 +33,8 @@ class StepBatch:
     unlabeled_ids: list[str]
     unlabeled_weak: list[dict[str, Any]]
     unlabeled_strong: list[dict[str, Any]]
+    patches: list[ObjectPatch | None] = field(default_factory=list)
+    """An object to paste into each strong view, or None; empty where nothing is pasted."""
 
     def pin_memory(self) -> "StepBatch":
         """Return the batch with its pixels in page-locked memory, from where a GPU copies without waiting."""
@@ -38,7 +42,7 @@ class StepBatch:
             [{**example, "image": example["image"].pin_memory()} for example in examples]
             for examples in (self.labeled, self.unlabeled_weak, self.unlabeled_strong)
         )
-        return StepBatch(labeled, self.unlabeled_ids, weak, strong)
+        return StepBatch(labeled, self.unlabeled_ids, weak, strong, self.patches)
 
 
 class InfiniteSampler:
@@ -52,6 +56,21 @@ class InfiniteSampler:
         """Return the item at a position >= 0."""
         epoch, index = divmod(position, self._length)
         return int(_epoch_permutation(self._length, self._seed, self._stream, epoch)[index])
+
+
+class WeightedSampler:
+    """Endless independent draws of items, with replacement, in proportion to their weights."""
+
+    def __init__(self, weights: NDArray[np.float64], seed: int, stream: int) -> None:
+        """Prepare; ``weights`` are >= 0 and not all 0."""
+        self._cumulative = np.cumsum(weights)
+        self._seed, self._stream = seed, stream
+
+    def __getitem__(self, position: int) -> int:
+        """Return the item drawn at a position >= 0."""
+        drawn = np.random.default_rng([self._seed, self._stream, position]).random() * self._cumulative[-1]
+        index = int(np.searchsorted(self._cumulative, drawn, side="right"))
+        return min(index, len(self._cumulative) - 1)  # the product can be rounded up to the sum
 
 
 @lru_cache(maxsize=8)  # here, not in the sampler: one that holds its cache cannot be sent to a spawned worker
@@ -74,6 +93,8 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        sampling_weights: NDArray[np.float64] | None = None,
+        paste_rare_frac: float = 0.0,
     ) -> None:
         """Prepare; nothing is read yet.
 
@@ -87,6 +108,9 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
             seed: of order and views.
             rank: number of this process; it makes its share of every batch.
             world_size: processes that train as one.
+            sampling_weights: one for each unlabeled image, which is drawn in proportion to it
+                (docs/method.md#sampling). None: every image once per pass.
+            paste_rare_frac: share of the strong views that an object is pasted into (docs/method.md#copy-paste).
 
         Raises:
             ValueError: no labeled example, or a batch that does not divide evenly among the processes.
@@ -100,8 +124,16 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
         self._read_image, self._augmentation, self._seed = read_image, augmentation, seed
         self._num_labeled, self._num_unlabeled = batch_sizes[0], batch_sizes[1] if unlabeled else 0
         self._burn_in, self._rank, self._world_size = burn_in_iterations, rank, world_size
+        self._paste_rare_frac, self._rare_objects = paste_rare_frac, RareObjectSampler(labeled)
         self._labeled_sampler = InfiniteSampler(len(labeled), seed, 0)
-        self._unlabeled_sampler = InfiniteSampler(max(len(unlabeled), 1), seed, 1)
+        self._passes = InfiniteSampler(max(len(unlabeled), 1), seed, 1)
+        self._unlabeled_sampler = (
+            self._passes if sampling_weights is None else WeightedSampler(sampling_weights, seed, 4)
+        )
+
+    def first_unlabeled(self, max_images: int) -> list[Example]:
+        """Return the unlabeled images that come first when all are visited in turn: a uniform random subset."""
+        return [self._unlabeled[self._passes[position]] for position in range(min(max_images, len(self._unlabeled)))]
 
     def __getitem__(self, iteration: int) -> StepBatch:
         """Return the batch of one iteration."""
@@ -110,7 +142,7 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
             self._labeled_input(self._labeled[self._labeled_sampler[first + slot]], self._rng(2, iteration, slot))
             for slot in self._rank_slice(self._num_labeled)
         ]
-        ids, weak, strong = [], [], []
+        ids, weak, strong, patches = [], [], [], []
         for slot in self._rank_slice(self._num_unlabeled if iteration >= self._burn_in else 0):
             rng = self._rng(3, iteration, slot)
             position = (iteration - self._burn_in) * self._num_unlabeled + slot
@@ -119,7 +151,19 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
             ids.append(example.image_id)
             weak.append(model_input(pixels))
             strong.append(model_input(strong_augment(pixels, self._augmentation, rng)))
-        return StepBatch(labeled, ids, weak, strong)
+            if self._paste_rare_frac:
+                patches.append(self._draw_patch((pixels.shape[0], pixels.shape[1]), self._rng(5, iteration, slot)))
+        return StepBatch(labeled, ids, weak, strong, patches)
+
+    def _draw_patch(self, view_size_px: tuple[int, int], rng: np.random.Generator) -> ObjectPatch | None:
+        """Cut an object out of a weak view of a labeled image, in ``paste_rare_frac`` of all calls."""
+        drawn = self._rare_objects.draw(rng) if rng.random() < self._paste_rare_frac else None
+        if drawn is None:
+            return None
+        image, box = drawn
+        example = self._labeled[image]
+        pixels, boxes = weak_augment(self._read_image(example.uri), example, self._augmentation, rng)
+        return cut_out(pixels, boxes[box], int(example.class_ids[box]), view_size_px, rng)
 
     def _rank_slice(self, num_slots: int) -> range:
         """This process's slots of a batch; order and views do not depend on how many processes there are."""

@@ -5,13 +5,15 @@ gradients are averaged once, after both, where a reader sees it. On one device e
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 from torch import Tensor, nn
+
+_Value = TypeVar("_Value")
 
 
 def num_devices() -> int:
@@ -78,6 +80,11 @@ def all_reduce_mean(values: Tensor) -> Tensor:
     summed = values.to(device, copy=True)
     dist.all_reduce(summed)
     return (summed / world_size()).to(values.device)
+
+
+def all_gather(value: _Value) -> list[_Value]:
+    """The values of all processes, by rank, on every process; any that can be pickled."""
+    return list(comm.all_gather(value))
 
 
 def any_rank(flag: bool) -> bool:

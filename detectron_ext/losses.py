@@ -33,10 +33,6 @@ class DetectionLosses(NamedTuple):
         """Add all four losses, (N,)."""
         return self.classification() + self.rpn_boxes_N + self.roi_boxes_N
 
-    def select(self, with_boxes_N: Tensor) -> Tensor:
-        """Return ``total`` of the images where ``with_boxes_N`` is true, ``classification`` of the others, (N,)."""
-        return torch.where(with_boxes_N, self.total(), self.classification())
-
 
 def focal_loss(logits_RK: Tensor, class_ids_R: Tensor, gamma: float, weight_R: Tensor) -> Tensor:
     """Compute the focal loss of every ROI, ``-w (1 - p_t)^gamma ln p_t`` (docs/method.md#eq-8).

@@ -3,6 +3,7 @@
 Shape shorthand: R detections over the unlabeled images of a step, K foreground classes.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,26 +20,42 @@ class ScoreThreshold:
 
     ``fixed``: the same for all classes. ``adaptive``: scaled by the class's running mean score over the largest of
     these means, so that classes with lower scores still get pseudo-labels; never below half the threshold, where
-    detections begin to count. Its state stays on the CPU, so that a checkpoint loads the same on every machine.
+    detections begin to count. ``precision``: measured before the training, for classes with
+    enough evidence. A class that is excluded gets no pseudo-label; its detections are ignore regions. The state stays
+    on the CPU, so that a checkpoint loads the same on every machine.
     """
 
     def __init__(
-        self, mode: str, threshold: float, num_classes: int, momentum: float = 0.99, ignore_score_threshold: float = 1.0
+        self,
+        mode: str,
+        threshold: float,
+        num_classes: int,
+        momentum: float = 0.99,
+        ignore_score_threshold: float = 1.0,
+        measured_thresholds: Mapping[int, float] | None = None,
+        excluded_classes: Sequence[int] = (),
     ) -> None:
         """Begin without any observed class.
 
         Args:
-            mode: ``fixed`` or ``adaptive``.
+            mode: ``fixed``, ``adaptive`` or ``precision``.
             threshold: in [0, 1].
             num_classes: K.
             momentum: of the running mean, per step in which the class is detected.
             ignore_score_threshold: in [0, 1]; from here up to the threshold a detection is an ignore region.
+            measured_thresholds: of mode ``precision``, by class index; the other classes have ``threshold``.
+            excluded_classes: indices of classes that take no part (docs/method.md#precision).
         """
         self._adaptive = mode == "adaptive"
         self._threshold = threshold
         self._momentum = momentum
         self.ignore_score_threshold = ignore_score_threshold
         self.num_classes = num_classes
+        self._fixed_K = torch.full((num_classes,), threshold)
+        for class_id, measured in (measured_thresholds or {}).items():
+            self._fixed_K[class_id] = measured
+        self._excluded_K = torch.zeros(num_classes, dtype=torch.bool)
+        self._excluded_K[list(excluded_classes)] = True
         # The mean is the quotient of two running sums that both begin at 0. So it has no bias toward an initial
         # value, neither for a frequent class in the first steps nor for a rare one at any time.
         self._score_sum_K = torch.zeros(num_classes, dtype=torch.float64)
@@ -48,14 +65,22 @@ class ScoreThreshold:
         """Return the threshold of every class, (K,); of a class not observed yet the threshold itself."""
         observed_K = self._count_K > 0
         if not self._adaptive or not observed_K.any():
-            return torch.full((self.num_classes,), self._threshold)
+            return self._fixed_K
         mean_K = self._score_sum_K / self._count_K.clamp(min=torch.finfo(torch.float64).tiny)
         ratio_K = (mean_K / mean_K[observed_K].max()).clamp(min=0.5)
         return torch.where(observed_K, self._threshold * ratio_K, self._threshold).float()
 
     def accepts(self, scores_R: Tensor, class_ids_R: Tensor) -> Tensor:
         """Return whether each detection becomes a pseudo-label, (R,) bool; all on the CPU."""
-        return scores_R >= self.class_thresholds()[class_ids_R]
+        return (scores_R >= self.class_thresholds()[class_ids_R]) & ~self._excluded_K[class_ids_R]
+
+    def ignores(self, scores_R: Tensor, class_ids_R: Tensor) -> Tensor:
+        """Return whether each detection that is not accepted becomes an ignore region, (R,) bool; all on the CPU.
+
+        Of an excluded class it does from half the threshold on, where detections begin to count.
+        """
+        is_excluded_R = self._excluded_K[class_ids_R] & (scores_R >= self._threshold / 2)
+        return (scores_R >= self.ignore_score_threshold) | is_excluded_R
 
     def update(self, scores_R: Tensor, class_ids_R: Tensor) -> None:
         """Add the detections of a step above half the threshold, of all processes, to the running means."""
@@ -107,7 +132,7 @@ def pseudo_label(teacher: PerImageRCNN, weak_inputs: list[dict[str, Any]], thres
     class_ids_R = torch.cat([instances.pred_classes for instances in detections]).cpu()
     threshold.update(scores_R, class_ids_R)
     accepted_R = threshold.accepts(scores_R, class_ids_R)
-    used_R = accepted_R | (scores_R >= threshold.ignore_score_threshold)
+    used_R = accepted_R | threshold.ignores(scores_R, class_ids_R)
     label_R = class_ids_R.where(accepted_R, IGNORE_LABEL)
     device = detections[0].scores.device
     targets = []

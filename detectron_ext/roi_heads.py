@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 
+from detectron_ext.box_supervision import is_box_trained
 from detectron_ext.ignore_regions import foreground, overlaps_ignored
 from detectron_ext.losses import focal_loss, per_image_mean, roi_class_weights
 from detectron_ext.region_embedding import describe_regions, projection
@@ -63,13 +64,14 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
         return {name: self.loss_weight.get(name, 1.0) * loss_N for name, loss_N in losses.items()}
 
     def _box_loss(self, deltas: Tensor, class_ids_R: Tensor, proposals: list[Instances]) -> Tensor:
-        """(R,) smooth L1 loss of the box deltas; 0 for background ROIs."""
+        """(R,) smooth L1 loss of the box deltas; 0 for background ROIs, and where the target's box is not trained."""
         proposal_boxes = cat([image.proposal_boxes.tensor for image in proposals])
         # An image without ground truth carries no gt_boxes; its ROIs are background and never looked up.
         gt_boxes = cat(
             [(image.gt_boxes if image.has("gt_boxes") else image.proposal_boxes).tensor for image in proposals]
         )
-        foreground_F = (class_ids_R < self.num_classes).nonzero().squeeze(1)
+        is_trained_R = cat([is_box_trained(image) for image in proposals])
+        foreground_F = ((class_ids_R < self.num_classes) & is_trained_R).nonzero().squeeze(1)
         class_deltas_F4 = self.select_class_rows(deltas[foreground_F], class_ids_R[foreground_F])
         targets_F4 = self.box2box_transform.get_deltas(proposal_boxes[foreground_F], gt_boxes[foreground_F])
         loss_F = smooth_l1_loss(class_deltas_F4, targets_F4, self.smooth_l1_beta, reduction="none").sum(dim=1)

@@ -11,7 +11,11 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn import functional as F
 
-from detectron_ext.ignore_regions import foreground, overlaps_ignored
+from detectron_ext.box_supervision import is_box_trained
+from detectron_ext.ignore_regions import foreground, is_foreground, overlaps_ignored
+
+_OBJECT_WITHOUT_BOX = 2
+"""Label of an anchor on an object whose box is not trained."""
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -37,12 +41,20 @@ class PerImageRPN(RPN):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Label and sample anchors as ``RPN`` does; anchors on an ignore region are ignored, not background."""
+        """Label and sample anchors as ``RPN`` does; anchors on an ignore region are ignored, not background.
+
+        An anchor on an object whose box is not trained gets the label ``_OBJECT_WITHOUT_BOX``.
+        """
         labels, boxes = super().label_and_sample_anchors(anchors, foreground(gt_instances))
         _, background_below_iou, *_ = self.anchor_matcher.thresholds
         anchor_A4 = Boxes.cat(anchors)
-        for labels_A, targets in zip(labels, gt_instances, strict=True):
+        for labels_A, boxes_A4, targets in zip(labels, boxes, gt_instances, strict=True):
             labels_A[overlaps_ignored(anchor_A4, targets, background_below_iou) & (labels_A == 0)] = -1
+            trained_E4 = targets.gt_boxes.tensor[is_foreground(targets) & is_box_trained(targets)]
+            if len(trained_E4) < len(targets):
+                # The matcher does not say which target an anchor was given, but that target's box is known.
+                has_trained_box_A = (boxes_A4[:, None] == trained_E4).all(dim=2).any(dim=1)
+                labels_A[(labels_A == 1) & ~has_trained_box_A] = _OBJECT_WITHOUT_BOX
         return labels, boxes
 
     @torch.jit.unused
@@ -56,12 +68,12 @@ class PerImageRPN(RPN):
     ) -> dict[str, Tensor]:
         """Compute the objectness and box loss of every image, divided by the anchors sampled per image.
 
-        Args and names as in ``RPN.losses``. Labels are 1 object, 0 background, -1 ignored; an image without
-        boxes has background anchors only.
+        Args and names as in ``RPN.losses``. Labels are 1 object, 2 object whose box is not trained, 0 background,
+        -1 ignored; an image without boxes has background anchors only.
         """
         labels_NA = torch.stack(gt_labels)
         logits_NA = cat(pred_objectness_logits, dim=1).float()
-        objectness_NA = F.binary_cross_entropy_with_logits(logits_NA, labels_NA.clamp(min=0).float(), reduction="none")
+        objectness_NA = F.binary_cross_entropy_with_logits(logits_NA, labels_NA.clamp(0, 1).float(), reduction="none")
         objectness_N = (objectness_NA * (labels_NA >= 0)).sum(dim=1)
 
         positive_NA = labels_NA == 1

@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from detectron_ext.box_supervision import set_box_trained
+from detectron_ext.copy_paste import paste
 from detectron_ext.data import StepBatch
 from detectron_ext.distributed import all_reduce_mean, average_gradients, rank, world_size
 from detectron_ext.losses import image_weight
@@ -111,6 +114,8 @@ class TeacherStudentTrainer:
     """Parts that a step's images are split into for forward and backward: less memory, the same gradient."""
     iteration: int = 0
     loss_ratio: float = 0.0
+    burn_in_uncertainty: dict[str, float] | None = None
+    """U_j of images that the teacher scored at the end of burn-in, by image id; None before, or where it does not."""
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -156,7 +161,7 @@ class TeacherStudentTrainer:
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self._update_teacher()
-        lambda_unsup = self.schedule.lambda_at(self.iteration)
+        lambda_unsup = self.schedule.lambda_at(self.iteration) if batch.unlabeled_ids else 0.0
         self.iteration += 1
         return StepLog(self.iteration, learning_rate, loss_sup, loss_unsup, lambda_unsup, mean_weight, boxes_K)
 
@@ -170,16 +175,12 @@ class TeacherStudentTrainer:
         num_labeled, num_unlabeled = len(batch.labeled), len(batch.unlabeled_ids)
         weight_N = torch.full((num_labeled + num_unlabeled,), 1 / num_labeled, device=self.student.device)
         lambda_N = torch.ones_like(weight_N)
-        with_boxes_N = torch.full_like(weight_N, self.pseudo_label_box_loss, dtype=torch.bool)
-        with_boxes_N[:num_labeled] = True
         inputs, boxes_K = list(batch.labeled), torch.zeros(self.threshold.num_classes)
         mean_weight = weight_N.new_zeros(1)
         if num_unlabeled:
             with self._autocast():
                 targets, num_boxes_K = pseudo_label(self.teacher, batch.unlabeled_weak, self.threshold)
-            inputs += [
-                {**strong, "instances": own} for strong, own in zip(batch.unlabeled_strong, targets, strict=True)
-            ]
+            inputs += self._unlabeled_inputs(batch, targets)
             boxes_K = num_boxes_K / num_unlabeled
             image_weight_U = self.weighting.weights_for(batch.unlabeled_ids, self.student.device)
             mean_weight = image_weight_U.mean().reshape(1)
@@ -187,7 +188,7 @@ class TeacherStudentTrainer:
             lambda_N[num_labeled:] = self.schedule.lambda_at(self.iteration)
         loss_N = torch.cat(
             [
-                self._backward_part(inputs[part], weight_N[part], lambda_N[part], with_boxes_N[part])
+                self._backward_part(inputs[part], weight_N[part], lambda_N[part])
                 for part in self._micro_batches(len(inputs))
             ]
         )
@@ -195,13 +196,21 @@ class TeacherStudentTrainer:
         boxes_K = boxes_K.to(self.student.device, non_blocking=True)
         return torch.cat([torch.stack([loss_sup, loss_unsup]), mean_weight, boxes_K]).double()
 
-    def _backward_part(
-        self, inputs: list[dict[str, Any]], weight_N: Tensor, lambda_N: Tensor, with_boxes_N: Tensor
-    ) -> Tensor:
+    def _unlabeled_inputs(self, batch: StepBatch, targets: list[Instances]) -> list[dict[str, Any]]:
+        """Return the strong views with their pseudo-labels, and with the objects that are pasted into them."""
+        inputs = []
+        patches = batch.patches or [None] * len(targets)
+        for strong, own, patch in zip(batch.unlabeled_strong, targets, patches, strict=True):
+            set_box_trained(own, self.pseudo_label_box_loss)
+            view, all_targets = (strong, own) if patch is None else paste(strong, own, patch)
+            inputs.append({**view, "instances": all_targets})
+        return inputs
+
+    def _backward_part(self, inputs: list[dict[str, Any]], weight_N: Tensor, lambda_N: Tensor) -> Tensor:
         """Add the gradients of some images; return the weighted loss of each before lambda, (N,)."""
         with self._autocast():
             losses = self.student(inputs)
-        loss_N = weight_N * losses.select(with_boxes_N)
+        loss_N = weight_N * losses.total()
         self._scaler.scale((lambda_N * loss_N).sum()).backward()
         return loss_N.detach()
 
@@ -253,6 +262,7 @@ class TeacherStudentTrainer:
         return {
             "iteration": self.iteration,
             "loss_ratio": self.loss_ratio,
+            "burn_in_uncertainty": self.burn_in_uncertainty,
             "threshold": self.threshold.state_dict(),
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
@@ -264,6 +274,7 @@ class TeacherStudentTrainer:
         """Restore the state that ``state_dict`` returned."""
         self.iteration = state["iteration"]
         self.loss_ratio = state["loss_ratio"]
+        self.burn_in_uncertainty = state["burn_in_uncertainty"]
         self.threshold.load_state_dict(state["threshold"])
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])

@@ -1,12 +1,12 @@
 """Train teacher and student on labeled images, and on unlabeled images with a weight for each.
 
-Reads  data/images, data/warm_start, derived/assemble
+Reads  data/images, data/labels, data/detections_at_selection, data/warm_start, derived/assemble
 Writes derived/train
-Params seed, classes, model, train, augmentation, ssl
+Params seed, classes, model, train, augmentation, ssl, scoring, infer.score_threshold
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from detectron_ext.augmentation import AugmentationConfig
 from detectron_ext.data import SemiSupervisedBatches
-from detectron_ext.distributed import any_rank, barrier, is_main_process, rank, world_size
+from detectron_ext.distributed import is_main_process, rank, world_size
 from detectron_ext.meta_arch import cpu_state_dict
 from detectron_ext.pseudo_labels import ScoreThreshold
-from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudentTrainer, TrainingDiverged
+from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudentTrainer
 from tasks.data import schemas
 from tasks.data.image_source import translate_worker_errors
 from tasks.data.paths import Workspace
@@ -32,60 +33,116 @@ from tasks.model.launch import launch
 from tasks.params import StageParams, load_stage_params
 from tasks.params.stages import SslParams, TrainParams
 from tasks.runtime.allocator import keep_freed_memory
-from tasks.runtime.errors import GuardRailError, UserError
+from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import num_micro_batches, stage_main
 from tasks.storage import files
+from tasks.training import image_weights
+from tasks.training.image_weights import (
+    image_weighting,
+    previous_metric_weights,
+    previous_uncertainty,
+    sampling_weights,
+)
+from tasks.training.inputs import read_unlabeled
+from tasks.training.pseudo_labels import assess_classes, known_outcomes, pseudo_label_summary, score_threshold
+from tasks.training.run import TrainingRun
 
 log = logging.getLogger(__name__)
-_PROGRESS_LINES = 12
+_SECTIONS = ("seed", "classes", "model", "train", "augmentation", "ssl", "scoring", "infer")
 
 
-def train(params: StageParams, *, root: Path, assembled: Path, warm_start: Path, scratch: Path, out: Path) -> None:
+def train(
+    params: StageParams,
+    *,
+    root: Path,
+    assembled: Path,
+    warm_start: Path,
+    scratch: Path,
+    out: Path,
+    outcomes: pa.Table | None = None,
+) -> None:
     """Train one round's networks and write teacher.pth, student.pth, curves.parquet and summary.json.
 
     Args:
-        params: sections seed, classes, model, train, views, ssl.
+        params: sections seed, classes, model, train, augmentation, ssl, scoring, infer.
         root: folder that image uris are relative to.
         assembled: output of assemble.
         warm_start: what the round before handed over.
         scratch: checkpoints; a run with the same inputs goes on from the newest.
         out: output folder.
+        outcomes: detections with a known outcome, schemas.OUTCOMES; None: there are none.
 
     Raises:
         UserError: no labels, or parameters that name no usable model.
         GuardRailError: training left its bounds; nothing is written.
     """
-    launch("train", train_worker, params, root, assembled, warm_start, scratch, out)
+    launch("train", train_worker, params, root, assembled, warm_start, scratch, out, outcomes)
 
 
-def train_worker(params: StageParams, root: Path, assembled: Path, warm_start: Path, scratch: Path, out: Path) -> None:
+def train_worker(
+    params: StageParams,
+    root: Path,
+    assembled: Path,
+    warm_start: Path,
+    scratch: Path,
+    out: Path,
+    outcomes: pa.Table | None = None,
+) -> None:
     """Run ``train`` as one of several processes, or as the only one; the first of them writes."""
     _set_determinism(default_device())
     keep_freed_memory()
     labeled = to_examples(files.read_table(assembled / "labeled.parquet", schemas.ANNOTATED))
-    unlabeled = to_examples(files.read_table(assembled / "unlabeled.parquet", schemas.UNLABELED))
+    unlabeled = read_unlabeled(assembled)
     if not labeled:
         raise UserError(assembled / "labeled.parquet", "labeled images are 0, expected at least 1")
     _check_divisible_batch_sizes(params.train)
-    trainer = _build_trainer(params, root, warm_start)
-    batches = SemiSupervisedBatches(
-        labeled,
-        unlabeled if params.ssl.enabled else [],
-        ImageReader(root, [{"uri": one.uri, "image_id": one.image_id} for one in (*labeled, *unlabeled)]),
-        AugmentationConfig(params.model.short_side_px, params.model.long_side_px, **params.augmentation.model_dump()),
-        batch_sizes=(params.train.labeled_batch_size, params.train.unlabeled_batch_size),
-        burn_in_iterations=params.train.burn_in_iterations,
-        seed=params.seed,
-        rank=rank(),
-        world_size=world_size(),
+    known = schemas.OUTCOMES.empty_table() if outcomes is None else outcomes
+    assessed = assess_classes(known, params.classes, params.ssl)
+    pseudo_labels = pseudo_label_summary(
+        assessed, params.ssl, len(unlabeled) if params.train.unlabeled_batch_size else 0
     )
-    checkpoint = Checkpoint(scratch, _input_key(params, assembled, warm_start), _hardware(trainer))
-    logs = checkpoint.load(trainer)
+    trainer = _build_trainer(params, root, warm_start, score_threshold(assessed, params.ssl))
+    read = ImageReader(root, [{"uri": one.uri, "image_id": one.image_id} for one in (*labeled, *unlabeled)])
+
+    def new_batches(weights: NDArray[np.float64] | None) -> SemiSupervisedBatches:
+        return SemiSupervisedBatches(
+            labeled,
+            unlabeled if pseudo_labels["takes_part"] else [],
+            read,
+            AugmentationConfig(
+                params.model.short_side_px, params.model.long_side_px, **params.augmentation.model_dump()
+            ),
+            batch_sizes=(params.train.labeled_batch_size, params.train.unlabeled_batch_size),
+            burn_in_iterations=params.train.burn_in_iterations,
+            seed=params.seed,
+            rank=rank(),
+            world_size=world_size(),
+            sampling_weights=weights,
+            paste_rare_frac=params.ssl.paste_rare_frac,
+        )
+
+    checkpoint = Checkpoint(scratch, _input_key(params, assembled, warm_start, pseudo_labels), _hardware(trainer))
+    run = TrainingRun(trainer, params.train, checkpoint, checkpoint.load(trainer))
+    checkpoint.exit_on_signal()
     with translate_worker_errors("train"):
-        logs += _train_loop(trainer, batches, params.train, checkpoint, logs)
+        uncertainty_of: dict[str, float] = {}
+        if pseudo_labels["takes_part"]:
+            uncertainty_of = _unlabeled_uncertainty(run, new_batches, read, params, warm_start)
+        weighting, weights = image_weighting(uncertainty_of, params.ssl), None
+        if params.ssl.use_weights == "sampling":
+            weights = sampling_weights(weighting, [one.image_id for one in unlabeled])
+            weighting = ImageWeighting({}, "uniform")
+        trainer.weighting = weighting
+        run.train_until(params.train.iterations, new_batches(weights))
     if is_main_process():
         reproducibility = _reproducibility(trainer.student.device.type, checkpoint.hardware_changed)
-        _write_outputs(trainer, logs, params, reproducibility, (len(labeled), len(unlabeled)), out)
+        description = {
+            "reproducibility": reproducibility,
+            "labeled_images": len(labeled),
+            "unlabeled_images": len(unlabeled),
+            "pseudo_labels": pseudo_labels,
+        }
+        _write_outputs(trainer, run.logs, params, description, out)
         checkpoint.delete()
 
 
@@ -126,7 +183,9 @@ def _check_divisible_batch_sizes(params: TrainParams) -> None:
             raise UserError("params.yaml", problem, "Or choose fewer GPUs by CUDA_VISIBLE_DEVICES.")
 
 
-def _build_trainer(params: StageParams, root: Path, warm_start: Path) -> TeacherStudentTrainer:
+def _build_trainer(
+    params: StageParams, root: Path, warm_start: Path, threshold: ScoreThreshold
+) -> TeacherStudentTrainer:
     device, ssl = default_device(), params.ssl
     torch.manual_seed(params.seed)
     student, teacher = (
@@ -143,13 +202,8 @@ def _build_trainer(params: StageParams, root: Path, warm_start: Path) -> Teacher
         student,
         teacher,
         _schedule(params.train, ssl),
-        _image_weighting(warm_start / "uncertainty.parquet", ssl),
-        ScoreThreshold(
-            ssl.pseudo_label_threshold_mode,
-            ssl.pseudo_label_threshold,
-            len(params.classes),
-            ignore_score_threshold=ssl.ignore_score_threshold,
-        ),
+        ImageWeighting({}, ssl.image_weighting),  # replaced before the first unlabeled image
+        threshold,
         ssl.pseudo_label_box_loss,
         params.train.mixed_precision,
         params.seed,
@@ -183,55 +237,34 @@ def _schedule(train_params: TrainParams, ssl: SslParams) -> Schedule:
     )
 
 
-def _image_weighting(uncertainty: Path, ssl: SslParams) -> ImageWeighting:
-    """Read z_j of the round before; the first round has none, so every image weighs sigmoid(0) = 0.5."""
-    table = files.read_table(uncertainty, schemas.PREVIOUS_UNCERTAINTY)
-    z = table["uncertainty"].to_numpy().astype(np.float64)
-    if ssl.standardize_image_weights and len(z):
-        z = (z - z.mean()) / max(float(z.std()), 1e-6)
-    return ImageWeighting(dict(zip(table["image_id"].to_pylist(), z.tolist(), strict=True)), ssl.image_weighting)
+def _unlabeled_uncertainty(
+    run: TrainingRun,
+    new_batches: Callable[[None], SemiSupervisedBatches],
+    read: ImageReader,
+    params: StageParams,
+    warm_start: Path,
+) -> dict[str, float]:
+    """Return U_j by image id: of the round before, or by the teacher at the end of burn-in, after training up to it."""
+    if params.ssl.weights_from == "previous_round":
+        return previous_uncertainty(warm_start)
+    batches = new_batches(None)
+    run.train_until(params.train.burn_in_iterations, batches)
+    images = batches.first_unlabeled(_num_scored(params))
+    return run.score_once(images, read, params, previous_metric_weights(warm_start))
 
 
-def _train_loop(
-    trainer: TeacherStudentTrainer,
-    batches: SemiSupervisedBatches,
-    params: TrainParams,
-    checkpoint: Checkpoint,
-    previous_logs: list[StepLog],
-) -> list[StepLog]:
-    logs: list[StepLog] = []
-    checkpoint.exit_on_signal()
-    log_every = max(params.iterations // _PROGRESS_LINES, 1)
-    for batch in batches.iterate(trainer.iteration, params.iterations, params.num_workers):
-        try:
-            entry = trainer.step(batch)
-        except TrainingDiverged as error:
-            raise GuardRailError("train", str(error), "Lower ssl.lambda_unsup or train.learning_rate.") from None
-        logs.append(entry)
-        if entry.iteration % log_every == 0:
-            log.info(
-                "train %d/%d  supervised %.3f  unsupervised %.3f  pseudo-boxes %.1f an image",
-                entry.iteration,
-                params.iterations,
-                entry.loss_sup,
-                entry.loss_unsup,
-                entry.pseudo_boxes_per_image,
-            )
-        should_exit = any_rank(checkpoint.exit_requested)
-        if is_main_process() and (should_exit or entry.iteration % params.checkpoint_every_iterations == 0):
-            checkpoint.save(trainer, previous_logs + logs)
-        if should_exit:
-            barrier()  # the first to go takes the others with it
-            checkpoint.exit_interrupted(entry.iteration)
-    return logs
+def _num_scored(params: StageParams) -> int:
+    """Unlabeled images that the teacher scores at the end of burn-in: at most the bound, and none that is not used."""
+    num_draws = (params.train.iterations - params.train.burn_in_iterations) * params.train.unlabeled_batch_size
+    bound: int = params.ssl.max_scored_images
+    return bound if params.ssl.use_weights == "sampling" and num_draws else min(bound, num_draws)
 
 
 def _write_outputs(
     trainer: TeacherStudentTrainer,
     logs: list[StepLog],
     params: StageParams,
-    reproducibility: str,
-    num_images: tuple[int, int],
+    description: dict[str, Any],
     out: Path,
 ) -> None:
     digests = {}
@@ -250,15 +283,14 @@ def _write_outputs(
         "iterations": trainer.iteration,
         "init_from": params.train.init_from,
         **_hardware(trainer),
-        "reproducibility": reproducibility,
-        "labeled_images": num_images[0],
-        "unlabeled_images": num_images[1],
+        **description,
         "loss_sup": mean("loss_sup", tail),
         "loss_unsup": mean("loss_unsup", with_pseudo),
         "pseudo_boxes_per_image": mean("pseudo_boxes_per_image", with_pseudo),
         "pseudo_boxes_per_image_by_class": _by_class(with_pseudo, params.classes),
         "mean_image_weight": mean("mean_image_weight", with_pseudo),
         "loss_ratio": round(trainer.loss_ratio, 6),
+        "burn_in_scored_images": len(trainer.burn_in_uncertainty or {}),
         **digests,
     }
     files.write_json(out / "summary.json", summary)
@@ -275,30 +307,35 @@ def _by_class(entries: list[StepLog], classes: list[str]) -> dict[str, float]:
     return {name: round(float(mean), 6) for name, mean in zip(classes, mean_K, strict=True)}
 
 
-def _input_key(params: StageParams, assembled: Path, warm_start: Path) -> str:
+def _input_key(params: StageParams, assembled: Path, warm_start: Path, pseudo_labels: dict[str, Any]) -> str:
     """Digest of everything that decides the result, so that a checkpoint of other inputs is never used."""
-    sections = {name: getattr(params, name).model_dump() for name in ("model", "train", "augmentation", "ssl")} | {
-        "seed": params.seed,
-        "classes": params.classes,
+    sections: dict[str, Any] = {
+        name: getattr(params, name).model_dump() for name in ("model", "train", "augmentation", "ssl", "scoring")
     }
+    sections |= {"seed": params.seed, "classes": params.classes, "score_threshold": params.infer.score_threshold}
     return files.sha256_json(
         [
             sections,
+            pseudo_labels,
             files.sha256_tree(assembled),
             files.sha256_tree(warm_start),
-            software_fingerprint(Path(__file__)),
+            software_fingerprint(Path(__file__), *sorted(Path(image_weights.__file__).parent.glob("*.py"))),
         ]
     )
 
 
 def _body(workspace: Workspace) -> None:
+    params = load_stage_params(workspace.params, *_SECTIONS)
     train(
-        load_stage_params(workspace.params, "seed", "classes", "model", "train", "augmentation", "ssl"),
+        params,
         root=workspace.root,
         assembled=workspace.derived("assemble"),
         warm_start=workspace.warm_start,
         scratch=workspace.scratch("train"),
         out=workspace.derived("train"),
+        outcomes=known_outcomes(
+            workspace.warm_start, workspace.labels, workspace.detections_at_selection, params.ssl.precision_batches
+        ),
     )
 
 

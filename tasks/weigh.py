@@ -23,6 +23,7 @@ from detectron_ext.ranking import rank_correlations
 from detectron_ext.uncertainty_metrics import Floats, uncertainty
 from detectron_ext.weight_choice import EQUAL, LEARNED, WeightChoice, choose_weights
 from tasks.data import schemas
+from tasks.data.detection_outcomes import calibration_outcomes
 from tasks.data.dwa_samples import DwaSample, all_samples
 from tasks.data.paths import Workspace
 from tasks.params import StageParams, load_stage_params
@@ -307,12 +308,17 @@ def _rounded(document: dict[str, Any]) -> dict[str, Any]:
 
 def _body(workspace: Workspace) -> None:
     params = load_stage_params(workspace.params, "seed", "classes", "scoring", "dwa")
+    out = workspace.derived("weigh")
     weigh(
         params,
         samples=all_samples(workspace, params.classes, params.dwa.history_batches, params.dwa.focal_gamma),
         scores=workspace.derived("score") / "scores.parquet",
-        out=workspace.derived("weigh"),
+        out=out,
     )
+    outcomes = calibration_outcomes(
+        workspace.derived("assemble") / "calibration.parquet", workspace.derived("infer"), params.classes
+    )
+    files.write_table(out / "calibration_outcomes.parquet", outcomes)
 
 
 def main() -> None:

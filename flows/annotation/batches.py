@@ -150,6 +150,7 @@ def _warm_start_files(workspace: Workspace) -> dict[str, Path]:
     return {
         "history.json": workspace.derived("report") / "history.json",
         "class_weights.json": workspace.derived("weigh") / "class_weights.json",
+        "calibration_outcomes.parquet": workspace.derived("weigh") / "calibration_outcomes.parquet",
         "teacher.pth": workspace.derived("train") / "teacher.pth",
     }
 

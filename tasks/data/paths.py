@@ -107,7 +107,7 @@ class Workspace:
 
     @property
     def warm_start(self) -> Path:
-        """Inputs from the previous round: history.json, uncertainty.parquet, class_weights.json, teacher.pth."""
+        """Inputs from the previous round: outputs of its stages report, weigh and train."""
         return self.root / "data" / "warm_start"
 
     @property

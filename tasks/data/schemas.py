@@ -99,6 +99,14 @@ UNCERTAINTY = pa.schema(
     ]
 )
 PREVIOUS_UNCERTAINTY = pa.schema([("image_id", pa.string()), ("uncertainty", pa.float64())])
+# Detections whose outcome is known, of images that the teacher had not been trained on (docs/method.md#precision).
+OUTCOMES = pa.schema(
+    [
+        ("class_name", pa.string()),  # the class that the detection claims
+        ("score", pa.float32()),
+        ("is_right", pa.bool_()),  # an object of that class is there, IoU >= 0.5
+    ]
+)
 SELECTION = pa.schema(
     [
         ("image_id", pa.string()),

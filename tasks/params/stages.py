@@ -155,7 +155,7 @@ class AugmentationParams(Section):
     scale_jitter_frac: Annotated[float, Field(ge=0, lt=1)]
     """Both views are scaled by a factor drawn from 1 minus this to 1 plus this."""
     strong_magnitude: Fraction
-    """Strength of the strong view's color jitter, gray, blur and cutout. 0: none."""
+    """Strength of the strong view's color jitter, gray, blur and cutouts (docs/method.md#strong-view). 0: none."""
 
 
 class SslParams(Section):
@@ -171,14 +171,30 @@ class SslParams(Section):
     safer: other projects report NaN losses with 4."""
     rampup_iterations: NonNegativeInt
     """Iterations after burn-in over which the weight of the unsupervised loss grows linearly (docs/method.md#eq-20)."""
-    pseudo_label_threshold_mode: Literal["fixed", "adaptive"]
-    """``adaptive`` lowers the threshold of classes whose running mean score is lower (docs/method.md#eq-22)."""
+    pseudo_label_threshold_mode: Literal["fixed", "adaptive", "precision"]
+    """``adaptive`` lowers the threshold of classes whose running mean score is lower (docs/method.md#eq-22).
+    ``precision`` takes the lowest score at which a class's measured precision reaches ``pseudo_label_precision``, and
+    ``pseudo_label_threshold`` for classes with too little evidence (docs/method.md#precision)."""
     pseudo_label_threshold: Fraction
     """Score a teacher's box needs to become a pseudo-label."""
+    pseudo_label_precision: Fraction
+    """Precision that mode ``precision`` asks of a pseudo-label."""
+    min_precision: Fraction
+    """A class takes no part while the lower confidence bound (90 %, one-sided) on the measured precision of its
+    pseudo-labels is less: its detections are neither object nor background. Where no class takes part, the round is
+    supervised. 0: every class takes part (docs/method.md#precision)."""
+    min_precision_terms: PositiveInt
+    """Detections with a known outcome, at or above a class's threshold, that make its precision known. With fewer, the
+    class has ``pseudo_label_threshold`` and takes part."""
+    precision_batches: PositiveInt
+    """Batches, newest first, whose returned labels give outcomes; earlier teachers were worse."""
     ignore_score_threshold: Fraction
     """From this score up to the threshold the teacher is unsure: neither object nor background. 1: it never is."""
     pseudo_label_box_loss: bool
     """Whether pseudo-boxes also train box regression; off in the paper's family of methods."""
+    paste_rare_frac: Fraction
+    """Share of the strong views that a labeled object is pasted into, its class drawn in inverse proportion to the
+    labeled boxes of the class (docs/method.md#copy-paste)."""
     focal_gamma: NonNegativeFloat
     """Exponent of the focal loss of the ROI classifier (docs/method.md#eq-8); 1.5 as in Unbiased Teacher. 0 is cross
     entropy."""
@@ -186,6 +202,15 @@ class SslParams(Section):
     """Weight W_j of an unlabeled image: sigmoid(z_j), sigmoid(-z_j), or 1 (docs/method.md#eq-17)."""
     standardize_image_weights: bool
     """Whether z_j is the standardized uncertainty instead of the uncertainty itself (docs/method.md#eq-17)."""
+    weights_from: Literal["burn_in", "previous_round"]
+    """Whose uncertainty U_j gives the weight W_j: that of the teacher at the end of burn-in, which scores unlabeled
+    images then, or that of the round before, which the first round does not have (docs/method.md#burn-in-weights)."""
+    max_scored_images: PositiveInt
+    """Upper bound on the unlabeled images that the teacher scores at the end of burn-in, one forward pass each; the
+    others get z_j = 0."""
+    use_weights: Literal["loss", "sampling"]
+    """Whether W_j is a factor of the image's loss, or its chance to be drawn into a batch
+    (docs/method.md#sampling)."""
     divergence_loss_ratio: PositiveFloat
     """A running ratio of unsupervised to supervised loss above this stops the training (docs/method.md#training)."""
 

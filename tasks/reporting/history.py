@@ -32,8 +32,18 @@ def round_entry(data: ReportData) -> dict[str, Any]:
         "annotation_cost": {key: data.selection_summary["annotation_cost"][key] for key in _COSTS},
         "agreement": data.agreement,
         **{key: data.train_summary[key] for key in ("pseudo_boxes_per_image", "loss_ratio")},
+        "pseudo_labels": _pseudo_labels(data.train_summary["pseudo_labels"]),
         "mean_uncertainty": float(uncertainty.mean()) if len(uncertainty) else None,
     }
+
+
+def _pseudo_labels(found: Document) -> dict[str, Any]:
+    """Return whether unlabeled images took part, and threshold and measured precision by class."""
+    by_class = {
+        key: {name: one[key] for name, one in found["classes"].items()}
+        for key in ("threshold", "precision", "takes_part")
+    }
+    return {"took_part": found["takes_part"], "by_class": by_class}
 
 
 def append_round(previous: Sequence[Document], entry: Document) -> list[Document]:

@@ -59,6 +59,20 @@ def teacher_lag_warning(now: Document) -> str:
     )
 
 
+def pseudo_labels_verdict(train_summary: Document) -> str:
+    """Say whether unlabeled images took part in training, and which classes did not."""
+    pseudo_labels = train_summary["pseudo_labels"]
+    if not pseudo_labels["takes_part"]:
+        return f"This round was trained on labels only: {pseudo_labels['reason']}."
+    excluded = [f"“{name}”" for name in pseudo_labels["excluded_classes"]]
+    if not excluded:
+        return "Unlabeled images took part: the student learns the teacher’s surest boxes on them."
+    return (
+        "Unlabeled images took part, without pseudo-labels of "
+        f"{join_and(excluded)}: too few of those that people checked were right."
+    )
+
+
 _MAX_PSEUDO_BOX_RATIO = 3.0
 """Labeled images are chosen, so classes are not equally frequent in the pool; but not as different as this."""
 

@@ -51,6 +51,7 @@ def _text(data: ReportData, history: Sequence[Document], scoring: ScoringParams)
         "headline": narrative.headline(history),
         "summary": narrative.summary(data, history),
         "teacher_lag_warning": narrative.teacher_lag_warning(history[-1]),
+        "pseudo_labels_verdict": narrative.pseudo_labels_verdict(data.train_summary),
         "pseudo_box_warning": narrative.pseudo_box_warning(data.train_summary, data.assemble_summary),
         "kpi_cards": _kpi_cards(data, history),
         "dwa_text": [narrative.dwa_verdict(data.dwa), narrative.dwa_caution(data.dwa)],
@@ -70,6 +71,7 @@ def _tables(data: ReportData, history: Sequence[Document]) -> dict[str, Any]:
     return {
         "rounds_shown": tables.rounds_shown(history),
         "class_rows": tables.class_rows(data.classes, history),
+        "pseudo_label_rows": tables.pseudo_label_rows(data.train_summary),
         "selection": data.selection.head(tables.SELECTED_SHOWN).to_dict("records"),
         "reviewed": tables.review_rows(data),
         "importance_rows": importance_rows(data.dwa),

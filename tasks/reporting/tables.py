@@ -53,6 +53,13 @@ def class_rows(classes: Sequence[str], history: Sequence[Document]) -> list[Clas
     ]
 
 
+def pseudo_label_rows(train_summary: Document) -> list[dict[str, Any]]:
+    """Return name, threshold and measured precision of each class's pseudo-labels, and their number per image."""
+    counts = train_summary["pseudo_boxes_per_image_by_class"]
+    classes = train_summary["pseudo_labels"]["classes"]
+    return [{"name": name, "per_image": counts[name], **assessed} for name, assessed in classes.items()]
+
+
 def _ap(entry: Document, name: str) -> float | None:
     ap: float | None = entry["teacher"].get("per_class", {}).get(name)
     return ap

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from detectron_ext.augmentation import AugmentationConfig, Example, resize, strong_augment, weak_augment
-from detectron_ext.data import InfiniteSampler, SemiSupervisedBatches
+from detectron_ext.data import InfiniteSampler, SemiSupervisedBatches, WeightedSampler
 
 AUGMENTATION = AugmentationConfig(short_side_px=32, long_side_px=64, flip_probability=0.5, scale_jitter_frac=0.2)
 
@@ -27,12 +27,13 @@ def make_example(left: int, labeled: bool = True) -> Example:
     return Example(f"{left:016d}", str(left), boxes, np.zeros(len(boxes), dtype=np.int64))
 
 
-def make_batches(seed: int = 5, burn_in: int = 2) -> SemiSupervisedBatches:
+def make_batches(seed: int = 5, burn_in: int = 2, sampling_weights: np.ndarray | None = None) -> SemiSupervisedBatches:
     labeled = [make_example(left) for left in (1, 10, 20)]
     unlabeled = [make_example(left, labeled=False) for left in range(30, 37)]
     return SemiSupervisedBatches(
-        labeled, unlabeled, make_image, AUGMENTATION, batch_sizes=(2, 3), burn_in_iterations=burn_in, seed=seed
-    )
+        labeled, unlabeled, make_image, AUGMENTATION, batch_sizes=(2, 3), burn_in_iterations=burn_in, seed=seed,
+        sampling_weights=sampling_weights,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -64,6 +65,32 @@ def test_an_order_visits_everything_once_per_pass_and_differs_between_passes() -
     passes = [[order[10 * epoch + i] for i in range(10)] for epoch in range(3)]
     assert all(sorted(one) == list(range(10)) for one in passes)
     assert passes[0] != passes[1]
+
+
+def test_draws_are_in_proportion_to_the_weights_and_independent_of_each_other() -> None:
+    sampler = WeightedSampler(np.array([0.0, 1.0, 3.0, 4.0]), seed=1, stream=0)
+    drawn = np.array([sampler[position] for position in range(8000)])
+    frequencies = np.bincount(drawn, minlength=4) / len(drawn)
+    assert frequencies[0] == 0
+    np.testing.assert_allclose(frequencies, [0, 1 / 8, 3 / 8, 4 / 8], atol=0.02)  # 3.6 standard errors
+    both_last = np.mean((drawn[:-1] == 3) & (drawn[1:] == 3))
+    assert both_last == pytest.approx(1 / 4, abs=0.02)
+    assert sampler[17] == drawn[17]
+
+
+def test_unlabeled_images_are_drawn_by_their_weights() -> None:
+    weighted = make_batches(sampling_weights=np.array([0, 0, 1.0, 0, 0, 0, 0]))
+    third = make_example(32, labeled=False).image_id
+    assert {image_id for i in range(2, 6) for image_id in weighted[i].unlabeled_ids} == {third}
+    for one, two in zip(make_batches()[3].labeled, weighted[3].labeled, strict=True):
+        assert torch.equal(one["image"], two["image"])
+
+
+def test_the_first_unlabeled_images_are_those_of_the_first_batches() -> None:
+    batches = make_batches()
+    first = [image_id for i in (2, 3) for image_id in batches[i].unlabeled_ids]
+    assert [example.image_id for example in batches.first_unlabeled(6)] == first
+    assert len(batches.first_unlabeled(100)) == 7
 
 
 def test_unlabeled_batches_cover_the_whole_pool() -> None:

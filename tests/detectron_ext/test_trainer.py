@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
@@ -51,10 +52,12 @@ def test_going_on_from_a_checkpoint_repeats_the_uninterrupted_run(
     expected = run_steps(whole, batch_of, 6)
     killed = new_trainer()
     run_steps(killed, batch_of, killed_after)
+    killed.burn_in_uncertainty = {"a": 0.25}
     torch.save(killed.state_dict(), tmp_path / "state.pth")
     torch.manual_seed(999)  # whatever the new process has drawn before
     resumed = new_trainer()
     resumed.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
+    assert resumed.burn_in_uncertainty == {"a": 0.25}
     got = run_steps(resumed, batch_of, 6)
     assert [entry.iteration for entry in got] == [entry.iteration for entry in expected[killed_after:]]
     for one, two in zip(got, expected[killed_after:], strict=True):
@@ -95,7 +98,7 @@ def test_an_image_of_weight_zero_changes_nothing(
     weightless = new_trainer(schedule, z={"a": -1e4, "b": -1e4})
     log = weightless.step(batch_of(2))
     labels_only = new_trainer(schedule)
-    labels_only.step(StepBatch(batch_of(2).labeled, [], [], []))
+    assert labels_only.step(StepBatch(batch_of(2).labeled, [], [], [])).lambda_unsup == 0
     assert log.mean_image_weight == 0
     for one, two in zip(weightless.student.parameters(), labels_only.student.parameters(), strict=True):
         torch.testing.assert_close(one, two)
@@ -235,6 +238,36 @@ def test_detections_the_teacher_is_unsure_of_are_marked() -> None:
     targets = pseudo_label(FixedTeacher(), [{}], threshold).targets  # type: ignore[arg-type]
     assert targets[0].gt_classes.tolist() == [0, IGNORE_LABEL]
     assert targets[0].gt_boxes.tensor.tolist() == [[0, 0, 9, 9], [10, 10, 30, 30]]
+
+
+def test_a_class_that_takes_no_part_is_ignored_and_not_background() -> None:
+    """Class 1 scores 0.71: at the threshold of 0.7 no pseudo-label, and from 0.35 on a region that is ignored."""
+    for threshold, expected in ((0.7, [0, IGNORE_LABEL]), (1.42, [IGNORE_LABEL]), (1.44, [])):
+        rule = ScoreThreshold("fixed", threshold, 3, excluded_classes=[1])
+        targets = pseudo_label(FixedTeacher(), [{}], rule).targets  # type: ignore[arg-type]
+        assert targets[0].gt_classes.tolist() == expected
+    rule = ScoreThreshold("fixed", 0.7, 3, excluded_classes=[1])
+    assert pseudo_label(FixedTeacher(), [{}], rule).num_boxes_K.tolist() == [1, 0, 0]  # type: ignore[arg-type]
+
+
+def test_measured_thresholds_hold_for_their_classes_only() -> None:
+    rule = ScoreThreshold("precision", 0.95, 3, measured_thresholds={2: 0.25, 1: 0.72})
+    assert rule.class_thresholds().tolist() == pytest.approx([0.95, 0.72, 0.25])
+    targets = pseudo_label(FixedTeacher(), [{}], rule).targets  # type: ignore[arg-type]
+    assert targets[0].gt_classes.tolist() == [2]
+
+
+def test_a_rare_unsure_class_never_has_the_highest_adaptive_threshold() -> None:
+    threshold = ScoreThreshold("adaptive", 0.6, 3)
+    rng = np.random.default_rng(5)
+    for image in range(400):
+        scores, classes = [0.8, 0.7], [0, 1]
+        if rng.random() < 0.03:
+            scores, classes = [*scores, 0.35], [*classes, 2]
+        threshold.update(torch.tensor(scores), torch.tensor(classes))
+        if threshold.state_dict()["count_K"][2] > 0:
+            assert threshold.class_thresholds()[2] == threshold.class_thresholds().min(), image
+    assert threshold.state_dict()["count_K"][2] > 0
 
 
 def test_adaptive_threshold_gives_unsure_classes_a_chance() -> None:

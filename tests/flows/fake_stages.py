@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from tasks.data.label_store import read_batch, read_labels
 from tasks.data.paths import Workspace
-from tasks.data.schemas import ANNOTATED, DETECTIONS, PREDICTIONS, SCORES, UNCERTAINTY, UNLABELED
+from tasks.data.schemas import ANNOTATED, DETECTIONS, OUTCOMES, PREDICTIONS, SCORES, UNCERTAINTY, UNLABELED
 from tasks.evaluation.coco_map import coco_map
 from tasks.params import load_params
 from tasks.reporting.agreement import agreement_metrics
@@ -117,6 +117,7 @@ def weigh(workspace: Workspace, classes: list[str]) -> None:
     files.write_table(out / "uncertainty.parquet", pa.Table.from_pylist(rows, schema=UNCERTAINTY))
     ones = dict.fromkeys(classes, 1.0)
     files.write_json(out / "class_weights.json", {"positive": ones, "claimed_background": ones})
+    files.write_table(out / "calibration_outcomes.parquet", OUTCOMES.empty_table())
     files.write_json(out / "dwa.json", {"mode": "learned", "used": "equal", "reason": "too few pairs"})
 
 

@@ -178,6 +178,7 @@ class SyntheticCampaign:
         trained |= {
             "pseudo_boxes_per_image": 1.9,
             "pseudo_boxes_per_image_by_class": dict.fromkeys(self.classes, 1.9 / len(self.classes)),
+            "pseudo_labels": self._pseudo_labels(),
             "loss_ratio": 0.21,
             "loss_sup": 0.61,
             "loss_unsup": 0.13,
@@ -215,6 +216,15 @@ class SyntheticCampaign:
             | {"chosen": name == used or (used == "learned" and name in ("learned", "common"))}
             for name, value in (figures | {"learned": now["spearman_dwa"]}).items()
         ]
+
+    def _pseudo_labels(self) -> dict[str, Any]:
+        """The last class is never right; the first is measured; of the others nothing is known."""
+        unknown = {"threshold": 0.7, "is_measured": False, "num_terms": 3, "precision": 1.0, "lower_bound": None}
+        classes = {name: unknown | {"takes_part": True} for name in self.classes}
+        measured = {"threshold": 0.45, "is_measured": True, "num_terms": 40, "precision": 0.9, "lower_bound": 0.81}
+        wrong = {"threshold": 0.7, "is_measured": False, "num_terms": 30, "precision": 0.1, "lower_bound": 0.04}
+        classes |= {self.classes[0]: measured | {"takes_part": True}, self.classes[-1]: wrong | {"takes_part": False}}
+        return {"takes_part": True, "reason": "", "excluded_classes": [self.classes[-1]], "classes": classes}
 
     def _drivers(self) -> dict[str, Any]:
         features = ("log_boxes", "entropy", "scores_0.2_to_0.4_frac", f"boxes_frac:{self.classes[0]}")

@@ -327,3 +327,18 @@ def test_runs_as_a_module_in_a_workspace(synthetic_campaign):
     done = subprocess.run(command, cwd=workspace.root, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in workspace.derived("report").iterdir()) == ["history.json", "report.html"]
+
+
+def test_pseudo_labels_are_shown_by_class_with_their_measured_precision(synthetic_campaign):
+    workspace = synthetic_campaign()
+    text = text_of(render_page(workspace))
+    assert "Unlabeled images took part, without pseudo-labels of “seven”" in text
+    assert "zero 0.45 40 90 81 0.32 yes, measured" in text
+    assert "one 0.70 3 100 – 0.32 yes" in text
+    assert "seven 0.70 30 10 4 0.32 no" in text
+    kept = files.read_json(workspace.derived("report") / "history.json")[-1]["pseudo_labels"]
+    assert kept["took_part"] is True
+    assert kept["by_class"]["precision"]["seven"] == 0.1
+    assert kept["by_class"]["takes_part"] == dict.fromkeys(("zero", "one", "two", "three", "four"), True) | {
+        "seven": False
+    }

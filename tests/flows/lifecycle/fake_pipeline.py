@@ -211,6 +211,7 @@ def _fake_round_outputs(workspace: Workspace, number: int) -> SimpleNamespace:
         ("handoff", "detections.parquet"),
         ("report", "history.json"),
         ("weigh", "class_weights.json"),
+        ("weigh", "calibration_outcomes.parquet"),
         ("train", "teacher.pth"),
     ):
         _write_text(workspace.derived(stage) / name, f"of round {number}")

@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from PIL import Image
 
 from tasks.data import schemas
 from tasks.data.paths import image_id_from_sha256
+from tasks.model.checkpoint import Checkpoint
 from tasks.params import load_stage_params
 from tasks.params.template import render_params
 from tasks.runtime.errors import GuardRailError, UserError
@@ -27,6 +29,7 @@ SMALL = [
     "model.long_side_px=96",
     "model.fpn_channels=32",
 ]
+SECTIONS = ("seed", "classes", "model", "train", "augmentation", "ssl", "scoring", "infer")
 
 
 @pytest.fixture
@@ -34,17 +37,22 @@ def workspace(tmp_path: Path) -> Path:
     template = (REPOSITORY / "params.yaml").read_text()
     params = render_params(template, classes=["square", "disc"], overrides=SMALL)
     (tmp_path / "params.yaml").write_text(params)
-    images = [save_image(tmp_path, seed) for seed in range(4)]
+    images = [save_image(tmp_path, seed) for seed in range(5)]
     boxes = {"boxes_xyxy": [10.0, 10.0, 40.0, 50.0], "class_ids": [1], "batch": 0}
     files.write_table(
         tmp_path / "assembled" / "labeled.parquet",
         pa.Table.from_pylist([image | boxes for image in images[:2]], schemas.ANNOTATED),
     )
-    files.write_table(tmp_path / "assembled" / "unlabeled.parquet", pa.Table.from_pylist(images[2:], schemas.UNLABELED))
+    files.write_table(
+        tmp_path / "assembled" / "unlabeled.parquet", pa.Table.from_pylist(images[2:4], schemas.UNLABELED)
+    )
     files.write_table(
         tmp_path / "previous" / "uncertainty.parquet", pa.Table.from_pylist([], schemas.PREVIOUS_UNCERTAINTY)
     )
+    calibration = pa.Table.from_pylist([image | boxes for image in images[4:]], schemas.ANNOTATED)
+    files.write_table(tmp_path / "assembled" / "calibration.parquet", calibration)
     files.write_json(tmp_path / "previous" / "class_weights.json", {})
+    files.write_json(tmp_path / "previous" / "history.json", [])
     return tmp_path
 
 
@@ -61,7 +69,7 @@ def save_image(folder: Path, seed: int) -> dict[str, object]:
 
 
 def run_worker(rank: int, folder: Path) -> None:
-    sections = load_stage_params(folder / "params.yaml", "seed", "classes", "model", "train", "augmentation", "ssl")
+    sections = load_stage_params(folder / "params.yaml", *SECTIONS)
     places = [folder / name for name in ("assembled", "previous", "scratch", "out")]
     train_worker(sections, folder, *places)
     torch.save(torch.tensor(rank), folder / f"{rank}.pth")
@@ -77,10 +85,69 @@ def test_two_processes_leave_one_outcome(workspace: Path) -> None:
     assert not list((workspace / "scratch").glob("*.pth"))
 
 
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.integration
+def test_a_run_that_is_killed_around_the_end_of_burn_in_ends_as_if_it_had_not_been(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill after each of the states that are saved: one burn-in iteration, the scores, two more iterations."""
+    settings = [*SMALL, "ssl.use_weights=sampling", "train.checkpoint_every_iterations=1"]
+    settings += ["train.unlabeled_batch_size=4", "ssl.pseudo_label_threshold=0.05", "ssl.paste_rare_frac=1.0"]
+    text = (REPOSITORY / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(render_params(text, classes=["square", "disc"], overrides=settings))
+    sections = load_stage_params(workspace / "params.yaml", *SECTIONS)
+    monkeypatch.setattr(Checkpoint, "exit_on_signal", lambda self: None)
+    save = Checkpoint.save
+
+    def run(out: str, kill_after: int) -> dict[str, str]:
+        saves = 0
+
+        def save_and_die(self: Checkpoint, *state: Any) -> None:
+            nonlocal saves
+            save(self, *state)
+            saves += 1
+            if saves == kill_after:
+                raise Killed
+
+        monkeypatch.setattr(Checkpoint, "save", save_and_die)
+        train_worker(sections, workspace, *(workspace / name for name in ("assembled", "previous", "scratch", out)))
+        assert saves == 4 if kill_after == 0 else saves < 4
+        return {path.name: files.sha256_file(path) for path in (workspace / out).iterdir()}
+
+    expected = run("whole", kill_after=0)
+    assert files.read_json(workspace / "whole" / "summary.json")["burn_in_scored_images"] == 3
+    for kill_after in (1, 2, 3):
+        with pytest.raises(Killed):
+            run("killed", kill_after)
+        assert run("resumed", kill_after=-1) == expected
+
+
+@pytest.mark.integration
+def test_a_round_without_a_class_that_is_precise_enough_is_supervised(workspace: Path) -> None:
+    """30 detections of each class at a score of 0.9, all wrong: the same training as with ssl.enabled: false."""
+    template = (REPOSITORY / "params.yaml").read_text()
+    wrong = [{"class_name": name, "score": 0.9, "is_right": False} for name in ("square", "disc") for _ in range(30)]
+    places = [workspace / name for name in ("assembled", "previous", "scratch")]
+    for out, enabled, rows in (("none", "true", wrong), ("off", "false", [])):
+        params = render_params(template, classes=["square", "disc"], overrides=[*SMALL, f"ssl.enabled={enabled}"])
+        (workspace / "params.yaml").write_text(params)
+        sections = load_stage_params(workspace / "params.yaml", *SECTIONS)
+        train_worker(sections, workspace, *places, workspace / out, pa.Table.from_pylist(rows, schemas.OUTCOMES))
+    none, off = (files.read_json(workspace / out / "summary.json") for out in ("none", "off"))
+    assert none["pseudo_labels"]["reason"] == "the measured precision of no class's pseudo-labels is high enough"
+    assert none["pseudo_labels"]["classes"]["disc"]["num_terms"] == 30
+    assert off["pseudo_labels"]["reason"] == "ssl.enabled is false"
+    assert (none["iterations"], none["burn_in_scored_images"], none["loss_unsup"]) == (3, 0, 0.0)
+    assert none["teacher_sha256"] == off["teacher_sha256"]
+
+
 @pytest.mark.integration
 def test_a_batch_that_does_not_divide_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.train.world_size", lambda: 3)
-    sections = load_stage_params(workspace / "params.yaml", "seed", "classes", "model", "train", "augmentation", "ssl")
+    sections = load_stage_params(workspace / "params.yaml", *SECTIONS)
     with pytest.raises(UserError, match=r"train\.labeled_batch_size is 4, expected a multiple of the 3 GPUs"):
         train(
             sections,
@@ -100,7 +167,7 @@ def test_a_divergence_is_a_guard_rail(workspace: Path, monkeypatch: pytest.Monke
         raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
 
     monkeypatch.setattr("detectron_ext.rpn.PerImageRPN.forward", diverged)
-    sections = load_stage_params(workspace / "params.yaml", "seed", "classes", "model", "train", "augmentation", "ssl")
+    sections = load_stage_params(workspace / "params.yaml", *SECTIONS)
     with pytest.raises(GuardRailError, match="train: proposals are not finite at iteration 0") as caught:
         train_worker(sections, workspace, *(workspace / name for name in ("assembled", "previous", "scratch", "out")))
     assert caught.value.exit_code == 3

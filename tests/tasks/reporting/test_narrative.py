@@ -181,3 +181,13 @@ def test_shares_sum_to_one_and_are_absent_where_the_sum_is_not_the_uncertainty()
     assert tables.metric_contributions(WEIGHED | {"w_confidence": -0.2, "uncertainty": 0.4}) == {}
     assert tables.metric_contributions({}) == {}
     assert tables.metric_contributions(dict.fromkeys(WEIGHED, 0.0) | {"uncertainty": 0.0}) == {}
+
+
+def test_who_took_part_in_learning_from_unlabeled_images() -> None:
+    def verdict(**changes: object) -> str:
+        found = {"takes_part": True, "reason": "", "excluded_classes": []} | changes
+        return narrative.pseudo_labels_verdict({"pseudo_labels": found})
+
+    assert verdict().startswith("Unlabeled images took part:")
+    assert "without pseudo-labels of “one” and “two”" in verdict(excluded_classes=["one", "two"])
+    assert verdict(takes_part=False, reason="of this") == "This round was trained on labels only: of this."

@@ -1,0 +1,1 @@
+"""What the training stage measures and prepares before and between its iterations."""

@@ -1,0 +1,92 @@
+"""The iterations of one training, with its checkpoints, and the scoring of unlabeled images between them."""
+
+import logging
+from collections.abc import Sequence
+
+from detectron_ext.augmentation import Example
+from detectron_ext.data import SemiSupervisedBatches
+from detectron_ext.distributed import any_rank, barrier, is_main_process
+from detectron_ext.trainer import StepLog, TeacherStudentTrainer, TrainingDiverged
+from detectron_ext.uncertainty_metrics import Floats
+from tasks.model.checkpoint import Checkpoint
+from tasks.model.detector import ImageReader
+from tasks.params import StageParams
+from tasks.params.stages import TrainParams
+from tasks.runtime.errors import GuardRailError
+from tasks.runtime.stage_main import num_micro_batches
+from tasks.training.image_weights import BurnInScores
+
+log = logging.getLogger(__name__)
+_PROGRESS_LINES = 12
+
+
+class TrainingRun:
+    """A trainer with its checkpoint and the log of all iterations so far."""
+
+    def __init__(
+        self, trainer: TeacherStudentTrainer, params: TrainParams, checkpoint: Checkpoint, logs: list[StepLog]
+    ) -> None:
+        """Begin, or go on where the checkpoint brought ``trainer``; ``logs`` are those up to there."""
+        self.logs = logs
+        self._trainer, self._params, self._checkpoint = trainer, params, checkpoint
+
+    def train_until(self, stop: int, batches: SemiSupervisedBatches) -> None:
+        """Run the iterations up to number ``stop``; none where they are done.
+
+        Raises:
+            GuardRailError: training left its bounds.
+        """
+        if self._trainer.iteration >= stop:
+            return
+        log_every = max(self._params.iterations // _PROGRESS_LINES, 1)
+        for batch in batches.iterate(self._trainer.iteration, stop, self._params.num_workers):
+            try:
+                entry = self._trainer.step(batch)
+            except TrainingDiverged as error:
+                raise GuardRailError("train", str(error), "Lower ssl.lambda_unsup or train.learning_rate.") from None
+            self.logs.append(entry)
+            if entry.iteration % log_every == 0:
+                log.info(
+                    "train %d/%d  supervised %.3f  unsupervised %.3f  pseudo-boxes %.1f an image",
+                    entry.iteration,
+                    self._params.iterations,
+                    entry.loss_sup,
+                    entry.loss_unsup,
+                    entry.pseudo_boxes_per_image,
+                )
+            self._save_and_leave_if_asked(entry.iteration % self._params.checkpoint_every_iterations == 0)
+
+    def score_once(
+        self, images: Sequence[Example], read: ImageReader, params: StageParams, metric_weights_3: Floats
+    ) -> dict[str, float]:
+        """Return U_j of ``images`` by the teacher as it is now, or what the checkpoint holds of an earlier call.
+
+        Once scored they are saved: a run that goes on later, with another teacher, weighs as this one.
+        """
+        if self._trainer.burn_in_uncertainty is None:
+            model = params.model
+            batch_size = max((params.train.labeled_batch_size + params.train.unlabeled_batch_size), 1)
+            scores = BurnInScores(images, max(batch_size // num_micro_batches(), 1))
+            log.info("train: the teacher scores %d unlabeled images", len(images))
+            for turn in range(scores.num_turns):
+                scores.score_chunk(
+                    turn,
+                    self._trainer.teacher,
+                    read,
+                    model,
+                    params.scoring,
+                    score_threshold=params.infer.score_threshold,
+                    mixed_precision=params.train.mixed_precision,
+                )
+                self._save_and_leave_if_asked(is_due=False)
+            self._trainer.burn_in_uncertainty = scores.uncertainty(metric_weights_3, params.scoring)
+            self._save_and_leave_if_asked(is_due=True)
+        return self._trainer.burn_in_uncertainty
+
+    def _save_and_leave_if_asked(self, is_due: bool) -> None:
+        should_exit = any_rank(self._checkpoint.exit_requested)
+        if is_main_process() and (should_exit or is_due):
+            self._checkpoint.save(self._trainer, self.logs)
+        if should_exit:
+            barrier()  # the first to go takes the others with it
+            self._checkpoint.exit_interrupted(self._trainer.iteration)
