@@ -30,7 +30,7 @@ SCHEMA_MODULES = ("tasks.data.schemas", "tasks.contracts")
 """Modules with the Arrow schemas of the tables and the pydantic models of the documents."""
 PARAMS_MODULE = "tasks.params"
 """Module with the class `Params`, whose fields are the sections of params.yaml."""
-INIT_SETTINGS = (("flows.workspace.scaffold", "OWN_DATA_OVERRIDES"), ("flows.create", "OWN_DATA_SETTINGS"))
+INIT_SETTINGS = (("flows.workspace.scaffold", "OWN_DATA_OVERRIDES"),)
 """`key=value` settings that `gleaner init` writes over the values of the repository's params.yaml."""
 
 UNITS = {
