@@ -30,6 +30,7 @@ BADLY_PLACED_IOU = 0.1
 """A detection with a smaller IoU with every object of its class is a detection of background."""
 _L2_STRENGTH = 1.0
 _EM_STEPS = 500
+_MIN_RANDOM_IMAGES = 20
 _BOOTSTRAP_SAMPLES = 200
 
 
@@ -142,8 +143,9 @@ class LabeledDetections:
     features_BF: Floats
     class_ids_B: Ints
     outcome_B: Ints  # Outcome
-    mass_P2: Floats  # sum of the scores below and above the reporting threshold (``miss_inputs``)
+    mass_P2: Floats  # sum of the scores below and above the reporting threshold (R, S)
     num_missed_PK: Ints  # missed objects of each class
+    is_random_P: Bools  # drawn uniformly, not chosen
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -160,7 +162,17 @@ class LabeledDetections:
             self.outcome_B[kept_B],
             self.mass_P2[kept_P],
             self.num_missed_PK[kept_P],
+            self.is_random_P[kept_P],
         )
+
+    def miss_samples(self) -> tuple[Floats, Floats]:
+        """Return the inputs (R, S) and the misses that the rate of misses is fitted to.
+
+        Those of randomly drawn images where there are enough, since chosen images hold more misses; else of all.
+        """
+        enough = int(self.is_random_P.sum()) >= _MIN_RANDOM_IMAGES
+        kept_P = self.is_random_P if enough else np.ones(len(self), dtype=bool)
+        return self.mass_P2[kept_P], self.num_missed_PK[kept_P].sum(axis=1).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -228,8 +240,10 @@ class BoxErrorModel:
 def fit_box_error_model(data: LabeledDetections) -> BoxErrorModel:
     """Fit both parts: logistic regression with an L2 penalty, and the rate of misses."""
     num_features = data.features_BF.shape[1]
-    mean_F, std_F = np.zeros(num_features), np.ones(num_features)
-    coefficients_F, intercept = np.zeros(num_features), 0.0
+    mean_F: Floats = np.zeros(num_features)
+    std_F: Floats = np.ones(num_features)
+    coefficients_F: Floats = np.zeros(num_features)
+    intercept = 0.0
     is_wrong_B = data.outcome_B != Outcome.RIGHT
     if len(is_wrong_B):
         mean_F, spread_F = data.features_BF.mean(axis=0), data.features_BF.std(axis=0)
@@ -246,7 +260,7 @@ def fit_box_error_model(data: LabeledDetections) -> BoxErrorModel:
         std_F,
         coefficients_F,
         intercept,
-        fit_miss_model(data.mass_P2, data.num_missed_PK.sum(axis=1).astype(np.float64)),
+        fit_miss_model(*data.miss_samples()),
         (num_missed_K + 1) / (num_missed_K + 1).sum(),
     )
 

@@ -203,12 +203,35 @@ def impute_no_detections(values_P: Floats, no_detections_P: NDArray[np.bool_], p
         values_P: (P,) normalized metric.
         no_detections_P: (P,) true where the teacher found nothing.
         policy: ``min`` gives 0, ``median`` the median and ``max`` the maximum of the other images.
+            ``estimate`` leaves the values, which come from ``estimate_undetected``.
     """
+    if policy == "estimate":
+        return values_P
     detected = values_P[~no_detections_P]
     fill_value = 0.0
     if policy != "min" and len(detected):
         fill_value = float(np.median(detected) if policy == "median" else detected.max())
     return np.where(no_detections_P, fill_value, values_P)
+
+
+def estimate_undetected(raw_P: Floats, num_boxes_P: Floats, expected_misses_P: Floats, mode: str) -> Floats:
+    """Estimate the raw confidence or entropy of images without detections (docs/method.md#eq-7).
+
+    They count as if the objects missed there, and nothing else, were boxes of the pool's average kind.
+
+    Args:
+        raw_P: (P,) raw metric of all images of the pool.
+        num_boxes_P: (P,) their boxes.
+        expected_misses_P: (P,) objects expected to be missed, >= 0.
+        mode: ``sum``: the metric is a sum over boxes; otherwise it is their mean, which is 0 where nothing was missed.
+
+    Returns:
+        (P,) the estimate where there is no box, else the raw value.
+    """
+    total_P = raw_P if mode == "sum" else raw_P * num_boxes_P
+    mean_of_box = total_P.sum() / max(num_boxes_P.sum(), 1)
+    num_missed_P = expected_misses_P if mode == "sum" else 1 - np.exp(-expected_misses_P)
+    return np.where(num_boxes_P > 0, raw_P, mean_of_box * num_missed_P)
 
 
 def uncertainty(metrics_P3: Floats, weights_P3: Floats) -> Floats:

@@ -82,7 +82,7 @@ def handoff(
     # ASCII, so that no reader takes a line separator inside a class name for the end of the line.
     lines = [json.dumps(task.model_dump(mode="json")) + "\n" for task in tasks]
     files.write_bytes(out / "manifest.jsonl", "".join(lines).encode())
-    files.write_table(out / "detections.parquet", _frozen(detection_table, scores_by_id, classes))
+    files.write_table(out / "detections.parquet", _frozen(detection_table, scores_by_id, selected, classes))
     _log.info("%d images, %d boxes pre-drawn", len(tasks), sum(len(task.predictions) for task in tasks))
 
 
@@ -101,14 +101,20 @@ def _load_detections(image_ids: Sequence[str], shards: Path) -> pa.Table:
     return found
 
 
-def _frozen(found: pa.Table, scores_by_id: Mapping[str, _Row], classes: Sequence[str]) -> pa.Table:
-    """Add the normalized metrics and the class names of this round, which later rounds cannot compute again.
+def _frozen(
+    found: pa.Table, scores_by_id: Mapping[str, _Row], selected: Sequence[_Row], classes: Sequence[str]
+) -> pa.Table:
+    """Add the normalized metrics, the draw and the class names of this round, which later rounds cannot compute again.
 
     The pool that the metrics were normalized over changes, and so may ``classes``.
     """
     rows = [scores_by_id[image_id] for image_id in found["image_id"].to_pylist()]
     for name in METRICS:
         found = found.append_column(name, pa.array([row[name] for row in rows], pa.float64()))
+    selected_by_id = {row["image_id"]: row for row in selected}
+    for name, kind in (("is_random_pick", pa.bool_()), ("num_candidates", pa.int64())):
+        values = [selected_by_id[image_id][name] for image_id in found["image_id"].to_pylist()]
+        found = found.append_column(name, pa.array(values, kind))
     return found.cast(with_class_names(DETECTIONS_AT_SELECTION, classes))
 
 

@@ -144,15 +144,13 @@ def _detect_shard(
         batch_size=max(params.infer.batch_size // num_micro_batches(), 1),
         mixed_precision=params.train.mixed_precision,
     )
-    rows = [
-        _row(image["image_id"], found.filter_by_score(params.infer.score_threshold), digest)
-        for image, [found] in results
-    ]
+    rows = [_row(image["image_id"], found, params.infer.score_threshold, digest) for image, [found] in results]
     rows.sort(key=lambda row: row["image_id"])
     return pa.Table.from_pylist(rows, schemas.DETECTIONS)
 
 
-def _row(image_id: str, found: Detections, digest: str) -> dict[str, Any]:
+def _row(image_id: str, all_found: Detections, score_threshold: float, digest: str) -> dict[str, Any]:
+    found = all_found.filter_by_score(score_threshold)
     region_class_ids, region_features = sum_by_class(found.region_features, found.scores, found.class_ids)
     return {
         "image_id": image_id,
@@ -160,6 +158,7 @@ def _row(image_id: str, found: Detections, digest: str) -> dict[str, Any]:
         "scores": found.scores,
         "class_ids": found.class_ids,
         "class_probs": found.class_probs.astype(np.float16).ravel(),
+        "residual_mass": float(all_found.scores[all_found.scores < score_threshold].sum()),
         "embedding": found.embedding.astype(np.float16),
         "stability": found.stability,
         "region_class_ids": region_class_ids,

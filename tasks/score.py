@@ -1,8 +1,8 @@
 """Score every unlabeled image by confidence, entropy and overlap, and summarize its detections for later stages.
 
-Reads  derived/assemble/calibration.parquet, derived/infer
+Reads  data/labels, data/detections_at_selection, derived/assemble/calibration.parquet, derived/infer
 Writes derived/score
-Params classes, scoring
+Params seed, classes, scoring, dwa
 """
 
 import logging
@@ -14,18 +14,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from detectron_ext.box_error_model import box_features
 from detectron_ext.image_features import detection_features
 from detectron_ext.uncertainty_metrics import (
     batched_uncertainty_metrics,
     box_overlaps,
+    estimate_undetected,
     impute_no_detections,
     normalize,
     sum_by_image,
 )
 from tasks.data import schemas
+from tasks.data.box_errors import ErrorModel, error_model_document, fit_error_model
 from tasks.data.detections import DetectionBatch, read_detection_batches
+from tasks.data.dwa_samples import reviewed_batch_images, reviewed_calibration_images
 from tasks.data.paths import Workspace
-from tasks.params import load_stage_params
+from tasks.params import StageParams, load_stage_params
 from tasks.params.stages import ScoringParams
 from tasks.runtime.stage_main import stage_main
 from tasks.storage import files
@@ -37,61 +41,92 @@ _RAW_SCORES = pa.schema(
 )
 
 
-def score(params: ScoringParams, *, num_classes: int, detections: Path, calibration: Path, out: Path) -> None:
-    """Write scores.parquet (pool) and calibration.parquet (calibration images), both schemas.SCORES.
+def score(
+    params: StageParams,
+    *,
+    detections: Path,
+    calibration: Path,
+    labels: Path,
+    detections_at_selection: Path,
+    out: Path,
+) -> None:
+    """Write scores.parquet (pool) and calibration.parquet (calibration images), and box_errors.json.
 
-    The metrics of both are normalized over the pool and the calibration images together: the calibration
-    images were drawn from the same pool at random. The detections are read once, batch by batch; nothing of the
-    size of a box stays in memory.
+    Both tables are schemas.SCORES. The metrics of both are normalized over the pool and the calibration images
+    together: the calibration images were drawn from the same pool at random. The pool's detections are read once, batch
+    by batch; nothing of the size of a box stays in memory.
 
     Args:
-        params: how metrics are formed and normalized.
-        num_classes: K.
+        params: sections seed, classes, scoring, dwa.
         detections: output of infer.
         calibration: table of schemas.ANNOTATED.
+        labels: folder of label batches.
+        detections_at_selection: folder of the detections stored per batch.
         out: output folder.
     """
-    parts = [_score_batch(batch, params, num_classes) for batch in read_detection_batches(detections)]
-    table = pa.concat_tables([_RAW_SCORES.empty_table(), *parts])
-    no_detections_P = pc.equal(table["num_boxes"], 0).to_numpy()
+    dwa, num_classes = params.dwa, len(params.classes)
+    images = [
+        *reviewed_batch_images(labels, detections_at_selection, params.classes, dwa.history_batches),
+        *reviewed_calibration_images(calibration, detections),
+    ]
+    model = fit_error_model(images, labels, params.classes, dwa.min_training_samples, dwa.class_weight_max)
+    parts = [_score_batch(batch, params.scoring, model, num_classes) for batch in read_detection_batches(detections)]
+    table = _add_normalized(pa.concat_tables([_RAW_SCORES.empty_table(), *parts]), params.scoring)
+    calibration_ids = files.read_table(calibration, schemas.ANNOTATED, columns=["image_id"])["image_id"]
+    in_calibration = pc.is_in(table["image_id"], value_set=calibration_ids.combine_chunks())
+    of_calibration = table.filter(in_calibration)
+    files.write_table(out / "scores.parquet", table.filter(pc.invert(in_calibration)))
+    files.write_table(out / "calibration.parquet", of_calibration)
+    metrics_P3 = np.column_stack([of_calibration[name].to_numpy() for name in schemas.METRICS])
+    metrics_by_id = dict(zip(of_calibration["image_id"].to_pylist(), metrics_P3, strict=True))
+    document = error_model_document(model, metrics_by_id, params.classes, dwa, params.seed)
+    files.write_json(out / "box_errors.json", document)
+    log.info("score: %d images, %d without a detection", len(table), pc.sum(table["has_no_detections"]).as_py() or 0)
+    log.info("value of an image: %s", document["reason"])
+
+
+def _add_normalized(table: pa.Table, params: ScoringParams) -> pa.Table:
+    """Add the normalized metrics to the columns of ``_RAW_SCORES``."""
+    num_boxes_P, expected_misses_P = table["num_boxes"].to_numpy(), table["expected_misses"].to_numpy()
+    no_detections_P = num_boxes_P == 0
     table = table.append_column("has_no_detections", pa.array(no_detections_P))
+    modes = {"confidence": params.confidence, "entropy": params.entropy}
     for name in schemas.METRICS:
-        normalized_P = normalize(table[f"{name}_raw"].to_numpy(), params.normalize)
+        raw_P = table[f"{name}_raw"].to_numpy()
+        if params.no_detection_score == "estimate" and name in modes:
+            raw_P = estimate_undetected(raw_P, num_boxes_P, expected_misses_P, modes[name])
+        normalized_P = normalize(raw_P, params.normalize)
         imputed_P = impute_no_detections(normalized_P, no_detections_P, params.no_detection_score)
         table = table.append_column(name, pa.array(imputed_P))
-    table = table.select(schemas.SCORES.names)
-    calibration_ids = files.read_table(calibration, schemas.ANNOTATED, columns=["image_id"])[
-        "image_id"
-    ].combine_chunks()
-    in_calibration = pc.is_in(table["image_id"], value_set=calibration_ids)
-    files.write_table(out / "scores.parquet", table.filter(pc.invert(in_calibration)))
-    files.write_table(out / "calibration.parquet", table.filter(in_calibration))
-    log.info("score: %d images, %d without a detection", len(table), int(no_detections_P.sum()))
+    return table.select(schemas.SCORES.names)
 
 
-def _score_batch(batch: DetectionBatch, params: ScoringParams, num_classes: int) -> pa.Table:
+def _score_batch(batch: DetectionBatch, params: ScoringParams, model: ErrorModel, num_classes: int) -> pa.Table:
     """Return the columns of schemas.SCORES that need no other image of the pool, a row for each image."""
-    num_boxes_P = batch.num_boxes
-    overlaps = box_overlaps(batch.boxes_xyxy, num_boxes_P)
+    boxes_B4, scores_B, class_ids_B, num_boxes_P = batch.boxes_xyxy, batch.scores, batch.class_ids, batch.num_boxes
+    probs_BK = batch.class_probs.astype(np.float32)  # NumPy computes with float16 far more slowly
+    overlaps = box_overlaps(boxes_B4, num_boxes_P)
     metrics_P3 = batched_uncertainty_metrics(
-        batch.scores,
-        batch.class_probs,
-        overlaps,
-        num_boxes_P,
-        confidence_mode=params.confidence,
-        entropy_mode=params.entropy,
+        scores_B, probs_BK, overlaps, num_boxes_P, confidence_mode=params.confidence, entropy_mode=params.entropy
     )
-    features_PD = detection_features(
-        batch.boxes_xyxy, batch.scores, batch.class_probs, overlaps, num_boxes_P, num_classes
-    )
-    claimed_BK = batch.class_ids[:, None] == np.arange(num_classes)
-    expected_PK = sum_by_image(claimed_BK * batch.scores[:, None].astype(np.float64), num_boxes_P)
+    features_PD = detection_features(boxes_B4, scores_B, probs_BK, overlaps, num_boxes_P, num_classes)
+    claimed_BK = class_ids_B[:, None] == np.arange(num_classes)
+    expected_PK = sum_by_image(claimed_BK * scores_B[:, None].astype(np.float64), num_boxes_P)
+    expected_P = expected_PK.sum(axis=1)
+    mass_P2 = np.column_stack([batch.residual_mass, expected_P])
+    value_P = None
+    if model.boxes is not None:
+        errors_BF = box_features(boxes_B4, scores_B, class_ids_B, probs_BK, overlaps, num_boxes_P, num_classes)
+        value_P = model.boxes.image_values(errors_BF, class_ids_B, num_boxes_P, mass_P2, model.class_weight_K)
     columns: dict[str, Any] = {
         "image_id": batch.image_ids,
         "num_boxes": num_boxes_P,
         "num_distinct_classes": (sum_by_image(claimed_BK, num_boxes_P) > 0).sum(axis=1),
-        "expected_boxes": expected_PK.sum(axis=1),
+        "expected_boxes": expected_P,
         "expected_boxes_per_class": _list_column(expected_PK),
+        "residual_mass": batch.residual_mass,
+        "expected_misses": model.misses.expected_misses(mass_P2),
+        "value": pa.nulls(len(num_boxes_P), pa.float64()) if value_P is None else value_P,
         "features": _list_column(features_PD),
     }
     columns |= {f"{name}_raw": metrics_P3[:, index] for index, name in enumerate(schemas.METRICS)}
@@ -105,12 +140,12 @@ def _list_column(values_PD: NDArray[Any]) -> pa.Array:
 
 
 def _body(workspace: Workspace) -> None:
-    params = load_stage_params(workspace.params, "classes", "scoring")
     score(
-        params.scoring,
-        num_classes=len(params.classes),
+        load_stage_params(workspace.params, "seed", "classes", "scoring", "dwa"),
         detections=workspace.derived("infer"),
         calibration=workspace.derived("assemble") / "calibration.parquet",
+        labels=workspace.labels,
+        detections_at_selection=workspace.detections_at_selection,
         out=workspace.derived("score"),
     )
 

@@ -136,12 +136,14 @@ def _selection_rows(
     """Return the rows of schemas.SELECTION, rank 1 first."""
     selected = candidates.loc[list(batch.selected)].reset_index()
     selected["rank"] = range(1, len(selected) + 1)
+    selected["is_random_pick"] = [image in batch.random_picks for image in batch.selected]
+    selected["num_candidates"] = len(ranking)
     positions = {image: place for place, image in enumerate(ranking, start=1)}
     selected["reason"] = [
         _reason(
             row,
             strategy,
-            is_random_pick=str(row.image_id) in batch.random_picks,
+            is_random_pick=bool(row.is_random_pick),
             position=positions[str(row.image_id)],
             num_candidates=len(ranking),
         )

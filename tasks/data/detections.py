@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tasks.data import schemas
 from tasks.storage import files
 
-_BATCH_COLUMNS = ["image_id", "boxes_xyxy", "scores", "class_ids", "class_probs", "stability"]
+_BATCH_COLUMNS = ["image_id", "boxes_xyxy", "scores", "class_ids", "class_probs", "stability", "residual_mass"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class StoredDetections:
     scores: NDArray[np.float32]  # (N,)
     class_ids: NDArray[np.int64]  # (N,)
     class_probs: NDArray[np.float32]  # (N, K+1); (0, 0) without boxes
+    residual_mass: float  # sum of the scores of boxes below the reporting threshold
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class DetectionBatch:
     class_ids: NDArray[np.int64]  # (B,)
     class_probs: NDArray[np.float16]  # (B, K+1); (0, 0) without boxes
     stability: NDArray[np.float32]  # (B,) IoU with the box of a second regression pass; 1 where there was none
+    residual_mass: NDArray[np.float64]  # (P,)
 
 
 def read_detections(folder: Path, image_ids: Collection[str] | None = None) -> Iterator[StoredDetections]:
@@ -82,6 +84,7 @@ def _batches_from_table(table: pa.Table, batch_size: int) -> Iterator[DetectionB
             _flatten(rows["class_ids"]).astype(np.int64),
             _flatten(rows["class_probs"]).reshape(len(scores_B), -1 if len(scores_B) else 0),
             stability_B if len(stability_B) == len(scores_B) else np.ones(len(scores_B), dtype=np.float32),
+            rows["residual_mass"].to_numpy().astype(np.float64),
         )
 
 
@@ -103,8 +106,7 @@ def read_shards(folder: Path, kind: ShardKind = "pool", *, columns: Sequence[str
 
 def detections_from_table(table: pa.Table) -> Iterator[StoredDetections]:
     """Yield the detections of a table that has the columns of schemas.DETECTIONS."""
-    columns = table.select(["image_id", "boxes_xyxy", "scores", "class_ids", "class_probs"])
-    for row in columns.to_pylist():
+    for row in table.select(_BATCH_COLUMNS).to_pylist():
         yield _from_row(row)
 
 
@@ -116,4 +118,5 @@ def _from_row(row: dict[str, Any]) -> StoredDetections:
         np.array(row["scores"], dtype=np.float32),
         np.array(row["class_ids"], dtype=np.int64),
         np.array(row["class_probs"], dtype=np.float32).reshape(count, -1 if count else 0),
+        float(row["residual_mass"]),
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from detectron_ext.detection_loss import RealizedLoss, realized_loss
 from detectron_ext.image_features import image_features
@@ -40,10 +41,39 @@ class DwaSample:
     losses: RealizedLoss
 
 
+@dataclass(frozen=True)
+class ReviewedImage:
+    """What a teacher that had not been trained on an image found there, and what people found."""
+
+    found: StoredDetections
+    """Class indices and posteriors refer to today's ``classes``."""
+    group: int
+    """As in ``DwaSample``."""
+    metrics: Floats
+    boxes_xyxy: Floats  # (G, 4) px
+    class_ids: NDArray[np.int64]  # (G,)
+    is_random_pick: bool
+    """Drawn uniformly from the candidates of its batch; calibration images are, from the whole pool."""
+    num_candidates: int
+    """Images that its batch was selected from; 0 for calibration images."""
+
+
 def batch_samples(
     labels: Path, detections_at_selection: Path, classes: Sequence[str], history_batches: int, gamma: float
 ) -> list[DwaSample]:
     """Build one sample for each image that was offered in the newest batches and is labeled by now.
+
+    Arguments and errors are those of ``reviewed_batch_images``; ``gamma`` is the exponent of the focal loss,
+    docs/method.md#eq-8.
+    """
+    reviewed = reviewed_batch_images(labels, detections_at_selection, classes, history_batches)
+    return [_dwa_sample(image, classes, gamma) for image in reviewed]
+
+
+def reviewed_batch_images(
+    labels: Path, detections_at_selection: Path, classes: Sequence[str], history_batches: int
+) -> Iterator[ReviewedImage]:
+    """Yield each image that was offered in the newest batches and is labeled by now.
 
     A label that came late or was changed is compared with the detections of the round in which the image was
     offered. Detections stored under another class list are translated to ``classes`` by name; an image is left out
@@ -54,7 +84,6 @@ def batch_samples(
         detections_at_selection: folder of the detections stored per batch, DETECTIONS_AT_SELECTION.
         classes: class names in the order of their indices.
         history_batches: number of batches, newest first, whose images count.
-        gamma: exponent of the focal loss, docs/method.md#eq-8.
 
     Raises:
         UserError: a label batch or its stored detections are unreadable.
@@ -62,13 +91,12 @@ def batch_samples(
     store = read_labels(labels)
     oldest_batch = store.newest_batch - history_batches + 1
     labeled = {image_id: answer.label for image_id, answer in store.current.items() if answer.label.status != "skipped"}
-    samples: list[DwaSample] = []
     for number in sorted({label.offered_batch for label in labeled.values() if label.offered_batch >= oldest_batch}):
         path = detections_at_selection / f"batch-{number:04d}.parquet"
         table = files.read_table(path, schemas.DETECTIONS_AT_SELECTION)
         stored_classes = _stored_classes(path, table)
         num_dropped = 0
-        for stored, metrics in _frozen_rows(table):
+        for stored, row in _frozen_rows(table):
             label = labeled.get(stored.image_id)
             if label is None or label.offered_batch != number:
                 continue
@@ -76,11 +104,17 @@ def batch_samples(
             if found is None or any(box.category not in stored_classes for box in label.boxes):
                 num_dropped += 1
                 continue
-            truth = [(box.xyxy_px, classes.index(box.category)) for box in label.boxes]
-            samples.append(_dwa_sample(found, metrics, truth, classes, number, gamma))
+            yield ReviewedImage(
+                found,
+                number,
+                metrics_of(row),
+                np.array([box.xyxy_px for box in label.boxes], dtype=np.float64).reshape(-1, 4),
+                np.array([classes.index(box.category) for box in label.boxes], dtype=np.int64),
+                row["is_random_pick"],
+                row["num_candidates"],
+            )
         if num_dropped:
             _log.warning("%s: samples left out because the class list changed: %d", path.name, num_dropped)
-    return samples
 
 
 def _stored_classes(path: Path, table: pa.Table) -> list[str]:
@@ -114,16 +148,26 @@ def calibration_samples(
     calibration: Path, detections: Path, scores: Path, classes: Sequence[str], gamma: float
 ) -> list[DwaSample]:
     """Build the samples of the calibration images with the current teacher."""
-    truth = {row["image_id"]: row for row in files.read_table(calibration, schemas.ANNOTATED).to_pylist()}
     rows = files.read_table(scores, schemas.SCORES, columns=["image_id", *schemas.METRICS]).to_pylist()
     metrics = {row["image_id"]: metrics_of(row) for row in rows}
-    samples = []
+    reviewed = reviewed_calibration_images(calibration, detections)
+    return [_dwa_sample(replace(image, metrics=metrics[image.found.image_id]), classes, gamma) for image in reviewed]
+
+
+def reviewed_calibration_images(calibration: Path, detections: Path) -> Iterator[ReviewedImage]:
+    """Yield the calibration images with the detections of the current teacher; their metrics are left at 0."""
+    truth = {row["image_id"]: row for row in files.read_table(calibration, schemas.ANNOTATED).to_pylist()}
     for found in read_detections(detections, list(truth)):
         row = truth[found.image_id]
-        boxes = np.array(row["boxes_xyxy"], dtype=np.float64).reshape(-1, 4)
-        labeled = [(tuple(box), label) for box, label in zip(boxes.tolist(), row["class_ids"], strict=True)]
-        samples.append(_dwa_sample(found, metrics[found.image_id], labeled, classes, CALIBRATION_GROUP, gamma))
-    return samples
+        yield ReviewedImage(
+            found,
+            CALIBRATION_GROUP,
+            np.zeros(len(schemas.METRICS)),
+            np.array(row["boxes_xyxy"], dtype=np.float64).reshape(-1, 4),
+            np.array(row["class_ids"], dtype=np.int64),
+            True,
+            0,
+        )
 
 
 def metrics_of(row: dict[str, Any]) -> Floats:
@@ -131,26 +175,24 @@ def metrics_of(row: dict[str, Any]) -> Floats:
     return np.array([row[name] for name in schemas.METRICS], dtype=np.float64)
 
 
-def _frozen_rows(table: pa.Table) -> Iterator[tuple[StoredDetections, Floats]]:
-    metrics = table.select(list(schemas.METRICS)).to_pylist()
-    for found, row in zip(detections_from_table(table), metrics, strict=True):
-        yield found, metrics_of(row)
+def _frozen_rows(table: pa.Table) -> Iterator[tuple[StoredDetections, dict[str, Any]]]:
+    own_columns = [name for name in schemas.DETECTIONS_AT_SELECTION.names if name not in schemas.DETECTIONS.names]
+    yield from zip(detections_from_table(table), table.select(own_columns).to_pylist(), strict=True)
 
 
-def _dwa_sample(
-    found: StoredDetections,
-    metrics: Floats,
-    truth: Sequence[tuple[Sequence[float], int]],
-    classes: Sequence[str],
-    group: int,
-    gamma: float,
-) -> DwaSample:
+def realized_loss_of(image: ReviewedImage, num_classes: int, gamma: float) -> RealizedLoss:
+    """Compute the realized loss of the image's teacher (docs/method.md#eq-11)."""
+    found = image.found
+    posteriors = found.class_probs.reshape(len(found.scores), num_classes + 1)
+    return realized_loss(found.boxes_xyxy, found.scores, posteriors, image.boxes_xyxy, image.class_ids, gamma)
+
+
+def _dwa_sample(image: ReviewedImage, classes: Sequence[str], gamma: float) -> DwaSample:
+    found = image.found
     posteriors = found.class_probs.reshape(len(found.scores), len(classes) + 1)
-    boxes = np.array([box for box, _ in truth], dtype=np.float64).reshape(-1, 4)
-    labels = np.array([label for _, label in truth], dtype=np.int64)
-    losses = realized_loss(found.boxes_xyxy, found.scores, posteriors, boxes, labels, gamma)
-    features = image_features(found.boxes_xyxy, found.scores, posteriors, metrics, len(classes))
-    return DwaSample(found.image_id, group, features, metrics, losses)
+    features = image_features(found.boxes_xyxy, found.scores, posteriors, image.metrics, len(classes))
+    losses = realized_loss_of(image, len(classes), gamma)
+    return DwaSample(found.image_id, image.group, features, image.metrics, losses)
 
 
 def all_samples(workspace: Workspace, classes: Sequence[str], history_batches: int, gamma: float) -> list[DwaSample]:

@@ -59,6 +59,7 @@ DETECTIONS = pa.schema(
         ("scores", _FLOATS),  # N, the largest foreground posterior
         ("class_ids", pa.list_(pa.int16())),  # N, its class
         ("class_probs", _HALF_FLOATS),  # N*(K+1), softmax, background last
+        ("residual_mass", pa.float32()),  # sum of the scores below infer.score_threshold, whose boxes are not stored
         ("embedding", _HALF_FLOATS),  # one pooled feature vector per image
         ("stability", _FLOATS),  # N, IoU of a box with what a second regression pass makes of it, [0, 1]
         ("region_class_ids", pa.list_(pa.int16())),  # C, the classes that were detected, ascending
@@ -66,10 +67,18 @@ DETECTIONS = pa.schema(
         ("model_digest", pa.string()),  # SHA-256 of the teacher file
     ]
 )
-# Detections at the moment of selection, with the image's normalized metrics of that day: what DWA learns from.
+# Detections at the moment of selection, with the image's normalized metrics of that day and how it was selected: what
+# DWA and the model of single boxes learn from, and what the pool's error is estimated from.
 # The file's metadata holds the class names of that day (``with_class_names``).
 DETECTIONS_AT_SELECTION = pa.schema(
-    [*DETECTIONS, ("confidence", pa.float64()), ("entropy", pa.float64()), ("overlap", pa.float64())]
+    [
+        *DETECTIONS,
+        ("confidence", pa.float64()),
+        ("entropy", pa.float64()),
+        ("overlap", pa.float64()),
+        ("is_random_pick", pa.bool_()),
+        ("num_candidates", pa.int64()),
+    ]
 )
 # All that later stages need to know of the whole pool; they read ``infer`` for the images they picked only.
 SCORES = pa.schema(
@@ -79,6 +88,9 @@ SCORES = pa.schema(
         ("num_distinct_classes", pa.int32()),
         ("expected_boxes", pa.float64()),  # docs/method.md#cost
         ("expected_boxes_per_class", _FLOATS),  # K; their sum is expected_boxes
+        ("residual_mass", pa.float64()),  # as in DETECTIONS
+        ("expected_misses", pa.float64()),  # docs/method.md#eq-26
+        ("value", pa.float64()),  # docs/method.md#eq-27; null without enough labeled images
         ("confidence_raw", pa.float64()),
         ("entropy_raw", pa.float64()),
         ("overlap_raw", pa.float64()),
@@ -114,6 +126,8 @@ SELECTION = pa.schema(
         ("uncertainty", pa.float64()),
         ("expected_boxes", pa.float64()),
         ("expected_minutes", pa.float64()),
+        ("is_random_pick", pa.bool_()),  # of the uniform draw, whether the strategy wanted it too or not
+        ("num_candidates", pa.int64()),  # images that the draw was from; the same in all rows
         ("reason", pa.string()),
     ]
 )

@@ -244,9 +244,9 @@ class ScoringParams(Section):
     """Sum or mean over the boxes of the class posterior's entropy, in nats (docs/method.md#eq-3)."""
     normalize: Literal["quantile", "minmax", "max", "none"]
     """How each metric is put on [0, 1] over the pool and the calibration images (docs/method.md#eq-6)."""
-    no_detection_score: Literal["min", "median", "max"]
-    """Normalized metrics of an image without any detection: 0, the median or the maximum of the others
-    (docs/method.md#eq-7)."""
+    no_detection_score: Literal["min", "median", "max", "estimate"]
+    """Normalized metrics of an image without any detection: 0, the median or the maximum of the others, or those of the
+    objects that are estimated to be missed there (docs/method.md#eq-7)."""
 
 
 class DwaParams(Section):

@@ -95,6 +95,7 @@ def make_data(num_images: int, seed: int, *, informative: bool = True) -> tuple[
         np.where(rng.random(len(features)) < p_wrong, Outcome.BACKGROUND, Outcome.RIGHT),
         mass,
         missed,
+        np.ones(num_images, dtype=bool),
     )
     return data, p_wrong
 

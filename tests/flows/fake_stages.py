@@ -94,6 +94,7 @@ def infer(workspace: Workspace, classes: list[str]) -> None:
             "scores": [0.7],
             "class_ids": [0],
             "class_probs": [0.7, *[rest] * len(classes)],
+            "residual_mass": 0.25,
             "embedding": [0.0],
             "model_digest": digest,
         }

@@ -266,6 +266,7 @@ class SyntheticCampaign:
         scores = {"image_id": self.ids, "num_boxes": np.where(empty, 0, 3), "has_no_detections": empty}
         scores |= {"num_distinct_classes": np.where(empty, 0, 2), "expected_boxes": np.where(empty, 0.0, 2.4)}
         scores |= {"expected_boxes_per_class": [[0.4] * 6] * count, "features": [[0.0] * 24] * count}
+        scores |= {"residual_mass": [0.5] * count, "expected_misses": [0.4] * count, "value": [1.5] * count}
         scores |= {f"{name}_raw": raw[:, i] for i, name in enumerate(METRICS)} | {
             name: metrics[:, i] for i, name in enumerate(METRICS)
         }
@@ -302,6 +303,8 @@ class SyntheticCampaign:
                     "uncertainty": uncertainty[i],
                     "expected_boxes": 2.4,
                     "expected_minutes": 1.4,
+                    "is_random_pick": reason.startswith("random pick"),
+                    "num_candidates": self.pool_images,
                     "reason": reason,
                 }
             )

@@ -31,6 +31,7 @@ def detection_row(image_id: str, *found: tuple[list[float], float, int]) -> dict
         "scores": [score for _, score, _ in found],
         "class_ids": [label for _, _, label in found],
         "class_probs": [0.0] * 3 * len(found),
+        "residual_mass": 0.25,
         "embedding": [0.5, 0.25],
         "model_digest": "f00d",
     }
@@ -72,6 +73,8 @@ def write_selection(folder: Path, *ranked: str) -> None:
             "uncertainty": 0.5,
             "expected_boxes": 1.0,
             "expected_minutes": 1.0,
+            "is_random_pick": rank == 2,
+            "num_candidates": 7,
             "reason": "why",
         }
         for rank, image_id in reversed(list(enumerate(ranked, start=1)))
@@ -119,7 +122,12 @@ def test_boxes_are_clipped_to_the_image_and_slivers_left_out(inputs: Path) -> No
 def test_detections_of_the_picked_images_are_frozen_with_their_metrics(inputs: Path) -> None:
     run(inputs)
     frozen = files.read_table(inputs / "out" / "detections.parquet", DETECTIONS_AT_SELECTION)
-    rows = [DETECTIONS_BY_ID[i] | {name: SCORES_BY_ID[i][name] for name in METRICS} for i in ("aaa", "bbb", "ccc")]
+    rows = [
+        DETECTIONS_BY_ID[i]
+        | {name: SCORES_BY_ID[i][name] for name in METRICS}
+        | {"is_random_pick": i == "ccc", "num_candidates": 7}  # the second in rank
+        for i in ("aaa", "bbb", "ccc")
+    ]
     assert frozen.equals(pa.Table.from_pylist(rows, schema=DETECTIONS_AT_SELECTION))
     assert stored_class_names(frozen.schema) == CLASSES
 

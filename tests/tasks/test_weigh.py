@@ -19,6 +19,7 @@ from tasks.runtime.errors import UserError
 from tasks.score import score
 from tasks.storage import files
 from tasks.weigh import weigh
+from tests.tasks.data.test_label_store import make_label, write_batch
 
 REPOSITORY = Path(__file__).parents[2]
 CLASSES = ["a", "b"]
@@ -39,6 +40,7 @@ def write_detections(folder: Path, images: int, calibration: int = 0, empty: int
                 "scores": posteriors[:, :2].max(axis=1, initial=0),
                 "class_ids": posteriors[:, :2].argmax(axis=1) if count else [],
                 "class_probs": posteriors.astype(np.float16).ravel(),
+                "residual_mass": 0.25,
                 "embedding": np.zeros(4, dtype=np.float16),
                 "model_digest": "f" * 64,
             }
@@ -48,19 +50,28 @@ def write_detections(folder: Path, images: int, calibration: int = 0, empty: int
         files.write_table(folder / f"shard-{shard:04d}.parquet", pa.Table.from_pylist(part, schemas.DETECTIONS))
 
 
+def run_score(folder: Path) -> None:
+    write_batch(folder / "labels", 0, make_label("seed", offered_batch=0))
+    files.write_table(
+        folder / "frozen" / "batch-0000.parquet",
+        schemas.with_class_names(schemas.DETECTIONS_AT_SELECTION, CLASSES).empty_table(),
+    )
+    score(
+        stage_params(),
+        detections=folder / "infer",
+        calibration=folder / "calibration.parquet",
+        labels=folder / "labels",
+        detections_at_selection=folder / "frozen",
+        out=folder / "score",
+    )
+
+
 @pytest.fixture
 def scored(tmp_path: Path) -> Path:
     """An infer and a score folder: 30 pool images, the last without detections, no calibration images."""
     write_detections(tmp_path / "infer", 30)
     files.write_table(tmp_path / "calibration.parquet", schemas.ANNOTATED.empty_table())
-    params = load_params(REPOSITORY / "params.yaml").scoring
-    score(
-        params,
-        num_classes=len(CLASSES),
-        detections=tmp_path / "infer",
-        calibration=tmp_path / "calibration.parquet",
-        out=tmp_path / "score",
-    )
+    run_score(tmp_path)
     return tmp_path
 
 
@@ -129,14 +140,7 @@ def test_calibration_images_are_scored_apart(tmp_path: Path) -> None:
         for n in range(4)
     ]
     files.write_table(tmp_path / "calibration.parquet", pa.Table.from_pylist(rows, schemas.ANNOTATED))
-    params = load_params(REPOSITORY / "params.yaml").scoring
-    score(
-        params,
-        num_classes=len(CLASSES),
-        detections=tmp_path / "infer",
-        calibration=tmp_path / "calibration.parquet",
-        out=tmp_path / "score",
-    )
+    run_score(tmp_path)
     pool = files.read_table(tmp_path / "score" / "scores.parquet", schemas.SCORES)["image_id"].to_pylist()
     own = files.read_table(tmp_path / "score" / "calibration.parquet", schemas.SCORES)["image_id"].to_pylist()
     assert own == [f"{n:016x}" for n in range(4)]

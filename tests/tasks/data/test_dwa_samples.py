@@ -24,11 +24,14 @@ def write_detections(folder: Path, batch: int, **scores: float) -> None:
             "scores": [score],
             "class_ids": [0],
             "class_probs": [score, 1 - score],
+            "residual_mass": 0.25,
             "embedding": [0.0],
             "model_digest": str(batch),
             "confidence": score,
             "entropy": 0.5,
             "overlap": 0.5,
+            "is_random_pick": False,
+            "num_candidates": 9,
         }
         for image_id, score in scores.items()
     ]
@@ -85,11 +88,14 @@ def write_two_class_detections(folder: Path, classes: list[str] | None) -> None:
         "scores": [0.625],
         "class_ids": [1],
         "class_probs": [0.25, 0.625, 0.125],
+        "residual_mass": 0.25,
         "embedding": [0.0],
         "model_digest": "1",
         "confidence": 0.5,
         "entropy": 0.5,
         "overlap": 0.5,
+        "is_random_pick": False,
+        "num_candidates": 9,
     }
     schema = DETECTIONS_AT_SELECTION if classes is None else with_class_names(DETECTIONS_AT_SELECTION, classes)
     files.write_table(folder / "batch-0001.parquet", pa.Table.from_pylist([row], schema=schema))

@@ -39,7 +39,8 @@ def write_pool(folder: Path, *, scored: int = IMAGES) -> tuple[dict[str, Path], 
         )
     calibration = {**found[0], "image_id": "99"} if found else None
     rows = [
-        {**row, "embedding": [0.0], "model_digest": "m"} for row in [*found, *([calibration] if calibration else [])]
+        {**row, "residual_mass": 0.25, "embedding": [0.0], "model_digest": "m"}
+        for row in [*found, *([calibration] if calibration else [])]
     ]
     paths = {"oracle": folder / "oracle.parquet", "detections": folder / "infer"}
     paths |= {"scores": folder / "scores.parquet", "uncertainty": folder / "uncertainty.parquet"}
