@@ -141,7 +141,7 @@ def error_model_document(
     judged = calibrate(
         model.data,
         model.class_weight_K,
-        np.array([loss.weighted(model.class_weight_K) for loss in losses]),
+        np.array([loss.weighted(model.class_weight_K, model.class_weight_K) for loss in losses]),
         {"equal": metrics_P3.mean(axis=1)} | {name: metrics_P3[:, i] for i, name in enumerate(schemas.METRICS)},
         num_folds=dwa.cv_folds,
         seed=seed,
