@@ -38,6 +38,13 @@ def study(
         Path | None,
         typer.Option(help="Folder that the data's paths are relative to.", show_default="that of STUDY.yaml"),
     ] = None,
+    parts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of finished parts, small files to commit; a study goes on from them.",
+            show_default="<name>/parts beside STUDY.yaml",
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Seeds at work side by side.")] = 1,
     seed: Annotated[
         list[int] | None,
@@ -49,7 +56,7 @@ def study(
     The arms random and equal are always among them. An interrupted study resumes where it stopped.
     """
     console = Console()
-    the_study = _load_study(plan, data, out)
+    the_study = _load_study(plan, data, out, parts)
     seeds = _selected_seeds(the_study, seed or [], plan)
     prepare_environment(the_study.out)
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(the_study.out)  # one database for all arms
@@ -63,6 +70,7 @@ def study(
     open_study_run(the_study)
     if jobs > 1 and len(seeds) > 1:
         arguments = [str(plan), "--out", str(the_study.out), "--data", str(the_study.data)]
+        arguments += ["--parts", str(the_study.parts)]
         run_in_processes(arguments, seeds, jobs)
     else:
         _run_in_sequence(the_study, seeds, console)
@@ -76,14 +84,19 @@ def study(
     console.print(f"Results: {escape(str(the_study.results / 'README.md'))}", soft_wrap=True)
 
 
-def _load_study(path: Path, data: Path | None, out: Path | None) -> "Study":
+def _load_study(path: Path, data: Path | None, out: Path | None, parts: Path | None) -> "Study":
     from flows.study.workspaces import Study
     from flows.workspace.dvc import packaged_file
     from flows.workspace.scaffold import OWN_DATA_OVERRIDES
     from tasks.study.plan import load_study
 
     plan = load_study(path, packaged_file("params.yaml").read_text("utf-8"), own_data_settings=OWN_DATA_OVERRIDES)
-    return Study(plan, (data or path.parent).resolve(), (out or Path("studies") / plan.name).resolve())
+    return Study(
+        plan,
+        data=(data or path.parent).resolve(),
+        out=(out or Path("studies") / plan.name).resolve(),
+        parts=(parts or path.parent / plan.name / "parts").resolve(),
+    )
 
 
 def _selected_seeds(the_study: "Study", requested: Sequence[int], path: Path) -> list[int]:
@@ -94,7 +107,7 @@ def _selected_seeds(the_study: "Study", requested: Sequence[int], path: Path) ->
 
 
 def _print_plan(the_study: "Study", console: Console) -> None:
-    from tasks.study.plan import MIN_SEEDS
+    from tasks.study.statistics import MIN_SEEDS
 
     plan = the_study.plan
     num_runs = len(plan.arms) * len(plan.seeds) * (plan.rounds + 1)
@@ -133,11 +146,13 @@ def _format_step(step: "StudyStep") -> str:
 
 
 def _format_result(the_study: "Study", step: "StudyStep") -> str:
+    from flows.study.parts import full_labels_path
     from flows.workspace.rounds import read_ledger
     from tasks.storage import files
 
     if step.arm == "full":
-        figures = files.read_json(the_study.full_labels_result_path(step.seed))
+        full = files.read_json(full_labels_path(the_study, step.seed))
+        figures = {"labels": full["labels"], "teacher": {"mAP": full["trainings"][0]["teacher"]["map"]}}
     else:
         figures = read_ledger(the_study.workspace(step.seed, step.arm), step.round_number)["metrics"]
     return f"{figures['labels']} labels, teacher mAP {figures['teacher']['mAP']:.1f}"
@@ -202,17 +217,19 @@ class _WarningHandler(logging.Handler):
 
 
 def _summary_table(results: "StudyResults") -> Table:
-    from tasks.study.results import area, comparisons, final_map
+    from tasks.study.results import adjusted_p_values, area, final_map, primary_comparison
 
     summary_table = Table(box=SIMPLE_HEAD, padding=(0, 1), caption_justify="left")
-    summary_table.caption = "mAP in percent, mean over seeds; differences of the mean mAP over all labels"
+    summary_table.caption = "mAP in percent, mean over seeds; differences of the mean mAP over equal minutes"
     for header in ("arm", "seeds", "mean mAP", "last mAP", *(f"minus {name}" for name in results.config.all_baselines)):
         summary_table.add_column(header, justify="left" if header == "arm" else "right")
+    adjusted = adjusted_p_values(results)
     for name, arm in results.arms.items():
         cells = []
         for reference in results.config.all_baselines:
-            found = comparisons(results, name, reference) if name != reference else None
-            cells.append(f"{found[0].mean:+.1f} {found[0].verdict}" if found else "-")
+            found = primary_comparison(results, name, reference) if name != reference else None
+            verdict = found.corrected_verdict(adjusted.get((name, reference)), len(adjusted)) if found else ""
+            cells.append(f"{found.mean:+.1f} {verdict}" if found else "-")
         figures = [f"{value:.1f}" if value is not None else "-" for value in (area(arm), final_map(arm))]
         summary_table.add_row(escape(name), str(len(arm.curves)), *figures, *cells)
     return summary_table

@@ -1,19 +1,25 @@
 """Run a study: every arm of every seed as an ordinary campaign, round by round; then write its results.
 
-Where it stands is read off the campaigns, so a study that was killed is started again with the same command.
+Where it stands is read off its parts and campaigns, so a study that was killed is started again with the same command.
 Importing this imports Prefect: see ``flows.prefect_server``.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from flows.nightly import nightly
-from flows.runtime.subprocess import run_streaming
-from flows.study.collect import bootstrap_teacher_map, collect_rows, log_study
+from flows.study.collect import log_study, pool_ranking_rows, result_rows
+from flows.study.measure import write_part
+from flows.study.parts import (
+    all_parts,
+    full_labels_path,
+    is_complete,
+    part_key,
+    read_full_labels,
+    stop_path,
+)
 from flows.study.workspaces import (
     FULL_LABELS,
     Study,
@@ -22,15 +28,17 @@ from flows.study.workspaces import (
     create_full_labels_workspace,
 )
 from flows.workspace import dvc
-from flows.workspace.dvc import dvc_env, refresh_code_digests
+from flows.workspace.dvc import refresh_code_digests
 from flows.workspace.rounds import last_published_round, newest_round
 from flows.workspace.run_lock import run_lock
 from tasks.data.paths import Workspace
+from tasks.params import load_params
 from tasks.runtime.errors import GuardRailError, UserError
 from tasks.storage import files
 from tasks.study.plot import write_plots
 from tasks.study.report import comparison_tables, readme
-from tasks.study.results import RESULTS, StudyResults, collect_results, summary
+from tasks.study.results import POOL_RANKING, RESULTS, StudyResults, collect_results, summary
+from tasks.study.training_result import measure_training, point_bootstrap, point_map
 
 
 @dataclass(frozen=True)
@@ -46,38 +54,43 @@ OnStep = Callable[[StudyStep], None]
 
 
 def run_seed(study: Study, seed: int, on_start: OnStep, on_finish: OnStep) -> None:
-    """Run all arms of one seed to their last round.
+    """Run all arms of one seed to their last round; those whose parts are complete need no campaign.
 
     Raises:
         UserError: something that a person has to correct, or another study is running on this seed.
     """
     with run_lock(Workspace(study.out / "locks" / f"seed-{seed}")):
+        unfinished = [arm for arm in study.plan.arms if not is_complete(study, seed, arm)]
+        needs_full = study.plan.full is not None and read_full_labels(study, seed) is None
+        if not unfinished and not needs_full:
+            return
         create_base_workspace(study, seed)
-        arms = {arm: create_arm_workspace(study, seed, arm) for arm in study.plan.arms}
-        for arm, workspace in arms.items():
+        for arm, workspace in [(arm, create_arm_workspace(study, seed, arm)) for arm in unfinished]:
             reason = _run_arm(study, seed, arm, workspace, on_start, on_finish)
             _record_failure(study, seed, arm, reason)
-        if study.plan.full is not None:
+        if needs_full:
             _record_failure(study, seed, FULL_LABELS, _run_full_labels(study, seed, on_start, on_finish))
 
 
 def write_results(study: Study) -> StudyResults:
-    """Write ``results/`` and the MLflow run from the rounds finished so far."""
+    """Write ``results/`` and the MLflow run from the parts there are."""
     plan = study.plan
-    campaigns = {(seed, arm): study.workspace(seed, arm) for seed in plan.seeds for arm in plan.arms}
-    rows = collect_rows(study, campaigns)
-    finished_seeds = [
-        seed for seed in plan.seeds if plan.full is not None and study.full_labels_result_path(seed).is_file()
-    ]
-    full_map = {
-        seed: float(files.read_json(study.full_labels_result_path(seed))["teacher"]["mAP"]) for seed in finished_seeds
+    parts = list(all_parts(study))
+    rows = result_rows(study, parts)
+    full = {seed: read_full_labels(study, seed) for seed in plan.seeds} if plan.full is not None else {}
+    full_map = {seed: point_map(part["trainings"], plan.model) for seed, part in full.items() if part is not None}
+    bootstrap_maps = {
+        (part["row"]["seed"], part["row"]["arm"], part["row"]["round"]): point_bootstrap(part["trainings"], plan.model)
+        for part in parts
     }
-    results = collect_results(plan, rows, full_map, failures(study), bootstrap_teacher_map(study, rows))
+    results = collect_results(plan, rows, full_map, failures(study), bootstrap_maps)
+    ranking = pool_ranking_rows(parts)
     folder = study.results
     files.write_table(folder / "results.parquet", pa.Table.from_pylist(rows, schema=RESULTS))
+    files.write_table(folder / "pool_ranking.parquet", pa.Table.from_pylist(ranking, schema=POOL_RANKING))
     files.write_json(folder / "summary.json", summary(results))
     files.write_bytes(folder / "table.md", comparison_tables(results).encode())
-    files.write_bytes(folder / "README.md", readme(results).encode())
+    files.write_bytes(folder / "README.md", readme(results, ranking).encode())
     write_plots(results, folder)
     log_study(study, results)
     return results
@@ -90,7 +103,7 @@ def _run_arm(
     while True:
         finished = last_published_round(workspace)
         if finished == newest_round(workspace):  # otherwise derived/ is on its way to the next round already
-            _measure(study, seed, arm, workspace, finished)
+            write_part(study, seed, arm, workspace, finished)
         if finished >= study.plan.rounds:
             return None
         step = StudyStep(seed, arm, finished + 1)
@@ -104,28 +117,8 @@ def _run_arm(
         on_finish(step)
 
 
-def _measure(study: Study, seed: int, arm: str, workspace: Workspace, round_number: int) -> None:
-    """Measure against the oracle, once per round, while ``derived/`` is that of the round."""
-    target = study.measurements_path(seed, arm, round_number)
-    if target.is_file():
-        return
-    _run_module(workspace, "tasks.study.pool_spearman")
-    files.write_json(target, files.read_json(workspace.scratch("study") / "pool.json"))
-
-
-def _run_module(workspace: Workspace, module: str) -> None:
-    lines: list[str] = []
-    command = [sys.executable, "-W", "ignore", "-m", module]
-    code = run_streaming(command, cwd=workspace.root, env=dvc_env(), on_line=lines.append)
-    if code:
-        last_line = lines[-1] if lines else "it said nothing"
-        raise UserError(workspace.root, f"python -m {module} ended with code {code} ({last_line}), expected 0")
-
-
 def _run_full_labels(study: Study, seed: int, on_start: OnStep, on_finish: OnStep) -> str | None:
     """Train on all labels, without selecting a batch; return why it failed, if it did."""
-    if study.full_labels_result_path(seed).is_file():
-        return None
     step = StudyStep(seed, FULL_LABELS, 0)
     on_start(step)
     workspace = create_full_labels_workspace(study, seed)
@@ -135,17 +128,23 @@ def _run_full_labels(study: Study, seed: int, on_start: OnStep, on_finish: OnSte
             dvc.run_dvc(workspace.root, "repro", "evaluate")
         except UserError as error:  # the arms are worth their results without it
             return error.problem
-    metrics = files.read_json(workspace.derived("evaluate") / "metrics.json")
     labels = files.read_json(workspace.derived("assemble") / "summary.json")
+    trainings = [measure_training(workspace, load_params(workspace.params).classes)]
     files.write_json(
-        study.full_labels_result_path(seed), {**metrics, "labels": labels["labels"], "boxes": labels["boxes"]}
+        full_labels_path(study, seed),
+        {
+            "key": part_key(study, seed, FULL_LABELS),
+            "trainings": trainings,
+            "labels": labels["labels"],
+            "boxes": labels["boxes"],
+        },
     )
     on_finish(step)
     return None
 
 
 def _record_failure(study: Study, seed: int, arm: str, reason: str | None) -> None:
-    path = _failure_file(study, seed, arm)
+    path = stop_path(study, seed, arm)
     if reason is None:
         path.unlink(missing_ok=True)
     else:
@@ -154,12 +153,8 @@ def _record_failure(study: Study, seed: int, arm: str, reason: str | None) -> No
 
 def failures(study: Study) -> list[str]:
     """Return the arms that stopped before their last round, with the reason."""
-    paths = [_failure_file(study, seed, arm) for seed in study.plan.seeds for arm in (*study.plan.arms, FULL_LABELS)]
+    paths = [stop_path(study, seed, arm) for seed in study.plan.seeds for arm in (*study.plan.arms, FULL_LABELS)]
     return [f"{files.read_json(path)['reason']}." for path in paths if path.is_file()]
-
-
-def _failure_file(study: Study, seed: int, arm: str) -> Path:
-    return study.measurements_path(seed, arm, 0).with_name("stopped.json")
 
 
 def remaining_runs(study: Study, seeds: Sequence[int]) -> int:
@@ -167,5 +162,7 @@ def remaining_runs(study: Study, seeds: Sequence[int]) -> int:
     return sum(
         study.plan.rounds - (last_published_round(workspace) if workspace.labels.is_dir() else -1)
         for seed in seeds
-        for workspace in (study.workspace(seed, arm) for arm in study.plan.arms)
+        for arm in study.plan.arms
+        if not is_complete(study, seed, arm)
+        for workspace in [study.workspace(seed, arm)]
     )

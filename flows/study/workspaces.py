@@ -43,6 +43,9 @@ class Study:
     data: Path
     """Folder that the source's paths are relative to."""
     out: Path
+    """Campaigns, the shared cache and results: can be made again from the data and the parts."""
+    parts: Path
+    """Folder of the parts, small files to be committed (``flows.study.parts``)."""
 
     def workspace(self, seed: int, name: str) -> Workspace:
         """Return the workspace of an arm, of ``base`` or of ``full``."""
@@ -51,14 +54,6 @@ class Study:
     def base_workspace(self, seed: int) -> Workspace:
         """Return the workspace that all arms of a seed start from; no round is run in it."""
         return self.workspace(seed, "base")
-
-    def measurements_path(self, seed: int, arm: str, round_number: int) -> Path:
-        """Return the path of a round's metrics from the oracle."""
-        return self.out / "measured" / f"seed-{seed}-{arm}" / f"round-{round_number:04d}.json"
-
-    def full_labels_result_path(self, seed: int) -> Path:
-        """Return the path of the metrics of the training on all labels."""
-        return self.out / "measured" / f"seed-{seed}-{FULL_LABELS}.json"
 
     @property
     def cache_lock(self) -> Path:

@@ -13,10 +13,12 @@ from tasks.params.template import render_params
 from tasks.runtime.errors import UserError
 
 RANDOM, EQUAL = "random", "equal"
-_REQUIRED_ARMS: dict[str, list[str]] = {RANDOM: ["select.strategy=random"], EQUAL: ["dwa.mode=equal"]}
-"""docs/method.md#claims: a gain is claimed only against these, in the same study."""
+_REQUIRED_ARMS: dict[str, list[str]] = {
+    RANDOM: ["select.strategy=random", "dwa.class_weight_max=1.0"],
+    EQUAL: ["dwa.mode=equal", "dwa.class_weight_max=1.0"],
+}
+"""docs/method.md#claims: a gain is claimed only against these, in the same study; with class weights of 1."""
 _PLACEHOLDER_CLASSES = ("object",)
-MIN_SEEDS = 3
 
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$")]
 Settings = list[str]
@@ -52,6 +54,11 @@ class StudyConfig(Section):
     """Each draws its own seed labels, calibration and, if need be, validation images, the same for all arms."""
     rounds: NonNegativeInt
     """Label batches asked for after the seed labels; 0: arms differ only in how they learn from those."""
+    model: Literal["best", "teacher", "student"] = "best"
+    """Whose mAP on the validation set a round counts: the better of teacher and student, or always the same one."""
+    trainings_per_point: PositiveInt = 1
+    """Trainings of a round on the same labels, with seeds of their own; their mean mAP counts. Only the first selects
+    images, so that more of them make a point surer and change nothing else."""
     seed_labels: PositiveInt
     calibration_images: NonNegativeInt
     settings: Settings = Field(default_factory=list)

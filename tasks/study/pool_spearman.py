@@ -30,15 +30,15 @@ def pool_spearman(
         uncertainty: schemas.UNCERTAINTY of the pool.
 
     Returns:
-        ``pool_images``; correlation of the uncertainty that was used (``uncertainty``), of equal weights (``equal``)
-        and of each metric alone; None where one side is constant or fewer than 3 images are left.
+        ``pool_images``; correlation of the uncertainty that was used (``chosen``), of equal weights (``equal``) and of
+        each metric alone; None where one side is constant or fewer than 3 images are left.
     """
     samples = calibration_samples(oracle, detections, scores, params.classes, params.dwa.focal_gamma)
     table = files.read_table(uncertainty, schemas.UNCERTAINTY)
     used = dict(zip(table["image_id"].to_pylist(), table["uncertainty"].to_pylist(), strict=True))
     metrics_PM = np.array([pair.metrics for pair in samples], dtype=np.float64).reshape(-1, len(schemas.METRICS))
     candidates: dict[str, Floats] = {
-        "uncertainty": np.array([used[pair.image_id] for pair in samples], dtype=np.float64),
+        "chosen": np.array([used[pair.image_id] for pair in samples], dtype=np.float64),
         "equal": metrics_PM.mean(axis=1),
         **{name: metrics_PM[:, index] for index, name in enumerate(schemas.METRICS)},
     }

@@ -1,44 +1,53 @@
 """A study in words and tables: ``table.md`` and ``README.md``, every sentence made from its numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from tasks.runtime.formatting import count
-from tasks.study.plan import MIN_SEEDS
+from tasks.study.pool_ranking import RuleRanking, best_single_metric, compare_rules, rank_rules, standard_error
 from tasks.study.results import (
+    COST_COLUMNS,
     TARGETS,
     StudyResults,
+    adjusted_p_values,
     area,
     compared_pairs,
     comparisons,
+    cost_needed,
     final_map,
-    labels_needed,
     mean_by_round,
+    primary_comparison,
 )
-from tasks.study.statistics import Comparison, Interval
+from tasks.study.statistics import MIN_SEEDS, Comparison, Interval
 
 _MISSING = "–"
-_POOL_COLUMNS = (
-    ("uncertainty", "U as used"),
-    ("equal", "equal weights"),
-    ("confidence", "confidence"),
-    ("entropy", "entropy"),
-)
+_MODEL_TEXT = {
+    "best": "the better of teacher and student",
+    "teacher": "the teacher",
+    "student": "the student",
+}
 
 
 def comparison_tables(results: StudyResults) -> str:
-    """``table.md``: teacher mAP by labels, area and last mAP of each arm, then all comparisons."""
+    """``table.md``: mAP by round and cost, area and last mAP of each arm, then all comparisons."""
     return "\n\n".join([_arms_table(results), _comparison_table(results)]) + "\n"
 
 
-def readme(results: StudyResults) -> str:
-    """``README.md``: what the study shows and what it does not."""
+def readme(results: StudyResults, pool_ranking: Sequence[Mapping[str, Any]] = ()) -> str:
+    """``README.md``: what the study shows and what it does not.
+
+    Args:
+        results: of the study.
+        pool_ranking: rows of schema POOL_RANKING.
+    """
     config = results.config
     parts = [
         f"# Study {config.name}",
-        "Written by `gleaner study` from `results.parquet`; do not edit.",
+        "Written by `gleaner study` from the files in `parts/`; do not edit.",
         _setup_text(results),
-        "![teacher mAP against labels](plot.svg)",
+        "![mAP against minutes, boxes and images](plot.svg)",
         _arms_table(results),
         "## What may be claimed",
         _caveats(results),
@@ -46,8 +55,9 @@ def readme(results: StudyResults) -> str:
         _comparison_table(results),
     ]
     if results.full_map:
-        parts += ["## Labels needed", _labels_table(results)]
+        parts += ["## Minutes needed", _needed_table(results)]
     parts += ["## Does the score find the mistakes?", _correlation_text(results), _correlation_table(results)]
+    parts += [_pool_ranking_text(results, pool_ranking)]
     parts += ["## Arms", _settings_table(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -57,7 +67,9 @@ def _setup_text(results: StudyResults) -> str:
     rounds = count(config.rounds, "round") if config.rounds else "no round"
     lines = [
         f"{len(config.arms)} arms, {count(len(config.seeds), 'paired seed')}, {rounds} after the seed labels. "
-        "With one seed all arms share seed labels, calibration and validation images."
+        "With one seed all arms share seed labels, calibration and validation images. "
+        f"mAP is that of {_MODEL_TEXT[config.model]} on the validation images"
+        f"{_trainings_text(config.trainings_per_point)}."
     ]
     if config.added:
         lines.append(f"Added, because no study may leave them out: {', '.join(config.added)}.")
@@ -67,21 +79,43 @@ def _setup_text(results: StudyResults) -> str:
     if incomplete:
         lines.append(f"**Not finished**: seeds complete are, of {len(config.seeds)}: {', '.join(incomplete)}.")
     lines += [f"**Stopped**: {sentence}" for sentence in results.failures]
+    lines += _code_text(results)
     return " ".join(lines)
+
+
+def _trainings_text(trainings: int) -> str:
+    return "" if trainings == 1 else f", the mean of {trainings} trainings on the same labels"
+
+
+def _code_text(results: StudyResults) -> list[str]:
+    """Say which seeds were run by which code, where it changed between the pieces of a study."""
+    seeds: dict[str, set[int]] = defaultdict(set)
+    for arm in results.arms.values():
+        for row in arm.rows:
+            seeds[row["code_sha256"]].add(row["seed"])
+    if len(seeds) < 2:
+        return []
+    versions = "; ".join(f"{code[:8]}: {', '.join(map(str, sorted(found)))}" for code, found in sorted(seeds.items()))
+    mixed = {seed for found in seeds.values() for seed in found if sum(seed in other for other in seeds.values()) > 1}
+    text = f"The stages changed while the study ran; seeds by digest of their code: {versions}."
+    if mixed:
+        text += f" **Arms of seeds {', '.join(map(str, sorted(mixed)))} were run by different code.**"
+    return [text]
 
 
 def _caveats(results: StudyResults) -> str:
     seeds = len(results.config.seeds)
     if seeds == 1:
         return "**One seed has no interval: nothing can be claimed from this study.**"
-    chance = 2 ** (seeds - 1)
-    has_image_bootstrap = all(curve.resampled_values for arm in results.arms.values() for curve in arm.curves.values())
-    images = ", and of the validation images within each" if has_image_bootstrap else ""
+    curves = [curve for arm in results.arms.values() for curve in arm.curves.values()]
+    has_draws = all(curve.resampled_values for curve in curves)
+    images = ", and of the validation images, which all seeds share," if has_draws else ""
     lines = [
-        "Differences are paired by seed, in percentage points of mAP, with a 95 % interval from 10,000 bootstrap "
-        f"resamples of the seeds{images}. With {seeds} seeds an interval over the seeds excludes 0 by chance alone at "
-        f"least once in {chance} comparisons (whenever all seeds fall on one side), so a Student t interval stands "
-        "beside it. No correction is made for the number of comparisons."
+        "Arms are compared at equal minutes of annotation, on the line between rounds, over the minutes that both of a "
+        "pair have spent; boxes and images stand beside that. Differences are paired by seed, in percentage points of "
+        f"mAP, with a 95 % interval from 10,000 bootstrap resamples of the seeds{images} and Student's t interval. A "
+        "claim rests on the mean over equal minutes alone: both intervals exclude 0, and so does the t test after "
+        f"Holm's correction for {count(len(compared_pairs(results)), 'comparison')}."
     ]
     if seeds < MIN_SEEDS:
         lines.insert(0, f"**Seeds are {seeds}, fewer than the {MIN_SEEDS} a claim needs.**")
@@ -89,67 +123,97 @@ def _caveats(results: StudyResults) -> str:
 
 
 def _claims(results: StudyResults) -> Iterable[str]:
-    for arm, baseline in compared_pairs(results):
-        pair = comparisons(results, arm, baseline)
-        if pair is None:
+    adjusted = adjusted_p_values(results)
+    for (arm, baseline), p in adjusted.items():
+        primary = primary_comparison(results, arm, baseline)
+        if primary is None:
             yield f"`{arm}` and `{baseline}` have no seed in common yet."
             continue
-        over, last = pair
+        verdict = primary.corrected_verdict(p, len(adjusted))
         if not results.config.rounds:
-            yield f"`{arm}` against `{baseline}`: {_comparison_text(last, arm, baseline)}."
+            yield f"`{arm}` against `{baseline}`: {_comparison_text(primary, verdict, p)}."
             continue
+        at_the_end = "; ".join(
+            f"{_short_text(found[1])} at equal {cost}"
+            for cost in COST_COLUMNS
+            if (found := comparisons(results, arm, baseline, cost)) is not None
+        )
         yield (
-            f"`{arm}` against `{baseline}`: over all rounds {_comparison_text(over, arm, baseline)}; "
-            f"at the end {_comparison_text(last, arm, baseline)}."
+            f"`{arm}` against `{baseline}`, over equal minutes: {_comparison_text(primary, verdict, p)}; "
+            f"at the end {at_the_end}."
         )
 
 
-def _comparison_text(comparison: Comparison, arm: str, baseline: str) -> str:
-    if len(set(comparison.differences)) == 1 and comparison.mean == 0:
+def _comparison_text(comparison: Comparison, verdict: str, adjusted_p: float | None) -> str:
+    if _is_identical(comparison):
         return "identical"
-    estimate = f"{comparison.mean:+.2f}, {_format_interval(comparison.interval)}"
-    if comparison.verdict.startswith("not"):
-        return f"{comparison.verdict} ({estimate})"
-    return f"**{comparison.verdict}** ({estimate}; t {_format_interval(comparison.t_interval)})"
+    if comparison.interval is None:
+        return f"{verdict} ({comparison.mean:+.2f})"
+    estimate = (
+        f"{comparison.mean:+.2f}, {_format_interval(comparison.interval)}, "
+        f"t {_format_interval(comparison.t_interval)}, adjusted p {_format_number(adjusted_p, 3)}"
+    )
+    return f"**{verdict}** ({estimate})" if verdict in ("above", "below") else f"{verdict} ({estimate})"
+
+
+def _short_text(comparison: Comparison) -> str:
+    if _is_identical(comparison):
+        return "identical"
+    return f"{comparison.mean:+.2f} t {_format_interval(comparison.t_interval)}"
+
+
+def _is_identical(comparison: Comparison) -> bool:
+    return len(set(comparison.differences)) == 1 and comparison.mean == 0
 
 
 def _arms_table(results: StudyResults) -> str:
     rounds = range(results.config.rounds + 1)
-    head = ["arm", "seeds", *(f"round {number}" for number in rounds), "mean over labels", "last"]
+    head = ["arm", "seeds", *(f"round {number}" for number in rounds), "mean over minutes", "last"]
     rows = []
     for name, arm in results.arms.items():
-        maps = mean_by_round(arm, "teacher_map")
-        labels = mean_by_round(arm, "num_labeled")
+        maps, minutes, boxes, images = (
+            mean_by_round(arm, column) for column in ("map", "minutes", "boxes", "num_labeled")
+        )
         cells = [
-            f"{_format_number(maps[n], 1)} ({labels[n]:.0f})" if n < len(maps) and labels[n] is not None else _MISSING
+            f"{_format_number(maps[n], 1)} ({minutes[n]:.0f}, {boxes[n]:.0f}, {images[n]:.0f})"
+            if n < len(maps) and minutes[n] is not None
+            else _MISSING
             for n in rounds
         ]
         rows.append(
             [name, str(len(arm.curves)), *cells, _format_number(area(arm), 2), _format_number(final_map(arm), 2)]
         )
-    return _markdown_table(head, rows) + "\n\nTeacher mAP in percent, mean over seeds; images labeled in brackets."
+    note = "mAP in percent, mean over seeds; in brackets minutes of annotation after the seed labels, boxes and images."
+    return f"{_markdown_table(head, rows)}\n\n{note}"
 
 
 def _comparison_table(results: StudyResults) -> str:
-    head = ["arm", "minus", "measure", "difference", "bootstrap 95 %", "t 95 %", "verdict"]
-    skipped = 0 if results.config.rounds else 1  # a single round is its own mean
+    head = ["arm", "minus", "measure", "difference", "bootstrap 95 %", "t 95 %", "p", "adjusted p", "verdict"]
+    adjusted = adjusted_p_values(results)
     rows = []
-    for arm, baseline in compared_pairs(results):
-        measured = zip(("mean over labels", "last"), comparisons(results, arm, baseline) or (), strict=False)
-        for measure, found in list(measured)[skipped:]:
-            intervals = [_format_interval(found.interval), _format_interval(found.t_interval)]
-            rows.append([arm, baseline, measure, f"{found.mean:+.2f}", *intervals, found.verdict])
+    for (arm, baseline), p in adjusted.items():
+        for cost in COST_COLUMNS:
+            found = comparisons(results, arm, baseline, cost) or ()
+            measured = list(zip((f"mean over equal {cost}", f"last at equal {cost}"), found, strict=False))
+            if not results.config.rounds:  # a single round is its own mean, and its cost is the same for all
+                measured = [("last", found[1])] if found and cost == next(iter(COST_COLUMNS)) else []
+            for measure, comparison in measured:
+                is_primary = measure in ("mean over equal minutes", "last")
+                verdict = comparison.corrected_verdict(p, len(adjusted)) if is_primary else "beside it"
+                intervals = [_format_interval(comparison.interval), _format_interval(comparison.t_interval)]
+                p_values = [_format_number(comparison.p_value, 3), _format_number(p, 3) if is_primary else _MISSING]
+                rows.append([arm, baseline, measure, f"{comparison.mean:+.2f}", *intervals, *p_values, verdict])
     return _markdown_table(head, rows) if rows else ""
 
 
-def _labels_table(results: StudyResults) -> str:
+def _needed_table(results: StudyResults) -> str:
     reached = ", ".join(f"seed {seed}: {value:.1f}" for seed, value in results.full_map.items())
     head = ["arm", *(f"{share:.0%} of full" for share in TARGETS)]
     rows = []
     for name in results.arms:
         cells = []
         for share in TARGETS:
-            needed = list(labels_needed(results, name, share).values())
+            needed = list(cost_needed(results, name, share).values())
             known = [value for value in needed if value is not None]
             if known and len(known) == len(needed):
                 cells.append(f"{median(known):.0f} (median)")
@@ -157,7 +221,7 @@ def _labels_table(results: StudyResults) -> str:
                 cells.append(f"reached in {len(known)} of {count(len(needed), 'seed')}")
         rows.append([name, *cells])
     table = _markdown_table(head, rows)
-    return f"Teacher mAP with all labels: {reached}. Labels until an arm's curve gets there:\n\n{table}"
+    return f"mAP with all labels: {reached}. Minutes until an arm's curve gets there:\n\n{table}"
 
 
 def _correlation_text(results: StudyResults) -> str:
@@ -179,18 +243,52 @@ def _correlation_text(results: StudyResults) -> str:
 
 
 def _correlation_table(results: StudyResults) -> str:
-    head = ["arm", "round", "held-out: DWA", "held-out: equal", *(f"pool: {title}" for _, title in _POOL_COLUMNS)]
-    columns = ["spearman_dwa", "spearman_equal", *(f"pool_spearman_{key}" for key, _ in _POOL_COLUMNS)]
+    head = ["arm", "round", "held-out: DWA", "held-out: equal"]
     rows = []
     for name, arm in results.arms.items():
-        series = [mean_by_round(arm, column) for column in columns]
+        series = [mean_by_round(arm, column) for column in ("spearman_dwa", "spearman_equal")]
         for number, values in enumerate(zip(*series, strict=True)):
             rows.append([name, str(number), *(_format_number(value, 2) for value in values)])
-    note = (
-        "Spearman correlation with the realized loss, mean over seeds: held-out pairs as the campaign knows them, "
-        "and the whole unlabeled pool as only the oracle knows it."
-    )
+    note = "Spearman correlation with the realized loss on held-out pairs, as the campaign knows it; mean over seeds."
     return f"{_markdown_table(head, rows)}\n\n{note}" if rows else ""
+
+
+def _pool_ranking_text(results: StudyResults, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Tables of the whole pool, which only the oracle knows, one per arm."""
+    parts = ["### Over the whole pool"]
+    for name in results.arms:
+        rankings = rank_rules(row for row in rows if row["arm"] == name)
+        if not rankings:
+            continue
+        rounds = sorted({number for ranking in rankings for number in ranking.by_round})
+        head = ["rule", *(f"round {number}" for number in rounds), "mean"]
+        table = [
+            [
+                ranking.rule,
+                *(_format_number(ranking.by_round.get(number), 3) for number in rounds),
+                f"{ranking.mean:.3f}",
+            ]
+            for ranking in rankings
+        ]
+        parts += [f"Arm `{name}`:", _markdown_table(head, table), *_learned_text(rankings)]
+    if len(parts) == 1:
+        return ""
+    note = (
+        "Spearman correlation with the realized loss over the whole unlabeled pool, as only the oracle knows it; mean "
+        "over seeds."
+    )
+    return "\n\n".join([*parts, note])
+
+
+def _learned_text(rankings: Sequence[RuleRanking]) -> Iterable[str]:
+    best = best_single_metric(rankings)
+    for rule in ("learned", "chosen"):
+        found = compare_rules(rankings, rule, best) if best is not None else None
+        if found is None:
+            continue
+        error = standard_error(found)
+        spread = "one seed has no standard error" if error is None else f"standard error {error:.3f} over seeds"
+        yield f"`{rule}` minus the best single metric, `{best}`: {found.mean:+.3f}, {spread}."
 
 
 def _settings_table(results: StudyResults) -> str:

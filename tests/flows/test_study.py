@@ -1,6 +1,7 @@
 """A whole study as a user runs it, killed in the middle, with the heavy stages replaced."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from mlflow import MlflowClient
 import flows.study.runner
 import flows.study.workspaces
 from flows.cli.study import run_in_processes
+from flows.study.parts import full_labels_path, part_path, read_part
+from flows.study.runner import StudyStep, remaining_runs, run_seed, write_results
 from flows.study.workspaces import Study, create_arm_workspace, create_base_workspace
 from flows.workspace import git
 from flows.workspace.rounds import RunResult, last_published_round, skipped_stages, stage_log
@@ -48,6 +51,7 @@ rounds: 1
 seed_labels: 3
 calibration_images: 2
 settings: [budget.amount=3]
+trainings_per_point: 2
 arms:
   supervised: [select.strategy=random, ssl.enabled=false]
 full: [ssl.enabled=false]
@@ -62,7 +66,8 @@ def write_study(folder: Path, text: str = STUDY) -> Path:
 
 
 def load_test_study(path: Path, out: Path) -> Study:
-    return Study(load_study(path, TEMPLATE, own_data_settings=OWN_DATA_OVERRIDES), path.parent, out)
+    plan = load_study(path, TEMPLATE, own_data_settings=OWN_DATA_OVERRIDES)
+    return Study(plan, path.parent, out, path.parent / plan.name / "parts")
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,12 @@ def test_results_have_a_row_per_arm_and_round(completed_study: CompletedStudy) -
     labels = [SEED + CALIBRATION, SEED + CALIBRATION + BUDGET]
     assert [row["num_labeled"] for row in rows] == labels * 3
     assert [row["teacher_map"] for row in rows] == [30.0, 60.0] * 3  # what the replaced evaluate says of 5 and 8 labels
+    assert [row["map"] for row in rows] == [30.0, 60.0] * 3
+    assert [row["trainings"] for row in rows] == [2] * 6
     assert [row["pool_images"] for row in rows] == [8, 5] * 3
+    minutes = {row["arm"]: row["minutes"] for row in rows if row["round"] == 1}
+    assert [row["minutes"] for row in rows if row["round"] == 0] == [0.0] * 3
+    assert 0.1 < minutes["random"] == minutes["supervised"] < 10  # they ask for the same images
     assert all(row["train_seconds"] > 0 for row in rows)
     by_arm = {row["arm"]: row for row in rows if row["round"] == 0}
     assert by_arm["equal"]["train_seconds"] == by_arm["random"]["train_seconds"]
@@ -187,22 +197,68 @@ def test_the_reading_claims_nothing_from_one_seed(completed_study: CompletedStud
     words = (completed_study.study.results / "README.md").read_text()
     assert "One seed has no interval: nothing can be claimed" in words
     assert "Added, because no study may leave them out: random, equal." in words
-    assert "`supervised` against `random`: over all rounds identical" in words
+    assert "`supervised` against `random`, over equal minutes: identical" in words
     assert "Arms added" in completed_study.second.stdout
     assert {path.name for path in completed_study.study.results.iterdir()} == {
-        "results.parquet", "summary.json", "table.md", "README.md", "plot.svg", "plot.png",
+        "results.parquet", "pool_ranking.parquet", "summary.json", "table.md", "README.md", "plot.svg", "plot.png",
     }  # fmt: skip
 
 
 @pytest.mark.e2e
 def test_full_is_trained_on_every_label(completed_study: CompletedStudy) -> None:
-    full = files.read_json(completed_study.study.full_labels_result_path(1))
+    full = files.read_json(full_labels_path(completed_study.study, 1))
     assert full["labels"] == 13
-    assert full["teacher"]["mAP"] == 100.0
+    assert full["trainings"][0]["teacher"]["map"] == 100.0
     summary = files.read_json(completed_study.study.results / "summary.json")
     assert summary["full_map"] == {"1": 100.0}
-    # from 30 mAP at 5 labels to 60 at 8: 90 % of 100 is not reached
-    assert summary["arms"]["random"]["labels_needed"]["0.90"] == {"by_seed": {"1": None}, "median": None}
+    # from 30 mAP to 60: 90 % of 100 is not reached
+    assert summary["arms"]["random"]["minutes_needed"]["0.90"] == {"by_seed": {"1": None}, "median": None}
+
+
+@pytest.mark.e2e
+def test_a_finished_study_needs_its_parts_alone(
+    completed_study: CompletedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a new clone there are no campaigns: nothing is run again, and the results are the same."""
+    plan, parts = completed_study.study.plan, tmp_path / "parts"
+    shutil.copytree(completed_study.study.parts, parts)
+    clone = Study(plan, tmp_path / "no-data", tmp_path / "out", parts)
+    monkeypatch.setattr(flows.study.runner, "log_study", lambda *_: None)
+    run_seed(clone, 1, refuse_step, refuse_step)
+    assert remaining_runs(clone, [1]) == 0
+    write_results(clone)
+    for name in ("README.md", "table.md", "summary.json", "results.parquet", "pool_ranking.parquet"):
+        assert (clone.results / name).read_bytes() == (completed_study.study.results / name).read_bytes()
+    assert not (clone.out / "campaigns").exists()
+    part_path(clone, 1, "equal", 1).unlink()
+    assert remaining_runs(clone, [1]) == plan.rounds + 1
+
+
+def refuse_step(step: StudyStep) -> None:
+    raise AssertionError(f"{step} is run again")
+
+
+@pytest.mark.e2e
+def test_parts_are_small_and_hold_no_label(completed_study: CompletedStudy) -> None:
+    found = sorted(completed_study.study.parts.rglob("round-*.json"))
+    assert len(found) == len(ARMS) * 2
+    assert max(path.stat().st_size for path in found) < 20_000
+    part = read_part(completed_study.study, 1, "random", 1)
+    assert part is not None
+    assert set(part) == {"key", "training_key", "row", "pool_spearman", "trainings"}
+    assert len(part["trainings"]) == 2
+    # two arms that train alike share the second training too
+    trainings = list((completed_study.study.out / "trainings").iterdir())
+    assert len(trainings) == len({files.read_json(path)["training_key"] for path in found})
+
+
+@pytest.mark.e2e
+def test_a_part_of_other_settings_is_refused(completed_study: CompletedStudy, tmp_path: Path) -> None:
+    text = STUDY.replace("budget.amount=3", "budget.amount=4")
+    changed = load_test_study(write_study(tmp_path, text), tmp_path / "out")
+    shutil.copytree(completed_study.study.parts, changed.parts)
+    with pytest.raises(UserError, match="the part is of other settings than the study file now says"):
+        read_part(changed, 1, "random", 0)
 
 
 @pytest.mark.e2e
@@ -250,7 +306,7 @@ def scripted_rounds(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         monkeypatch.setattr(
             flows.study.runner, name, lambda workspace: rounds[workspace.root.name.removeprefix("seed-1-")]
         )
-    monkeypatch.setattr(flows.study.runner, "_measure", lambda *_: None)
+    monkeypatch.setattr(flows.study.runner, "write_part", lambda *_: None)
     return rounds
 
 

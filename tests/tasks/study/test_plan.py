@@ -50,6 +50,13 @@ def test_own_settings_come_after_common_ones_and_the_seed_is_the_pairs(tmp_path:
     assert (other.train.iterations, other.dwa.mode, other.select.strategy) == (50, "learned", "random")
 
 
+def test_arms_that_are_added_train_with_class_weights_of_1(tmp_path: Path) -> None:
+    plan = load_config(tmp_path)
+    for arm, expected in (("random", 1.0), ("equal", 1.0), ("mine", 3.0)):
+        params = validate_params(yaml.safe_load(arm_params(plan, arm, 3, TEMPLATE, ["a", "b"])), "here")
+        assert params.dwa.class_weight_max == expected
+
+
 def test_data_of_ones_own_start_from_inits_settings(tmp_path: Path) -> None:
     source = {"kind": "voc", "images": "i", "annotations": "a"}
     assert load_config(tmp_path, source=source).settings[0] == "model.short_side_px=256"
@@ -70,6 +77,8 @@ def test_data_of_ones_own_start_from_inits_settings(tmp_path: Path) -> None:
         ({"arms": {"a/b": []}}, "a/b"),
         ({"source": {"kind": "coco"}}, "expected images and annotations with kind coco"),
         ({"source": {"kind": "demo", "images": "x"}}, "expected none with kind demo"),
+        ({"model": "worst"}, "model is 'worst', expected"),
+        ({"trainings_per_point": 0}, "trainings_per_point is 0, expected"),
         ({"baselines": ["nobody"]}, "baselines names 'nobody', expected one of the arms"),
         ({"arms": {"mine": ["dwa.mode=best"]}}, "arms.mine: dwa.mode is 'best', expected"),
         ({"arms": {"mine": ["dwa.mod=equal"]}}, "Did you mean dwa.mode?"),

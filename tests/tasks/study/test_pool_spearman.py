@@ -64,7 +64,7 @@ def test_the_correlations_are_spearmans_over_the_pool_alone(tmp_path: Path) -> N
     measured = pool_spearman(PARAMS, **paths)
     assert measured["pool_images"] == IMAGES
     expected = {
-        "uncertainty": [row["uncertainty"] for row in rows],
+        "chosen": [row["uncertainty"] for row in rows],
         "equal": [(row["confidence"] + row["entropy"] + row["overlap"]) / 3 for row in rows],
         **{name: [row[name] for row in rows] for name in ("confidence", "entropy", "overlap")},
     }
@@ -75,7 +75,7 @@ def test_the_correlations_are_spearmans_over_the_pool_alone(tmp_path: Path) -> N
 def test_too_few_images_have_no_correlation(tmp_path: Path) -> None:
     paths, _, _ = write_pool(tmp_path, scored=2)
     measured = pool_spearman(PARAMS, **paths)
-    assert measured == {"pool_images": 2} | dict.fromkeys(("uncertainty", "equal", "confidence", "entropy", "overlap"))
+    assert measured == {"pool_images": 2} | dict.fromkeys(("chosen", "equal", "confidence", "entropy", "overlap"))
 
 
 def test_an_exhausted_pool_is_no_error(tmp_path: Path) -> None:

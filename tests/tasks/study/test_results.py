@@ -7,9 +7,10 @@ import pytest
 from tasks.study.plan import StudyConfig
 from tasks.study.plot import write_plots
 from tasks.study.report import comparison_tables, readme
-from tasks.study.results import POOL_MEASURES, StudyResults, collect_results, summary
+from tasks.study.results import StudyResults, collect_results, comparisons, summary
 
 LABELS = (10, 20, 30)
+MINUTES = (0.0, 10.0, 20.0)
 
 
 def make_config(**changes: Any) -> StudyConfig:
@@ -30,11 +31,14 @@ def result_row(seed: int, arm: str, number: int, teacher_map: float) -> dict[str
         "seed": seed,
         "arm": arm,
         "round": number,
+        "minutes": MINUTES[number],
+        "boxes": 5 * LABELS[number],
         "num_labeled": LABELS[number],
+        "map": teacher_map,
         "teacher_map": teacher_map,
+        "code_sha256": "c0de",
         "spearman_dwa": 0.4 if arm == "better" and number else None,
         "spearman_equal": 0.2,
-        **{f"pool_spearman_{name}": 0.1 for name in POOL_MEASURES},
         "seconds": 5.0,
     }
 
@@ -57,41 +61,101 @@ def test_the_summary_holds_the_written_out_figures() -> None:
     # random, seed 1: 21, 31, 41 at 10, 20, 30 labels: mean 31; mean over seeds 32
     assert found["arms"]["random"]["area"] == pytest.approx(32.0)
     assert found["arms"]["random"]["final_map"] == pytest.approx(42.0)
-    # 90 % of 40 is 36: seed 1 is there at 25 labels, seed 2 at 24, seed 3 at 23
-    assert found["arms"]["random"]["labels_needed"]["0.90"]["median"] == pytest.approx(24.0)
+    # 90 % of 40 is 36: seed 1 is there after 15 minutes, seed 2 after 14, seed 3 after 13
+    assert found["arms"]["random"]["minutes_needed"]["0.90"]["median"] == pytest.approx(14.0)
     pair = next(c for c in found["comparisons"] if (c["arm"], c["reference"]) == ("better", "random"))
-    assert pair["final_map"]["differences"] == pytest.approx((4.1, 4.2, 4.3))
-    assert pair["final_map"]["verdict"] == "above"
-    # trapezoid of 0, d, d over 20 labels is 3/4 d
-    assert pair["area"]["differences"] == pytest.approx((3.075, 3.15, 3.225))
+    for cost in ("minutes", "boxes", "images"):
+        assert pair[f"equal_{cost}"]["final_map"]["differences"] == pytest.approx((4.1, 4.2, 4.3))
+        # trapezoid of 0, d, d over two equal steps is 3/4 d
+        assert pair[f"equal_{cost}"]["area"]["differences"] == pytest.approx((3.075, 3.15, 3.225))
+    assert pair["verdict"] == "above"
+    # three pairs are compared, equal, better and same with random; the smallest p counts three times
+    assert pair["adjusted_p"] == pytest.approx(3 * pair["equal_minutes"]["area"]["p_value"])
+
+
+def test_an_arm_that_costs_more_is_compared_where_the_minutes_are_equal() -> None:
+    """Crowded images: 4 points more in each round, at twice the minutes and boxes. On its own curve that is a loss."""
+    study = make_config()
+    results = synthetic_results(study)
+    crowded = [
+        {**r, "arm": "better", "minutes": 2 * r["minutes"], "boxes": 2 * r["boxes"] - 50, "map": r["map"] + 4}
+        if r["round"]
+        else {**r, "arm": "better"}
+        for r in results.arms["random"].rows
+    ]
+    others = [r for name, arm in results.arms.items() if name != "better" for r in arm.rows]
+    results = collect_results(study, [*others, *crowded], {}, [])
+    area, last = comparisons(results, "better", "random", "minutes") or (None, None)
+    assert area is not None
+    assert last is not None
+    # seed 1: random 21, 31, 41 after 0, 10, 20 minutes; the other 21, 35 after 0, 20: 35 - 41, and 28 - 31
+    assert last.differences == pytest.approx((-6.0,) * 3)
+    assert area.differences == pytest.approx((-3.0,) * 3)
+    at_images = comparisons(results, "better", "random", "images")
+    assert at_images is not None
+    assert at_images[1].differences == pytest.approx((4.0,) * 3)
+    words = readme(results)
+    assert "`better` against `random`, over equal minutes: **below** (-3.00" in words
+    assert "at the end -6.00 t [-6.00, -6.00] at equal minutes" in words
+    assert "+4.00 t [+4.00, +4.00] at equal images" in words
 
 
 def test_the_reading_says_what_is_and_what_is_not_to_be_told_apart() -> None:
     words = readme(synthetic_results(make_config()))
     assert re.search(
-        r"`better` against `random`: over all rounds \*\*above\*\* \(\+3\.15, \[\+3\.0\d, \+3\.2\d\]", words
+        r"`better` against `random`, over equal minutes: \*\*above\*\* \(\+3\.15, \[\+3\.0\d, \+3\.2\d\], t ", words
     )
-    assert "`same` against `random`: over all rounds identical; at the end identical." in words
+    assert "`same` against `random`, over equal minutes: identical; at the end identical at equal minutes" in words
     assert "`same` against `equal`" not in words  # `equal` is `random` once more
-    assert "once in 4 comparisons" in words
+    assert "Holm's correction for 3 comparisons" in words
     assert "`better`: on held-out pairs from round 2 on" in words
     assert "is 0.40, above equal weights' 0.20 (mean of 3 rounds)" in words
-    assert "Labels needed" not in words
+    assert "Minutes needed" not in words
     assert "`random` against" not in words
     assert words.count("`equal` against") == 1
     words = readme(synthetic_results(make_config(baselines=["better"])))
-    assert "`same` against `better`: over all rounds **below**" in words
+    assert "`same` against `better`, over equal minutes: **below**" in words
     assert words.count("against `equal`") == 0
+
+
+def test_one_of_many_comparisons_has_to_be_surer() -> None:
+    """p near 0.03 alone is not enough among five."""
+    names = ["lucky", "a", "b", "c"]
+    study = make_config(arms={"random": [], "equal": [], **{name: [] for name in names}})
+    noise = {"lucky": (1.0, 2.0, 1.7), "a": (3.0, -2.0, 0.5), "b": (-1.0, 2.0, 0.0), "c": (0.5, -0.5, 0.1)}
+    rows = [
+        result_row(seed, arm, number, 20.0 + 10 * number + (noise.get(arm, (0, 0, 0))[seed - 1] if number else 0))
+        for seed in study.seeds
+        for arm in study.arms
+        for number in range(3)
+    ]
+    results = collect_results(study, rows, {}, [])
+    lucky = next(c for c in summary(results)["comparisons"] if c["arm"] == "lucky")
+    assert lucky["equal_minutes"]["area"]["p_value"] < 0.05 < lucky["adjusted_p"]
+    assert lucky["verdict"] == "not distinguishable: above alone, but not as one of 5 comparisons"
+
+
+def test_pieces_of_different_code_are_named() -> None:
+    results = synthetic_results(make_config())
+    rows = [
+        {**r, "code_sha256": "0ther" if r["seed"] == 3 or (r["seed"], r["arm"]) == (2, "better") else "c0de"}
+        for arm in results.arms.values()
+        for r in arm.rows
+    ]
+    words = readme(collect_results(make_config(), rows, {}, []))
+    assert "seeds by digest of their code: 0ther: 2, 3; c0de: 1, 2." in words
+    assert "**Arms of seeds 2 were run by different code.**" in words
+    assert "digest of their code" not in readme(results)
 
 
 def test_an_interval_with_zero_in_it_is_not_distinguishable() -> None:
     study = make_config()
     results = synthetic_results(study)
-    shaken = [{**r, "teacher_map": r["teacher_map"] + (3 - 2 * r["seed"])} for r in results.arms["same"].rows]
+    shaken = [{**r, "map": r["map"] + (3 - 2 * r["seed"])} for r in results.arms["same"].rows]
     others = [r for name, arm in results.arms.items() if name != "same" for r in arm.rows]
     words = readme(collect_results(study, [*others, *shaken], {}, []))
     assert re.search(
-        r"`same` against `random`: over all rounds not distinguishable \(-1\.00, \[-3\.00, \+1\.00\]\)", words
+        r"`same` against `random`, over equal minutes: not distinguishable \(-1\.00, \[-3\.00, \+1\.00\], t ", words
     )
 
 
@@ -104,13 +168,17 @@ def test_without_rounds_arms_differ_in_how_they_learn() -> None:
     ]
     words = readme(collect_results(study, rows, {}, []))
     assert "3 paired seeds, no round after the seed labels." in words
-    assert "- `better` against `random`: **above** (+2.00, [+2.00, +2.00]; t [+2.00, +2.00])." in words
+    assert (
+        "- `better` against `random`: **above** (+2.00, [+2.00, +2.00], t [+2.00, +2.00], adjusted p 0.000)." in words
+    )
     assert "| better | random | last | +2.00 |" in words
-    assert "| better | random | mean over labels" not in words
+    assert "| better | random | mean over" not in words
 
 
 def test_few_seeds_are_said_to_be_few() -> None:
-    assert "Seeds are 2, fewer than the 3 a claim needs" in readme(synthetic_results(make_config(seeds=[1, 2])))
+    words = readme(synthetic_results(make_config(seeds=[1, 2])))
+    assert "Seeds are 2, fewer than the 3 a claim needs" in words
+    assert "`better` against `random`, over equal minutes: no claim from 2 seeds (+3.11" in words
     assert "One seed has no interval" in readme(synthetic_results(make_config(seeds=[1])))
 
 
@@ -126,7 +194,7 @@ def test_unfinished_seeds_take_no_part_and_are_named() -> None:
     assert "**Stopped**: better, seed 3, round 2: loss ratio is 30." in words
 
 
-def test_labels_needed_are_counted_only_where_they_were_reached() -> None:
+def test_minutes_needed_are_counted_only_where_they_were_reached() -> None:
     words = readme(synthetic_results(make_config(), full={1: 40.0, 2: 40.0, 3: 60.0}))
     assert "| random | reached in 2 of 3 seeds | reached in 2 of 3 seeds |" in words
 

@@ -13,8 +13,10 @@ from tasks.study.statistics import (
     compare,
     compare_area,
     compare_final,
-    labels_to_reach,
+    cost_to_reach,
+    holm,
     mean_value,
+    p_value,
     paired_bootstrap,
     t_interval,
 )
@@ -33,20 +35,20 @@ def curves(draw: st.DrawFn) -> Curve:
 def reference_mean(curve: Curve) -> float:
     """The trapezoid rule, term by term."""
     total = 0.0
-    for index in range(1, len(curve.labels)):
-        width = curve.labels[index] - curve.labels[index - 1]
+    for index in range(1, len(curve.cost)):
+        width = curve.cost[index] - curve.cost[index - 1]
         total += width * (curve.values[index] + curve.values[index - 1]) / 2
-    return total / (curve.labels[-1] - curve.labels[0])
+    return total / (curve.cost[-1] - curve.cost[0])
 
 
 @given(curves())
 def test_the_mean_height_is_the_trapezoid_rule_over_the_range(curve: Curve) -> None:
-    assert mean_value(curve, curve.labels[0], curve.labels[-1]) == pytest.approx(reference_mean(curve))
+    assert mean_value(curve, curve.cost[0], curve.cost[-1]) == pytest.approx(reference_mean(curve))
 
 
 @given(curves(), st.floats(0.01, 0.99))
 def test_areas_of_two_parts_add_up(curve: Curve, share: float) -> None:
-    low, high = curve.labels[0], curve.labels[-1]
+    low, high = curve.cost[0], curve.cost[-1]
     middle = low + share * (high - low)
     parts = (middle - low) * mean_value(curve, low, middle) + (high - middle) * mean_value(curve, middle, high)
     assert parts == pytest.approx((high - low) * mean_value(curve, low, high))
@@ -116,7 +118,7 @@ def test_curves_are_compared_draw_by_draw() -> None:
     theirs = [Curve((10, 20), (30.0, 40.0), tuple((30.0 + d, 40.0 + 2 * d) for d in range(-3, 4))) for _ in range(3)]
     ours = [
         Curve(
-            curve.labels,
+            curve.cost,
             tuple(v + 2 for v in curve.values),
             tuple(tuple(v + 2 for v in d) for d in curve.resampled_values),
         )
@@ -141,7 +143,7 @@ def test_the_t_interval_is_the_one_sample_t_test_turned_round(values: list[float
 def test_one_seed_has_no_interval_and_claims_nothing() -> None:
     single = compare([5.0], seed=0)
     assert (single.interval, single.t_interval) == (None, None)
-    assert single.verdict == "not distinguishable: one seed has no interval"
+    assert single.verdict == "no claim: one seed has no interval"
 
 
 @pytest.mark.parametrize(
@@ -149,9 +151,10 @@ def test_one_seed_has_no_interval_and_claims_nothing() -> None:
     [
         ([1.0, -1.0, 0.5], "not distinguishable"),
         ([0.0, 0.0, 0.0], "not distinguishable"),
-        ([1.0, 4.0, 9.0], "above, but the t interval includes 0"),
+        ([1.0, 4.0, 9.0], "not distinguishable: above by the bootstrap over seeds, but the t interval includes 0"),
         ([2.0, 2.1, 1.9], "above"),
         ([-2.0, -2.1, -1.9], "below"),
+        ([2.0, 2.1], "no claim from 2 seeds"),
     ],
 )
 def test_the_verdict_in_words(values: list[float], verdict: str) -> None:
@@ -167,20 +170,56 @@ def test_three_seeds_of_one_sign_exclude_zero_as_the_reading_warns(count: int, d
 
 
 @given(curves(), maps)
-def test_labels_to_reach_is_the_first_crossing(curve: Curve, target: float) -> None:
-    needed = labels_to_reach(curve, target)
+def test_the_cost_to_reach_is_the_first_crossing(curve: Curve, target: float) -> None:
+    needed = cost_to_reach(curve, target)
     if needed is None:
         assert max(curve.values) < target
         return
-    assert curve.labels[0] <= needed <= curve.labels[-1]
-    assert np.interp(needed, curve.labels, curve.values) >= target - 1e-6
-    before = [value for x, value in zip(curve.labels, curve.values, strict=True) if x < needed - 1e-9]
+    assert curve.cost[0] <= needed <= curve.cost[-1]
+    assert np.interp(needed, curve.cost, curve.values) >= target - 1e-6
+    before = [value for x, value in zip(curve.cost, curve.values, strict=True) if x < needed - 1e-9]
     assert all(value < target for value in before)
 
 
-def test_labels_to_reach_written_out() -> None:
+def test_the_cost_to_reach_written_out() -> None:
     curve = Curve((10, 20, 30, 40), (10.0, 30.0, 20.0, 50.0))
-    assert labels_to_reach(curve, 5) == 10
-    assert labels_to_reach(curve, 20) == 15
-    assert labels_to_reach(curve, 35) == 35
-    assert labels_to_reach(curve, 51) is None
+    assert cost_to_reach(curve, 5) == 10
+    assert cost_to_reach(curve, 20) == 15
+    assert cost_to_reach(curve, 35) == 35
+    assert cost_to_reach(curve, 51) is None
+
+
+@given(differences)
+def test_the_p_value_and_the_t_interval_say_the_same(values: list[float]) -> None:
+    if np.ptp(values) < 1e-6:
+        return
+    interval, p = t_interval(values), p_value(values)
+    assert interval is not None
+    assert p is not None
+    if abs(p - 0.05) > 1e-6:
+        assert interval.excludes_zero == (p < 0.05)
+
+
+def test_differences_without_spread_have_a_p_value_at_the_end_of_the_range() -> None:
+    assert (p_value([2.0, 2.0]), p_value([0.0, 0.0, 0.0]), p_value([1.0])) == (0.0, 1.0, None)
+
+
+def test_holms_correction_written_out() -> None:
+    # sorted 0.01, 0.02, 0.03, 0.2 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.2; the third may not be below the second
+    assert holm([0.03, 0.01, None, 0.2, 0.02]) == [pytest.approx(v) if v else None for v in (0.06, 0.04, 0, 0.2, 0.06)]
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_lies_between_no_correction_and_bonferroni(values: list[float]) -> None:
+    for value, adjusted in zip(values, holm(values), strict=True):
+        assert adjusted is not None
+        assert value <= adjusted <= min(1.0, len(values) * value) + 1e-12
+
+
+def test_one_of_many_comparisons_has_to_be_surer() -> None:
+    found = compare([2.0, 2.1, 1.9], seed=0)
+    assert found.corrected_verdict(0.04, 6) == "above"
+    assert found.corrected_verdict(0.06, 6) == "not distinguishable: above alone, but not as one of 6 comparisons"
+    assert compare([1.0, -1.0, 0.5], seed=0).corrected_verdict(0.9, 6) == "not distinguishable"

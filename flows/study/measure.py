@@ -1,0 +1,122 @@
+"""Measure a finished round while ``derived/`` is still that of the round, and write its part."""
+
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.runtime.subprocess import run_streaming
+from flows.study.parts import part_key, part_path
+from flows.study.workspaces import Study
+from flows.workspace.dvc import dvc_env
+from flows.workspace.rounds import read_ledger, skipped_stages, stage_seconds
+from tasks.data.paths import Workspace
+from tasks.params import load_params
+from tasks.runtime.errors import UserError
+from tasks.storage import files
+from tasks.study.training_result import measure_training
+
+_SEED_STEP = 1_000_003
+"""Between the seeds of two trainings on the same labels; no study has seeds so far apart."""
+
+
+def write_part(study: Study, seed: int, arm: str, workspace: Workspace, round_number: int) -> None:
+    """Write the part of a round, once; ``derived/`` of the workspace has to be that of the round."""
+    path = part_path(study, seed, arm, round_number)
+    if path.is_file():
+        return
+    ledger = read_ledger(workspace, round_number)
+    classes = load_params(workspace.params).classes
+    trainings = [measure_training(workspace, classes)]
+    for repeat in range(1, study.plan.trainings_per_point):
+        trainings.append(_repeated_training(study, workspace, ledger, classes, repeat))
+    run_command(workspace.root, [sys.executable, "-W", "ignore", "-m", "tasks.study.pool_spearman"])
+    pool = files.read_json(workspace.scratch("study") / "pool.json")
+    files.write_json(
+        path,
+        {
+            "key": part_key(study, seed, arm),
+            "training_key": _training_key(ledger),
+            "row": _row(seed, arm, workspace, ledger) | {"pool_images": pool.pop("pool_images")},
+            "pool_spearman": pool,
+            "trainings": trainings,
+        },
+    )
+
+
+def _row(seed: int, arm: str, workspace: Workspace, ledger: Mapping[str, Any]) -> dict[str, Any]:
+    number, metrics = ledger["round"], ledger["metrics"]
+    skipped, seconds = skipped_stages(workspace, number), stage_seconds(workspace, number)
+    return {
+        "seed": seed,
+        "arm": arm,
+        "round": number,
+        "minutes": metrics["minutes_spent"] or 0.0,  # None before the first batch: seed labels have no times
+        "num_labeled": metrics["labels"],
+        "boxes": metrics["boxes"],
+        **{
+            f"{model}_{name.lower()}": metrics[model][name]
+            for model in ("teacher", "student")
+            for name in ("mAP", "AP50")
+        },
+        **{name: metrics[name] for name in ("acquisition_weights", "spearman_dwa", "spearman_equal")},
+        "seconds": round(sum(seconds.values()), 3),
+        "train_seconds": None if "train" in skipped else seconds["train"],
+        "cached_stages": len(skipped),
+        "code_sha256": files.sha256_json(ledger["code"]),
+    }
+
+
+def _training_key(ledger: Mapping[str, Any]) -> str:
+    """Return the key of a training: its inputs and parameters, as in DVC's run cache."""
+    stage = ledger["stages"]["train"]
+    return files.sha256_json([stage["deps"], stage["params_sha256"]])
+
+
+def _repeated_training(
+    study: Study, workspace: Workspace, ledger: Mapping[str, Any], classes: list[str], repeat: int
+) -> dict[str, Any]:
+    """Train and evaluate once more on the same labels with another seed; arms that train alike share the result."""
+    result = study.out / "trainings" / f"{_training_key(ledger)}-{repeat}.json"
+    if not result.is_file():
+        copy = Workspace(study.out / "trainings" / f"{_training_key(ledger)}-{repeat}")
+        _link_training_inputs(workspace, copy, repeat)
+        stages = yaml.safe_load(workspace.dvc_yaml.read_text("utf-8"))["stages"]
+        for stage in ("train", "evaluate"):
+            run_command(copy.root, [sys.executable, *stages[stage]["cmd"].split()[1:]])  # python -m tasks.train
+        files.write_json(result, measure_training(copy, classes))
+        shutil.rmtree(copy.root)
+    repeated: dict[str, Any] = files.read_json(result)
+    return repeated
+
+
+def _link_training_inputs(workspace: Workspace, copy: Workspace, repeat: int) -> None:
+    """Make a folder that differs from the workspace in ``seed`` alone; one that is there is of the same training."""
+    copy.derived("assemble").parent.mkdir(parents=True, exist_ok=True)
+    for source, link in (
+        (workspace.root / "data", copy.root / "data"),
+        (workspace.derived("assemble"), copy.derived("assemble")),
+    ):
+        link.unlink(missing_ok=True)
+        link.symlink_to(source, target_is_directory=True)
+    params = load_params(workspace.params)
+    text = workspace.params.read_text("utf-8")
+    seed = (params.seed + repeat * _SEED_STEP) % 2**31
+    files.write_bytes(copy.params, re.sub(r"^seed:.*$", f"seed: {seed}", text, count=1, flags=re.MULTILINE).encode())
+
+
+def run_command(folder: Path, command: Sequence[str]) -> None:
+    """Run a command in a folder.
+
+    Raises:
+        UserError: it failed; names its last line.
+    """
+    lines: list[str] = []
+    code = run_streaming(command, cwd=folder, env=dvc_env(), on_line=lines.append)
+    if code:
+        last_line = lines[-1] if lines else "it said nothing"
+        raise UserError(folder, f"{' '.join(command[1:])} ended with code {code} ({last_line}), expected 0")
