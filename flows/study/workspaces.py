@@ -178,7 +178,9 @@ def _open_source(source: StudySource, data: Path) -> Iterator[DatasetSource]:
         assert source.annotations is not None
         assert source.images is not None
         val = None if source.val is None else data / source.val
-        yield DatasetSource(source.kind, data / source.annotations, data / source.images, val, policy=policy)
+        val_images = None if source.val_images is None else data / source.val_images
+        annotations, images = data / source.annotations, data / source.images
+        yield DatasetSource(source.kind, annotations, images, val, val_images, policy=policy)
         return
     params = load_params(packaged_file("params.yaml"))
     digits = load_digits_params(packaged_file(DIGITS_PARAMS_FILE))

@@ -33,11 +33,13 @@ class StudySource(Section):
     annotations: str | None = None
     val: str | None = None
     """The fixed validation set, as in ``gleaner init --val``; None: drawn anew for every seed."""
+    val_images: str | None = None
+    """Folder of the validation images where they are not in ``images``."""
     val_frac: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
     @model_validator(mode="after")
     def _check_paths(self) -> Self:
-        provided = [name for name in ("images", "annotations", "val") if getattr(self, name) is not None]
+        provided = [name for name in ("images", "annotations", "val", "val_images") if getattr(self, name) is not None]
         if self.kind == "demo" and provided:
             raise ValueError(f"{provided[0]} is given, expected none with kind demo")
         if self.kind != "demo" and not {"images", "annotations"} <= set(provided):
@@ -46,10 +48,14 @@ class StudySource(Section):
 
 
 class StudyConfig(Section):
-    """The whole file. ``random`` and ``equal`` are among the arms, whether or not the file names them."""
+    """The whole file. ``random`` and ``equal`` are arms of every study of selections, named in the file or not."""
 
     name: ArmName
     source: StudySource
+    question: Literal["selection", "ranking"] = "selection"
+    """``selection``: what is gained by choosing images, for which ``random`` and ``equal`` are obligatory. ``ranking``:
+    how well each rule ranks the pool by the teacher's mistakes, which one arm with random labels answers; it makes no
+    comparison of mAP."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
     """Each draws its own seed labels, calibration and, if need be, validation images, the same for all arms."""
     rounds: NonNegativeInt
@@ -83,7 +89,8 @@ class StudyConfig(Section):
     @property
     def all_baselines(self) -> list[str]:
         """Arms the others are held against."""
-        return list(dict.fromkeys([RANDOM, EQUAL, *self.baselines]))
+        required = list(_REQUIRED_ARMS) if self.question == "selection" else []
+        return list(dict.fromkeys([*required, *self.baselines]))
 
 
 def load_study(path: Path, template_text: str, *, own_data_settings: Sequence[str]) -> StudyConfig:
@@ -100,7 +107,8 @@ def load_study(path: Path, template_text: str, *, own_data_settings: Sequence[st
     config = _validate(_read(path), path)
     if config.source.kind != "demo":
         config = config.model_copy(update={"settings": [*own_data_settings, *config.settings]})
-    added = [name for name in _REQUIRED_ARMS if name not in config.arms]
+    required = list(_REQUIRED_ARMS) if config.question == "selection" else []
+    added = [name for name in required if name not in config.arms]
     arms = {name: _REQUIRED_ARMS[name] for name in added} | config.arms
     config = config.model_copy(update={"arms": arms, "added": added})
     for name in arms:

@@ -49,11 +49,14 @@ def readme(results: StudyResults, pool_ranking: Sequence[Mapping[str, Any]] = ()
         _setup_text(results),
         "![mAP against minutes, boxes and images](plot.svg)",
         _arms_table(results),
-        "## What may be claimed",
-        _caveats(results),
-        "\n".join(f"- {sentence}" for sentence in _claims(results)) or "No arm is complete yet.",
-        _comparison_table(results),
     ]
+    if config.question == "selection":
+        parts += [
+            "## What may be claimed",
+            _caveats(results),
+            "\n".join(f"- {sentence}" for sentence in _claims(results)) or "No arm is complete yet.",
+            _comparison_table(results),
+        ]
     if results.full_map:
         parts += ["## Minutes needed", _needed_table(results)]
     parts += ["## Does the score find the mistakes?", _correlation_text(results), _correlation_table(results)]

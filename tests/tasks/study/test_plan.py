@@ -34,6 +34,12 @@ def test_random_and_equal_are_added_and_come_first(tmp_path: Path) -> None:
     assert plan.all_baselines == ["random", "equal"]
 
 
+def test_a_study_of_rankings_needs_no_other_arm(tmp_path: Path) -> None:
+    plan = load_config(tmp_path, question="ranking", arms={"random": ["select.strategy=random"]})
+    assert list(plan.arms) == ["random"]
+    assert plan.all_baselines == []
+
+
 def test_arms_the_file_names_stay_as_they_are(tmp_path: Path) -> None:
     arms = {"equal": ["dwa.mode=equal", "scoring.entropy=mean"], "random": ["select.strategy=random"]}
     plan = load_config(tmp_path, arms=arms, baselines=["equal"])
@@ -130,3 +136,27 @@ def test_the_ready_studies_are_sound(name: str, arms: set[str]) -> None:
     assert plan.added == [arm for arm in ("random", "equal") if arm not in arms]
     assert len(plan.seeds) >= 3
     assert arms <= set(plan.arms)
+
+
+DATA_SETS = ("bccd", "demo", "deep-pcb", "medical-waste", "paddy-disease")
+
+
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_studies_over_minutes_have_all_rivals_and_plain_baselines(data_set: str) -> None:
+    plan = load_study(ROOT / "docs" / "studies" / f"minutes-{data_set}.yaml", TEMPLATE, own_data_settings=())
+    assert plan.added == []
+    assert len(plan.seeds) >= 8
+    assert {"random", "equal", "entropy", "activeteacher", "coreset", "dwa"} <= set(plan.arms)
+    for arm in plan.arms:
+        params = validate_params(yaml.safe_load(arm_params(plan, arm, 1, TEMPLATE, ["a"])), arm)
+        assert params.budget.unit == "minutes"
+        assert params.train.init_from == "pretrained"
+        assert (params.dwa.class_weight_max == 1) == (arm != "dwa")
+
+
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_studies_of_rankings_learn_from_random_labels(data_set: str) -> None:
+    plan = load_study(ROOT / "docs" / "studies" / f"ranking-{data_set}.yaml", TEMPLATE, own_data_settings=())
+    assert (plan.question, list(plan.arms), len(plan.seeds)) == ("ranking", ["random"], 5)
+    params = validate_params(yaml.safe_load(arm_params(plan, "random", 1, TEMPLATE, ["a"])), "random")
+    assert (params.select.strategy, params.dwa.mode) == ("random", "learned")

@@ -215,3 +215,18 @@ def test_the_plot_is_the_same_for_the_same_numbers(tmp_path: Path) -> None:
     assert first == (tmp_path / "b" / "plot.svg").read_bytes()
     assert all(f">{name}<".encode() in first for name in ("random", "equal", "better", "all labels"))
     assert (tmp_path / "a" / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_study_of_rankings_compares_rules_and_no_map() -> None:
+    study = make_config(question="ranking", arms={"random": ["select.strategy=random"]})
+    ranking = [
+        {"seed": seed, "arm": "random", "round": number, "rule": rule, "spearman": value + 0.01 * seed}
+        for seed in (1, 2, 3)
+        for number in (0, 1)
+        for rule, value in (("learned", 0.5), ("entropy", 0.4), ("confidence", 0.1))
+    ]
+    words = readme(synthetic_results(study), ranking)
+    assert "What may be claimed" not in words
+    assert "| rule | round 0 | round 1 | mean |" in words
+    assert "| learned | 0.520 | 0.520 | 0.520 |" in words
+    assert "`learned` minus the best single metric, `entropy`: +0.100, standard error 0.000 over seeds." in words
