@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 import flows.study.runner
 import flows.study.workspaces
 from flows.cli.study import run_in_processes
-from flows.study.parts import full_labels_path, part_path, read_part
+from flows.study.parts import full_labels_path, part_key, part_path, read_part
 from flows.study.runner import StudyStep, remaining_runs, run_seed, write_results
 from flows.study.workspaces import Study, create_arm_workspace, create_base_workspace
 from flows.workspace import git
@@ -322,6 +322,20 @@ def test_an_arm_out_of_bounds_or_out_of_labels_stops_alone_and_says_so(
         "equal, seed 1, round 0: the loss ratio is 30, expected at most 20.",
         "supervised, seed 1, round 1: None of 3 images is labeled yet.",
     ]
+
+
+def test_in_a_new_clone_only_arms_without_their_last_part_are_run(
+    tmp_path: Path, scripted_rounds: dict[str, int]
+) -> None:
+    """Killed in the middle, and nothing but the parts is left: ``random`` is finished, ``supervised`` is not."""
+    study = load_test_study(write_study(tmp_path, STUDY.replace("full: [ssl.enabled=false]", "")), tmp_path / "out")
+    for arm, rounds in (("random", (0, 1)), ("supervised", (0,))):
+        for number in rounds:
+            files.write_json(part_path(study, 1, arm, number), {"key": part_key(study, 1, arm)})
+    steps: list[tuple[str, int]] = []
+    run_seed(study, 1, lambda step: steps.append((step.arm, step.round_number)), lambda _: None)
+    assert steps == [("equal", 0), ("supervised", 0), ("supervised", 1)]
+    assert remaining_runs(study, [1]) == 2 * (study.plan.rounds + 1)
 
 
 def test_a_seed_whose_process_fails_takes_no_other_with_it(tmp_path: Path) -> None:
