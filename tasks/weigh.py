@@ -59,6 +59,9 @@ class DwaDecision:
 def weigh(params: StageParams, *, samples: list[DwaSample], scores: Path, out: Path) -> None:
     """Write uncertainty.parquet, class_weights.json, dwa_samples.parquet and dwa.json.
 
+    Where a rule was learned, whether it was chosen or not, learned_uncertainty.parquet holds the uncertainty by it, so
+    that studies can compare it with what was chosen.
+
     Args:
         params: sections seed, classes, scoring, dwa.
         samples: images a teacher had not been trained on, with what people found there.
@@ -88,6 +91,11 @@ def weigh(params: StageParams, *, samples: list[DwaSample], scores: Path, out: P
             schema=schemas.UNCERTAINTY,
         ),
     )
+    if decision.choice is not None:
+        weights_PT = decision.choice.ensemble.weights(pool.features)
+        learned = _decision(dwa, LEARNED, "", weights_PT, dwa.metrics, pool, decision.choice)
+        by_image = {"image_id": pool.image_ids, "uncertainty": learned.uncertainty}
+        files.write_table(out / "learned_uncertainty.parquet", pa.table(by_image, schema=schemas.PREVIOUS_UNCERTAINTY))
     named_weights = _by_kind(classes, weights)
     files.write_json(out / "class_weights.json", named_weights)
     files.write_table(out / "dwa_samples.parquet", _samples_table(dwa, table, decision))

@@ -1,12 +1,14 @@
-"""How well a round's uncertainty finds the teacher's mistakes, over the whole unlabeled pool.
+"""How well each rule finds the teacher's mistakes, over the whole unlabeled pool.
 
 Only a study can say this: it reads the oracle, which no stage may. Run in a workspace whose ``derived/`` is up
 to date: ``python -m tasks.study.pool_spearman``.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from detectron_ext.uncertainty_metrics import Floats, grouped_spearman
 from tasks.data import schemas
@@ -18,7 +20,7 @@ from tasks.storage import files
 
 
 def pool_spearman(
-    params: StageParams, *, oracle: Path, detections: Path, scores: Path, uncertainty: Path
+    params: StageParams, *, oracle: Path, detections: Path, scores: Path, weights: Path
 ) -> dict[str, float | int | None]:
     """Spearman correlation with the realized loss (all class weights 1, so that arms compare).
 
@@ -27,25 +29,35 @@ def pool_spearman(
         oracle: schemas.ANNOTATED, true boxes of the pool.
         detections: output of infer.
         scores: schemas.SCORES of the pool.
-        uncertainty: schemas.UNCERTAINTY of the pool.
+        weights: output of weigh.
 
     Returns:
-        ``pool_images``; correlation of the uncertainty that was used (``chosen``), of equal weights (``equal``) and of
-        each metric alone; None where one side is constant or fewer than 3 images are left.
+        ``pool_images``; correlation of the uncertainty that was used (``chosen``), of equal weights (``equal``), of
+        each metric alone and, where weigh could learn one, of the learned rule (``learned``); None where one side is
+        constant or fewer than 3 images are left.
     """
     samples = calibration_samples(oracle, detections, scores, params.classes, params.dwa.focal_gamma)
-    table = files.read_table(uncertainty, schemas.UNCERTAINTY)
-    used = dict(zip(table["image_id"].to_pylist(), table["uncertainty"].to_pylist(), strict=True))
     metrics_PM = np.array([pair.metrics for pair in samples], dtype=np.float64).reshape(-1, len(schemas.METRICS))
+    image_ids = [pair.image_id for pair in samples]
     candidates: dict[str, Floats] = {
-        "chosen": np.array([used[pair.image_id] for pair in samples], dtype=np.float64),
+        "chosen": _of_images(weights / "uncertainty.parquet", schemas.UNCERTAINTY, image_ids),
         "equal": metrics_PM.mean(axis=1),
         **{name: metrics_PM[:, index] for index, name in enumerate(schemas.METRICS)},
     }
+    learned = weights / "learned_uncertainty.parquet"
+    if learned.is_file():
+        candidates["learned"] = _of_images(learned, schemas.PREVIOUS_UNCERTAINTY, image_ids)
     loss_P = _losses(samples)
     return {"pool_images": len(samples)} | {
         name: _rounded(grouped_spearman([(score_P, loss_P)])) for name, score_P in candidates.items()
     }
+
+
+def _of_images(path: Path, schema: pa.Schema, image_ids: Sequence[str]) -> Floats:
+    """Column ``uncertainty`` of the images, in their order."""
+    table = files.read_table(path, schema)
+    known = dict(zip(table["image_id"].to_pylist(), table["uncertainty"].to_pylist(), strict=True))
+    return np.array([known[image_id] for image_id in image_ids], dtype=np.float64)
 
 
 def _losses(samples: list[DwaSample]) -> Floats:
@@ -65,7 +77,7 @@ def _body(workspace: Workspace) -> None:
         oracle=workspace.oracle,
         detections=workspace.derived("infer"),
         scores=workspace.derived("score") / "scores.parquet",
-        uncertainty=workspace.derived("weigh") / "uncertainty.parquet",
+        weights=workspace.derived("weigh"),
     )
     files.write_json(workspace.scratch("study") / "pool.json", result)
 

@@ -178,6 +178,23 @@ def test_learned_weights_are_used_when_they_rank_better(scored: Path) -> None:
         assert sum(weights) == pytest.approx(1)
 
 
+def learned_uncertainty(folder: Path) -> list[float]:
+    table = files.read_table(folder / "weigh" / "learned_uncertainty.parquet", schemas.PREVIOUS_UNCERTAINTY)
+    values: list[float] = table["uncertainty"].to_pylist()
+    return values
+
+
+def test_the_learned_rule_is_kept_whether_it_is_chosen_or_not(scored: Path) -> None:
+    """Where it is chosen, it is what is used; where equal weights win, it differs from them."""
+    _, rows = run_weigh(scored, make_samples(40, MIXED))
+    assert learned_uncertainty(scored) == [row["uncertainty"] for row in rows]
+    samples = make_samples(40, MIXED)
+    mean = [DwaSample(p.image_id, p.group, p.features, p.metrics, make_loss(p.metrics.mean())) for p in samples]
+    document, rows = run_weigh(scored, mean)
+    assert document["used"] == "equal"
+    assert learned_uncertainty(scored) != [row["uncertainty"] for row in rows]
+
+
 def test_learned_weights_come_with_what_moves_them(scored: Path) -> None:
     """Of images with many boxes the loss is the entropy, of those with few the overlap."""
     samples = []

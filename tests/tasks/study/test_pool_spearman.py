@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from detectron_ext.detection_loss import realized_loss
-from tasks.data.schemas import ANNOTATED, DETECTIONS, SCORES, UNCERTAINTY
+from tasks.data.schemas import ANNOTATED, DETECTIONS, PREVIOUS_UNCERTAINTY, SCORES, UNCERTAINTY
 from tasks.params import StageParams
 from tasks.storage import files
 from tasks.study.pool_spearman import pool_spearman
@@ -43,11 +43,11 @@ def write_pool(folder: Path, *, scored: int = IMAGES) -> tuple[dict[str, Path], 
         for row in [*found, *([calibration] if calibration else [])]
     ]
     paths = {"oracle": folder / "oracle.parquet", "detections": folder / "infer"}
-    paths |= {"scores": folder / "scores.parquet", "uncertainty": folder / "uncertainty.parquet"}
+    paths |= {"scores": folder / "scores.parquet", "weights": folder / "weigh"}
     files.write_table(paths["detections"] / "shard-0000.parquet", pa.Table.from_pylist(rows, schema=DETECTIONS))
     files.write_table(paths["oracle"], pa.Table.from_pylist(truth, schema=ANNOTATED))
     files.write_table(paths["scores"], pa.Table.from_pylist(scores, schema=SCORES))
-    files.write_table(paths["uncertainty"], pa.Table.from_pylist(weights, schema=UNCERTAINTY))
+    files.write_table(paths["weights"] / "uncertainty.parquet", pa.Table.from_pylist(weights, schema=UNCERTAINTY))
     losses = [_loss(row) for row in rows[:scored]]
     return paths, [{**a, **b} for a, b in zip(scores, weights, strict=True)], losses
 
@@ -81,3 +81,12 @@ def test_too_few_images_have_no_correlation(tmp_path: Path) -> None:
 def test_an_exhausted_pool_is_no_error(tmp_path: Path) -> None:
     paths, _, _ = write_pool(tmp_path, scored=0)
     assert pool_spearman(PARAMS, **paths)["pool_images"] == 0
+
+
+def test_the_learned_rule_is_measured_where_there_is_one(tmp_path: Path) -> None:
+    paths, rows, losses = write_pool(tmp_path)
+    learned = [{"image_id": row["image_id"], "uncertainty": number / 10} for number, row in enumerate(rows)]
+    table = pa.Table.from_pylist(learned, schema=PREVIOUS_UNCERTAINTY)
+    files.write_table(paths["weights"] / "learned_uncertainty.parquet", table)
+    expected = stats.spearmanr([row["uncertainty"] for row in learned], losses).statistic
+    assert pool_spearman(PARAMS, **paths)["learned"] == pytest.approx(expected, abs=1e-5)
