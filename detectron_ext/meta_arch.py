@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
@@ -17,6 +17,20 @@ from detectron_ext.backbone import TimmBackbone, load_body_weights
 from detectron_ext.config import DetectorSpec, build_cfg
 from detectron_ext.frozen_norm import fold_frozen_norms
 from detectron_ext.losses import DetectionLosses
+
+Naming = Literal["exact", "suffix", "caffe2"]
+"""How a checkpoint names its tensors: as this model does; without the model's prefixes, as an ImageNet backbone; or as
+Detectron and Caffe2 did."""
+
+
+class LoadReport(NamedTuple):
+    """What a new detector took from a checkpoint."""
+
+    num_taken: int
+    other_shape: list[str]
+    """Layers of the same name and another shape, such as the class layers of another data set: they start anew."""
+    not_in_model: list[str]
+    not_in_checkpoint: list[str]
 
 
 @META_ARCH_REGISTRY.register()
@@ -105,23 +119,20 @@ def cpu_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], *, convert_names: bool) -> int:
+def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], naming: Naming) -> LoadReport:
     """Start from a checkpoint of another data set: what fits by name and shape is taken, the rest stays random.
 
     Args:
         model: a new detector.
         state: the checkpoint's tensors.
-        convert_names: the names are those of Detectron or of an ImageNet backbone; translate them first.
-
-    Returns:
-        How many tensors were taken.
+        naming: how they are named.
 
     Raises:
         ValueError: none fits.
     """
     model_state = model.state_dict()
-    if convert_names:
-        state = align_and_update_state_dicts(model_state, dict(state), c2_conversion=True)
+    if naming != "exact":
+        state = align_and_update_state_dicts(model_state, dict(state), c2_conversion=naming == "caffe2")
     matching = {
         name: tensor
         for name, tensor in state.items()
@@ -130,7 +141,12 @@ def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], *, convert_na
     if not matching:
         raise ValueError(f"weights have {len(state)} tensors of which none fits the model's {len(model_state)}")
     model.load_state_dict(matching, strict=False)
-    return len(matching)
+    return LoadReport(
+        num_taken=len(matching),
+        other_shape=sorted(name for name in state if name in model_state and name not in matching),
+        not_in_model=sorted(name for name in state if name not in model_state),
+        not_in_checkpoint=sorted(name for name in model_state if name not in state),
+    )
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -17,11 +17,12 @@ from detectron_ext.augmentation import AugmentationConfig, Example, Pixels
 from detectron_ext.config import DetectorSpec
 from detectron_ext.inference import Detections, PreparedImage, prepare_image
 from detectron_ext.inference import detect as detect_prepared
-from detectron_ext.meta_arch import PerImageRCNN, build_detector, load_pretrained, load_weights
+from detectron_ext.meta_arch import LoadReport, PerImageRCNN, build_detector, load_pretrained, load_weights
 from tasks.data.image_source import ImageSource
 from tasks.data.images import open_rgb
 from tasks.data.paths import resolve_uri
 from tasks.model.pretrained_weights import read_weights
+from tasks.model.weights_download import fetch_weights, is_weights_address
 from tasks.params.stages import ModelParams
 from tasks.runtime.errors import UserError
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 _Image = TypeVar("_Image")
 _BATCHES_AHEAD = 4
 _MAX_DECODING_THREADS = 16
+_MAX_LISTED = 8
 
 
 def default_device() -> str:
@@ -58,21 +60,31 @@ def new_detector(model: ModelParams, num_classes: int, focal_gamma: float, root:
     """Build a detector with the weights that ``model.pretrained_weights`` names, ready to train.
 
     Raises:
-        UserError: unknown backbone, missing weights file or weights that do not fit.
+        UserError: unknown backbone, missing weights file, weights that do not fit or cannot be fetched.
     """
     try:
         config = detector_config(model, num_classes, focal_gamma, root)
         path = _weights_path(model, root)
         weights = None if path is None else read_weights(path)
-        if weights is None or config.config_file is None:
-            detector: PerImageRCNN = build_detector(config, device, weights.tensors if weights else None)
-        else:
-            detector = build_detector(config, device)
-            num_loaded = load_pretrained(detector, weights.tensors, convert_names=weights.has_caffe2_names)
-            log.info("starting from %d tensors of %s", num_loaded, model.pretrained_weights)
+        if weights is None or (config.config_file is None and not weights.is_detector):
+            return build_detector(config, device, weights.tensors if weights else None)
+        detector: PerImageRCNN = build_detector(config, device)
+        _log_report(model.pretrained_weights, load_pretrained(detector, weights.tensors, weights.naming))
         return detector
     except ValueError as error:
         raise UserError("params.yaml", f"model: {error}") from None
+
+
+def _log_report(name: str, report: LoadReport) -> None:
+    log.info("starting from %d tensors of %s", report.num_taken, name)
+    for text, names in (
+        ("of another shape, so they start anew", report.other_shape),
+        ("not in the checkpoint, so they start anew", report.not_in_checkpoint),
+        ("of the checkpoint are not used", report.not_in_model),
+    ):
+        if names:
+            more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+            log.info("%d tensors %s: %s%s", len(names), text, ", ".join(names[:_MAX_LISTED]), more)
 
 
 def load_detector(model: ModelParams, num_classes: int, weights: Path, device: str | None = None) -> PerImageRCNN:
@@ -238,6 +250,8 @@ def _config_file(architecture: str, root: Path) -> str:
 def _weights_path(model: ModelParams, root: Path) -> Path | None:
     if model.pretrained_weights == "none":
         return None
+    if is_weights_address(model.pretrained_weights):
+        return fetch_weights(model.pretrained_weights)
     path = (
         _imagenet_weights(model)
         if model.pretrained_weights == "imagenet"
@@ -245,7 +259,8 @@ def _weights_path(model: ModelParams, root: Path) -> Path | None:
     )
     if not path.is_file():
         raise ValueError(
-            f"pretrained_weights is {model.pretrained_weights!r}, expected imagenet, none or an existing file"
+            f"pretrained_weights is {model.pretrained_weights!r}, "
+            "expected imagenet, none, an existing file or an address"
         )
     return path
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from detectron_ext.meta_arch import Naming
+
 # All that a pickle of NumPy arrays needs; anything else in it would be code.
 _ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"),
@@ -24,8 +26,12 @@ class PretrainedWeights(NamedTuple):
     """Tensors of a checkpoint by name."""
 
     tensors: dict[str, Tensor]
-    has_caffe2_names: bool
-    """Named as in Detectron or Caffe2, not as in Detectron2."""
+    naming: Naming
+
+    @property
+    def is_detector(self) -> bool:
+        """Whether they are of a whole detector of Detectron2's or Gleaner's, not of a backbone alone."""
+        return any(name.startswith("backbone.") for name in self.tensors)
 
 
 def read_weights(path: Path) -> PretrainedWeights:
@@ -36,13 +42,21 @@ def read_weights(path: Path) -> PretrainedWeights:
     """
     try:
         content = _read_pickle(path) if path.suffix == ".pkl" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path.name} is unreadable ({str(error).splitlines()[0]})") from None
+    except (OSError, EOFError, RuntimeError, AttributeError, KeyError, IndexError, pickle.UnpicklingError) as error:
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path.name} is unreadable ({message})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds a {type(content).__name__}, expected tensors by name")
     inner: dict[str, Any] = content.get("model") or content.get("blobs") or content
     tensors = {name: torch.as_tensor(value) for name, value in inner.items() if _is_array(value)}
-    return PretrainedWeights(tensors, has_caffe2_names=path.suffix == ".pkl" and "__author__" not in content)
+    return PretrainedWeights(tensors, _naming(path, content))
+
+
+def _naming(path: Path, content: dict[str, Any]) -> Naming:
+    """Tell the form by the same marks as Detectron2's own checkpointer."""
+    if path.suffix == ".pkl" and "__author__" not in content:
+        return "caffe2"
+    return "suffix" if content.get("matching_heuristics") else "exact"
 
 
 def _is_array(value: Any) -> bool:

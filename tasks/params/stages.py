@@ -3,11 +3,12 @@
 Each field says its meaning, unit, range and source.
 """
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tasks.runtime.extensions import name_or_class_path
+from tasks.runtime.extensions import ValueNotAllowedError, name_or_class_path
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -33,6 +34,10 @@ ObjectiveName = Literal[
 ClassName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
 
 
+WEIGHTS_ADDRESS = re.compile(r"(?P<scheme>https|detectron2)://(?P<path>[^\s#]+)#sha256=(?P<sha256>[0-9a-f]{64})")
+"""A weights file to fetch, and the digest that it must have."""
+
+
 class Section(BaseModel):
     """Settings that all sections share: frozen, unknown keys refused, no conversion between types."""
 
@@ -50,8 +55,10 @@ class ModelParams(Section):
     """Any timm model that supports ``features_only``."""
     pretrained_weights: str
     """``imagenet``: the ImageNet weights that come with Gleaner's dependencies (tf_efficientnet_lite0 only);
-    ``none``: random; otherwise a file inside the workspace: of ``timm_fpn`` a timm state dict, of a YAML a Detectron2
-    checkpoint (.pth or .pkl). Its content is not tracked: give other weights another name."""
+    ``none``: random; otherwise a PyTorch file or a pickle of arrays (.pkl): a path inside the workspace, whose content
+    is not tracked (give other weights another name), or ``https://HOST/PATH#sha256=DIGEST`` or, for Detectron2's model
+    zoo, ``detectron2://PATH#sha256=DIGEST``, fetched once. Of ``timm_fpn`` a timm state dict or a detector of
+    Gleaner's, of a YAML a Detectron2 checkpoint; layers of another shape start anew. Nothing in the file is run."""
     trainable_stages: NonNegativeInt
     """Backbone stages, counted from the output, that are trained; the ones below stay frozen."""
     fpn_channels: Annotated[int, Field(gt=0, multiple_of=32)]
@@ -68,6 +75,13 @@ class ModelParams(Section):
     """Of two boxes of one class with a larger IoU, the one with the lower score is removed."""
     max_detections_per_image: PositiveInt
     """Boxes kept per image after non-maximum suppression, by falling score."""
+
+    @field_validator("pretrained_weights")
+    @classmethod
+    def _check_weights_address(cls, text: str) -> str:
+        if "://" in text and WEIGHTS_ADDRESS.fullmatch(text) is None:
+            raise ValueNotAllowedError("https:// or detectron2://, a path, and #sha256= with 64 hex digits")
+        return text
 
     @model_validator(mode="after")
     def _check_sides(self) -> Self:

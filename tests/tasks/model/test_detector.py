@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from detectron_ext.meta_arch import cpu_state_dict
+from detectron_ext.meta_arch import cpu_state_dict, load_pretrained
 from tasks.model.detector import detect, load_detector, load_weights_file, new_detector
 from tasks.model.pretrained_weights import read_weights
 from tasks.params import load_params
 from tasks.params.stages import ModelParams
 from tasks.runtime.errors import UserError
+from tasks.storage.files import sha256_file
 
 ZOO = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
 REPOSITORY = Path(__file__).parents[3]
@@ -61,7 +62,7 @@ def test_a_model_zoo_yaml_builds_and_starts_from_a_checkpoint(tmp_path: Path) ->
         ({"backbone": "resnet18"}, "pretrained_weights is 'imagenet' with timm_fpn on resnet18"),
         (
             {"pretrained_weights": "gone.pth"},
-            "pretrained_weights is 'gone.pth', expected imagenet, none or an existing file",
+            "pretrained_weights is 'gone.pth', expected imagenet, none, an existing file",
         ),
         ({"pretrained_weights": "../outside.pth"}, "inside the workspace"),
         ({"architecture": "no/such.yaml", "pretrained_weights": "none"}, "is no Detectron2 YAML"),
@@ -104,3 +105,38 @@ def test_a_torn_weights_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.pth").write_bytes((tmp_path / "teacher.pth").read_bytes()[:1000])
     with pytest.raises(UserError, match="Run: dvc repro train"):
         load_weights_file(detector, tmp_path / "torn.pth")
+
+
+def test_the_file_of_an_address_starts_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector of another campaign; its class layers do not fit and start anew, which is said."""
+    other = new_detector(model_params(pretrained_weights="none"), 5, 1.5, tmp_path, "cpu")
+    torch.save(cpu_state_dict(other), tmp_path / "file.pth")
+    digest = sha256_file(tmp_path / "file.pth")
+    (tmp_path / "file.pth").rename(tmp_path / f"{digest}.pth")
+    monkeypatch.setenv("GLEANER_WEIGHTS_CACHE", str(tmp_path))
+    address = f"https://example.invalid/teacher.pth#sha256={digest}"
+    lines: list[str] = []
+    monkeypatch.setattr("tasks.model.detector.log.info", lambda text, *values: lines.append(text % values))
+    own = new_detector(model_params(pretrained_weights=address), 2, 1.5, tmp_path, "cpu")
+    assert torch.equal(own.backbone.fpn_output2.weight, other.backbone.fpn_output2.weight)
+    assert lines == [
+        f"starting from {len(own.state_dict()) - 2} tensors of {address}",
+        "2 tensors of another shape, so they start anew: "
+        "roi_heads.box_predictor.cls_score.bias, roi_heads.box_predictor.cls_score.weight",
+    ]
+
+
+@pytest.mark.integration
+def test_a_backbones_names_are_mapped(tmp_path: Path) -> None:
+    """As in the zoo's ImageNetPretrained/torchvision/R-50.pkl: Detectron2's names without the detector's prefixes."""
+    model = model_params(architecture=ZOO, pretrained_weights="none")
+    source = new_detector(model, 2, 1.5, tmp_path, "cpu").backbone.bottom_up
+    state = {name: value.numpy() for name, value in cpu_state_dict(source).items()} | {"fc1000.bias": np.zeros(1000)}
+    with (tmp_path / "R-50.pkl").open("wb") as stream:
+        pickle.dump({"model": state, "__author__": "torchvision", "matching_heuristics": True}, stream)
+    read = read_weights(tmp_path / "R-50.pkl")
+    own = new_detector(model, 2, 1.5, tmp_path, "cpu")
+    report = load_pretrained(own, read.tensors, read.naming)
+    assert report.num_taken == len(state) - 1
+    assert report.not_in_model == ["fc1000.bias"]
+    assert torch.equal(own.backbone.bottom_up.res5[2].conv3.weight, source.res5[2].conv3.weight)
