@@ -30,8 +30,8 @@ SCHEMA_MODULES = ("tasks.data.schemas", "tasks.contracts")
 """Modules with the Arrow schemas of the tables and the pydantic models of the documents."""
 PARAMS_MODULE = "tasks.params"
 """Module with the class `Params`, whose fields are the sections of params.yaml."""
-INIT_SETTINGS = (("flows.workspace.scaffold", "OWN_DATA_OVERRIDES"),)
-"""`key=value` settings that `gleaner init` writes over the values of the repository's params.yaml."""
+INIT_SETTINGS = "tasks.params.profiles"
+"""Module with the profiles that `gleaner init` writes over the values of the repository's params.yaml."""
 
 UNITS = {
     "_px": "pixels", "_pixels": "pixels", "_frac": "fraction", "_s": "seconds", "_minutes": "minutes", "_days": "days",
@@ -167,7 +167,8 @@ def params_page() -> str:
         GENERATED, "", "# Parameters", "",
         "`params.yaml` is the only input of a round besides the data. Unknown keys and missing values are errors. "
         "There are no defaults in the code: the column *value* shows the file of this repository. Where `gleaner init` "
-        "writes another value for your own data, the column shows it behind *init*.", "",
+        "writes another value for your own data, the column shows it behind the profile: *cpu*, or *gpu* with one GPU "
+        "and eight cores.", "",
         "Change a value in the file, or at the start with `gleaner init --set KEY=VALUE`. `dvc repro` runs again the "
         "stages that read the section, and nothing else.",
     ]  # fmt: skip
@@ -179,7 +180,7 @@ def params_page() -> str:
     for name in plain:
         used = f"Read by {_joined(readers.get(name, []))}." if name in readers else ""
         meaning = " ".join([docs.get(name, ""), used]).strip()
-        lines.append(_row(name, meaning, schema["properties"][name], _unit(name), values.get(name), None))
+        lines.append(_row(name, meaning, schema["properties"][name], _unit(name), values.get(name), {}))
     for section, cls in sections:
         used = readers.get(section)
         by = f"Read by {_joined(used)}." if used else "Read by no stage: a change reruns nothing."
@@ -196,7 +197,7 @@ def params_page() -> str:
         properties, docs = cls.model_json_schema()["properties"], attribute_docs(cls)
         for name in cls.model_fields:
             value = (values.get(section) or {}).get(name)
-            at_init = initial.get(f"{section}.{name}")
+            at_init = {profile: settings.get(f"{section}.{name}") for profile, settings in initial.items()}
             lines.append(_row(name, docs.get(name, ""), properties[name], _unit(name), value, at_init))
     return "\n".join(lines) + "\n"
 
@@ -239,8 +240,12 @@ def _is_string(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _row(name: str, meaning: str, schema: Mapping[str, Any], unit: str, value: object, at_init: str | None) -> str:
-    shown = f"`{_yaml(value)}`" + (f", init: `{at_init}`" if at_init is not None else "")
+def _row(
+    name: str, meaning: str, schema: Mapping[str, Any], unit: str, value: object, at_init: Mapping[str, str | None]
+) -> str:
+    shown = f"`{_yaml(value)}`" + "".join(
+        f", {profile}: `{set_}`" for profile, set_ in at_init.items() if set_ is not None
+    )
     return f"| `{name}` | {shown} | {_range(schema)} | {unit} | {_cell(meaning)} |"
 
 
@@ -286,14 +291,13 @@ def _readers() -> dict[str, list[str]]:
     return found
 
 
-def _initial_values() -> dict[str, str]:
-    for module, attribute in INIT_SETTINGS:
-        try:
-            settings = getattr(importlib.import_module(module), attribute)
-        except (ModuleNotFoundError, AttributeError):
-            continue
-        return dict(setting.split("=", 1) for setting in settings)
-    raise SystemExit(f"docs/generate_reference.py: none of {INIT_SETTINGS} exists. Correct INIT_SETTINGS.")
+def _initial_values() -> dict[str, dict[str, str]]:
+    """Values by parameter that each profile of `gleaner init` sets."""
+    profiles = importlib.import_module(INIT_SETTINGS)
+    return {
+        name: dict(setting.split("=", 1) for setting in profiles.profile_overrides(name, num_gpus=1, num_cores=8))
+        for name in profiles.PROFILES
+    }
 
 
 # ---------------------------------------------------------------- tables and documents

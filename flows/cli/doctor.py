@@ -16,6 +16,7 @@ from flows.cli.options import JsonOption, WorkspaceOption
 from flows.preflight.runner import CheckResult
 from flows.runtime.process_env import prepare_environment
 from tasks.data.paths import Workspace
+from tasks.runtime.errors import UserError
 
 _STYLE = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 _EXIT_FAILED = 1
@@ -30,8 +31,8 @@ def doctor(
 ) -> None:
     """Check everything a run needs: data, detector, machine, git, DVC remote, MLflow, annotators, schedule.
 
-    Writes, reads and deletes a small object of its own in the DVC remote and in MLflow. Exit code 1 where a check
-    fails.
+    Where no check fails, it also measures a few steps of the detector and says how long a night will take. Writes,
+    reads and deletes a small object of its own in the DVC remote and in MLflow. Exit code 1 where a check fails.
     """
     from flows.workspace.run_lock import require_workspace
 
@@ -43,14 +44,32 @@ def doctor(
     console = Console(stderr=as_json)
     with console.status("checking everything a run needs"):
         results = run_checks(CheckContext(campaign), [check for check in CHECKS if check.quick or not quick])
-    if as_json:
-        sys.stdout.write(json.dumps(_document(campaign, results), indent=2, ensure_ascii=False) + "\n")
-    else:
+    if not as_json:
         _print_table(console, results)
+    night = None if quick or _exit_code(results) else _estimate_night(campaign, console, as_json=as_json)
+    if as_json:
+        document = {**_document(campaign, results), "night": night}
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     sys.stdout.flush()
     if any(result.timed_out for result in results):
         os._exit(_exit_code(results))  # a check that hangs must not delay the exit in the clean-up of a library
     raise typer.Exit(_exit_code(results))
+
+
+def _estimate_night(campaign: Workspace, console: Console, *, as_json: bool) -> dict[str, Any] | None:
+    from flows.preflight.night import describe_night, estimate_night
+
+    try:
+        with console.status("measuring a few steps of training and inference"):
+            estimate = estimate_night(campaign)
+    except UserError as error:
+        console.print(f"How long a night takes is not known: {escape(error.problem)}", style="yellow", soft_wrap=True)
+        return None
+    if not as_json:
+        console.print("\nA night will take about:", highlight=False)
+        for line in describe_night(estimate):
+            console.print(escape(line), soft_wrap=True, highlight=False)
+    return estimate
 
 
 def _exit_code(results: list[CheckResult]) -> int:

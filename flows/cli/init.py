@@ -1,5 +1,6 @@
 """Commands ``gleaner init`` and ``gleaner import``: make a campaign from a data set, or only check the data set."""
 
+import os
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flows.cli.options import DatasetOptions, with_dataset_options
+from flows.cli.options import DatasetOptions, HardwareProfile, with_dataset_options
 from flows.runtime.process_env import prepare_environment
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
@@ -81,14 +82,14 @@ def workspace_config(options: DatasetOptions) -> "WorkspaceConfig":
     Raises:
         UserError: neither an export nor images and annotations are given, or both.
     """
-    from flows.workspace.scaffold import OWN_DATA_OVERRIDES, WorkspaceConfig, pool_source_override
+    from flows.workspace.scaffold import WorkspaceConfig, pool_source_override
     from tasks.data.dataset_source import DatasetSource
     from tasks.data.import_policy import ImportPolicy
     from tasks.storage.s3 import is_object_uri
 
     images = options.images
     _require_one_source(options.dataset, images, options.annotations)
-    overrides = list(OWN_DATA_OVERRIDES)
+    overrides = list(_profile_overrides(options.profile))
     if images is not None:
         overrides.append(pool_source_override(images))
     if options.follow_links:
@@ -115,6 +116,15 @@ def workspace_config(options: DatasetOptions) -> "WorkspaceConfig":
         imported_at=datetime.now(UTC).isoformat(timespec="seconds"),
         bucket=images if images is not None and is_object_uri(images) else None,
     )
+
+
+def _profile_overrides(profile: HardwareProfile | None) -> Sequence[str]:
+    from flows.runtime.visible_gpus import visible_gpus
+    from tasks.params.profiles import profile_overrides
+
+    gpus = visible_gpus()
+    chosen = profile or (HardwareProfile.gpu if gpus else HardwareProfile.cpu)
+    return profile_overrides(chosen.value, num_gpus=len(gpus), num_cores=len(os.sched_getaffinity(0)))
 
 
 def _require_one_source(dataset: Path | None, images: str | None, annotations: Path | None) -> None:

@@ -40,6 +40,13 @@ class Unannotated(StrEnum):
     empty = "empty"
 
 
+class HardwareProfile(StrEnum):
+    """Hardware that the initial parameters are for."""
+
+    cpu = "cpu"
+    gpu = "gpu"
+
+
 class TestSplit(StrEnum):
     """What a test split becomes."""
 
@@ -106,6 +113,13 @@ class DatasetOptions:
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Keep the other annotations where only the simulated annotator reads them.")
     ] = False
+    profile: Annotated[
+        HardwareProfile | None,
+        typer.Option(
+            help="Detector, resolution, schedule and batch: for rounds of minutes on a CPU, or of hours on a GPU.",
+            show_default="gpu where the machine has one",
+        ),
+    ] = None
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A value of params.yaml, as train.iterations=300; repeatable."),

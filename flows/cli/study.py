@@ -87,10 +87,10 @@ def study(
 def _load_study(path: Path, data: Path | None, out: Path | None, parts: Path | None) -> "Study":
     from flows.study.workspaces import Study
     from flows.workspace.dvc import packaged_file
-    from flows.workspace.scaffold import OWN_DATA_OVERRIDES
+    from tasks.params.profiles import CPU_OVERRIDES
     from tasks.study.plan import load_study
 
-    plan = load_study(path, packaged_file("params.yaml").read_text("utf-8"), own_data_settings=OWN_DATA_OVERRIDES)
+    plan = load_study(path, packaged_file("params.yaml").read_text("utf-8"), own_data_settings=CPU_OVERRIDES)
     return Study(
         plan,
         data=(data or path.parent).resolve(),

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from prefect.concurrency.sync import concurrency
 
 from flows.runtime.process_env import has_prefect_server
+from flows.runtime.visible_gpus import visible_gpus
 
 GPU_STAGES = ("train", "evaluate", "infer")
 """Stages that compute on a GPU where there is one."""
@@ -24,22 +25,6 @@ CONCURRENCY_LIMIT_NAME = "gleaner-gpu"
 """Prefect's own limit, for campaigns on several machines; it applies where the user has created it."""
 _SLOT_LEASE_S = 60.0
 _POLL_INTERVAL_S = 1.0
-_DEVICES_DIR = Path("/dev")
-
-
-def visible_gpus() -> list[str]:
-    """List the GPUs a stage may use, as ``CUDA_VISIBLE_DEVICES`` or the driver's device files name them; [] on a CPU.
-
-    Without importing torch, which takes seconds.
-    """
-    nodes = sorted(path.name for path in _DEVICES_DIR.glob("nvidia[0-9]*"))
-    if not nodes:
-        return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return [name.removeprefix("nvidia") for name in nodes]
-    names = [name.strip() for name in named.split(",")]
-    return sorted({name for name in names if name and not name.startswith("-")})
 
 
 @contextmanager

@@ -34,18 +34,6 @@ _PLACEHOLDER_CLASSES = ("object",)
 _UNUSABLE_CHARACTERS = re.compile(r"['?{}\x00-\x1f\x7f]")
 """In a path: MLflow writes it into SQL text, SQLite's URL ends at ?, DVC fills in {}, and no table shows the others."""
 
-# Initial values for a user's own images, where the demo's small drawn digits need others; --set overrides them.
-OWN_DATA_OVERRIDES = (
-    "model.short_side_px=256",
-    "model.long_side_px=512",
-    "augmentation.flip_probability=0.5",
-    "train.iterations=300",
-    "train.burn_in_iterations=200",
-    # For 100 iterations with unlabeled images; the demo has 40.
-    "ssl.ema_decay=0.98",
-    "ssl.rampup_iterations=40",
-)
-
 
 @dataclass(frozen=True)
 class WorkspaceConfig:

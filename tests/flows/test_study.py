@@ -22,8 +22,8 @@ from flows.study.runner import StudyStep, remaining_runs, run_seed, write_result
 from flows.study.workspaces import Study, create_arm_workspace, create_base_workspace
 from flows.workspace import git
 from flows.workspace.rounds import RunResult, last_published_round, skipped_stages, stage_log
-from flows.workspace.scaffold import OWN_DATA_OVERRIDES
 from tasks.params import load_params
+from tasks.params.profiles import CPU_OVERRIDES
 from tasks.runtime.errors import GuardRailError, UserError
 from tasks.storage import files
 from tasks.study.plan import load_study
@@ -66,7 +66,7 @@ def write_study(folder: Path, text: str = STUDY) -> Path:
 
 
 def load_test_study(path: Path, out: Path) -> Study:
-    plan = load_study(path, TEMPLATE, own_data_settings=OWN_DATA_OVERRIDES)
+    plan = load_study(path, TEMPLATE, own_data_settings=CPU_OVERRIDES)
     return Study(plan, path.parent, out, path.parent / plan.name / "parts")
 
 

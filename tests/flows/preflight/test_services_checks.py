@@ -41,6 +41,8 @@ def test_the_command_on_a_healthy_campaign(small_campaign: Workspace) -> None:
     assert answer["state"] in ("pass", "warn")
     assert {name for name, state in states.items() if state == "warn"} <= ALLOWED_WARNINGS
     assert states["detector"] == states["MLflow"] == states["annotators"] == "pass"
+    assert set(answer["night"]["minutes"]) == {"prepare", "train", "evaluate", "infer"}
+    assert answer["night"]["total_minutes"] > 0
     assert git.run_git(small_campaign.root, "status", "--porcelain") == ""
     with sqlite3.connect(small_campaign.root / "mlflow.db") as database:
         stages = database.execute(
