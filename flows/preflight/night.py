@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flows.preflight.probe_process import run_probe
+from flows.preflight.services import run_probe
 from tasks.data.paths import Workspace
 
 _LIMIT_S = 1200.0
