@@ -140,6 +140,30 @@ def test_an_export_needs_no_further_options_and_a_check_makes_nothing(tmp_path: 
     assert "p1.png" not in synced.stdout  # the others are where they were
 
 
+@pytest.mark.parametrize(("options", "iterations"), [((), 300), (("--profile", "gpu"), 12000)])
+def test_a_profile_is_written_into_the_parameters(tmp_path: Path, options: tuple[str, ...], iterations: int) -> None:
+    """Without the option it follows the machine; here no GPU is visible."""
+    roboflow(tmp_path / "roboflow")
+    command = (
+        "init",
+        "new",
+        "--dataset",
+        "roboflow",
+        "--seed-labels",
+        "5",
+        *options,
+        "--set",
+        "model.long_side_px=999",
+    )
+    made = run_gleaner(*command, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert made.returncode == 0, made.stderr
+    text = (tmp_path / "new" / "params.yaml").read_text()
+    params = yaml.safe_load(text)
+    assert params["train"]["iterations"] == iterations
+    assert params["model"]["long_side_px"] == 999  # what is set by hand goes before a profile
+    assert "# digits have a handedness" in text
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
