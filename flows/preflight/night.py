@@ -26,7 +26,7 @@ def describe_night(estimate: dict[str, Any]) -> list[str]:
         "train": (
             f"{counts['supervised_steps']:,} supervised steps at {_seconds(measured['supervised_step_s'])}, "
             f"{counts['semi_supervised_steps']:,} with unlabeled images at "
-            f"{_seconds(measured['semi_supervised_step_s'])}"
+            f"{_seconds(measured['semi_supervised_step_s'])}, {counts['scored_images']:,} images scored between"
         ),
         "evaluate": f"{counts['validation_images']:,} images, two models, at {_seconds(measured['inference_image_s'])}",
         "infer": f"{counts['pool_images']:,} images at {_seconds(measured['inference_image_s'])}",

@@ -103,6 +103,7 @@ def _time_training(workspace: Workspace, params: Params, images: Any) -> tuple[f
         files.write_table(scratch / "assembled" / "labeled.parquet", images)
         unlabeled = images.select(schemas.UNLABELED.names).cast(schemas.UNLABELED)
         files.write_table(scratch / "assembled" / "unlabeled.parquet", unlabeled)
+        files.write_table(scratch / "assembled" / "calibration.parquet", images.slice(0, 0))
         level = logger.level
         logger.addHandler(times)
         logger.setLevel(logging.INFO)
@@ -168,9 +169,12 @@ def _multiply(
     has_unlabeled = params.ssl.enabled and params.train.unlabeled_batch_size > 0
     burn_in = params.train.burn_in_iterations if has_unlabeled else params.train.iterations
     after_burn_in = params.train.iterations - burn_in
+    is_scored = after_burn_in > 0 and params.ssl.weights_from == "burn_in"
+    num_scored = min(params.ssl.max_scored_images, len(pool)) if is_scored else 0
+    training_s = startup_s + burn_in * supervised_s + after_burn_in * semi_supervised_s + num_scored * image_s
     minutes = {
         "prepare": len(pool) * decode_s / 60,
-        "train": (startup_s + burn_in * supervised_s + after_burn_in * semi_supervised_s) / 60,
+        "train": training_s / 60,
         "evaluate": 2 * num_val * image_s / 60,
         "infer": len(pool) * image_s / 60,
     }
@@ -180,6 +184,7 @@ def _multiply(
         "validation_images": num_val,
         "supervised_steps": burn_in,
         "semi_supervised_steps": after_burn_in,
+        "scored_images": num_scored,
     }
     rounded = {stage: round(value, 2) for stage, value in minutes.items()}
     return {"counts": counts, "minutes": rounded, "total_minutes": round(sum(minutes.values()), 2)}

@@ -10,7 +10,7 @@ ESTIMATE = {
         "inference_image_s": 0.05, "inferred_images": 24, "decoded_image_s": 0.002,
     },
     "counts": {
-        "pool_images": 12000, "labeled_images": 50, "validation_images": 300, "supervised_steps": 200,
+        "pool_images": 12000, "labeled_images": 50, "validation_images": 300, "supervised_steps": 200, "scored_images": 500,
         "semi_supervised_steps": 4000,
     },
     "minutes": {"prepare": 0.4, "train": 100.92, "evaluate": 0.5, "infer": 10.0},
@@ -21,7 +21,8 @@ ESTIMATE = {
 def test_every_stage_says_its_minutes_and_where_they_come_from() -> None:
     assert describe_night(ESTIMATE) == [
         "  prepare     0.4 min  12,000 images at 2.0 ms",
-        "    train       1.7 h  200 supervised steps at 0.25 s, 4,000 with unlabeled images at 1.50 s",
+        "    train       1.7 h  200 supervised steps at 0.25 s, 4,000 with unlabeled images at 1.50 s, "
+        "500 images scored between",
         " evaluate     0.5 min  300 images, two models, at 50.0 ms",
         "    infer    10.0 min  12,000 images at 50.0 ms",
         " together       1.9 h  measured on the CPU: 8 steps, 24 images; "

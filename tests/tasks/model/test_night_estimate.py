@@ -38,6 +38,8 @@ def test_minutes_are_what_was_measured_times_what_there_is_to_do(tiny_campaign: 
     assert (counts["supervised_steps"], counts["semi_supervised_steps"]) == (400, 600)
     train_s = measured["training_startup_s"] + 400 * measured["supervised_step_s"]
     train_s += 600 * measured["semi_supervised_step_s"]
+    assert counts["scored_images"] == min(params.ssl.max_scored_images, pool)
+    train_s += counts["scored_images"] * measured["inference_image_s"]
     assert minutes["train"] == pytest.approx(train_s / 60, rel=0.02, abs=0.01)
     assert minutes["infer"] == pytest.approx(pool * measured["inference_image_s"] / 60, rel=0.02, abs=0.01)
     assert minutes["evaluate"] == pytest.approx(2 * val * measured["inference_image_s"] / 60, rel=0.02, abs=0.01)
