@@ -10,8 +10,8 @@ ESTIMATE = {
         "inference_image_s": 0.05, "inferred_images": 24, "decoded_image_s": 0.002,
     },
     "counts": {
-        "pool_images": 12000, "labeled_images": 50, "validation_images": 300, "supervised_steps": 200, "scored_images": 500,
-        "semi_supervised_steps": 4000,
+        "pool_images": 12000, "labeled_images": 50, "validation_images": 300, "supervised_steps": 200,
+        "semi_supervised_steps": 4000, "scored_images": 500,
     },
     "minutes": {"prepare": 0.4, "train": 100.92, "evaluate": 0.5, "infer": 10.0},
     "total_minutes": 111.82,
