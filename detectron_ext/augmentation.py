@@ -34,7 +34,7 @@ class Example:
     image_id: str
     uri: str
     boxes_xyxy: NDArray[np.float32]  # (N, 4)
-    class_ids: NDArray[np.int64]  # (N,)
+    class_ids: NDArray[np.int64]  # (N,) 0..K-1, or ignore_regions.CROWD_LABEL
 
 
 def resize(pixels: Pixels, config: AugmentationConfig, scale: float = 1.0) -> tuple[Pixels, float, float]:

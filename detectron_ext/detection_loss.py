@@ -54,6 +54,26 @@ def match_detections(boxes_N4: Floats, scores_N: Floats, gt_boxes_G4: Floats) ->
     return matched_N
 
 
+def counts_as_detection(
+    boxes_N4: Floats, class_ids_N: Ints, gt_boxes_G4: Floats, crowd_boxes_C4: Floats, crowd_class_ids_C: Ints
+) -> NDArray[np.bool_]:
+    """Tell which detections count, (N,): all but those inside a crowd region of their class that fit no labeled box.
+
+    As in COCO, inside means that half of the detection's own area lies in the region (docs/method.md#crowd-regions).
+    """
+    if not len(crowd_boxes_C4) or not len(boxes_N4):
+        return np.ones(len(boxes_N4), dtype=np.bool_)
+    corners_N14, corners_1C4 = np.asarray(boxes_N4, dtype=np.float64)[:, None], np.asarray(crowd_boxes_C4)[None]
+    sides_NC2 = np.minimum(corners_N14[..., 2:], corners_1C4[..., 2:]) - np.maximum(
+        corners_N14[..., :2], corners_1C4[..., :2]
+    )
+    area_N1 = np.prod(corners_N14[..., 2:] - corners_N14[..., :2], axis=-1)
+    is_inside_NC = np.prod(np.maximum(sides_NC2, 0.0), axis=-1) >= MATCH_IOU * area_N1
+    is_ignored_N = (is_inside_NC & (class_ids_N[:, None] == crowd_class_ids_C[None])).any(axis=1)
+    fits_N = (pairwise_iou(boxes_N4, gt_boxes_G4) >= MATCH_IOU).any(axis=1)
+    return np.asarray(~is_ignored_N | fits_N)
+
+
 def realized_loss(
     boxes_N4: Floats, scores_N: Floats, class_probs_NK: Floats, gt_boxes_G4: Floats, gt_class_ids_G: Ints, gamma: float
 ) -> RealizedLoss:

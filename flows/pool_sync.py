@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ from flows.annotation.batches import all_annotation_batches
 from flows.workspace import dvc, git
 from flows.workspace.run_lock import run_lock
 from tasks.data.image_listing import ImageBucket, ImageFolder, is_utf8
-from tasks.data.image_metadata_cache import file_metadata_cache, object_metadata_cache
+from tasks.data.image_metadata_cache import file_metadata_cache, inspect_file, object_metadata_cache
 from tasks.data.images import ImageProblem
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace, image_id_from_sha256
@@ -19,6 +18,7 @@ from tasks.data.pool_diff import PoolDiff, Row, SourceImage, diff_pool
 from tasks.data.schemas import ANNOTATED, INDEX
 from tasks.params import Params, load_params
 from tasks.params.stages import PoolParams
+from tasks.runtime.concurrency import map_threads
 from tasks.runtime.errors import UserError
 from tasks.runtime.progress import track
 from tasks.storage import files
@@ -50,6 +50,7 @@ def sync_pool(workspace: Workspace) -> PoolDiff:
             source_images,
             protected_ids=_referenced_ids(workspace),
             heldout_names=_heldout_ids(workspace, source),
+            set_aside=_set_aside(workspace),
         )
         rows = sorted((*rows, *_exclude(other_rows, rows)), key=lambda row: row["image_id"])
         if rows != index:
@@ -70,22 +71,15 @@ def _list_source(workspace: Workspace, params: Params) -> list[SourceImage]:
     folder = ImageFolder(root, max_pixels, follow_links=pool.follow_links)
     metadata_cache, names = file_metadata_cache(workspace), [name for name in folder.names() if is_utf8(name)]
 
-    def inspect_file(name: str) -> SourceImage:
+    def inspect_name(name: str) -> SourceImage:
         try:
             path = folder.locate(name)
-            status = path.stat()
-            version = f"{status.st_mtime_ns}-{status.st_size}"
-            facts = metadata_cache.inspect(str(path), version, max_pixels=max_pixels)
+            facts = inspect_file(metadata_cache, str(path), path, max_pixels=max_pixels)
             return SourceImage(name, f"data/images/{image_id_from_sha256(facts.sha256)}{facts.suffix}", facts)
         except ImageProblem as problem:
             return SourceImage(name, "", problem)
-        except OSError as error:
-            return SourceImage(
-                name, "", ImageProblem(f"the image is unreadable ({error.strerror}), expected a whole image")
-            )
 
-    with ThreadPoolExecutor() as threads:
-        return list(track(threads.map(inspect_file, names), "reading images", total=len(names)))
+    return list(track(map_threads(inspect_name, names), "reading images", total=len(names)))
 
 
 def _is_from_source(uri: str, source: str) -> bool:
@@ -107,6 +101,12 @@ def _heldout_ids(workspace: Workspace, source: str) -> dict[str, str]:
     rows = files.read_table(workspace.val, ANNOTATED).select(["image_id", "uri"]).to_pylist()
     remote = is_object_uri(source)
     return {row["image_id"]: row["uri"] if remote and _is_from_source(row["uri"], source) else "" for row in rows}
+
+
+def _set_aside(workspace: Workspace) -> dict[str, str]:
+    """Return why images were set aside by the import, by id: their annotations are broken, not missing."""
+    entries = files.read_json(workspace.import_report).get("set_aside", [])
+    return {entry["image_id"]: entry["reason"] for entry in entries if "image_id" in entry}
 
 
 def _exclude(other_rows: list[Row], rows: list[Row]) -> Iterator[Row]:

@@ -76,16 +76,17 @@ def assemble(
     """
     pool = _read_pool(prepared)
     store = read_labels(labels)
-    val_images = read_annotated(val, classes)
+    listed_val = read_annotated(val, classes)
     calibration_images = read_annotated(calibration, classes)
-    _check_leakage(store, val_images, calibration_images, val, calibration)
+    _check_leakage(store, listed_val, calibration_images, val, calibration)
     usable_ids = pool.rows({image.image_id for image in calibration_images}).keys()
     calibration_images = [image for image in calibration_images if image.image_id in usable_ids]
+    val_images = _usable_val(listed_val, prepared)
     reviewed = _reviewed_images(store, pool, classes)
     _require_boxes(reviewed, labels, "Label some images first.")
     _require_boxes(val_images, val, "Make the campaign anew with another validation set.")
-    labeled = [image for image in reviewed if image.boxes or params.empty_images == "keep"]
-    used_ids = {image.image_id for image in (*val_images, *calibration_images)} | set(store.current)
+    labeled = [image for image in reviewed if not image.is_empty or params.empty_images == "keep"]
+    used_ids = {image.image_id for image in (*listed_val, *calibration_images)} | set(store.current)
     unlabeled = pool.without(used_ids)
     for name, images in (("labeled", labeled), ("val", val_images), ("calibration", calibration_images)):
         write_annotated(out / f"{name}.parquet", images, classes)
@@ -96,6 +97,7 @@ def assemble(
     summary |= {
         "unlabeled_images": unlabeled.num_rows,
         "val_images": len(val_images),
+        "val_images_set_aside": len(listed_val) - len(val_images),
         "pool_images": pool.table.num_rows,
     }
     files.write_json(out / "summary.json", summary)
@@ -111,6 +113,14 @@ def _read_pool(prepared: Path) -> _Pool:
     table = files.read_table(prepared / "pool.parquet", POOL).sort_by("image_id")
     rejected = frozenset(entry["item"] for entry in files.read_json(prepared / "quarantine.json"))
     return _Pool(table, rejected)
+
+
+def _usable_val(images: Sequence[AnnotatedImage], prepared: Path) -> list[AnnotatedImage]:
+    """Return the validation images that ``prepare`` found usable."""
+    usable_ids = set(files.read_table(prepared / "val.parquet", UNLABELED)["image_id"].to_pylist())
+    if len(usable_ids) < len(images):
+        _log.warning("validation images set aside by prepare: %d of %d", len(images) - len(usable_ids), len(images))
+    return [image for image in images if image.image_id in usable_ids]
 
 
 def _check_leakage(
@@ -150,7 +160,8 @@ def _reviewed_images(store: LabelStore, pool: _Pool, classes: Sequence[str]) -> 
         check_annotation(annotation, sizes_px, classes)
         if annotation.label.status != "skipped":
             uri, size_px = rows[image_id]["uri"], sizes_px[image_id]
-            reviewed.append(AnnotatedImage(image_id, uri, *size_px, annotation.label.boxes, annotation.batch))
+            boxes, crowd_regions = annotation.label.boxes, annotation.label.crowd_regions
+            reviewed.append(AnnotatedImage(image_id, uri, *size_px, boxes, annotation.batch, crowd_regions))
     return reviewed
 
 
@@ -162,7 +173,7 @@ def _summary(
 ) -> dict[str, Any]:
     """Count labels and boxes. Calibration images cost labels too, so ``labels`` and ``boxes`` include them."""
     boxes = Counter(box.category for image in (*reviewed, *calibration_images) for box in image.boxes)
-    labeled = sum(bool(image.boxes) for image in reviewed)
+    labeled = sum(not image.is_empty for image in reviewed)
     return {
         "round": store.newest_batch,
         "labels": len(reviewed) + len(calibration_images),
@@ -172,6 +183,7 @@ def _summary(
         "calibration_images": len(calibration_images),
         "boxes": boxes.total(),
         "boxes_per_class": {name: boxes[name] for name in classes},
+        "crowd_regions": sum(len(image.crowd_regions) for image in (*reviewed, *calibration_images)),
         "minutes_spent": store.minutes_spent,
     }
 

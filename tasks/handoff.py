@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from detectron_ext.uncertainty_metrics import Floats, pairwise_iou
 from tasks.data.detections import read_shards
 from tasks.data.paths import Workspace
 from tasks.data.schemas import (
@@ -25,6 +28,7 @@ from tasks.data.schemas import (
     UNLABELED,
     AnnotationTask,
     Prediction,
+    RunnerUp,
     with_class_names,
 )
 from tasks.params import load_stage_params
@@ -33,6 +37,7 @@ from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import stage_main
 from tasks.storage import files
 
+Ints = NDArray[np.int64]
 _DECIMALS_PX = 2
 _log = logging.getLogger(__name__)
 
@@ -52,7 +57,7 @@ def handoff(
     """Write ``manifest.jsonl`` (AnnotationTask) and ``detections.parquet`` (DETECTIONS_AT_SELECTION).
 
     Args:
-        params: score a detection needs to be drawn.
+        params: score a detection needs to be drawn, and overlap up to which two boxes are two objects.
         classes: class names in the order of their indices.
         unlabeled: images without labels, schemas.UNLABELED.
         detections: folder of shards, schemas.DETECTIONS; read one after the other.
@@ -76,8 +81,7 @@ def handoff(
     ):
         _check_complete(selected, known, where, problem_text)
     tasks = [
-        _annotation_task(row, images[row["image_id"]], detected[row["image_id"]], classes, params.score_threshold)
-        for row in selected
+        _annotation_task(row, images[row["image_id"]], detected[row["image_id"]], classes, params) for row in selected
     ]
     # ASCII, so that no reader takes a line separator inside a class name for the end of the line.
     lines = [json.dumps(task.model_dump(mode="json")) + "\n" for task in tasks]
@@ -119,13 +123,24 @@ def _frozen(
 
 
 def _annotation_task(
-    selected: _Row, image: _Row, detected: _Row, classes: Sequence[str], score_threshold: float
+    selected: _Row, image: _Row, detected: _Row, classes: Sequence[str], params: PreannotationParams
 ) -> AnnotationTask:
-    boxes = [detected["boxes_xyxy"][i : i + 4] for i in range(0, len(detected["boxes_xyxy"]), 4)]
+    drawn = suppress_overlapping(
+        np.array(detected["boxes_xyxy"], dtype=np.float64).reshape(-1, 4),
+        np.array(detected["scores"], dtype=np.float64),
+        np.array(detected["class_ids"], dtype=np.int64),
+        np.array(detected["class_probs"], dtype=np.float64).reshape(len(detected["scores"]), len(classes) + 1),
+        params.score_threshold,
+        params.suppress_iou,
+    )
     predictions = [
-        Prediction(category=classes[label], xyxy_px=_clip_box(box, image), score=min(max(score, 0.0), 1.0))
-        for box, label, score in zip(boxes, detected["class_ids"], detected["scores"], strict=True)
-        if score >= score_threshold
+        Prediction(
+            category=classes[detected["class_ids"][n]],
+            xyxy_px=_clip_box(detected["boxes_xyxy"][4 * n : 4 * n + 4], image),
+            score=_probability(detected["scores"][n]),
+            runner_up=None if runner_up is None else RunnerUp(category=classes[runner_up[0]], score=runner_up[1]),
+        )
+        for n, runner_up in drawn
     ]
     non_empty = [p for p in predictions if p.xyxy_px[0] < p.xyxy_px[2] and p.xyxy_px[1] < p.xyxy_px[3]]
     return AnnotationTask(
@@ -139,6 +154,52 @@ def _annotation_task(
         predictions=tuple(sorted(non_empty, key=lambda p: (-p.score, p.category, p.xyxy_px))),
         model_digest=detected["model_digest"],
     )
+
+
+def suppress_overlapping(
+    boxes_N4: Floats,
+    scores_N: Floats,
+    class_ids_N: Ints,
+    class_probs_NK: Floats,
+    score_threshold: float,
+    suppress_iou: float,
+) -> list[tuple[int, tuple[int, float] | None]]:
+    """Choose one detection for each object, whatever the classes (docs/method.md#pre-drawn-boxes).
+
+    Args:
+        boxes_N4: corners x1, y1, x2, y2.
+        scores_N: of the detections.
+        class_ids_N: index of the likeliest class.
+        class_probs_NK: (N, K+1) posteriors, background last.
+        score_threshold: detections with a lower score take no part, classes with a lower one are not named.
+        suppress_iou: with a larger IoU two detections are one object.
+
+    Returns:
+        Detections by falling score; with each the next likeliest class, with its score: the largest among the
+        detection's own posterior and the scores of those it stands for.
+    """
+    num_classes = class_probs_NK.shape[1] - 1
+    order = [n for n in np.argsort(-scores_N, kind="stable").tolist() if scores_N[n] >= score_threshold]
+    iou_NN = pairwise_iou(boxes_N4, boxes_N4)
+    drawn: list[tuple[int, tuple[int, float] | None]] = []
+    while order:
+        best = order[0]
+        absorbed = [n for n in order[1:] if iou_NN[best, n] > suppress_iou]
+        score_K = class_probs_NK[best, :num_classes].copy()
+        np.maximum.at(score_K, class_ids_N[absorbed], scores_N[absorbed])
+        score_K[class_ids_N[best]] = -1.0
+        second = int(score_K.argmax())
+        # The order of classes follows the scores, so the runner-up is never likelier than the class that is drawn.
+        named = (
+            (second, _probability(min(score_K[second], scores_N[best]))) if score_K[second] >= score_threshold else None
+        )
+        drawn.append((best, named))
+        order = [n for n in order[1:] if n not in absorbed]
+    return drawn
+
+
+def _probability(score: float) -> float:
+    return min(max(float(score), 0.0), 1.0)
 
 
 def _clip_box(box: Sequence[float], image: _Row) -> tuple[float, float, float, float]:

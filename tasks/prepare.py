@@ -1,25 +1,30 @@
-"""Open, hash and measure every image of the pool; set aside those that cannot be used, with the reason.
+"""Open, hash and measure every image of pool and validation set; set aside those that cannot be used, with the reason.
 
-Reads  data/index.parquet, data/images
+Reads  data/index.parquet, data/val.parquet, data/images
 Writes derived/prepare
 Params prepare
 """
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from tasks.data.image_metadata_cache import list_existing_objects, object_metadata_cache
-from tasks.data.images import ImageMetadata, ImageProblem, inspect_image
+from tasks.data.image_metadata_cache import (
+    inspect_file,
+    list_existing_objects,
+    object_metadata_cache,
+    workspace_metadata_cache,
+)
+from tasks.data.images import ImageMetadata, ImageProblem
 from tasks.data.paths import Workspace, image_id_from_sha256, resolve_uri
-from tasks.data.schemas import INDEX, POOL
+from tasks.data.schemas import ANNOTATED, INDEX, POOL, UNLABELED
 from tasks.params import load_params, load_stage_params
 from tasks.params.stages import PrepareParams
+from tasks.runtime.concurrency import map_threads
 from tasks.runtime.errors import UserError
 from tasks.runtime.progress import track
 from tasks.runtime.stage_main import stage_main
@@ -32,61 +37,101 @@ _log = logging.getLogger(__name__)
 _Row = dict[str, Any]
 
 
-def prepare(params: PrepareParams, *, index: Path, root: Path, out: Path) -> None:
-    """Write ``pool.parquet`` (schemas.POOL) and ``quarantine.json`` (list of where = image id, reason).
+def prepare(params: PrepareParams, *, index: Path, val: Path, root: Path, out: Path) -> None:
+    """Write ``pool.parquet`` (schemas.POOL), ``val.parquet`` (schemas.UNLABELED) and ``quarantine.json``.
+
+    The last one lists the images of both that cannot be used: item (image id) and reason. An image is decoded once; as
+    long as its file keeps size and time of change, later calls take what was found then.
 
     Args:
         params: limits on the images.
-        index: the pool index, schemas.INDEX.
+        index: the pool index, schemas.INDEX; calibration images are in it.
+        val: the fixed validation set, schemas.ANNOTATED.
         root: folder the uris are relative to.
         out: folder of the results.
 
     Raises:
-        UserError: the index is unreadable or empty, or no image of it can be used.
+        UserError: an input is unreadable or empty, or none of its images can be used.
     """
     rows = sorted(files.read_table(index, INDEX).to_pylist(), key=lambda row: (row["image_id"], row["uri"]))
     if not rows:
         raise UserError(index, "images in the pool are 0, expected at least 1", "Run gleaner init with images.")
+    val_rows = files.read_table(val, ANNOTATED).select(UNLABELED.names).to_pylist()
+    inspector = _ImageInspector(params, Workspace(root), [row["uri"] for row in (*rows, *val_rows)])
     listing_counts = Counter(row["image_id"] for row in rows)
     pool: list[_Row] = []
     quarantine: list[dict[str, str]] = []
-    for row, found in _inspect_all(rows, _ImageInspector(params, Workspace(root), rows)):
+    for row, found in inspector.map(inspector.inspect, rows, "checking images"):
         if isinstance(found, ImageMetadata) and listing_counts[row["image_id"]] > 1:
             found = ImageProblem(f"the image id is listed {listing_counts[row['image_id']]} times, expected once")
         if isinstance(found, ImageMetadata):
             pool.append(row | {"width_px": found.width_px, "height_px": found.height_px})
         else:
             quarantine.append({"item": row["image_id"], "reason": f"{row['file_name']} ({row['uri']}): {found}"})
-    for entry in quarantine:
+    _require_any(pool, index, len(rows), quarantine)
+    usable_val, val_quarantine = _check_val(val_rows, inspector)
+    _require_any(usable_val, val, len(val_rows), val_quarantine)
+    for entry in (*quarantine, *val_quarantine):
         _log.warning("set aside %s: %s", entry["item"], entry["reason"])
-    if not pool:
-        raise UserError(
-            index,
-            f"usable images are 0 of {len(rows)}, expected at least 1",
-            f"The first one: {quarantine[0]['reason']}. Restore the images with: dvc checkout",
-        )
     _log.info("%d images, %d set aside", len(pool), len(quarantine))
+    _log.info("%d validation images, %d set aside", len(usable_val), len(val_quarantine))
     files.write_table(out / "pool.parquet", pa.Table.from_pylist(pool, schema=POOL))
-    files.write_json(out / "quarantine.json", quarantine)
+    files.write_table(out / "val.parquet", pa.Table.from_pylist(usable_val, schema=UNLABELED))
+    files.write_json(out / "quarantine.json", [*quarantine, *val_quarantine])
+
+
+def _check_val(rows: list[_Row], inspector: "_ImageInspector") -> tuple[list[_Row], list[dict[str, str]]]:
+    """Return the usable validation images, and why the others are not."""
+    usable: list[_Row] = []
+    quarantine: list[dict[str, str]] = []
+    for row, found in inspector.map(inspector.inspect_labeled, rows, "checking validation images"):
+        if isinstance(found, ImageMetadata):
+            usable.append(row)
+        else:
+            quarantine.append({"item": row["image_id"], "reason": f"validation image {row['uri']}: {found}"})
+    return usable, quarantine
+
+
+def _require_any(usable: list[_Row], where: Path, num_listed: int, quarantine: list[dict[str, str]]) -> None:
+    if not usable:
+        first = f"The first one: {quarantine[0]['reason']}. " if quarantine else ""
+        problem = f"usable images are 0 of {num_listed}, expected at least 1"
+        raise UserError(where, problem, f"{first}Restore the images with: dvc checkout")
 
 
 class _ImageInspector:
     """Open images of the workspace and of an object store."""
 
-    def __init__(self, params: PrepareParams, workspace: Workspace, rows: list[_Row]) -> None:
+    def __init__(self, params: PrepareParams, workspace: Workspace, uris: list[str]) -> None:
         self._params, self._root = params, workspace.root
-        remote = [row["uri"] for row in rows if is_object_uri(row["uri"])]
+        remote = [uri for uri in uris if is_object_uri(uri)]
         self.num_workers: int | None = None
         self._objects: Mapping[str, ObjectMetadata] = {}
         if remote:
             self._objects = list_existing_objects(remote)
             self.num_workers = load_params(workspace.params).pool.num_download_workers
-            self._metadata_cache = object_metadata_cache(workspace, image_cache(workspace))
+            self._object_cache = object_metadata_cache(workspace, image_cache(workspace))
+        self._file_cache = workspace_metadata_cache(workspace)
 
     def inspect(self, row: _Row) -> ImageMetadata | ImageProblem:
-        """Return the metadata of a row's image, or the reason why it cannot be used."""
+        """Return the metadata of the image of a row of the index, or the reason why it cannot be used."""
         try:
-            return _validate(row, self._metadata(row["uri"]), self._params)
+            metadata = self._metadata(row["uri"])
+            if metadata.sha256 != row["sha256"]:
+                raise ImageProblem(f"the SHA-256 is {metadata.sha256[:12]}…, expected {row['sha256'][:12]}…")
+            return _validate(row, metadata, self._params)
+        except ImageProblem as problem:
+            return problem
+
+    def inspect_labeled(self, row: _Row) -> ImageMetadata | ImageProblem:
+        """Do the same for an image with boxes, which are in pixels of the size that its row states."""
+        try:
+            metadata = _validate(row, self._metadata(row["uri"]), self._params)
+            size, stated = (metadata.width_px, metadata.height_px), (row["width_px"], row["height_px"])
+            if size != stated:
+                found = f"the size is {size[0]} x {size[1]} px"
+                raise ImageProblem(f"{found}, expected {stated[0]} x {stated[1]} px as when its boxes were read")
+            return metadata
         except ImageProblem as problem:
             return problem
 
@@ -94,25 +139,22 @@ class _ImageInspector:
         if is_object_uri(uri):
             if uri not in self._objects:
                 raise ImageProblem("the object is missing, expected it in the bucket")
-            return self._metadata_cache.inspect(uri, self._objects[uri].etag, max_pixels=self._params.max_pixels)
+            return self._object_cache.inspect(uri, self._objects[uri].etag, max_pixels=self._params.max_pixels)
         try:
             path = resolve_uri(self._root, uri)
         except ValueError as error:
             raise ImageProblem(str(error)) from None
-        return inspect_image(path, max_pixels=self._params.max_pixels)
+        return inspect_file(self._file_cache, uri, path, max_pixels=self._params.max_pixels)
 
-
-def _inspect_all(rows: list[_Row], inspector: _ImageInspector) -> Iterator[tuple[_Row, ImageMetadata | ImageProblem]]:
-    """Yield each row with the metadata of its file, in the order of the rows; decoding runs on all cores."""
-    with ThreadPoolExecutor(inspector.num_workers) as threads:
-        yield from zip(
-            rows, track(threads.map(inspector.inspect, rows), "checking images", total=len(rows)), strict=True
-        )
+    def map(
+        self, inspect: Callable[[_Row], ImageMetadata | ImageProblem], rows: list[_Row], title: str
+    ) -> Iterator[tuple[_Row, ImageMetadata | ImageProblem]]:
+        """Yield each row with what ``inspect`` finds, in the order of the rows; decoding runs on all cores."""
+        found = map_threads(inspect, rows, num_workers=self.num_workers)
+        yield from zip(rows, track(found, title, total=len(rows)), strict=True)
 
 
 def _validate(row: _Row, metadata: ImageMetadata, params: PrepareParams) -> ImageMetadata:
-    if metadata.sha256 != row["sha256"]:
-        raise ImageProblem(f"the SHA-256 is {metadata.sha256[:12]}…, expected {row['sha256'][:12]}… as in the index")
     if row["image_id"] != image_id_from_sha256(metadata.sha256):
         raise ImageProblem(f"the image id is {row['image_id']}, expected {image_id_from_sha256(metadata.sha256)}")
     short_side_px = min(metadata.width_px, metadata.height_px)
@@ -123,7 +165,7 @@ def _validate(row: _Row, metadata: ImageMetadata, params: PrepareParams) -> Imag
 
 def _body(workspace: Workspace) -> None:
     params = load_stage_params(workspace.params, "prepare").prepare
-    prepare(params, index=workspace.index, root=workspace.root, out=workspace.derived("prepare"))
+    prepare(params, index=workspace.index, val=workspace.val, root=workspace.root, out=workspace.derived("prepare"))
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def check_classes(context: CheckContext) -> Finding:
     labeled = {
         box.category
         for annotation in read_labels(workspace.labels).current.values()
-        for box in annotation.label.boxes
+        for box in (*annotation.label.boxes, *annotation.label.crowd_regions)
     }  # fmt: skip
     unknown = sorted(labeled - set(context.classes))
     if unknown:

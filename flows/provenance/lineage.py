@@ -305,6 +305,7 @@ def _annotation_entry(label: LabeledImage, batch: int, provider: str, *, is_used
         "finished_at": label.finished_at,
         "status": label.status,
         "boxes": [box.model_dump(mode="json") for box in label.boxes],
+        "crowd_regions": [box.model_dump(mode="json") for box in label.crowd_regions],
         "seconds_spent": label.seconds_spent,
         "is_used": is_used,
     }

@@ -157,8 +157,9 @@ def _use_all_labels(workspace: Workspace, classes: Sequence[str]) -> None:
     oracle_labels = [
         LabeledImage(
             image_id=image.image_id,
-            status="labeled" if image.boxes else "empty",
+            status="empty" if image.is_empty else "labeled",
             boxes=image.boxes,
+            crowd_regions=image.crowd_regions,
             annotator="imported",
             finished_at=_CREATED_AT,
             seconds_spent=None,

@@ -66,7 +66,7 @@ def open_source(path: Path, limits: ArchiveLimits | None = None, *, follow_links
         raise ArchiveError(path, "the path is missing, expected a folder or a zip archive")
     if not zipfile.is_zipfile(path):
         raise ArchiveError(path, "the file is no zip archive, expected a folder or a zip archive", "Unpack it first.")
-    return ZipSource(path, limits or ArchiveLimits())
+    return ZipSource(path.name, limits or ArchiveLimits(), path)
 
 
 class FolderSource:
@@ -141,18 +141,23 @@ class FolderSource:
 class ZipSource:
     """The files of a zip archive, read in place."""
 
-    def __init__(self, path: Path, limits: ArchiveLimits) -> None:
+    def __init__(self, where: str, limits: ArchiveLimits, content: Path | BinaryIO) -> None:
         """Open the archive and hold its table of contents against the limits.
+
+        Args:
+            where: name of the archive, for messages.
+            limits: what it may hold.
+            content: its path, or a stream with its bytes.
 
         Raises:
             ArchiveError: broken, encrypted, beyond the limits, or with a name that leaves the archive.
         """
-        self.where = path.name
+        self.where = where
         try:
-            self._archive = zipfile.ZipFile(path)
+            self._archive = zipfile.ZipFile(content)
             self._entries = self._checked(limits)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
-            raise ArchiveError(path.name, f"the archive is unreadable ({error}), expected a whole zip") from None
+            raise ArchiveError(where, f"the archive is unreadable ({error}), expected a whole zip") from None
         self._names = sorted(self._entries)
 
     def names(self) -> Sequence[str]:

@@ -28,7 +28,9 @@ from tasks.data.import_policy import (
 )
 from tasks.data.import_report import Account, ImportReport, Reason
 from tasks.data.names import ImageIndex, Match
+from tasks.data.paths import image_id_from_sha256
 from tasks.runtime.errors import UserError
+from tasks.runtime.formatting import count
 
 Metadata = Mapping[str, ImageMetadata | ImageProblem]
 
@@ -61,6 +63,8 @@ class _Import:
 
     policy: ImportPolicy
     rules: BoxRules
+    metadata: Mapping[int, Metadata]
+    """What each file turned out to be, by identity of the listing and by name."""
     report: ImportReport = field(default_factory=ImportReport)
     set_aside: set[tuple[int, str]] = field(default_factory=set)
     """Files that are not used because of a problem: identity of the listing and name."""
@@ -73,7 +77,13 @@ class _Import:
         """Set a file aside; only its first problem is reported, so that counts are counts of files."""
         if (id(listing), name) not in self.set_aside:
             self.set_aside.add((id(listing), name))
-            self.report.reject(code, name, reason)
+            sha256 = self.sha256((id(listing), name))
+            self.report.reject(code, name, reason, None if sha256 is None else image_id_from_sha256(sha256))
+
+    def sha256(self, file: tuple[int, str]) -> str | None:
+        """Return the digest of a file; None: it cannot be decoded."""
+        found = self.metadata[file[0]].get(file[1])
+        return found.sha256 if isinstance(found, ImageMetadata) else None
 
     def is_set_aside(self, listing: ImageListing, name: str) -> bool:
         """Whether a file was set aside."""
@@ -92,9 +102,9 @@ def import_dataset(source: DatasetSource, *, max_pixels: int, rules: BoxRules | 
         UserError: annotations, images or validation set are missing, unreadable, or hold nothing usable.
     """
     opened = open_dataset(source, max_pixels=max_pixels)
-    work = _Import(source.policy, rules or BoxRules())
     matches = {id(part): _match(part) for part in opened.parts}
     metadata = _inspect(opened, matches)
+    work = _Import(source.policy, rules or BoxRules(), metadata)
     records: dict[str, list[ImageRecord]] = {"train": [], "val": []}
     used: dict[str, set[tuple[int, str]]] = {"train": set(), "val": set()}
     for part in sorted(
@@ -110,7 +120,7 @@ def import_dataset(source: DatasetSource, *, max_pixels: int, rules: BoxRules | 
         val = _listed_for_val(opened.val_list, train, work)
         chosen = {record.file_name for record in val}
         train = [record for record in train if record.file_name not in chosen]
-    pool = train + _unlisted(opened, metadata, used, work)
+    pool = _without_copies(train, _unlisted(opened, metadata, used, work), val or [], work)
     left_out = _leave_out(opened, used, work)
     return _finish(opened, source, pool, val, work, left_out)
 
@@ -232,8 +242,6 @@ def _judge_document(
         problem = _image_problem(image, metadata[match.found], answers[position])
         if problem is None and has_refused[position]:
             problem = Reason.BOX_REFUSED, _first_refusal(checked, position)
-        if problem is None and not rows and rows.stop > rows.start:
-            problem = Reason.ONLY_CROWD, "all its boxes are crowd or ignored regions, expected boxes of single objects"
         if problem is not None:
             work.set_file_aside(part.listing, match.found, *problem)
             work.listed["set aside"] += 1
@@ -263,9 +271,9 @@ def _report_boxes(checked: CheckedDocument, matches: Sequence[Match], sizes_M2: 
 
 def _refuse_rest(rows: BoxRows, fate: BoxFate) -> None:
     """Refuse the boxes of an image that is not used; those refused for what they are keep their reason."""
-    kept = {BoxFate.KEPT, BoxFate.CLIPPED} if fate == BoxFate.IMAGE_SET_ASIDE else None
     fates = rows.columns.fate_N[rows.start : rows.stop]
-    fates[:] = fate if kept is None else np.where(fates <= BoxFate.CLIPPED, fate, fates)
+    keep_own = (fates > BoxFate.CLIPPED) & (fates != BoxFate.CROWD) & (fate == BoxFate.IMAGE_SET_ASIDE)
+    fates[:] = np.where(keep_own, fates, fate)
 
 
 def _not_found(image: ParsedImage, match: Match, rows: BoxRows, work: _Import) -> None:
@@ -322,12 +330,12 @@ def _record(image: ParsedImage, name: str, rows: BoxRows, part: Part, metadata: 
     facts = metadata[name]
     assert isinstance(facts, ImageMetadata)
     boxes: BoxRows | None = rows
-    if not rows:
+    if rows.is_empty:
         is_reviewed = image.status in ("labeled", "empty") or (
             image.status is None and work.policy.unannotated == "empty"
         )
         boxes = NO_BOXES if is_reviewed else None
-    work.listed["annotated" if rows else "empty" if boxes is not None else "unlabeled"] += 1
+    work.listed["unlabeled" if boxes is None else "empty" if boxes.is_empty else "annotated"] += 1
     return ImageRecord(name, part.listing, facts, boxes)
 
 
@@ -341,6 +349,10 @@ def _note_image(
         boxes = "1 box" if clipped == 1 else f"{clipped} boxes"
         text = f"{boxes} at most {work.rules.clip_tolerance_px:g} px outside the image, clipped"
         work.report.note(Reason.CLIPPED, record.file_name, text)
+    regions = record.boxes.crowd_regions() if record.boxes is not None else ()
+    if regions:
+        text = f"{count(len(regions), 'crowd or ignored region')}: neither object nor background"
+        work.report.note(Reason.REGION, record.file_name, text)
     if work.policy.polygons == "box" and (converted := num_converted(checked, start, stop)):
         text = f"{converted} of its shapes taken as bounding boxes"
         work.report.note(Reason.SHAPE_CONVERTED, record.file_name, text)
@@ -429,6 +441,34 @@ def _unlisted(
     return records
 
 
+def _without_copies(
+    train: Sequence[ImageRecord], unlisted: Sequence[ImageRecord], val: Sequence[ImageRecord], work: _Import
+) -> list[ImageRecord]:
+    """The pool; set aside what nobody has labeled and has the bytes of an image that was set aside.
+
+    As an unlabeled image it would get in under its other name.
+    """
+    annotated = {record.metadata.sha256 for record in (*train, *val) if record.boxes is not None}
+    first_of = {sha256: name for (_, name), sha256 in _digests_set_aside(work) if sha256 not in annotated}
+    kept = []
+    for position, record in enumerate((*train, *unlisted)):
+        first = first_of.get(record.metadata.sha256)
+        if record.boxes is not None or first is None:
+            kept.append(record)
+            continue
+        work.set_file_aside(record.listing, record.file_name, Reason.COPY, f"same bytes as {first}, which is set aside")
+        if position < len(train):
+            work.listed["unlabeled"] -= 1
+            work.listed["set aside"] += 1
+    return kept
+
+
+def _digests_set_aside(work: _Import) -> list[tuple[tuple[int, str], str]]:
+    """The files that are set aside and can be decoded, the first by name last."""
+    files = sorted(work.set_aside, key=lambda file: file[1], reverse=True)
+    return [(file, sha256) for file in files if (sha256 := work.sha256(file)) is not None]
+
+
 def _leave_out(opened: OpenedSource, used: Mapping[str, set[tuple[int, str]]], work: _Import) -> int:
     """Name the files that are in order and not used; return how many there are."""
     first = opened.listings[0]
@@ -511,10 +551,11 @@ def _box_account(work: _Import) -> Account:
     counts: Counter[BoxFate] = Counter({BoxFate.STRAY: work.strays})
     for columns in work.columns:
         counts.update(columns.counts())
-    refused = {fate.words: counts[fate] for fate in BoxFate if fate > BoxFate.CLIPPED}
+    refused = {fate.words: counts[fate] for fate in BoxFate if not fate.is_used}
     parts = {
         "kept": counts[BoxFate.KEPT],
         "clipped": counts[BoxFate.CLIPPED],
+        BoxFate.CROWD.words: counts[BoxFate.CROWD],
         "refused": sum(refused.values()),
     }
     total = sum(len(columns.fate_N) for columns in work.columns) + work.strays
@@ -533,7 +574,7 @@ def _deduplicate(records: Iterable[ImageRecord], report: ImportReport) -> tuple[
             reason = f"same bytes as {first.file_name}, collapsed"
             reason += "; its boxes differ and were dropped" if differs else ""
             report.note(Reason.DUPLICATE, record.file_name, reason)
-            if record.boxes:
+            if record.boxes is not None:
                 record.boxes.refuse(BoxFate.IMAGE_DUPLICATE)
     return kept, dropped
 
@@ -547,7 +588,7 @@ def _exclude_val(
         if key in val:
             text = f"same bytes as validation image {val[key].file_name}, left out of the pool"
             report.note(Reason.LEAK, record.file_name, text)
-            if record.boxes:
+            if record.boxes is not None:
                 record.boxes.refuse(BoxFate.IMAGE_DUPLICATE)
         else:
             kept.append(record)

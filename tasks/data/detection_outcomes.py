@@ -6,17 +6,17 @@ Of images that the teacher had not been trained on: calibration images, and imag
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from detectron_ext.pseudo_label_precision import is_right
 from tasks.data import schemas
-from tasks.data.detections import StoredDetections, detections_from_table, read_detections
+from tasks.data.annotations import MarkedBoxes, labeled_boxes, marked_boxes
+from tasks.data.detections import StoredDetections, detections_from_table, outside_crowds, read_detections
 from tasks.data.label_store import read_labels
 from tasks.storage import files
 
-Truth = Mapping[str, tuple[Sequence[Sequence[float]], Sequence[str]]]
-"""Boxes and class names of labeled images, by image id."""
+Truth = Mapping[str, MarkedBoxes]
+"""Boxes of labeled images by image id; class indices are those of the detections, -1 for a class they do not have."""
 
 
 def calibration_outcomes(calibration: Path, detections: Path, classes: Sequence[str]) -> pa.Table:
@@ -28,13 +28,7 @@ def calibration_outcomes(calibration: Path, detections: Path, classes: Sequence[
         classes: class names in the order of their indices.
     """
     rows = files.read_table(calibration, schemas.ANNOTATED).to_pylist()
-    truth = {
-        row["image_id"]: (
-            np.array(row["boxes_xyxy"], dtype=np.float64).reshape(-1, 4).tolist(),
-            [classes[index] for index in row["class_ids"]],
-        )
-        for row in rows
-    }
+    truth = {row["image_id"]: marked_boxes(row) for row in rows}
     return _outcomes(read_detections(detections, list(truth)), truth, classes)
 
 
@@ -50,35 +44,26 @@ def returned_outcomes(labels: Path, detections_at_selection: Path, num_batches: 
     answers = {image_id: answer.label for image_id, answer in store.current.items() if answer.label.status != "skipped"}
     tables = [schemas.OUTCOMES.empty_table()]
     for number in range(max(store.newest_batch - num_batches + 1, 1), store.newest_batch + 1):
-        truth = {
-            image_id: ([box.xyxy_px for box in label.boxes], [box.category for box in label.boxes])
-            for image_id, label in answers.items()
-            if label.offered_batch == number
-        }
+        labels_of = {image_id: label for image_id, label in answers.items() if label.offered_batch == number}
         path = detections_at_selection / f"batch-{number:04d}.parquet"
-        if truth and path.is_file():
+        if labels_of and path.is_file():
             table = files.read_table(path, schemas.DETECTIONS_AT_SELECTION)
             stored_classes = schemas.stored_class_names(table.schema) or []
+            truth = {image_id: labeled_boxes(label, stored_classes) for image_id, label in labels_of.items()}
             tables.append(_outcomes(detections_from_table(table), truth, stored_classes))
     return pa.concat_tables(tables)
 
 
 def _outcomes(detections: Iterable[StoredDetections], truth: Truth, classes: Sequence[str]) -> pa.Table:
     """Return one row per detection on an image of ``truth``; ``classes`` are those of the detections' indices."""
-    index_of = {name: index for index, name in enumerate(classes)}
     columns: dict[str, list[object]] = {name: [] for name in schemas.OUTCOMES.names}
     for found in detections:
         if found.image_id not in truth:
             continue
-        boxes, names = truth[found.image_id]
-        right_N = is_right(
-            found.boxes_xyxy,
-            found.scores,
-            found.class_ids,
-            np.array(boxes, dtype=np.float64).reshape(-1, 4),
-            np.array([index_of.get(name, -1) for name in names], dtype=np.int64),
-        )
-        columns["class_name"] += [classes[index] for index in found.class_ids]
-        columns["score"] += found.scores.tolist()
+        marked = truth[found.image_id]
+        counted = outside_crowds(found, marked)
+        right_N = is_right(counted.boxes_xyxy, counted.scores, counted.class_ids, marked.boxes_xyxy, marked.class_ids)
+        columns["class_name"] += [classes[index] for index in counted.class_ids]
+        columns["score"] += counted.scores.tolist()
         columns["is_right"] += right_N.tolist()
     return pa.table(columns, schema=schemas.OUTCOMES)

@@ -1,7 +1,7 @@
 """Read stored detections shard by shard, so that memory does not grow with the pool."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from detectron_ext.detection_loss import counts_as_detection
 from tasks.data import schemas
+from tasks.data.annotations import MarkedBoxes
 from tasks.storage import files
 
 _BATCH_COLUMNS = ["image_id", "boxes_xyxy", "scores", "class_ids", "class_probs", "stability", "residual_mass"]
@@ -55,6 +57,22 @@ def read_detections(folder: Path, image_ids: Collection[str] | None = None) -> I
             yield from detections_from_table(shard)
         else:
             yield from detections_from_table(shard.filter(pc.is_in(shard["image_id"], value_set=wanted_ids)))
+
+
+def outside_crowds(found: StoredDetections, marked: MarkedBoxes) -> StoredDetections:
+    """Leave out detections in a crowd region of their class that fit no labeled box (docs/method.md#crowd-regions)."""
+    counts_N = counts_as_detection(
+        found.boxes_xyxy, found.class_ids, marked.boxes_xyxy, marked.crowd_xyxy, marked.crowd_class_ids
+    )
+    if counts_N.all():
+        return found
+    return replace(
+        found,
+        boxes_xyxy=found.boxes_xyxy[counts_N],
+        scores=found.scores[counts_N],
+        class_ids=found.class_ids[counts_N],
+        class_probs=found.class_probs[counts_N],
+    )
 
 
 def read_detection_batches(folder: Path, *, batch_size: int = 1024) -> Iterator[DetectionBatch]:

@@ -17,7 +17,8 @@ from detectron_ext.detection_loss import RealizedLoss, realized_loss
 from detectron_ext.image_features import image_features
 from detectron_ext.uncertainty_metrics import Floats
 from tasks.data import schemas
-from tasks.data.detections import StoredDetections, detections_from_table, read_detections
+from tasks.data.annotations import labeled_boxes, marked_boxes
+from tasks.data.detections import StoredDetections, detections_from_table, outside_crowds, read_detections
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
@@ -46,7 +47,7 @@ class ReviewedImage:
     """What a teacher that had not been trained on an image found there, and what people found."""
 
     found: StoredDetections
-    """Class indices and posteriors refer to today's ``classes``."""
+    """Without those in crowd regions. Class indices and posteriors refer to today's ``classes``."""
     group: int
     """As in ``DwaSample``."""
     metrics: Floats
@@ -104,12 +105,13 @@ def reviewed_batch_images(
             if found is None or any(box.category not in stored_classes for box in label.boxes):
                 num_dropped += 1
                 continue
+            marked = labeled_boxes(label, classes)
             yield ReviewedImage(
-                found,
+                outside_crowds(found, marked),
                 number,
                 metrics_of(row),
-                np.array([box.xyxy_px for box in label.boxes], dtype=np.float64).reshape(-1, 4),
-                np.array([classes.index(box.category) for box in label.boxes], dtype=np.int64),
+                marked.boxes_xyxy,
+                marked.class_ids,
                 row["is_random_pick"],
                 row["num_candidates"],
             )
@@ -158,13 +160,13 @@ def reviewed_calibration_images(calibration: Path, detections: Path) -> Iterator
     """Yield the calibration images with the detections of the current teacher; their metrics are left at 0."""
     truth = {row["image_id"]: row for row in files.read_table(calibration, schemas.ANNOTATED).to_pylist()}
     for found in read_detections(detections, list(truth)):
-        row = truth[found.image_id]
+        marked = marked_boxes(truth[found.image_id])
         yield ReviewedImage(
-            found,
+            outside_crowds(found, marked),
             CALIBRATION_GROUP,
             np.zeros(len(schemas.METRICS)),
-            np.array(row["boxes_xyxy"], dtype=np.float64).reshape(-1, 4),
-            np.array(row["class_ids"], dtype=np.int64),
+            marked.boxes_xyxy,
+            marked.class_ids,
             True,
             0,
         )

@@ -2,8 +2,7 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -11,6 +10,7 @@ from tasks.data.archives import FileSource, FolderSource, ZipSource, is_junk, op
 from tasks.data.formats.recognize import is_image
 from tasks.data.image_metadata_cache import ImageMetadataCache
 from tasks.data.images import ImageMetadata, ImageProblem, inspect_image
+from tasks.runtime.concurrency import map_threads
 from tasks.runtime.errors import UserError
 from tasks.runtime.progress import track
 from tasks.storage.s3 import ObjectMetadata, list_objects
@@ -197,11 +197,10 @@ class ImageBucket:
             except ImageProblem as problem:
                 return problem
 
-        with ThreadPoolExecutor(num_workers) as threads:
-            inspected = track(threads.map(inspect, objects), "fetching images", total=len(objects))
-            self._images = {
-                facts.uri.removeprefix(self._prefix): image for facts, image in zip(objects, inspected, strict=True)
-            }
+        inspected = track(map_threads(inspect, objects, num_workers=num_workers), "fetching images", total=len(objects))
+        self._images = {
+            facts.uri.removeprefix(self._prefix): image for facts, image in zip(objects, inspected, strict=True)
+        }
 
     def __str__(self) -> str:
         """Return the prefix, for messages."""
@@ -270,17 +269,8 @@ def inspect_images(listing: ImageListing, names: Iterable[str]) -> dict[str, Ima
             return problem
 
     wanted = list(dict.fromkeys(names))
-    with ThreadPoolExecutor() as threads:
-        inspected = track(_in_pieces(threads, inspect, wanted), "reading images", total=len(wanted))
-        return dict(zip(wanted, inspected, strict=True))
-
-
-def _in_pieces(
-    threads: ThreadPoolExecutor, inspect: Callable[[str], ImageMetadata | ImageProblem], names: Sequence[str]
-) -> Iterator[ImageMetadata | ImageProblem]:
-    """Results in order; a million open tasks at once would need a gigabyte."""
-    for start in range(0, len(names), 1000):
-        yield from threads.map(inspect, names[start : start + 1000])
+    inspected = track(map_threads(inspect, wanted), "reading images", total=len(wanted))
+    return dict(zip(wanted, inspected, strict=True))
 
 
 def is_utf8(name: str) -> bool:

@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any
 
 from tasks.data.images import ImageMetadata, ImageProblem, inspect_image
-from tasks.data.paths import Workspace
+from tasks.data.paths import Workspace, resolve_uri
 from tasks.storage.image_cache import ImageCache
 from tasks.storage.s3 import MissingObjectError, ObjectMetadata, list_objects, split_uri
 
@@ -97,6 +97,31 @@ def object_metadata_cache(workspace: Workspace, cache: ImageCache) -> ImageMetad
 def file_metadata_cache(workspace: Workspace) -> ImageMetadataCache:
     """Return the cache for files of the directory that a campaign takes its images from; uris are their paths."""
     return ImageMetadataCache(workspace.scratch("seen") / "files.jsonl", Path)
+
+
+def workspace_metadata_cache(workspace: Workspace) -> ImageMetadataCache:
+    """Return the cache for the images in a campaign's own folder; uris are relative to it, so that it may move."""
+    return ImageMetadataCache(workspace.scratch("seen") / "images.jsonl", lambda uri: resolve_uri(workspace.root, uri))
+
+
+def inspect_file(cache: ImageMetadataCache, uri: str, path: Path, *, max_pixels: int) -> ImageMetadata:
+    """Inspect a local file, unless the cache knows it with this size and time of change.
+
+    Args:
+        cache: of files.
+        uri: the file's name in the cache.
+        path: of the file.
+        max_pixels: images with more are refused.
+
+    Raises:
+        ImageProblem: missing, no known format, too large or broken.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"unreadable ({error.strerror})"
+        raise ImageProblem(f"the image file is {reason}, expected a file") from None
+    return cache.inspect(uri, f"{status.st_mtime_ns}-{status.st_size}", max_pixels=max_pixels)
 
 
 def list_existing_objects(uris: Iterable[str]) -> Mapping[str, ObjectMetadata]:

@@ -41,6 +41,11 @@ class BoxFate(IntEnum):
         return _FATE_WORDS[self]
 
     @property
+    def is_used(self) -> bool:
+        """Whether the box gets into the campaign, as an object or as a crowd region."""
+        return self in (BoxFate.KEPT, BoxFate.CLIPPED, BoxFate.CROWD)
+
+    @property
     def sets_image_aside(self) -> bool:
         """Whether the image cannot be used without the box: training would take the object for background."""
         return self in _SETS_ASIDE
@@ -57,7 +62,7 @@ _FATE_WORDS = {
     BoxFate.UNREADABLE: "unreadable",
     BoxFate.ROTATED: "rotated",
     BoxFate.OTHER_SHAPE: "polygon or mask without a box",
-    BoxFate.CROWD: "crowd or ignored region",
+    BoxFate.CROWD: "crowd or ignored regions",
     BoxFate.STRAY: "of an image that is not listed",
     BoxFate.IMAGE_NOT_FOUND: "image not found",
     BoxFate.IMAGE_SET_ASIDE: "image set aside",
@@ -98,13 +103,18 @@ class BoxColumns:
 class BoxRows(Sequence[Box]):
     """The used boxes of one image, which become objects only when they are looked at."""
 
-    __slots__ = ("columns", "rows", "start", "stop")
+    __slots__ = ("columns", "crowd_rows", "rows", "start", "stop")
 
     def __init__(self, columns: BoxColumns, start: int, stop: int) -> None:
         """Refer to the used ones of the rows from ``start`` to before ``stop``."""
         self.columns, self.start, self.stop = columns, start, stop
-        used = columns.fate_N[start:stop] <= BoxFate.CLIPPED
+        fates = columns.fate_N[start:stop]
+        used = fates <= BoxFate.CLIPPED
         self.rows: slice | NDArray[np.int64] = slice(start, stop) if used.all() else start + np.flatnonzero(used)
+        self.crowd_rows: NDArray[np.int64] | None = None
+        """Rows of crowd regions, which are not among ``rows``; None: there is none."""
+        if not isinstance(self.rows, slice) and (is_crowd := fates == BoxFate.CROWD).any():
+            self.crowd_rows = start + np.flatnonzero(is_crowd)
 
     def __len__(self) -> int:
         return self.stop - self.start if isinstance(self.rows, slice) else len(self.rows)
@@ -119,7 +129,11 @@ class BoxRows(Sequence[Box]):
         return tuple(self)[index]
 
     def __iter__(self) -> Iterator[Box]:
-        for (x1, y1, x2, y2), category in zip(self.corners().tolist(), self.class_numbers().tolist(), strict=True):
+        yield from self._boxes_at(self.rows)
+
+    def _boxes_at(self, rows: slice | NDArray[np.int64]) -> Iterator[Box]:
+        corners, numbers = self.columns.xyxy_N4[rows].tolist(), self.columns.category_N[rows].tolist()
+        for (x1, y1, x2, y2), category in zip(corners, numbers, strict=True):
             yield Box(category=self.columns.categories[category], xyxy_px=(x1, y1, x2, y2))
 
     def __eq__(self, other: object) -> bool:
@@ -132,8 +146,27 @@ class BoxRows(Sequence[Box]):
         return repr(tuple(self))
 
     def refuse(self, fate: BoxFate) -> None:
-        """Note that the boxes are not used after all."""
+        """Note that the boxes and crowd regions are not used after all."""
         self.columns.fate_N[self.rows] = fate
+        if self.crowd_rows is not None:
+            self.columns.fate_N[self.crowd_rows] = fate
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is neither a box nor a crowd region."""
+        return not len(self) and self.crowd_rows is None
+
+    def crowd_regions(self) -> tuple[Box, ...]:
+        """Return the regions of several objects, which are no boxes."""
+        return () if self.crowd_rows is None else tuple(self._boxes_at(self.crowd_rows))
+
+    def with_crowd_regions(self) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.bool_]]:
+        """Return corners (N, 4), class numbers (N,) and crowd marks (N,) of the boxes and of the crowd regions."""
+        if self.crowd_rows is None:
+            return self.corners(), self.class_numbers(), np.zeros(len(self), dtype=bool)
+        rows = np.concatenate([np.asarray(self.rows), self.crowd_rows])
+        is_crowd = np.arange(len(rows)) >= len(self)
+        return self.columns.xyxy_N4[rows], self.columns.category_N[rows], is_crowd
 
     def corners(self) -> NDArray[np.float64]:
         """Return x1, y1, x2, y2 of each box in pixels, shape (N, 4)."""

@@ -1,13 +1,15 @@
 """Open image files from untrusted sources: limits before decoding, one rule for pixels, every refusal named.
 
 All code that reads an image of the campaign uses ``inspect_image`` or ``open_rgb``, so that training, inference, the
-report and the served model see the same pixels.
+report, the served model and the annotators' browsers show the same pixels.
 """
 
+import io
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,8 +25,23 @@ _SUFFIX_OF_FORMAT = {
     "BMP": ".bmp",
     "WEBP": ".webp",
     "TIFF": ".tif",
+    "GIF": ".gif",
+    "PPM": ".ppm",
+    "AVIF": ".avif",
+    "HEIF": ".heic",
 }
-_ALLOWED_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+_ALLOWED_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "AVIF")
+_HEIF = "HEIF"
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_BROWSER_MODES = {
+    "JPEG": ("L", "RGB"),
+    "MPO": ("L", "RGB"),
+    "PNG": ("1", "L", "LA", "P", "PA", "RGB", "RGBA"),
+    "BMP": ("1", "L", "P", "RGB"),
+    "WEBP": ("RGB", "RGBA"),
+    "GIF": ("L", "P", "RGB", "RGBA"),
+}
+"""Formats and pixel modes that every browser shows; it turns none of them but JPEG by the EXIF orientation for sure."""
 _EXIF_ORIENTATION = 0x0112
 _EXIF_INTEGER_TYPES = {1: "B", 3: "H", 4: "I"}
 _TRANSPOSE_OF_ORIENTATION = {
@@ -94,8 +111,8 @@ def open_rgb(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.
     """Decode an image to upright RGB pixels, 8 bits a channel, in the frame of its boxes.
 
     The pixels are turned by the EXIF orientation and by nothing else. Where EXIF is broken, they stay as stored.
-    Transparent pixels are composited on white. Of 16-bit channels the upper byte is kept, but 16-bit gray is refused.
-    Of several frames the first is used.
+    Transparent pixels are composited on white. Of 16-bit color the upper byte is kept (PPM: rounded).
+    16-bit gray is refused. Of several frames the first is used.
 
     Args:
         source: a local file, or a binary stream with the content of one.
@@ -112,6 +129,56 @@ def open_rgb(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.
         return rgb if transpose is None else rgb.transpose(transpose)
 
 
+def is_shown_by_browsers(path: Path) -> bool:
+    """Tell whether browsers show an image with the pixels of ``open_rgb``.
+
+    They show no TIFF, HEIC or PPM; they play what is animated, and some ignore the EXIF orientation of other formats
+    than JPEG.
+
+    Raises:
+        OSError: missing or broken.
+        ImageProblem: a pixel mode without a rule.
+    """
+    with _open(path, MAX_PIXELS) as image:
+        if image.mode not in _BROWSER_MODES.get(str(image.format), ()):
+            return False
+        if image.format in ("JPEG", "MPO"):
+            return True
+        image.load()
+        return _num_frames(image) == 1 and _orientation(image) == 1
+
+
+def encode_png(path: Path) -> bytes:
+    """Return the pixels of ``open_rgb`` as a PNG, which every browser shows.
+
+    Raises:
+        OSError: missing or broken.
+        ImageProblem: a pixel mode without a rule.
+    """
+    stream = io.BytesIO()
+    open_rgb(path).save(stream, "PNG", compress_level=4)
+    return stream.getvalue()
+
+
+@cache
+def _register_heif() -> bool:
+    """Teach Pillow to read HEIC, where pillow-heif is installed (extra ``heic``); tell whether it is."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _is_heif(stream: BinaryIO) -> bool:
+    start = stream.tell()
+    head = stream.read(64)
+    stream.seek(start)
+    other_brands = head[16 : int.from_bytes(head[:4], "big")]  # mif1 is the general one: AVIF may begin with it too
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and b"avif" not in other_brands
+
+
 @contextmanager
 def _open(source: Path | BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image without decoding it, after checks on its header."""
@@ -121,8 +188,11 @@ def _open(source: Path | BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
     with ExitStack() as stack:
         # Always a stream: of a path Pillow maps uncompressed TIFFs into memory, and scrambles those it has to turn.
         stream = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+        is_heif = _is_heif(stream)
+        if is_heif and not _register_heif():
+            raise ImageProblem("the format is HEIC, expected pillow-heif to read it: pip install 'gleaner[heic]'")
         try:
-            image = stack.enter_context(Image.open(stream, formats=_ALLOWED_FORMATS))
+            image = stack.enter_context(Image.open(stream, formats=(_HEIF,) if is_heif else _ALLOWED_FORMATS))
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise ImageProblem(f"the image has more than {MAX_PIXELS} pixels, expected at most {max_pixels}") from None
         num_pixels = image.width * image.height
@@ -139,9 +209,9 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of a decoded image, 1 to 8; 1 where it is absent, unknown or unreadable.
 
     Only this tag is read, so that broken tags beside it do no harm. ``Image.getexif`` would read all of them, and the
-    orientation in XMP, which browsers and label tools ignore. Pillow turns TIFFs itself on decoding: here they give 1.
+    orientation in XMP, which browsers and label tools ignore. TIFFs and HEIC are turned on decoding: here they give 1.
     """
-    block = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    block = (image.info.get("exif") or b"").removeprefix(b"Exif\0\0")
     byte_order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if byte_order is None:
         return 1
@@ -174,9 +244,12 @@ def _decode(path: Path, max_pixels: int) -> tuple[int, int, str, int, int]:
         orientation = _orientation(image)
         if orientation in _TRANSPOSED_ORIENTATIONS:
             width_px, height_px = height_px, width_px
-        # The second picture of a phone's MPO is a depth map or a preview, no page.
-        num_frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-        return width_px, height_px, _SUFFIX_OF_FORMAT[str(image.format)], orientation, num_frames
+        return width_px, height_px, _SUFFIX_OF_FORMAT[str(image.format)], orientation, _num_frames(image)
+
+
+def _num_frames(image: Image.Image) -> int:
+    """Count pages or pictures. The second one of a phone's MPO is a depth map or a preview, no page."""
+    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
 
 
 def _first_line(error: Exception) -> str:

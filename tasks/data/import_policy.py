@@ -65,7 +65,7 @@ class CheckedDocument:
     def refusals(self) -> Iterator[tuple[int, BoxFate, str]]:
         """Yield row, fate and reason of each box that is refused for what it is."""
         fates = self.columns.fate_N
-        for row in np.flatnonzero((fates > BoxFate.CLIPPED) & (fates <= BoxFate.CROWD)).tolist():
+        for row in np.flatnonzero((fates > BoxFate.CLIPPED) & (fates < BoxFate.CROWD)).tolist():
             yield row, BoxFate(int(fates[row])), self.message(row)
 
     def message(self, row: int) -> str:
@@ -80,9 +80,6 @@ class CheckedDocument:
         if fate == BoxFate.OTHER_SHAPE:
             shape = {"rle": "mask"}.get(box.kind, box.kind)
             return f"the shape of a {box.category} is {shape}, without a box beside it, expected a box"
-        if fate == BoxFate.CROWD:
-            what = "a crowd" if box.is_crowd else "an ignored"
-            return f"{what} region of {box.category}, which is not the box of one object"
         return self._checked.message(int(self._row_of[row])) or fate.words
 
 
@@ -108,17 +105,20 @@ def check_document(
     if is_fraction_M.any():
         scale_N2 = np.where(is_fraction_M[table.image][:, None], size_N2, 1.0)
         xyxy_N4 = xyxy_N4 * np.tile(scale_N2, 2)
-    rows = np.flatnonzero((fate_N == BoxFate.KEPT) & np.isfinite(size_N2[:, 0]))
+    is_region_N = fate_N == BoxFate.CROWD
+    rows = np.flatnonzero(((fate_N == BoxFate.KEPT) | is_region_N) & np.isfinite(size_N2[:, 0]))
+    # Regions count as classes of their own: an object that fills its region is no duplicate of it.
+    category_N = table.category[rows] + len(table.categories) * is_region_N[rows]
     checked = check_boxes(
         xyxy_N4[rows],
-        table.category[rows],
+        category_N,
         size_N2[rows, 0],
         size_N2[rows, 1],
         rules,
         images=table.image[rows],
-        names=table.categories,
+        names=(*table.categories, *table.categories),
     )
-    fate_N[rows] = checked.result_N
+    fate_N[rows] = np.where(is_region_N[rows] & checked.kept_N, BoxFate.CROWD, checked.result_N)
     xyxy_N4 = xyxy_N4.copy() if xyxy_N4 is table.xyxy else xyxy_N4
     xyxy_N4[rows] = checked.xyxy_N4
     row_of = np.full(len(fate_N), -1, dtype=np.int64)
@@ -137,7 +137,10 @@ def _table_of(images: Sequence[ParsedImage]) -> BoxTable | None:
 
 
 def _first_fates(table: BoxTable, document: ParsedDocument, policy: ImportPolicy) -> NDArray[np.int8]:
-    """Fates that need no image. VOC's ``difficult`` objects are objects; COCO's ``ignore`` is a region."""
+    """Fates that need no image. VOC's ``difficult`` objects are objects; COCO's ``ignore`` is a region.
+
+    Of a region's shape the bounding box is enough, whatever the policy: no object is learned from it.
+    """
     fate_N = np.zeros(len(table.flags), dtype=np.int8)
     if policy.polygons == "refuse":
         fate_N[(table.kind != _BOX) & ((table.flags & STATED) == 0)] = BoxFate.OTHER_SHAPE

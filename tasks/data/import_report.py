@@ -20,11 +20,11 @@ class Reason(StrEnum):
     IMAGE_NOT_FOUND = "image_not_found"
     NAME_AMBIGUOUS = "name_ambiguous"
     IMAGE_UNREADABLE = "image_unreadable"
+    COPY = "copy_of_set_aside"
     LINK_NOT_FOLLOWED = "link_not_followed"
     SIZE_DIFFERS = "size_differs"
     DRAWN_BEFORE_TURN = "drawn_before_exif_turn"
     BOX_REFUSED = "box_refused"
-    ONLY_CROWD = "only_crowd_regions"
     SEVERAL_ANSWERS = "several_answers"
     NOT_REVIEWED = "not_reviewed"
     VAL_LIST = "validation_list"
@@ -57,11 +57,11 @@ _TITLES = {
     Reason.IMAGE_NOT_FOUND: "listed images without a file",
     Reason.NAME_AMBIGUOUS: "names that fit several images",
     Reason.IMAGE_UNREADABLE: "images that cannot be used",
+    Reason.COPY: "copies of images that were set aside",
     Reason.LINK_NOT_FOLLOWED: "links that were not followed (--follow-links)",
     Reason.SIZE_DIFFERS: "images of another size than annotated",
     Reason.DRAWN_BEFORE_TURN: "boxes drawn before the EXIF turn",
     Reason.BOX_REFUSED: "images with a box that cannot be used",
-    Reason.ONLY_CROWD: "images with nothing but crowd or ignored regions",
     Reason.SEVERAL_ANSWERS: "images with several different annotations",
     Reason.NOT_REVIEWED: "validation images listed without boxes (--unannotated empty keeps them)",
     Reason.VAL_LIST: "lines of the validation list without an image",
@@ -90,10 +90,13 @@ class ReportEntry:
     code: Reason
     item: str
     reason: str
+    image_id: str | None = None
+    """Of a set-aside image that can be decoded: ``gleaner pool sync`` does not let it in either."""
 
     def as_json(self) -> dict[str, str]:
         """Return the entry for ``import_report.json``."""
-        return {"item": self.item, "reason": self.reason, "code": self.code.value}
+        entry = {"item": self.item, "reason": self.reason, "code": self.code.value}
+        return entry if self.image_id is None else {**entry, "image_id": self.image_id}
 
 
 @dataclass
@@ -109,9 +112,9 @@ class ImportReport:
     refused_boxes: list[tuple[BoxFate, str, str]] = field(default_factory=list)
     """Boxes that were refused for what they are: fate, where, why."""
 
-    def reject(self, code: Reason, item: str, reason: str) -> None:
+    def reject(self, code: Reason, item: str, reason: str, image_id: str | None = None) -> None:
         """Set something aside."""
-        self.rejected.append(ReportEntry(code, printable(item), reason))
+        self.rejected.append(ReportEntry(code, printable(item), reason, image_id))
 
     def leave_out(self, code: Reason, item: str, reason: str) -> None:
         """Leave out something that is in order."""

@@ -13,7 +13,7 @@ from tasks.data.annotations import write_annotated_table
 from tasks.data.box_rules import BoxRules
 from tasks.data.dataset_import import ImportedDataset, import_dataset
 from tasks.data.dataset_source import DatasetSource
-from tasks.data.image_record import NO_BOXES, ImageRecord
+from tasks.data.image_record import NO_BOXES, BoxFate, ImageRecord
 from tasks.data.import_report import Account, ImportReport, Reason
 from tasks.data.paths import Workspace
 from tasks.data.schemas import ANNOTATED, DETECTIONS_AT_SELECTION, INDEX, PREVIOUS_UNCERTAINTY, LabelBatch, LabeledImage
@@ -234,12 +234,14 @@ def _write_sets(splits: _Splits, plan: CampaignPlan, classes: Sequence[str], wor
 def _write_annotated(path: Path, records: Sequence[ImageRecord], classes: Sequence[str]) -> None:
     """Write images with their boxes as columns: a million boxes never become objects."""
     index_of = {name: index for index, name in enumerate(classes)}
-    corners, class_ids = [], []
+    corners, class_ids, is_crowd = [], [], []
     for record in records:
-        boxes = record.boxes or NO_BOXES
+        boxes = NO_BOXES if record.boxes is None else record.boxes
         numbers = np.array([index_of.get(name, -1) for name in boxes.columns.categories] or [0], dtype=np.int32)
-        corners.append(boxes.corners().astype(np.float32).ravel())
-        class_ids.append(numbers[boxes.class_numbers()])
+        xyxy_N4, number_N, is_crowd_N = boxes.with_crowd_regions()
+        corners.append(xyxy_N4.astype(np.float32).ravel())
+        class_ids.append(numbers[number_N])
+        is_crowd.append(is_crowd_N)
     table = pa.table(
         {
             "image_id": [record.image_id for record in records],
@@ -248,6 +250,7 @@ def _write_annotated(path: Path, records: Sequence[ImageRecord], classes: Sequen
             "height_px": [record.metadata.height_px for record in records],
             "boxes_xyxy": _lists(corners, np.float32),
             "class_ids": _lists(class_ids, np.int32),
+            "is_crowd": _lists(is_crowd, np.bool_),
             "batch": [_NO_BATCH] * len(records),
         },
         schema=ANNOTATED,
@@ -262,10 +265,12 @@ def _lists(rows: Sequence[Any], kind: Any) -> pa.Array:
 
 
 def _seed_label(record: ImageRecord, imported_at: str) -> LabeledImage:
+    boxes = NO_BOXES if record.boxes is None else record.boxes
     return LabeledImage(
         image_id=record.image_id,
-        status="labeled" if record.boxes else "empty",
-        boxes=tuple(record.boxes or ()),
+        status="empty" if boxes.is_empty else "labeled",
+        boxes=tuple(boxes),
+        crowd_regions=boxes.crowd_regions(),
         annotator="imported",
         finished_at=imported_at,
         seconds_spent=None,
@@ -305,8 +310,9 @@ def _summary(dataset: ImportedDataset, splits: _Splits, plan: CampaignPlan, clas
         "pool_images": len(splits.pool),
         "annotated_images": len(annotated),
         "unannotated_images": sum(record.boxes is None for record in splits.pool),
-        "empty_images": sum(not record.boxes for record in annotated),
+        "empty_images": sum(record.boxes is None or record.boxes.is_empty for record in annotated),
         "boxes": boxes.total(),
+        "crowd_regions": numbers["boxes read"][BoxFate.CROWD.words],
         "boxes_per_class": {name: boxes[name] for name in classes},
         "seed_images": len(splits.seed),
         "seed_boxes": sum(len(record.boxes or ()) for record in splits.seed),

@@ -125,11 +125,11 @@ def check_annotation(annotation: Annotation, sizes_px: Mapping[str, tuple[int, i
         UserError: boxes against the status, outside the image, without area, or of an unknown class.
     """
     label = annotation.label
-    if (label.status == "labeled") != bool(label.boxes):
-        problem = f"image {label.image_id} has status {label.status!r} with {len(label.boxes)} boxes"
+    if (label.status == "labeled") != bool(label.num_marked):
+        problem = f"image {label.image_id} has status {label.status!r} with {label.num_marked} boxes"
         raise UserError(annotation.file, f"{problem}, expected boxes just where it is 'labeled'", _RESTORE)
     width_px, height_px = sizes_px[label.image_id]
-    for box in label.boxes:
+    for box in (*label.boxes, *label.crowd_regions):
         if box.category not in classes:
             problem = f"image {label.image_id} has a box of class {box.category!r}, expected one of {list(classes)}"
             raise UserError(annotation.file, problem, "Add the class to classes in params.yaml.")

@@ -37,7 +37,7 @@ class PoolDiff:
     missing: list[Quarantined] = field(default_factory=list)
     """The alarm: images that people labeled, or are asked to label, whose bytes are gone or replaced. They stay."""
     rejected: list[Quarantined] = field(default_factory=list)
-    """No images, or broken ones."""
+    """No images, broken ones, and those that were set aside when the campaign was made."""
     duplicates: int = 0
     """Exact copies of another image of the pool."""
     heldout_duplicates: int = 0
@@ -50,6 +50,7 @@ def diff_pool(
     *,
     protected_ids: Collection[str],
     heldout_names: Mapping[str, str],
+    set_aside: Mapping[str, str],
 ) -> tuple[PoolDiff, list[Row]]:
     """Compare the index with the source, and build the new index.
 
@@ -58,6 +59,7 @@ def diff_pool(
         source_images: all images that the source holds.
         protected_ids: ids of images that must stay in the pool: labeled, offered, or used for calibration.
         heldout_names: name (or uri) of each validation image by its id.
+        set_aside: why images were set aside when the campaign was made, by their ids.
 
     Returns:
         The changes, and the rows that take the place of ``rows``, by image id.
@@ -77,6 +79,10 @@ def diff_pool(
             diff.heldout_duplicates += 1
         elif image_id in by_id:
             diff.duplicates += 1
+        elif image_id in set_aside:
+            fix = "To have it labeled, take its entry out of data/import_report.json"
+            reason = f"it was set aside when the campaign was made: {set_aside[image_id]}. {fix}"
+            diff.rejected.append(Quarantined(item=name, reason=reason))
         else:
             by_id[image_id] = _row(by_name[name], image_id)
             (diff.changed if name in replaced else diff.added).append(name)

@@ -46,6 +46,7 @@ ANNOTATED = pa.schema(
         ("height_px", pa.int32()),
         ("boxes_xyxy", _FLOATS),  # N*4
         ("class_ids", pa.list_(pa.int32())),  # N
+        ("is_crowd", pa.list_(pa.bool_())),  # N, a region of several objects: neither object nor background; null: none
         ("batch", pa.int32()),  # label batch it came in; -1 for validation and calibration
     ]
 )
@@ -193,6 +194,13 @@ class LabeledImage(_Document):
     """Boxes the annotator started from; None where nobody knows, as in the seed set."""
     reported_finished_at: str | None = None
     """What the label tool gave as ``finished_at`` where that time had not come yet; None: its clock was believed."""
+    crowd_regions: tuple[Box, ...] = ()
+    """Regions of several objects (COCO ``iscrowd``): neither object nor background (docs/method.md#crowd-regions)."""
+
+    @property
+    def num_marked(self) -> int:
+        """Boxes and crowd regions together; 0 just where the image is empty or skipped."""
+        return len(self.boxes) + len(self.crowd_regions)
 
 
 class LabelBatch(_Document):
@@ -209,12 +217,21 @@ class LabelBatch(_Document):
     """Images that stayed with the annotators, by image id, and the batch they were offered in: not to be picked."""
 
 
+class RunnerUp(_Document):
+    """The next likeliest class of a pre-drawn box."""
+
+    category: str
+    score: UnitInterval
+
+
 class Prediction(_Document):
-    """A pre-drawn box for the annotator to correct."""
+    """A pre-drawn box for the annotator to correct: one for each object (docs/method.md#pre-drawn-boxes)."""
 
     category: str
     xyxy_px: tuple[float, float, float, float]
     score: UnitInterval
+    runner_up: RunnerUp | None = None
+    """None: no other class reaches ``preannotation.score_threshold``."""
 
 
 class AnnotationTask(_Document):

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from detectron_ext.augmentation import AugmentationConfig, Example, Pixels
 from detectron_ext.config import DetectorSpec
+from detectron_ext.ignore_regions import CROWD_LABEL
 from detectron_ext.inference import Detections, PreparedImage, prepare_image
 from detectron_ext.inference import detect as detect_prepared
 from detectron_ext.meta_arch import LoadReport, PerImageRCNN, build_detector, load_pretrained, load_weights
@@ -228,17 +230,23 @@ class ImageReader:
 
 
 def to_examples(table: pa.Table) -> list[Example]:
-    """Convert an ANNOTATED or UNLABELED table into examples, in its order."""
+    """Convert an ANNOTATED or UNLABELED table into examples, in its order; crowd regions get ``CROWD_LABEL``."""
     rows = table.to_pylist()
     return [
         Example(
             row["image_id"],
             row["uri"],
             np.array(row.get("boxes_xyxy") or [], dtype=np.float32).reshape(-1, 4),
-            np.array(row.get("class_ids") or [], dtype=np.int64),
+            _class_ids(row),
         )
         for row in rows
     ]
+
+
+def _class_ids(row: Mapping[str, Any]) -> NDArray[np.int64]:
+    class_ids_N = np.array(row.get("class_ids") or [], dtype=np.int64)
+    is_crowd_N = np.array(row.get("is_crowd") or [False] * len(class_ids_N), dtype=bool)
+    return np.where(is_crowd_N, CROWD_LABEL, class_ids_N)
 
 
 def _config_file(architecture: str, root: Path) -> str:

@@ -43,7 +43,12 @@ def smoke_test(workspace: Workspace, params: StageParams) -> dict[str, Any]:
     started_s = time.monotonic()
     name, detector = _load_newest_detector(workspace, params, device)
     loaded_s = time.monotonic()
-    image = files.read_table(workspace.val, ANNOTATED).select(["image_id", "uri"]).slice(0, 1).to_pylist()[0]
+    image = (
+        files.read_table(_validation_images(workspace), ANNOTATED)
+        .select(["image_id", "uri"])
+        .slice(0, 1)
+        .to_pylist()[0]
+    )
     uri = image["uri"]
     try:
         pixels = ImageReader(workspace.root, [image])(uri)
@@ -63,6 +68,12 @@ def smoke_test(workspace: Workspace, params: StageParams) -> dict[str, Any]:
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else 0,
     }
+
+
+def _validation_images(workspace: Workspace) -> Path:
+    """Those that ``prepare`` found usable; before the first round, all."""
+    assembled = workspace.derived("assemble") / "val.parquet"
+    return assembled if assembled.is_file() else workspace.val
 
 
 def _load_newest_detector(workspace: Workspace, params: StageParams, device: str) -> tuple[str, Any]:

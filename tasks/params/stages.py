@@ -370,7 +370,10 @@ class PreannotationParams(Section):
     """Boxes of the teacher that annotators find in their images."""
 
     score_threshold: Fraction
-    """Boxes with a lower score are not shown to annotators."""
+    """Boxes with a lower score are not shown to annotators, and classes with a lower one are not named."""
+    suppress_iou: Annotated[float, Field(gt=0, le=1)]
+    """Of boxes with a larger IoU, whatever their classes, annotators get the one with the highest score, with the next
+    likeliest class named. 1: none is left out."""
 
 
 class ReportParams(Section):

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from detectron_ext.uncertainty_metrics import sum_by_image
+from tasks.data.annotations import marked_boxes
 from tasks.data.detections import DetectionBatch, ShardKind, read_detection_batches, read_shards
 from tasks.data.schemas import ANNOTATED
 from tasks.storage import files
@@ -82,10 +83,10 @@ class PoolView:
         """Boxes of all labeled images, (G, 4) px, and their classes, (G,)."""
         if self.labeled is None:
             return np.zeros((0, 4)), np.zeros(0, dtype=np.int64)
-        rows = files.read_table(self.labeled, ANNOTATED, columns=["boxes_xyxy", "class_ids"])
-        boxes = np.asarray(pc.list_flatten(rows["boxes_xyxy"]).to_numpy(), dtype=np.float64)
-        class_ids = np.asarray(pc.list_flatten(rows["class_ids"]).to_numpy(), dtype=np.int64)
-        return boxes.reshape(-1, 4), class_ids
+        rows = files.read_table(self.labeled, ANNOTATED, columns=["boxes_xyxy", "class_ids", "is_crowd"]).to_pylist()
+        marked = [marked_boxes(row) for row in rows]  # crowd regions are no boxes
+        boxes = np.concatenate([np.zeros((0, 4)), *(one.boxes_xyxy for one in marked)])
+        return boxes, np.concatenate([np.zeros(0, dtype=np.int64), *(one.class_ids for one in marked)])
 
     def sum_over_boxes(self, term: Callable[[DetectionBatch], NDArray[Any]]) -> NDArray[np.float64]:
         """Sum a number of each detection over the detections of every candidate, (P,); 0 without detections.

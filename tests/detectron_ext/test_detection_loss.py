@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from detectron_ext.detection_loss import MISS_PROBABILITY, match_detections, realized_loss
+from detectron_ext.detection_loss import MISS_PROBABILITY, counts_as_detection, match_detections, realized_loss
 
 GAMMA = 1.5
 
@@ -70,3 +70,16 @@ def test_an_empty_image_without_detections_costs_nothing() -> None:
 def test_one_true_box_is_matched_once_by_the_surest_detection() -> None:
     matched = match_detections(np.array([BOX, BOX, FAR]), np.array([0.5, 0.9, 0.8]), np.array([BOX]))
     assert matched.tolist() == [-1, 0, -1]
+
+
+def test_detections_in_a_crowd_region_of_their_class_do_not_count_unless_they_fit_a_box() -> None:
+    crowd = np.array([[0.0, 0, 40, 40]])
+    half_inside, less_inside = [30.0, 10, 50, 20], [31.0, 10, 51, 20]
+    found = np.array([BOX, BOX, FAR, half_inside, less_inside])
+    class_ids = np.array([0, 1, 0, 0, 0])
+    none = np.zeros((0, 4))
+    counted = counts_as_detection(found, class_ids, none, crowd, np.array([0]))
+    assert counted.tolist() == [False, True, True, False, True]
+    fitting = counts_as_detection(found, class_ids, np.array([BOX]), crowd, np.array([0]))
+    assert fitting.tolist() == [True, True, True, False, True]
+    assert counts_as_detection(found, class_ids, none, none, np.zeros(0, dtype=int)).all()

@@ -86,7 +86,9 @@ def random_image(seed: int) -> bytes:
 
 def run_prepare(workspace: Workspace) -> tuple[list[str], dict[str, str]]:
     out = workspace.derived("prepare")
-    prepare.prepare(load_params(workspace.params).prepare, index=workspace.index, root=workspace.root, out=out)
+    prepare.prepare(
+        load_params(workspace.params).prepare, index=workspace.index, val=workspace.val, root=workspace.root, out=out
+    )
     pool = files.read_table(out / "pool.parquet", POOL)["file_name"].to_pylist()
     return pool, {entry["item"]: entry["reason"] for entry in files.read_json(out / "quarantine.json")}
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ Edit = Callable[[dict[str, Any]], None]
 def workspace(tiny_campaign: Workspace) -> Workspace:
     limits = PrepareParams(min_image_side_px=16, max_pixels=100_000)
     out = tiny_campaign.derived("prepare")
-    prepare(limits, index=tiny_campaign.index, root=tiny_campaign.root, out=out)
+    prepare(limits, index=tiny_campaign.index, val=tiny_campaign.val, root=tiny_campaign.root, out=out)
     return tiny_campaign
 
 
@@ -92,6 +93,35 @@ def test_seed_round(workspace: Workspace) -> None:
         assert ids(workspace, name) == sorted(ids(workspace, name))
 
 
+def test_crowd_regions_arrive_and_are_no_boxes(workspace: Workspace) -> None:
+    first, second, *_ = unlabeled_ids(workspace)
+    before = run(workspace)
+    region = [{"category": "disc", "xyxy_px": [0, 0, 40, 40]}]
+    alone = make_label(second, status="labeled") | {"crowd_regions": region}
+    add_batch(workspace, 1, make_label(first, [1, 2, 30, 40]) | {"crowd_regions": region}, alone)
+    summary = run(workspace, empty_images="drop")
+    labeled = {i.image_id: i for i in read_annotated(workspace.derived("assemble") / "labeled.parquet", CLASSES)}
+    assert [len(labeled[image_id].boxes) for image_id in (first, second)] == [1, 0]
+    assert [list(labeled[i].crowd_regions[0].xyxy_px) for i in (first, second)] == [[0, 0, 40, 40]] * 2
+    assert summary["crowd_regions"] == 2
+    assert (summary["boxes"], summary["labeled_images"]) == (before["boxes"] + 1, before["labeled_images"] + 2)
+
+
+def test_validation_images_that_prepare_set_aside_are_not_measured_on(workspace: Workspace) -> None:
+    before = run(workspace)
+    aside, *usable = read_annotated(workspace.val, CLASSES)
+    prepared = workspace.derived("prepare") / "val.parquet"
+    table = files.read_table(prepared, UNLABELED)
+    files.write_table(prepared, table.filter(pc.not_equal(table["image_id"], aside.image_id)))
+    summary = run(workspace)
+    assert ids(workspace, "val") == [image.image_id for image in usable]
+    assert (summary["val_images"], summary["val_images_set_aside"]) == (2, 1)
+    assert summary["unlabeled_images"] == before["unlabeled_images"]  # it is not selected instead
+    files.write_table(prepared, table.slice(0, 0))
+    with pytest.raises(UserError, match=r"val\.parquet: boxes in all of its images are 0"):
+        run(workspace)
+
+
 def test_boxes_and_batches_arrive(workspace: Workspace) -> None:
     first, second, third, fourth = unlabeled_ids(workspace)
     add_batch(
@@ -145,7 +175,7 @@ def test_image_that_prepare_set_aside_waits_with_its_labels(workspace: Workspace
     for image_id in (broken, calibrating):
         (workspace.images / f"{image_id}.png").write_bytes(b"no picture")
     limits = PrepareParams(min_image_side_px=16, max_pixels=100_000)
-    prepare(limits, index=workspace.index, root=workspace.root, out=workspace.derived("prepare"))
+    prepare(limits, index=workspace.index, val=workspace.val, root=workspace.root, out=workspace.derived("prepare"))
     summary = run(workspace)
     assert (summary["labels"], summary["calibration_images"], summary["pool_images"]) == (3, 1, 7)
     everywhere = ids(workspace, "labeled") + ids(workspace, "unlabeled") + ids(workspace, "calibration")

@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from detectron_ext.uncertainty_metrics import pairwise_iou
 from tasks.data.schemas import (
     DETECTIONS,
     DETECTIONS_AT_SELECTION,
@@ -15,7 +19,7 @@ from tasks.data.schemas import (
     AnnotationTask,
     stored_class_names,
 )
-from tasks.handoff import handoff
+from tasks.handoff import handoff, suppress_overlapping
 from tasks.params.stages import PreannotationParams
 from tasks.runtime.errors import UserError
 from tasks.storage import files
@@ -82,9 +86,9 @@ def write_selection(folder: Path, *ranked: str) -> None:
     files.write_table(folder / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
 
 
-def run(folder: Path, score_threshold: float = 0.3) -> list[AnnotationTask]:
+def run(folder: Path, score_threshold: float = 0.3, suppress_iou: float = 0.5) -> list[AnnotationTask]:
     handoff(
-        PreannotationParams(score_threshold=score_threshold),
+        PreannotationParams(score_threshold=score_threshold, suppress_iou=suppress_iou),
         classes=CLASSES,
         unlabeled=folder / "unlabeled.parquet",
         detections=folder / "infer",
@@ -170,3 +174,71 @@ def test_metrics_that_are_not_normalized_have_no_upper_bound(inputs: Path) -> No
     column = table.schema.get_field_index("uncertainty")
     files.write_table(inputs / "selection.parquet", table.set_column(column, "uncertainty", pa.array([7.25] * 3)))
     assert [task.uncertainty for task in run(inputs)] == [7.25] * 3
+
+
+BOX, SHIFTED, HALF = [10.0, 10, 30, 30], [12.0, 10, 32, 30], [20.0, 10, 40, 30]  # IoU with BOX 1, 0.82, 0.33
+
+
+def choose(
+    boxes: list[list[float]], posteriors: list[list[float]], threshold: float = 0.3, iou: float = 0.5
+) -> list[tuple[int, tuple[int, float] | None]]:
+    """Detections with these posteriors of three classes and background."""
+    class_probs_NK = np.array(posteriors).reshape(-1, 4)
+    foreground_NK = class_probs_NK[:, :3]
+    scores_N, class_ids_N = foreground_NK.max(axis=1), foreground_NK.argmax(axis=1)
+    return suppress_overlapping(np.array(boxes).reshape(-1, 4), scores_N, class_ids_N, class_probs_NK, threshold, iou)
+
+
+def test_boxes_of_several_classes_on_one_object_become_one_that_names_the_runner_up() -> None:
+    posteriors = [[0.0, 0.5, 0.1, 0.4], [0.6, 0.2, 0.1, 0.1], [0.1, 0.1, 0.4, 0.4]]
+    assert choose([SHIFTED, BOX, SHIFTED], posteriors) == [(1, (1, 0.5))]
+    assert choose([HALF, BOX, SHIFTED], posteriors) == [(1, (2, 0.4)), (0, None)]
+    assert choose([SHIFTED, BOX, SHIFTED], posteriors, iou=1.0) == [(1, None), (0, None), (2, None)]
+
+
+def test_the_runner_up_may_be_in_the_box_s_own_posterior() -> None:
+    assert choose([BOX], [[0.31, 0.5, 0.1, 0.09]]) == [(0, (0, 0.31))]
+    assert choose([BOX], [[0.29, 0.5, 0.1, 0.11]]) == [(0, None)]
+    assert choose([BOX, SHIFTED], [[0.35, 0.5, 0.1, 0.05], [0.1, 0.1, 0.4, 0.4]]) == [(0, (2, 0.4))]
+    assert choose([BOX, SHIFTED], [[0.1, 0.8, 0.1, 0.0], [0.1, 0.6, 0.1, 0.2]]) == [(0, None)]  # of the same class
+
+
+def test_detections_below_the_threshold_take_no_part() -> None:
+    assert choose([BOX, SHIFTED], [[0.5, 0.1, 0.1, 0.3], [0.1, 0.2, 0.1, 0.6]]) == [(0, None)]
+    assert choose([], []) == []
+
+
+_CORNER = st.integers(0, 12)
+_DETECTION = st.tuples(
+    _CORNER, _CORNER, st.integers(1, 8), st.integers(1, 8), st.lists(st.integers(1, 9), min_size=4, max_size=4)
+)
+
+
+@given(st.lists(_DETECTION, max_size=8), st.sampled_from([0.1, 0.3, 0.5, 0.9]))
+def test_what_is_drawn_overlaps_little_and_stands_for_all(found: list[Any], iou: float) -> None:
+    boxes = [[x, y, x + width, y + height] for x, y, width, height, _ in found]
+    posteriors = [[value / sum(counts) for value in counts] for *_, counts in found]
+    drawn = choose(boxes, posteriors, 0.25, iou)
+    kept = [n for n, _ in drawn]
+    scores = [max(row[:3]) for row in posteriors]
+    overlaps = pairwise_iou(np.array(boxes).reshape(-1, 4), np.array(boxes).reshape(-1, 4))
+    assert [scores[n] for n in kept] == sorted((scores[n] for n in kept), reverse=True)
+    assert all(overlaps[a, b] <= iou for a in kept for b in kept if a != b)
+    for n, score in enumerate(scores):
+        if n not in kept and score >= 0.25:
+            assert any(overlaps[n, k] > iou and scores[k] >= score for k in kept)
+    for n, runner_up in drawn:
+        if runner_up is not None:
+            assert runner_up[0] != int(np.argmax(posteriors[n][:3]))
+            assert 0.25 <= runner_up[1] <= scores[n]
+
+
+def test_the_manifest_names_the_runner_up(inputs: Path) -> None:
+    row = detection_row("aaa", ([1, 2, 11, 20], 0.6, 0), ([1, 2, 10, 20], 0.5, 1))
+    shard = pa.Table.from_pylist([row, DETECTIONS_BY_ID["ddd"]], schema=DETECTIONS)
+    files.write_table(inputs / "infer" / "shard-0001.parquet", shard)
+    [prediction] = run(inputs)[2].predictions
+    assert prediction.runner_up is not None
+    assert (prediction.category, prediction.runner_up.category) == ("cat", CLASSES[1])
+    assert prediction.runner_up.score == 0.5
+    assert [p.runner_up for p in run(inputs, suppress_iou=1.0)[2].predictions] == [None, None]

@@ -15,8 +15,8 @@ from tasks.runtime.errors import UserError
 RawAnnotation = Mapping[str, Any]
 """One finished annotation as the provider returns it, unchecked. Two annotators give two annotations of one image.
 
-Required keys: ``image_id``, ``status``, ``boxes`` (a list of ``category``, ``xyxy_px`` and optionally ``shape`` and
-``rotation_deg``), ``annotator``, ``finished_at`` (ISO 8601 with time zone) and ``seconds_spent``.
+Required keys: ``image_id``, ``status``, ``boxes`` (a list of ``category``, ``xyxy_px`` and optionally ``shape``,
+``rotation_deg`` and ``is_crowd``), ``annotator``, ``finished_at`` (ISO 8601 with time zone) and ``seconds_spent``.
 Optional keys: ``answer_id`` (the provider's own id, which never changes), ``url`` (where a person can look at it),
 ``image_sha256`` and ``image_size_px`` (digest of the bytes, and width and height, of the image that was labeled).
 An entry that cannot be read as an annotation has a ``problem``, the reason as text."""
@@ -49,11 +49,14 @@ def to_raw_annotation(image: ParsedImage, **fields: Any) -> dict[str, Any]:
 
 
 def _raw_box(box: ParsedBox) -> dict[str, Any]:
-    return {
+    raw: dict[str, Any] = {
         "category": box.category,
         "xyxy_px": [round(corner, _DECIMALS) for corner in box.xyxy],
-        "shape": "crowd" if box.is_crowd else box.kind,
+        "shape": box.kind,
     }
+    if box.is_crowd:  # its bounding box is enough, since no object is learned from it
+        raw |= {"shape": "box", "is_crowd": True}
+    return raw
 
 
 class ProviderError(UserError):

@@ -6,10 +6,11 @@ takes. The same delivery always returns the same labels, so a campaign can be re
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from flows.annotation.batches import MANIFEST, read_manifest
 from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, RawAnnotation
-from tasks.data.annotations import read_annotated
+from tasks.data.annotations import AnnotatedImage, read_annotated
 from tasks.data.schemas import Box
 from tasks.params.annotation import AnnotatorModelParams
 from tasks.runtime.errors import UserError
@@ -69,28 +70,33 @@ class OracleProvider:
             UserError: the ground truth or the manifest of the delivery is missing or unreadable.
         """
         self.check()
-        boxes_by_image = {image.image_id: image.boxes for image in read_annotated(self._oracle, self._classes)}
+        images = {image.image_id: image for image in read_annotated(self._oracle, self._classes)}
         predrawn_by_image = {
             task.image_id: [Box(category=box.category, xyxy_px=box.xyxy_px) for box in task.predictions]
             for task in read_manifest(delivery.folder / MANIFEST)
         }
         raw_annotations: list[RawAnnotation] = []
         for image_id in delivery.image_ids:
-            boxes = boxes_by_image.get(image_id)
+            image = images.get(image_id)
             raw_annotations.append(
                 {
                     "image_id": image_id,
-                    "status": "skipped" if boxes is None else "labeled" if boxes else "empty",
-                    "boxes": [box.model_dump() for box in boxes or ()],
+                    "status": "skipped" if image is None else "empty" if image.is_empty else "labeled",
+                    "boxes": [] if image is None else _raw_boxes(image),
                     "annotator": self.name,
                     "finished_at": delivery.created_at,
-                    "seconds_spent": self._seconds(image_id, boxes, predrawn_by_image.get(image_id, ())),
+                    "seconds_spent": self._seconds(image_id, image, predrawn_by_image.get(image_id, ())),
                 }
             )
         return raw_annotations
 
-    def _seconds(self, image_id: str, boxes: Sequence[Box] | None, predrawn: Sequence[Box]) -> float:
-        if boxes is None:
+    def _seconds(self, image_id: str, image: AnnotatedImage | None, predrawn: Sequence[Box]) -> float:
+        if image is None:
             return 0.0
-        actions = count_actions(predrawn, boxes, self._annotator.keep_iou)
+        actions = count_actions(predrawn, (*image.boxes, *image.crowd_regions), self._annotator.keep_iou)
         return round(draw_seconds(actions, self._annotator, seed=self._seed, image_id=image_id), _SECONDS_DECIMALS)
+
+
+def _raw_boxes(image: AnnotatedImage) -> list[dict[str, Any]]:
+    regions = [box.model_dump() | {"is_crowd": True} for box in image.crowd_regions]
+    return [box.model_dump() for box in image.boxes] + regions

@@ -33,7 +33,6 @@ _SHAPES = {
     "polygon": "a polygon",
     "rle": "a mask",
     "ellipse": "an ellipse",
-    "crowd": "a crowd region",
 }
 
 
@@ -171,8 +170,11 @@ def parse_annotation(raw: RawAnnotation, context: ValidationContext) -> tuple[La
     raw_boxes = _list_boxes(str(status), raw.get("boxes"))
     if status != "skipped":
         _check_size(raw.get("image_size_px"), task)
-    boxes, num_duplicates = _parse_boxes(raw_boxes, task, context)
-    return _labeled_image(raw, context.batch, task, boxes), num_duplicates
+    regions = [box for box in raw_boxes if _is_crowd(box)]
+    boxes, num_duplicates = _parse_boxes([box for box in raw_boxes if not _is_crowd(box)], task, context)
+    crowd_regions, num_duplicate_regions = _parse_boxes(regions, task, context)
+    label = _labeled_image(raw, context.batch, task, boxes, crowd_regions)
+    return label, num_duplicates + num_duplicate_regions
 
 
 def is_identical(existing: LabeledImage, raw: RawAnnotation, batch: int) -> bool:
@@ -188,9 +190,18 @@ def is_identical(existing: LabeledImage, raw: RawAnnotation, batch: int) -> bool
     if (existing.offered_batch, existing.annotator, finished_at, existing.status) != (batch, *header):
         return False
     raw_boxes = raw.get("boxes")
-    if raw.get("problem") or not isinstance(raw_boxes, list | tuple) or len(raw_boxes) != len(existing.boxes):
+    if raw.get("problem") or not isinstance(raw_boxes, list | tuple) or len(raw_boxes) != existing.num_marked:
         return False
-    return all(_is_same_box(box, raw_box) for box, raw_box in zip(existing.boxes, raw_boxes, strict=True))
+    found = [[box for box in raw_boxes if _is_crowd(box) is crowd] for crowd in (False, True)]
+    return all(
+        len(boxes) == len(raws) and all(map(_is_same_box, boxes, raws))
+        for boxes, raws in zip((existing.boxes, existing.crowd_regions), found, strict=True)
+    )
+
+
+def _is_crowd(raw_box: Any) -> bool:
+    """Whether a box is a region of several objects; a mark that is no truth value makes its box invalid elsewhere."""
+    return isinstance(raw_box, Mapping) and raw_box.get("is_crowd") is True
 
 
 def _is_same_box(box: Box, raw_box: Any) -> bool:
@@ -272,6 +283,8 @@ def _category_and_corners(box: Any, classes: Sequence[str]) -> tuple[str, tuple[
     category, corners = box.get("category"), box.get("xyxy_px")
     if not isinstance(category, str) or category not in classes:
         raise InvalidAnnotation(f"class is {_repr(category)}, expected one of {list(classes)}")
+    if box.get("is_crowd") not in (None, False, True):
+        raise InvalidAnnotation(f"is_crowd of a box of {category} is {_repr(box['is_crowd'])}, expected true or false")
     problem = _shape_problem(box)
     if problem is not None:
         raise InvalidAnnotation(problem)
@@ -293,7 +306,9 @@ def _shape_problem(box: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _labeled_image(raw: RawAnnotation, batch: int, task: AnnotationTask, boxes: tuple[Box, ...]) -> LabeledImage:
+def _labeled_image(
+    raw: RawAnnotation, batch: int, task: AnnotationTask, boxes: tuple[Box, ...], crowd_regions: tuple[Box, ...]
+) -> LabeledImage:
     annotator = raw.get("annotator")
     if not isinstance(annotator, str) or not annotator.strip():
         raise InvalidAnnotation(f"annotator is {_repr(annotator)}, expected a name")
@@ -308,6 +323,7 @@ def _labeled_image(raw: RawAnnotation, batch: int, task: AnnotationTask, boxes: 
             seconds_spent=_duration(raw.get("seconds_spent")),
             offered_batch=batch,
             preannotations=preannotations,
+            crowd_regions=crowd_regions,
         )
     except ValidationError as error:
         first = error.errors()[0]

@@ -190,7 +190,7 @@ def annotator_key(label: LabeledImage) -> tuple[str, int, str]:
 
 def has_same_content(first: LabeledImage, second: LabeledImage) -> bool:
     """Whether two annotations have the same status and boxes."""
-    return (first.status, first.boxes) == (second.status, second.boxes)
+    return (first.status, first.boxes, first.crowd_regions) == (second.status, second.boxes, second.crowd_regions)
 
 
 def _recency(label: LabeledImage) -> tuple[datetime, str]:

@@ -13,7 +13,7 @@ from tasks.data.formats.label_studio import is_task
 
 IMAGE_ENDINGS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-    | {".gif", ".heic", ".heif", ".avif", ".ppm", ".pgm"}
+    | {".gif", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """File name endings that are taken for pictures, in lower case."""
 _NAME_LISTS = frozenset({"classes.txt", "obj.names", "names.txt", "predefined_classes.txt"})

@@ -53,9 +53,10 @@ def manifest(tmp_path: Path) -> None:
 def oracle(tmp_path: Path) -> Path:
     path = tmp_path / "oracle.parquet"
     boxes = (Box(category="dog", xyxy_px=(1, 2, 3, 4)), Box(category="cat", xyxy_px=(5, 6, 7, 8)))
+    region = (Box(category="dog", xyxy_px=(0, 0, 9, 9)),)
     images = [
-        AnnotatedImage(image_id=name, uri=f"{name}.png", width_px=9, height_px=9, boxes=found, batch=-1)
-        for name, found in (("full", boxes), ("bare", ()))
+        AnnotatedImage(f"{name}", f"{name}.png", 9, 9, found, -1, crowd_regions)
+        for name, found, crowd_regions in (("full", boxes, ()), ("bare", (), ()), ("crowd", (), region))
     ]
     write_annotated(path, images, CLASSES)
     return path
@@ -77,6 +78,12 @@ def test_the_oracle_returns_ground_truth_with_its_annotation_time(tmp_path: Path
     assert (full["seconds_spent"], full["finished_at"]) == (37.0, "2026-03-01T10:00:00+00:00")
     assert (bare["status"], bare["boxes"], bare["seconds_spent"]) == ("empty", [], 8.0)
     assert (unknown["status"], unknown["seconds_spent"]) == ("skipped", 0.0)
+
+
+def test_crowd_regions_of_the_ground_truth_are_returned_as_such(tmp_path: Path, oracle: Path) -> None:
+    (crowd,) = OracleProvider(oracle, CLASSES, ANNOTATOR, SEED).collect(delivery(tmp_path, "crowd"))
+    assert (crowd["status"], [box["is_crowd"] for box in crowd["boxes"]]) == ("labeled", [True])
+    assert crowd["seconds_spent"] > 0
 
 
 def test_the_same_delivery_always_returns_the_same(tmp_path: Path, oracle: Path) -> None:

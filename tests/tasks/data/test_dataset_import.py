@@ -9,6 +9,7 @@ import pytest
 
 from tasks.data.dataset_import import ImportedDataset, import_dataset
 from tasks.data.dataset_source import DatasetSource
+from tasks.data.import_report import Reason
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 
@@ -57,6 +58,36 @@ def test_set_aside_image_does_not_come_back_as_unannotated(tiny_source: DatasetS
     files.write_json(tiny_source.annotations, document)
     gathered = import_dataset(tiny_source, max_pixels=100_000)
     assert "00.png" not in file_names(gathered.pool)
+
+
+def test_a_copy_of_a_set_aside_image_is_set_aside_unless_one_of_them_is_labeled(tiny_source: DatasetSource) -> None:
+    document = json.loads(tiny_source.annotations.read_text())
+    for image in (0, 3):  # 03 is labeled well under a second name
+        broken = {"id": 900 + image, "image_id": image, "category_id": 0, "bbox": [0, 0, 0, 0]}
+        document["annotations"].append(broken)
+    for name, original in (("never listed.png", "00"), ("listed.png", "00"), ("labeled.png", "03"), ("bare.png", "03")):
+        shutil.copy(tiny_source.images / f"{original}.png", tiny_source.images / name)
+    first = document["images"][0]
+    size = {side: first[side] for side in ("width", "height")}
+    document["images"].append({"id": 50, "file_name": "listed.png", **size})
+    labeled = {"id": 950, "image_id": 51, "category_id": 0, "bbox": [2, 2, 20, 20]}
+    third = document["images"][3]
+    document["images"].append(
+        {"id": 51, "file_name": "labeled.png", "width": third["width"], "height": third["height"]}
+    )
+    document["annotations"].append(labeled)
+    files.write_json(tiny_source.annotations, document)
+    gathered = import_dataset(tiny_source, max_pixels=100_000)
+    assert all(account.balances for account in gathered.accounts), [a.describe() for a in gathered.accounts]
+    aside = {entry.item: entry for entry in gathered.report.rejected}
+    assert set(aside) == {"00.png", "03.png", "never listed.png", "listed.png"}
+    assert {aside[name].code for name in ("never listed.png", "listed.png")} == {Reason.COPY}
+    assert aside["listed.png"].reason == "same bytes as 00.png, which is set aside"
+    assert len({aside[name].image_id for name in ("00.png", "never listed.png", "listed.png")}) == 1
+    assert "labeled.png" in file_names(tuple(r for r in gathered.pool if r.boxes))
+    assert {r.file_name for r in gathered.pool if r.boxes is None} == set()
+    assert gathered.duplicates_collapsed == 1  # bare.png, whose other copy is labeled
+    assert gathered.accounts[1].parts["set aside"] == 3
 
 
 def test_own_coco_validation_file(tiny_source: DatasetSource) -> None:

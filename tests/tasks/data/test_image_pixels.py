@@ -91,9 +91,9 @@ def write_16_bit_png(path: Path, pixels: NDArray[np.integer]) -> None:
     path.write_bytes(content)
 
 
-def assert_read_everywhere(root: Path, name: str, expected: Pixels) -> None:
+def assert_read_everywhere(root: Path, name: str, expected: Pixels, max_pixels: int = 1_000) -> None:
     path = root / name
-    metadata = inspect_image(path, max_pixels=1_000)
+    metadata = inspect_image(path, max_pixels=max_pixels)
     assert (metadata.height_px, metadata.width_px, 3) == expected.shape
     row = {"uri": name, "image_id": image_id_from_sha256(files.sha256_file(path))}
     reader = ImageReader(root, [row])  # training gets a pickled copy in each of its processes, inference reads itself
@@ -189,6 +189,36 @@ def test_half_transparent_pixels_are_mixed_with_white(tmp_path: Path) -> None:
 def test_of_16_bit_color_the_upper_byte_is_kept(tmp_path: Path) -> None:
     write_16_bit_png(tmp_path / "a.png", np.array([[[0x12FF, 0x3400, 0xFFFF], [0x00FF, 0x8001, 0x7F80]]]))
     assert_read_everywhere(tmp_path, "a.png", np.array([[[0x12, 0x34, 0xFF], [0x00, 0x80, 0x7F]]], dtype=np.uint8))
+
+
+def test_16_bit_ppm_is_scaled_to_8_bits(tmp_path: Path) -> None:
+    deep = RGB[:1, :2].astype(">u2") * 257
+    (tmp_path / "a.ppm").write_bytes(b"P6 2 1 65535\n" + deep.astype(">u2").tobytes())
+    assert_read_everywhere(tmp_path, "a.ppm", RGB[:1, :2])
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.pgm", "a.ppm"])
+def test_lossless_formats_of_other_endings(tmp_path: Path, name: str) -> None:
+    is_color = name.endswith(".ppm")
+    Image.fromarray(RGB if is_color else GRAY).save(tmp_path / name)
+    assert_read_everywhere(tmp_path, name, RGB if is_color else gray_as_rgb(GRAY))
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("name", ["a.avif", "a.heic"])
+def test_avif_and_heic_of_every_orientation(tmp_path: Path, name: str, orientation: int) -> None:
+    if name.endswith(".heic"):
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    across, down = np.meshgrid(np.linspace(0, 255, 64), np.linspace(0, 255, 48))  # what lossy formats keep
+    smooth = np.stack([across, down, (across + down) / 2], axis=2).astype(np.uint8)
+    Image.fromarray(smooth).save(tmp_path / "plain", format=name[2:].upper().replace("HEIC", "HEIF"), quality=100)
+    Image.fromarray(smooth).save(tmp_path / name, quality=100, exif=exif_block(orientation))
+    plain = np.asarray(open_rgb(tmp_path / "plain"))
+    assert np.abs(plain.astype(int) - smooth).mean() < 3
+    found = np.asarray(open_rgb(tmp_path / name))
+    assert found.shape == UPRIGHT[orientation](smooth).shape
+    assert np.abs(found.astype(int) - UPRIGHT[orientation](smooth)).mean() < 3
+    assert_read_everywhere(tmp_path, name, found, max_pixels=4_000)
 
 
 def refuse_everywhere(root: Path, name: str, match: str) -> None:

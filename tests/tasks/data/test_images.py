@@ -13,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tasks.data import images
 from tasks.data.images import MAX_PIXELS, ImageProblem, inspect_image, open_rgb
 from tasks.params.stages import PrepareParams
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    if format == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
     stream = io.BytesIO()
     image.save(stream, format=format, **options)
     return stream.getvalue()
@@ -38,12 +41,44 @@ def test_facts_come_from_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("format", "suffix"),
-    [("PNG", ".png"), ("JPEG", ".jpg"), ("BMP", ".bmp"), ("WEBP", ".webp"), ("TIFF", ".tif")],
-)
+    [
+        ("PNG", ".png"), ("JPEG", ".jpg"), ("BMP", ".bmp"), ("WEBP", ".webp"), ("TIFF", ".tif"), ("GIF", ".gif"),
+        ("PPM", ".ppm"), ("AVIF", ".avif"), ("HEIF", ".heic"),
+    ],
+)  # fmt: skip
 def test_suffix_says_what_is_inside_whatever_the_file_is_called(tmp_path: Path, format: str, suffix: str) -> None:
     path = tmp_path / "picture.jpeg"
     path.write_bytes(encode(noise_image(), format))
     assert inspect_image(path, max_pixels=10_000).suffix == suffix
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "TIFF", "WEBP", "AVIF"])
+def test_of_several_pictures_the_first_is_read_and_all_are_counted(tmp_path: Path, format: str) -> None:
+    black, white = Image.new("RGB", (40, 30)), Image.new("RGB", (40, 30), "white")
+    path = tmp_path / "a"
+    path.write_bytes(encode(black, format, save_all=True, append_images=[white, black]))
+    assert inspect_image(path, max_pixels=10_000).num_frames == 3
+    assert max(value for _, value in open_rgb(path).getextrema()) < 8
+
+
+def test_heic_without_its_library_is_refused_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encode(noise_image(), "HEIF"))
+    monkeypatch.setattr(images, "_register_heif", lambda: False)
+    with pytest.raises(ImageProblem, match=r"the format is HEIC, expected pillow-heif.*gleaner\[heic\]"):
+        inspect_image(path, max_pixels=10_000)
+    path.write_bytes(encode(noise_image(), "AVIF"))
+    assert inspect_image(path, max_pixels=10_000).suffix == ".avif"
+
+
+def test_avif_whose_first_brand_is_the_general_one_is_no_heic(tmp_path: Path) -> None:
+    content = encode(noise_image(), "AVIF")
+    assert content[8:12] == b"avif"
+    path = tmp_path / "a.avif"
+    path.write_bytes(content[:8] + b"mif1" + content[12:])
+    assert inspect_image(path, max_pixels=10_000).suffix == ".avif"
 
 
 def test_phone_jpeg_with_a_second_picture_is_a_jpeg(tmp_path: Path) -> None:

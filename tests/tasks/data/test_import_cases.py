@@ -148,10 +148,27 @@ def test_crowd_and_ignored_regions_are_no_objects(images: Path) -> None:
     document["annotations"][2]["ignore"] = 1
     for annotation in document["annotations"][4:]:
         annotation["iscrowd"] = 1
+    document["annotations"][4]["bbox"] = document["annotations"][1]["bbox"] = [0, 0, 96, 72]
     result = read(images, document)
-    assert refused(result) == {"crowd or ignored region": 4}
-    assert names(result) == ["p0.png", "p1.png"]
-    assert codes(result) == {"p2.png": Reason.ONLY_CROWD}  # neither labeled nor empty
+    assert result.accounts[2].parts == {"kept": 2, "clipped": 0, "crowd or ignored regions": 4, "refused": 0}
+    assert (names(result), codes(result), listed(result)) == (P8[:3], {}, {"annotated": 3})
+    marked = {r.file_name: (len(r.boxes), r.boxes.crowd_regions()) for r in result.pool if r.boxes is not None}
+    assert [(number, len(regions)) for number, regions in marked.values()].count((1, 1)) == 2
+    assert marked["p2.png"][0] == 0  # labeled, though it has no object
+    assert [box.xyxy_px for box in marked["p2.png"][1]] == [(0, 0, 96, 72), (40, 32, 58, 46)]
+    assert [note.reason for note in result.report.notes if note.code == Reason.REGION][-1].startswith("2 crowd")
+
+
+def test_a_crowd_region_counts_by_its_bounding_box_and_by_the_rule_of_boxes(images: Path) -> None:
+    document = coco(draw(images, P8[:2]))
+    document["annotations"][0] |= {"iscrowd": 1, "segmentation": [[10, 10, 40, 10, 25, 30]], "bbox": []}
+    document["annotations"][2] |= {"iscrowd": 1, "bbox": [80, 60, 90, 90]}
+    result = read(images, document)
+    record = next(record for record in result.pool if record.file_name == "p0.png")
+    assert record.boxes is not None
+    assert [box.xyxy_px for box in record.boxes.crowd_regions()] == [(10, 10, 40, 30)]
+    assert codes(result) == {"p1.png": Reason.BOX_REFUSED}  # what is in the region would become background
+    assert result.accounts[2].parts["crowd or ignored regions"] == 1
 
 
 @pytest.mark.parametrize("ending", [".xml", ".XML"])
@@ -264,8 +281,11 @@ def test_other_picture_files_are_read_or_named_and_the_rest_counted_by_ending(im
     for name in ("notes.txt", "x.jp2", "y.jp2"):
         (images / name).write_bytes(b"?")
     result = read(images, coco(entries))
-    assert names(result, labeled=False) == ["a.jfif", "i.tif"]
-    assert set(codes(result)) == {"c.gif", "g.heic"}
+    for name in ("d.ppm", "e.avif"):
+        picture(54 + ord(name[0])).save(images / name)
+    result = read(images, coco(entries))
+    assert names(result, labeled=False) == ["a.jfif", "c.gif", "d.ppm", "e.avif", "i.tif"]
+    assert set(codes(result)) == {"g.heic"}
     assert result.accounts[0].details["passed over"] == {".jp2": 2, ".txt": 1}
     assert [(note.code, note.item) for note in result.report.notes] == [(Reason.FIRST_FRAME, "i.tif")]
 

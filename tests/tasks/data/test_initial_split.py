@@ -11,7 +11,7 @@ import pytest
 from tasks.data.annotations import read_annotated
 from tasks.data.dataset_source import DatasetSource
 from tasks.data.import_policy import ImportPolicy
-from tasks.data.initial_split import CampaignPlan, create_campaign_data
+from tasks.data.initial_split import CampaignPlan, create_campaign_data, examine_source
 from tasks.data.paths import Workspace, image_id_from_sha256
 from tasks.data.schemas import ANNOTATED, DETECTIONS_AT_SELECTION, INDEX, PREVIOUS_UNCERTAINTY, LabelBatch
 from tasks.runtime.errors import UserError
@@ -63,6 +63,24 @@ def test_boxes_travel_unchanged(tiny_campaign: Workspace, tiny_source: DatasetSo
         assert [(b.category, list(b.xyxy_px)) for b in label.boxes] == truth[sources[label.image_id]]
         assert label.status == ("labeled" if label.boxes else "empty")
         assert (label.annotator, label.offered_batch, label.seconds_spent) == ("imported", 0, None)
+
+
+def test_crowd_regions_reach_every_part_and_count_as_no_box(
+    tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan
+) -> None:
+    document = json.loads(tiny_source.annotations.read_text())
+    plain = examine_source(tiny_source, tiny_plan).counts
+    for image in document["images"]:
+        region = {"image_id": image["id"], "category_id": 1, "bbox": [0, 0, 30, 20], "iscrowd": 1}
+        document["annotations"].append(region | {"id": 1000 + image["id"]})
+    files.write_json(tiny_source.annotations, document)
+    workspace = Workspace(tmp_path / "w")
+    counts = create_campaign_data(tiny_source, tiny_plan, workspace).counts
+    assert (counts["boxes"], counts["crowd_regions"], counts["empty_images"]) == (plain["boxes"], 12, 0)
+    stored = [read_annotated(path, CLASSES) for path in (workspace.val, workspace.calibration, workspace.oracle)]
+    for marked in (*(image for images in stored for image in images), *seed_batch(workspace).images):
+        assert [(box.category, box.xyxy_px) for box in marked.crowd_regions] == [("disc", (0, 0, 30, 20))]
+    assert {label.status for label in seed_batch(workspace).images} == {"labeled"}
 
 
 def test_first_round_finds_the_files_of_a_round_before(tiny_campaign: Workspace) -> None:

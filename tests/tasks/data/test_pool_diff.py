@@ -27,12 +27,17 @@ def index_row(name: str, content: str) -> Row:
 
 
 def run_diff(
-    rows: list[Row], now: list[SourceImage], kept: str = "", held_out: dict[str, str] | None = None
+    rows: list[Row],
+    now: list[SourceImage],
+    kept: str = "",
+    held_out: dict[str, str] | None = None,
+    set_aside: str = "",
 ) -> tuple[PoolDiff, list[str]]:
-    """``kept`` and ``held_out`` name contents."""
+    """``kept``, ``held_out`` and ``set_aside`` name contents."""
     ids = {sha256(content)[:16] for content in kept}
     val = {sha256(content)[:16]: name for content, name in (held_out or {}).items()}
-    changes, after = diff_pool(rows, now, protected_ids=ids, heldout_names=val)
+    aside = {sha256(content)[:16]: "a box has no area" for content in set_aside}
+    changes, after = diff_pool(rows, now, protected_ids=ids, heldout_names=val, set_aside=aside)
     assert [r["image_id"] for r in after] == sorted(r["image_id"] for r in after)
     return changes, sorted(f"{r['file_name']}={r['sha256'][0]}" for r in after)
 
@@ -55,6 +60,15 @@ def test_new_images_enter_but_copies_and_validation_images_do_not() -> None:
     changes, after = run_diff([index_row("1", "a")], now, held_out={"c": ""})
     assert (changes.added, changes.duplicates, changes.heldout_duplicates) == (["2"], 2, 1)
     assert after == ["1=a", "2=b"]
+
+
+def test_images_set_aside_when_the_campaign_was_made_stay_out_under_any_name() -> None:
+    now = [source_image("1", "a"), source_image("2", "b"), source_image("copy", "b"), source_image("3", "c")]
+    changes, after = run_diff([index_row("1", "a")], now, set_aside="b")
+    assert (changes.added, after) == (["3"], ["1=a", "3=c"])
+    assert [entry.item for entry in changes.rejected] == ["2", "copy"]
+    assert "a box has no area. To have it labeled" in changes.rejected[0].reason
+    assert run_diff([index_row("1", "a")], [source_image("1", "a")], set_aside="a") == (PoolDiff(), ["1=a"])
 
 
 def test_a_vanished_image_leaves_unless_it_has_labels_which_is_an_alarm() -> None:
@@ -120,8 +134,8 @@ def test_a_second_sync_finds_nothing_to_do(
     rows = [index_row(name, content) for content, name in unique.items()]
     images = [source_image(name, content) for name, content in now.items()]
     ids, held_out = {sha256(c)[:16] for c in kept}, {sha256(c)[:16]: "" for c in val}
-    first, after = diff_pool(rows, images, protected_ids=ids, heldout_names=held_out)
-    second, same = diff_pool(after, images, protected_ids=ids, heldout_names=held_out)
+    first, after = diff_pool(rows, images, protected_ids=ids, heldout_names=held_out, set_aside={})
+    second, same = diff_pool(after, images, protected_ids=ids, heldout_names=held_out, set_aside={})
     assert same == after
     assert (second.added, second.changed, second.moved, second.removed) == ([], [], [], [])
     assert second.missing == first.missing

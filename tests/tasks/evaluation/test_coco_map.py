@@ -70,3 +70,19 @@ def test_a_validation_set_without_boxes_is_no_error() -> None:
     metrics = coco_map(truth_table(([], [])), prediction_table((BOX, [0.9], [0])), CLASSES)
     assert metrics["mAP"] == 0.0
     assert set(metrics["per_class"].values()) == {None}
+
+
+def test_detections_in_a_crowd_region_of_their_class_count_neither_way() -> None:
+    crowd = [50.0, 0, 100, 100]
+    truth = truth_table((BOX + crowd, [0, 0]))
+    rows = truth.to_pylist()
+    with_crowd = pa.Table.from_pylist([rows[0] | {"is_crowd": [False, True]}], ANNOTATED)
+    inside = [60.0, 10, 70, 20, 80, 40, 95, 60]
+    found = prediction_table((inside + BOX, [0.9, 0.8, 0.5], [0, 0, 0]))
+    assert coco_map(with_crowd, found, CLASSES)["per_class"]["a"] == 100.0
+    assert coco_map(truth, found, CLASSES)["mAP"] < 50
+    other_class = prediction_table((inside + BOX, [0.9, 0.8, 0.5], [1, 1, 0]))
+    both = pa.Table.from_pylist(
+        [*with_crowd.to_pylist(), {**rows[0], "image_id": "1" * 16, "class_ids": [1, 1]}], ANNOTATED
+    )
+    assert coco_map(both, other_class, CLASSES)["per_class"]["b"] == 0.0

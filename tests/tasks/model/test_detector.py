@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from detectron_ext.ignore_regions import CROWD_LABEL
 from detectron_ext.meta_arch import cpu_state_dict, load_pretrained
-from tasks.model.detector import detect, load_detector, load_weights_file, new_detector
+from tasks.data import schemas
+from tasks.model.detector import detect, load_detector, load_weights_file, new_detector, to_examples
 from tasks.model.pretrained_weights import read_weights
 from tasks.params import load_params
 from tasks.params.stages import ModelParams
@@ -140,3 +143,14 @@ def test_a_backbones_names_are_mapped(tmp_path: Path) -> None:
     assert report.num_taken == len(state) - 1
     assert report.not_in_model == ["fc1000.bias"]
     assert torch.equal(own.backbone.bottom_up.res5[2].conv3.weight, source.res5[2].conv3.weight)
+
+
+def test_crowd_regions_become_examples_with_a_label_of_their_own() -> None:
+    row = {"image_id": "a", "uri": "a.png", "boxes_xyxy": [1.0, 2, 3, 4, 0, 0, 9, 9], "class_ids": [1, 0]}
+    marked, unmarked = (
+        to_examples(pa.Table.from_pylist([row | {"is_crowd": is_crowd}], schemas.ANNOTATED))[0]
+        for is_crowd in ([False, True], None)
+    )
+    assert (marked.class_ids.tolist(), unmarked.class_ids.tolist()) == ([1, CROWD_LABEL], [1, 0])
+    bare = pa.Table.from_pylist([{"image_id": "a", "uri": "a.png"}], schemas.UNLABELED)
+    assert to_examples(bare)[0].class_ids.shape == (0,)

@@ -8,11 +8,13 @@ import csv
 import io
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
+from flows.annotation.providers.folder.inbox_archives import InboxArchive, is_archive
 from flows.annotation.providers.folder.outbox import OfferedImage
 from tasks.data.errors import TruncatedFileError, UnsupportedFormatError
 from tasks.data.formats.base import ParsedDocument, ParsedImage
@@ -39,7 +41,7 @@ _SAMPLE_BYTES = 1 << 16
 """Bytes at both ends of a long file from which its format is recognized."""
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini"})
 _CLASS_NAME_LISTS = frozenset({"classes.txt", "names.txt", "predefined_classes.txt", "obj.names"})
-_ARCHIVES = frozenset({".zip", ".gz", ".7z", ".rar", ".tar"})
+_ARCHIVES = frozenset({".gz", ".7z", ".rar", ".tar"})
 _DOCUMENT_PARSERS = {"coco": parse_coco, "label_studio": parse_label_studio, "cvat": parse_cvat}
 _EXPECTED = "COCO, Pascal VOC, YOLO, Label Studio JSON or CVAT for images XML"
 
@@ -186,11 +188,11 @@ class InboxReader:
         self._class_lists: dict[str, YoloClasses] = {}
         """By folder."""
         self._published_classes = None if classes is None else YoloClasses(tuple(classes), {})
-        # Class names and review marks are needed to read the other files.
-        for entry in sorted(
-            self._stable_files(folder), key=lambda entry: (not _is_read_first(entry.name), entry.modified_at)
-        ):
-            self._read_file(entry)
+        for entry in _in_reading_order(self._stable_files(folder)):
+            if is_archive(entry.name):
+                self._read_archive(entry)
+            else:
+                self._read_file(entry, self._storage.read)
 
     def _stable_files(self, folder: str) -> list[FileEntry]:
         """List the files that nobody is writing; wait a moment where one has just changed."""
@@ -205,14 +207,30 @@ class InboxReader:
         self.unfinished += [f"{entry.name} is still being written" for entry in later if entry not in stable]
         return stable
 
-    def _read_file(self, entry: FileEntry) -> None:
+    def _read_archive(self, entry: FileEntry) -> None:
+        """Read the files of an archive as if they had been unpacked; what is wrong with it is a problem of its name."""
+        with self._collect_problems(entry):
+            archive = InboxArchive(entry, self._read_content(entry, self._storage.read))
+            for member in _in_reading_order(archive.entries()):
+                if is_archive(member.name):
+                    problem = "the file is an archive inside an archive, expected one level"
+                    self.problems.append(FileProblem(member, member.name, problem))
+                elif not _is_ignored(member.name):
+                    self._read_file(member, archive.read)
+
+    def _read_file(self, entry: FileEntry, read: Callable[[FileEntry], bytes]) -> None:
         """Read one file; whatever is wrong with it becomes a problem of this file alone."""
-        try:
-            content = self._read_content(entry)
+        with self._collect_problems(entry):
+            content = self._read_content(entry, read)
             if PurePosixPath(entry.name).name.lower() == REVIEW_FILE:
                 self._add_marks(entry, read_review_csv(content, entry.name))
             else:
                 self._add_annotations(entry, content)
+
+    @contextmanager
+    def _collect_problems(self, entry: FileEntry) -> Iterator[None]:
+        try:
+            yield
         except TruncatedFileError as error:
             if _age_s(entry) < _GIVE_UP_AFTER_S:
                 self.unfinished.append(f"{entry.name}: {error.problem}")
@@ -221,12 +239,12 @@ class InboxReader:
         except UnsupportedFormatError as error:
             self.problems.append(FileProblem(entry, entry.name, error.problem))
 
-    def _read_content(self, entry: FileEntry) -> bytes:
+    def _read_content(self, entry: FileEntry, read: Callable[[FileEntry], bytes]) -> bytes:
         if entry.size_bytes > _MAX_BYTES:
             problem = f"the size is {entry.size_bytes} bytes, expected at most {_MAX_BYTES}"
             raise UnsupportedFormatError(entry.name, problem)
         try:
-            return self._storage.read(entry)
+            return read(entry)
         except StorageError as error:
             if error.transient:
                 raise
@@ -276,7 +294,7 @@ class InboxReader:
             raise TruncatedFileError(entry.name, "the file is blank, expected a whole file")
         else:
             found = kind.removeprefix("unsupported:") if kind.startswith("unsupported:") else "unknown"
-            hint = " (unpack the archive)" if suffix in _ARCHIVES else ""
+            hint = " (unpack the archive, or use zip)" if suffix in _ARCHIVES else ""
             raise UnsupportedFormatError(entry.name, f"the format is {found}, expected {_EXPECTED}{hint}")
 
     def _document(self, entry: FileEntry, document: ParsedDocument) -> Iterator[ParsedImage]:
@@ -294,6 +312,11 @@ class InboxReader:
             problem = "the meaning of its class numbers is unknown, expected data.yaml or classes.txt beside it"
             return ParsedImage(entry.name, entry.name, problems=(problem,))
         return parse_yolo(content, entry.name, classes or YoloClasses((), {}))
+
+
+def _in_reading_order(entries: Iterable[FileEntry]) -> list[FileEntry]:
+    """Class names and review marks first: they are needed to read the other files."""
+    return sorted(entries, key=lambda entry: (not _is_read_first(entry.name), entry.modified_at))
 
 
 def _age_s(entry: FileEntry) -> float:

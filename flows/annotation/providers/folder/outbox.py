@@ -15,7 +15,7 @@ from tasks.data.formats.coco import write_coco
 from tasks.data.formats.voc import write_voc
 from tasks.data.formats.yolo import write_yolo, write_yolo_classes
 from tasks.data.paths import image_id_from_sha256, resolve_uri
-from tasks.data.schemas import AnnotationTask
+from tasks.data.schemas import AnnotationTask, Prediction
 from tasks.runtime.formatting import count
 from tasks.storage import files
 from tasks.storage.backends import COMPLETE_MARKER, Storage
@@ -121,11 +121,17 @@ def _parsed_image(image: OfferedImage) -> ParsedImage:
     return ParsedImage(
         name=image.file_name,
         entry=task.image_id,
-        boxes=[ParsedBox(box.category, box.xyxy_px, score=round(box.score, 4)) for box in task.predictions],
+        boxes=[_parsed_box(prediction) for prediction in task.predictions],
         image_id=task.image_id,
         width_px=task.width_px,
         height_px=task.height_px,
     )
+
+
+def _parsed_box(prediction: Prediction) -> ParsedBox:
+    second = prediction.runner_up
+    runner_up = None if second is None else (second.category, round(second.score, 4))
+    return ParsedBox(prediction.category, prediction.xyxy_px, score=round(prediction.score, 4), runner_up=runner_up)
 
 
 def _file_name(task: AnnotationTask) -> str:

@@ -111,6 +111,7 @@ class LabelStudioProvider:
             self._require_classes(project)
             tasks = client.list_tasks(project, delivery.key)
             self._reimport_deleted(delivery, project, {task.image_id for task in tasks})
+            self._restore_converted(delivery)
             annotated = [task for task in tasks if task.num_annotations]
             emails = client.user_emails() if annotated else {}
             exported = client.export_tasks(project, annotated)
@@ -186,6 +187,13 @@ class LabelStudioProvider:
             self.deliver(replace(delivery, image_ids=deleted))
             message = "Batch %d: %s deleted in %s, offered again. To exclude an image, skip it instead."
             _log.warning(message, delivery.batch, count(len(deleted), "task"), project.url)
+
+    def _restore_converted(self, delivery: AnnotationBatch) -> None:
+        unfinished = self._unfinished(delivery)
+        if unfinished:
+            self._images.restore_converted(
+                task for task in read_manifest(delivery.folder / MANIFEST) if task.image_id in unfinished
+            )
 
     def _unfinished(self, delivery: AnnotationBatch) -> tuple[str, ...]:
         return open_images(delivery, read_labels(self._workspace.labels))

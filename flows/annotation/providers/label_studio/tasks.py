@@ -129,6 +129,7 @@ def _region(number: int, box: Prediction, task: AnnotationTask) -> dict[str, Any
         "original_height": task.height_px,
         "image_rotation": 0,
         "score": box.score,
+        **_runner_up_note(box),
         "value": {
             "x": 100 * x1 / task.width_px,
             "y": 100 * y1 / task.height_px,
@@ -138,6 +139,13 @@ def _region(number: int, box: Prediction, task: AnnotationTask) -> dict[str, Any
             "rectanglelabels": [box.category],
         },
     }
+
+
+def _runner_up_note(box: Prediction) -> dict[str, Any]:
+    """Name the next likeliest class in the region's note, which its details show."""
+    if box.runner_up is None:
+        return {}
+    return {"meta": {"text": [f"or {box.runner_up.category} ({box.runner_up.score:.2f})"]}}
 
 
 def parse_export(tasks: Sequence[Any], emails: Mapping[int, str], project_url: str) -> list[RawAnnotation]:

@@ -59,6 +59,14 @@ def test_reviewed_images_are_finished_with_what_is_there(team: Team, how: str) -
         assert stated == ["jo", 30.0, "2026-03-02T08:00:00+01:00"]
 
 
+def test_crowd_regions_of_a_coco_file_are_kept(team: Team) -> None:
+    document = team.coco([(0, "cat", [3.0, 4.5, 17.25, 25.5]), (0, "cat", [0.0, 0.0, 40.0, 32.0])])
+    document["annotations"][1]["iscrowd"] = 1  # beside the box that was pre-drawn
+    team.write_to_inbox("batch-0003/instances.json", document)
+    (raw,) = team.provider.collect(team.delivery)
+    assert [(box["shape"], box.get("is_crowd", False)) for box in raw["boxes"]] == [("box", False), ("box", True)]
+
+
 def test_a_review_line_states_empty_or_skipped_by_itself_but_an_image_without_status_is_not_empty(team: Team) -> None:
     first, second, third, _ = (task.image_id for task in team.tasks)
     team.write_to_inbox("batch-0003/reviewed.csv", f"image,status\n{first},empty\n{second},skipped\n{third},\n")
@@ -196,7 +204,7 @@ def test_names_outside_the_batch_and_unknown_files_are_problems(team: Team) -> N
     document["annotations"][1]["image_id"] = 99
     team.write_to_inbox("batch-0003/a.json", document)
     team.write_to_inbox("batch-0003/notes.docx", b"PK\x03\x04")
-    team.write_to_inbox("batch-0003/export.zip", b"PK\x03\x04")
+    team.write_to_inbox("batch-0003/export.7z", b"7z")
     team.write_to_inbox("batch-0003/settings.json", {"theme": "dark"})
     team.write_to_inbox("batch-0003/other.xml", "<svg></svg>")
     team.write_to_inbox("batch-0003/hello.txt", "hello")
@@ -209,7 +217,7 @@ def test_names_outside_the_batch_and_unknown_files_are_problems(team: Team) -> N
     text = "\n".join(sorted(problems))
     for expected in (
         "a.json: the image name is 'somewhere/else.png', expected", "a.json: annotations[1]: image_id is 99, expected",
-        "notes.docx: the format is unknown, expected COCO", "XML (unpack the archive)",
+        "notes.docx: the format is unknown, expected COCO", "XML (unpack the archive, or use zip)",
         "settings.json: the JSON is an object with ['theme'], expected", "other.xml: the XML's root is <svg>",
         "hello.txt: the format is unknown", "reviewed.csv: image is 'something'",
     ):  # fmt: skip

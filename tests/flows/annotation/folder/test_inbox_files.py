@@ -1,5 +1,6 @@
 """Files of an inbox: their formats, their images, and anything that is damaged."""
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from flows.annotation.providers.folder.inbox_files import BatchIndex, InboxReade
 from flows.annotation.providers.folder.outbox import OfferedImage, preannotation_files
 from tasks.data.errors import UnsupportedFormatError
 from tasks.data.formats.base import ParsedImage
-from tasks.data.schemas import AnnotationTask, Prediction
+from tasks.data.schemas import AnnotationTask, Prediction, RunnerUp
 from tasks.storage.backends import FileEntry
 
 CLASSES = ("cat", "dog, small", "Ü 3")
@@ -74,7 +75,8 @@ def predictions(draw: st.DrawFn) -> list[Prediction]:
         (x1, x2), (y1, y2) = (sorted((draw(hundredths(side)), draw(hundredths(side)))) for side in (WIDTH, HEIGHT))
         if x2 - x1 > 1.05 and y2 - y1 > 1.05:
             category = draw(st.sampled_from(CLASSES))
-            found.append(Prediction(category=category, xyxy_px=(x1, y1, x2, y2), score=0.5))
+            second = draw(st.none() | st.builds(RunnerUp, category=st.sampled_from(CLASSES), score=st.just(0.375)))
+            found.append(Prediction(category=category, xyxy_px=(x1, y1, x2, y2), score=0.5, runner_up=second))
     return found
 
 
@@ -82,6 +84,9 @@ def predictions(draw: st.DrawFn) -> list[Prediction]:
 def test_published_preannotations_are_read_with_the_same_boxes_and_finish_no_image(drawn: list[Prediction]) -> None:
     image = make_offered_image(*drawn)
     contents = dict(preannotation_files([image], CLASSES))
+    entries = json.loads(contents["coco.json"])["annotations"]
+    named = [prediction.runner_up and prediction.runner_up.model_dump() for prediction in drawn]
+    assert [entry.get("runner_up") for entry in entries] == named
     reader = read(contents, image)
     assert reader.problems == []
     assert sorted(found.entry.name for found in reader.annotations) == sorted({*contents} - {"yolo/data.yaml"})

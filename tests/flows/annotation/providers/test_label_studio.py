@@ -1,9 +1,17 @@
 """The provider with a real Label Studio: delivery, status, collection, withdrawal."""
 
-import pytest
+import io
 
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.annotation.batches import MANIFEST, read_manifest
 from flows.annotation.providers.base import LabelingProgress
 from flows.annotation.providers.label_studio.tasks import MODEL_VERSION
+from tasks.data.images import open_rgb
+from tasks.data.schemas import RunnerUp
+from tasks.storage import files
 from tests.flows.annotation.providers.conftest import LabelStudioServer
 from tests.flows.annotation.providers.label_studio_users import (
     BOXES,
@@ -31,6 +39,36 @@ def test_a_task_has_predictions_reason_and_image_id(team: Team, label_studio: La
     assert prediction["model_version"] == MODEL_VERSION
     assert [region["score"] for region in prediction["result"]] == [0.9, 0.4]
     assert label_studio.owner.fetch(task["data"]["image"]) == (team.workspace.images / "0.png").read_bytes()
+
+
+def test_what_browsers_do_not_show_is_served_as_png_and_the_runner_up_is_in_the_region_s_note(
+    team: Team, label_studio: LabelStudioServer
+) -> None:
+    path = team.workspace.images / "0.png"
+    with Image.open(path) as drawn:
+        drawn.convert("CMYK").save(path, format="TIFF")
+    batch = team.make_batch(1, [0, 1])
+    first, second = read_manifest(batch.folder / MANIFEST)
+    cup, fork = first.predictions
+    named = cup.model_copy(update={"runner_up": RunnerUp(category=CLASSES[1], score=0.25)})
+    lines = [task.model_dump_json() for task in (first.model_copy(update={"predictions": (named, fork)}), second)]
+    files.write_bytes(batch.folder / MANIFEST, "".join(f"{line}\n" for line in lines).encode())
+    delivery = team.deliver(batch)
+    task = label_studio.owner.next_task(project_id(delivery))
+    assert task is not None
+    with Image.open(io.BytesIO(label_studio.owner.fetch(task["data"]["image"]))) as shown:
+        assert shown.format == "PNG"
+        assert np.array_equal(np.asarray(shown), np.asarray(open_rgb(path)))
+    regions = task["predictions"][0]["result"]
+    assert [region.get("meta") for region in regions] == [{"text": [f"or {CLASSES[1]} (0.25)"]}, None]
+    label_studio.owner.annotate(task["id"], *regions)
+    other = label_studio.owner.next_task(project_id(delivery))
+    assert other is not None
+    assert label_studio.owner.fetch(other["data"]["image"]) == (team.workspace.images / "1.png").read_bytes()
+    (raw,) = team.provider.collect(delivery)
+    assert [box["category"] for box in raw["boxes"]] == list(CLASSES)
+    assert raw["boxes"][0]["xyxy_px"] == pytest.approx(BOXES[0], abs=1e-3)
+    assert raw["image_sha256"] == files.sha256_file(path)
 
 
 def test_the_next_delivery_does_not_hide_the_predictions_of_the_last_one(

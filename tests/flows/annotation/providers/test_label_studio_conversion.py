@@ -20,7 +20,7 @@ from flows.annotation.providers.label_studio.tasks import (
     to_task,
 )
 from flows.annotation.validation.annotation import InvalidAnnotation, ValidationContext, parse_annotation
-from tasks.data.schemas import AnnotationTask, Prediction
+from tasks.data.schemas import AnnotationTask, Prediction, RunnerUp
 from tasks.params import load_params
 from tests.flows.annotation.providers.label_studio_users import CLASSES, HEIGHT, WIDTH, make_region
 from tests.flows.small_campaign import REPOSITORY
@@ -106,6 +106,17 @@ def test_a_task_holds_what_annotators_see_and_what_collection_needs() -> None:
     assert task["data"]["teacher"] == "c0ffeec0ffee"
     assert prediction["result"][0]["value"]["width"] == 100 * 100 / WIDTH
     assert make_import_task(make_task())["predictions"] == []
+
+
+def test_the_next_likeliest_class_is_in_the_region_s_note() -> None:
+    second = RunnerUp(category="plate", score=0.416)
+    box = Prediction(category="cup", xyxy_px=(40, 30, 140, 120), score=0.75, runner_up=second)
+    task = make_import_task(make_task().model_copy(update={"predictions": (box,)}))
+    (region,) = task["predictions"][0]["result"]
+    assert region["meta"] == {"text": ["or plate (0.42)"]}
+    (raw,) = parse_tasks(make_export_task([region]))  # submitted as it is
+    assert [found["category"] for found in raw["boxes"]] == ["cup"]
+    assert "meta" not in make_import_task(make_task((40, 30, 140, 120)))["predictions"][0]["result"][0]
 
 
 def test_a_valid_annotation_becomes_a_label() -> None:

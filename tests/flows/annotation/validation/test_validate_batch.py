@@ -34,6 +34,19 @@ def test_a_valid_annotation_becomes_a_label() -> None:
     assert (image.status, image.annotator, image.seconds_spent, image.offered_batch) == ("labeled", "ann", 12.5, 3)
 
 
+def test_crowd_regions_are_kept_beside_the_boxes() -> None:
+    region, box = make_box(0, 0, 60, 70, is_crowd=True), make_box(0, 0, 60, 70)  # as large: still no duplicate
+    raw = make_annotation(boxes=[region, box])
+    (image,) = validate(raw).primary
+    assert ([found.xyxy_px for found in image.boxes], len(image.crowd_regions)) == ([(0, 0, 60, 70)], 1)
+    again = validate(raw, existing={image.image_id: [image]})
+    assert (again.primary, again.secondary, again.rejections) == ((), (), ())
+    changed = validate(make_annotation(boxes=[box]), existing={image.image_id: [image]})
+    assert len(changed.primary) + len(changed.secondary) == 1  # the region was taken away
+    (alone,) = validate(make_annotation(boxes=[region])).primary
+    assert (alone.status, alone.boxes, len(alone.crowd_regions)) == ("labeled", (), 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -46,7 +59,12 @@ def test_a_valid_annotation_becomes_a_label() -> None:
         ({"boxes": [make_box(1, 1, 5, 5, rotation_deg=12.5)]}, "rotation_deg of a box of cat is 12.5, expected 0"),
         ({"boxes": [make_box(1, 1, 5, 5, rotation_deg="left")]}, "rotation_deg of a box of cat is 'left'"),
         ({"boxes": [make_box(1, 1, 5, 5, shape="polygon")]}, "shape of an object of 'cat' is a polygon"),
-        ({"boxes": [make_box(1, 1, 5, 5, shape="crowd")]}, "shape of an object of 'cat' is a crowd region"),
+        ({"boxes": [make_box(1, 1, 5, 5, shape="blob")]}, "shape of an object of 'cat' is 'blob'"),
+        (
+            {"boxes": [make_box(1, 1, 5, 5, is_crowd="yes")]},
+            "is_crowd of a box of cat is 'yes', expected true or false",
+        ),
+        ({"boxes": [make_box(1, 1, 5, 99, is_crowd=True)]}, "inside the image of 100 x 80 px"),
         ({"boxes": [make_box(1, 1, 5, 5, shape=["box"])]}, r"shape of an object of 'cat' is \['box'\]"),
         ({"image_size_px": [80, 64]}, "size of the labeled image is 80 x 64 px, expected 100 x 80 px"),
         ({"image_size_px": [80, 100]}, "size of the labeled image is 80 x 100 px.*EXIF"),
