@@ -202,7 +202,7 @@ def _comparison_table(results: StudyResults) -> str:
                 measured = [("last", found[1])] if found and cost == next(iter(COST_COLUMNS)) else []
             for measure, comparison in measured:
                 is_primary = measure in ("mean over equal minutes", "last")
-                verdict = comparison.corrected_verdict(p, len(adjusted)) if is_primary else "beside it"
+                verdict = comparison.corrected_verdict(p, len(adjusted)) if is_primary else _MISSING
                 intervals = [_format_interval(comparison.interval), _format_interval(comparison.t_interval)]
                 p_values = [_format_number(comparison.p_value, 3), _format_number(p, 3) if is_primary else _MISSING]
                 rows.append([arm, baseline, measure, f"{comparison.mean:+.2f}", *intervals, *p_values, verdict])
