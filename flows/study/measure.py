@@ -20,6 +20,7 @@ from tasks.runtime.errors import UserError
 from tasks.storage import files
 from tasks.study.training_result import measure_training
 
+_SEED_LINE = re.compile(r"^seed:.*$", re.MULTILINE)
 _SEED_STEP = 1_000_003
 """Between the seeds of two trainings on the same labels; no study has seeds so far apart."""
 
@@ -68,6 +69,7 @@ def _row(seed: int, arm: str, workspace: Workspace, ledger: Mapping[str, Any]) -
         "train_seconds": None if "train" in skipped else seconds["train"],
         "cached_stages": len(skipped),
         "code_sha256": files.sha256_json(ledger["code"]),
+        "params_sha256": files.sha256_json(_SEED_LINE.sub("", workspace.params.read_text("utf-8"))),
     }
 
 
@@ -106,7 +108,7 @@ def _link_training_inputs(workspace: Workspace, copy: Workspace, repeat: int) ->
     params = load_params(workspace.params)
     text = workspace.params.read_text("utf-8")
     seed = (params.seed + repeat * _SEED_STEP) % 2**31
-    files.write_bytes(copy.params, re.sub(r"^seed:.*$", f"seed: {seed}", text, count=1, flags=re.MULTILINE).encode())
+    files.write_bytes(copy.params, _SEED_LINE.sub(f"seed: {seed}", text, count=1).encode())
 
 
 def run_command(folder: Path, command: Sequence[str]) -> None:

@@ -82,7 +82,7 @@ def _setup_text(results: StudyResults) -> str:
     if incomplete:
         lines.append(f"**Not finished**: seeds complete are, of {len(config.seeds)}: {', '.join(incomplete)}.")
     lines += [f"**Stopped**: {sentence}" for sentence in results.failures]
-    lines += _code_text(results)
+    lines += [*_code_text(results), *_params_text(results)]
     return " ".join(lines)
 
 
@@ -104,6 +104,17 @@ def _code_text(results: StudyResults) -> list[str]:
     if mixed:
         text += f" **Arms of seeds {', '.join(map(str, sorted(mixed)))} were run by different code.**"
     return [text]
+
+
+def _params_text(results: StudyResults) -> Iterable[str]:
+    """Name arms whose seeds had other parameters: the file is the same, but the defaults of params.yaml changed."""
+    for name, arm in results.arms.items():
+        seeds: dict[str, set[int]] = defaultdict(set)
+        for row in arm.rows:
+            seeds[row["params_sha256"]].add(row["seed"])
+        if len(seeds) > 1:
+            groups = "; ".join(", ".join(map(str, sorted(found))) for _, found in sorted(seeds.items()))
+            yield f"**Seeds of `{name}` had different defaults of params.yaml: {groups}.**"
 
 
 def _caveats(results: StudyResults) -> str:

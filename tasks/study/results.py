@@ -43,6 +43,7 @@ RESULTS = pa.schema(
         ("train_seconds", pa.float64()),  # of the training behind it, whichever arm's it was
         ("cached_stages", pa.int32()),  # stages taken from another arm, or found unchanged
         ("code_sha256", pa.string()),  # of the code of all stages
+        ("params_sha256", pa.string()),  # of params.yaml but for its seed; the same for all seeds of an arm
     ]
 )
 POOL_RANKING = pa.schema(

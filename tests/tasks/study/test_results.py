@@ -37,6 +37,7 @@ def result_row(seed: int, arm: str, number: int, teacher_map: float) -> dict[str
         "map": teacher_map,
         "teacher_map": teacher_map,
         "code_sha256": "c0de",
+        "params_sha256": "params",
         "spearman_dwa": 0.4 if arm == "better" and number else None,
         "spearman_equal": 0.2,
         "seconds": 5.0,
@@ -146,6 +147,18 @@ def test_pieces_of_different_code_are_named() -> None:
     assert "seeds by digest of their code: 0ther: 2, 3; c0de: 1, 2." in words
     assert "**Arms of seeds 2 were run by different code.**" in words
     assert "digest of their code" not in readme(results)
+
+
+def test_an_arm_whose_defaults_changed_is_named() -> None:
+    results = synthetic_results(make_config())
+    rows = [
+        {**r, "params_sha256": "later"} if (r["seed"], r["arm"]) == (3, "better") else r
+        for arm in results.arms.values()
+        for r in arm.rows
+    ]
+    words = readme(collect_results(make_config(), rows, {}, []))
+    assert "**Seeds of `better` had different defaults of params.yaml: 3; 1, 2.**" in words
+    assert "different defaults" not in readme(results)
 
 
 def test_an_interval_with_zero_in_it_is_not_distinguishable() -> None:
