@@ -1,5 +1,6 @@
 """Measure a finished round while ``derived/`` is still that of the round, and write its part."""
 
+import json
 import re
 import shutil
 import sys
@@ -37,16 +38,14 @@ def write_part(study: Study, seed: int, arm: str, workspace: Workspace, round_nu
         trainings.append(_repeated_training(study, workspace, ledger, classes, repeat))
     run_command(workspace.root, [sys.executable, "-W", "ignore", "-m", "tasks.study.pool_spearman"])
     pool = files.read_json(workspace.scratch("study") / "pool.json")
-    files.write_json(
-        path,
-        {
-            "key": part_key(study, seed, arm),
-            "training_key": _training_key(ledger),
-            "row": _row(seed, arm, workspace, ledger) | {"pool_images": pool.pop("pool_images")},
-            "pool_spearman": pool,
-            "trainings": trainings,
-        },
-    )
+    part = {
+        "key": part_key(study, seed, arm),
+        "training_key": _training_key(ledger),
+        "row": _row(seed, arm, workspace, ledger) | {"pool_images": pool.pop("pool_images")},
+        "pool_spearman": pool,
+        "trainings": trainings,
+    }
+    files.write_bytes(path, (json.dumps(part, allow_nan=False) + "\n").encode())  # no line for each of 1,200 numbers
 
 
 def _row(seed: int, arm: str, workspace: Workspace, ledger: Mapping[str, Any]) -> dict[str, Any]:

@@ -242,7 +242,7 @@ def refuse_step(step: StudyStep) -> None:
 def test_parts_are_small_and_hold_no_label(completed_study: CompletedStudy) -> None:
     found = sorted(completed_study.study.parts.rglob("round-*.json"))
     assert len(found) == len(ARMS) * 2
-    assert max(path.stat().st_size for path in found) < 20_000
+    assert max(path.stat().st_size for path in found) < 12_000
     part = read_part(completed_study.study, 1, "random", 1)
     assert part is not None
     assert set(part) == {"key", "training_key", "row", "pool_spearman", "trainings"}
