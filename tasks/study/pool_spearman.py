@@ -33,8 +33,8 @@ def pool_spearman(
 
     Returns:
         ``pool_images``; correlation of the uncertainty that was used (``chosen``), of equal weights (``equal``), of
-        each metric alone and, where weigh could learn one, of the learned rule (``learned``); None where one side is
-        constant or fewer than 3 images are left.
+        each metric alone and, where there are labels enough to learn from, of the learned rule (``learned``) and of the
+        value of an image (``value``); None where one side is constant or fewer than 3 images are left.
     """
     samples = calibration_samples(oracle, detections, scores, params.classes, params.dwa.focal_gamma)
     metrics_PM = np.array([pair.metrics for pair in samples], dtype=np.float64).reshape(-1, len(schemas.METRICS))
@@ -47,16 +47,19 @@ def pool_spearman(
     learned = weights / "learned_uncertainty.parquet"
     if learned.is_file():
         candidates["learned"] = _of_images(learned, schemas.PREVIOUS_UNCERTAINTY, image_ids)
+    value_P = _of_images(scores, schemas.SCORES, image_ids, column="value")
+    if not np.isnan(value_P).any():
+        candidates["value"] = value_P
     loss_P = _losses(samples)
     return {"pool_images": len(samples)} | {
         name: _rounded(grouped_spearman([(score_P, loss_P)])) for name, score_P in candidates.items()
     }
 
 
-def _of_images(path: Path, schema: pa.Schema, image_ids: Sequence[str]) -> Floats:
-    """Column ``uncertainty`` of the images, in their order."""
-    table = files.read_table(path, schema)
-    known = dict(zip(table["image_id"].to_pylist(), table["uncertainty"].to_pylist(), strict=True))
+def _of_images(path: Path, schema: pa.Schema, image_ids: Sequence[str], column: str = "uncertainty") -> Floats:
+    """One column of the images, in their order; NaN where it is null."""
+    table = files.read_table(path, schema, columns=["image_id", column])
+    known = dict(zip(table["image_id"].to_pylist(), table[column].to_pylist(), strict=True))
     return np.array([known[image_id] for image_id in image_ids], dtype=np.float64)
 
 

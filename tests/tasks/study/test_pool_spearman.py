@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,7 +20,9 @@ IMAGES = 8
 PARAMS = cast(StageParams, SimpleNamespace(classes=CLASSES, dwa=SimpleNamespace(focal_gamma=GAMMA)))
 
 
-def write_pool(folder: Path, *, scored: int = IMAGES) -> tuple[dict[str, Path], list[dict[str, Any]], list[float]]:
+def write_pool(
+    folder: Path, *, scored: int = IMAGES, values: Sequence[float] | None = None
+) -> tuple[dict[str, Path], list[dict[str, Any]], list[float]]:
     """One detection and one true box an image; the metrics are drawn. Image 99 is a calibration image."""
     rng = np.random.default_rng(0)
     found, scores, truth, weights = [], [], [], []
@@ -32,6 +35,7 @@ def write_pool(folder: Path, *, scored: int = IMAGES) -> tuple[dict[str, Path], 
         metrics = dict(zip(("confidence", "entropy", "overlap"), rng.uniform(size=3).tolist(), strict=True))
         raw = {f"{key}_raw": value for key, value in metrics.items()}
         scores.append({"image_id": name, "num_boxes": 1, **raw, **metrics, "has_no_detections": False})
+        scores[-1]["value"] = None if values is None else values[number]
         truth.append({"image_id": name, "uri": "x", "width_px": 40, "height_px": 40, "batch": -1})
         truth[-1] |= {"boxes_xyxy": [1.0, 1.0, 9.0, 9.0], "class_ids": [0]}
         weights.append(
@@ -90,3 +94,10 @@ def test_the_learned_rule_is_measured_where_there_is_one(tmp_path: Path) -> None
     files.write_table(paths["weights"] / "learned_uncertainty.parquet", table)
     expected = stats.spearmanr([row["uncertainty"] for row in learned], losses).statistic
     assert pool_spearman(PARAMS, **paths)["learned"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_value_of_an_image_is_measured_where_it_is_known(tmp_path: Path) -> None:
+    values = np.random.default_rng(3).uniform(size=IMAGES).tolist()
+    paths, _, losses = write_pool(tmp_path / "known", values=values)
+    assert pool_spearman(PARAMS, **paths)["value"] == pytest.approx(stats.spearmanr(values, losses).statistic, abs=1e-5)
+    assert "value" not in pool_spearman(PARAMS, **write_pool(tmp_path / "unknown")[0])
