@@ -113,6 +113,7 @@ def import_dataset(source: DatasetSource, *, max_pixels: int, rules: BoxRules | 
         judged, names = _judge(part, matches[id(part)], metadata[id(part.listing)], work, used["val"])
         records[part.split] += judged
         used[part.split] |= {(id(part.listing), name) for name in names}
+    _set_candidates_aside(opened, matches, used, work)
     _require_usable(opened, records["train"], work)
     val: list[ImageRecord] | None = records["val"] if opened.has_val else None
     train = records["train"]
@@ -155,8 +156,6 @@ def _judge(
         records += _judge_document(document, own, answers[start : start + len(own)], part, metadata, work, val_names)
         names.update(match.found for match in own if match.found is not None)
         start += len(own)
-    _set_candidates_aside(part, matches, names, work)
-    names |= {name for name in part.names if work.is_set_aside(part.listing, name)}
     return records, names
 
 
@@ -289,17 +288,28 @@ def _not_found(image: ParsedImage, match: Match, rows: BoxRows, work: _Import) -
     _refuse_rest(rows, BoxFate.IMAGE_NOT_FOUND)
 
 
-def _set_candidates_aside(part: Part, matches: Sequence[Match], names: set[str], work: _Import) -> None:
-    """Set the images aside that an ambiguous name may mean: as unlabeled ones they would be labeled twice."""
-    ambiguous = [match for match in matches if match.found is None and match.candidates and match.taken_by is None]
-    if not ambiguous:
-        return
-    index = ImageIndex(part.names)
-    for match in ambiguous:
-        for candidate in index.candidates(match.name):
-            if candidate not in names:
-                reason = f"it may be the image {match.name[:100]!r} of the annotations, whose name fits several images"
-                work.set_file_aside(part.listing, candidate, Reason.NAME_AMBIGUOUS, reason)
+def _set_candidates_aside(
+    opened: OpenedSource,
+    matches: Mapping[int, Sequence[Match]],
+    used: Mapping[str, set[tuple[int, str]]],
+    work: _Import,
+) -> None:
+    """Set the images aside that an ambiguous name may mean: as unlabeled ones they would be labeled twice.
+
+    Images that another entry of either split means for sure are none of them. ``used`` gets what is set aside.
+    """
+    certain = used["train"] | used["val"]
+    for part in opened.parts:
+        ambiguous = [m for m in matches[id(part)] if m.found is None and m.candidates and m.taken_by is None]
+        index = ImageIndex(part.names) if ambiguous else None
+        for match in ambiguous:
+            assert index is not None
+            for candidate in index.candidates(match.name):
+                file = id(part.listing), candidate
+                if file not in certain:
+                    reason = f"it may be the image {match.name[:100]!r} of the annotations, whose name fits several"
+                    work.set_file_aside(part.listing, candidate, Reason.NAME_AMBIGUOUS, f"{reason} images")
+                    used[part.split].add(file)
 
 
 def _image_problem(

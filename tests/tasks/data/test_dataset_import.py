@@ -90,6 +90,36 @@ def test_a_copy_of_a_set_aside_image_is_set_aside_unless_one_of_them_is_labeled(
     assert gathered.accounts[1].parts["set aside"] == 3
 
 
+@pytest.mark.parametrize("is_certain_in_val", [True, False])
+def test_a_name_that_fits_several_images_takes_none_that_the_other_split_means_for_sure(
+    tiny_source: DatasetSource, is_certain_in_val: bool
+) -> None:
+    (tiny_source.images / "day").mkdir()
+    shutil.copy(tiny_source.images / "11.png", tiny_source.images / "day" / "00.png")
+    with (tiny_source.images / "day" / "00.png").open("ab") as stream:
+        stream.write(b"more")  # no copy of another image
+    document = json.loads(tiny_source.annotations.read_text())
+    certain, ambiguous = ({0}, {1}) if is_certain_in_val else ({1}, {0})
+    val = write_val_split(tiny_source, certain if is_certain_in_val else ambiguous)
+    for path in (val, tiny_source.annotations):
+        split = json.loads(path.read_text())
+        for image in split["images"]:
+            if image["id"] in ambiguous:
+                image["file_name"] = "up/00.png"  # 00.png or day/00.png
+            elif image["id"] in certain:
+                first = next(entry for entry in document["images"] if entry["id"] == 0)
+                image |= {"file_name": "00.png", "width": first["width"], "height": first["height"]}
+        if path == val and not is_certain_in_val:  # a validation set needs an image of its own
+            split["images"].append(document["images"][2])
+            split["annotations"] += [a for a in document["annotations"] if a["image_id"] == 2]
+        files.write_json(path, split)
+    gathered = import_with_val(tiny_source, val)
+    assert all(account.balances for account in gathered.accounts), [a.describe() for a in gathered.accounts]
+    by_code = {entry.item: entry.code for entry in gathered.report.rejected}
+    assert by_code["up/00.png"] == by_code["day/00.png"] == Reason.NAME_AMBIGUOUS
+    assert "00.png" not in by_code or by_code["00.png"] != Reason.NAME_AMBIGUOUS
+
+
 def test_own_coco_validation_file(tiny_source: DatasetSource) -> None:
     gathered = import_with_val(tiny_source, write_val_split(tiny_source, {2, 3, 11}))
     assert file_names(gathered.val) == ["02.png", "03.png", "11.png"]
