@@ -8,6 +8,7 @@ A label batch lists the images that stayed with the annotators when it was colle
 completely. So there is one record, written at once, and a kill cannot leave two that contradict each other.
 """
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -31,6 +32,7 @@ from tasks.storage import files
 MANIFEST = "manifest.jsonl"
 _RECORD = "delivery.json"
 _TRACKED_FILES = (_RECORD, MANIFEST)
+_FOLDER_NAME = re.compile(r"batch-\d{4,}")
 _UNCERTAINTY = "uncertainty.parquet"
 _DETECTIONS = "detections.parquet"
 ImageState = Literal["labeled", "empty", "skipped", "leased", "offered", "expired"]
@@ -48,7 +50,11 @@ def read_annotation_batch(workspace: Workspace, batch: int) -> AnnotationBatch |
 
 def all_annotation_batches(workspace: Workspace) -> list[AnnotationBatch]:
     """Read every delivery of the campaign, by batch number."""
-    folders = sorted((workspace.root / "deliveries").glob("batch-[0-9]*"))
+    folders = sorted(
+        folder
+        for folder in (workspace.root / "deliveries").glob("batch-[0-9]*")
+        if _FOLDER_NAME.fullmatch(folder.name) and folder.is_dir()  # a copy such as batch-0001.bak is no batch
+    )
     found = (read_annotation_batch(workspace, int(folder.name.removeprefix("batch-"))) for folder in folders)
     return [delivery for delivery in found if delivery is not None]
 
@@ -141,7 +147,7 @@ def archive_round_outputs(workspace: Workspace, delivery: AnnotationBatch) -> No
 def remove_archived_files(delivery: AnnotationBatch) -> None:
     """Remove the files that were copied to ``data/``."""
     for path in delivery.folder.iterdir():
-        if path.name not in _TRACKED_FILES:
+        if path.name not in _TRACKED_FILES and not path.is_dir():  # a folder is not ours, as .ipynb_checkpoints
             path.unlink()
 
 

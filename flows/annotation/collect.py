@@ -5,6 +5,7 @@ file is written last and at once: before it nothing has happened, after it the r
 a collection that was interrupted is repeated and gives the same result.
 """
 
+import logging
 from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +31,8 @@ from tasks.params import Params
 from tasks.runtime.errors import UserError
 from tasks.runtime.formatting import count, count_are
 from tasks.storage import files
+
+_log = logging.getLogger(__name__)
 
 _AnnotationKey = tuple[str, int]
 """Image id, and number of the batch in which the image was offered."""
@@ -132,6 +135,10 @@ class LabelCollector:
                 if error.transient:
                     raise
                 self.provider_errors.append(ProviderError.of(error))
+            except Exception as error:  # a fault in one delivery must not keep back the labels of the others
+                _log.exception("the annotations of batch %d cannot be collected", delivery.batch)
+                problem = f"collecting its annotations failed ({type(error).__name__}: {error}), expected no error"
+                self.provider_errors.append(ProviderError(f"batch {delivery.batch}", problem, "See the log."))
 
     @property
     def num_new_rejections(self) -> int:

@@ -19,6 +19,8 @@ _DEFAULT_ENV = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    # A file of the campaign, such as random.py, must not take the place of a module in its child processes.
+    "PYTHONSAFEPATH": "1",
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the default, 20, is what a first start takes
@@ -29,7 +31,8 @@ _DEFAULT_ENV = {
 }
 _SECRET_NAME_PATTERN = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH_STRING|WEBHOOK", re.IGNORECASE)
 _SECRET_LIST_NAME = "GLEANER_NOTIFY_URLS"
-_URL_PASSWORD_PATTERN = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
+_URL_PASSWORD_PATTERN = re.compile(r"(?<=://)(?:[^/@\s]+|[^/@\s:]*:[^@\s]+)(?=@)")
+"""User and password, or a token alone; the password may hold a slash."""
 _MIN_SECRET_LENGTH = 6
 _REDACTED = "***"
 

@@ -6,6 +6,7 @@ Run and model version get tags and a description with the digests and names by w
 They are taken from the ledger, whose own digest is among the tags.
 """
 
+import html
 import importlib.metadata
 import io
 import logging
@@ -48,6 +49,9 @@ _ROUND_NUMBER_TAG = "gleaner.round"
 _SUPERSEDED_TAG = "gleaner.superseded_by"
 _BATCH_SIZE = 100
 _MAX_DIGEST_LENGTH = 36
+_MAX_ANNOTATORS_LENGTH = 2000
+_MAX_ANNOTATOR_LENGTH = 200
+_MARKUP = re.compile(r"[\\`*_{}\[\]()#+!|~]")
 _NOTE_TAG = "mlflow.note.content"  # shown as the description in MLflow
 _DATA_SETS = {
     "Labels": "data/labels",
@@ -301,7 +305,7 @@ def _description(ledger: Mapping[str, Any], tags: Mapping[str, str], report_url:
     images, boxes = pluralize(metrics["labels"], "image"), pluralize(metrics["boxes"], "box", "boxes")
     rows = {
         "Labels": f"{images}, the calibration set included, and {boxes}",
-        "Annotators": ", ".join(f"{name} ({count})" for name, count in sorted(annotators.items())),
+        "Annotators": _annotators_text(annotators),
         "Teacher mAP": f"{metrics['teacher']['mAP']:.2f}",
         "Parent round": tags["gleaner.parent_round"],
         "Code revision": tags["gleaner.code_revision"] + (" with uncommitted changes" if _is_dirty(ledger) else ""),
@@ -318,6 +322,26 @@ def _description(ledger: Mapping[str, Any], tags: Mapping[str, str], report_url:
     lineage = f"gleaner lineage {ledger['mlflow']['model_name']}/{ledger['mlflow']['model_version']}"
     footer = f"Lineage: `{lineage}`. Audit: `gleaner audit`.\n"
     return f"{headline}[Report]({report_url})\n\n| {ledger['tag']} | |\n| --- | --- |\n{table}\n{footer}"
+
+
+def _annotators_text(annotators: Mapping[str, int]) -> str:
+    """Names with the number of their annotations, most first; bounded, because databases limit the description."""
+    ordered = sorted(annotators.items(), key=lambda item: (-item[1], item[0]))
+    shown, length = [], 0
+    for name, count in ordered:
+        text = f"{_markdown_text(name)} ({count})"
+        length += len(text) + 2
+        if length > _MAX_ANNOTATORS_LENGTH:
+            break
+        shown.append(text)
+    rest = len(ordered) - len(shown)
+    return ", ".join([*shown, f"and {rest} others"] if rest else shown)
+
+
+def _markdown_text(text: str) -> str:
+    """Escape what Markdown or HTML would read as markup, such as pictures from outside."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    return _MARKUP.sub(r"\\\g<0>", html.escape(printable[:_MAX_ANNOTATOR_LENGTH], quote=False))
 
 
 def _is_dirty(ledger: Mapping[str, Any]) -> bool:

@@ -20,7 +20,6 @@ from typing import Any
 
 import yaml
 from dvc.config import NoRemoteError
-from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc_data.hashfile.db import get_index
 from dvc_data.hashfile.hash_info import HashInfo
@@ -100,7 +99,7 @@ class DvcCache:
                 repo.cloud.pull([HashInfo("md5", md5) for md5 in missing])
             except NoRemoteError:
                 return
-            except (DvcException, OSError) as error:
+            except Exception as error:  # the remote's own library raises too, as botocore without credentials
                 message = " ".join(str(error).split())
                 raise MissingDataError("DVC remote", f"the answer is an error ({message}), expected data") from error
 
@@ -178,7 +177,7 @@ def remove_garbage(workspace: Workspace, garbage: Iterable[Garbage]) -> None:
 
 
 def _require_own_cache(workspace: Workspace, cache: DvcCache) -> None:
-    if not cache.directory.is_relative_to(workspace.root.resolve()):
+    if not cache.directory.resolve().is_relative_to(workspace.root.resolve()):  # the folder may be a link
         fix = "Run in each campaign's place: dvc gc --all-tags --projects FOLDER ..., naming all that share it."
         problem = "the DVC cache is outside the campaign, expected one that no other campaign shares"
         raise UserError(cache.directory, problem, fix)

@@ -66,7 +66,7 @@ def run_lock(workspace: Workspace) -> Iterator[Lock]:
 def recover(root: Path) -> None:
     """Remove orphaned processes, stale locks and damaged files. The caller must hold the run lock."""
     kill_orphans(root)
-    _remove_stale_git_lock(root)
+    _remove_stale_git_locks(root)
     _remove_stale_dvc_lock(root)
     _restore_corrupt_lock_file(root)
 
@@ -103,11 +103,13 @@ def _belongs_to(process: psutil.Process, root: Path) -> bool:
         return False
 
 
-def _remove_stale_git_lock(root: Path) -> None:
-    """Remove an old index.lock: git holds it for seconds, and leaves it behind after a power failure."""
-    lock = root / ".git" / "index.lock"
-    if lock.is_file() and time.time() - lock.stat().st_mtime > _STALE_AFTER_S:
-        lock.unlink(missing_ok=True)
+def _remove_stale_git_locks(root: Path) -> None:
+    """Remove old lock files of git: it holds one for seconds, and leaves it behind after a power failure."""
+    folder = root / ".git"
+    for lock in [*folder.glob("*.lock"), *folder.glob("refs/**/*.lock"), *folder.glob("logs/**/*.lock")]:
+        with suppress(FileNotFoundError):
+            if lock.is_file() and time.time() - lock.stat().st_mtime > _STALE_AFTER_S:
+                lock.unlink()
 
 
 def _remove_stale_dvc_lock(root: Path) -> None:

@@ -20,6 +20,8 @@ class LabelValidationParams(Section):
     """Boxes with a shorter side, in pixels of the original image, are refused: most are slips of the mouse."""
     duplicate_iou_threshold: Fraction
     """Of two boxes of one class overlapping more than this, the second is left out."""
+    max_boxes_per_image: PositiveInt
+    """An answer with more boxes is refused: some tools multiply boxes, and every later stage pays for each."""
     max_clock_skew_minutes: NonNegativeFloat
     """Minutes by which the finishing time of an answer may be later than its collection. Beyond that one of the clocks
     is wrong, and the time of the collection is used."""

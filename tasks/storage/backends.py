@@ -142,7 +142,10 @@ class LocalStorage:
         except FileNotFoundError:  # moved away this moment
             return None
         size = stat_result.st_size if stat.S_ISREG(stat_result.st_mode) else 0
-        modified_at = datetime.fromtimestamp(stat_result.st_mtime, UTC)
+        try:
+            modified_at = datetime.fromtimestamp(stat_result.st_mtime, UTC)
+        except (ValueError, OverflowError, OSError):  # some file systems keep times outside the calendar
+            modified_at = datetime.fromtimestamp(0, UTC)
         etag = f"{stat_result.st_mtime_ns}-{stat_result.st_size}-{stat_result.st_ino}"
         return FileEntry(_printable(path.relative_to(top).as_posix()), size, modified_at, etag, str(path))
 

@@ -83,6 +83,9 @@ def test_no_secret_reaches_a_line(heard: None, monkeypatch: pytest.MonkeyPatch) 
 def test_short_values_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "a")
     assert redact("a banana at http://host/a@b") == "a banana at http://host/a@b"
+    assert redact("http://alice:pw@host, https://ghp123@host and http://a:b/c@host") == (
+        "http://***@host, https://***@host and http://***@host"
+    )
 
 
 def test_text_is_what_there_is_without_asking(small_campaign: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,10 @@ part of an accepted annotation was left out, or its annotator has changed it sin
 _MAX_ID_LENGTH = 100
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_REPR_LENGTH = 100
+_MAX_ANNOTATOR_LENGTH = 200
+_MAX_SECONDS = 30 * 86_400.0
+_FIRST_YEAR = 1990
+_MAX_JSON_INT = 1 << 63
 _SHAPES = {
     "rotated": "a rotated box",
     "polygon": "a polygon",
@@ -140,6 +144,8 @@ def to_json_value(value: Any) -> Any:
         return [to_json_value(item) for item in value]
     if isinstance(value, str):
         return _utf8_text(value)
+    if isinstance(value, int) and not -_MAX_JSON_INT <= value < _MAX_JSON_INT:
+        return _repr(value)
     if value is None or isinstance(value, bool | int):
         return value
     return value if isinstance(value, float) and math.isfinite(value) else _utf8_text(repr(value))
@@ -261,9 +267,12 @@ def _parse_boxes(
     raw_boxes: Sequence[Any], task: AnnotationTask, context: ValidationContext
 ) -> tuple[tuple[Box, ...], int]:
     """Return the boxes, clipped to the image, and the number of duplicates left out."""
+    limits = context.limits
+    if len(raw_boxes) > limits.max_boxes_per_image:
+        expected = f"at most label_validation.max_boxes_per_image ({limits.max_boxes_per_image})"
+        raise InvalidAnnotation(f"the number of boxes is {len(raw_boxes)}, expected {expected}")
     parsed = [_category_and_corners(box, context.classes) for box in raw_boxes]
     categories, corners_N4 = [category for category, _ in parsed], [corners for _, corners in parsed]
-    limits = context.limits
     rules = BoxRules(min_side_px=limits.min_box_side_px, duplicate_iou=limits.duplicate_iou_threshold)
     checked = check_boxes(corners_N4, categories, task.width_px, task.height_px, rules)
     boxes: list[Box] = []
@@ -312,6 +321,9 @@ def _labeled_image(
     annotator = raw.get("annotator")
     if not isinstance(annotator, str) or not annotator.strip():
         raise InvalidAnnotation(f"annotator is {_repr(annotator)}, expected a name")
+    if len(annotator) > _MAX_ANNOTATOR_LENGTH or not annotator.isprintable():
+        expected = f"at most {_MAX_ANNOTATOR_LENGTH} printable characters"
+        raise InvalidAnnotation(f"annotator is {_repr(annotator)}, expected {expected}")
     preannotations = tuple(Box(category=found.category, xyxy_px=found.xyxy_px) for found in task.predictions)
     try:
         return LabeledImage(
@@ -337,20 +349,26 @@ def _timestamp(text: Any) -> str:
         raise InvalidAnnotation(f"finished_at is {_repr(text)}, expected ISO 8601 with time zone") from None
     if finished_at.tzinfo is None:
         raise InvalidAnnotation(f"finished_at is {_repr(text)}, expected a time zone")
+    if not _FIRST_YEAR <= finished_at.year < datetime.max.year:  # a time zone moves the last year out of range
+        raise InvalidAnnotation(f"finished_at is {_repr(text)}, expected a year from {_FIRST_YEAR} on")
     return str(text)
 
 
 def _duration(seconds: Any) -> float | None:
     if seconds is None:
         return None
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-        raise InvalidAnnotation(f"seconds_spent is {_repr(seconds)}, expected a number of at least 0 or none")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= _MAX_SECONDS:
+        expected = f"a number from 0 to {_MAX_SECONDS:.0f} (30 days) or none"
+        raise InvalidAnnotation(f"seconds_spent is {_repr(seconds)}, expected {expected}")
     return float(seconds)
 
 
 def _repr(value: Any) -> str:
     """Format a value from outside for a message, shortened."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an integer with more digits than Python converts
+        text = "a number of thousands of digits"
     return text if len(text) <= _MAX_REPR_LENGTH else f"{text[:_MAX_REPR_LENGTH]}..."
 
 

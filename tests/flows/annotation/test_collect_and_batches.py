@@ -1,5 +1,7 @@
 """Collection and delivery, on a copy of a campaign whose batch 2 is with the annotators."""
 
+import dataclasses
+import shutil
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +16,7 @@ from flows.annotation.batches import (
     prepare_annotation_batch,
     read_annotation_batch,
     read_manifest,
+    remove_archived_files,
 )
 from flows.annotation.collect import CollectionResult, collect, finalize_collection
 from flows.annotation.deliver import deliver
@@ -286,3 +289,30 @@ def forget_delivery(workspace: Workspace) -> None:
     for path in workspace.delivery(2).iterdir():
         path.unlink()
     workspace.delivery(2).rmdir()
+
+
+def test_a_fault_in_one_delivery_keeps_nothing_back_from_the_others(after_two_rounds: Workspace) -> None:
+    delivery = open_delivery(after_two_rounds)
+    broken = dataclasses.replace(delivery, batch=77)
+
+    class Faulty(Scripted):
+        def collect(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
+            if delivery.batch == 77:
+                raise KeyError("zero")
+            return super().collect(delivery)
+
+    params = load_params(after_two_rounds.params)
+    provider = Faulty([answer(delivery.image_ids[0])])
+    result = collect(after_two_rounds, provider, params, 2, [broken, delivery], datetime.now(UTC))
+    assert result.num_images == 1
+    assert ["KeyError" in str(error) for error in result.provider_errors] == [True]
+
+
+def test_foreign_folders_among_the_deliveries_are_left_alone(after_two_rounds: Workspace) -> None:
+    folder = after_two_rounds.root / "deliveries"
+    before = all_annotation_batches(after_two_rounds)
+    shutil.copytree(before[-1].folder, folder / "batch-0002.bak")
+    (before[-1].folder / ".ipynb_checkpoints").mkdir()
+    assert all_annotation_batches(after_two_rounds) == before
+    remove_archived_files(before[-1])
+    assert (before[-1].folder / ".ipynb_checkpoints").is_dir()

@@ -11,8 +11,9 @@ from flows.workspace.run_lock import run_lock
 from tasks.data.paths import Workspace
 
 
-def test_a_git_lock_left_by_a_dead_git_is_dropped_and_a_fresh_one_is_not(small_campaign: Workspace) -> None:
-    lock = small_campaign.root / ".git" / "index.lock"
+@pytest.mark.parametrize("name", ["index.lock", "HEAD.lock", "config.lock", "refs/heads/main.lock"])
+def test_a_git_lock_left_by_a_dead_git_is_dropped_and_a_fresh_one_is_not(small_campaign: Workspace, name: str) -> None:
+    lock = small_campaign.root / ".git" / name
     lock.touch()
     with run_lock(small_campaign):
         assert lock.exists()

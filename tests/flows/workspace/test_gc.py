@@ -108,3 +108,11 @@ def test_a_shared_cache_is_left_alone(after_two_rounds: Workspace, tmp_path: Pat
     config.write_text(f"[cache]\n    dir = {tmp_path / 'shared'}\n")
     with pytest.raises(UserError, match="outside the campaign"):
         find_garbage(after_two_rounds, remote=False)
+
+
+def test_a_link_to_a_shared_cache_is_left_alone(after_two_rounds: Workspace, tmp_path: Path) -> None:
+    cache = after_two_rounds.root / ".dvc" / "cache"
+    cache.rename(tmp_path / "shared")
+    cache.symlink_to(tmp_path / "shared")
+    with pytest.raises(UserError, match="outside the campaign"):
+        find_garbage(after_two_rounds, remote=False)

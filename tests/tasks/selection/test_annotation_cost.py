@@ -134,6 +134,12 @@ def test_of_a_changed_answer_the_last_time_counts_once() -> None:
     assert fit_annotation_cost([*pace, second_opinion], BUDGET).num_timed == 9
 
 
+def test_a_stored_time_that_no_clock_can_show_is_left_out() -> None:
+    pace = timed_annotations(range(8), 0.5, 1.0)
+    poisonous = pace[3].model_copy(update={"image_id": "f" * 16, "seconds_spent": 1e22})
+    assert fit_annotation_cost([*pace, poisonous], BUDGET) == fit_annotation_cost(pace, BUDGET)
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.none() | st.floats(0, 1e5)), max_size=30),
 )

@@ -115,7 +115,7 @@ class _Converter:
             "image_id": problem.image,
             "problem": f"{problem.entry.name}: {problem.reason}",
             "annotator": problem.annotator or self._default_annotator,
-            "finished_at": _modified_at(problem.entry),
+            "finished_at": None,  # the same problem of a file that was saved again is the same
             "answer_id": f"{self._batch}/{problem.entry.name}#{problem.image}",
             "url": self._file_uri(problem.entry),
         }

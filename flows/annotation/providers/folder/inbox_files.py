@@ -6,6 +6,7 @@ counts as finished is decided in ``inbox.py``.
 
 import csv
 import io
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from tasks.data.formats.yolo import YoloClasses, parse_yolo, parse_yolo_classes
 from tasks.data.names import ImageIndex
 from tasks.storage.backends import FileEntry, Storage, StorageError
 
+_log = logging.getLogger(__name__)
+
 REVIEW_FILE = "reviewed.csv"
 """The annotators' own list of finished images, a line per image; ``*`` in column ``image`` is the whole batch."""
 _REVIEW_COLUMNS = ("image", "status", "annotator", "seconds_spent", "finished_at")
@@ -37,6 +40,8 @@ _STABLE_AFTER_S = 10.0
 _GIVE_UP_AFTER_S = 86_400.0
 """A truncated file that has not changed for this long is reported as broken."""
 _MAX_BYTES = 1 << 29
+_MAX_UNKNOWN_NAMED = 5
+"""Images of other batches in one file that are named one by one; the rest is counted."""
 _SAMPLE_BYTES = 1 << 16
 """Bytes at both ends of a long file from which its format is recognized."""
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini"})
@@ -89,7 +94,10 @@ def read_review_csv(content: bytes, file_name: str) -> list[ReviewMark]:
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-    columns = [(name or "").strip() for name in rows.fieldnames or ()]
+    try:
+        columns = [(name or "").strip() for name in rows.fieldnames or ()]
+    except csv.Error as error:
+        raise UnsupportedFormatError(file_name, f"the content is no CSV ({error})") from None
     unknown = [name for name in columns if name not in _REVIEW_COLUMNS]
     if "image" not in columns or unknown:
         expected = f"expected image and optionally {', '.join(_REVIEW_COLUMNS[1:])}"
@@ -238,6 +246,12 @@ class InboxReader:
                 self.problems.append(FileProblem(entry, entry.name, error.problem))
         except UnsupportedFormatError as error:
             self.problems.append(FileProblem(entry, entry.name, error.problem))
+        except StorageError:
+            raise
+        except Exception as error:  # a fault of a reader must not keep back the labels of the other files
+            _log.exception("%s cannot be read", entry.name)
+            problem = f"reading failed ({type(error).__name__}), expected {_EXPECTED}"
+            self.problems.append(FileProblem(entry, entry.name, problem))
 
     def _read_content(self, entry: FileEntry, read: Callable[[FileEntry], bytes]) -> bytes:
         if entry.size_bytes > _MAX_BYTES:
@@ -265,13 +279,20 @@ class InboxReader:
 
     def _add_annotations(self, entry: FileEntry, content: bytes) -> None:
         images = list(self._parse(entry, content))
+        unknown: list[FileProblem] = []
         for parsed, (image_id, reason) in zip(images, self._index.find_all(images), strict=True):
             if image_id is None:
-                self.problems.append(FileProblem(entry, parsed.name or entry.name, reason, parsed.annotator))
+                unknown.append(FileProblem(entry, parsed.name or entry.name, reason, parsed.annotator))
                 continue
             task = self._offered[image_id].task
             sized = parsed.with_size(task.width_px, task.height_px)
             self.annotations.append(FileAnnotation(entry, image_id, sized))
+        if len(unknown) > _MAX_UNKNOWN_NAMED:  # an export of the whole project, say
+            rest = len(unknown) - _MAX_UNKNOWN_NAMED
+            reason = f"further images that are not of this batch: {rest}, expected none; the first is "
+            first = unknown[_MAX_UNKNOWN_NAMED].image[:100]
+            unknown[_MAX_UNKNOWN_NAMED:] = [FileProblem(entry, entry.name, f"{reason}{first!r}")]
+        self.problems += unknown
 
     def _parse(self, entry: FileEntry, content: bytes) -> Iterator[ParsedImage]:
         """Yield what a file states about images, in the format recognized by its content."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.annotation.providers.folder import inbox_files
+from flows.annotation.validation.annotation import annotation_digest
 from tests.flows.annotation.folder.conftest import HEIGHT, WIDTH, Team
 
 
@@ -319,3 +320,46 @@ def test_an_unreadable_file_does_not_affect_the_others(team: Team, monkeypatch: 
     answers, problems = team.collect()
     assert list(answers) == [first]
     assert problems == [f"closed/{second}.txt: the file system's answer is 'Permission denied', expected none"]
+
+
+def test_a_fault_of_a_reader_does_not_affect_the_other_files(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = team.tasks[0].image_id
+    team.write_to_inbox(f"batch-0003/{first}.txt", "0 0.5 0.5 0.5 0.5")
+    team.write_to_inbox("batch-0003/odd.json", team.coco([(1, "cat", [1, 1, 5, 5])]))
+
+    def fail(*_: object) -> None:
+        raise RecursionError("too deep")
+
+    monkeypatch.setitem(inbox_files._DOCUMENT_PARSERS, "coco", fail)
+    answers, problems = team.collect()
+    assert list(answers) == [first]
+    assert problems == [f"odd.json: reading failed (RecursionError), expected {inbox_files._EXPECTED}"]
+
+
+def test_an_export_of_the_whole_project_makes_few_problems_and_the_same_when_it_is_saved_again(team: Team) -> None:
+    document = team.coco([(0, "cat", [1, 1, 5, 5])])
+    others = [{"id": 1000 + n, "file_name": f"other-{n}.png", "width": 9, "height": 9} for n in range(300)]
+    document["images"] += others
+    document["annotations"] += [
+        {"id": 5000 + n, "image_id": other["id"], "category_id": 1, "bbox": [1, 1, 5, 5]}
+        for n, other in enumerate(others)
+    ]
+    team.write_to_inbox("batch-0003/project.json", document, age_s=9000)
+    found = team.provider.collect(team.delivery)
+    problems = [answer for answer in found if "problem" in answer]
+    assert len(problems) == 6
+    assert "further images that are not of this batch: 295, expected none; the first is" in problems[-1]["problem"]
+    team.write_to_inbox("batch-0003/project.json", document, age_s=600)
+    again = [answer for answer in team.provider.collect(team.delivery) if "problem" in answer]
+    assert [annotation_digest(3, problem) for problem in again] == [
+        annotation_digest(3, problem) for problem in problems
+    ]
+
+
+def test_a_review_list_with_an_endless_line_and_a_file_of_the_year_1_are_read(team: Team) -> None:
+    first = team.tasks[0].image_id
+    team.write_to_inbox("batch-0003/reviewed.csv", "image" + "x" * 200_000)
+    team.write_to_inbox(f"batch-0003/{first}.txt", "0 0.5 0.5 0.5 0.5", age_s=6.4e10)
+    answers, [problem] = team.collect()
+    assert list(answers) == [first]
+    assert problem.startswith("reviewed.csv: the content is no CSV")

@@ -14,6 +14,7 @@ COLLECTED_AT = datetime(2026, 3, 2, tzinfo=UTC)
 LIMITS = LabelValidationParams(
     min_box_side_px=2.0,
     duplicate_iou_threshold=0.9,
+    max_boxes_per_image=5000,
     max_clock_skew_minutes=10.0,
     min_teacher_ap50=50.0,
     confident_score=0.95,

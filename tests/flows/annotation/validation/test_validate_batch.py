@@ -95,6 +95,14 @@ def test_crowd_regions_are_kept_beside_the_boxes() -> None:
         ({"seconds_spent": -1}, "seconds_spent is -1"),
         ({"seconds_spent": math.nan}, "seconds_spent is nan"),
         ({"seconds_spent": "long"}, "seconds_spent is 'long'"),
+        ({"seconds_spent": 1e22}, "seconds_spent is 1e.22, expected a number from 0 to 2592000"),
+        ({"seconds_spent": 10**5000}, "seconds_spent is a number of thousands of digits"),
+        ({"annotator": "a" * 201}, "expected at most 200 printable characters"),
+        ({"annotator": "a\x1b[2J"}, "expected at most 200 printable characters"),
+        ({"annotator": "\ud800x"}, "expected at most 200 printable characters"),
+        ({"finished_at": "0001-01-01T00:00:00+10:00"}, "expected a year from 1990 on"),
+        ({"finished_at": "9999-12-31T23:00:00-10:00"}, "expected a year from 1990 on"),
+        ({"boxes": [make_box(10, 10, 30, 40)] * 5001}, "the number of boxes is 5001"),
     ],
 )
 def test_an_invalid_annotation_is_rejected_and_the_others_are_accepted(changes: dict[str, Any], reason: str) -> None:
