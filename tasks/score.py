@@ -29,6 +29,7 @@ from tasks.data.box_errors import ErrorModel, error_model_document, fit_error_mo
 from tasks.data.detections import DetectionBatch, read_detection_batches
 from tasks.data.dwa_samples import reviewed_batch_images, reviewed_calibration_images
 from tasks.data.paths import Workspace
+from tasks.data.pool_error import pool_error_document
 from tasks.params import StageParams, load_stage_params
 from tasks.params.stages import ScoringParams
 from tasks.runtime.stage_main import stage_main
@@ -50,7 +51,7 @@ def score(
     detections_at_selection: Path,
     out: Path,
 ) -> None:
-    """Write scores.parquet (pool) and calibration.parquet (calibration images), and box_errors.json.
+    """Write scores.parquet (pool) and calibration.parquet (calibration images), box_errors.json, pool_error.json.
 
     Both tables are schemas.SCORES. The metrics of both are normalized over the pool and the calibration images
     together: the calibration images were drawn from the same pool at random. The pool's detections are read once, batch
@@ -65,9 +66,10 @@ def score(
         out: output folder.
     """
     dwa, num_classes = params.dwa, len(params.classes)
+    calibration_images = list(reviewed_calibration_images(calibration, detections))
     images = [
         *reviewed_batch_images(labels, detections_at_selection, params.classes, dwa.history_batches),
-        *reviewed_calibration_images(calibration, detections),
+        *calibration_images,
     ]
     model = fit_error_model(images, labels, params.classes, dwa.min_training_samples, dwa.class_weight_max)
     parts = [_score_batch(batch, params.scoring, model, num_classes) for batch in read_detection_batches(detections)]
@@ -81,6 +83,9 @@ def score(
     metrics_by_id = dict(zip(of_calibration["image_id"].to_pylist(), metrics_P3, strict=True))
     document = error_model_document(model, metrics_by_id, params.classes, dwa, params.seed)
     files.write_json(out / "box_errors.json", document)
+    all_images = list(reviewed_batch_images(labels, detections_at_selection, params.classes, None))
+    pool_error = pool_error_document(all_images, calibration_images, num_classes, dwa.focal_gamma)
+    files.write_json(out / "pool_error.json", pool_error)
     log.info("score: %d images, %d without a detection", len(table), pc.sum(table["has_no_detections"]).as_py() or 0)
     log.info("value of an image: %s", document["reason"])
 

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -43,6 +44,7 @@ def select(
     labeled: Path,
     infer: Path,
     scores: Path,
+    box_errors: Path,
     uncertainty: Path,
     out: Path,
     extensions: Path = Path(),
@@ -59,6 +61,7 @@ def select(
         labeled: labeled images with their boxes (schemas.ANNOTATED); opened where the strategy asks for them.
         infer: folder of detection shards (schemas.DETECTIONS); opened where the strategy asks for embeddings.
         scores: metrics and expected boxes (schemas.SCORES).
+        box_errors: what ``score`` says of the value of images; where it is not used, no strategy sees it.
         uncertainty: uncertainties (schemas.UNCERTAINTY).
         out: folder for ``selection.parquet`` (schemas.SELECTION, by rank) and ``summary.json``.
         extensions: folder in which the module of an own strategy is found.
@@ -70,6 +73,9 @@ def select(
     leased_ids = set(files.read_json(leased))
     cost_model = _fit_cost_model(labels, budget)
     candidates = _candidates(unlabeled, leased_ids, scores, uncertainty, cost_model)
+    value_model = files.read_json(box_errors)
+    if not value_model["used"]:
+        candidates["value"] = np.nan
     cost = budgets.costs(candidates, budget)
     strategy = create_strategy(params, extensions)
     pool = PoolView(candidates, infer, labeled=labeled, batch_size=budgets.expected_batch_size(cost, budget.amount))
@@ -80,6 +86,7 @@ def select(
     selection = _selection_rows(candidates, batch, strategy, ranking)
     summary = _summary(selection, batch, candidates=len(candidates), params=params, budget=budget)
     summary |= {"leased": len(leased_ids), "annotation_cost": asdict(cost_model)}
+    summary |= {"value": {"used": value_model["used"], "reason": value_model["reason"]}}
     rows = selection.to_dict("records")
     files.write_table(out / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
     files.write_json(out / "summary.json", summary)
@@ -211,6 +218,7 @@ def _body(workspace: Workspace) -> None:
         leased=workspace.derived("assemble") / "leased.json",
         infer=workspace.derived("infer"),
         scores=workspace.derived("score") / "scores.parquet",
+        box_errors=workspace.derived("score") / "box_errors.json",
         uncertainty=workspace.derived("weigh") / "uncertainty.parquet",
         out=workspace.derived("select"),
         extensions=workspace.root,

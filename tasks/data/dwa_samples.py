@@ -72,7 +72,7 @@ def batch_samples(
 
 
 def reviewed_batch_images(
-    labels: Path, detections_at_selection: Path, classes: Sequence[str], history_batches: int
+    labels: Path, detections_at_selection: Path, classes: Sequence[str], history_batches: int | None
 ) -> Iterator[ReviewedImage]:
     """Yield each image that was offered in the newest batches and is labeled by now.
 
@@ -84,13 +84,13 @@ def reviewed_batch_images(
         labels: folder of label batches.
         detections_at_selection: folder of the detections stored per batch, DETECTIONS_AT_SELECTION.
         classes: class names in the order of their indices.
-        history_batches: number of batches, newest first, whose images count.
+        history_batches: number of batches, newest first, whose images count; None: all.
 
     Raises:
         UserError: a label batch or its stored detections are unreadable.
     """
     store = read_labels(labels)
-    oldest_batch = store.newest_batch - history_batches + 1
+    oldest_batch = 0 if history_batches is None else store.newest_batch - history_batches + 1
     labeled = {image_id: answer.label for image_id, answer in store.current.items() if answer.label.status != "skipped"}
     for number in sorted({label.offered_batch for label in labeled.values() if label.offered_batch >= oldest_batch}):
         path = detections_at_selection / f"batch-{number:04d}.parquet"

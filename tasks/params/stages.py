@@ -16,7 +16,10 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 READY_STRATEGY_NAMES = ("least_confident", "margin", "localization", "rarity", "novelty", "boundary")
-STRATEGY_NAMES = ("uncertainty", "random", "entropy", "coreset", "composite", *READY_STRATEGY_NAMES)
+STRATEGY_NAMES = (
+    *("uncertainty", "random", "entropy", "coreset", "value_per_minute", "composite"),
+    *READY_STRATEGY_NAMES,
+)
 ObjectiveName = Literal[
     "uncertainty",
     "confidence",
@@ -350,8 +353,9 @@ class SelectParams(Section):
 
     strategy: Annotated[str, name_or_class_path(*STRATEGY_NAMES)]
     """Order in which images are taken: ``uncertainty`` and ``entropy``, falling; ``random``, a uniform draw;
-    ``coreset``, diversity alone; one objective alone, or ``composite``, the mean of ``objectives``
-    (docs/method.md#selection). An own class is named as ``package.module:ClassName`` (docs/guides/extend.md)."""
+    ``coreset``, diversity alone; ``value_per_minute``, expected errors for the time they cost; one objective alone, or
+    ``composite``, the mean of ``objectives`` (docs/method.md#selection). An own class is named as
+    ``package.module:ClassName`` (docs/guides/extend.md)."""
     objectives: dict[ObjectiveName, NonNegativeFloat]
     """Weights of what strategy ``composite`` wants: any of the names of docs/method.md#objectives, relative to each
     other."""

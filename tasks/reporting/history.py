@@ -28,6 +28,7 @@ def round_entry(data: ReportData) -> dict[str, Any]:
         "dwa_candidates": {
             candidate["name"]: {key: candidate[key] for key in _CANDIDATE} for candidate in dwa["candidates"]
         },
+        "pool_error": data.pool_error,
         **{key: data.selection_summary[key] for key in ("selected", "random_picks")},
         "annotation_cost": {key: data.selection_summary["annotation_cost"][key] for key in _COSTS},
         "agreement": data.agreement,

@@ -184,6 +184,31 @@ def _candidate(dwa: Document, name: str) -> Document:
     return found
 
 
+def pool_error(found: Document) -> str:
+    """Say how many objects the teacher misses per image of the pool, and whether choosing finds more than drawing."""
+    sentences = []
+    for source, whose in (("calibration", "this round’s teacher"), ("drawn", "the teachers of all rounds so far")):
+        estimate = found[source]
+        if estimate["misses"] is not None:
+            misses, loss = (
+                f"{number(estimate[name]['mean'], 2)} ({number(estimate[name]['low'], 2)} to "
+                f"{number(estimate[name]['high'], 2)})"
+                for name in ("misses", "loss")
+            )
+            sentences.append(
+                f"By {pluralize(estimate['num_images'], 'randomly drawn image')}, {whose} missed {misses} objects per "
+                f"image of the pool, at a loss of {loss}; the intervals are of {number(100 * found['level'], 0)} %."
+            )
+    if not sentences:
+        return "Too few randomly drawn images are labeled to estimate the error that is left in the pool."
+    if found["chosen"]["loss"] is not None and found["drawn"]["loss"] is not None:
+        sentences.append(
+            f"The images that were chosen had a loss of {number(found['chosen']['loss']['mean'], 2)}, "
+            f"those drawn {number(found['drawn']['loss']['mean'], 2)}: choosing pays where it finds more errors."
+        )
+    return " ".join(sentences)
+
+
 def dwa_caution(dwa: Document) -> str:
     """Say how far the correlations can be trusted."""
     if not dwa["candidates"]:

@@ -34,6 +34,8 @@ class ReportData:
     metrics: Document
     """Of teacher and student, in percent."""
     dwa: Document
+    pool_error: Document
+    """Estimated error of the teacher on the pool (docs/method.md#pool-error)."""
     selection_summary: Document
     """Summary of the selection."""
     agreement: Document
@@ -70,6 +72,7 @@ def load_report_data(workspace: Workspace, classes: Sequence[str]) -> ReportData
         curves=_curves(workspace.derived("train") / "curves.parquet"),
         metrics=files.read_json(workspace.derived("evaluate") / "metrics.json"),
         dwa=files.read_json(workspace.derived("weigh") / "dwa.json"),
+        pool_error=files.read_json(workspace.derived("score") / "pool_error.json"),
         selection_summary=files.read_json(select_folder / "summary.json"),
         agreement=agreement_metrics(read_batch(workspace.label_batch(store.newest_batch)), store.all_annotations),
         pool_metrics=_pool_metrics(workspace),

@@ -27,6 +27,16 @@ COST = {
     "num_outliers": 1,
     "reason": "fitted to 43 answers",
 }
+POOL_ERROR = {
+    "level": 0.95,
+    "drawn": {
+        "num_images": 18,
+        "loss": {"mean": 2.5, "low": 1.5, "high": 4.25},
+        "misses": {"mean": 0.75, "low": 0.25, "high": 1.5},
+    },
+    "calibration": {"num_images": 4, "loss": None, "misses": None},
+    "chosen": {"num_images": 90, "loss": {"mean": 4.0}, "misses": {"mean": 1.25}},
+}
 NOTHING = dict.fromkeys(("images", "unchanged", "box_adjusted", "class_changed", "deleted", "added"), 0) | {
     "f1": None,
     "mean_iou": None,
@@ -113,6 +123,7 @@ class SyntheticCampaign:
             "spearman_dwa": None if cold else round(0.24 + 0.09 * number, 3),
             "spearman_equal": None if cold else round(0.31 + 0.02 * number, 3),
             "num_samples": 12 + 22 * number,
+            "pool_error": POOL_ERROR,
             "annotation_cost": {key: value for key, value in COST.items() if key != "reason"},
             "agreement": {"with_preannotations": AGREED, "between_annotators": NO_COMPARISONS},
             "selected": self.num_selected,
@@ -205,6 +216,7 @@ class SyntheticCampaign:
         dwa |= {"complexity": "common", "best_simple": "entropy", "candidates": self._candidates(now)}
         dwa |= {"feature_importance": self._drivers() if now["dwa_used"] else None}
         files.write_json(derived("weigh") / "dwa.json", dwa)
+        files.write_json(derived("score") / "pool_error.json", POOL_ERROR)
 
     def _candidates(self, now: dict[str, Any]) -> list[dict[str, Any]]:
         if now["spearman_dwa"] is None:

@@ -63,6 +63,7 @@ def write_inputs(root: Path, count: int, *, shuffle: int = 0, empty: tuple[int, 
         "leased": workspace.derived("assemble") / "leased.json",
         "infer": workspace.derived("infer"),
         "scores": workspace.derived("score") / "scores.parquet",
+        "box_errors": workspace.derived("score") / "box_errors.json",
         "uncertainty": workspace.derived("weigh") / "uncertainty.parquet",
     }
     for name, table, schema in [
@@ -72,6 +73,7 @@ def write_inputs(root: Path, count: int, *, shuffle: int = 0, empty: tuple[int, 
     ]:
         files.write_table(paths[name], pa.table(table, schema=schema).take(rows))
     files.write_json(paths["leased"], [])
+    files.write_json(paths["box_errors"], {"used": True, "reason": "held-out rank correlation"})
     write_annotations(workspace, [])
     return paths
 

@@ -12,12 +12,14 @@ from tasks.selection.strategies.entropy import Entropy
 from tasks.selection.strategies.objective import ObjectiveStrategy
 from tasks.selection.strategies.random import Random
 from tasks.selection.strategies.uncertainty import Uncertainty
+from tasks.selection.strategies.value_per_minute import ValuePerMinute
 
 STRATEGIES: Mapping[str, Strategy] = {
     "uncertainty": Uncertainty(),
     "random": Random(),
     "entropy": Entropy(),
     "coreset": Coreset(),
+    "value_per_minute": ValuePerMinute(),
 }
 
 

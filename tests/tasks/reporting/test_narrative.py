@@ -191,3 +191,17 @@ def test_who_took_part_in_learning_from_unlabeled_images() -> None:
     assert verdict().startswith("Unlabeled images took part:")
     assert "without pseudo-labels of “one” and “two”" in verdict(excluded_classes=["one", "two"])
     assert verdict(takes_part=False, reason="of this") == "This round was trained on labels only: of this."
+
+
+def test_the_error_left_in_the_pool_has_its_interval_and_the_comparison_with_choosing() -> None:
+    found = {"mean": 2.5, "low": 1.5, "high": 4.25}
+    nothing = {"num_images": 3, "loss": None, "misses": None}
+    drawn = {"num_images": 18, "loss": found, "misses": {"mean": 0.75, "low": 0.25, "high": 1.5}}
+    document = {"level": 0.95, "drawn": drawn, "calibration": nothing}
+    text = narrative.pool_error(document | {"chosen": {"loss": {"mean": 4.0}}})
+    assert "By 18 randomly drawn images" in text
+    assert "missed 0.75 (0.25 to 1.50) objects per image of the pool, at a loss of 2.50 (1.50 to 4.25)" in text
+    assert "of 95 %" in text
+    assert "chosen had a loss of 4.00" in text
+    assert "chosen" not in narrative.pool_error(document | {"chosen": {"loss": None}})
+    assert narrative.pool_error(document | {"drawn": nothing}).startswith("Too few")
