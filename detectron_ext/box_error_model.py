@@ -74,27 +74,29 @@ def box_features(
     scores_B: Floats,
     class_ids_B: Ints,
     class_probs_BK: Floats,
+    stability_B: Floats,
     overlaps: BoxOverlaps,
     num_boxes_P: NDArray[np.int64],
     num_classes: int,
 ) -> Floats:
-    """Compute what the error model knows of each detection, (B, F) with F = 11 + K.
+    """Compute what the error model knows of each detection, (B, F) with F = 12 + K.
 
     Log odds of the score, margin to the second class, background probability, entropy, highest IoU with another box,
     log number of neighbors, log size, log size against the image's mean, log aspect, log number of boxes, share of the
-    image's boxes that have its class, and its class.
+    image's boxes that have its class, stability under a second regression pass, and its class.
 
     Args:
         boxes_B4: the boxes of P images one after another, XYXY in px.
         scores_B: their scores.
         class_ids_B: their classes.
         class_probs_BK: their class probabilities, (B, K+1), background last; any shape without boxes.
+        stability_B: IoU of each box with what a second regression pass makes of it; 1 where there was none.
         overlaps: their IoU, from ``box_overlaps``.
         num_boxes_P: boxes of each image; their sum is B.
         num_classes: K.
     """
     if len(scores_B) == 0:
-        return np.zeros((0, 11 + num_classes))
+        return np.zeros((0, 12 + num_classes))
     image_B = np.repeat(np.arange(len(num_boxes_P)), num_boxes_P)
     num_boxes_B = num_boxes_P[image_B]
     probs_BK = class_probs_BK.astype(np.float32, copy=False)
@@ -117,6 +119,7 @@ def box_features(
         np.log(sides_B2[:, 1] / sides_B2[:, 0]),
         np.log(num_boxes_B),
         same_class_B / num_boxes_B,
+        stability_B,
     ]
     return np.column_stack([*columns, class_ids_B[:, None] == np.arange(num_classes)]).astype(np.float64)
 

@@ -121,7 +121,9 @@ def _score_batch(batch: DetectionBatch, params: ScoringParams, model: ErrorModel
     mass_P2 = np.column_stack([batch.residual_mass, expected_P])
     value_P = None
     if model.boxes is not None:
-        errors_BF = box_features(boxes_B4, scores_B, class_ids_B, probs_BK, overlaps, num_boxes_P, num_classes)
+        errors_BF = box_features(
+            boxes_B4, scores_B, class_ids_B, probs_BK, batch.stability, overlaps, num_boxes_P, num_classes
+        )
         value_P = model.boxes.image_values(errors_BF, class_ids_B, num_boxes_P, mass_P2, model.class_weight_K)
     columns: dict[str, Any] = {
         "image_id": batch.image_ids,

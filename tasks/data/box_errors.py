@@ -72,6 +72,7 @@ def labeled_detections(images: Sequence[ReviewedImage], num_classes: int) -> Lab
     class_ids_B = _concatenate([image.found.class_ids for image in images]).astype(np.int64)
     boxes_B4 = _concatenate([image.found.boxes_xyxy for image in images]).reshape(-1, 4)
     probs_BK = _concatenate([image.found.class_probs for image in images]).reshape(-1, num_classes + 1)
+    stability_B = _concatenate([image.found.stability for image in images])
     outcomes = [
         detection_outcomes(
             image.found.boxes_xyxy, image.found.scores, image.found.class_ids, image.boxes_xyxy, image.class_ids
@@ -87,7 +88,7 @@ def labeled_detections(images: Sequence[ReviewedImage], num_classes: int) -> Lab
         [image.found.image_id for image in images],
         np.array([image.group for image in images], dtype=np.int64),
         num_boxes_P,
-        box_features(boxes_B4, scores_B, class_ids_B, probs_BK, overlaps, num_boxes_P, num_classes),
+        box_features(boxes_B4, scores_B, class_ids_B, probs_BK, stability_B, overlaps, num_boxes_P, num_classes),
         class_ids_B,
         _concatenate([outcome_N for outcome_N, _ in outcomes]).astype(np.int64),
         np.array([[image.found.residual_mass, image.found.scores.sum()] for image in images]).reshape(-1, 2),

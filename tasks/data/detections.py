@@ -27,6 +27,7 @@ class StoredDetections:
     scores: NDArray[np.float32]  # (N,)
     class_ids: NDArray[np.int64]  # (N,)
     class_probs: NDArray[np.float32]  # (N, K+1); (0, 0) without boxes
+    stability: NDArray[np.float32]  # (N,) IoU with the box of a second regression pass; 1 where there was none
     residual_mass: float  # sum of the scores of boxes below the reporting threshold
 
 
@@ -136,5 +137,6 @@ def _from_row(row: dict[str, Any]) -> StoredDetections:
         np.array(row["scores"], dtype=np.float32),
         np.array(row["class_ids"], dtype=np.int64),
         np.array(row["class_probs"], dtype=np.float32).reshape(count, -1 if count else 0),
+        np.array(row["stability"] or np.ones(count), dtype=np.float32),
         float(row["residual_mass"]),
     )

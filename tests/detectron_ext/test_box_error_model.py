@@ -46,12 +46,21 @@ def test_features_of_a_detection_are_those_written_out() -> None:
     probs = np.array([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.75, 0.125, 0.125]])
     counts = np.array([1, 2, 0])
     found = bem.box_features(
-        boxes, probs[:, :2].max(axis=1), np.array([0, 1, 0]), probs, box_overlaps(boxes, counts), counts, 2
+        boxes,
+        probs[:, :2].max(axis=1),
+        np.array([0, 1, 0]),
+        probs,
+        np.array([0.9, 0.8, 1.0]),
+        box_overlaps(boxes, counts),
+        counts,
+        2,
     )
     entropy = -(0.25 * np.log(0.25) * 2 + 0.5 * np.log(0.5))
-    assert found[0].tolist() == pytest.approx([0.0, 0.25, 0.25, entropy, 0, 0, np.log(10), 0, 0, 0, 1, 1, 0], abs=1e-6)
+    assert found[0].tolist() == pytest.approx(
+        [0.0, 0.25, 0.25, entropy, 0, 0, np.log(10), 0, 0, 0, 1, 0.9, 1, 0], abs=1e-6
+    )
     size = np.log(20)
-    expected = [0.0, 0.25, 0.25, entropy, 1 / 3, np.log(2), size, 0, np.log(4), np.log(2), 0.5, 0, 1]
+    expected = [0.0, 0.25, 0.25, entropy, 1 / 3, np.log(2), size, 0, np.log(4), np.log(2), 0.5, 0.8, 0, 1]
     assert found[1].tolist() == pytest.approx(expected, abs=1e-6)
 
 

@@ -14,7 +14,7 @@ def reviewed(group: int, num_missed: int, *, drawn: bool, candidates: int) -> Re
     corner = np.arange(num_missed)[:, None] * 50.0 + np.zeros(2)
     nothing = np.zeros(0, dtype=np.float32)
     found = StoredDetections(
-        "x", nothing.reshape(0, 4), nothing, np.zeros(0, dtype=np.int64), nothing.reshape(0, 3), 0.0
+        "x", nothing.reshape(0, 4), nothing, np.zeros(0, dtype=np.int64), nothing.reshape(0, 3), nothing, 0.0
     )
     boxes = np.concatenate([corner, corner + 20], axis=1).reshape(-1, 4)
     return ReviewedImage(found, group, np.zeros(3), boxes, np.zeros(num_missed, dtype=np.int64), drawn, candidates)
