@@ -32,7 +32,7 @@ class ValuePerMinute:
         if not shortlist:
             return order
         vectors, labeled = centered(pool.embeddings(shortlist), pool.labeled_embeddings)
-        falling = np.linspace(1, 0, len(shortlist))
+        falling = np.linspace(1, 0, len(shortlist)).astype(np.float64)
         found = spread(vectors, labeled, falling, diversity=0.0)
         self._duplicates = frozenset(shortlist[row] for row in found.duplicates)
         others = [image for image in order if image not in self._duplicates]
