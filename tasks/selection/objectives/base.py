@@ -28,10 +28,12 @@ def centered(vectors_PD: Embeddings, reference_LD: Embeddings) -> tuple[Embeddin
     """Subtract the common mean of both sets, and scale each vector to length 1.
 
     Features after a ReLU all point into one octant, where all cosines are near 1; from their mean they spread.
-    A vector that is the mean itself stays 0.
+    A vector of zeros stays 0: nothing was detected there, which does not make such images alike.
     """
     both = np.concatenate([vectors_PD, reference_LD.reshape(-1, vectors_PD.shape[1])]).astype(np.float64)
-    both -= both.mean(axis=0, keepdims=True)
+    known = both.any(axis=1)
+    if known.any():
+        both[known] -= both[known].mean(axis=0, keepdims=True)
     both /= np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-9)
     unit = both.astype(np.float32)
     return unit[: len(vectors_PD)], unit[len(vectors_PD) :]

@@ -113,6 +113,15 @@ def test_of_planted_duplicates_at_most_one_is_in_the_batch(make_pool: PoolMaker)
     )
 
 
+def test_images_without_detections_are_not_taken_for_the_same_picture(make_pool: PoolMaker) -> None:
+    rng = np.random.default_rng(9)
+    rows = [region_row(image, vector) for image, vector in zip(ids(20), unit(rng.normal(size=(20, 64))), strict=False)]
+    rows[5:15] = [detection_row(image, []) for image in ids(20)[5:15]]
+    pool = make_pool(rows, uncertainty=[1.0 if 5 <= n < 15 else 0.0 for n in range(20)])
+    ranking = ObjectiveStrategy("composite", {"uncertainty": 5, "diversity": 1}).rank(pool, seed=0)
+    assert set(ranking[:10]) == set(ids(20)[5:15])
+
+
 def test_what_is_labeled_already_is_covered(make_pool: PoolMaker) -> None:
     rng = np.random.default_rng(5)
     vectors = unit(rng.normal(size=(12, 64)))
