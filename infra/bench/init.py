@@ -29,12 +29,16 @@ _MAX_SLOWDOWN, _MAX_MEMORY_GB = 3.0, 2.0
 class UnopenedImages:
     """A listing whose images are all of one size and never opened."""
 
+    def __init__(self, num_images: int = _NUM_IMAGES) -> None:
+        """List so many."""
+        self._num_images = num_images
+
     passed_over: Mapping[str, int] = {}
     skipped_links: Sequence[str] = ()
 
     def names(self) -> Iterator[str]:
         """Yield the names of the drawn file."""
-        return (image_name(number) for number in range(_NUM_IMAGES))
+        return (image_name(number) for number in range(self._num_images))
 
     def inspect(self, name: str) -> "object":
         """Make up what a decoded image would turn out to be."""
@@ -57,19 +61,19 @@ def image_name(number: int) -> str:
     return f"folder{number % 100:02d}/image_{number:06d}.jpg"
 
 
-def write_document(path: Path) -> None:
+def write_document(path: Path, num_images: int = _NUM_IMAGES, num_boxes: int = _NUM_BOXES) -> None:
     """Write the COCO file."""
     random = np.random.default_rng(0)
-    side_N2 = random.uniform(8, 100, (_NUM_BOXES, 2)).round(2)
-    corner_N2 = (random.uniform(0, 1, (_NUM_BOXES, 2)) * (np.array(_SIZE_PX) - side_N2)).round(2)
-    image_N = random.integers(0, _NUM_IMAGES, _NUM_BOXES).tolist()
-    class_N = random.integers(0, _NUM_CLASSES, _NUM_BOXES).tolist()
+    side_N2 = random.uniform(8, 100, (num_boxes, 2)).round(2)
+    corner_N2 = (random.uniform(0, 1, (num_boxes, 2)) * (np.array(_SIZE_PX) - side_N2)).round(2)
+    image_N = random.integers(0, num_images, num_boxes).tolist()
+    class_N = random.integers(0, _NUM_CLASSES, num_boxes).tolist()
     boxes = np.hstack([corner_N2, side_N2]).tolist()
     width, height = _SIZE_PX
     document = {
         "images": [
             {"id": number, "file_name": image_name(number), "width": width, "height": height}
-            for number in range(_NUM_IMAGES)
+            for number in range(num_images)
         ],
         "annotations": [
             {"id": n, "image_id": image, "category_id": label, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
@@ -80,13 +84,13 @@ def write_document(path: Path) -> None:
     path.write_text(json.dumps(document), encoding="utf-8")
 
 
-def draw_images(folder: Path) -> None:
+def draw_images(folder: Path, num_images: int = _NUM_IMAGES) -> None:
     """Draw images that differ in one byte of a comment, as fast as a disk takes them."""
     from PIL import Image
 
     stream = io.BytesIO()
     Image.new("RGB", _SIZE_PX, (90, 120, 90)).save(stream, "JPEG", quality=30)
-    for number in range(_NUM_IMAGES):
+    for number in range(num_images):
         path = folder / image_name(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(stream.getvalue() + number.to_bytes(4, "big"))
