@@ -36,6 +36,7 @@ _SIZES = (1_000, 10_000, 100_000)
 _NUM_DRAWN = 200
 _BOXES_PER_IMAGE, _LABELED_BOXES_PER_IMAGE = 20, 3
 _EMBEDDING_SIZE = 256
+_REGION_CLASSES, _REGION_SIZE = 5, 64
 _SHARD_SIZE = 4096
 _WITH_IMAGES = ("prepare", "train", "evaluate", "infer")
 _REPOSITORY = Path(__file__).parents[2]
@@ -46,6 +47,17 @@ _OVERRIDES = (
     "report.thumbnails=0",
     "budget.amount=100",
 )
+
+
+_LAUNCHER = """
+import resource, subprocess, sys
+done = subprocess.run(sys.argv[1:])
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print()
+print(usage.ru_maxrss, usage.ru_utime + usage.ru_stime)
+sys.exit(done.returncode)
+"""
+"""A small process between this one and a stage: Linux counts what the parent of a new process held as the child's."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,8 @@ def replace_prepare(workspace: Workspace) -> None:
     size = pa.array(np.full(index.num_rows, 640), pa.int32())
     pool = index.append_column("width_px", size).append_column("height_px", size).select(POOL.names).cast(POOL)
     files.write_table(workspace.derived("prepare") / "pool.parquet", pool)
+    val = files.read_table(workspace.val, ANNOTATED).select(UNLABELED.names).cast(UNLABELED)
+    files.write_table(workspace.derived("prepare") / "val.parquet", val)
     files.write_json(workspace.derived("prepare") / "quarantine.json", [])
 
 
@@ -124,6 +138,13 @@ def _random_detections(image_ids: list[str], num_classes: int, seed: int) -> pa.
         "class_ids": lists(foreground.argmax(axis=1).astype(np.int16), _BOXES_PER_IMAGE),
         "class_probs": lists(class_probs.astype(np.float16), (num_classes + 1) * _BOXES_PER_IMAGE),
         "embedding": lists(rng.normal(size=(num_images, _EMBEDDING_SIZE)).astype(np.float16), _EMBEDDING_SIZE),
+        "residual_mass": pa.array(rng.uniform(0, 1, num_images).astype(np.float32)),
+        "stability": lists(rng.uniform(0.5, 1, num_boxes).astype(np.float32), _BOXES_PER_IMAGE),
+        "region_class_ids": lists(np.tile(np.arange(_REGION_CLASSES, dtype=np.int16), num_images), _REGION_CLASSES),
+        "region_features": lists(
+            rng.normal(size=(num_images, _REGION_CLASSES * _REGION_SIZE)).astype(np.float16),
+            _REGION_CLASSES * _REGION_SIZE,
+        ),
         "model_digest": pa.array(["0" * 64] * num_images),
     }
     return pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS)
@@ -135,16 +156,13 @@ def run_stage(workspace: Workspace, stage: str) -> StageCost:
     Raises:
         RuntimeError: it failed; carries the end of its output.
     """
-    command = [sys.executable, "-W", "ignore", "-m", f"tasks.{stage}"]
+    command = [sys.executable, "-S", "-c", _LAUNCHER, sys.executable, "-W", "ignore", "-m", f"tasks.{stage}"]
     environment = {**os.environ, "PYTHONPATH": str(_REPOSITORY)}
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, cwd=workspace.root, env=environment, stdout=output, stderr=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            raise RuntimeError(f"{stage} ended with code {process.returncode}: {output.read()[-2000:]}")
-    return StageCost(usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime)
+    done = subprocess.run(command, cwd=workspace.root, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{stage} ended with code {done.returncode}: {done.stderr[-2000:]}")
+    peak_kib, cpu_s = map(float, done.stdout.splitlines()[-1].split())
+    return StageCost(peak_kib / 1024, cpu_s)
 
 
 def measure(folder: Path, num_images: int, trained: Workspace | None) -> tuple[Workspace, dict[str, StageCost]]:
