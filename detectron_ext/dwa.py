@@ -4,6 +4,7 @@ Shape shorthand: B samples, F features, M metrics, T terms of the mixture, S net
 P pairs of samples. A term is a metric or, in a signed mixture, 1 minus a metric.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ class DwaSamples:
     features: Floats  # (B, F)
     metrics: Floats  # (B, M) normalized
     loss: Floats  # (B,) realized loss l (docs/method.md#eq-11)
+    is_random: NDArray[np.bool_]  # (B,) drawn uniformly, not chosen for a score (docs/method.md#choice)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -49,6 +51,7 @@ class DwaConfig:
     allow_negative_weights: bool
     cv_folds: int
     min_gain_se: float
+    min_random_samples: int
     seed: int
 
 
@@ -107,13 +110,21 @@ class DwaNetworks(nn.Module):
         logits_STB = torch.bmm(self.output_weight * self.per_image, hidden_SHB) + self.output_bias
         return logits_STB.softmax(dim=1)
 
+    def subset(self, index: Sequence[int]) -> "DwaNetworks":
+        """Return a copy of the networks at ``index``."""
+        chosen = copy.deepcopy(self)
+        with torch.no_grad():
+            for name in ("hidden_weight", "hidden_bias", "output_weight", "output_bias"):
+                setattr(chosen, name, nn.Parameter(getattr(self, name)[list(index)].clone()))
+            chosen.per_image = self.per_image[list(index)].clone()
+        return chosen
+
 
 @dataclass(frozen=True)
 class DwaEnsemble:
     """The networks of all cross-validation folds; their outputs are averaged."""
 
-    networks: DwaNetworks
-    members: tuple[int, ...]  # which of the S networks belong to the ensemble
+    networks: DwaNetworks  # one for each fold
     mean: Floats  # (F,) feature statistics of the pool
     std: Floats  # (F,)
 
@@ -123,7 +134,7 @@ class DwaEnsemble:
         with torch.no_grad():
             for start in range(0, len(features_BF), 4096):
                 block = self.networks(self.standardize(features_BF[start : start + 4096]))
-                blocks.append(block[list(self.members)].double().mean(dim=0).T.numpy())
+                blocks.append(block.double().mean(dim=0).T.numpy())
         return np.concatenate(blocks) if blocks else np.zeros((0, self.networks.output_bias.shape[1]))
 
     def standardize(self, features_BF: Floats) -> Tensor:

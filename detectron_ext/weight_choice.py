@@ -51,6 +51,7 @@ class WeightChoice:
     best_simple: str  # best of equal weights and of each term alone
     candidates: tuple[Candidate, ...]  # simplest first
     held_out_weights: Floats  # (B, T) of the learned rule; the networks and their complexity never saw the sample
+    is_evaluated: NDArray[np.bool_]  # (B,) the samples on which the rules were compared
 
     def candidate(self, name: str) -> Candidate:
         """Return the figures of one rule."""
@@ -66,8 +67,8 @@ class _CrossFit:
     weights: dict[tuple[int, ...], Floats]  # (C, B, T) by the folds left out, one or two
 
     def held_out(self, without: tuple[int, ...] = ()) -> Floats:
-        """Return weights (C, B, T) in which each fold is weighted by networks that saw neither it nor ``without``."""
-        found_CBT = np.empty_like(self.weights[0,])
+        """Return weights (C, B, T), each fold's by networks that saw neither it nor ``without``; NaN in ``without``."""
+        found_CBT = np.full_like(self.weights[0,], np.nan)
         for fold in np.unique(self.fold_B):
             if fold not in without:
                 is_fold = self.fold_B == fold
@@ -99,10 +100,11 @@ def choose_weights(
     mean, std = pool_features.mean(axis=0), np.where(std > 1e-6, std, 1.0)
     features = torch.from_numpy(((samples.features - mean) / std).clip(-4, 4)).float()
     fit, networks = _cross_fit(samples, features, terms_BT, config)
-    nested_BT = _nested_weights(fit, samples, terms_BT, config.min_gain_se)
+    is_evaluated = evaluated_samples(samples.is_random, config.min_random_samples)
+    nested_BT = _nested_weights(fit, samples, terms_BT, is_evaluated, config.min_gain_se)
     rule_weights = [*np.repeat(simple_RT[:, None], len(samples), axis=1), *fit.held_out(), nested_BT]
     score_RB = np.stack([(weights_BT * terms_BT).sum(axis=1) for weights_BT in rule_weights])
-    found = correlations(score_RB, samples.loss, samples.group, samples.image_ids)
+    found = _correlations(score_RB, samples, np.flatnonzero(is_evaluated))
     if found is None:
         return None
     num_simple = len(simple_RT)
@@ -119,7 +121,7 @@ def choose_weights(
     return WeightChoice(
         used=all_names[chosen],
         weights_T=None if chosen == learned else simple_RT[chosen],
-        ensemble=DwaEnsemble(networks, members, mean, std),
+        ensemble=DwaEnsemble(networks.subset(members), mean, std),
         complexity=all_names[complexity],
         best_simple=names[best_simple],
         candidates=tuple(
@@ -134,7 +136,22 @@ def choose_weights(
             for rule, name in enumerate(all_names)
         ),
         held_out_weights=nested_BT,
+        is_evaluated=is_evaluated,
     )
+
+
+def evaluated_samples(is_random_B: NDArray[np.bool_], min_random_samples: int) -> NDArray[np.bool_]:
+    """Return the samples to compare rules on, (B,): the uniformly drawn ones if there are enough, else all.
+
+    Chosen images have a large U by the rule of their day. Among them that rule, and all that resemble it, rank worse
+    than over the pool.
+    """
+    return is_random_B if is_random_B.sum() >= min_random_samples else np.ones_like(is_random_B)
+
+
+def _correlations(score_RB: Floats, samples: DwaSamples, index: NDArray[np.intp]) -> Correlations | None:
+    image_ids = [samples.image_ids[i] for i in index]
+    return correlations(score_RB[:, index], samples.loss[index], samples.group[index], image_ids)
 
 
 def choose_simplest(found: Correlations, rules: Sequence[int], min_gain_se: float) -> int:
@@ -178,18 +195,19 @@ def _cross_fit(
     return _CrossFit(names, fold_B, {key: by_complexity[:, index] for index, key in enumerate(left_out)}), networks
 
 
-def _nested_weights(fit: _CrossFit, samples: DwaSamples, terms_BT: Floats, min_gain_se: float) -> Floats:
+def _nested_weights(
+    fit: _CrossFit, samples: DwaSamples, terms_BT: Floats, is_evaluated: NDArray[np.bool_], min_gain_se: float
+) -> Floats:
     """Return the learned rule's weights (B, T), its complexity chosen without the fold that is weighted.
 
     For each fold the complexity is the one that the other folds choose among themselves.
     """
     nested_BT = np.empty_like(terms_BT)
     for fold in np.unique(fit.fold_B):
-        kept = np.flatnonzero(fit.fold_B != fold)
-        score_CB = (fit.held_out((int(fold),))[:, kept] * terms_BT[kept]).sum(axis=2)
-        inner = correlations(score_CB, samples.loss[kept], samples.group[kept], [samples.image_ids[i] for i in kept])
-        complexity = 0 if inner is None else choose_simplest(inner, range(len(fit.names)), min_gain_se)
         is_fold = fit.fold_B == fold
+        score_CB = (fit.held_out((int(fold),)) * terms_BT).sum(axis=2)
+        inner = _correlations(score_CB, samples, np.flatnonzero(~is_fold & is_evaluated))
+        complexity = 0 if inner is None else choose_simplest(inner, range(len(fit.names)), min_gain_se)
         nested_BT[is_fold] = fit.weights[int(fold),][complexity, is_fold]
     return nested_BT
 

@@ -7,7 +7,7 @@ Params seed, classes, scoring, dwa
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from detectron_ext.feature_importance import feature_importance
 from detectron_ext.image_features import feature_names
 from detectron_ext.ranking import rank_correlations
 from detectron_ext.uncertainty_metrics import Floats, uncertainty
-from detectron_ext.weight_choice import EQUAL, LEARNED, WeightChoice, choose_weights
+from detectron_ext.weight_choice import EQUAL, LEARNED, WeightChoice, choose_weights, evaluated_samples
 from tasks.data import schemas
 from tasks.data.detection_outcomes import calibration_outcomes
 from tasks.data.dwa_samples import DwaSample, all_samples
@@ -81,6 +81,7 @@ def weigh(params: StageParams, *, samples: list[DwaSample], scores: Path, out: P
         np.array([pair.features for pair in samples]).reshape(len(samples), -1 if samples else 0),
         np.array([pair.metrics for pair in samples]).reshape(-1, len(schemas.METRICS)),
         np.array([loss.weighted(*weights) for loss in losses]),
+        np.array([pair.is_random_pick for pair in samples], dtype=bool),
     )
     decision = decide_weights(dwa, params.seed, table, pool)
     columns = {f"w_{name}": decision.weights[:, index] for index, name in enumerate(schemas.METRICS)}
@@ -129,13 +130,8 @@ def decide_weights(dwa: DwaParams, seed: int, samples: DwaSamples, pool: PoolFea
     if len(samples) < max(dwa.min_training_samples, dwa.cv_folds) or not len(pool.image_ids):
         reason = f"cold start: {len(samples)} pairs, dwa.min_training_samples is {dwa.min_training_samples}"
         return _common_weights(EQUAL, reason, equal_M, dwa.metrics, pool)
-    of_metrics = [schemas.METRICS.index(name) for name in dwa.metrics]
-    choice = choose_weights(
-        DwaSamples(samples.image_ids, samples.group, samples.features, samples.metrics[:, of_metrics], samples.loss),
-        pool.features,
-        dwa.metrics,
-        _config(dwa, seed),
-    )
+    used = replace(samples, metrics=samples.metrics[:, [schemas.METRICS.index(name) for name in dwa.metrics]])
+    choice = choose_weights(used, pool.features, dwa.metrics, _config(dwa, seed))
     if choice is None:
         return _common_weights(EQUAL, "the held-out pairs allow no rank correlation", equal_M, dwa.metrics, pool)
     if choice.weights_T is None:
@@ -156,6 +152,7 @@ def _config(dwa: DwaParams, seed: int) -> DwaConfig:
         allow_negative_weights=dwa.allow_negative_weights,
         cv_folds=dwa.cv_folds,
         min_gain_se=dwa.min_gain_se,
+        min_random_samples=dwa.min_random_samples,
         seed=seed,
     )
 
@@ -249,6 +246,7 @@ def _samples_table(dwa: DwaParams, samples: DwaSamples, decision: DwaDecision) -
         {
             "image_id": pa.array(samples.image_ids, pa.string()),
             "group": pa.array(samples.group, pa.int64()),
+            "is_random_pick": pa.array(samples.is_random, pa.bool_()),
             "loss": pa.array(samples.loss, pa.float64()),
             **{name: pa.array(samples.metrics[:, index], pa.float64()) for index, name in enumerate(schemas.METRICS)},
             "score_equal": pa.array(used.mean(axis=1), pa.float64()),
@@ -261,7 +259,8 @@ def _document(dwa: DwaParams, samples: DwaSamples, decision: DwaDecision) -> dic
     choice, names = decision.choice, schemas.METRICS
     of_metrics = [names.index(name) for name in dwa.metrics]
     scores = np.concatenate([samples.metrics[:, of_metrics].mean(axis=1, keepdims=True), samples.metrics], axis=1).T
-    alone = rank_correlations(scores, samples.loss, samples.group)
+    is_evaluated = choice.is_evaluated if choice else evaluated_samples(samples.is_random, dwa.min_random_samples)
+    alone = rank_correlations(scores[:, is_evaluated], samples.loss[is_evaluated], samples.group[is_evaluated])
     simple = [None] * (1 + len(names)) if alone is None else [round(float(value), 6) for value in alone]
     num_images = len(decision.weights)
     quantiles = np.quantile(decision.weights, [0.1, 0.5, 0.9], axis=0) if num_images else np.zeros((3, len(names)))
@@ -274,7 +273,8 @@ def _document(dwa: DwaParams, samples: DwaSamples, decision: DwaDecision) -> dic
         "best_simple": choice.best_simple if choice else None,
         "candidates": [_rounded(asdict(candidate)) for candidate in choice.candidates] if choice else [],
         "num_samples": len(samples),
-        "num_holdout_samples": len(samples) if choice else 0,
+        "num_random_samples": int(samples.is_random.sum()),
+        "num_holdout_samples": int(is_evaluated.sum()) if choice else 0,
         "spearman_dwa": round(choice.candidate(LEARNED).spearman, 6) if choice else None,
         "spearman_equal": simple[0],
         "spearman_by_metric": dict(zip(names, simple[1:], strict=True)),

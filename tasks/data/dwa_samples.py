@@ -40,6 +40,8 @@ class DwaSample:
     features: Floats
     metrics: Floats
     losses: RealizedLoss
+    is_random_pick: bool
+    """Drawn uniformly, as calibration images are, and not chosen for its score."""
 
 
 @dataclass(frozen=True)

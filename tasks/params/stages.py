@@ -304,6 +304,9 @@ class DwaParams(Section):
     min_gain_se: NonNegativeFloat
     """A more complex rule is used only where its held-out rank correlation is larger by more than this many standard
     errors of the difference (docs/method.md#choice)."""
+    min_random_samples: Annotated[int, Field(ge=4)]
+    """From so many pairs of uniformly drawn images on (random picks and calibration images), rules are compared on
+    these alone; until then on all pairs (docs/method.md#choice)."""
     class_weights: Literal["learned", "uniform"]
     """Weights of the classes in the training loss and in the realized loss: from the realized losses of mode
     ``learned``, or 1 (docs/method.md#class-weights)."""

@@ -19,6 +19,7 @@ CONFIG = DwaConfig(
     allow_negative_weights=False,
     cv_folds=4,
     min_gain_se=1.0,
+    min_random_samples=60,
     seed=3,
 )
 EQUAL = equal_weights(3, signed=False)
@@ -53,6 +54,13 @@ def test_a_network_that_is_not_per_image_reads_no_feature() -> None:
     weights_STB = networks(torch.randn(5, 7)).detach()
     assert (weights_STB[0] == weights_STB[0, :, :1]).all()
     assert not (weights_STB[1] == weights_STB[1, :, :1]).all()
+
+
+def test_a_subset_gives_the_weights_of_its_networks() -> None:
+    networks = DwaNetworks(7, EQUAL, 8, [True, False, True], seed=0)
+    torch.nn.init.normal_(networks.output_weight)
+    features = torch.randn(5, 7)
+    torch.testing.assert_close(networks.subset([2, 1])(features), networks(features)[[2, 1]])
 
 
 def test_complements_are_negative_weights() -> None:

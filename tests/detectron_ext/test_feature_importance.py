@@ -25,7 +25,7 @@ def make_ensemble(
         for index, (feature, strength) in enumerate(reads):
             networks.hidden_weight[index, 0, feature] = strength
     mean = FEATURES.mean(axis=0) if mean is None else mean
-    return DwaEnsemble(networks, tuple(range(len(reads))), mean, FEATURES.std(axis=0) if std is None else std)
+    return DwaEnsemble(networks, mean, FEATURES.std(axis=0) if std is None else std)
 
 
 def test_the_one_feature_that_is_read_moves_everything() -> None:

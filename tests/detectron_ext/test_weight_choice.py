@@ -22,6 +22,7 @@ CONFIG = DwaConfig(
     allow_negative_weights=False,
     cv_folds=5,
     min_gain_se=1.0,
+    min_random_samples=60,
     seed=7,
 )
 """As in params.yaml."""
@@ -44,6 +45,7 @@ def make_samples(count: int, seed: int, rule: str, noise: float = 0.05, num_teac
         features,
         metrics,
         clean + noise * rng.normal(size=count),
+        np.zeros(count, dtype=bool),
     )
 
 
@@ -132,6 +134,27 @@ def test_the_figures_of_simple_rules_are_spearmans() -> None:
     )
     held_out = (choice.held_out_weights * samples.metrics).sum(axis=1)
     assert choice.candidate("learned").spearman == pytest.approx(stats.spearmanr(held_out, samples.loss).statistic)
+
+
+def test_rules_are_compared_on_uniform_draws_where_there_are_enough() -> None:
+    """The chosen images all have a high entropy: among them the entropy says nothing, over the pool it says all."""
+    drawn, chosen = make_samples(80, 8, "equal"), make_samples(200, 9, "equal")
+    chosen.metrics[:, 1] = 0.9 + 0.1 * chosen.metrics[:, 1]
+    both = DwaSamples(
+        [f"{number:016x}" for number in range(280)],
+        np.repeat([0, 1], [80, 200]),
+        np.concatenate([drawn.features, chosen.features]),
+        np.concatenate([drawn.metrics, chosen.metrics]),
+        np.concatenate([drawn.metrics[:, 1], chosen.metrics[:, 1] + 0.5 * chosen.metrics[:, 0]]),
+        np.repeat([True, False], [80, 200]),
+    )
+    choice = choose(both, SMALL)
+    assert choice.used == "entropy"
+    assert choice.candidate("entropy").spearman == pytest.approx(1)
+    assert choice.is_evaluated.tolist() == both.is_random.tolist()
+    on_all = choose(both, replace(SMALL, min_random_samples=81))
+    assert on_all.is_evaluated.all()
+    assert on_all.candidate("entropy").spearman < 0.8
 
 
 def make_correlations(values: list[float], spread: list[float]) -> Correlations:

@@ -100,7 +100,7 @@ def make_samples(count: int, mixture: Sequence[float], seed: int = 0) -> list[Dw
         metrics = rng.random(3)
         features = np.concatenate([metrics, rng.normal(size=16)])
         loss = make_loss(float(metrics @ mixture))
-        samples.append(DwaSample(f"{number:016x}", -1, features, metrics, loss))
+        samples.append(DwaSample(f"{number:016x}", -1, features, metrics, loss, is_random_pick=True))
     return samples
 
 
@@ -224,10 +224,7 @@ def test_weights_that_are_not_learned_have_no_drivers(scored: Path) -> None:
 
 def test_without_a_signal_it_falls_back_and_reports_both_figures(scored: Path) -> None:
     """Losses that are the plain mean of the metrics: nothing can rank them better than equal weights."""
-    mean = [
-        DwaSample(p.image_id, p.group, p.features, p.metrics, make_loss(p.metrics.mean()))
-        for p in make_samples(40, MIXED)
-    ]
+    mean = [replace(p, losses=make_loss(p.metrics.mean())) for p in make_samples(40, MIXED)]
     document, _ = run_weigh(scored, mean)
     assert document["used"] == "equal"
     assert "fallback" in document["reason"]
