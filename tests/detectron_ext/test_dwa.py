@@ -19,7 +19,7 @@ CONFIG = DwaConfig(
     allow_negative_weights=False,
     cv_folds=4,
     min_gain_se=1.0,
-    min_random_samples=60,
+    min_random_samples=40,
     seed=3,
 )
 EQUAL = equal_weights(3, signed=False)
