@@ -196,7 +196,7 @@ def _dwa_sample(image: ReviewedImage, classes: Sequence[str], gamma: float) -> D
     posteriors = found.class_probs.reshape(len(found.scores), len(classes) + 1)
     features = image_features(found.boxes_xyxy, found.scores, posteriors, image.metrics, len(classes))
     losses = realized_loss_of(image, len(classes), gamma)
-    return DwaSample(found.image_id, image.group, features, image.metrics, losses)
+    return DwaSample(found.image_id, image.group, features, image.metrics, losses, image.is_random_pick)
 
 
 def all_samples(workspace: Workspace, classes: Sequence[str], history_batches: int, gamma: float) -> list[DwaSample]:

@@ -30,7 +30,7 @@ def write_detections(folder: Path, batch: int, **scores: float) -> None:
             "confidence": score,
             "entropy": 0.5,
             "overlap": 0.5,
-            "is_random_pick": False,
+            "is_random_pick": image_id == "y",
             "num_candidates": 9,
         }
         for image_id, score in scores.items()
@@ -63,6 +63,11 @@ def test_a_late_or_changed_answer_meets_the_detections_of_its_own_offer(campaign
     found = samples_by_id(campaign)
     assert {name: pair.group for name, pair in found.items()} == {"x": 1, "y": 1, "z": 2}
     assert {name: pair.metrics[0] for name, pair in found.items()} == pytest.approx({"x": 0.9, "y": 0.8, "z": 0.7})
+
+
+def test_a_sample_knows_whether_it_was_drawn(campaign: Path) -> None:
+    found = samples_by_id(campaign)
+    assert {name: pair.is_random_pick for name, pair in found.items()} == {"x": False, "y": True, "z": False}
 
 
 def test_the_newest_answer_is_the_truth(campaign: Path) -> None:
