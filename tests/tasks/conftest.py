@@ -124,6 +124,8 @@ class SyntheticCampaign:
             "spearman_equal": None if cold else round(0.31 + 0.02 * number, 3),
             "num_samples": 12 + 22 * number,
             "pool_error": POOL_ERROR,
+            "dwa_candidates": {},
+            "pseudo_labels": {},
             "annotation_cost": {key: value for key, value in COST.items() if key != "reason"},
             "agreement": {"with_preannotations": AGREED, "between_annotators": NO_COMPARISONS},
             "selected": self.num_selected,

@@ -86,9 +86,9 @@ def test_page_shows_every_part(synthetic_campaign):
         "Weight in training",
         "Claimed background",
         "All rules that were compared",
-        "one learned mixture for all images0.490.06+0.020.02yes",
+        "one learned mixture for all images0.490.06 +0.020.02yes",
         "Uncertainty, and what was picked",
-        "rank the teacher’s mistakes better: 0.51 against 0.47 of entropy alone, a lead of +0.04 with a standard error of 0.02",
+        "rank the teacher’s mistakes better: 0.51 against 0.47 of entropy alone, a lead of +0.04 with a standard error",
         "Metric weights by round",
         "An image’s weights lie 0.031 from their mean, on average. What moves them most: number of boxes, entropy and "
         "share of scores 0.2 to 0.4. The mean itself leans to entropy, which ranks the mistakes best by itself.",

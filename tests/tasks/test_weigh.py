@@ -189,7 +189,7 @@ def test_the_learned_rule_is_kept_whether_it_is_chosen_or_not(scored: Path) -> N
     _, rows = run_weigh(scored, make_samples(40, MIXED))
     assert learned_uncertainty(scored) == [row["uncertainty"] for row in rows]
     samples = make_samples(40, MIXED)
-    mean = [DwaSample(p.image_id, p.group, p.features, p.metrics, make_loss(p.metrics.mean())) for p in samples]
+    mean = [replace(p, losses=make_loss(p.metrics.mean())) for p in samples]
     document, rows = run_weigh(scored, mean)
     assert document["used"] == "equal"
     assert learned_uncertainty(scored) != [row["uncertainty"] for row in rows]
