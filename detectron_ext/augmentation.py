@@ -35,6 +35,8 @@ class Example:
     uri: str
     boxes_xyxy: NDArray[np.float32]  # (N, 4)
     class_ids: NDArray[np.int64]  # (N,) 0..K-1, or ignore_regions.CROWD_LABEL
+    shape_class: int = 0
+    """Of ``batch_order.shape_class``; images of one class share batches, without effect on the views."""
 
 
 def resize(pixels: Pixels, config: AugmentationConfig, scale: float = 1.0) -> tuple[Pixels, float, float]:

@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from detectron_ext.augmentation import (
     training_input,
     weak_augment,
 )
+from detectron_ext.batch_order import BatchOrder, match_shapes
 from detectron_ext.copy_paste import ObjectPatch, RareObjectSampler, cut_out
 
 ReadImage = Callable[[str], Pixels]
@@ -43,39 +43,6 @@ class StepBatch:
             for examples in (self.labeled, self.unlabeled_weak, self.unlabeled_strong)
         )
         return StepBatch(labeled, self.unlabeled_ids, weak, strong, self.patches)
-
-
-class InfiniteSampler:
-    """Endless passes over ``length`` items, each pass in an order of its own."""
-
-    def __init__(self, length: int, seed: int, stream: int) -> None:
-        """Begin at position 0; ``stream`` gives several orders of one seed."""
-        self._length, self._seed, self._stream = length, seed, stream
-
-    def __getitem__(self, position: int) -> int:
-        """Return the item at a position >= 0."""
-        epoch, index = divmod(position, self._length)
-        return int(_epoch_permutation(self._length, self._seed, self._stream, epoch)[index])
-
-
-class WeightedSampler:
-    """Endless independent draws of items, with replacement, in proportion to their weights."""
-
-    def __init__(self, weights: NDArray[np.float64], seed: int, stream: int) -> None:
-        """Prepare; ``weights`` are >= 0 and not all 0."""
-        self._cumulative = np.cumsum(weights)
-        self._seed, self._stream = seed, stream
-
-    def __getitem__(self, position: int) -> int:
-        """Return the item drawn at a position >= 0."""
-        drawn = np.random.default_rng([self._seed, self._stream, position]).random() * self._cumulative[-1]
-        index = int(np.searchsorted(self._cumulative, drawn, side="right"))
-        return min(index, len(self._cumulative) - 1)  # the product can be rounded up to the sum
-
-
-@lru_cache(maxsize=8)  # here, not in the sampler: one that holds its cache cannot be sent to a spawned worker
-def _epoch_permutation(length: int, seed: int, stream: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.random.default_rng([seed, stream, epoch]).permutation(length)
 
 
 class SemiSupervisedBatches(Dataset[StepBatch]):
@@ -125,28 +92,30 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
         self._num_labeled, self._num_unlabeled = batch_sizes[0], batch_sizes[1] if unlabeled else 0
         self._burn_in, self._rank, self._world_size = burn_in_iterations, rank, world_size
         self._paste_rare_frac, self._rare_objects = paste_rare_frac, RareObjectSampler(labeled)
-        self._labeled_sampler = InfiniteSampler(len(labeled), seed, 0)
-        self._passes = InfiniteSampler(max(len(unlabeled), 1), seed, 1)
-        self._unlabeled_sampler = (
-            self._passes if sampling_weights is None else WeightedSampler(sampling_weights, seed, 4)
+        labeled_classes, unlabeled_classes = (
+            [example.shape_class for example in examples] for examples in (labeled, unlabeled)
         )
+        self._labeled_order = BatchOrder(labeled_classes, batch_sizes[0], seed, 0)
+        self._unlabeled_order = BatchOrder(unlabeled_classes, batch_sizes[1], seed, 1, sampling_weights)
 
-    def first_unlabeled(self, max_images: int) -> list[Example]:
-        """Return the unlabeled images that come first when all are visited in turn: a uniform random subset."""
-        return [self._unlabeled[self._passes[position]] for position in range(min(max_images, len(self._unlabeled)))]
+    def random_unlabeled(self, max_images: int) -> list[Example]:
+        """Return a uniform random subset of the unlabeled images, the same each time."""
+        order = np.random.default_rng([self._seed, 4]).permutation(len(self._unlabeled))
+        return [self._unlabeled[index] for index in order[:max_images]]
 
     def __getitem__(self, iteration: int) -> StepBatch:
         """Return the batch of one iteration."""
-        first = iteration * self._num_labeled
+        labeled_items = self._labeled_order.batch(iteration)
         labeled = [
-            self._labeled_input(self._labeled[self._labeled_sampler[first + slot]], self._rng(2, iteration, slot))
+            self._labeled_input(self._labeled[labeled_items[slot]], self._rng(2, iteration, slot))
             for slot in self._rank_slice(self._num_labeled)
         ]
         ids, weak, strong, patches = [], [], [], []
-        for slot in self._rank_slice(self._num_unlabeled if iteration >= self._burn_in else 0):
+        has_unlabeled = self._num_unlabeled > 0 and iteration >= self._burn_in
+        unlabeled_items = self._unlabeled_items(iteration - self._burn_in) if has_unlabeled else []
+        for slot in self._rank_slice(len(unlabeled_items)):
             rng = self._rng(3, iteration, slot)
-            position = (iteration - self._burn_in) * self._num_unlabeled + slot
-            example = self._unlabeled[self._unlabeled_sampler[position]]
+            example = self._unlabeled[unlabeled_items[slot]]
             pixels, _ = weak_augment(self._read_image(example.uri), example, self._augmentation, rng)
             ids.append(example.image_id)
             weak.append(model_input(pixels))
@@ -154,6 +123,14 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
             if self._paste_rare_frac:
                 patches.append(self._draw_patch((pixels.shape[0], pixels.shape[1]), self._rng(5, iteration, slot)))
         return StepBatch(labeled, ids, weak, strong, patches)
+
+    def _unlabeled_items(self, number: int) -> list[int]:
+        """Unlabeled images of one step; of the shape of the labeled ones where possible, for they are padded alike."""
+
+        def labeled_shape(other: int) -> int:
+            return self._labeled_order.shape_class_of(other + self._burn_in)
+
+        return self._unlabeled_order.batch(match_shapes(self._unlabeled_order, number, labeled_shape))
 
     def _draw_patch(self, view_size_px: tuple[int, int], rng: np.random.Generator) -> ObjectPatch | None:
         """Cut an object out of a weak view of a labeled image, in ``paste_rare_frac`` of all calls."""

@@ -249,7 +249,7 @@ def _unlabeled_uncertainty(
         return previous_uncertainty(warm_start)
     batches = new_batches(None)
     run.train_until(params.train.burn_in_iterations, batches)
-    images = batches.first_unlabeled(_num_scored(params))
+    images = batches.random_unlabeled(_num_scored(params))
     return run.score_once(images, read, params, previous_metric_weights(warm_start))
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from detectron_ext.augmentation import AugmentationConfig, Example, Pixels
+from detectron_ext.batch_order import shape_class
 from detectron_ext.config import DetectorSpec
 from detectron_ext.ignore_regions import CROWD_LABEL
 from detectron_ext.inference import Detections, PreparedImage, prepare_image
@@ -238,6 +239,7 @@ def to_examples(table: pa.Table) -> list[Example]:
             row["uri"],
             np.array(row.get("boxes_xyxy") or [], dtype=np.float32).reshape(-1, 4),
             _class_ids(row),
+            shape_class(row["width_px"], row["height_px"]),
         )
         for row in rows
     ]

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from detectron_ext.augmentation import AugmentationConfig, Example, resize, strong_augment, weak_augment
-from detectron_ext.data import InfiniteSampler, SemiSupervisedBatches, WeightedSampler
+from detectron_ext.data import SemiSupervisedBatches
 
 AUGMENTATION = AugmentationConfig(short_side_px=32, long_side_px=64, flip_probability=0.5, scale_jitter_frac=0.2)
 
@@ -60,24 +60,6 @@ def test_resize_respects_both_sides() -> None:
     assert (factor_x, factor_y) == (0.16, 0.16)
 
 
-def test_an_order_visits_everything_once_per_pass_and_differs_between_passes() -> None:
-    order = InfiniteSampler(10, seed=1, stream=0)
-    passes = [[order[10 * epoch + i] for i in range(10)] for epoch in range(3)]
-    assert all(sorted(one) == list(range(10)) for one in passes)
-    assert passes[0] != passes[1]
-
-
-def test_draws_are_in_proportion_to_the_weights_and_independent_of_each_other() -> None:
-    sampler = WeightedSampler(np.array([0.0, 1.0, 3.0, 4.0]), seed=1, stream=0)
-    drawn = np.array([sampler[position] for position in range(8000)])
-    frequencies = np.bincount(drawn, minlength=4) / len(drawn)
-    assert frequencies[0] == 0
-    np.testing.assert_allclose(frequencies, [0, 1 / 8, 3 / 8, 4 / 8], atol=0.02)  # 3.6 standard errors
-    both_last = np.mean((drawn[:-1] == 3) & (drawn[1:] == 3))
-    assert both_last == pytest.approx(1 / 4, abs=0.02)
-    assert sampler[17] == drawn[17]
-
-
 def test_unlabeled_images_are_drawn_by_their_weights() -> None:
     weighted = make_batches(sampling_weights=np.array([0, 0, 1.0, 0, 0, 0, 0]))
     third = make_example(32, labeled=False).image_id
@@ -86,11 +68,11 @@ def test_unlabeled_images_are_drawn_by_their_weights() -> None:
         assert torch.equal(one["image"], two["image"])
 
 
-def test_the_first_unlabeled_images_are_those_of_the_first_batches() -> None:
-    batches = make_batches()
-    first = [image_id for i in (2, 3) for image_id in batches[i].unlabeled_ids]
-    assert [example.image_id for example in batches.first_unlabeled(6)] == first
-    assert len(batches.first_unlabeled(100)) == 7
+def test_a_random_subset_of_the_unlabeled_images_is_always_the_same() -> None:
+    ids = [example.image_id for example in make_batches().random_unlabeled(6)]
+    assert len(set(ids)) == 6
+    assert ids == [example.image_id for example in make_batches().random_unlabeled(6)]
+    assert len(make_batches().random_unlabeled(100)) == 7
 
 
 def test_unlabeled_batches_cover_the_whole_pool() -> None:
