@@ -150,8 +150,9 @@ class TrainParams(Section):
     """Upper bound on the L2 norm of all gradients of one step; larger gradients are scaled down to it."""
     checkpoint_every_iterations: PositiveInt
     """Iterations between two saved states; a killed training repeats at most this many."""
-    num_workers: NonNegativeInt
-    """Processes that read and augment images. 0: the training process does it. Without effect on the result."""
+    num_workers: NonNegativeInt | Literal["auto"]
+    """Processes per GPU that read and augment images, or ``auto``: the cores that Gleaner may use less one, shared by
+    the GPUs, 1 to 16. 0: the training process does it. Without effect on the result."""
     mixed_precision: bool
     """On CUDA; without effect on a CPU."""
     channels_last: bool

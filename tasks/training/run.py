@@ -1,11 +1,13 @@
 """The iterations of one training, with its checkpoints, and the scoring of unlabeled images between them."""
 
 import logging
+import os
 from collections.abc import Sequence
+from typing import Literal
 
 from detectron_ext.augmentation import Example
 from detectron_ext.data import SemiSupervisedBatches
-from detectron_ext.distributed import any_rank, barrier, is_main_process
+from detectron_ext.distributed import any_rank, barrier, is_main_process, world_size
 from detectron_ext.trainer import StepLog, TeacherStudentTrainer, TrainingDiverged
 from detectron_ext.uncertainty_metrics import Floats
 from tasks.model.checkpoint import Checkpoint
@@ -18,6 +20,7 @@ from tasks.training.image_weights import BurnInScores
 
 log = logging.getLogger(__name__)
 _PROGRESS_LINES = 12
+_MAX_WORKERS = 16
 
 
 class TrainingRun:
@@ -39,7 +42,7 @@ class TrainingRun:
         if self._trainer.iteration >= stop:
             return
         log_every = max(self._params.iterations // _PROGRESS_LINES, 1)
-        for batch in batches.iterate(self._trainer.iteration, stop, self._params.num_workers):
+        for batch in batches.iterate(self._trainer.iteration, stop, num_workers(self._params.num_workers)):
             try:
                 entry = self._trainer.step(batch)
             except TrainingDiverged as error:
@@ -90,3 +93,11 @@ class TrainingRun:
         if should_exit:
             barrier()  # the first to go takes the others with it
             self._checkpoint.exit_interrupted(self._trainer.iteration)
+
+
+def num_workers(setting: int | Literal["auto"]) -> int:
+    """Return the number of processes that read images for this training process (``train.num_workers``)."""
+    if setting != "auto":
+        return setting
+    shared = (len(os.sched_getaffinity(0)) - 1) // world_size()
+    return min(max(shared, 1), _MAX_WORKERS)
