@@ -77,7 +77,7 @@ imports: $(STAMP) ## Check who imports whom
 
 .PHONY: bench
 bench: $(STAMP) ## Measure a training step, a night, an import and an evaluation against their baselines
-	@$(BIN)/python -W ignore -m infra.bench.training_step
+	@$(BIN)/python -W ignore -m infra.bench.speed
 	$(BIN)/python -W ignore -m infra.bench.orchestration
 	$(BIN)/python -W ignore -m infra.bench.init
 	$(BIN)/python -W ignore -m infra.bench.evaluation
