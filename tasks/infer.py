@@ -10,12 +10,14 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from detectron_ext.distributed import rank, world_size
 from detectron_ext.inference import Detections
 from detectron_ext.meta_arch import PerImageRCNN
 from detectron_ext.region_embedding import sum_by_class
@@ -24,6 +26,7 @@ from tasks.data.detections import SHARD_PREFIX, ShardKind
 from tasks.data.paths import Workspace
 from tasks.model.detector import ImageReader, default_device, detect_all, load_detector
 from tasks.model.fingerprint import software_fingerprint
+from tasks.model.launch import launch
 from tasks.params import StageParams, load_stage_params
 from tasks.runtime.allocator import keep_freed_memory
 from tasks.runtime.errors import UserError
@@ -31,6 +34,8 @@ from tasks.runtime.stage_main import num_micro_batches, stage_main
 from tasks.storage import files
 
 log = logging.getLogger(__name__)
+PIECE_IMAGES = 512
+"""Images that are detected between two writes: some seconds of a GPU, some ten of a CPU."""
 
 
 def infer(
@@ -44,10 +49,10 @@ def infer(
     scratch: Path,
     out: Path,
 ) -> None:
-    """Write detections in shards, sorted by image id; a killed run repeats at most one shard.
+    """Write detections in shards, sorted by image id; a killed run repeats at most ``PIECE_IMAGES`` per GPU.
 
     Labeled images have shards of their own: strategies compare the pool with what is labeled, but the metrics are
-    about the pool alone.
+    about the pool alone. With several GPUs each has a process, and the pieces are dealt out to them.
 
     Args:
         params: sections classes, model, infer and train.
@@ -56,27 +61,64 @@ def infer(
         calibration: schemas.ANNOTATED.
         labeled: schemas.ANNOTATED.
         teacher: state file.
-        scratch: finished shards of an unfinished run.
+        scratch: finished pieces and shards of an unfinished run.
         out: output folder.
     """
     digest = files.sha256_file(teacher)
     size = params.infer.shard_size
-    shards = [
-        *_shards("pool", [(unlabeled, schemas.UNLABELED), (calibration, schemas.ANNOTATED)], size),
-        *_shards("labeled", [(labeled, schemas.ANNOTATED)], size),
-    ]
     finished_folder = scratch / _input_key(params, digest)
-    detector = None
-    paths = [finished_folder / f"{_ids_digest(images)}-{name}" for name, images in shards]
-    for number, ((_, images), path) in enumerate(zip(shards, paths, strict=True)):
-        if not path.is_file():
-            detector = detector or _load_teacher(params, teacher)
-            files.write_table(path, _detect_shard(params, detector, images, root, digest))
-            log.info("infer shard %d/%d: %d images", number + 1, len(shards), len(images))
+    shards = [
+        _Shard(name, images, finished_folder)
+        for name, images in (
+            *_shards("pool", [(unlabeled, schemas.UNLABELED), (calibration, schemas.ANNOTATED)], size),
+            *_shards("labeled", [(labeled, schemas.ANNOTATED)], size),
+        )
+    ]
+    missing = [piece for shard in shards if not shard.path.is_file() for piece in shard.pieces]
+    missing = [piece for piece in missing if not piece.path.is_file()]
+    if missing:
+        launch("infer", detect_pieces, params, root, teacher, digest, missing)
     out.mkdir(parents=True, exist_ok=True)
-    for (name, _), path in zip(shards, paths, strict=True):
-        _link_or_copy(path, out / name)
+    for shard in shards:
+        shard.join_pieces()
+        _link_or_copy(shard.path, out / shard.name)
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some images of a shard, and the file of their detections."""
+
+    images: list[dict[str, str]]
+    path: Path
+
+
+class _Shard:
+    """The images of one output file. They are detected in pieces, so that little is lost when a run is killed."""
+
+    def __init__(self, name: str, images: list[dict[str, str]], folder: Path) -> None:
+        """Begin; ``folder`` is where finished pieces and shards lie."""
+        self.name = name
+        self.path = folder / f"{_ids_digest(images)}-{name}"
+        chunks = [images[first : first + PIECE_IMAGES] for first in range(0, len(images), PIECE_IMAGES)]
+        self.pieces = [Piece(chunk, folder / f"piece-{_ids_digest(chunk)}.parquet") for chunk in chunks]
+
+    def join_pieces(self) -> None:
+        """Write the shard, unless an earlier run has, and delete its pieces."""
+        if not self.path.is_file():
+            tables = [files.read_table(piece.path, schemas.DETECTIONS) for piece in self.pieces]
+            files.write_table(self.path, pa.concat_tables(tables))
+        for piece in self.pieces:
+            piece.path.unlink(missing_ok=True)
+
+
+def detect_pieces(params: StageParams, root: Path, teacher: Path, digest: str, pieces: Sequence[Piece]) -> None:
+    """Detect and write this process's share of the pieces, one after the other."""
+    own = pieces[rank() :: world_size()]
+    detector = _load_teacher(params, teacher) if own else None
+    for number, piece in enumerate(own):
+        files.write_table(piece.path, _detect_images(params, detector, piece.images, root, digest))
+        log.info("infer piece %d/%d: %d images", number + 1, len(own), len(piece.images))
 
 
 def _load_teacher(params: StageParams, teacher: Path) -> PerImageRCNN:
@@ -121,7 +163,7 @@ def _ids_digest(images: Sequence[dict[str, str]]) -> str:
     return files.sha256_json([image["image_id"] for image in images])[:16]
 
 
-def _detect_shard(
+def _detect_images(
     params: StageParams, detector: Any, images: Sequence[dict[str, str]], root: Path, digest: str
 ) -> pa.Table:
     read = ImageReader(root, images, prefetch_remote=True)

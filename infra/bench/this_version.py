@@ -25,16 +25,16 @@ from detectron_ext.trainer import TeacherStudentTrainer, parameter_groups
 from infra.bench.timed_functions import serve
 from tasks import train
 from tasks.data import schemas
+from tasks.infer import _load_teacher
 from tasks.model.detector import (
     ImageReader,
     default_device,
     detect_all,
     detector_config,
-    load_detector,
     resize_config,
     to_examples,
 )
-from tasks.params import StageParams, load_stage_params
+from tasks.params import StageParams, load_params
 from tasks.runtime.allocator import keep_freed_memory
 from tasks.training.pseudo_labels import assess_classes, score_threshold
 
@@ -62,14 +62,13 @@ def timed_functions(folder: Path) -> dict[str, Callable[[], object]]:
 
 def bench_params() -> StageParams:
     """Return the repository's parameters, past burn-in and almost without learning."""
-    sections = ("seed", "classes", "model", "train", "augmentation", "ssl", "infer")
-    params = load_stage_params(Path(__file__).parents[2] / "params.yaml", *sections)
+    params = load_params(Path(__file__).parents[2] / "params.yaml")
     schedule = {"iterations": 10**6, "burn_in_iterations": 0, "warmup_iterations": 0, "learning_rate": 1e-6}
     schedule |= {"labeled_batch_size": 4, "unlabeled_batch_size": 2}
     ssl = {"divergence_loss_ratio": 1e9, "pseudo_label_threshold": 0.3}
-    train_section = params.train.model_copy(update=schedule)
-    changed: StageParams = params.model_copy(update={"train": train_section, "ssl": params.ssl.model_copy(update=ssl)})
-    return changed
+    changed = {"train": params.train.model_copy(update=schedule), "ssl": params.ssl.model_copy(update=ssl)}
+    sections = ("seed", "classes", "model", "train", "augmentation", "ssl", "infer")
+    return StageParams(params.model_copy(update=changed), sections)
 
 
 def load_batches(params: StageParams, rows: dict[str, Any], folder: Path) -> list[StepBatch]:
@@ -171,7 +170,7 @@ def load_like_infer(trainer: TeacherStudentTrainer, params: StageParams) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "teacher.pth"
         torch.save(trainer.teacher.state_dict(), weights)
-        return load_detector(params.model, len(params.classes), weights)
+        return _load_teacher(params, weights)
 
 
 if __name__ == "__main__":

@@ -248,7 +248,8 @@ class InferParams(Section):
     batch_size: PositiveInt
     """Images per forward pass. Without effect on the result but for rounding."""
     shard_size: PositiveInt
-    """Images per file of detections. A killed run repeats at most one file."""
+    """Images per file of detections. Files of some thousand are few and still fit into memory; a killed run repeats at
+    most 512 images per GPU, whatever this is."""
     score_threshold: Fraction
     """Boxes with a lower score are not stored and take no part in the metrics (docs/method.md#teacher-output)."""
 

@@ -76,6 +76,21 @@ def train_rank(rank: int, folder: Path, device: str = "cpu") -> None:
     )
 
 
+def train_with_a_break_rank(rank: int, folder: Path) -> None:
+    """Train to the end; and as one that is killed in the middle, whose state the first process wrote."""
+    whole, killed, resumed = new_trainer(), new_trainer(), new_trainer()
+    expected = [whole.step(make_batch(iteration, rank, 2)) for iteration in range(SCHEDULE.iterations)]
+    logs = [killed.step(make_batch(iteration, rank, 2)) for iteration in range(2)]
+    if rank == 0:
+        torch.save(killed.state_dict(), folder / "checkpoint.pth")
+    dist.barrier()
+    resumed.load_state_dict(torch.load(folder / "checkpoint.pth", weights_only=True))
+    logs += [resumed.step(make_batch(iteration, rank, 2)) for iteration in range(2, SCHEDULE.iterations)]
+    losses = [torch.tensor([[one.loss_sup, one.loss_unsup] for one in run]) for run in (expected, logs)]
+    states = [cpu_state_dict(run.teacher) for run in (whole, resumed)]
+    torch.save({"losses": losses, "teachers": states}, folder / f"{rank}.pth")
+
+
 def run_collectives(rank: int, folder: Path) -> None:
     mean = all_reduce_mean(torch.tensor([1.0, 2.0]) * (rank + 1))
     flags = torch.tensor([any_rank(rank == 1), any_rank(False)])

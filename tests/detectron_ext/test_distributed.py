@@ -13,6 +13,7 @@ from tests.detectron_ext.ddp_launch import (
     new_trainer,
     run_collectives,
     train_rank,
+    train_with_a_break_rank,
 )
 
 
@@ -35,6 +36,16 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     torch.testing.assert_close(first["losses"], losses, rtol=5e-3, atol=1e-5)
     assert torch.equal(first["losses"], second["losses"])
     assert torch.equal(first["scores"], second["scores"])
+
+
+@pytest.mark.integration
+def test_two_processes_go_on_after_a_kill_as_if_there_had_been_none(tmp_path: Path) -> None:
+    for result in launch_two_processes(train_with_a_break_rank, tmp_path):
+        whole, with_a_break = result["losses"]
+        assert (whole[1:] > 0).all()
+        assert torch.equal(whole, with_a_break)
+        teacher, resumed_teacher = result["teachers"]
+        assert all(torch.equal(teacher[key], resumed_teacher[key]) for key in teacher)
 
 
 @pytest.mark.integration

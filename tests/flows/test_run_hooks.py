@@ -122,7 +122,7 @@ def test_other_fractions_are_no_progress() -> None:
     stage = StageProgress()
     for line in ("ratio 3/2", "loss 0.5/1.0 and 3/4", "0/10", "train 0/10", "https://host/1/2"):
         assert stage.update(line, 0.0) is None
-    assert stage.update("infer shard 2/5: 64 images", 0.0) == Progress(2, 5, None)
+    assert stage.update("infer piece 2/5: 512 images", 0.0) == Progress(2, 5, None)
 
 
 @pytest.mark.parametrize(

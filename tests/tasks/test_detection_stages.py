@@ -113,6 +113,79 @@ def test_batch_size_and_shards_change_no_detection(folder: Path) -> None:
         np.testing.assert_allclose(one.boxes_xyxy, expected[one.image_id].boxes_xyxy, atol=1e-2)
 
 
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+
+
+def test_a_killed_inference_repeats_one_piece_and_ends_with_the_same_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.infer, "PIECE_IMAGES", 2)
+    run_inference(folder)
+    expected = read_all(folder)
+    detect_images, numbers = tasks.infer._detect_images, []
+
+    def kill_at_third(*args: Any) -> pa.Table:
+        numbers.append(len(args[2]))
+        if len(numbers) == 3:
+            raise KeyboardInterrupt
+        return detect_images(*args)
+
+    monkeypatch.setattr(tasks.infer, "_detect_images", kill_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_inference(folder)
+    run_inference(folder)
+    assert numbers == [2, 2, 2, 2, 1, 1]  # the third piece twice; the labeled image is a piece of its own
+    assert read_all(folder) == expected
+
+
+def test_a_shard_that_was_killed_before_its_pieces_were_deleted_is_not_detected_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_inference(folder)
+    expected = read_all(folder)
+
+    def killed(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks.infer, "_link_or_copy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_inference(folder)
+    images: list[int] = []
+    detect_images = tasks.infer._detect_images
+    monkeypatch.setattr(
+        tasks.infer, "_detect_images", lambda *args: images.append(len(args[2])) or detect_images(*args)
+    )
+    (shard,) = (path for path in (folder / "scratch").rglob("*.parquet") if "piece" not in path.name)
+    assert shard.name.endswith(shard_name(0))
+    run_inference(folder)
+    assert images == []
+    assert read_all(folder) == expected
+
+
+def test_processes_share_the_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two GPUs would do, one process after the other."""
+    monkeypatch.setattr(tasks.infer, "PIECE_IMAGES", 2)
+    run_inference(folder)
+    expected = read_all(folder)
+    shares: list[list[str]] = []
+
+    def launch_two(_stage: str, function: Any, *args: Any) -> None:
+        for number in range(2):
+            monkeypatch.setattr(tasks.infer, "rank", lambda number=number: number)
+            monkeypatch.setattr(tasks.infer, "world_size", lambda: 2)
+            before = {path.name for path in (folder / "scratch").rglob("*.parquet")}
+            function(*args)
+            shares.append(sorted({path.name for path in (folder / "scratch").rglob("*.parquet")} - before))
+
+    monkeypatch.setattr(tasks.infer, "launch", launch_two)
+    run_inference(folder)
+    assert [len(share) for share in shares] == [3, 2]
+    assert not set(shares[0]) & set(shares[1])
+    assert read_all(folder) == expected
+
+
 def test_shard_names_sort_like_numbers() -> None:
     numbers = [0, 9, 10, 999, 9_999, 10_000, 123_456]
     assert sorted(map(shard_name, numbers)) == list(map(shard_name, numbers))
