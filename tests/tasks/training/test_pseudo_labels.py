@@ -32,6 +32,7 @@ def detection(image_id: str, boxes: list[list[float]], scores: list[float], clas
         "class_probs": np.zeros(3 * len(scores), dtype=np.float16),
         "embedding": np.zeros(2, dtype=np.float16),
         "model_digest": "f" * 64,
+        "residual_mass": 0.0,
     }
 
 
@@ -83,6 +84,17 @@ def test_calibration_images_give_outcomes_and_the_pool_none(tmp_path: Path) -> N
     files.write_table(tmp_path / "calibration_outcomes.parquet", found)
     write_batch(tmp_path, 0, [answer("seed", [], 0)], [])
     assert known_outcomes(tmp_path, tmp_path / "labels", tmp_path / "frozen", 3).equals(found)
+
+
+def test_detections_in_a_crowd_region_of_their_class_have_no_outcome(tmp_path: Path) -> None:
+    box, inside, crowd = [0.0, 0.0, 10.0, 10.0], [22.0, 22.0, 28.0, 28.0], [20.0, 20.0, 40.0, 40.0]
+    held = {"image_id": "held", "uri": "x", "width_px": 40, "height_px": 40, "batch": -1}
+    held |= {"boxes_xyxy": [*box, *crowd], "class_ids": [1, 1], "is_crowd": [False, True]}
+    files.write_table(tmp_path / "calibration.parquet", pa.Table.from_pylist([held], schemas.ANNOTATED))
+    rows = [detection("held", [box, inside, inside], [0.9, 0.8, 0.4], [1, 1, 0])]
+    files.write_table(tmp_path / "infer" / "shard-0000.parquet", pa.Table.from_pylist(rows, schemas.DETECTIONS))
+    found = calibration_outcomes(tmp_path / "calibration.parquet", tmp_path / "infer", CLASSES)
+    assert [(row["class_name"], row["is_right"]) for row in found.to_pylist()] == [("square", True), ("disc", False)]
 
 
 def outcomes(shares: dict[str, tuple[float, float]], num: int = 30) -> pa.Table:
