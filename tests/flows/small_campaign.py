@@ -102,7 +102,7 @@ def subprocess_env(**changes: str) -> dict[str, str]:
     return {**inherited, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **changes}
 
 
-def run_gleaner(*arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+def run_gleaner(*arguments: str, cwd: Path, timeout_s: float = 300, **changes: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "flows.cli", *arguments],
@@ -110,6 +110,6 @@ def run_gleaner(*arguments: str, cwd: Path, **changes: str) -> subprocess.Comple
         env=subprocess_env(**changes),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout_s,
         check=False,
     )

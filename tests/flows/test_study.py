@@ -41,7 +41,7 @@ from tests.flows.small_campaign import (
     subprocess_env,
 )
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = pytest.mark.timeout(3600)
 TEMPLATE = (REPOSITORY / "params.yaml").read_text()
 STUDY = """
 name: tiny
@@ -104,7 +104,7 @@ def completed_study(tmp_path_factory: pytest.TempPathFactory, isolated_git_confi
     first.send_signal(signal.SIGKILL)
     printed, _ = first.communicate(timeout=60)
     hanging.unlink()
-    second = run_gleaner("study", str(path), "--out", str(study.out), cwd=folder)
+    second = run_gleaner("study", str(path), "--out", str(study.out), cwd=folder, timeout_s=1200)
     assert second.returncode == 0, second.stdout + second.stderr
     return CompletedStudy(study, path, printed.splitlines(), second)
 
