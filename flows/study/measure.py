@@ -1,6 +1,7 @@
 """Measure a finished round while ``derived/`` is still that of the round, and write its part."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -96,14 +97,16 @@ def _repeated_training(
 
 
 def _link_training_inputs(workspace: Workspace, copy: Workspace, repeat: int) -> None:
-    """Make a folder that differs from the workspace in ``seed`` alone; one that is there is of the same training."""
-    copy.derived("assemble").parent.mkdir(parents=True, exist_ok=True)
-    for source, link in (
+    """Make a folder that differs from the workspace in ``seed`` alone; what an earlier attempt left is removed.
+
+    Hard links, because images have to lie inside the folder and a symbolic link would lead out of it.
+    """
+    shutil.rmtree(copy.root, ignore_errors=True)
+    for source, target in (
         (workspace.root / "data", copy.root / "data"),
         (workspace.derived("assemble"), copy.derived("assemble")),
     ):
-        link.unlink(missing_ok=True)
-        link.symlink_to(source, target_is_directory=True)
+        shutil.copytree(source, target, copy_function=os.link)
     params = load_params(workspace.params)
     text = workspace.params.read_text("utf-8")
     seed = (params.seed + repeat * _SEED_STEP) % 2**31
