@@ -1,7 +1,7 @@
 """Batches as a pure function of seed and iteration: a resumed run needs no sampler state."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,17 +155,19 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
             pixels = strong_augment(pixels, self._augmentation, rng)
         return training_input(pixels, boxes, example)
 
-    def iterate(self, start: int, stop: int, num_workers: int) -> Iterator[StepBatch]:
-        """Yield the batches of iterations ``start`` to ``stop - 1``, read ahead by ``num_workers`` processes."""
-        return iter(
-            DataLoader(
-                self,
-                batch_size=None,
-                sampler=range(start, stop),
-                num_workers=num_workers,
-                worker_init_fn=_ignore_signals,
-                pin_memory=torch.cuda.is_available(),
-            )
+    def iterate(self, start: int, stop: int, num_workers: int) -> Generator[StepBatch]:
+        """Yield the batches of iterations ``start`` to ``stop - 1``, read ahead by ``num_workers`` processes.
+
+        Close the generator where the loop may end early: the workers end with it, and a process that fails would
+        wait for them forever, since they ignore the signal that multiprocessing sends them at its end.
+        """
+        yield from DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=num_workers,
+            worker_init_fn=_ignore_signals,
+            pin_memory=torch.cuda.is_available(),
         )
 
 

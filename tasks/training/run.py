@@ -3,10 +3,11 @@
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Literal
 
 from detectron_ext.augmentation import Example
-from detectron_ext.data import SemiSupervisedBatches
+from detectron_ext.data import SemiSupervisedBatches, StepBatch
 from detectron_ext.distributed import any_rank, barrier, is_main_process, world_size
 from detectron_ext.trainer import StepLog, TeacherStudentTrainer, TrainingDiverged
 from detectron_ext.uncertainty_metrics import Floats
@@ -42,22 +43,27 @@ class TrainingRun:
         if self._trainer.iteration >= stop:
             return
         log_every = max(self._params.iterations // _PROGRESS_LINES, 1)
-        for batch in batches.iterate(self._trainer.iteration, stop, num_workers(self._params.num_workers)):
-            try:
-                entry = self._trainer.step(batch)
-            except TrainingDiverged as error:
-                raise GuardRailError("train", str(error), "Lower ssl.lambda_unsup or train.learning_rate.") from None
-            self.logs.append(entry)
-            if entry.iteration % log_every == 0:
-                log.info(
-                    "train %d/%d  supervised %.3f  unsupervised %.3f  pseudo-boxes %.1f an image",
-                    entry.iteration,
-                    self._params.iterations,
-                    entry.loss_sup,
-                    entry.loss_unsup,
-                    entry.pseudo_boxes_per_image,
-                )
-            self._save_and_leave_if_asked(entry.iteration % self._params.checkpoint_every_iterations == 0)
+        read_ahead = batches.iterate(self._trainer.iteration, stop, num_workers(self._params.num_workers))
+        with closing(read_ahead):
+            for batch in read_ahead:
+                self._train_on(batch, log_every)
+
+    def _train_on(self, batch: StepBatch, log_every: int) -> None:
+        try:
+            entry = self._trainer.step(batch)
+        except TrainingDiverged as error:
+            raise GuardRailError("train", str(error), "Lower ssl.lambda_unsup or train.learning_rate.") from None
+        self.logs.append(entry)
+        if entry.iteration % log_every == 0:
+            log.info(
+                "train %d/%d  supervised %.3f  unsupervised %.3f  pseudo-boxes %.1f an image",
+                entry.iteration,
+                self._params.iterations,
+                entry.loss_sup,
+                entry.loss_unsup,
+                entry.pseudo_boxes_per_image,
+            )
+        self._save_and_leave_if_asked(entry.iteration % self._params.checkpoint_every_iterations == 0)
 
     def score_once(
         self, images: Sequence[Example], read: ImageReader, params: StageParams, metric_weights_3: Floats

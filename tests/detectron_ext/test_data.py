@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections import Counter
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -156,3 +157,12 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused() -> None:
             rank=0,
             world_size=2,
         )
+
+
+def test_workers_end_when_the_loop_ends_early() -> None:
+    read_ahead = make_batches().iterate(0, 5, num_workers=1)
+    with pytest.raises(ZeroDivisionError), closing(read_ahead):
+        for _ in read_ahead:
+            assert multiprocessing.active_children()
+            raise ZeroDivisionError
+    assert not multiprocessing.active_children()
