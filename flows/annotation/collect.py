@@ -105,6 +105,13 @@ def finalize_collection(workspace: Workspace, round_number: int) -> None:
     git.commit(workspace, f"Collect labels of batch {round_number}", git.SOURCE_PATHS)
 
 
+def _fault(delivery: AnnotationBatch, error: Exception) -> ProviderError:
+    """Turn a fault in one delivery into a message: it must not keep back the labels of the others."""
+    _log.error("the annotations of batch %d cannot be collected", delivery.batch, exc_info=error)
+    problem = f"collecting its annotations failed ({type(error).__name__}: {error}), expected no error"
+    return ProviderError(f"batch {delivery.batch}", problem, "See the log.")
+
+
 class LabelCollector:
     """Collects and validates the annotations of several deliveries, and withdraws images from the annotators."""
 
@@ -135,10 +142,8 @@ class LabelCollector:
                 if error.transient:
                     raise
                 self.provider_errors.append(ProviderError.of(error))
-            except Exception as error:  # a fault in one delivery must not keep back the labels of the others
-                _log.exception("the annotations of batch %d cannot be collected", delivery.batch)
-                problem = f"collecting its annotations failed ({type(error).__name__}: {error}), expected no error"
-                self.provider_errors.append(ProviderError(f"batch {delivery.batch}", problem, "See the log."))
+            except Exception as error:
+                self.provider_errors.append(_fault(delivery, error))
 
     @property
     def num_new_rejections(self) -> int:
@@ -172,6 +177,8 @@ class LabelCollector:
                 self._fetch_one(delivery)
             except UserError as error:
                 self.provider_errors.append(ProviderError.of(error))
+            except Exception as error:
+                self.provider_errors.append(_fault(delivery, error))
             else:
                 annotated = self._annotated_keys()
                 self._withdrawn |= {(image_id, delivery.batch) for image_id in image_ids}

@@ -87,7 +87,7 @@ def test_a_clock_that_went_back(small_campaign: Workspace) -> None:
         ("echo 'NVIDIA H100, 555.42, 81920, 120'", "pass", "NVIDIA H100 (80 GiB), driver 555.42"),
         ("echo 'NVIDIA H100, 555.42, 81920, 60000'", "warn", "takes memory"),
         ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "fail", "version mismatch"),
-        ("exit 9", "fail", "says: nothing"),
+        ("exit 9", "fail", "is: nothing"),
     ],
 )
 def test_the_driver(
