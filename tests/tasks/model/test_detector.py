@@ -146,11 +146,18 @@ def test_a_backbones_names_are_mapped(tmp_path: Path) -> None:
 
 
 def test_crowd_regions_become_examples_with_a_label_of_their_own() -> None:
-    row = {"image_id": "a", "uri": "a.png", "boxes_xyxy": [1.0, 2, 3, 4, 0, 0, 9, 9], "class_ids": [1, 0]}
+    row = {
+        "image_id": "a",
+        "uri": "a.png",
+        "width_px": 9,
+        "height_px": 9,
+        "boxes_xyxy": [1.0, 2, 3, 4, 0, 0, 9, 9],
+        "class_ids": [1, 0],
+    }
     marked, unmarked = (
         to_examples(pa.Table.from_pylist([row | {"is_crowd": is_crowd}], schemas.ANNOTATED))[0]
         for is_crowd in ([False, True], None)
     )
     assert (marked.class_ids.tolist(), unmarked.class_ids.tolist()) == ([1, CROWD_LABEL], [1, 0])
-    bare = pa.Table.from_pylist([{"image_id": "a", "uri": "a.png"}], schemas.UNLABELED)
+    bare = pa.Table.from_pylist([{"image_id": "a", "uri": "a.png", "width_px": 9, "height_px": 9}], schemas.UNLABELED)
     assert to_examples(bare)[0].class_ids.shape == (0,)
