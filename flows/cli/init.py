@@ -1,6 +1,5 @@
 """Commands ``gleaner init`` and ``gleaner import``: make a campaign from a data set, or only check the data set."""
 
-import os
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -124,7 +123,7 @@ def _profile_overrides(profile: HardwareProfile | None) -> Sequence[str]:
 
     gpus = visible_gpus()
     chosen = profile or (HardwareProfile.gpu if gpus else HardwareProfile.cpu)
-    return profile_overrides(chosen.value, num_gpus=len(gpus), num_cores=len(os.sched_getaffinity(0)))
+    return profile_overrides(chosen.value, num_gpus=len(gpus))
 
 
 def _require_one_source(dataset: Path | None, images: str | None, annotations: Path | None) -> None:

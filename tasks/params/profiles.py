@@ -23,7 +23,6 @@ CPU_OVERRIDES = (
 _IMAGES_PER_GPU = 8
 _LEARNING_RATE_PER_IMAGE = 1.25e-5
 """AdamW at 1e-4 for 8 labeled images; in proportion to the batch (linear scaling, arXiv:1706.02677)."""
-_MAX_LOADERS_PER_GPU = 8
 
 _GPU_OVERRIDES = (
     "model.architecture=COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
@@ -48,14 +47,13 @@ _GPU_OVERRIDES = (
 )
 
 
-def profile_overrides(profile: Profile, *, num_gpus: int, num_cores: int) -> tuple[str, ...]:
+def profile_overrides(profile: Profile, *, num_gpus: int) -> tuple[str, ...]:
     """Return the ``section.key=value`` of a profile, in the order they are applied.
 
     Args:
         profile: ``cpu``: a small detector, nights of minutes; ``gpu``: a ResNet-50 FPN that starts from COCO weights,
             at full resolution, nights of hours.
         num_gpus: the batches of ``gpu`` are for so many, at least one.
-        num_cores: of the machine; bounds the processes that read images.
     """
     if profile == "cpu":
         return CPU_OVERRIDES
@@ -66,5 +64,4 @@ def profile_overrides(profile: Profile, *, num_gpus: int, num_cores: int) -> tup
         f"train.labeled_batch_size={batch_size}",
         f"train.unlabeled_batch_size={batch_size}",
         f"train.learning_rate={_LEARNING_RATE_PER_IMAGE * batch_size:.6g}",
-        f"train.num_workers={max(min(num_cores - 1, _MAX_LOADERS_PER_GPU * gpus), 1)}",
     )

@@ -52,7 +52,7 @@ def test_the_detector_of_the_gpu_profile_trains_and_detects(
     """A ResNet-50 FPN with the profile's own schedule, on whatever device there is, at a small size."""
     monkeypatch.setattr("tasks.model.night_estimate._STEPS", 2)
     classes = load_params(tiny_campaign.params).classes
-    profile = profile_overrides("gpu", num_gpus=1, num_cores=2)
+    profile = profile_overrides("gpu", num_gpus=1)
     small = ("train.labeled_batch_size=1", "train.unlabeled_batch_size=1", "model.pretrained_weights=none")
     params = make_params(*profile, *SMALL, *small).model_copy(update={"classes": classes})
     found = estimate_night(tiny_campaign, params)
