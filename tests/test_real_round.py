@@ -32,6 +32,7 @@ SETTINGS = (
     "train.labeled_batch_size=2",
     "train.num_workers=0",
     "ssl.pseudo_label_threshold=0.05",
+    "ssl.min_precision=0.0",  # pseudo-labels after so few iterations are wrong, and a round would be supervised
     "infer.shard_size=4",
     "infer.batch_size=2",
     "dwa.min_training_samples=5",

@@ -128,7 +128,7 @@ def report(workspace: Workspace, classes: list[str]) -> None:
     all_annotations = read_labels(workspace.labels).all_annotations
     entry: dict[str, Any] = {
         **{key: summary[key] for key in ("round", "labels", "labeled_images", "boxes", "boxes_per_class")},
-        "minutes_spent": None,
+        "minutes_spent": summary["minutes_spent"],
         "teacher": metrics["teacher"],
         "student": metrics["student"],
         "mean_weights": EQUAL_WEIGHTS,
