@@ -295,7 +295,7 @@ def _initial_values() -> dict[str, dict[str, str]]:
     """Values by parameter that each profile of `gleaner init` sets."""
     profiles = importlib.import_module(INIT_SETTINGS)
     return {
-        name: dict(setting.split("=", 1) for setting in profiles.profile_overrides(name, num_gpus=1, num_cores=8))
+        name: dict(setting.split("=", 1) for setting in profiles.profile_overrides(name, num_gpus=1))
         for name in profiles.PROFILES
     }
 
