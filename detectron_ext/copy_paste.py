@@ -83,7 +83,7 @@ def cut_out(
 
 
 def paste(view: dict[str, Any], targets: Instances, patch: ObjectPatch) -> tuple[dict[str, Any], Instances]:
-    """Paste an object at the first place where every target stays visible; unchanged where there is none.
+    """Paste an object at the first place where every target stays visible; paste nothing where there is no such place.
 
     Args:
         view: Detectron2's input of the strong view.

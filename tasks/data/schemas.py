@@ -161,6 +161,8 @@ def stored_class_names(schema: pa.Schema) -> list[str] | None:
 
 
 LabelStatus = Literal["labeled", "empty", "skipped"]
+MAX_SECONDS_SPENT = 30 * 86_400.0
+"""Longest working time on an image that is believed: 30 days."""
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 

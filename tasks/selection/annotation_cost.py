@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 from sklearn.linear_model import QuantileRegressor
 
-from tasks.data.schemas import LabeledImage
+from tasks.data.schemas import MAX_SECONDS_SPENT, LabeledImage
 from tasks.params.stages import BudgetParams
 
 _MIN_MINUTES = 1 / 60  # nobody opens an image in less than a second; at 0, empty images would be free
@@ -24,7 +24,6 @@ _MAX_ROBUST_STDS = 4.0  # and none within so many robust standard deviations, in
 _MIN_INFORMATIVE = 5  # with another number of boxes than the most frequent one
 _MAD_TO_STD = 1.4826  # of a normal distribution
 _DIGITS = 4
-_MAX_SECONDS = 30 * 86_400.0  # stored by a version that accepted any number
 _MAX_ANNOTATIONS = 5000  # the newest ones: the fit of the median costs more than linearly
 
 Floats = NDArray[np.float64]
@@ -89,7 +88,7 @@ def _timed_annotations(annotations: Iterable[LabeledImage]) -> tuple[Floats, Flo
         for label in latest.values()
         if label.status != "skipped"
         and label.seconds_spent  # some tools write 0 where they measure nothing
-        and label.seconds_spent <= _MAX_SECONDS
+        and label.seconds_spent <= MAX_SECONDS_SPENT  # an earlier version stored any number
     ][-_MAX_ANNOTATIONS:]
     boxes_N, minutes_N = np.array(sorted(rows), dtype=np.float64).reshape(-1, 2).T
     return boxes_N, minutes_N

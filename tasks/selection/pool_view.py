@@ -66,6 +66,14 @@ class PoolView:
         It has the direction of the score-weighted sum of the features of the regions; zeros for an image without
         detections. Rows and errors are those of ``embeddings``.
         """
+        return self._region_embeddings if image_ids is None else self._read_region_embeddings(image_ids)
+
+    @cached_property
+    def _region_embeddings(self) -> Embeddings:
+        """Of all candidates; several objectives ask for them."""
+        return self._read_region_embeddings(None)
+
+    def _read_region_embeddings(self, image_ids: Sequence[str] | None) -> Embeddings:
         return self._of_candidates(image_ids, _REGION_COLUMNS, _region_embeddings)
 
     @cached_property

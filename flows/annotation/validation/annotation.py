@@ -17,7 +17,7 @@ from flows.annotation.batches import MANIFEST, read_manifest
 from flows.annotation.providers.base import AnnotationBatch, RawAnnotation
 from tasks.data.box_rules import BoxResult, BoxRules, check_boxes
 from tasks.data.paths import Workspace, image_id_from_sha256
-from tasks.data.schemas import AnnotationTask, Box, LabeledImage, LabelStatus, Quarantined
+from tasks.data.schemas import MAX_SECONDS_SPENT, AnnotationTask, Box, LabeledImage, LabelStatus, Quarantined
 from tasks.params import Params
 from tasks.params.annotation import LabelValidationParams
 from tasks.storage import files
@@ -29,7 +29,6 @@ _MAX_ID_LENGTH = 100
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_REPR_LENGTH = 100
 _MAX_ANNOTATOR_LENGTH = 200
-_MAX_SECONDS = 30 * 86_400.0
 _FIRST_YEAR = 1990
 _MAX_JSON_INT = 1 << 63
 _SHAPES = {
@@ -357,8 +356,8 @@ def _timestamp(text: Any) -> str:
 def _duration(seconds: Any) -> float | None:
     if seconds is None:
         return None
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= _MAX_SECONDS:
-        expected = f"a number from 0 to {_MAX_SECONDS:.0f} (30 days) or none"
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS_SPENT:
+        expected = f"a number from 0 to {MAX_SECONDS_SPENT:.0f} (30 days) or none"
         raise InvalidAnnotation(f"seconds_spent is {_repr(seconds)}, expected {expected}")
     return float(seconds)
 

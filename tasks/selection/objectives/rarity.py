@@ -28,7 +28,8 @@ class Rarity:
     def values(self, pool: PoolView, *, seed: int) -> Values:
         """Return the sum for each candidate, (P,)."""
         boxes_G4, class_ids_G = pool.labeled_boxes
-        return pool.sum_over_boxes(lambda batch: _terms(batch, boxes_G4, class_ids_G))
+        shapes_G2 = _log_shape(boxes_G4)
+        return pool.sum_over_boxes(lambda batch: _terms(batch, shapes_G2, class_ids_G))
 
 
 def class_rarity(class_ids_G: NDArray[np.int64], num_classes: int) -> NDArray[np.float64]:
@@ -37,12 +38,14 @@ def class_rarity(class_ids_G: NDArray[np.int64], num_classes: int) -> NDArray[np
     return np.asarray(((count_K.max(initial=0) + _PRIOR_COUNT) / (count_K + _PRIOR_COUNT)) ** _EXPONENT)
 
 
-def _terms(batch: DetectionBatch, boxes_G4: NDArray[np.float64], class_ids_G: NDArray[np.int64]) -> NDArray[np.float64]:
+def _terms(
+    batch: DetectionBatch, shapes_G2: NDArray[np.float64], class_ids_G: NDArray[np.int64]
+) -> NDArray[np.float64]:
     num_classes = max(batch.class_probs.shape[1] - 1, int(class_ids_G.max(initial=-1)) + 1)
     unusual_B = np.zeros(len(batch.scores))
-    labeled_G2, found_B2 = _log_shape(boxes_G4), _log_shape(batch.boxes_xyxy.astype(np.float64))
+    found_B2 = _log_shape(batch.boxes_xyxy.astype(np.float64))
     for category in np.unique(batch.class_ids):
-        of_class_G2 = labeled_G2[class_ids_G == category]
+        of_class_G2 = shapes_G2[class_ids_G == category]
         if len(of_class_G2) < _MIN_BOXES_FOR_SHAPE:
             continue
         found = batch.class_ids == category
