@@ -76,7 +76,7 @@ imports: $(STAMP) ## Check who imports whom
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(STAMP) ## Measure a training step, a night, an import and an evaluation against their baselines
+bench: $(STAMP) ## Measure a training step, a night, an import, an evaluation and a selection against their baselines
 	@$(BIN)/python -W ignore -m infra.bench.speed
 	$(BIN)/python -W ignore -m infra.bench.orchestration
 	$(BIN)/python -W ignore -m infra.bench.init

@@ -104,8 +104,8 @@ def _candidates(
     unlabeled: Path, leased: Set[str], scores: Path, uncertainty: Path, cost_model: AnnotationCost
 ) -> pd.DataFrame:
     """Join what is known about each candidate, indexed and sorted by image_id."""
-    available = set(files.read_table(unlabeled, UNLABELED, columns=["image_id"])["image_id"].to_pylist()) - leased
-    ids = pd.Index(sorted(available), name="image_id")
+    listed: pd.Series = files.read_table(unlabeled, UNLABELED, columns=["image_id"])["image_id"].to_pandas()
+    ids = pd.Index(listed[~listed.isin(leased)], name="image_id").sort_values()
     known = _by_image(scores, SCORES, CANDIDATE_SCORES).join(
         _by_image(uncertainty, UNCERTAINTY, UNCERTAINTY.names), how="inner"
     )
@@ -128,7 +128,7 @@ def _by_image(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pd.DataF
 
 def _check_ranking(ranking: Sequence[str], candidates: pd.DataFrame, strategy: str) -> None:
     """Refuse a ranking that leaves out or repeats an image: the batch would not be what the budget allows."""
-    if sorted(ranking) != sorted(str(image) for image in candidates.index):
+    if sorted(ranking) != sorted(candidates.index):
         raise UserError(
             "params.yaml",
             f"select.strategy is {strategy!r} and ranks {len(ranking)} ids, {len(set(ranking))} of them different, "

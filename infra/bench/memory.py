@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class StageCost:
 
     peak_mib: float
     cpu_s: float
+    wall_s: float
 
 
 def create_campaign(folder: Path, num_images: int, *, with_images: bool) -> Workspace:
@@ -113,11 +115,12 @@ def replace_infer(workspace: Workspace) -> None:
     )
     num_classes = len(load_params(workspace.params).classes)
     for number, start in enumerate(range(0, len(image_ids), _SHARD_SIZE)):
-        shard = _random_detections(image_ids[start : start + _SHARD_SIZE], num_classes, seed=number)
+        shard = random_detections(image_ids[start : start + _SHARD_SIZE], num_classes, seed=number)
         files.write_table(workspace.derived("infer") / f"shard-{number:05d}.parquet", shard)
 
 
-def _random_detections(image_ids: list[str], num_classes: int, seed: int) -> pa.Table:
+def random_detections(image_ids: list[str], num_classes: int, seed: int) -> pa.Table:
+    """Make up 20 detections and the embeddings of each image, schemas.DETECTIONS."""
     rng = np.random.default_rng(seed)
     num_images = len(image_ids)
     num_boxes = num_images * _BOXES_PER_IMAGE
@@ -145,6 +148,8 @@ def _random_detections(image_ids: list[str], num_classes: int, seed: int) -> pa.
             rng.normal(size=(num_images, _REGION_CLASSES * _REGION_SIZE)).astype(np.float16),
             _REGION_CLASSES * _REGION_SIZE,
         ),
+        "box_divergence": pa.array(rng.uniform(0, 5, num_images).astype(np.float32)),
+        "class_divergence": pa.array(rng.uniform(0, 5, num_images).astype(np.float32)),
         "model_digest": pa.array(["0" * 64] * num_images),
     }
     return pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS)
@@ -158,11 +163,13 @@ def run_stage(workspace: Workspace, stage: str) -> StageCost:
     """
     command = [sys.executable, "-S", "-c", _LAUNCHER, sys.executable, "-W", "ignore", "-m", f"tasks.{stage}"]
     environment = {**os.environ, "PYTHONPATH": str(_REPOSITORY)}
+    started_s = time.perf_counter()
     done = subprocess.run(command, cwd=workspace.root, env=environment, capture_output=True, text=True, check=False)
+    wall_s = time.perf_counter() - started_s
     if done.returncode:
         raise RuntimeError(f"{stage} ended with code {done.returncode}: {done.stderr[-2000:]}")
     peak_kib, cpu_s = map(float, done.stdout.splitlines()[-1].split())
-    return StageCost(peak_kib / 1024, cpu_s)
+    return StageCost(peak_kib / 1024, cpu_s, wall_s)
 
 
 def measure(folder: Path, num_images: int, trained: Workspace | None) -> tuple[Workspace, dict[str, StageCost]]:

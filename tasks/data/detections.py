@@ -82,8 +82,8 @@ def read_detection_batches(folder: Path, *, batch_size: int = 1024) -> Iterator[
     No Python object is made for a box: this is for computations over the whole pool.
     """
     pending: list[pa.Table] = []
-    for shard in read_shards(folder):
-        pending.append(shard.select(_BATCH_COLUMNS))
+    for shard in read_shards(folder, columns=_BATCH_COLUMNS):
+        pending.append(shard)
         if sum(len(table) for table in pending) >= batch_size:  # shards may be far smaller than a batch
             yield from _batches_from_table(pa.concat_tables(pending), batch_size)
             pending = []

@@ -77,11 +77,13 @@ def _apply_override(document: CommentedMap, override: str) -> None:
     if key == "classes":
         raise UserError(_OVERRIDES_SOURCE, "classes comes from the annotations, expected another parameter here")
     node, last = _find_key(document, key)
-    if isinstance(node[last], dict):
+    value = _parse_value(key, text)
+    is_parameter = "." in key and isinstance(value, dict)  # a parameter that is a map, as select.objectives is
+    if isinstance(node[last], dict) and not is_parameter:
         raise UserError(
             _OVERRIDES_SOURCE, f"{key} is a section, expected one of its parameters: {', '.join(node[last])}"
         )
-    node[last] = _parse_value(key, text)
+    node[last] = value
 
 
 def _find_key(document: CommentedMap, key: str) -> tuple[dict[str, Any], str]:
@@ -119,9 +121,13 @@ def _parse_value(key: str, text: str) -> Any:
 
 
 def _normalize_value(value: Any) -> Any:
-    """Return numbers such as 1e-3, which YAML 1.1 reads as text, as numbers, and lists on one line."""
+    """Return numbers such as 1e-3, which YAML 1.1 reads as text, as numbers, and lists and maps on one line."""
     if isinstance(value, list):
         return _flow_sequence([_normalize_value(item) for item in value])
+    if isinstance(value, dict):
+        mapping = CommentedMap({key: _normalize_value(item) for key, item in value.items()})
+        mapping.fa.set_flow_style()
+        return mapping
     if not isinstance(value, str):
         return value
     try:

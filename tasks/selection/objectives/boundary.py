@@ -5,7 +5,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
-from tasks.selection.objectives.base import Values, described
+from tasks.selection.objectives.base import Values
 from tasks.selection.pool_view import PoolView
 
 _COMPONENTS = 16
@@ -27,7 +27,7 @@ class Boundary:
 
     def values(self, pool: PoolView, *, seed: int) -> Values:
         """Return the value of each candidate, (P,) in [0, 1]; 0 where the pool has less than two groups."""
-        vectors, _ = described(pool)
+        vectors, _ = pool.content
         order = np.argsort(np.asarray(pool.candidates.index, dtype=str), kind="stable")
         by_id = boundary_values(vectors[order].astype(np.float64), self._num_groups, seed)
         values = np.empty(len(order))

@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from tasks.selection.objectives.base import Values, described
+from tasks.selection.objectives.base import Values
 from tasks.selection.pool_view import PoolView
 
 _NEIGHBORS = 5
@@ -21,7 +21,7 @@ class Novelty:
 
         With fewer than two labeled images it is the distance to the mean of the pool.
         """
-        candidates, labeled = described(pool)
+        candidates, labeled = pool.content
         if len(labeled) < 2:
             return np.asarray(np.linalg.norm(candidates.astype(np.float64), axis=1))
         neighbors = min(_NEIGHBORS, len(labeled) - 1)

@@ -1,20 +1,18 @@
 """Select by diversity alone: k-center greedy on image embeddings, with the labeled images as covered.
 
 Sener and Savarese, Active learning for convolutional neural networks: a core-set approach, ICLR 2018; the greedy
-version.
-Shape letters: P candidates, L labeled images, C channels of an embedding.
+version. Shape letters: P candidates, L labeled images, C channels of an embedding.
 """
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from tasks.selection.diversity import spread
+from tasks.selection.embeddings import Embeddings
 from tasks.selection.pool_view import PoolView
 
 _MAX_CENTERS = 4096
 """So many images are chosen one after the other; a batch is smaller, and each choice passes over the pool once."""
-
-Floats = NDArray[np.float64]
 
 
 class Coreset:
@@ -25,12 +23,10 @@ class Coreset:
 
         After the first 4096 come the others, farthest from the covered ones first.
         """
-        ids = sorted(str(image) for image in pool.candidates.index)
-        order = greedy_k_center(
-            np.asarray(pool.embeddings(ids), dtype=np.float64),
-            np.asarray(pool.labeled_embeddings, dtype=np.float64),
-            num_centers=min(len(ids), _MAX_CENTERS),
-        )
+        ids = sorted(pool.image_ids)
+        if not ids:
+            return []
+        order = greedy_k_center(pool.embeddings(ids), pool.labeled_embeddings, num_centers=_MAX_CENTERS)
         return [ids[index] for index in order]
 
     def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
@@ -38,39 +34,30 @@ class Coreset:
         return f"diversity: number {position} of {num_candidates} by distance to what is labeled or chosen before"
 
 
-def greedy_k_center(points_PC: Floats, covered_LC: Floats, *, num_centers: int) -> list[int]:
+def greedy_k_center(points_PC: Embeddings, covered_LC: Embeddings, *, num_centers: int) -> list[int]:
     """Order points so that each of the first ``num_centers`` is the one farthest from all covered ones.
 
     A chosen point covers too. Without covered points the first is the one nearest to the mean of all.
 
     Args:
-        points_PC: candidates.
+        points_PC: candidates, at least one; Euclidean distances count.
         covered_LC: what is covered to begin with; may have no rows.
-        num_centers: how many are chosen one after the other, at most P; the rest follows by falling distance.
+        num_centers: how many are chosen one after the other; the rest follows by falling distance.
 
     Returns:
         Indices of all P points; of equal distances the lowest index first.
     """
-    if not len(points_PC):
-        return []
-    chosen: list[int] = []
-    if len(covered_LC):
-        distance_P: Floats = np.full(len(points_PC), np.inf, dtype=np.float64)
-        for covered_C in covered_LC:
-            distance_P = np.minimum(distance_P, _squared_distances(points_PC, covered_C))
-    else:
-        center = int(np.argmin(_squared_distances(points_PC, points_PC.mean(axis=0))))
-        chosen.append(center)
-        distance_P = _squared_distances(points_PC, points_PC[center])
-        distance_P[center] = -1.0
-    while len(chosen) < num_centers:
-        center = int(np.argmax(distance_P))
-        chosen.append(center)
-        distance_P = np.minimum(distance_P, _squared_distances(points_PC, points_PC[center]))
-        distance_P[chosen] = -1.0  # below the 0 of a copy that is not chosen yet
-    rest = np.argsort(-distance_P, kind="stable")[: len(points_PC) - len(chosen)]
-    return [*chosen, *rest.tolist()]
-
-
-def _squared_distances(points_PC: Floats, point_C: Floats) -> Floats:
-    return np.asarray(((points_PC - point_C) ** 2).sum(axis=1))
+    mean_C = points_PC.mean(axis=0, dtype=np.float64).astype(np.float32)
+    points = points_PC - mean_C  # short vectors: squares of large ones would lose the digits of small distances
+    rows = np.arange(len(points))
+    if not len(covered_LC):
+        center = int(np.einsum("ij,ij->i", points, points).argmin())
+        rows = np.concatenate([rows[center : center + 1], np.delete(rows, center)])  # of equal ones the first is taken
+        points = points[rows]
+    covered = covered_LC.reshape(-1, points.shape[1]) - mean_C
+    found = spread(points, covered, np.zeros(len(points)), 1.0, max_taken=num_centers, distance="euclidean")
+    is_left = np.ones(len(points), dtype=bool)
+    is_left[found.order] = False
+    rest = np.flatnonzero(is_left)
+    rest = rest[np.argsort(-found.distance_S[rest], kind="stable")]
+    return [int(rows[index]) for index in (*found.order, *rest)]

@@ -7,7 +7,6 @@ import pandas as pd
 
 from detectron_ext.uncertainty_metrics import normalize
 from tasks.selection.diversity import SpreadOrder, spread
-from tasks.selection.objectives.base import described
 from tasks.selection.objectives.registry import DIVERSITY, OBJECTIVES
 from tasks.selection.pool_view import PoolView
 
@@ -38,11 +37,11 @@ class ObjectiveStrategy:
             for name in self._weights
             if name != DIVERSITY
         }
-        index = pd.Index([str(image) for image in pool.candidates.index], name="image_id")
-        table = pd.DataFrame(columns, index=index).sort_index()
+        table = pd.DataFrame(columns, index=pool.image_ids).sort_index()
         others = sum(weight for name, weight in self._weights.items() if name != DIVERSITY)
         table["value"] = sum(table[name] * self._weights[name] / others for name in columns) if columns else 0.0
-        order = list(table.sort_values(["value", "image_id"], ascending=[False, True]).index)
+        falling = np.argsort(-table["value"].to_numpy(), kind="stable")  # of equal values the lower id first
+        order = table.index[falling].tolist()
         if DIVERSITY in self._weights:
             order = self._spread(pool, table, order)
         self._ranked = table
@@ -52,10 +51,9 @@ class ObjectiveStrategy:
         value_only = [name for name in self._weights if name != DIVERSITY]
         size = max(_SHORTLIST_BATCHES * pool.batch_size, 1) if value_only else len(order)
         shortlist = order[:size]
-        vectors, labeled = described(pool)
-        row_of = {str(image): row for row, image in enumerate(pool.candidates.index)}
+        vectors, labeled = pool.content
         found: SpreadOrder = spread(
-            vectors[[row_of[image] for image in shortlist]],
+            vectors[pool.image_ids.get_indexer(pd.Index(shortlist))],
             labeled,
             table.loc[shortlist, "value"].to_numpy(),
             self._weights[DIVERSITY],
@@ -65,8 +63,9 @@ class ObjectiveStrategy:
         table.loc[shortlist, DIVERSITY] = found.distance_S
         taken = [shortlist[row] for row in found.order]
         self._duplicates = frozenset(shortlist[row] for row in found.duplicates)
-        rest = [image for image in order if image not in self._duplicates and image not in set(taken)]
-        return [*taken, *rest, *(image for image in order if image in self._duplicates)]
+        placed = self._duplicates.union(taken)
+        rest = [image for image in order if image not in placed]
+        return [*taken, *rest, *(image for image in shortlist if image in self._duplicates)]
 
     def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
         """Return the objectives that count most for this image, each with its value in [0, 1]."""

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.selection.diversity import spread
-from tasks.selection.objectives.base import centered
+from tasks.selection.embeddings import centered
 from tasks.selection.pool_view import PoolView
 
 _SHORTLIST_BATCHES = 4

@@ -73,9 +73,18 @@ def test_later_override_wins() -> None:
     assert yaml.safe_load(made)["seed"] == 2
 
 
+def test_a_parameter_that_is_a_map_is_replaced_as_a_whole() -> None:
+    made = render_params(TEMPLATE, classes=["a"], overrides=["select.objectives={novelty: 1e-1, diversity: 2}"])
+    assert yaml.safe_load(made)["select"]["objectives"] == {"novelty": 0.1, "diversity": 2}
+    assert "objectives: {novelty: 0.1, diversity: 2}" in made
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("train={iterations: 3}", "train is a section, expected one of its parameters"),
+        ("select.objectives=3", "select.objectives is a section, expected one of its parameters"),
+        ("select.objectives={beauty: 1}", "expected 'uncertainty', "),
         ("train.lerning_rate=1", "train.lerning_rate is an unknown parameter.*Did you mean train.learning_rate"),
         ("nothing.like.it=1", "nothing.like.it is an unknown parameter"),
         ("train", "expected section.key=value"),

@@ -20,6 +20,11 @@ def test_the_farthest_from_all_covered_comes_first_written_out() -> None:
     assert greedy_k_center(points, np.array([[10.0], [9.0], [4.0]]), num_centers=1)[0] == 0
 
 
+def test_small_distances_count_far_from_the_origin() -> None:
+    points = 1000 + np.array([[0.0], [0.1], [0.3]], dtype=np.float32)
+    assert greedy_k_center(points, np.array([[1000.0]], dtype=np.float32), num_centers=3) == [2, 1, 0]
+
+
 def test_without_labels_it_begins_in_the_middle() -> None:
     points = np.array([[0.0], [5.0], [10.0], [11.0]])  # mean 6.5
     assert greedy_k_center(points, np.zeros((0, 1)), num_centers=4) == [1, 3, 0, 2]

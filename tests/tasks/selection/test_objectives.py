@@ -147,6 +147,10 @@ def test_spread_takes_what_the_written_out_rule_takes() -> None:
         expected.append(int(np.argmax(gain)))
     assert found.order == expected
     assert not set(found.duplicates) & set(expected)
+    seen = [*covered, *vectors[expected]]  # covered images are -1 and -2 in nearest_S
+    for i in set(range(25)) - set(expected):
+        nearest = int(np.argmax([vectors[i] @ c for c in seen]))
+        assert found.nearest_S[i] == (expected[nearest - 2] if nearest > 1 else -1 - nearest)
 
 
 def test_a_bound_on_the_order_only_cuts_it() -> None:
