@@ -1,7 +1,7 @@
 """Run the teacher on unlabeled, calibration and labeled images; keep the full posteriors.
 
 Reads  data/images, derived/assemble/unlabeled.parquet, derived/assemble/calibration.parquet,
-       derived/assemble/labeled.parquet, derived/train/teacher.pth
+       derived/assemble/labeled.parquet, derived/train/teacher.pth, derived/train/student.pth, data/warm_start
 Writes derived/infer
 Params classes, model, infer, train.mixed_precision
 """
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from detectron_ext.committee import disagreement
 from detectron_ext.distributed import rank, world_size
 from detectron_ext.inference import Detections
 from detectron_ext.meta_arch import PerImageRCNN
@@ -46,6 +47,7 @@ def infer(
     calibration: Path,
     labeled: Path,
     teacher: Path,
+    second: Path | None = None,
     scratch: Path,
     out: Path,
 ) -> None:
@@ -61,12 +63,14 @@ def infer(
         calibration: schemas.ANNOTATED.
         labeled: schemas.ANNOTATED.
         teacher: state file.
+        second: state file of the committee's second member; None: there is no committee.
         scratch: finished pieces and shards of an unfinished run.
         out: output folder.
     """
     digest = files.sha256_file(teacher)
+    second_digest = files.sha256_file(second) if second is not None else ""
     size = params.infer.shard_size
-    finished_folder = scratch / _input_key(params, digest)
+    finished_folder = scratch / _input_key(params, digest + second_digest)
     shards = [
         _Shard(name, images, finished_folder)
         for name, images in (
@@ -77,7 +81,7 @@ def infer(
     missing = [piece for shard in shards if not shard.path.is_file() for piece in shard.pieces]
     missing = [piece for piece in missing if not piece.path.is_file()]
     if missing:
-        launch("infer", detect_pieces, params, root, teacher, digest, missing)
+        launch("infer", detect_pieces, params, root, Members(teacher, second), digest, missing)
     out.mkdir(parents=True, exist_ok=True)
     for shard in shards:
         shard.join_pieces()
@@ -91,6 +95,15 @@ class Piece:
 
     images: list[dict[str, str]]
     path: Path
+
+
+@dataclass(frozen=True)
+class Members:
+    """State files of the detectors that see every image."""
+
+    teacher: Path
+    second: Path | None
+    """Whose disagreement with the teacher is measured; None: there is no committee."""
 
 
 class _Shard:
@@ -112,19 +125,21 @@ class _Shard:
             piece.path.unlink(missing_ok=True)
 
 
-def detect_pieces(params: StageParams, root: Path, teacher: Path, digest: str, pieces: Sequence[Piece]) -> None:
+def detect_pieces(params: StageParams, root: Path, members: Members, digest: str, pieces: Sequence[Piece]) -> None:
     """Detect and write this process's share of the pieces, one after the other."""
     own = pieces[rank() :: world_size()]
-    detector = _load_teacher(params, teacher) if own else None
+    detectors = _load_members(params, members) if own else []
     for number, piece in enumerate(own):
-        files.write_table(piece.path, _detect_images(params, detector, piece.images, root, digest))
+        files.write_table(piece.path, _detect_images(params, detectors, piece.images, root, digest))
         log.info("infer piece %d/%d: %d images", number + 1, len(own), len(piece.images))
 
 
-def _load_teacher(params: StageParams, teacher: Path) -> PerImageRCNN:
-    detector = load_detector(params.model, len(params.classes), teacher)
-    detector.roi_heads.describes_regions = True
-    return detector
+def _load_members(params: StageParams, members: Members) -> list[PerImageRCNN]:
+    teacher = load_detector(params.model, len(params.classes), members.teacher)
+    teacher.roi_heads.describes_regions = True
+    if members.second is None:
+        return [teacher]
+    return [teacher, load_detector(params.model, len(params.classes), members.second)]
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -164,7 +179,7 @@ def _ids_digest(images: Sequence[dict[str, str]]) -> str:
 
 
 def _detect_images(
-    params: StageParams, detector: Any, images: Sequence[dict[str, str]], root: Path, digest: str
+    params: StageParams, detectors: Sequence[Any], images: Sequence[dict[str, str]], root: Path, digest: str
 ) -> pa.Table:
     read = ImageReader(root, images, prefetch_remote=True)
 
@@ -179,20 +194,22 @@ def _detect_images(
             ) from None
 
     results = detect_all(
-        [detector],
+        detectors,
         images,
         read_pool_image,
         params.model,
         batch_size=max(params.infer.batch_size // num_micro_batches(), 1),
         mixed_precision=params.train.mixed_precision,
     )
-    rows = [_row(image["image_id"], found, params.infer.score_threshold, digest) for image, [found] in results]
+    rows = [_row(image["image_id"], found, params.infer.score_threshold, digest) for image, found in results]
     rows.sort(key=lambda row: row["image_id"])
     return pa.Table.from_pylist(rows, schemas.DETECTIONS)
 
 
-def _row(image_id: str, all_found: Detections, score_threshold: float, digest: str) -> dict[str, Any]:
+def _row(image_id: str, by_member: Sequence[Detections], score_threshold: float, digest: str) -> dict[str, Any]:
+    all_found, *others = by_member
     found = all_found.filter_by_score(score_threshold)
+    between = disagreement(found, others[0].filter_by_score(score_threshold)) if others else None
     region_class_ids, region_features = sum_by_class(found.region_features, found.scores, found.class_ids)
     return {
         "image_id": image_id,
@@ -205,20 +222,34 @@ def _row(image_id: str, all_found: Detections, score_threshold: float, digest: s
         "stability": found.stability,
         "region_class_ids": region_class_ids,
         "region_features": region_features.astype(np.float16).ravel(),
+        "box_disagreement": between.boxes if between else None,
+        "class_disagreement": between.classes if between else None,
         "model_digest": digest,
     }
+
+
+def _second_member(workspace: Workspace, committee: str) -> Path | None:
+    """Return the state file of the committee's second member; in the first round the student stands in."""
+    if committee == "none":
+        return None
+    previous = workspace.warm_start / "teacher.pth"
+    if committee == "previous_teacher" and previous.is_file():
+        return previous
+    return workspace.derived("train") / "student.pth"
 
 
 def _body(workspace: Workspace) -> None:
     keep_freed_memory()
     assembled = workspace.derived("assemble")
+    params = load_stage_params(workspace.params, "classes", "model", "infer", "train")
     infer(
-        load_stage_params(workspace.params, "classes", "model", "infer", "train"),
+        params,
         root=workspace.root,
         unlabeled=assembled / "unlabeled.parquet",
         calibration=assembled / "calibration.parquet",
         labeled=assembled / "labeled.parquet",
         teacher=workspace.derived("train") / "teacher.pth",
+        second=_second_member(workspace, params.infer.committee),
         scratch=workspace.scratch("infer"),
         out=workspace.derived("infer"),
     )

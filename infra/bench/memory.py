@@ -148,8 +148,8 @@ def random_detections(image_ids: list[str], num_classes: int, seed: int) -> pa.T
             rng.normal(size=(num_images, _REGION_CLASSES * _REGION_SIZE)).astype(np.float16),
             _REGION_CLASSES * _REGION_SIZE,
         ),
-        "box_divergence": pa.array(rng.uniform(0, 5, num_images).astype(np.float32)),
-        "class_divergence": pa.array(rng.uniform(0, 5, num_images).astype(np.float32)),
+        "box_disagreement": pa.array(rng.uniform(0, 5, num_images).astype(np.float32)),
+        "class_disagreement": pa.array(rng.uniform(0, 5, num_images).astype(np.float32)),
         "model_digest": pa.array(["0" * 64] * num_images),
     }
     return pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS)

@@ -86,9 +86,7 @@ def _write_labels(workspace: Workspace, image_ids: list[str], rng: np.random.Gen
         {"image_id": image, "uri": image, "width_px": 640, "height_px": 640, "batch": 0, "boxes_xyxy": box, "class_ids": [category]}
         for image, box, category in zip(image_ids, boxes.tolist(), class_ids.tolist(), strict=True)
     ]  # fmt: skip
-    files.write_table(
-        workspace.derived("assemble") / "labeled.parquet", pa.Table.from_pylist(rows, schema=ANNOTATED)
-    )
+    files.write_table(workspace.derived("assemble") / "labeled.parquet", pa.Table.from_pylist(rows, schema=ANNOTATED))
     answers = [
         {
             "image_id": row["image_id"], "status": "labeled",

@@ -65,6 +65,11 @@ DETECTIONS = pa.schema(
         ("stability", _FLOATS),  # N, IoU of a box with what a second regression pass makes of it, [0, 1]
         ("region_class_ids", pa.list_(pa.int16())),  # C, the classes that were detected, ascending
         ("region_features", _HALF_FLOATS),  # C*D, score-weighted sum of the features of the regions of each class
+        (
+            "box_disagreement",
+            pa.float32(),
+        ),  # from the committee's second member (docs/method.md#committee); null: there is none
+        ("class_disagreement", pa.float32()),  # the same about classes
         ("model_digest", pa.string()),  # SHA-256 of the teacher file
     ]
 )

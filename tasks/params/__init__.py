@@ -70,6 +70,14 @@ class Params(Section):
             raise ValueError(f"classes is {self.classes}, expected no name twice")
         return self
 
+    @model_validator(mode="after")
+    def _check_committee(self) -> Self:
+        if self.select.uses_committee and self.infer.committee == "none":
+            raise ValueError(
+                "infer.committee is 'none', expected 'student' or 'previous_teacher' where select wants committee"
+            )
+        return self
+
 
 class StageParams:
     """The sections that one stage declared; access to any other raises, so that DVC knows every dependency."""

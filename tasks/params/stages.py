@@ -15,7 +15,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-READY_STRATEGY_NAMES = ("least_confident", "margin", "localization", "rarity", "novelty", "boundary")
+READY_STRATEGY_NAMES = ("least_confident", "margin", "localization", "committee", "rarity", "novelty", "boundary")
 STRATEGY_NAMES = (
     *("uncertainty", "random", "entropy", "coreset", "value_per_minute", "composite"),
     *READY_STRATEGY_NAMES,
@@ -29,6 +29,7 @@ ObjectiveName = Literal[
     "least_confident",
     "margin",
     "localization",
+    "committee",
     "rarity",
     "novelty",
     "boundary",
@@ -252,6 +253,10 @@ class InferParams(Section):
     most 512 images per GPU, whatever this is."""
     score_threshold: Fraction
     """Boxes with a lower score are not stored and take no part in the metrics (docs/method.md#teacher-output)."""
+    committee: Literal["none", "student", "previous_teacher"]
+    """A second detector whose disagreement with the teacher is measured on every image, for objective ``committee``
+    (docs/method.md#committee): the student of the round, or the teacher of the round before (in the first round, the
+    student). It costs a second forward pass."""
 
 
 class ScoringParams(Section):
@@ -367,6 +372,12 @@ class SelectParams(Section):
     random_frac: Fraction
     """Share of the batch, in images, drawn uniformly from the whole pool. Without it the DWA network would only learn
     from images that its own rule prefers."""
+
+    @property
+    def uses_committee(self) -> bool:
+        """Whether the strategy needs the disagreement of two detectors."""
+        has_weight = self.strategy == "composite" and self.objectives.get("committee", 0) > 0
+        return has_weight or self.strategy == "committee"
 
     @model_validator(mode="after")
     def _check_objectives(self) -> Self:

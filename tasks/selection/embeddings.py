@@ -77,7 +77,9 @@ def centered(vectors_PD: Embeddings, reference_LD: Embeddings) -> tuple[Embeddin
     known = [vectors.any(axis=1) for vectors in sets]
     num_known = sum(int(rows.sum()) for rows in known)
     mean_D = sum(vectors.sum(axis=0, dtype=np.float64) for vectors in sets) / max(num_known, 1)
-    first, second = (_unit(vectors - mean_D.astype(np.float32), rows) for vectors, rows in zip(sets, known, strict=True))
+    first, second = (
+        _unit(vectors - mean_D.astype(np.float32), rows) for vectors, rows in zip(sets, known, strict=True)
+    )
     return first, second
 
 

@@ -1,6 +1,6 @@
 """Show a strategy the pool: one table of candidates in memory, and embeddings that are read when they are asked for.
 
-Shape letters: P images, C channels of an embedding, D dimensions of a region feature,
+Shape letters: P candidates, L labeled images, C channels of an embedding, D dimensions of a region feature,
 B boxes of a batch of images, G labeled boxes.
 """
 
@@ -11,20 +11,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from detectron_ext.uncertainty_metrics import sum_by_image
 from tasks.data.annotations import marked_boxes
-from tasks.data.detections import DetectionBatch, ShardKind, read_detection_batches, read_shards
+from tasks.data.detections import DetectionBatch, read_detection_batches, read_shards
 from tasks.data.schemas import ANNOTATED
+from tasks.runtime.errors import UserError
+from tasks.selection.embeddings import (
+    IMAGE,
+    REGION,
+    Embeddings,
+    centered,
+    read_embeddings,
+    read_labeled_embeddings,
+)
 from tasks.storage import files
-
-Embeddings = NDArray[np.float32]
-_Reader = Callable[[pa.Table], Embeddings]
-_IMAGE_COLUMNS = ("image_id", "embedding")
-_REGION_COLUMNS = ("image_id", "region_class_ids", "region_features")
 
 
 class PoolView:
@@ -52,13 +54,18 @@ class PoolView:
         self.labeled = labeled
         self.batch_size = batch_size
 
+    @cached_property
+    def image_ids(self) -> pd.Index:
+        """Ids of the candidates as texts, in their order."""
+        return pd.Index(self.candidates.index.astype(str))
+
     def embeddings(self, image_ids: Sequence[str] | None = None) -> Embeddings:
         """Return image embeddings (P, C), rows in the order of ``image_ids``; None: of all candidates.
 
         Raises:
             KeyError: an image has no embedding.
         """
-        return self._of_candidates(image_ids, _IMAGE_COLUMNS, _image_embeddings)
+        return read_embeddings(self.infer, IMAGE, self.image_ids if image_ids is None else pd.Index(image_ids))
 
     def region_embeddings(self, image_ids: Sequence[str] | None = None) -> Embeddings:
         """Return a vector of length 1 for what was detected on each image, (P, D).
@@ -66,25 +73,38 @@ class PoolView:
         It has the direction of the score-weighted sum of the features of the regions; zeros for an image without
         detections. Rows and errors are those of ``embeddings``.
         """
-        return self._region_embeddings if image_ids is None else self._read_region_embeddings(image_ids)
-
-    @cached_property
-    def _region_embeddings(self) -> Embeddings:
-        """Of all candidates; several objectives ask for them."""
-        return self._read_region_embeddings(None)
-
-    def _read_region_embeddings(self, image_ids: Sequence[str] | None) -> Embeddings:
-        return self._of_candidates(image_ids, _REGION_COLUMNS, _region_embeddings)
+        return read_embeddings(self.infer, REGION, self.image_ids if image_ids is None else pd.Index(image_ids))
 
     @cached_property
     def labeled_embeddings(self) -> Embeddings:
-        """Image embeddings of the labeled images by the same teacher, (P, C) by image id."""
-        return self._of_labeled(_IMAGE_COLUMNS, _image_embeddings)
+        """Image embeddings of the labeled images by the same teacher, (L, C) by image id."""
+        return read_labeled_embeddings(self.infer, IMAGE)[1]
 
     @cached_property
     def labeled_region_embeddings(self) -> Embeddings:
-        """Region embeddings of the labeled images by the same teacher, (P, D) by image id."""
-        return self._of_labeled(_REGION_COLUMNS, _region_embeddings)
+        """Region embeddings of the labeled images by the same teacher, (L, D) by image id."""
+        return self._labeled_regions[1]
+
+    @property
+    def labeled_image_ids(self) -> list[str]:
+        """Ids of the labeled images that have embeddings, ascending: the rows of the two above."""
+        return self._labeled_regions[0]
+
+    @cached_property
+    def _labeled_regions(self) -> tuple[list[str], Embeddings]:
+        return read_labeled_embeddings(self.infer, REGION)
+
+    @cached_property
+    def content(self) -> tuple[Embeddings, Embeddings]:
+        """What is known of the content of the candidates (P, D) and of the labeled images (L, D), ``centered``.
+
+        Region embeddings where the teacher detects anything; image embeddings where it detects nothing in the whole
+        pool. Several objectives ask for them.
+        """
+        regions = self.region_embeddings()
+        if regions.any():
+            return centered(regions, self.labeled_region_embeddings)
+        return centered(self.embeddings(), self.labeled_embeddings)
 
     @cached_property
     def labeled_boxes(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -96,6 +116,22 @@ class PoolView:
         boxes = np.concatenate([np.zeros((0, 4)), *(one.boxes_xyxy for one in marked)])
         return boxes, np.concatenate([np.zeros(0, dtype=np.int64), *(one.class_ids for one in marked)])
 
+    def column_of_detections(self, name: str) -> NDArray[np.float64]:
+        """Return a column of schemas.DETECTIONS with one number an image for every candidate, (P,).
+
+        Raises:
+            UserError: the stage ``infer`` did not measure it.
+        """
+        result = np.full(len(self.candidates), np.nan)
+        for shard in read_shards(self.infer, columns=["image_id", name]) if self.infer is not None else ():
+            rows = self.image_ids.get_indexer(pd.Index(shard["image_id"].to_pandas()))
+            result[rows[rows >= 0]] = shard[name].to_numpy().astype(np.float64)[rows >= 0]
+        if np.isnan(result).any():
+            where = self.infer if self.infer is not None else "infer"
+            image = self.image_ids[int(np.flatnonzero(np.isnan(result))[0])]
+            raise UserError(where, f"{name} of image {image} is missing, expected a number", "Run: dvc repro infer")
+        return result
+
     def sum_over_boxes(self, term: Callable[[DetectionBatch], NDArray[Any]]) -> NDArray[np.float64]:
         """Sum a number of each detection over the detections of every candidate, (P,); 0 without detections.
 
@@ -103,56 +139,9 @@ class PoolView:
             term: gives the numbers of a batch of images, (B,). Detections are read batch by batch.
         """
         total = np.zeros(len(self.candidates))
-        row_of = pd.Index([str(image) for image in self.candidates.index])
         for batch in read_detection_batches(self.infer) if self.infer is not None else ():
             if len(batch.scores):
-                rows = row_of.get_indexer(pd.Index(batch.image_ids))
+                rows = self.image_ids.get_indexer(pd.Index(batch.image_ids))
                 sums = sum_by_image(term(batch), batch.num_boxes)
                 total[rows[rows >= 0]] = sums[rows >= 0]
         return total
-
-    def _of_candidates(self, image_ids: Sequence[str] | None, columns: Sequence[str], read: _Reader) -> Embeddings:
-        wanted = [str(image) for image in self.candidates.index] if image_ids is None else list(image_ids)
-        ids, vectors = _read(self.infer, "pool", columns, read, pa.array(wanted, pa.string()))
-        order = pd.Index(ids).get_indexer(pd.Index(wanted))
-        if (order < 0).any():
-            raise KeyError(wanted[int(np.flatnonzero(order < 0)[0])])
-        return vectors[order]
-
-    def _of_labeled(self, columns: Sequence[str], read: _Reader) -> Embeddings:
-        ids, vectors = _read(self.infer, "labeled", columns, read, None)
-        return vectors[np.argsort(ids, kind="stable")]
-
-
-def _read(
-    infer: Path | None, kind: ShardKind, columns: Sequence[str], read: _Reader, wanted: pa.Array | None
-) -> tuple[list[str], Embeddings]:
-    """Ids and vectors of the shards of one kind; only those of the wanted images where they are named."""
-    ids: list[str] = []
-    parts: list[Embeddings] = []
-    for shard in read_shards(infer, kind, columns=columns) if infer is not None else ():
-        rows = shard if wanted is None else shard.filter(pc.is_in(shard["image_id"], value_set=wanted))
-        if len(rows):
-            ids += rows["image_id"].to_pylist()
-            parts.append(read(rows))
-    widest = max((part.shape[1] for part in parts), default=0)  # a shard without a detection does not know D
-    parts = [part if part.shape[1] else np.zeros((len(part), widest), dtype=np.float32) for part in parts]
-    return ids, np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
-
-
-def _image_embeddings(rows: pa.Table) -> Embeddings:
-    return _flat(rows, "embedding").reshape(len(rows), -1)
-
-
-def _region_embeddings(rows: pa.Table) -> Embeddings:
-    classes_P = pc.list_value_length(rows["region_class_ids"]).fill_null(0).to_numpy()
-    values = _flat(rows, "region_features")
-    if not len(values):
-        return np.zeros((len(rows), 0), dtype=np.float32)
-    sums = np.zeros((len(rows), len(values) // int(classes_P.sum())), dtype=np.float32)
-    np.add.at(sums, np.repeat(np.arange(len(rows)), classes_P), values.reshape(-1, sums.shape[1]))
-    return np.asarray(sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9))
-
-
-def _flat(rows: pa.Table, column: str) -> Embeddings:
-    return np.asarray(pc.list_flatten(rows[column]).to_numpy(), dtype=np.float32)

@@ -15,7 +15,7 @@ import tasks.infer
 from detectron_ext.inference import Detections
 from tasks.data import schemas
 from tasks.data.detections import read_detections, read_shards
-from tasks.data.paths import image_id_from_sha256
+from tasks.data.paths import Workspace, image_id_from_sha256
 from tasks.evaluate import evaluate
 from tasks.infer import infer, shard_name
 from tasks.model import detector as detector_module
@@ -73,7 +73,7 @@ def save_image(folder: Path, number: int, size: tuple[int, int]) -> dict[str, An
     return {"image_id": image_id, "uri": path.name, "width_px": size[1], "height_px": size[0]}
 
 
-def run_inference(folder: Path) -> None:
+def run_inference(folder: Path, second: Path | None = None) -> None:
     infer(
         stage_params(folder),
         root=folder,
@@ -81,6 +81,7 @@ def run_inference(folder: Path) -> None:
         calibration=folder / "annotated.parquet",
         labeled=folder / "labeled.parquet",
         teacher=folder / "teacher.pth",
+        second=second,
         scratch=folder / "scratch",
         out=folder / "out",
     )
@@ -111,6 +112,34 @@ def test_batch_size_and_shards_change_no_detection(folder: Path) -> None:
         assert len(one.scores) == len(expected[one.image_id].scores)
         np.testing.assert_allclose(one.scores, expected[one.image_id].scores, atol=1e-4)
         np.testing.assert_allclose(one.boxes_xyxy, expected[one.image_id].boxes_xyxy, atol=1e-2)
+
+
+def box_disagreements(folder: Path) -> list[float | None]:
+    rows = [row for shard in read_shards(folder / "out") for row in shard.to_pylist()]
+    assert all((row["box_disagreement"] is None) == (row["class_disagreement"] is None) for row in rows)
+    return [row["box_disagreement"] for row in rows]
+
+
+def test_a_committee_of_one_teacher_agrees_and_one_of_two_does_not(folder: Path) -> None:
+    run_inference(folder)
+    assert box_disagreements(folder) == [None] * len(SIZES)
+    expected = [one.scores.tolist() for one in read_detections(folder / "out")]
+    run_inference(folder, folder / "teacher.pth")
+    assert box_disagreements(folder) == [0.0] * len(SIZES)
+    run_inference(folder, folder / "student.pth")
+    assert all(value is not None and value > 0 for value in box_disagreements(folder))
+    assert [one.scores.tolist() for one in read_detections(folder / "out")] == expected
+
+
+def test_the_second_member_is_the_teacher_before_or_the_student(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    student, previous = workspace.derived("train") / "student.pth", workspace.warm_start / "teacher.pth"
+    assert tasks.infer._second_member(workspace, "none") is None
+    assert tasks.infer._second_member(workspace, "previous_teacher") == student  # the first round
+    previous.parent.mkdir(parents=True)
+    previous.touch()
+    assert tasks.infer._second_member(workspace, "previous_teacher") == previous
+    assert tasks.infer._second_member(workspace, "student") == student
 
 
 def read_all(folder: Path) -> dict[str, bytes]:

@@ -19,4 +19,3 @@ class Objective(Protocol):
         Any scale: objectives are compared by rank. Must not depend on the order of the candidates.
         """
         ...
-

@@ -6,6 +6,7 @@ from tasks.selection.objectives.base import Objective
 from tasks.selection.objectives.boundary import Boundary
 from tasks.selection.objectives.boxes import LeastConfident, Localization, Margin
 from tasks.selection.objectives.columns import Column
+from tasks.selection.objectives.committee import Committee
 from tasks.selection.objectives.novelty import Novelty
 from tasks.selection.objectives.rarity import Rarity
 
@@ -21,6 +22,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "least_confident": LeastConfident(),
     "margin": Margin(),
     "localization": Localization(),
+    "committee": Committee(),
     "rarity": Rarity(),
     "novelty": Novelty(),
     "boundary": Boundary(),
@@ -30,6 +32,7 @@ READY_STRATEGIES: Mapping[str, Mapping[str, float]] = {
     "least_confident": {"least_confident": 1},
     "margin": {"margin": 1},
     "localization": {"localization": 1},
+    "committee": {"committee": 1},
     "rarity": {"rarity": 1},
     "novelty": {"novelty": 1},
     "boundary": {"boundary": 1},

@@ -11,6 +11,7 @@ import pytest
 
 from tasks.data.schemas import ANNOTATED, DETECTIONS
 from tasks.params.stages import READY_STRATEGY_NAMES, ObjectiveName
+from tasks.runtime.errors import UserError
 from tasks.selection.diversity import spread
 from tasks.selection.objectives.boundary import Boundary
 from tasks.selection.objectives.registry import DIVERSITY, OBJECTIVES, READY_STRATEGIES
@@ -38,6 +39,8 @@ def detection_row(image_id: str, boxes: list[tuple[float, ...]], **columns: Any)
         "stability": [1.0] * count,
         "region_class_ids": [],
         "region_features": [],
+        "box_disagreement": 0.0,
+        "class_disagreement": 0.0,
         "model_digest": "0" * 64,
     } | columns
 
@@ -216,6 +219,22 @@ def test_boxes_that_the_detector_would_move_rank_first(make_pool: PoolMaker) -> 
     value = OBJECTIVES["localization"].values(make_pool(rows), seed=0)
     pairs = value[shifted][:, None] > value[~shifted][None]
     assert pairs.mean() > 0.9  # area under the curve
+
+
+def test_what_the_committee_disagrees_on_comes_first(make_pool: PoolMaker) -> None:
+    disagreements = {"0000": (0.1, 0.3), "0001": (0.9, 0.0), "0002": (0.0, 0.0), "0003": (0.0, 2.0)}
+    rows = [
+        detection_row(image, [], box_disagreement=b, class_disagreement=c) for image, (b, c) in disagreements.items()
+    ]
+    pool = make_pool(rows)
+    assert OBJECTIVES["committee"].values(pool, seed=0) == pytest.approx([0.4, 0.9, 0.0, 2.0])
+    assert ObjectiveStrategy("committee", {"committee": 1}).rank(pool, seed=0) == ["0003", "0001", "0000", "0002"]
+
+
+def test_without_a_committee_the_objective_says_what_is_missing(make_pool: PoolMaker) -> None:
+    pool = make_pool([detection_row("0000", [], box_disagreement=None, class_disagreement=None)])
+    with pytest.raises(UserError, match="box_disagreement of image 0000 is missing"):
+        OBJECTIVES["committee"].values(pool, seed=0)
 
 
 @pytest.mark.parametrize("name", sorted(READY_STRATEGIES))
