@@ -128,13 +128,14 @@ class _Shard:
 def detect_pieces(params: StageParams, root: Path, members: Members, digest: str, pieces: Sequence[Piece]) -> None:
     """Detect and write this process's share of the pieces, one after the other."""
     own = pieces[rank() :: world_size()]
-    detectors = _load_members(params, members) if own else []
+    detectors = load_members(params, members) if own else []
     for number, piece in enumerate(own):
         files.write_table(piece.path, _detect_images(params, detectors, piece.images, root, digest))
         log.info("infer piece %d/%d: %d images", number + 1, len(own), len(piece.images))
 
 
-def _load_members(params: StageParams, members: Members) -> list[PerImageRCNN]:
+def load_members(params: StageParams, members: Members) -> list[PerImageRCNN]:
+    """Load the teacher, which describes regions too, and after it the second member, if there is one."""
     teacher = load_detector(params.model, len(params.classes), members.teacher)
     teacher.roi_heads.describes_regions = True
     if members.second is None:

@@ -83,7 +83,10 @@ def _write_labels(workspace: Workspace, image_ids: list[str], rng: np.random.Gen
     boxes = np.hstack([corners_px, corners_px + rng.uniform(8, 120, corners_px.shape)])
     class_ids = rng.integers(len(_CLASSES), size=len(image_ids))
     rows = [
-        {"image_id": image, "uri": image, "width_px": 640, "height_px": 640, "batch": 0, "boxes_xyxy": box, "class_ids": [category]}
+        {
+            "image_id": image, "uri": image, "width_px": 640, "height_px": 640, "batch": 0, "boxes_xyxy": box,
+            "class_ids": [category],
+        }
         for image, box, category in zip(image_ids, boxes.tolist(), class_ids.tolist(), strict=True)
     ]  # fmt: skip
     files.write_table(workspace.derived("assemble") / "labeled.parquet", pa.Table.from_pylist(rows, schema=ANNOTATED))

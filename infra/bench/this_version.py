@@ -25,7 +25,7 @@ from detectron_ext.trainer import TeacherStudentTrainer, parameter_groups
 from infra.bench.timed_functions import serve
 from tasks import train
 from tasks.data import schemas
-from tasks.infer import _load_teacher
+from tasks.infer import Members, load_members
 from tasks.model.detector import (
     ImageReader,
     default_device,
@@ -170,7 +170,7 @@ def load_like_infer(trainer: TeacherStudentTrainer, params: StageParams) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "teacher.pth"
         torch.save(trainer.teacher.state_dict(), weights)
-        return _load_teacher(params, weights)
+        return load_members(params, Members(weights, None))[0]
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ def spread(
         value_S: in [0, 1].
         diversity: share of the distance, [0, 1].
         max_taken: end of the order; None: all rows.
-        distance: ``cosine``: 1 - cosine, with near duplicates of covered and taken rows left out; ``euclidean``: half the
-            squared distance, and no row counts as a duplicate.
+        distance: ``cosine``: 1 - cosine, with near duplicates of covered and taken rows left out; ``euclidean``: half
+            the squared distance, and no row counts as a duplicate.
     """
     space = _Space(np.ascontiguousarray(vectors_SD, dtype=np.float32), distance)
     covered_LD = covered_LD.reshape(-1, space.vectors_SD.shape[1])

@@ -1,6 +1,7 @@
 """Read embeddings from the shards of ``infer``, and put two sets of them on common ground.
 
-Shape letters: P images of the pool, L labeled images, C channels of an image embedding, D dimensions of a region feature.
+Shape letters: P images of the pool, L labeled images, C channels of an image embedding, D dimensions of a region
+feature.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +75,7 @@ def centered(vectors_PD: Embeddings, reference_LD: Embeddings) -> tuple[Embeddin
     A vector of zeros stays 0: nothing was detected there, which does not make such images alike.
     """
     sets = (vectors_PD, reference_LD.reshape(-1, vectors_PD.shape[1]))
-    known = [vectors.any(axis=1) for vectors in sets]
+    known = [np.asarray(vectors.any(axis=1)) for vectors in sets]
     num_known = sum(int(rows.sum()) for rows in known)
     mean_D = sum(vectors.sum(axis=0, dtype=np.float64) for vectors in sets) / max(num_known, 1)
     first, second = (

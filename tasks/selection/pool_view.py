@@ -57,7 +57,8 @@ class PoolView:
     @cached_property
     def image_ids(self) -> pd.Index:
         """Ids of the candidates as texts, in their order."""
-        return pd.Index(self.candidates.index.astype(str))
+        ids: pd.Index = self.candidates.index.astype(str)
+        return ids
 
     def embeddings(self, image_ids: Sequence[str] | None = None) -> Embeddings:
         """Return image embeddings (P, C), rows in the order of ``image_ids``; None: of all candidates.
