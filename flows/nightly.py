@@ -15,7 +15,14 @@ from prefect.runtime import flow_run
 
 from flows.annotation.batches import num_open, offered_annotation_batches
 from flows.annotation.collect import CollectionResult, collect, finalize_collection
-from flows.annotation.deliver import CAMPAIGN_COMPLETE, DeliveryResult, deliver, has_pending_delivery
+from flows.annotation.deliver import (
+    CAMPAIGN_COMPLETE,
+    DeliveryResult,
+    deliver,
+    has_pending_delivery,
+    held_back,
+    held_message,
+)
 from flows.annotation.providers.base import AnnotationBatch, LabelProvider, ProviderError
 from flows.registry.publish import PublishError, PublishResult, publish, push
 from flows.run_context import RunContext, open_run
@@ -71,12 +78,15 @@ def advance_round(context: RunContext) -> RunResult:
     if not published:
         return _run_round(context, number)
     offered = offered_annotation_batches(workspace)
-    delivered = _offer_next_batch(context, number) if has_pending_delivery(workspace, number) else None
+    delivered = _offer_next_batch(context, number) if has_pending_delivery(workspace, context.params, number) else None
     collected = _collect(context, number + 1, offered)
     if collected is not None and collected.num_images:
         return _run_round(context, number + 1)
     if delivered is not None:  # the last run was interrupted at this point
         return _result(number, delivered)
+    held = held_back(workspace, context.params, number)
+    if num_open(workspace) == 0 and held is not None:
+        return RunResult(number, "held", held_message(number + 1, held))
     if num_open(workspace) == 0:
         return RunResult(number, "pool_exhausted", CAMPAIGN_COMPLETE)
     return RunResult(number, "waiting_for_labels", "" if collected is None else collected.message)
@@ -145,7 +155,8 @@ def _offer_next_batch(context: RunContext, number: int) -> DeliveryResult | None
 
 
 def _result(number: int, delivered: DeliveryResult) -> RunResult:
-    return RunResult(number, "completed" if delivered.num_open else "pool_exhausted", delivered.message)
+    is_complete = not delivered.num_open and not delivered.is_held
+    return RunResult(number, "pool_exhausted" if is_complete else "completed", delivered.message)
 
 
 def _push(workspace: Workspace) -> None:

@@ -42,7 +42,8 @@ def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, P
         metrics[name] = coco_map(truth, pa.Table.from_pylist(predictions, schemas.PREDICTIONS), params.classes)
         log.info("evaluate %s: mAP %.1f, AP50 %.1f", name, metrics[name]["mAP"], metrics[name]["AP50"])
         rows += predictions
-    files.write_table(out / "predictions.parquet", pa.Table.from_pylist(rows, schemas.PREDICTIONS))
+    schema = schemas.with_class_names(schemas.PREDICTIONS, params.classes)
+    files.write_table(out / "predictions.parquet", pa.Table.from_pylist(rows, schema))
     files.write_json(out / "metrics.json", {**metrics, "val_images": truth.num_rows})
 
 

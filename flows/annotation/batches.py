@@ -80,7 +80,7 @@ def read_manifest(path: Path) -> list[AnnotationTask]:
 
 
 def prepare_annotation_batch(
-    workspace: Workspace, campaign: str, batch: int, tasks: Sequence[AnnotationTask]
+    workspace: Workspace, campaign: str, batch: int, tasks: Sequence[AnnotationTask], *, is_held: bool = False
 ) -> AnnotationBatch:
     """Write the folder of one delivery, before anything is sent.
 
@@ -89,6 +89,7 @@ def prepare_annotation_batch(
         campaign: id of the campaign, part of the delivery's key.
         batch: number of the delivery.
         tasks: those of the manifest; none where no image is offered: then the folder only holds the round's outputs.
+        is_held: whether that is because stopping is advised.
     """
     manifest = workspace.derived("handoff") / MANIFEST
     folder = workspace.delivery(batch)
@@ -100,6 +101,7 @@ def prepare_annotation_batch(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         state="prepared" if tasks else "collected",
         receipt=None,
+        is_held=is_held,
     )
     staging = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
@@ -111,7 +113,7 @@ def prepare_annotation_batch(
     weights = files.read_table(workspace.derived("weigh") / "uncertainty.parquet", UNCERTAINTY)
     files.write_table(staging / _UNCERTAINTY, weights.select(PREVIOUS_UNCERTAINTY.names))
     _write_record(staging, delivery)
-    shutil.rmtree(folder, ignore_errors=True)  # left by a crash, without its delivery.json
+    shutil.rmtree(folder, ignore_errors=True)  # left by a crash, without its delivery.json, or held back until now
     staging.rename(folder)
     return delivery
 
@@ -158,6 +160,7 @@ def _warm_start_files(workspace: Workspace) -> dict[str, Path]:
         "class_weights.json": workspace.derived("weigh") / "class_weights.json",
         "calibration_outcomes.parquet": workspace.derived("weigh") / "calibration_outcomes.parquet",
         "teacher.pth": workspace.derived("train") / "teacher.pth",
+        "val_predictions.parquet": workspace.derived("evaluate") / "predictions.parquet",
     }
 
 
@@ -213,6 +216,8 @@ def label_supply_warning(workspace: Workspace, params: Params, result: RunResult
     """
     if result.outcome == "pool_exhausted":
         return "The pool has no image left to label. Add images to the pool, or end the campaign."
+    if result.outcome == "held":
+        return result.message
     if result.outcome == "waiting_for_labels":
         return _no_labels_warning(workspace, params.nightly.alert_after_days_without_labels)
     return _pool_warning(workspace, params.nightly.alert_when_batches_left)

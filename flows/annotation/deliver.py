@@ -13,8 +13,10 @@ from flows.annotation.batches import (
 )
 from flows.annotation.providers.base import LabelProvider, ProviderError
 from flows.workspace import git
+from flows.workspace.rounds import read_ledger
 from tasks.data.paths import Workspace
 from tasks.params import Params
+from tasks.reporting.stopping import CONSIDER_STOPPING
 from tasks.runtime.errors import UserError
 from tasks.runtime.formatting import count_are
 from tasks.storage import files
@@ -31,12 +33,29 @@ class DeliveryResult:
     num_open: int
     """Images with the annotators now, from all batches; 0: the campaign is complete."""
     message: str
+    is_held: bool = False
+    """Whether the newest batch offers no image because stopping is advised."""
 
 
-def has_pending_delivery(workspace: Workspace, round_number: int) -> bool:
-    """Whether a batch is still to be sent, after a crash or because the provider did not answer."""
+def has_pending_delivery(workspace: Workspace, params: Params, round_number: int) -> bool:
+    """Whether a batch is still to be sent: after a crash, after the provider did not answer, or held back until now."""
     prepared = any(delivery.state == "prepared" for delivery in all_annotation_batches(workspace))
-    return prepared or read_annotation_batch(workspace, round_number + 1) is None
+    newest = read_annotation_batch(workspace, round_number + 1)
+    return prepared or newest is None or (newest.is_held and held_back(workspace, params, round_number) is None)
+
+
+def held_back(workspace: Workspace, params: Params, round_number: int) -> str | None:
+    """Return why the batch of a round is not offered; None: stopping is not advised, or advice does not hold it."""
+    if params.nightly.stop != "hold":
+        return None
+    stopping = read_ledger(workspace, round_number)["metrics"]["stopping"]
+    return str(stopping["reason"]) if stopping["advice"] == CONSIDER_STOPPING else None
+
+
+def held_message(batch: int, reason: str | None) -> str:
+    """Say that a batch is held back, and how to offer it all the same."""
+    fix = "To offer it all the same, set nightly.stop to advise in params.yaml and run again."
+    return f"Batch {batch} is held back: {reason}. {fix}"
 
 
 def deliver(workspace: Workspace, provider: LabelProvider, params: Params, round_number: int) -> DeliveryResult:
@@ -57,32 +76,37 @@ def deliver(workspace: Workspace, provider: LabelProvider, params: Params, round
     git.commit(workspace, f"Deliver batch {round_number + 1}", git.SOURCE_PATHS)
     if provider_errors:
         raise provider_errors[0]
-    return _delivery_result(workspace, provider, round_number + 1)
+    return _delivery_result(workspace, provider, round_number + 1, held_back(workspace, params, round_number))
 
 
 def _prepare_batch(workspace: Workspace, params: Params, round_number: int) -> None:
     """Write the folder of the batch unless it exists. Every round has one, even where it offers no image."""
-    if read_annotation_batch(workspace, round_number + 1) is not None:
+    existing = read_annotation_batch(workspace, round_number + 1)
+    held = held_back(workspace, params, round_number) is not None
+    if existing is not None and (held or not existing.is_held):
         return
     _require_unchanged_manifest(workspace, round_number)
     tasks = read_manifest(workspace.derived("handoff") / MANIFEST)
     is_limit_reached = num_open(workspace) >= params.nightly.max_pending_images
     campaign = git.campaign_id(workspace.root)
-    prepare_annotation_batch(workspace, campaign, round_number + 1, () if is_limit_reached else tasks)
+    offered = () if is_limit_reached or held else tasks
+    prepare_annotation_batch(workspace, campaign, round_number + 1, offered, is_held=held and bool(tasks))
 
 
-def _delivery_result(workspace: Workspace, provider: LabelProvider, batch: int) -> DeliveryResult:
+def _delivery_result(workspace: Workspace, provider: LabelProvider, batch: int, held: str | None) -> DeliveryResult:
     delivery = read_annotation_batch(workspace, batch)
     num_images = 0 if delivery is None else len(delivery.image_ids)
     num_pending = num_open(workspace)
     if num_images:
         message = f"Batch {batch}: {count_are(num_images, 'image')} out for labeling ({provider.name})."
+    elif delivery is not None and delivery.is_held:
+        message = held_message(batch, held)
     elif num_pending:
         pending = count_are(num_pending, "image")
         message = f"Batch {batch} offers no image: {pending} still with the annotators ({provider.name})."
     else:
         message = CAMPAIGN_COMPLETE
-    return DeliveryResult(num_images, num_pending, message)
+    return DeliveryResult(num_images, num_pending, message, delivery is not None and delivery.is_held)
 
 
 def _require_unchanged_manifest(workspace: Workspace, round_number: int) -> None:

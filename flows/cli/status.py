@@ -12,14 +12,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.annotation.batches import all_annotation_batches, image_states, lease_expires_at, open_images
-from flows.annotation.deliver import CAMPAIGN_COMPLETE, has_pending_delivery
+from flows.annotation.deliver import CAMPAIGN_COMPLETE, has_pending_delivery, held_back, held_message
 from flows.annotation.providers.base import AnnotationBatch
 from flows.annotation.quarantine import entry_state, read_entries
 from flows.workspace.dvc import stale_stages
 from flows.workspace.rounds import all_ledgers, is_published, newest_round
 from tasks.data.label_store import LabelStore, read_labels
 from tasks.data.paths import Workspace
-from tasks.params import load_params
+from tasks.params import Params, load_params
+from tasks.reporting.stopping import CONSIDER_STOPPING, minutes_per_point
 
 _MISSING = "-"
 _HEADERS = (
@@ -66,10 +67,13 @@ def print_status(workspace: Workspace, console: Console) -> None:
         all_annotation_batches(workspace),
         read_labels(workspace.labels),
     )  # thousands of labels: read once
-    _print_images(deliveries, store, load_params(workspace.params).provider.lease_days, console)
+    params = load_params(workspace.params)
+    _print_images(deliveries, store, params.provider.lease_days, console)
     _print_rejections(workspace, store, console)
     is_open = any(open_images(delivery, store) for delivery in deliveries)
-    console.print(f"Next: {_next_step(workspace, is_open=is_open)}")
+    if ledgers:
+        _print_stopping_advice(ledgers[-1]["metrics"], console)
+    console.print(f"Next: {_next_step(workspace, params, is_open=is_open)}")
     stale = stale_stages(workspace)
     if stale:
         console.print(
@@ -105,12 +109,24 @@ def _print_rejections(workspace: Workspace, store: LabelStore, console: Console)
         console.print(f"  {escape(last.item)}: {escape(last.reason)}", soft_wrap=True)
 
 
-def _next_step(workspace: Workspace, *, is_open: bool) -> str:
+def _print_stopping_advice(figures: Mapping[str, Any], console: Console) -> None:
+    """Print whether further labels still pay, in yellow where they do not."""
+    stopping = figures["stopping"]
+    is_over = stopping["advice"] == CONSIDER_STOPPING
+    text = f"{'Consider stopping' if is_over else 'Go on labeling'}: {stopping['reason']}"
+    if stopping["minutes_per_point"] is not None:
+        text += f"; {minutes_per_point(stopping)} by the trend"
+    console.print(f"{text}.", style="yellow" if is_over else None, soft_wrap=True, highlight=False)
+
+
+def _next_step(workspace: Workspace, params: Params, *, is_open: bool) -> str:
     number = newest_round(workspace)
     if not is_published(workspace, number):
         return f"gleaner run derives round {number}."
-    if has_pending_delivery(workspace, number):
+    if has_pending_delivery(workspace, params, number):
         return f"gleaner run offers batch {number + 1}, if anything is left to ask for."
+    if not is_open and (held := held_back(workspace, params, number)):
+        return f"nothing. {held_message(number + 1, held)}"
     if not is_open:
         return f"nothing: {CAMPAIGN_COMPLETE[0].lower()}{CAMPAIGN_COMPLETE[1:]}"
     return f"gleaner run collects new labels as batch {number + 1} and derives round {number + 1}."

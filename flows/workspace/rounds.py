@@ -70,8 +70,9 @@ class RunResult:
     """Result of a run."""
 
     round_number: int
-    outcome: Literal["completed", "waiting_for_labels", "pool_exhausted"]
-    """A round was published; no labels were returned; or no unlabeled image is left."""
+    outcome: Literal["completed", "waiting_for_labels", "held", "pool_exhausted"]
+    """A round was published; no labels were returned; stopping is advised and no image is open; or no unlabeled image
+    is left."""
     message: str
 
 

@@ -137,6 +137,7 @@ SELECTION = pa.schema(
         ("reason", pa.string()),
     ]
 )
+# The file's metadata holds the class names (``with_class_names``): the next round compares its teacher with this one.
 PREDICTIONS = pa.schema(
     [
         ("model", pa.string()),  # teacher | student

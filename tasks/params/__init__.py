@@ -29,6 +29,7 @@ from tasks.params.stages import (
     Section,
     SelectParams,
     SslParams,
+    StoppingParams,
     TrainParams,
 )
 from tasks.runtime.errors import UserError
@@ -58,6 +59,7 @@ class Params(Section):
     preannotation: PreannotationParams
     report: ReportParams
     label_validation: LabelValidationParams
+    stopping: StoppingParams
     nightly: NightlyParams
     provider: ProviderParams
     annotator_model: AnnotatorModelParams

@@ -403,6 +403,20 @@ class ReportParams(Section):
     """Selected images shown on the page, best rank first."""
 
 
+class StoppingParams(Section):
+    """When the report advises to stop labeling (docs/method.md#stopping)."""
+
+    window_rounds: Annotated[int, Field(ge=4)]
+    """Newest rounds that the trend of mAP is fitted to. Fewer follow a curve faster, and take noise for a plateau more
+    often."""
+    horizon_batches: PositiveInt
+    """Batches ahead that the trend is extended to."""
+    min_gain_points: PositiveFloat
+    """Stopping is advised where those batches will bring fewer points of mAP than this."""
+    confidence_level: Annotated[float, Field(ge=0.5, lt=1)]
+    """One-sided, of the bound on that gain."""
+
+
 class NightlyParams(Section):
     """The nightly flow; read by no stage."""
 
@@ -413,6 +427,9 @@ class NightlyParams(Section):
     """Newly labeled images that make a round worth its training."""
     max_pending_images: PositiveInt
     """With this many images or more still at the annotators, a round offers no further batch."""
+    stop: Literal["advise", "hold"]
+    """What a run does where stopping is advised (section ``stopping``): say so, or also offer no new batch until this
+    is ``advise`` again. It collects and trains in both cases."""
     stage_timeout_minutes: PositiveFloat
     """A stage that runs longer is stopped and has failed. The next round resumes from the state that it saved."""
     alert_after_days_without_labels: PositiveFloat

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tasks.params.stages import StoppingParams
 from tasks.reporting.report_data import Document, ReportData
+from tasks.reporting.stopping import stopping_advice
 
 _ASSEMBLED = (
     "round", "labels", "labeled_images", "boxes", "boxes_per_class", "minutes_spent", "unlabeled_images",
@@ -31,6 +33,7 @@ def round_entry(data: ReportData) -> dict[str, Any]:
         "pool_error": data.pool_error,
         **{key: data.selection_summary[key] for key in ("selected", "random_picks")},
         "annotation_cost": {key: data.selection_summary["annotation_cost"][key] for key in _COSTS},
+        "teacher_agreement": data.teacher_agreement,
         "agreement": data.agreement,
         **{key: data.train_summary[key] for key in ("pseudo_boxes_per_image", "loss_ratio")},
         "pseudo_labels": _pseudo_labels(data.train_summary["pseudo_labels"]),
@@ -51,3 +54,8 @@ def append_round(previous: Sequence[Document], entry: Document) -> list[Document
     """Append this round to the earlier ones, oldest first; a round that is computed again replaces its older entry."""
     earlier = [past_round for past_round in previous if past_round["round"] < entry["round"]]
     return [*sorted(earlier, key=lambda known: int(known["round"])), entry]
+
+
+def with_stopping_advice(history: Sequence[Document], stopping: StoppingParams) -> list[Document]:
+    """Add to the newest round whether further labels still pay (docs/method.md#stopping)."""
+    return [*history[:-1], {**history[-1], "stopping": stopping_advice(history, stopping)}]

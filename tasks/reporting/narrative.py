@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tasks.reporting.report_data import Document, ReportData
+from tasks.reporting.stopping import CONSIDER_STOPPING, minutes_per_point
 from tasks.runtime.formatting import join_and, number, pluralize, signed
 
 
@@ -207,6 +208,25 @@ def pool_error(found: Document) -> str:
             f"those drawn {number(found['drawn']['loss']['mean'], 2)}: choosing pays where it finds more errors."
         )
     return " ".join(sentences)
+
+
+def stopping(now: Document) -> list[str]:
+    """Say whether further labels still pay, what a point of mAP costs, and how far the last two teachers agree."""
+    found = now["stopping"]
+    verdict = "Consider stopping" if found["advice"] == CONSIDER_STOPPING else "Go on"
+    sentences = [f"{verdict}: {found['reason']}."]
+    if found["points_per_batch"] is not None:
+        per_batch = found["points_per_batch"]
+        sentences.append(
+            f"Over the last {pluralize(found['rounds'], 'round')} a batch brought {signed(per_batch['mean'])} points "
+            f"({signed(per_batch['low'])} to {signed(per_batch['high'])}), {minutes_per_point(found)}."
+        )
+    if now["teacher_agreement"] is not None:
+        sentences.append(
+            "On the validation images this teacher and the previous one report the same objects with an F1 of "
+            f"{number(now['teacher_agreement'], 2)}."
+        )
+    return sentences
 
 
 def dwa_caution(dwa: Document) -> str:

@@ -56,6 +56,7 @@ def _text(data: ReportData, history: Sequence[Document], scoring: ScoringParams)
         "kpi_cards": _kpi_cards(data, history),
         "dwa_text": [narrative.dwa_verdict(data.dwa), narrative.dwa_caution(data.dwa)],
         "pool_error_text": narrative.pool_error(data.pool_error),
+        "stopping_text": narrative.stopping(history[-1]),
         "dwa_record": narrative.dwa_record(history),
         "importance_text": importance_text(data.dwa),
         "import_corrections": narrative.import_corrections(data.import_counts),

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.data.label_store import read_batch, read_labels
 from tasks.data.paths import STAGES, Workspace
-from tasks.data.schemas import CANDIDATE_SCORES, SCORES, SELECTION, UNCERTAINTY, AnnotationTask
+from tasks.data.schemas import CANDIDATE_SCORES, PREDICTIONS, SCORES, SELECTION, UNCERTAINTY, AnnotationTask
+from tasks.evaluation.model_agreement import model_agreement
 from tasks.reporting.agreement import agreement_metrics
 from tasks.runtime.errors import UserError
 from tasks.storage import files
@@ -38,6 +40,8 @@ class ReportData:
     """Estimated error of the teacher on the pool (docs/method.md#pool-error)."""
     selection_summary: Document
     """Summary of the selection."""
+    teacher_agreement: float | None
+    """F1 of the objects that this teacher and the previous one report on the validation images; None without one."""
     agreement: Document
     """Of the newest label batch: with the pre-drawn boxes, and between annotators."""
     pool_metrics: pd.DataFrame
@@ -74,6 +78,7 @@ def load_report_data(workspace: Workspace, classes: Sequence[str]) -> ReportData
         dwa=files.read_json(workspace.derived("weigh") / "dwa.json"),
         pool_error=files.read_json(workspace.derived("score") / "pool_error.json"),
         selection_summary=files.read_json(select_folder / "summary.json"),
+        teacher_agreement=_teacher_agreement(workspace),
         agreement=agreement_metrics(read_batch(workspace.label_batch(store.newest_batch)), store.all_annotations),
         pool_metrics=_pool_metrics(workspace),
         selection=files.read_table(select_folder / "selection.parquet", SELECTION).to_pandas(),
@@ -92,6 +97,17 @@ def _history(path: Path) -> list[Document]:
     if not isinstance(history, list) or not all(isinstance(entry, dict) and "round" in entry for entry in history):
         raise UserError(path, "the content is not a list of rounds, expected one", "Run: dvc checkout data/warm_start")
     return history
+
+
+def _teacher_agreement(workspace: Workspace) -> float | None:
+    previous = workspace.warm_start / "val_predictions.parquet"
+    if not previous.is_file():  # the first round
+        return None
+    both = (workspace.derived("evaluate") / "predictions.parquet", previous)
+    teachers = (
+        table.filter(pc.equal(table["model"], "teacher")) for table in (files.read_table(p, PREDICTIONS) for p in both)
+    )
+    return model_agreement(*teachers)
 
 
 def _curves(path: Path) -> pd.DataFrame | None:

@@ -19,10 +19,20 @@ import pyarrow as pa
 
 from tasks.data.label_store import read_batch, read_labels
 from tasks.data.paths import Workspace
-from tasks.data.schemas import ANNOTATED, DETECTIONS, OUTCOMES, PREDICTIONS, SCORES, UNCERTAINTY, UNLABELED
+from tasks.data.schemas import (
+    ANNOTATED,
+    DETECTIONS,
+    OUTCOMES,
+    PREDICTIONS,
+    SCORES,
+    UNCERTAINTY,
+    UNLABELED,
+    with_class_names,
+)
 from tasks.evaluation.coco_map import coco_map
 from tasks.params import load_params
 from tasks.reporting.agreement import agreement_metrics
+from tasks.reporting.history import with_stopping_advice
 from tasks.runtime.stage_main import num_micro_batches, set_pdeathsig
 from tasks.storage import files
 
@@ -65,7 +75,7 @@ def evaluate(workspace: Workspace, classes: list[str]) -> None:
         rows += own
     out = workspace.derived("evaluate")
     files.write_json(out / "metrics.json", {**metrics, "val_images": truth.num_rows})
-    files.write_table(out / "predictions.parquet", pa.Table.from_pylist(rows, PREDICTIONS))
+    files.write_table(out / "predictions.parquet", pa.Table.from_pylist(rows, with_class_names(PREDICTIONS, classes)))
 
 
 def _predictions(model: str, image: dict[str, Any], shift_px: float, dropped_classes: list[int]) -> dict[str, Any]:
@@ -141,6 +151,8 @@ def report(workspace: Workspace, classes: list[str]) -> None:
         "agreement": agreement_metrics(read_batch(workspace.label_batch(summary["round"])), all_annotations),
     }
     history = [*files.read_json(workspace.warm_start / "history.json"), entry]
+    history[-1]["annotation_cost"] = {"minutes_per_image": 1.0, "minutes_per_box": 0.0}
+    history = with_stopping_advice(history, load_params(workspace.params).stopping)
     files.write_json(workspace.derived("report") / "history.json", history)
     files.write_bytes(workspace.derived("report") / "report.html", json.dumps(entry).encode())
 

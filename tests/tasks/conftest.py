@@ -12,7 +12,15 @@ import yaml
 from PIL import Image, ImageDraw
 
 from tasks.data.paths import Workspace
-from tasks.data.schemas import SCORES, SELECTION, UNCERTAINTY, AnnotationTask, Prediction
+from tasks.data.schemas import (
+    PREDICTIONS,
+    SCORES,
+    SELECTION,
+    UNCERTAINTY,
+    AnnotationTask,
+    Prediction,
+    with_class_names,
+)
 from tasks.storage import files
 
 REPOSITORY = Path(__file__).parents[2]
@@ -133,6 +141,7 @@ class SyntheticCampaign:
             "pseudo_boxes_per_image": 1.9,
             "loss_ratio": 0.21,
             "mean_uncertainty": 0.48,
+            "teacher_agreement": None if number == 0 else 0.81,
         }
 
     def _dwa_reason(self, number: int) -> str:
@@ -203,6 +212,11 @@ class SyntheticCampaign:
             derived("evaluate") / "metrics.json",
             {"teacher": now["teacher"], "student": now["student"], "val_images": 60},
         )
+        for path in (
+            derived("evaluate") / "predictions.parquet",
+            self.workspace.warm_start / "val_predictions.parquet",
+        ):
+            files.write_table(path, with_class_names(PREDICTIONS, self.classes).empty_table())
         dwa = {
             "mode": "learned",
             "used": now["acquisition_weights"],

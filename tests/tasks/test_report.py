@@ -55,7 +55,14 @@ class Page(HTMLParser):
 
 def render_page(workspace: Workspace) -> Page:
     params = load_stage_params(workspace.params, "classes", "scoring", "report")
-    report(params.classes, params.scoring, params.report, workspace=workspace, out=workspace.derived("report"))
+    report(
+        params.classes,
+        params.scoring,
+        params.report,
+        params.stopping,
+        workspace=workspace,
+        out=workspace.derived("report"),
+    )
     return Page((workspace.derived("report") / "report.html").read_text(encoding="utf-8"))
 
 
@@ -300,7 +307,7 @@ def test_no_thumbnails_when_none_are_wanted(synthetic_campaign):
     workspace = synthetic_campaign()
     params = load_stage_params(workspace.params, "classes", "scoring", "report")
     none = params.report.model_copy(update={"thumbnails": 0})
-    report(params.classes, params.scoring, none, workspace=workspace, out=workspace.derived("report"))
+    report(params.classes, params.scoring, none, params.stopping, workspace=workspace, out=workspace.derived("report"))
     html = (workspace.derived("report") / "report.html").read_text(encoding="utf-8")
     assert "data:image" not in html
     assert "All 12 images as a table" in html

@@ -94,6 +94,8 @@ class AnnotationBatch:
     """The provider's name for the batch; None before it was delivered."""
     delivered_at: str | None = None
     """ISO 8601 with time zone: when the provider received it and its lease began."""
+    is_held: bool = False
+    """Whether it offers no image because ``nightly.stop`` is ``hold``; it is made anew when that changes."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ SEED = "f" * 16
 BATCH_SIZE = 3
 _REPOSITORY = Path(__file__).parents[3]
 LEASE_DAYS = 14.0
+ADVISES_TO_STOP = "advises-to-stop"
+"""File in the campaign; while it exists, rounds advise to stop."""
 
 
 def params_with(**changes: Any) -> Params:
@@ -213,6 +215,7 @@ def _fake_round_outputs(workspace: Workspace, number: int) -> SimpleNamespace:
         ("weigh", "class_weights.json"),
         ("weigh", "calibration_outcomes.parquet"),
         ("train", "teacher.pth"),
+        ("evaluate", "predictions.parquet"),
     ):
         _write_text(workspace.derived(stage) / name, f"of round {number}")
     rows = [{"image_id": SEED, "w_confidence": 1.0, "w_entropy": 0.0, "w_overlap": 0.0, "uncertainty": 0.5}]
@@ -220,7 +223,9 @@ def _fake_round_outputs(workspace: Workspace, number: int) -> SimpleNamespace:
         workspace.derived("weigh") / "uncertainty.parquet", pa.Table.from_pylist(rows, schema=UNCERTAINTY)
     )
 
-    ledger = {"format": LEDGER_FORMAT, "metrics": {"teacher": {"AP50": 0.0}}}
+    advice = "consider_stopping" if (workspace.root / ADVISES_TO_STOP).exists() else "go_on"
+    stopping = {"advice": advice, "reason": "nothing more will come"}
+    ledger = {"format": LEDGER_FORMAT, "metrics": {"teacher": {"AP50": 0.0}, "stopping": stopping}}
     manifest = files.sha256_file(out / "manifest.jsonl")
     files.write_json(workspace.ledger(number), {**ledger, "manifest_sha256": manifest})
     return SimpleNamespace(message=f"Round {number} is finished.")

@@ -8,6 +8,7 @@ from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 from tests.flows.lifecycle.fake_pipeline import (
+    ADVISES_TO_STOP,
     BATCH_SIZE,
     LEASE_DAYS,
     PARAMS,
@@ -202,6 +203,34 @@ def test_no_further_batch_is_offered_above_max_pending_images(
     assert {label.offered_batch for label in read_label_batch(workspace, 2).images} == {1}
     assert len(batch_images(workspace, 3)) == BATCH_SIZE
     assert (workspace.warm_start / "teacher.pth").read_text() == "of round 1"
+
+
+def test_a_batch_is_held_while_stopping_is_advised_and_offered_once_a_parameter_changes(
+    workspace: Workspace, fake_provider: FakeProvider
+) -> None:
+    """It goes on collecting and training meanwhile, and resumes with the batch it had chosen."""
+    hold, advise = (params_with(stop=stop, lease_days=LEASE_DAYS) for stop in ("hold", "advise"))
+    (workspace.root / ADVISES_TO_STOP).touch()
+    first, second, third = batch_images(workspace, 1)
+    fake_provider.annotate(1, first)
+    held = run_fake_round(workspace, fake_provider, hold)
+    assert held.outcome == "completed"
+    assert held.message.startswith("Batch 2 is held back: nothing more will come. To offer it all the same, set")
+    assert fake_provider.open_images() == {second, third}
+    assert run_fake_round(workspace, fake_provider, hold).outcome == "waiting_for_labels"
+    fake_provider.annotate(1, second)
+    fake_provider.annotate(1, third)
+    run_fake_round(workspace, fake_provider, hold)  # trains on them
+    assert {label.image_id for label in read_label_batch(workspace, 2).images} == {second, third}
+    for _ in range(2):
+        idle = run_fake_round(workspace, fake_provider, hold)
+        assert (idle.outcome, idle.round_number) == ("held", 2)
+        assert idle.message.startswith("Batch 3 is held back")
+    assert fake_provider.open_images() == set()
+    resumed = run_fake_round(workspace, fake_provider, advise)
+    assert (resumed.outcome, resumed.round_number) == ("completed", 2)
+    assert fake_provider.open_images() == set(batch_images(workspace, 3))
+    assert len(batch_images(workspace, 3)) == BATCH_SIZE
 
 
 def test_a_campaign_is_complete_when_every_image_is_labeled_and_continues_with_a_change(
