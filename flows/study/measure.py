@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from flows.runtime.subprocess import run_streaming
-from flows.study.parts import part_key, part_path
+from flows.study.parts import part_key, part_path, pool_images_path
 from flows.study.workspaces import Study
 from flows.workspace.dvc import dvc_env
 from flows.workspace.rounds import read_ledger, skipped_stages, stage_seconds
@@ -38,7 +38,10 @@ def write_part(study: Study, seed: int, arm: str, workspace: Workspace, round_nu
     for repeat in range(1, study.plan.trainings_per_point):
         trainings.append(_repeated_training(study, workspace, ledger, classes, repeat))
     run_command(workspace.root, [sys.executable, "-W", "ignore", "-m", "tasks.study.pool_spearman"])
-    pool = files.read_json(workspace.scratch("study") / "pool.json")
+    folder = workspace.scratch("study")
+    pool = files.read_json(folder / "pool.json")
+    if study.plan.question == "ranking":  # before the part, whose file says that all of it is there
+        files.write_bytes(pool_images_path(path), (folder / "pool.parquet").read_bytes())
     part = {
         "key": part_key(study, seed, arm),
         "training_key": _training_key(ledger),

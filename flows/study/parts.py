@@ -22,6 +22,11 @@ def part_path(study: Study, seed: int, arm: str, round_number: int) -> Path:
     return study.parts / f"seed-{seed}" / arm / f"round-{round_number:04d}.json"
 
 
+def pool_images_path(part: Path) -> Path:
+    """Return the path of the pool's images as they were in a round, beside its part; only studies of rankings have it."""
+    return part.with_suffix(".parquet")
+
+
 def full_labels_path(study: Study, seed: int) -> Path:
     """Return the path of the metrics of the training on all labels."""
     return study.parts / f"seed-{seed}" / f"{FULL_LABELS}.json"

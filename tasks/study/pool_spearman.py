@@ -10,13 +10,25 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from detectron_ext.detection_loss import match_detections
 from detectron_ext.uncertainty_metrics import Floats, grouped_spearman
 from tasks.data import schemas
-from tasks.data.dwa_samples import DwaSample, calibration_samples
+from tasks.data.dwa_samples import DwaSample, calibration_samples, reviewed_calibration_images
 from tasks.data.paths import Workspace
 from tasks.params import StageParams, load_stage_params
 from tasks.runtime.stage_main import stage_main
 from tasks.storage import files
+
+POOL_IMAGES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        *((name, pa.float64()) for name in schemas.METRICS),
+        ("features", pa.list_(pa.float32())),  # of the DWA network
+        ("loss", pa.float64()),  # realized loss, all class weights 1
+        ("num_missed", pa.int32()),  # true boxes without a detection
+    ]
+)
+"""One row per image of the unlabeled pool."""
 
 
 def pool_spearman(
@@ -56,6 +68,35 @@ def pool_spearman(
     }
 
 
+def pool_images(params: StageParams, *, oracle: Path, detections: Path, scores: Path) -> pa.Table:
+    """Return what a ranking rule may know of each pool image, and what the oracle knows: schemas of POOL_IMAGES.
+
+    ``tasks.study.ranking_replay`` draws labels from it, so that rules can be compared without another training.
+
+    Args:
+        params: sections classes and dwa.
+        oracle: schemas.ANNOTATED, true boxes of the pool.
+        detections: output of infer.
+        scores: schemas.SCORES of the pool.
+    """
+    samples = calibration_samples(oracle, detections, scores, params.classes, params.dwa.focal_gamma)
+    missed = {
+        image.found.image_id: len(image.boxes_xyxy)
+        - int((match_detections(image.found.boxes_xyxy, image.found.scores, image.boxes_xyxy) >= 0).sum())
+        for image in reviewed_calibration_images(oracle, detections)
+    }
+    return pa.table(
+        {
+            "image_id": [pair.image_id for pair in samples],
+            **{name: [pair.metrics[index] for pair in samples] for index, name in enumerate(schemas.METRICS)},
+            "features": [pair.features.tolist() for pair in samples],
+            "loss": _losses(samples),
+            "num_missed": [missed[pair.image_id] for pair in samples],
+        },
+        schema=POOL_IMAGES,
+    )
+
+
 def _of_images(path: Path, schema: pa.Schema, image_ids: Sequence[str], column: str = "uncertainty") -> Floats:
     """One column of the images, in their order; NaN where it is null."""
     table = files.read_table(path, schema, columns=["image_id", column])
@@ -75,14 +116,15 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _body(workspace: Workspace) -> None:
-    result = pool_spearman(
-        load_stage_params(workspace.params, "classes", "dwa"),
-        oracle=workspace.oracle,
-        detections=workspace.derived("infer"),
-        scores=workspace.derived("score") / "scores.parquet",
-        weights=workspace.derived("weigh"),
-    )
-    files.write_json(workspace.scratch("study") / "pool.json", result)
+    params = load_stage_params(workspace.params, "classes", "dwa")
+    inputs = {
+        "oracle": workspace.oracle,
+        "detections": workspace.derived("infer"),
+        "scores": workspace.derived("score") / "scores.parquet",
+    }
+    folder = workspace.scratch("study")
+    files.write_table(folder / "pool.parquet", pool_images(params, **inputs))
+    files.write_json(folder / "pool.json", pool_spearman(params, **inputs, weights=workspace.derived("weigh")))
 
 
 def main() -> None:
