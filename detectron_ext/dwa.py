@@ -51,6 +51,7 @@ class DwaConfig:
     allow_negative_weights: bool
     cv_folds: int
     min_gain_se: float
+    prior_rule: str
     min_random_samples: int
     seed: int
 

@@ -111,7 +111,7 @@ def choose_weights(
     complexity = choose_simplest(found, range(num_simple, len(score_RB) - 1), config.min_gain_se)
     best_simple = int(found.value_R[:num_simple].argmax())
     learned = len(score_RB) - 1
-    chosen = choose_simplest(found, (0, best_simple), config.min_gain_se)
+    chosen = choose_simplest(found, (names.index(config.prior_rule), best_simple), config.min_gain_se)
     if found.lead(learned, best_simple) > config.min_gain_se * found.standard_error(learned, best_simple):
         chosen = learned
     all_names = [*names, *fit.names, LEARNED]

@@ -126,19 +126,24 @@ def decide_weights(dwa: DwaParams, seed: int, samples: DwaSamples, pool: PoolFea
     if dwa.mode != "learned":
         names = dwa.metrics if dwa.mode == EQUAL else [dwa.mode]
         return _common_weights(dwa.mode, f"dwa.mode is {dwa.mode}", np.ones(len(names)), names, pool)
-    equal_M = np.ones(len(dwa.metrics))
     if len(samples) < max(dwa.min_training_samples, dwa.cv_folds) or not len(pool.image_ids):
         reason = f"cold start: {len(samples)} pairs, dwa.min_training_samples is {dwa.min_training_samples}"
-        return _common_weights(EQUAL, reason, equal_M, dwa.metrics, pool)
+        return _prior(dwa, reason, pool)
     used = replace(samples, metrics=samples.metrics[:, [schemas.METRICS.index(name) for name in dwa.metrics]])
     choice = choose_weights(used, pool.features, dwa.metrics, _config(dwa, seed))
     if choice is None:
-        return _common_weights(EQUAL, "the held-out pairs allow no rank correlation", equal_M, dwa.metrics, pool)
+        return _prior(dwa, "the held-out pairs allow no rank correlation", pool)
     if choice.weights_T is None:
         weights_PT = choice.ensemble.weights(pool.features)
     else:
         weights_PT = np.tile(choice.weights_T, (len(pool.image_ids), 1))
-    return _decision(dwa, choice.used, _reason(choice, dwa.min_gain_se), weights_PT, dwa.metrics, pool, choice)
+    return _decision(dwa, choice.used, _reason(choice, dwa), weights_PT, dwa.metrics, pool, choice)
+
+
+def _prior(dwa: DwaParams, reason: str, pool: PoolFeatures) -> DwaDecision:
+    """Use the rule that holds before there is evidence for another."""
+    names = dwa.metrics if dwa.prior_rule == EQUAL else [dwa.prior_rule]
+    return _common_weights(dwa.prior_rule, reason, np.ones(len(names)), names, pool)
 
 
 def _config(dwa: DwaParams, seed: int) -> DwaConfig:
@@ -152,12 +157,13 @@ def _config(dwa: DwaParams, seed: int) -> DwaConfig:
         allow_negative_weights=dwa.allow_negative_weights,
         cv_folds=dwa.cv_folds,
         min_gain_se=dwa.min_gain_se,
+        prior_rule=dwa.prior_rule,
         min_random_samples=dwa.min_random_samples,
         seed=seed,
     )
 
 
-def _reason(choice: WeightChoice, min_gain_se: float) -> str:
+def _reason(choice: WeightChoice, dwa: DwaParams) -> str:
     """Say which rule was chosen, with the figures that decided it."""
     learned, simple = choice.candidate(LEARNED), choice.candidate(choice.best_simple)
     comparison = (
@@ -167,8 +173,9 @@ def _reason(choice: WeightChoice, min_gain_se: float) -> str:
     if choice.used == LEARNED:
         return f"{comparison}; complexity {choice.complexity}"
     if choice.used == choice.best_simple:
-        return f"fallback: {comparison}, expected more than {min_gain_se:g} standard errors"
-    return f"fallback: {comparison}; {choice.best_simple} leads equal weights too little"
+        return f"fallback: {comparison}, expected more than {dwa.min_gain_se:g} standard errors"
+    prior = "equal weights" if dwa.prior_rule == EQUAL else dwa.prior_rule
+    return f"fallback: {comparison}; {choice.best_simple} leads {prior} too little"
 
 
 def _common_weights(used: str, reason: str, weights_M: Floats, names: Sequence[str], pool: PoolFeatures) -> DwaDecision:

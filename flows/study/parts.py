@@ -23,7 +23,7 @@ def part_path(study: Study, seed: int, arm: str, round_number: int) -> Path:
 
 
 def pool_images_path(part: Path) -> Path:
-    """Return the path of the pool's images as they were in a round, beside its part; only studies of rankings have it."""
+    """Return the path of the pool's images in a round, beside its part; only studies of rankings have it."""
     return part.with_suffix(".parquet")
 
 

@@ -284,7 +284,10 @@ class DwaParams(Section):
     fixed_weights: Annotated[list[NonNegativeFloat], Field(min_length=1)]
     """Weights of mode ``fixed``, one for each of ``metrics``; must sum to 1."""
     min_training_samples: Annotated[int, Field(ge=4)]
-    """Fewer pairs than this: equal weights (cold start)."""
+    """Fewer pairs than this: ``prior_rule`` (cold start)."""
+    prior_rule: Literal["equal", "confidence", "entropy", "overlap"]
+    """Rule of the cold start, and later until another one leads it by ``min_gain_se`` standard errors: equal weights,
+    or one of ``metrics`` alone (docs/method.md#choice)."""
     history_batches: PositiveInt
     """Batches, newest first: the images offered in them give the pairs."""
     cv_folds: Annotated[int, Field(ge=2)]
@@ -329,6 +332,8 @@ class DwaParams(Section):
             raise ValueError(f"metrics are {', '.join(self.metrics)}, expected each once")
         if len(self.fixed_weights) != len(self.metrics):
             raise ValueError(f"fixed_weights are {len(self.fixed_weights)}, expected one for each of dwa.metrics")
+        if self.prior_rule not in ("equal", *self.metrics):
+            raise ValueError(f"prior_rule is {self.prior_rule}, expected equal or one of dwa.metrics")
         if abs(sum(self.fixed_weights) - 1) > 1e-3:
             raise ValueError(f"fixed_weights sum to {sum(self.fixed_weights):.4g}, expected 1")
         return self

@@ -19,6 +19,7 @@ CONFIG = DwaConfig(
     allow_negative_weights=False,
     cv_folds=4,
     min_gain_se=1.0,
+    prior_rule="equal",
     min_random_samples=40,
     seed=3,
 )

@@ -22,6 +22,7 @@ CONFIG = DwaConfig(
     allow_negative_weights=False,
     cv_folds=5,
     min_gain_se=1.0,
+    prior_rule="equal",
     min_random_samples=40,
     seed=7,
 )

@@ -9,10 +9,11 @@ import pytest
 from scipy import stats
 
 from detectron_ext.detection_loss import realized_loss
+from detectron_ext.image_features import feature_names
 from tasks.data.schemas import ANNOTATED, DETECTIONS, PREVIOUS_UNCERTAINTY, SCORES, UNCERTAINTY
 from tasks.params import StageParams
 from tasks.storage import files
-from tasks.study.pool_spearman import pool_spearman
+from tasks.study.pool_spearman import POOL_IMAGES, pool_images, pool_spearman
 
 CLASSES = ["a", "b"]
 GAMMA = 1.5
@@ -101,3 +102,16 @@ def test_the_value_of_an_image_is_measured_where_it_is_known(tmp_path: Path) -> 
     paths, _, losses = write_pool(tmp_path / "known", values=values)
     assert pool_spearman(PARAMS, **paths)["value"] == pytest.approx(stats.spearmanr(values, losses).statistic, abs=1e-5)
     assert "value" not in pool_spearman(PARAMS, **write_pool(tmp_path / "unknown")[0])
+
+
+def test_the_pool_is_kept_with_what_the_oracle_knows(tmp_path: Path) -> None:
+    paths, rows, losses = write_pool(tmp_path)
+    inputs = {name: paths[name] for name in ("oracle", "detections", "scores")}
+    pool = pool_images(PARAMS, **inputs)
+    assert pool.schema == POOL_IMAGES
+    assert pool["image_id"].to_pylist() == [row["image_id"] for row in rows]
+    assert pool["loss"].to_pylist() == pytest.approx(losses)
+    assert pool["num_missed"].to_pylist() == [0 if number % 3 else 1 for number in range(IMAGES)]
+    for name in ("confidence", "entropy", "overlap"):
+        assert pool[name].to_pylist() == pytest.approx([row[name] for row in rows])
+    assert {len(values) for values in pool["features"].to_pylist()} == {len(feature_names(CLASSES))}
