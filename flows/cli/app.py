@@ -1,8 +1,10 @@
 """The command ``gleaner``."""
 
+import importlib.metadata
 import logging
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -52,6 +54,21 @@ def main() -> None:
         if end.code == _EXIT_INTERRUPTED:
             _print_error("Interrupted. The same command resumes from here.")
         raise
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        _out.print(f"gleaner {importlib.metadata.version('gleaner')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """Options that come before a command. The help text is that of ``app``."""
 
 
 def status(workspace: WorkspaceOption = Path()) -> None:

@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -33,6 +34,11 @@ def test_help_says_what_a_command_does(tmp_path: Path, command: str) -> None:
     shown = run_gleaner(*command.split(), "--help", cwd=tmp_path, COLUMNS="120")
     assert shown.returncode == 0
     assert len(shown.stdout.splitlines()) > 6
+
+
+def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
+    shown = run_gleaner("--version", cwd=tmp_path)
+    assert (shown.returncode, shown.stdout) == (0, f"gleaner {importlib.metadata.version('gleaner')}\n")
 
 
 def test_help_and_status_load_neither_prefect_nor_mlflow_nor_torch(small_campaign: Workspace) -> None:
