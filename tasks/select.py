@@ -78,7 +78,13 @@ def select(
         candidates["value"] = np.nan
     cost = budgets.costs(candidates, budget)
     strategy = create_strategy(params, extensions)
-    pool = PoolView(candidates, infer, labeled=labeled, batch_size=budgets.expected_batch_size(cost, budget.amount))
+    pool = PoolView(
+        candidates,
+        infer,
+        labeled=labeled,
+        labels=labels,
+        batch_size=budgets.expected_batch_size(cost, budget.amount),
+    )
     ranking = strategy.rank(pool, seed=seed)
     _check_ranking(ranking, candidates, params.strategy)
     shuffled = seeded_shuffle(ranking, seed=seed, purpose="explore")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from detectron_ext.uncertainty_metrics import sum_by_image
 from tasks.data.annotations import marked_boxes
 from tasks.data.detections import DetectionBatch, read_detection_batches, read_shards
+from tasks.data.label_store import read_labels
 from tasks.data.schemas import ANNOTATED
 from tasks.runtime.errors import UserError
 from tasks.selection.embeddings import (
@@ -26,6 +27,7 @@ from tasks.selection.embeddings import (
     read_embeddings,
     read_labeled_embeddings,
 )
+from tasks.selection.refusals import refused_images
 from tasks.storage import files
 
 
@@ -38,6 +40,7 @@ class PoolView:
         infer: Path | None = None,
         *,
         labeled: Path | None = None,
+        labels: Path | None = None,
         batch_size: int = 1,
     ) -> None:
         """Keep the table; detections are opened only when they are asked for.
@@ -47,11 +50,13 @@ class PoolView:
                 columns of schemas.UNCERTAINTY, plus ``expected_minutes``.
             infer: output of the stage ``infer``; None: there are no detections.
             labeled: labeled images with their boxes, schemas.ANNOTATED; None: there are none.
+            labels: folder of label batches; None: nothing is known of what people answered.
             batch_size: images that the budget is expected to allow; for strategies that order a shortlist.
         """
         self.candidates = candidates
         self.infer = infer
         self.labeled = labeled
+        self.labels = labels
         self.batch_size = batch_size
 
     @cached_property
@@ -106,6 +111,11 @@ class PoolView:
         if regions.any():
             return centered(regions, self.labeled_region_embeddings)
         return centered(self.embeddings(), self.labeled_embeddings)
+
+    @cached_property
+    def refused_image_ids(self) -> frozenset[str]:
+        """Images whose pre-drawn boxes a person deleted, all of them, and drew none."""
+        return frozenset() if self.labels is None else refused_images(read_labels(self.labels))
 
     @cached_property
     def labeled_boxes(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

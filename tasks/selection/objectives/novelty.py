@@ -5,15 +5,18 @@ from sklearn.neighbors import NearestNeighbors
 
 from tasks.selection.objectives.base import Values
 from tasks.selection.pool_view import PoolView
+from tasks.selection.refusals import ACCEPTED, REFUSED, UNKNOWN, spread_refusals
 
 _NEIGHBORS = 5
+_MAX_SPREAD = 10_000
 
 
 class Novelty:
     """Distance to the nearest labeled images, relative to how far these are from one another.
 
     The local outlier factor (Breunig et al. 2000) with labeled images as the reference: the mean distance of a
-    candidate to its k nearest labeled images, divided by the mean distance of these to their own k nearest.
+    candidate to its k nearest labeled images, divided by the mean distance of these to their own k nearest. What is
+    like an image that people refused, or like its neighbors, is less novel (docs/method.md#refusals).
     """
 
     def values(self, pool: PoolView, *, seed: int) -> Values:
@@ -29,4 +32,20 @@ class Novelty:
         own_distance_L = index.kneighbors()[0].mean(axis=1)  # of a labeled image to the others
         distances, nearest = index.kneighbors(candidates)
         density = np.maximum(own_distance_L[nearest].mean(axis=1), 1e-6)
-        return np.asarray(distances.mean(axis=1) / density, dtype=np.float64)
+        factor = np.asarray(distances.mean(axis=1) / density, dtype=np.float64)
+        return factor * (1 - _refusal(pool, factor))
+
+
+def _refusal(pool: PoolView, factor_P: Values) -> Values:
+    """Return how much each candidate is like what people refused, (P,); of the most novel ones, as others are not."""
+    candidates, labeled = pool.content
+    refusal_P = np.zeros(len(candidates))
+    labeled_ids = pool.labeled_image_ids
+    if not pool.refused_image_ids.intersection(labeled_ids) or len(labeled) != len(labeled_ids):
+        return refusal_P
+    by_novelty = np.lexsort((pool.image_ids.to_numpy(), -factor_P))[:_MAX_SPREAD]
+    state_of_labeled = [REFUSED if image in pool.refused_image_ids else ACCEPTED for image in labeled_ids]
+    state_N = np.concatenate([np.full(len(by_novelty), UNKNOWN), np.array(state_of_labeled, dtype=np.int64)])
+    spread_N = spread_refusals(np.concatenate([candidates[by_novelty], labeled]), state_N)
+    refusal_P[by_novelty] = spread_N[: len(by_novelty)]
+    return refusal_P
