@@ -40,7 +40,7 @@ def spread_refusals(vectors_ND: Embeddings, state_N: NDArray[np.int64]) -> NDArr
         vectors_ND: of length 1, or 0 where nothing is known; such an image is like no other.
         state_N: UNKNOWN, ACCEPTED or REFUSED.
     """
-    result = (state_N == REFUSED).astype(np.float64)
+    result: NDArray[np.float64] = (state_N == REFUSED).astype(np.float64)
     is_unknown_N = state_N == UNKNOWN
     if not result.any() or not is_unknown_N.any():
         return result

@@ -100,7 +100,7 @@ def test_refused_objects_and_their_likes_are_less_novel_and_other_foreign_ones_a
     without = Novelty().values(PoolView(candidates, tmp_path / "infer"), seed=0)
     with_refusals = Novelty().values(PoolView(candidates, tmp_path / "infer", labels=labels), seed=0)
     assert (with_refusals[60:80] < 0.7 * without[60:80]).all()  # neighbors of neighbors too: two of 22 were seen
-    assert with_refusals[80:] == pytest.approx(without[80:], rel=0.1)
+    assert (with_refusals[80:] > 0.8 * without[80:]).all()
     assert with_refusals[80:].min() > with_refusals[:80].max()
     reverse = PoolView(candidates[::-1], tmp_path / "infer", labels=labels)
     assert Novelty().values(reverse, seed=0)[::-1] == pytest.approx(with_refusals, rel=1e-4)
