@@ -1,6 +1,7 @@
 """Want images whose regions look like nothing that was labeled."""
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from tasks.selection.objectives.base import Values
@@ -30,22 +31,27 @@ class Novelty:
         neighbors = min(_NEIGHBORS, len(labeled) - 1)
         index = NearestNeighbors(n_neighbors=neighbors).fit(labeled)
         own_distance_L = index.kneighbors()[0].mean(axis=1)  # of a labeled image to the others
+        is_refused_L = _is_refused(pool, len(labeled))
+        if not is_refused_L.all():  # a refused image stands alone; beside it nothing foreign would look far
+            own_distance_L[is_refused_L] = np.median(own_distance_L[~is_refused_L])
         distances, nearest = index.kneighbors(candidates)
         density = np.maximum(own_distance_L[nearest].mean(axis=1), 1e-6)
         factor = np.asarray(distances.mean(axis=1) / density, dtype=np.float64)
-        return factor * (1 - _refusal(pool, factor))
+        return factor * (1 - _refusal(pool, factor, is_refused_L)) if is_refused_L.any() else factor
 
 
-def _refusal(pool: PoolView, factor_P: Values) -> Values:
+def _is_refused(pool: PoolView, num_labeled: int) -> NDArray[np.bool_]:
+    """Which labeled images people refused, (L,); none where they have no embeddings."""
+    ids = pool.labeled_image_ids
+    return np.isin(ids, sorted(pool.refused_image_ids)) if len(ids) == num_labeled else np.zeros(num_labeled, bool)
+
+
+def _refusal(pool: PoolView, factor_P: Values, is_refused_L: NDArray[np.bool_]) -> Values:
     """Return how much each candidate is like what people refused, (P,); of the most novel ones, as others are not."""
     candidates, labeled = pool.content
     refusal_P = np.zeros(len(candidates))
-    labeled_ids = pool.labeled_image_ids
-    if not pool.refused_image_ids.intersection(labeled_ids) or len(labeled) != len(labeled_ids):
-        return refusal_P
     by_novelty = np.lexsort((pool.image_ids.to_numpy(), -factor_P))[:_MAX_SPREAD]
-    state_of_labeled = [REFUSED if image in pool.refused_image_ids else ACCEPTED for image in labeled_ids]
-    state_N = np.concatenate([np.full(len(by_novelty), UNKNOWN), np.array(state_of_labeled, dtype=np.int64)])
+    state_N = np.concatenate([np.full(len(by_novelty), UNKNOWN), np.where(is_refused_L, REFUSED, ACCEPTED)])
     spread_N = spread_refusals(np.concatenate([candidates[by_novelty], labeled]), state_N)
     refusal_P[by_novelty] = spread_N[: len(by_novelty)]
     return refusal_P

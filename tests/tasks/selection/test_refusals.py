@@ -75,32 +75,34 @@ def test_refusal_is_a_share_and_stays_in_the_group_it_is_about(seed: int, count:
         assert (spread_refusals(far, state)[count // 2 :][state[count // 2 :] == UNKNOWN] == 0).all()
 
 
+def make_pool(folder: Path, vectors: dict[str, Any], labeled: dict[str, Any], answers: dict[str, Any]) -> PoolView:
+    for name, images in (("shard", vectors), ("labeled", labeled)):
+        rows = [
+            {"image_id": image, "region_class_ids": [0], "region_features": vector.tolist()}
+            for image, vector in images.items()
+        ]
+        files.write_table(folder / "infer" / f"{name}-000000.parquet", pa.Table.from_pylist(rows, schema=DETECTIONS))
+    candidates = pd.DataFrame(index=pd.Index(list(vectors), name="image_id"))
+    return PoolView(candidates, folder / "infer", labels=write_answers(folder / "labels", answers))
+
+
 def test_refused_objects_and_their_likes_are_less_novel_and_other_foreign_ones_are_not(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     known, refused, other = unit(rng.normal(size=(3, 64)))
 
-    def like(center: Any, count: int) -> Any:
-        return unit(center + 0.05 * rng.normal(size=(count, 64)))
+    def like(center: Any, count: int, prefix: str) -> dict[str, Any]:
+        vectors = unit(center + 0.05 * rng.normal(size=(count, 64)))
+        return {f"{prefix}{number:02d}": vector for number, vector in enumerate(vectors)}
 
-    pool = np.concatenate([like(known, 60), like(refused, 20), like(other, 5)])
-    labeled = np.concatenate([like(known, 30), like(refused, 2)])
-    ids = [f"{number:03d}" for number in range(len(pool))]
-    labeled_ids = [f"l{number:02d}" for number in range(len(labeled))]
-    for name, images, vectors in (("shard", ids, pool), ("labeled", labeled_ids, labeled)):
-        rows = [
-            {"image_id": image, "region_class_ids": [0], "region_features": vector.tolist()}
-            for image, vector in zip(images, vectors, strict=True)
-        ]
-        files.write_table(tmp_path / "infer" / f"{name}-000000.parquet", pa.Table.from_pylist(rows, schema=DETECTIONS))
-    answers = {image: {"preannotations": [BOX], "boxes": [BOX]} for image in labeled_ids[:30]}
-    answers |= {image: {"preannotations": [BOX]} for image in labeled_ids[30:]}
-    labels = write_answers(tmp_path / "labels", answers)
-    candidates = pd.DataFrame(index=pd.Index(ids, name="image_id"))
-
-    without = Novelty().values(PoolView(candidates, tmp_path / "infer"), seed=0)
-    with_refusals = Novelty().values(PoolView(candidates, tmp_path / "infer", labels=labels), seed=0)
-    assert (with_refusals[60:80] < 0.7 * without[60:80]).all()  # neighbors of neighbors too: two of 22 were seen
-    assert (with_refusals[80:] > 0.8 * without[80:]).all()
-    assert with_refusals[80:].min() > with_refusals[:80].max()
-    reverse = PoolView(candidates[::-1], tmp_path / "infer", labels=labels)
-    assert Novelty().values(reverse, seed=0)[::-1] == pytest.approx(with_refusals, rel=1e-4)
+    vectors = like(known, 60, "a") | like(refused, 20, "b") | like(other, 5, "c")
+    labeled, seen = like(known, 30, "labeled"), like(refused, 2, "seen")
+    kept = {image: {"preannotations": [BOX], "boxes": [BOX]} for image in labeled}
+    answers = kept | {image: {"preannotations": [BOX]} for image in seen}
+    before = Novelty().values(make_pool(tmp_path / "before", vectors, labeled, kept), seed=0)
+    assert before[60:].min() > before[:60].max()  # both foreign groups are novel
+    pool = make_pool(tmp_path / "after", vectors, labeled | seen, answers)
+    after = Novelty().values(pool, seed=0)
+    assert after[80:].min() > after[:80].max()
+    assert after[60:80].max() < 0.6 * before[60:80].min()  # the likes of two that were seen
+    reverse = PoolView(pool.candidates[::-1], pool.infer, labels=pool.labels)
+    assert Novelty().values(reverse, seed=0)[::-1] == pytest.approx(after, rel=1e-4)
