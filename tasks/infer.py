@@ -3,40 +3,36 @@
 Reads  data/images, derived/assemble/unlabeled.parquet, derived/assemble/calibration.parquet,
        derived/assemble/labeled.parquet, derived/train/teacher.pth, derived/train/student.pth, data/warm_start
 Writes derived/infer
-Params classes, model, infer, train.mixed_precision
+Params classes, model, infer.batch_size, infer.shard_size, infer.score_threshold, infer.committee,
+       train.mixed_precision
 """
 
 import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from detectron_ext.committee import disagreement
-from detectron_ext.distributed import rank, world_size
-from detectron_ext.inference import Detections
-from detectron_ext.meta_arch import PerImageRCNN
-from detectron_ext.region_embedding import sum_by_class
 from tasks.data import schemas
 from tasks.data.detections import SHARD_PREFIX, ShardKind
 from tasks.data.paths import Workspace
-from tasks.model.detector import ImageReader, default_device, detect_all, load_detector
-from tasks.model.fingerprint import software_fingerprint
-from tasks.model.launch import launch
+from tasks.model.detector import default_device
+from tasks.model.engines.detection_job import DetectionJob, Piece, job_fingerprint
+from tasks.model.engines.local import run_local
+from tasks.model.engines.ray_pool import run_on_ray
 from tasks.params import StageParams, load_stage_params
+from tasks.params.stages import InferParams
 from tasks.runtime.allocator import keep_freed_memory
-from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import num_micro_batches, stage_main
 from tasks.storage import files
 
 log = logging.getLogger(__name__)
 PIECE_IMAGES = 512
 """Images that are detected between two writes: some seconds of a GPU, some ten of a CPU."""
+_RESULT_PARAMS = ("batch_size", "shard_size", "score_threshold", "committee")
+"""Those of section infer that the files depend on; dvc.yaml names them. The engine changes no byte."""
 
 
 def infer(
@@ -54,7 +50,7 @@ def infer(
     """Write detections in shards, sorted by image id; a killed run repeats at most ``PIECE_IMAGES`` per GPU.
 
     Labeled images have shards of their own: strategies compare the pool with what is labeled, but the metrics are
-    about the pool alone. With several GPUs each has a process, and the pieces are dealt out to them.
+    about the pool alone. ``infer.engine`` says where the pieces are detected; the files are the same everywhere.
 
     Args:
         params: sections classes, model, infer and train.
@@ -81,7 +77,9 @@ def infer(
     missing = [piece for shard in shards if not shard.path.is_file() for piece in shard.pieces]
     missing = [piece for piece in missing if not piece.path.is_file()]
     if missing:
-        launch("infer", detect_pieces, params, root, Members(teacher, second), digest, missing)
+        members = [(teacher.resolve(), digest), *([(second.resolve(), second_digest)] if second is not None else [])]
+        batch_size = max(params.infer.batch_size // num_micro_batches(), 1)
+        _run(params.infer, DetectionJob(params, root.resolve(), tuple(members), batch_size), missing)
     out.mkdir(parents=True, exist_ok=True)
     for shard in shards:
         shard.join_pieces()
@@ -89,21 +87,11 @@ def infer(
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Some images of a shard, and the file of their detections."""
-
-    images: list[dict[str, str]]
-    path: Path
-
-
-@dataclass(frozen=True)
-class Members:
-    """State files of the detectors that see every image."""
-
-    teacher: Path
-    second: Path | None
-    """Whose disagreement with the teacher is measured; None: there is no committee."""
+def _run(infer_params: InferParams, job: DetectionJob, pieces: Sequence[Piece]) -> None:
+    if infer_params.engine == "ray":
+        run_on_ray(infer_params, job, pieces)
+    else:
+        run_local(job, pieces)
 
 
 class _Shard:
@@ -125,24 +113,6 @@ class _Shard:
             piece.path.unlink(missing_ok=True)
 
 
-def detect_pieces(params: StageParams, root: Path, members: Members, digest: str, pieces: Sequence[Piece]) -> None:
-    """Detect and write this process's share of the pieces, one after the other."""
-    own = pieces[rank() :: world_size()]
-    detectors = load_members(params, members) if own else []
-    for number, piece in enumerate(own):
-        files.write_table(piece.path, _detect_images(params, detectors, piece.images, root, digest))
-        log.info("infer piece %d/%d: %d images", number + 1, len(own), len(piece.images))
-
-
-def load_members(params: StageParams, members: Members) -> list[PerImageRCNN]:
-    """Load the teacher, which describes regions too, and after it the second member, if there is one."""
-    teacher = load_detector(params.model, len(params.classes), members.teacher)
-    teacher.roi_heads.describes_regions = True
-    if members.second is None:
-        return [teacher]
-    return [teacher, load_detector(params.model, len(params.classes), members.second)]
-
-
 def _link_or_copy(source: Path, target: Path) -> None:
     """Give a finished shard its second name; a move would lose it when DVC empties the folder of a killed run."""
     target.unlink(missing_ok=True)
@@ -159,9 +129,9 @@ def shard_name(number: int, kind: ShardKind = "pool") -> str:
 
 def _input_key(params: StageParams, teacher_digest: str) -> str:
     """Digest of everything that decides the detections of an image."""
-    sections = [params.classes, params.model.model_dump(), params.infer.model_dump(), params.train.mixed_precision]
-    device = default_device()
-    return files.sha256_json([teacher_digest, sections, device, software_fingerprint(Path(__file__))])[:16]
+    infer_section = params.infer.model_dump(include=set(_RESULT_PARAMS))
+    sections = [params.classes, params.model.model_dump(), infer_section, params.train.mixed_precision]
+    return files.sha256_json([teacher_digest, sections, default_device(), job_fingerprint()])[:16]
 
 
 def _shards(
@@ -177,66 +147,6 @@ def _shards(
 
 def _ids_digest(images: Sequence[dict[str, str]]) -> str:
     return files.sha256_json([image["image_id"] for image in images])[:16]
-
-
-def _detect_images(
-    params: StageParams, detectors: Sequence[Any], images: Sequence[dict[str, str]], root: Path, digest: str
-) -> pa.Table:
-    read = ImageReader(root, images, prefetch_remote=True)
-
-    def read_pool_image(image: dict[str, str]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        try:
-            return read(image["uri"])
-        except (OSError, ValueError) as error:
-            raise UserError(
-                image["uri"],
-                f"the image is unreadable ({error}), expected what prepare saw",
-                "Restore it (dvc checkout), or run: dvc repro prepare",
-            ) from None
-
-    results = detect_all(
-        detectors,
-        images,
-        read_pool_image,
-        params.model,
-        batch_size=max(params.infer.batch_size // num_micro_batches(), 1),
-        mixed_precision=params.train.mixed_precision,
-    )
-    rows = [_row(image["image_id"], found, params.infer.score_threshold, digest) for image, found in results]
-    rows.sort(key=lambda row: row["image_id"])
-    return pa.Table.from_pylist(rows, schemas.DETECTIONS)
-
-
-def _row(image_id: str, by_member: Sequence[Detections], score_threshold: float, digest: str) -> dict[str, Any]:
-    all_found, *others = by_member
-    found = all_found.filter_by_score(score_threshold)
-    between = disagreement(found, others[0].filter_by_score(score_threshold)) if others else None
-    region_class_ids, region_features = sum_by_class(found.region_features, found.scores, found.class_ids)
-    return {
-        "image_id": image_id,
-        "boxes_xyxy": found.boxes_xyxy.ravel(),
-        "scores": found.scores,
-        "class_ids": found.class_ids,
-        "class_probs": found.class_probs.astype(np.float16).ravel(),
-        "residual_mass": float(all_found.scores[all_found.scores < score_threshold].sum()),
-        "embedding": found.embedding.astype(np.float16),
-        "stability": found.stability,
-        "region_class_ids": region_class_ids,
-        "region_features": region_features.astype(np.float16).ravel(),
-        "box_disagreement": between.boxes if between else None,
-        "class_disagreement": between.classes if between else None,
-        "model_digest": digest,
-    }
-
-
-def _second_member(workspace: Workspace, committee: str) -> Path | None:
-    """Return the state file of the committee's second member; in the first round the student stands in."""
-    if committee == "none":
-        return None
-    previous = workspace.warm_start / "teacher.pth"
-    if committee == "previous_teacher" and previous.is_file():
-        return previous
-    return workspace.derived("train") / "student.pth"
 
 
 def _body(workspace: Workspace) -> None:

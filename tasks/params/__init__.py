@@ -89,7 +89,9 @@ class StageParams:
         self._names = names
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._names:
+        if name.startswith("_"):  # asked for by pickle, before the object has any attribute
+            raise AttributeError(name)
+        if name not in self._names:
             raise AttributeError(f"params section {name!r} is not declared, only {self._names}")
         return getattr(self._params, name)
 

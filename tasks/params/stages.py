@@ -257,6 +257,20 @@ class InferParams(Section):
     """A second detector whose disagreement with the teacher is measured on every image, for objective ``committee``
     (docs/method.md#committee): the student of the round, or the teacher of the round before (in the first round, the
     student). It costs a second forward pass."""
+    engine: Literal["local", "ray"]
+    """Where the pool is detected: on this machine's devices, or on the nodes of a Ray cluster (docs/guides/scale.md).
+    Neither this nor the next four change a byte of the result, so no stage declares them."""
+    engine_address: Annotated[str, Field(pattern=r"^(local|auto|[\w.-]+:\d+)$")]
+    """With ``ray``. ``local``: a cluster of this machine alone, for as long as the stage runs; ``auto``: the cluster of
+    which a node runs on this machine; otherwise HOST:PORT of its head."""
+    engine_workers: PositiveInt | Literal["auto"]
+    """With ``ray``: the most actors at once, or ``auto``: as many as the cluster has room for."""
+    engine_cpus_per_worker: PositiveFloat | Literal["auto"]
+    """With ``ray``: logical CPUs that an actor takes. ``auto``: half a one beside a GPU, else as many as this machine
+    computes with less a half, so that other work of the cluster finds room."""
+    engine_timeout_minutes: PositiveFloat
+    """With ``ray``: minutes without a finished piece of 512 images after which the stage ends with what is known of the
+    cluster. A piece that is open half as long is given to another actor."""
 
 
 class ScoringParams(Section):

@@ -20,6 +20,7 @@ from tasks.evaluate import evaluate
 from tasks.infer import infer, shard_name
 from tasks.model import detector as detector_module
 from tasks.model.detector import ImageReader, detect, detect_all, load_detector, new_detector
+from tasks.model.engines import detection_job, local
 from tasks.model.fingerprint import software_fingerprint
 from tasks.params import StageParams, load_stage_params
 from tasks.params.template import render_params
@@ -152,7 +153,7 @@ def test_a_killed_inference_repeats_one_piece_and_ends_with_the_same_files(
     monkeypatch.setattr(tasks.infer, "PIECE_IMAGES", 2)
     run_inference(folder)
     expected = read_all(folder)
-    detect_images, numbers = tasks.infer._detect_images, []
+    detect_images, numbers = detection_job.detect_images, []
 
     def kill_at_third(*args: Any) -> pa.Table:
         numbers.append(len(args[2]))
@@ -160,7 +161,7 @@ def test_a_killed_inference_repeats_one_piece_and_ends_with_the_same_files(
             raise KeyboardInterrupt
         return detect_images(*args)
 
-    monkeypatch.setattr(tasks.infer, "_detect_images", kill_at_third)
+    monkeypatch.setattr(detection_job, "detect_images", kill_at_third)
     with pytest.raises(KeyboardInterrupt):
         run_inference(folder)
     run_inference(folder)
@@ -182,9 +183,9 @@ def test_a_shard_that_was_killed_before_its_pieces_were_deleted_is_not_detected_
         with pytest.raises(KeyboardInterrupt):
             run_inference(folder)
     images: list[int] = []
-    detect_images = tasks.infer._detect_images
+    detect_images = detection_job.detect_images
     monkeypatch.setattr(
-        tasks.infer, "_detect_images", lambda *args: images.append(len(args[2])) or detect_images(*args)
+        detection_job, "detect_images", lambda *args: images.append(len(args[2])) or detect_images(*args)
     )
     (shard,) = (path for path in (folder / "scratch").rglob("*.parquet") if "piece" not in path.name)
     assert shard.name.endswith(shard_name(0))
@@ -202,13 +203,13 @@ def test_processes_share_the_pieces(folder: Path, monkeypatch: pytest.MonkeyPatc
 
     def launch_two(_stage: str, function: Any, *args: Any) -> None:
         for number in range(2):
-            monkeypatch.setattr(tasks.infer, "rank", lambda number=number: number)
-            monkeypatch.setattr(tasks.infer, "world_size", lambda: 2)
+            monkeypatch.setattr(local, "rank", lambda number=number: number)
+            monkeypatch.setattr(local, "world_size", lambda: 2)
             before = {path.name for path in (folder / "scratch").rglob("*.parquet")}
             function(*args)
             shares.append(sorted({path.name for path in (folder / "scratch").rglob("*.parquet")} - before))
 
-    monkeypatch.setattr(tasks.infer, "launch", launch_two)
+    monkeypatch.setattr(local, "launch", launch_two)
     run_inference(folder)
     assert [len(share) for share in shares] == [3, 2]
     assert not set(shares[0]) & set(shares[1])

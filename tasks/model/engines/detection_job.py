@@ -1,0 +1,121 @@
+"""The work that an engine deals out: pieces of the pool, and what a process needs to detect them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from detectron_ext.committee import disagreement
+from detectron_ext.inference import Detections
+from detectron_ext.meta_arch import PerImageRCNN
+from detectron_ext.region_embedding import sum_by_class
+from tasks.data import schemas
+from tasks.model.detector import ImageReader, detect_all, load_detector
+from tasks.model.fingerprint import software_fingerprint
+from tasks.params import StageParams
+from tasks.runtime.errors import UserError
+from tasks.storage import files
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some images of a shard (rows with ``image_id`` and ``uri``), and the file of their detections."""
+
+    images: list[dict[str, str]]
+    path: Path
+
+
+@dataclass(frozen=True)
+class DetectionJob:
+    """What every piece has in common. Can be pickled; a process calls ``load`` once, and the result for each piece.
+
+    Args:
+        params: sections classes, model, infer and train.
+        root: folder that image uris are relative to.
+        members: state file and sha256 of the teacher, and of the committee's second member, if there is one. The
+            teacher's digest is written beside every detection.
+        batch_size: images per forward pass.
+    """
+
+    params: StageParams
+    root: Path
+    members: tuple[tuple[Path, str], ...]
+    batch_size: int
+
+    def load(self) -> Callable[[Piece], None]:
+        """Load the detectors, and return the function that detects and writes a piece."""
+        detectors = load_members(self)
+        return lambda piece: files.write_table(piece.path, detect_images(self, detectors, piece.images))
+
+
+def load_members(job: DetectionJob) -> list[PerImageRCNN]:
+    """Load the teacher, which describes regions too, and after it the second member, if there is one."""
+    detectors = [load_detector(job.params.model, len(job.params.classes), path) for path, _ in job.members]
+    detectors[0].roi_heads.describes_regions = True
+    return detectors
+
+
+def job_fingerprint() -> str:
+    """Return the digest of the software that decides what is in a piece's file."""
+    return software_fingerprint(Path(__file__))
+
+
+def detect_images(job: DetectionJob, detectors: Sequence[Any], images: Sequence[dict[str, str]]) -> pa.Table:
+    """Detect objects on some images.
+
+    Returns:
+        schemas.DETECTIONS, sorted by image id.
+
+    Raises:
+        UserError: an image cannot be read any more.
+        ObjectStoreError: an object is missing, changed, or out of reach.
+    """
+    read = ImageReader(job.root, images, prefetch_remote=True)
+
+    def read_pool_image(image: dict[str, str]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        try:
+            return read(image["uri"])
+        except (OSError, ValueError) as error:
+            raise UserError(
+                image["uri"],
+                f"the image is unreadable ({error}), expected what prepare saw",
+                "Restore it (dvc checkout), or run: dvc repro prepare",
+            ) from None
+
+    results = detect_all(
+        detectors,
+        images,
+        read_pool_image,
+        job.params.model,
+        batch_size=job.batch_size,
+        mixed_precision=job.params.train.mixed_precision,
+    )
+    threshold, [_, digest] = job.params.infer.score_threshold, job.members[0]
+    rows = [_row(image["image_id"], found, threshold, digest) for image, found in results]
+    rows.sort(key=lambda row: row["image_id"])
+    return pa.Table.from_pylist(rows, schemas.DETECTIONS)
+
+
+def _row(image_id: str, by_member: Sequence[Detections], score_threshold: float, digest: str) -> dict[str, Any]:
+    all_found, *others = by_member
+    found = all_found.filter_by_score(score_threshold)
+    between = disagreement(found, others[0].filter_by_score(score_threshold)) if others else None
+    region_class_ids, region_features = sum_by_class(found.region_features, found.scores, found.class_ids)
+    return {
+        "image_id": image_id,
+        "boxes_xyxy": found.boxes_xyxy.ravel(),
+        "scores": found.scores,
+        "class_ids": found.class_ids,
+        "class_probs": found.class_probs.astype(np.float16).ravel(),
+        "residual_mass": float(all_found.scores[all_found.scores < score_threshold].sum()),
+        "embedding": found.embedding.astype(np.float16),
+        "stability": found.stability,
+        "region_class_ids": region_class_ids,
+        "region_features": region_features.astype(np.float16).ravel(),
+        "box_disagreement": between.boxes if between else None,
+        "class_disagreement": between.classes if between else None,
+        "model_digest": digest,
+    }
