@@ -7,6 +7,7 @@ machines belongs in a private network.
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ AUTH_MODE_ENV = "RAY_AUTH_MODE"
 TOKEN_ENV = "RAY_AUTH_TOKEN"
 TOKEN_PATH_ENV = "RAY_AUTH_TOKEN_PATH"
 LOCAL = "local"
+_CONNECT_TIMEOUT_S = 10.0
 _OBJECT_STORE_BYTES = 128 * 2**20
 """Of a cluster on this machine: only names of pieces and digests pass through it."""
 
@@ -76,6 +78,7 @@ def connected(address: str) -> Iterator[Any]:
         os.environ[TOKEN_ENV] = secrets.token_hex(32)  # in no file: a later cluster has another
     else:
         require_token()
+        _require_open_port(address)
     ray = import_ray()
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
@@ -107,6 +110,28 @@ def require_token() -> None:
             f"the cluster's token is missing, expected {TOKEN_ENV} or the file {path}",
             f"Set {TOKEN_ENV} or {TOKEN_PATH_ENV} as on the head node; {AUTH_MODE_ENV}=disabled for a cluster without.",
         )
+
+
+def head_address(address: str) -> str | None:
+    """Return HOST:PORT of the head; None for ``auto`` where nothing on this machine names one."""
+    if address != "auto":
+        return address
+    named = os.environ.get("RAY_ADDRESS", "")
+    current = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"  # of the last `ray start`
+    if not named and current.is_file():
+        named = current.read_text(encoding="utf-8").strip()
+    return named or None
+
+
+def _require_open_port(address: str) -> None:
+    """Refuse a head whose port is closed: Ray itself would go on asking for many minutes, without a word."""
+    host, _, port = (head_address(address) or "").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise _no_cluster(f"{host}:{port}", error) from None
 
 
 def nodes(ray: Any) -> list[Node]:
