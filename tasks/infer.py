@@ -149,6 +149,16 @@ def _ids_digest(images: Sequence[dict[str, str]]) -> str:
     return files.sha256_json([image["image_id"] for image in images])[:16]
 
 
+def _second_member(workspace: Workspace, committee: str) -> Path | None:
+    """Return the state file of the committee's second member; in the first round the student stands in."""
+    if committee == "none":
+        return None
+    previous = workspace.warm_start / "teacher.pth"
+    if committee == "previous_teacher" and previous.is_file():
+        return previous
+    return workspace.derived("train") / "student.pth"
+
+
 def _body(workspace: Workspace) -> None:
     keep_freed_memory()
     assembled = workspace.derived("assemble")

@@ -25,7 +25,6 @@ from detectron_ext.trainer import TeacherStudentTrainer, parameter_groups
 from infra.bench.timed_functions import serve
 from tasks import train
 from tasks.data import schemas
-from tasks.infer import Members, load_members
 from tasks.model.detector import (
     ImageReader,
     default_device,
@@ -34,6 +33,7 @@ from tasks.model.detector import (
     resize_config,
     to_examples,
 )
+from tasks.model.engines.detection_job import load_members
 from tasks.params import StageParams, load_params
 from tasks.runtime.allocator import keep_freed_memory
 from tasks.training.pseudo_labels import assess_classes, score_threshold
@@ -170,7 +170,7 @@ def load_like_infer(trainer: TeacherStudentTrainer, params: StageParams) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "teacher.pth"
         torch.save(trainer.teacher.state_dict(), weights)
-        return load_members(params, Members(weights, None))[0]
+        return load_members(params, [weights])[0]
 
 
 if __name__ == "__main__":

@@ -47,13 +47,13 @@ class DetectionJob:
 
     def load(self) -> Callable[[Piece], None]:
         """Load the detectors, and return the function that detects and writes a piece."""
-        detectors = load_members(self)
+        detectors = load_members(self.params, [path for path, _ in self.members])
         return lambda piece: files.write_table(piece.path, detect_images(self, detectors, piece.images))
 
 
-def load_members(job: DetectionJob) -> list[PerImageRCNN]:
+def load_members(params: StageParams, weights: Sequence[Path]) -> list[PerImageRCNN]:
     """Load the teacher, which describes regions too, and after it the second member, if there is one."""
-    detectors = [load_detector(job.params.model, len(job.params.classes), path) for path, _ in job.members]
+    detectors = [load_detector(params.model, len(params.classes), path) for path in weights]
     detectors[0].roi_heads.describes_regions = True
     return detectors
 
