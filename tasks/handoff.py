@@ -116,7 +116,11 @@ def _frozen(
     for name in METRICS:
         found = found.append_column(name, pa.array([row[name] for row in rows], pa.float64()))
     selected_by_id = {row["image_id"]: row for row in selected}
-    for name, kind in (("is_random_pick", pa.bool_()), ("num_candidates", pa.int64())):
+    for name, kind in (
+        ("is_random_pick", pa.bool_()),
+        ("picked_by", pa.string()),
+        ("num_candidates", pa.int64()),
+    ):
         values = [selected_by_id[image_id][name] for image_id in found["image_id"].to_pylist()]
         found = found.append_column(name, pa.array(values, kind))
     return found.cast(with_class_names(DETECTIONS_AT_SELECTION, classes))

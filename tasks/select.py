@@ -1,32 +1,32 @@
 """Select the next batch under the budget, each image with the reason for it (docs/method.md#selection).
 
-Reads  data/labels, derived/assemble/labeled.parquet, derived/assemble/leased.json,
+Reads  data/labels, data/detections_at_selection, derived/assemble/labeled.parquet, derived/assemble/leased.json,
        derived/assemble/unlabeled.parquet, derived/infer, derived/score, derived/weigh
 Writes derived/select
-Params seed, select, budget
+Params seed, classes, select, budget, dwa.focal_gamma
 """
 
 import logging
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
-from tasks.data.schemas import CANDIDATE_SCORES, SCORES, SELECTION, UNCERTAINTY, UNLABELED
+from tasks.data.schemas import SELECTION
 from tasks.params import load_stage_params
 from tasks.params.stages import BudgetParams, SelectParams
 from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import stage_main
 from tasks.selection import budget as budgets
-from tasks.selection.annotation_cost import AnnotationCost, fit_annotation_cost
-from tasks.selection.pool_view import PoolView
+from tasks.selection.earlier_picks import read_earlier_picks
+from tasks.selection.inputs import ReadPicks, read_inputs
 from tasks.selection.strategies.base import Strategy, seeded_shuffle
+from tasks.selection.strategies.portfolio import Portfolio
 from tasks.selection.strategies.registry import create_strategy
 from tasks.storage import files
 
@@ -47,6 +47,7 @@ def select(
     box_errors: Path,
     uncertainty: Path,
     out: Path,
+    earlier_picks: ReadPicks = lambda _: (),
     extensions: Path = Path(),
 ) -> dict[str, Any]:
     """Select the images to label next, and return the summary.
@@ -64,72 +65,43 @@ def select(
         box_errors: what ``score`` says of the value of images; where it is not used, no strategy sees it.
         uncertainty: uncertainties (schemas.UNCERTAINTY).
         out: folder for ``selection.parquet`` (schemas.SELECTION, by rank) and ``summary.json``.
+        earlier_picks: reads what the picks of earlier batches turned out to be worth; called where the strategy asks.
         extensions: folder in which the module of an own strategy is found.
 
     Raises:
         UserError: an input is malformed, an unlabeled image was not scored, or an own strategy does not rank each
             candidate once.
     """
-    leased_ids = set(files.read_json(leased))
-    cost_model = _fit_cost_model(labels, budget)
-    candidates = _candidates(unlabeled, leased_ids, scores, uncertainty, cost_model)
-    value_model = files.read_json(box_errors)
-    if not value_model["used"]:
-        candidates["value"] = np.nan
-    cost = budgets.costs(candidates, budget)
-    strategy = create_strategy(params, extensions)
-    pool = PoolView(
-        candidates,
-        infer,
-        labeled=labeled,
+    inputs = read_inputs(
+        budget,
         labels=labels,
-        batch_size=budgets.expected_batch_size(cost, budget.amount),
+        unlabeled=unlabeled,
+        leased=leased,
+        labeled=labeled,
+        infer=infer,
+        scores=scores,
+        box_errors=box_errors,
+        uncertainty=uncertainty,
+        earlier_picks=earlier_picks,
     )
+    pool, candidates = inputs.pool, inputs.pool.candidates
+    strategy = create_strategy(params, extensions)
     ranking = strategy.rank(pool, seed=seed)
     _check_ranking(ranking, candidates, params.strategy)
     shuffled = seeded_shuffle(ranking, seed=seed, purpose="explore")
-    batch = budgets.fill_budget(ranking, shuffled, cost, amount=budget.amount, random_frac=params.random_frac)
+    batch = budgets.fill_budget(ranking, shuffled, inputs.cost, amount=budget.amount, random_frac=params.random_frac)
     selection = _selection_rows(candidates, batch, strategy, ranking)
+    selection["picked_by"] = _picked_by(batch, strategy, params.strategy)
     summary = _summary(selection, batch, candidates=len(candidates), params=params, budget=budget)
-    summary |= {"leased": len(leased_ids), "annotation_cost": asdict(cost_model)}
-    summary |= {"value": {"used": value_model["used"], "reason": value_model["reason"]}}
-    rows = selection.to_dict("records")
+    summary |= {"leased": inputs.num_leased, "annotation_cost": asdict(inputs.cost_model)}
+    summary |= {"value": {key: inputs.value_model[key] for key in ("used", "reason")}}
+    if isinstance(strategy, Portfolio):
+        summary["portfolio"] = strategy.shares
+    rows = selection[SELECTION.names].to_dict("records")
     files.write_table(out / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
     files.write_json(out / "summary.json", summary)
     _log_summary(summary)
     return summary
-
-
-def _fit_cost_model(labels: Path, budget: BudgetParams) -> AnnotationCost:
-    """Estimate minutes per image and per box from all answers so far."""
-    all_annotations = read_labels(labels).all_annotations
-    return fit_annotation_cost((label for answers in all_annotations.values() for label in answers), budget)
-
-
-def _candidates(
-    unlabeled: Path, leased: Set[str], scores: Path, uncertainty: Path, cost_model: AnnotationCost
-) -> pd.DataFrame:
-    """Join what is known about each candidate, indexed and sorted by image_id."""
-    listed: pd.Series = files.read_table(unlabeled, UNLABELED, columns=["image_id"])["image_id"].to_pandas()
-    ids = pd.Index(listed[~listed.isin(leased)], name="image_id").sort_values()
-    known = _by_image(scores, SCORES, CANDIDATE_SCORES).join(
-        _by_image(uncertainty, UNCERTAINTY, UNCERTAINTY.names), how="inner"
-    )
-    missing = ids.difference(known.index)
-    if len(missing):
-        raise UserError(
-            scores.parent,
-            f"unlabeled images without a score is {len(missing)} (first: {missing[0]}), expected 0",
-            "Run: dvc repro select",
-        )
-    minutes = budgets.expected_minutes(known["expected_boxes"], cost_model)
-    candidates: pd.DataFrame = known.assign(expected_minutes=minutes).loc[ids]
-    return candidates
-
-
-def _by_image(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pd.DataFrame:
-    table: pd.DataFrame = files.read_table(path, schema, columns=columns).to_pandas()
-    return table.set_index("image_id")
 
 
 def _check_ranking(ranking: Sequence[str], candidates: pd.DataFrame, strategy: str) -> None:
@@ -162,8 +134,19 @@ def _selection_rows(
         )
         for _, row in selected.iterrows()
     ]
-    rows: pd.DataFrame = selected[SELECTION.names]
-    return rows
+    return selected
+
+
+def _picked_by(batch: budgets.Batch, strategy: Strategy, name: str) -> list[str]:
+    """Return the strategy of each image of the batch; the uniform draw is ``random``."""
+    return [
+        "random"
+        if image in batch.random_picks
+        else strategy.picked_by(image)
+        if isinstance(strategy, Portfolio)
+        else name
+        for image in batch.selected
+    ]
 
 
 def _reason(
@@ -213,7 +196,7 @@ def _log_summary(summary: dict[str, Any]) -> None:
 
 
 def _body(workspace: Workspace) -> None:
-    params = load_stage_params(workspace.params, "seed", "select", "budget")
+    params = load_stage_params(workspace.params, "seed", "classes", "select", "budget", "dwa")
     select(
         params.select,
         params.budget,
@@ -227,6 +210,13 @@ def _body(workspace: Workspace) -> None:
         box_errors=workspace.derived("score") / "box_errors.json",
         uncertainty=workspace.derived("weigh") / "uncertainty.parquet",
         out=workspace.derived("select"),
+        earlier_picks=partial(
+            read_earlier_picks,
+            workspace.labels,
+            workspace.detections_at_selection,
+            params.classes,
+            params.dwa.focal_gamma,
+        ),
         extensions=workspace.root,
     )
 

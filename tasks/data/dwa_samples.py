@@ -59,6 +59,8 @@ class ReviewedImage:
     """Drawn uniformly from the candidates of its batch; calibration images are, from the whole pool."""
     num_candidates: int
     """Images that its batch was selected from; 0 for calibration images."""
+    picked_by: str = ""
+    """Strategy that it was taken from; empty for calibration images."""
 
 
 def batch_samples(
@@ -116,6 +118,7 @@ def reviewed_batch_images(
                 marked.class_ids,
                 row["is_random_pick"],
                 row["num_candidates"],
+                row["picked_by"] or "",
             )
         if num_dropped:
             _log.warning("%s: samples left out because the class list changed: %d", path.name, num_dropped)

@@ -83,6 +83,7 @@ DETECTIONS_AT_SELECTION = pa.schema(
         ("entropy", pa.float64()),
         ("overlap", pa.float64()),
         ("is_random_pick", pa.bool_()),
+        ("picked_by", pa.string()),
         ("num_candidates", pa.int64()),
     ]
 )
@@ -133,6 +134,7 @@ SELECTION = pa.schema(
         ("expected_boxes", pa.float64()),
         ("expected_minutes", pa.float64()),
         ("is_random_pick", pa.bool_()),  # of the uniform draw, whether the strategy wanted it too or not
+        ("picked_by", pa.string()),  # strategy that it was taken from; one of select.portfolio under strategy portfolio
         ("num_candidates", pa.int64()),  # images that the draw was from; the same in all rows
         ("reason", pa.string()),
     ]

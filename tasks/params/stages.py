@@ -17,9 +17,24 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 READY_STRATEGY_NAMES = ("least_confident", "margin", "localization", "committee", "rarity", "novelty", "boundary")
 STRATEGY_NAMES = (
-    *("uncertainty", "random", "entropy", "coreset", "value_per_minute", "composite"),
+    *("uncertainty", "random", "entropy", "coreset", "value_per_minute", "composite", "portfolio"),
     *READY_STRATEGY_NAMES,
 )
+PortfolioArm = Literal[
+    "uncertainty",
+    "random",
+    "entropy",
+    "coreset",
+    "value_per_minute",
+    "composite",
+    "least_confident",
+    "margin",
+    "localization",
+    "committee",
+    "rarity",
+    "novelty",
+    "boundary",
+]
 ObjectiveName = Literal[
     "uncertainty",
     "confidence",
@@ -382,25 +397,35 @@ class SelectParams(Section):
 
     strategy: Annotated[str, name_or_class_path(*STRATEGY_NAMES)]
     """Order in which images are taken: ``uncertainty`` and ``entropy``, falling; ``random``, a uniform draw;
-    ``coreset``, diversity alone; ``value_per_minute``, expected errors for the time they cost; one objective alone, or
-    ``composite``, the mean of ``objectives`` (docs/method.md#selection). An own class is named as
-    ``package.module:ClassName`` (docs/guides/extend.md)."""
+    ``coreset``, diversity alone; ``value_per_minute``, expected errors for the time they cost; one objective alone;
+    ``composite``, the mean of ``objectives``; or ``portfolio``, several of them by what their minutes brought
+    (docs/method.md#selection). An own class is named as ``package.module:ClassName`` (docs/guides/extend.md)."""
     objectives: dict[ObjectiveName, NonNegativeFloat]
     """Weights of what strategy ``composite`` wants: any of the names of docs/method.md#objectives, relative to each
     other."""
+    portfolio: Annotated[list[PortfolioArm], Field(min_length=2)]
+    """Strategies that share a batch under strategy ``portfolio`` (docs/method.md#portfolio); the first one also orders
+    the images that no batch will reach."""
     random_frac: Fraction
     """Share of the batch, in images, drawn uniformly from the whole pool. Without it the DWA network would only learn
     from images that its own rule prefers."""
 
     @property
+    def used_strategies(self) -> tuple[str, ...]:
+        """The strategy, or those of the portfolio."""
+        return tuple(self.portfolio) if self.strategy == "portfolio" else (self.strategy,)
+
+    @property
     def uses_committee(self) -> bool:
         """Whether the strategy needs the disagreement of two detectors."""
-        has_weight = self.strategy == "composite" and self.objectives.get("committee", 0) > 0
-        return has_weight or self.strategy == "committee"
+        has_weight = "composite" in self.used_strategies and self.objectives.get("committee", 0) > 0
+        return has_weight or "committee" in self.used_strategies
 
     @model_validator(mode="after")
     def _check_objectives(self) -> Self:
-        if self.strategy == "composite" and not any(self.objectives.values()):
+        if len(set(self.portfolio)) < len(self.portfolio):
+            raise ValueError(f"portfolio is {', '.join(self.portfolio)}, expected each once")
+        if "composite" in self.used_strategies and not any(self.objectives.values()):
             raise ValueError("objectives have no weight above 0, expected at least one for strategy composite")
         return self
 

@@ -19,6 +19,7 @@ from tasks.data.detections import DetectionBatch, read_detection_batches, read_s
 from tasks.data.label_store import read_labels
 from tasks.data.schemas import ANNOTATED
 from tasks.runtime.errors import UserError
+from tasks.selection.earlier_picks import EarlierPick
 from tasks.selection.embeddings import (
     IMAGE,
     REGION,
@@ -41,6 +42,7 @@ class PoolView:
         *,
         labeled: Path | None = None,
         labels: Path | None = None,
+        earlier_picks: Callable[[], Sequence[EarlierPick]] = tuple,
         batch_size: int = 1,
     ) -> None:
         """Keep the table; detections are opened only when they are asked for.
@@ -51,12 +53,14 @@ class PoolView:
             infer: output of the stage ``infer``; None: there are no detections.
             labeled: labeled images with their boxes, schemas.ANNOTATED; None: there are none.
             labels: folder of label batches; None: nothing is known of what people answered.
+            earlier_picks: gives the answered picks of all batches.
             batch_size: images that the budget is expected to allow; for strategies that order a shortlist.
         """
         self.candidates = candidates
         self.infer = infer
         self.labeled = labeled
         self.labels = labels
+        self._read_earlier_picks = earlier_picks
         self.batch_size = batch_size
 
     @cached_property
@@ -111,6 +115,11 @@ class PoolView:
         if regions.any():
             return centered(regions, self.labeled_region_embeddings)
         return centered(self.embeddings(), self.labeled_embeddings)
+
+    @cached_property
+    def earlier_picks(self) -> Sequence[EarlierPick]:
+        """What the picks of earlier rounds turned out to be worth."""
+        return self._read_earlier_picks()
 
     @cached_property
     def refused_image_ids(self) -> frozenset[str]:

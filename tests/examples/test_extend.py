@@ -126,7 +126,10 @@ def test_the_check_before_a_run_loads_the_strategy(campaign: Workspace) -> None:
 def test_a_class_that_is_no_strategy(tmp_path: Path, code: str, expected: str) -> None:
     (tmp_path / "own_module.py").write_text(code)
     with pytest.raises(UserError) as caught:
-        create_strategy(SelectParams(strategy="own_module:Own", objectives={}, random_frac=0), tmp_path)
+        create_strategy(
+            SelectParams(strategy="own_module:Own", objectives={}, portfolio=["uncertainty", "random"], random_frac=0),
+            tmp_path,
+        )
     assert caught.value.problem.startswith("select.strategy is 'own_module:Own', expected ")
     assert expected in caught.value.problem
 

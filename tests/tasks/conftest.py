@@ -332,6 +332,7 @@ class SyntheticCampaign:
                     "expected_boxes": 2.4,
                     "expected_minutes": 1.4,
                     "is_random_pick": reason.startswith("random pick"),
+                    "picked_by": "uncertainty",
                     "num_candidates": self.pool_images,
                     "reason": reason,
                 }

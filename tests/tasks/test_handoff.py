@@ -78,6 +78,7 @@ def write_selection(folder: Path, *ranked: str) -> None:
             "expected_boxes": 1.0,
             "expected_minutes": 1.0,
             "is_random_pick": rank == 2,
+            "picked_by": "entropy",
             "num_candidates": 7,
             "reason": "why",
         }
@@ -129,7 +130,7 @@ def test_detections_of_the_picked_images_are_frozen_with_their_metrics(inputs: P
     rows = [
         DETECTIONS_BY_ID[i]
         | {name: SCORES_BY_ID[i][name] for name in METRICS}
-        | {"is_random_pick": i == "ccc", "num_candidates": 7}  # the second in rank
+        | {"is_random_pick": i == "ccc", "picked_by": "entropy", "num_candidates": 7}  # the second in rank
         for i in ("aaa", "bbb", "ccc")
     ]
     assert frozen.equals(pa.Table.from_pylist(rows, schema=DETECTIONS_AT_SELECTION))

@@ -64,6 +64,8 @@ def test_a_missing_parameter_is_named(tmp_path: Path, content: dict[str, Any]) -
         ("train", {"burn_in_iterations": 10**6}, "burn_in_iterations is 1000000, expected at most iterations"),
         ("model", {"long_side_px": 1}, "long_side_px is 1, expected at least short_side_px"),
         ("dwa", {"fixed_weights": [0.5, 0.5, 0.5]}, "fixed_weights sum to 1.5, expected 1"),
+        ("select", {"strategy": "portfolio", "portfolio": ["committee", "random"]}, "infer.committee is 'none'"),
+        ("select", {"portfolio": ["random", "random"]}, "portfolio is random, random, expected each once"),
         ("select", {"strategy": "committee"}, "infer.committee is 'none', expected 'student' or 'previous_teacher'"),
         ("select", {"strategy": "composite", "objectives": {"committee": 1.0}}, "infer.committee is 'none'"),
     ],

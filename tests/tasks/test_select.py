@@ -20,13 +20,17 @@ from tasks.params import load_params
 from tasks.params.stages import BudgetParams, SelectParams
 from tasks.runtime.errors import UserError
 from tasks.select import select
+from tasks.selection.earlier_picks import EarlierPick
 from tasks.storage import files
 
 ROOT = Path(__file__).parents[2]
 IMAGES_24 = BudgetParams(
     unit="images", amount=24.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20
 )
-BY_UNCERTAINTY = SelectParams(strategy="uncertainty", objectives={}, random_frac=0.1)
+MINUTES_BROUGHT = [("uncertainty", 1.0), ("entropy", 4.0)]
+BY_UNCERTAINTY = SelectParams(
+    strategy="uncertainty", objectives={}, portfolio=["uncertainty", "random"], random_frac=0.1
+)
 
 
 def image_ids(count: int) -> list[str]:
@@ -104,6 +108,7 @@ def test_writes_ranked_rows_and_a_summary(tmp_path):
     summary = select(BY_UNCERTAINTY, IMAGES_24, 7, **paths, out=tmp_path / "out")
     rows = read_selection(tmp_path / "out")
     assert [row["rank"] for row in rows] == list(range(1, 25))
+    assert [row["picked_by"] for row in rows] == ["random" if row["is_random_pick"] else "uncertainty" for row in rows]
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["selected"], summary["random_picks"], summary["candidates"]) == (24, 2, 60)
     assert (summary["budget_unit"], summary["budget_amount"], summary["pool_exhausted"]) == (
@@ -204,6 +209,22 @@ def test_without_enough_measured_times_the_parameters_count_and_the_summary_says
     assert "are 19, fewer than budget.min_timed_annotations (20)" in cost["reason"]
 
 
+def test_a_portfolio_says_whose_turn_it_was_and_what_it_knows(tmp_path):
+    paths = write_inputs(tmp_path, 60)
+    params = SelectParams(strategy="portfolio", objectives={}, portfolio=["uncertainty", "entropy"], random_frac=0.1)
+    picks = [EarlierPick(f"p{n}", 1, arm, worth, worth, 1.0) for n in range(40) for arm, worth in MINUTES_BROUGHT]
+    summary = select(params, IMAGES_24, 7, **paths, out=tmp_path / "out", earlier_picks=lambda _: picks)
+    rows = read_selection(tmp_path / "out")
+    assert {row["picked_by"] for row in rows if row["is_random_pick"]} == {"random"}
+    others = [row for row in rows if not row["is_random_pick"]]
+    assert all(f"turn of {row['picked_by']}: {row['picked_by']} " in row["reason"] for row in others)
+    assert all(row["picked_by"] == "entropy" for row in others)
+    assert summary["portfolio"]["entropy"]["share"] == 1
+    assert summary["portfolio"]["entropy"]["num_images"] == 40
+    select(params, IMAGES_24, 7, **paths, out=tmp_path / "new")  # nothing is known: both have their turns
+    assert {row["picked_by"] for row in read_selection(tmp_path / "new")} == {"random", "uncertainty", "entropy"}
+
+
 @pytest.mark.parametrize("unit", ["boxes", "minutes"])
 def test_one_image_is_picked_even_if_it_alone_is_over_budget(tmp_path, unit):
     paths = write_inputs(tmp_path, 30)
@@ -223,7 +244,12 @@ def test_one_image_is_picked_even_if_it_alone_is_over_budget(tmp_path, unit):
 def test_result_is_within_budget_deterministic_and_blind_to_row_order(
     tmp_path, unit, amount, seed, strategy, random_frac, shuffle
 ):
-    params = SelectParams(strategy=strategy, objectives={"uncertainty": 1, "rarity": 1}, random_frac=random_frac)
+    params = SelectParams(
+        strategy=strategy,
+        objectives={"uncertainty": 1, "rarity": 1},
+        portfolio=["entropy", "random"],
+        random_frac=random_frac,
+    )
     budget = BudgetParams(
         unit=unit, amount=amount, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20
     )

@@ -10,6 +10,7 @@ from tasks.selection.strategies.base import Strategy
 from tasks.selection.strategies.coreset import Coreset
 from tasks.selection.strategies.entropy import Entropy
 from tasks.selection.strategies.objective import ObjectiveStrategy
+from tasks.selection.strategies.portfolio import Portfolio
 from tasks.selection.strategies.random import Random
 from tasks.selection.strategies.uncertainty import Uncertainty
 from tasks.selection.strategies.value_per_minute import ValuePerMinute
@@ -33,7 +34,12 @@ def create_strategy(params: SelectParams, folder: Path) -> Strategy:
     Raises:
         UserError: the user's class cannot be imported or is no strategy.
     """
-    name = params.strategy
+    if params.strategy == "portfolio":
+        return Portfolio({name: _create(name, params, folder) for name in params.portfolio})
+    return _create(params.strategy, params, folder)
+
+
+def _create(name: str, params: SelectParams, folder: Path) -> Strategy:
     if name == "composite":
         return ObjectiveStrategy(name, {str(objective): weight for objective, weight in params.objectives.items()})
     if name in READY_STRATEGIES:

@@ -1,6 +1,7 @@
 """Orders and budgets as plain functions, mostly by their properties."""
 
 import itertools
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tasks.data.schemas import CANDIDATE_SCORES, UNCERTAINTY
-from tasks.params.stages import STRATEGY_NAMES, BudgetParams
+from tasks.params.stages import STRATEGY_NAMES, BudgetParams, PortfolioArm
 from tasks.selection.annotation_cost import fit_annotation_cost
 from tasks.selection.budget import costs, expected_minutes, fill_budget, num_random_picks
 from tasks.selection.objectives.registry import READY_STRATEGIES
@@ -137,7 +138,8 @@ def test_random_strategy_is_the_draw_of_its_own_purpose():
 
 
 def test_registry_holds_every_name_that_params_allow():
-    assert {*STRATEGIES, *READY_STRATEGIES, "composite"} == set(STRATEGY_NAMES)
+    assert {*STRATEGIES, *READY_STRATEGIES, "composite", "portfolio"} == set(STRATEGY_NAMES)
+    assert {*get_args(PortfolioArm), "portfolio"} == set(STRATEGY_NAMES)
 
 
 @pytest.mark.parametrize(("unit", "expected"), [("images", [1.0, 1.0]), ("boxes", [1.0, 4.0]), ("minutes", [0.2, 2.2])])
