@@ -40,8 +40,12 @@ $(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --no-loadscope-
 endef
 
 .PHONY: test
-test: $(STAMP) ## Run every test, files side by side
-	@$(PYTEST)
+test: $(STAMP) ## Run every test but those of test-cluster, files side by side
+	@$(PYTEST) -m "not cluster"
+
+.PHONY: test-cluster
+test-cluster: $(STAMP) ## Run the tests on nodes of a Ray cluster, some of which die (minutes)
+	@$(BIN)/python -m pytest -m cluster
 
 .PHONY: test-fast
 test-fast: $(STAMP) ## Run the unit tests: no training, no service, no whole round

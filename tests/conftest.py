@@ -22,7 +22,7 @@ from tests.services import (  # noqa: F401 (fixtures for every test)
 )
 
 TINY_CLASSES = ("square", "disc")
-_OTHER_MARKS = {"integration", "e2e", "services", "gpu"}
+_OTHER_MARKS = {"integration", "e2e", "services", "cluster", "gpu"}
 
 # How fast examples are made and run says something about the machine, not about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

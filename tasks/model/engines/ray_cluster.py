@@ -36,6 +36,7 @@ class ClusterUnreachableError(UserError):
 class Node:
     """A node that is alive, and its logical resources."""
 
+    node_id: str
     address: str
     num_cpus: float
     num_gpus: float
@@ -137,7 +138,12 @@ def _require_open_port(address: str) -> None:
 def nodes(ray: Any) -> list[Node]:
     """List the nodes that are alive."""
     return [
-        Node(node["NodeManagerAddress"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        Node(
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+        )
         for node in ray.nodes()
         if node["Alive"]
     ]

@@ -124,12 +124,12 @@ class DetectionActor:
 class RayBackend:
     """Workers of a pool as actors of a cluster; on its GPUs where it has some."""
 
-    def __init__(self, ray: Any, job: DetectionJob, cpus_per_worker: float | str) -> None:
+    def __init__(self, ray: Any, job: DetectionJob | None, cpus_per_worker: float | str) -> None:
         """Remember the job; nothing is started.
 
         Args:
             ray: the module, connected.
-            job: what the pieces have in common.
+            job: what the pieces have in common; None where only the room is asked for.
             cpus_per_worker: logical CPUs that an actor takes, or ``auto``.
         """
         self._ray = ray
@@ -140,11 +140,14 @@ class RayBackend:
         self._on_gpus = any(node.num_gpus for node in nodes(ray))
 
     def capacity(self) -> int:
+        """Return ``room``, or 1 where there is none, so that an autoscaler is asked for a first node."""
+        return max(self.room(), 1)
+
+    def room(self) -> int:
         """Return how many workers have room on the nodes that are there now."""
         found = nodes(self._ray)
         num_cpus = self._num_cpus(found)
-        rooms = (int(min(node.num_cpus / num_cpus, node.num_gpus if self._on_gpus else 1e6)) for node in found)
-        return max(sum(rooms), 1)
+        return sum(int(min(node.num_cpus / num_cpus, node.num_gpus if self._on_gpus else 1e6)) for node in found)
 
     def start_worker(self) -> tuple[Any, Hashable]:
         """Start an actor; return it, and the call that ends when its teacher is loaded."""

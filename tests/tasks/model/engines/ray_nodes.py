@@ -36,7 +36,7 @@ class RayNodes:
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *options: str, num_cpus: float = 1, head: bool = False) -> subprocess.Popen[bytes]:
+    def start(self, num_cpus: int = 1, head: bool = False) -> subprocess.Popen[bytes]:
         """Start a node and return once it takes part."""
         where = ["--head", f"--port={self.address.rpartition(':')[2]}"] if head else [f"--address={self.address}"]
         log = self._folder / f"node-{len(self._processes)}.log"
@@ -45,7 +45,7 @@ class RayNodes:
                 [
                     *(sys.executable, "-m", "ray.scripts.scripts", "start", *where, "--node-ip-address=127.0.0.1"),
                     *(f"--num-cpus={num_cpus}", "--num-gpus=0", "--object-store-memory=100000000", "--block"),
-                    *("--include-dashboard=false", "--disable-usage-stats", *options)[0 if head else 1 :],
+                    *(("--include-dashboard=false",) if head else ()),
                 ],
                 env=self.env,
                 stdout=output,

@@ -114,6 +114,7 @@ class FakeRay:
     def nodes(self) -> list[dict[str, Any]]:
         return [
             {
+                "NodeID": node.node_id,
                 "NodeManagerAddress": node.address,
                 "Alive": True,
                 "Resources": {"CPU": node.num_cpus, "GPU": node.num_gpus},
@@ -125,12 +126,17 @@ class FakeRay:
 @pytest.mark.parametrize(
     ("found", "num_threads", "cpus_per_worker", "expected"),
     [
-        ([Node("a", 2, 0)], 1, "auto", 4),  # half a CPU each
-        ([Node("a", 2, 0), Node("b", 4, 0)], 2, "auto", 3),  # one and a half each: 1 + 2
-        ([Node("a", 4, 0)], 16, "auto", 1),  # no more than a node has, less a half
-        ([Node("driver", 0, 0), Node("b", 4, 0)], 2, 2.0, 2),  # the node without CPUs gets none
-        ([Node("driver", 0, 0), Node("b", 16, 4), Node("c", 8, 0)], 16, "auto", 4),  # only where there are GPUs
-        ([Node("driver", 0, 0)], 2, "auto", 1),  # asks an autoscaler for a first one
+        ([Node("", "a", 2, 0)], 1, "auto", 4),  # half a CPU each
+        ([Node("", "a", 2, 0), Node("", "b", 4, 0)], 2, "auto", 3),  # one and a half each: 1 + 2
+        ([Node("", "a", 4, 0)], 16, "auto", 1),  # no more than a node has, less a half
+        ([Node("", "driver", 0, 0), Node("", "b", 4, 0)], 2, 2.0, 2),  # the node without CPUs gets none
+        (
+            [Node("", "driver", 0, 0), Node("", "b", 16, 4), Node("", "c", 8, 0)],
+            16,
+            "auto",
+            4,
+        ),  # only where there are GPUs
+        ([Node("", "driver", 0, 0)], 2, "auto", 1),  # asks an autoscaler for a first one
     ],
 )
 def test_room_of_a_cluster(
