@@ -142,6 +142,7 @@ class SyntheticCampaign:
             "loss_ratio": 0.21,
             "mean_uncertainty": 0.48,
             "teacher_agreement": None if number == 0 else 0.81,
+            "stopping": {"advice": "go_on", "reason": "1 round with new labels", "rounds": 1},
         }
 
     def _dwa_reason(self, number: int) -> str:

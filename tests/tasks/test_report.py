@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 
 def render_page(workspace: Workspace) -> Page:
-    params = load_stage_params(workspace.params, "classes", "scoring", "report")
+    params = load_stage_params(workspace.params, "classes", "scoring", "report", "stopping")
     report(
         params.classes,
         params.scoring,
@@ -305,7 +305,7 @@ def test_supervised_training_has_no_pseudo_labels_to_show(synthetic_campaign):
 
 def test_no_thumbnails_when_none_are_wanted(synthetic_campaign):
     workspace = synthetic_campaign()
-    params = load_stage_params(workspace.params, "classes", "scoring", "report")
+    params = load_stage_params(workspace.params, "classes", "scoring", "report", "stopping")
     none = params.report.model_copy(update={"thumbnails": 0})
     report(params.classes, params.scoring, none, params.stopping, workspace=workspace, out=workspace.derived("report"))
     html = (workspace.derived("report") / "report.html").read_text(encoding="utf-8")
