@@ -15,6 +15,7 @@ from detectron_ext.inference import Detections
 from tasks.data import schemas
 from tasks.data.paths import Workspace
 from tasks.evaluation.coco_map import coco_map
+from tasks.evaluation.protocols import protocol_metrics
 from tasks.model.detector import ImageReader, detect_all, load_detector
 from tasks.params import StageParams, load_stage_params
 from tasks.runtime.allocator import keep_freed_memory
@@ -26,7 +27,7 @@ MODELS = ("teacher", "student")
 
 
 def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, Path], out: Path) -> None:
-    """Write every validation prediction and the COCO metrics of each model.
+    """Write every validation prediction, and of each model the COCO metrics and those of further protocols.
 
     Args:
         params: sections classes, model, evaluate and train.
@@ -38,13 +39,16 @@ def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, P
     truth = files.read_table(val, schemas.ANNOTATED)
     rows: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
+    protocols: dict[str, Any] = {}
     for name, predictions in _predict(params, weights, truth, root).items():
-        metrics[name] = coco_map(truth, pa.Table.from_pylist(predictions, schemas.PREDICTIONS), params.classes)
+        found = pa.Table.from_pylist(predictions, schemas.PREDICTIONS)
+        metrics[name] = coco_map(truth, found, params.classes)
+        protocols[name] = protocol_metrics(truth, found, params.classes, params.evaluate)
         log.info("evaluate %s: mAP %.1f, AP50 %.1f", name, metrics[name]["mAP"], metrics[name]["AP50"])
         rows += predictions
     schema = schemas.with_class_names(schemas.PREDICTIONS, params.classes)
     files.write_table(out / "predictions.parquet", pa.Table.from_pylist(rows, schema))
-    files.write_json(out / "metrics.json", {**metrics, "val_images": truth.num_rows})
+    files.write_json(out / "metrics.json", {**metrics, "protocols": protocols, "val_images": truth.num_rows})
 
 
 def _predict(

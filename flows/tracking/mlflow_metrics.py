@@ -41,6 +41,7 @@ def flatten_metrics(
     documents = {
         "": {key: _drop_per_class(value) for key, value in history_entry.items() if key != "round"},
         **{f"{model}/AP": evaluation_metrics[model]["per_class"] for model in ("teacher", "student")},
+        **{f"{model}/{name}": found for model, name, found in _iter_protocols(evaluation_metrics["protocols"])},
         "seconds": dict(seconds),
     }
     metrics: dict[str, float] = {}
@@ -58,6 +59,14 @@ def round_params(params: Params) -> dict[str, str]:
 def flatten_params(content: Mapping[str, Any]) -> dict[str, str]:
     """Flatten the content of a params.yaml to ``section.key: text``, each text at most 6,000 characters long."""
     return {name: text[:_MAX_PARAM_LENGTH] for name, text in _iter_leaves(dict(content))}
+
+
+def _iter_protocols(protocols: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield model, protocol and its figures; a confusion matrix is a table, which the report has."""
+    for model, by_protocol in protocols.items():
+        for name, found in by_protocol.items():
+            if name != "confusion":
+                yield model, name, found
 
 
 def _drop_per_class(value: Any) -> Any:

@@ -37,6 +37,8 @@ _PAIRS_PER_BLOCK = 1 << 22  # bounds the memory: about 70 bytes a pair
 class Matches:
     """The detections of one class by descending score, and how many objects there are to find."""
 
+    score: Floats
+    """(D,)"""
     image_index: Integers
     """(D,) row of each detection's image in the validation set."""
     is_true_positive: Booleans
@@ -113,13 +115,15 @@ def match_detections(
         order = start + np.argsort(-detections.score[start:stop], kind="stable")
         image_index = detections.group[order] - index * num_images
         true_positive = matched[:, order] & ~ignored[:, order]
-        entries.append(Matches(image_index, true_positive, ignored[:, order], num_objects[index]))
+        entries.append(
+            Matches(detections.score[order], image_index, true_positive, ignored[:, order], num_objects[index])
+        )
     return entries
 
 
 def _read_objects(truth: pa.Table, num_classes: int, area_range_px2: tuple[float, float]) -> _Objects:
-    class_ids, image, xywh_px = _flatten(truth, np.arange(truth.num_rows))
-    crowd = _read_crowds(truth)
+    class_ids, image, xywh_px = flatten_boxes(truth, np.arange(truth.num_rows))
+    crowd = read_crowds(truth)
     group = class_ids * truth.num_rows + image
     area_px2 = xywh_px[:, 2] * xywh_px[:, 3]
     ignored = crowd | (area_px2 < area_range_px2[0]) | (area_px2 > area_range_px2[1])
@@ -129,8 +133,8 @@ def _read_objects(truth: pa.Table, num_classes: int, area_range_px2: tuple[float
     return _Objects(group[order], xywh_px[order], ignored[order], crowd[order])
 
 
-def _read_crowds(truth: pa.Table) -> Booleans:
-    """Whether each box encloses a crowd; a missing column or list says that none does."""
+def read_crowds(truth: pa.Table) -> Booleans:
+    """Return whether each box encloses a crowd, (N,); a missing column or list says that none does."""
     num_boxes = _lengths(truth["class_ids"])
     crowd = np.zeros(num_boxes.sum(), dtype=bool)
     if "is_crowd" in truth.column_names:
@@ -149,11 +153,7 @@ def _read_detections(
     area_range_px2: tuple[float, float],
     max_detections: int,
 ) -> _Detections:
-    row = pc.index_in(predictions["image_id"], value_set=truth["image_id"].combine_chunks())
-    if row.null_count:
-        position = int(np.flatnonzero(_values(pc.is_null(row)))[0])
-        raise ValueError(f"image_id is {predictions['image_id'][position]}, expected an image of the validation set")
-    class_ids, image, xywh_px = _flatten(predictions, _values(row).astype(np.int64))
+    class_ids, image, xywh_px = flatten_boxes(predictions, image_rows(truth, predictions))
     score = _values(pc.list_flatten(predictions["scores"])).astype(np.float64)
     group = class_ids * truth.num_rows + image
     known = (class_ids >= 0) & (class_ids < num_classes)
@@ -165,8 +165,21 @@ def _read_detections(
     return _Detections(group[order], xywh_px[order], outside, score[order])
 
 
-def _flatten(table: pa.Table, image_of_row: Integers) -> tuple[Integers, Integers, Floats]:
-    """Class, image and corner, width and height of every box of a table."""
+def image_rows(truth: pa.Table, predictions: pa.Table) -> Integers:
+    """Return the row in ``truth`` of each prediction's image.
+
+    Raises:
+        ValueError: a prediction is of an image that ``truth`` does not have.
+    """
+    row = pc.index_in(predictions["image_id"], value_set=truth["image_id"].combine_chunks())
+    if row.null_count:
+        position = int(np.flatnonzero(_values(pc.is_null(row)))[0])
+        raise ValueError(f"image_id is {predictions['image_id'][position]}, expected an image of the validation set")
+    return _values(row).astype(np.int64)
+
+
+def flatten_boxes(table: pa.Table, image_of_row: Integers) -> tuple[Integers, Integers, Floats]:
+    """Return class, image and (x, y, width, height) in pixels of every box of a table, (N,), (N,) and (N, 4)."""
     class_ids = _values(pc.list_flatten(table["class_ids"])).astype(np.int64)
     xyxy_px = _values(pc.list_flatten(table["boxes_xyxy"])).astype(np.float64).reshape(-1, 4)
     if len(xyxy_px) != len(class_ids):

@@ -256,6 +256,21 @@ class EvaluateParams(Section):
     """Images per forward pass. Without effect on the result but for rounding."""
     score_threshold: Fraction
     """Boxes with a lower score are left out of the evaluation. COCO mAP integrates over all scores: keep it low."""
+    protocols: list[Literal["voc07", "voc12", "miss_rate", "operating_point", "confusion"]]
+    """Further measures beside COCO mAP (docs/method.md#protocols): AP of PASCAL VOC 2007 or of VOC 2010 on, log-average
+    miss rate, operating points, and a confusion matrix."""
+    wanted_precision: Annotated[float, Field(gt=0, le=1)]
+    """Share of right detections that ``operating_point`` finds the lowest threshold for."""
+    false_alarm_cost: NonNegativeFloat
+    """Cost of a detection of nothing, in the unit of ``miss_cost``."""
+    miss_cost: NonNegativeFloat
+    """Cost of an object that is not found; ``operating_point`` finds the threshold at which errors cost least."""
+
+    @model_validator(mode="after")
+    def _check_protocols(self) -> Self:
+        if len(set(self.protocols)) < len(self.protocols):
+            raise ValueError(f"protocols are {', '.join(self.protocols)}, expected each once")
+        return self
 
 
 class InferParams(Section):

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from tasks.data.schemas import METRICS
 from tasks.params.stages import ScoringParams
-from tasks.reporting import narrative, plots, tables
+from tasks.reporting import errors_by_class, narrative, plots, tables
 from tasks.reporting.feature_importance import importance_rows, importance_text
 from tasks.reporting.report_data import Document, ReportData
 from tasks.reporting.thumbnails import class_colors, thumbnail
@@ -73,6 +73,7 @@ def _tables(data: ReportData, history: Sequence[Document]) -> dict[str, Any]:
     return {
         "rounds_shown": tables.rounds_shown(history),
         "class_rows": tables.class_rows(data.classes, history),
+        **_errors(data),
         "pseudo_label_rows": tables.pseudo_label_rows(data.train_summary),
         "selection": data.selection.head(tables.SELECTED_SHOWN).to_dict("records"),
         "reviewed": tables.review_rows(data),
@@ -81,6 +82,18 @@ def _tables(data: ReportData, history: Sequence[Document]) -> dict[str, Any]:
         "seconds": sum(data.stage_seconds.values()),
         "rejected": tables.rejected_rows(data),
         "rejected_shown": tables.REJECTED_SHOWN,
+    }
+
+
+def _errors(data: ReportData) -> dict[str, Any]:
+    """Return the tables of the teacher's errors, each empty where its protocol is not in ``evaluate.protocols``."""
+    protocols = data.metrics["protocols"]["teacher"]
+    return {
+        "operating_rows": errors_by_class.operating_rows(protocols),
+        "operating": protocols.get("operating_point"),
+        "matrix_rows": errors_by_class.confusion_matrix_rows(protocols, data.classes),
+        "confusions": errors_by_class.frequent_confusions(protocols, data.classes),
+        "confusion_threshold": protocols.get("confusion", {}).get("score_threshold"),
     }
 
 

@@ -74,7 +74,8 @@ def evaluate(workspace: Workspace, classes: list[str]) -> None:
         metrics[model] = coco_map(truth, pa.Table.from_pylist(own, PREDICTIONS), classes)
         rows += own
     out = workspace.derived("evaluate")
-    files.write_json(out / "metrics.json", {**metrics, "val_images": truth.num_rows})
+    protocols: dict[str, Any] = {model: {} for model in metrics}
+    files.write_json(out / "metrics.json", {**metrics, "protocols": protocols, "val_images": truth.num_rows})
     files.write_table(out / "predictions.parquet", pa.Table.from_pylist(rows, with_class_names(PREDICTIONS, classes)))
 
 

@@ -211,7 +211,12 @@ class SyntheticCampaign:
         files.write_json(derived("train") / "summary.json", trained)
         files.write_json(
             derived("evaluate") / "metrics.json",
-            {"teacher": now["teacher"], "student": now["student"], "val_images": 60},
+            {
+                "teacher": now["teacher"],
+                "student": now["student"],
+                "protocols": {"teacher": self._protocols(), "student": {}},
+                "val_images": 60,
+            },
         )
         for path in (
             derived("evaluate") / "predictions.parquet",
@@ -245,6 +250,23 @@ class SyntheticCampaign:
             | {"chosen": name == used or (used == "learned" and name in ("learned", "common"))}
             for name, value in (figures | {"learned": now["spearman_dwa"]}).items()
         ]
+
+    def _protocols(self) -> dict[str, Any]:
+        """Half of the objects found, a tenth taken for the next class; as many detections of nothing."""
+        point = {"score_threshold": 0.4, "precision": 0.8, "recall": 0.5, "cost_per_image": 1.2}
+        nothing = {"score_threshold": None, "precision": None, "recall": 0.0, "cost_per_image": 2.0}
+        by_class = {name: {"at_precision": nothing, "least_cost": point} for name in (*self.classes, "all classes")}
+        size = len(self.classes) + 1
+        matrix = [[50 if i == j else 10 if (i + 1) % size == j else 0 for j in range(size)] for i in range(size)]
+        return {
+            "operating_point": {
+                "wanted_precision": 0.9,
+                "false_alarm_cost": 1.0,
+                "miss_cost": 1.0,
+                "by_class": by_class,
+            },
+            "confusion": {"score_threshold": 0.4, "matrix": matrix},
+        }
 
     def _pseudo_labels(self) -> dict[str, Any]:
         """The last class is never right; the first is measured; of the others nothing is known."""
