@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tasks.evaluation.coco_matching import Floats, Matches, match_detections
 
-REFERENCE_FPPI: Floats = np.logspace(-2.0, 0.0, 9)
+REFERENCE_FPPI: Floats = np.logspace(-2.0, 0.0, 9, dtype=np.float64)
 """False positives per image at which the miss rate is read off."""
 _MIN_MISS_RATE = 1e-10
 _IOU_50 = 0

@@ -11,25 +11,25 @@ CONFUSIONS_SHOWN = 15
 BACKGROUND = "background"
 
 
-def operating_rows(protocols: Mapping[str, Any]) -> list[Document]:
+def operating_rows(protocols: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return name and operating points of each class, that of all classes last; empty where they were not computed."""
     points = protocols.get("operating_point", {}).get("by_class", {})
     return [{"name": name, **of_class} for name, of_class in points.items()]
 
 
-def confusion_matrix_rows(protocols: Mapping[str, Any], classes: Sequence[str]) -> list[Document]:
+def confusion_matrix_rows(protocols: Mapping[str, Any], classes: Sequence[str]) -> list[dict[str, Any]]:
     """Return true class, counts by predicted class, and their shares of the row; empty with too many classes."""
     matrix = protocols.get("confusion", {}).get("matrix", [])
     if len(classes) > MATRIX_CLASSES:
         return []
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, counts in zip([*classes, BACKGROUND], matrix, strict=False):
         total = max(sum(counts), 1)
         rows.append({"name": name, "cells": [{"count": n, "percent": 100 * n / total} for n in counts]})
     return rows
 
 
-def frequent_confusions(protocols: Mapping[str, Any], classes: Sequence[str]) -> list[Document]:
+def frequent_confusions(protocols: Mapping[str, Any], classes: Sequence[str]) -> list[dict[str, Any]]:
     """Return the most frequent pairs of different classes; background stands for a miss or a false alarm."""
     matrix = protocols.get("confusion", {}).get("matrix", [])
     names = [*classes, BACKGROUND]

@@ -13,6 +13,7 @@ import pytest
 from tasks.data.paths import Workspace
 from tasks.params import load_stage_params
 from tasks.report import report
+from tasks.reporting.errors_by_class import confusion_matrix_rows, frequent_confusions, operating_rows
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 
@@ -198,7 +199,7 @@ def test_history_is_the_earlier_one_and_this_round(synthetic_campaign):
     history = json.loads((workspace.derived("report") / "history.json").read_text())
     earlier = json.loads((workspace.warm_start / "history.json").read_text())
     assert history[:-1] == earlier
-    assert set(history[-1]) == set(earlier[-1])
+    assert set(history[-1]) == {*earlier[-1], "stopping"}
     assert (history[-1]["round"], history[-1]["dwa_used"]) == (3, True)
     weights = pq.read_table(workspace.derived("weigh") / "uncertainty.parquet")["uncertainty"].to_pylist()
     assert history[-1]["mean_uncertainty"] == pytest.approx(sum(weights) / len(weights))
@@ -352,3 +353,30 @@ def test_pseudo_labels_are_shown_by_class_with_their_measured_precision(syntheti
     assert kept["by_class"]["takes_part"] == dict.fromkeys(("zero", "one", "two", "three", "four"), True) | {
         "seven": False
     }
+
+
+def test_errors_are_shown_by_class(synthetic_campaign):
+    workspace = synthetic_campaign()
+    render_page(workspace)
+    page = (workspace.derived("report") / "report.html").read_text()
+    section = page[page.index('<section id="errors">') : page.index('<section id="uncertainty">')]
+    assert "For precision 90 %" in section
+    assert section.count("all classes") == 2  # its cell and the cell's title
+    num_classes = len(load_stage_params(workspace.params, "classes").classes)
+    matrix = section[section.index("Confusion matrix") :]
+    assert matrix.count("<tr>") == num_classes + 3  # two rows of heads, one for each class, one for nothing
+    assert matrix.count('style="--v: 83') == num_classes + 1  # 50 of 60
+
+
+def test_with_many_classes_the_most_frequent_confusions_are_listed():
+    names = [f"class {number}" for number in range(16)]
+    matrix = [[0] * 17 for _ in range(17)]
+    matrix[3][4], matrix[16][2], matrix[5][16], matrix[7][7] = 5, 9, 2, 100
+    protocols = {"confusion": {"score_threshold": 0.5, "matrix": matrix}}
+    assert confusion_matrix_rows(protocols, names) == []
+    assert frequent_confusions(protocols, names) == [
+        {"true": "background", "predicted": "class 2", "count": 9},
+        {"true": "class 3", "predicted": "class 4", "count": 5},
+        {"true": "class 5", "predicted": "background", "count": 2},
+    ]
+    assert operating_rows(protocols) == []
