@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.reporting.report_data import Document
-
 MATRIX_CLASSES = 15
 """With more classes only the most frequent confusions are shown."""
 CONFUSIONS_SHOWN = 15
