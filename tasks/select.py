@@ -9,7 +9,6 @@ Params seed, classes, select, budget, dwa.focal_gamma
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from tasks.params.stages import BudgetParams, SelectParams
 from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import stage_main
 from tasks.selection import budget as budgets
-from tasks.selection.earlier_picks import read_earlier_picks
-from tasks.selection.inputs import ReadPicks, read_inputs
+from tasks.selection.inputs import ReadPicks, earlier_picks_of, input_paths, read_inputs
 from tasks.selection.strategies.base import Strategy, seeded_shuffle
 from tasks.selection.strategies.portfolio import Portfolio
 from tasks.selection.strategies.registry import create_strategy
@@ -201,22 +199,9 @@ def _body(workspace: Workspace) -> None:
         params.select,
         params.budget,
         params.seed,
-        labels=workspace.labels,
-        unlabeled=workspace.derived("assemble") / "unlabeled.parquet",
-        labeled=workspace.derived("assemble") / "labeled.parquet",
-        leased=workspace.derived("assemble") / "leased.json",
-        infer=workspace.derived("infer"),
-        scores=workspace.derived("score") / "scores.parquet",
-        box_errors=workspace.derived("score") / "box_errors.json",
-        uncertainty=workspace.derived("weigh") / "uncertainty.parquet",
+        **input_paths(workspace),
         out=workspace.derived("select"),
-        earlier_picks=partial(
-            read_earlier_picks,
-            workspace.labels,
-            workspace.detections_at_selection,
-            params.classes,
-            params.dwa.focal_gamma,
-        ),
+        earlier_picks=earlier_picks_of(workspace, params.classes, params.dwa.focal_gamma),
         extensions=workspace.root,
     )
 

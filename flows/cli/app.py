@@ -18,6 +18,7 @@ from flows.cli.options import WorkspaceOption
 from flows.cli.promote import promote, rollback
 from flows.cli.provenance import audit, lineage, reproduce
 from flows.cli.run import demo, run, schedule
+from flows.cli.select import select
 from flows.cli.study import study
 from flows.monitoring.json_logging import is_json_logging_unchecked, json_error_line
 from tasks.runtime.errors import UserError
@@ -91,6 +92,7 @@ app.command()(init)
 app.command("import")(import_)
 app.command()(run)
 app.command()(status)
+app.command()(select)
 app.command()(demo)
 app.command()(doctor)
 app.add_typer(quarantine, name="quarantine")

@@ -11,17 +11,38 @@ import pandas as pd
 import pyarrow as pa
 
 from tasks.data.label_store import read_labels
+from tasks.data.paths import Workspace
 from tasks.data.schemas import CANDIDATE_SCORES, SCORES, UNCERTAINTY, UNLABELED
 from tasks.params.stages import BudgetParams
 from tasks.runtime.errors import UserError
 from tasks.selection import budget as budgets
 from tasks.selection.annotation_cost import AnnotationCost, fit_annotation_cost
-from tasks.selection.earlier_picks import EarlierPick
+from tasks.selection.earlier_picks import EarlierPick, read_earlier_picks
 from tasks.selection.pool_view import PoolView
 from tasks.storage import files
 
 ReadPicks = Callable[[AnnotationCost], Sequence[EarlierPick]]
 """Reads the answered picks of all batches; costs are for answers without a measured time."""
+
+
+def input_paths(workspace: Workspace) -> dict[str, Path]:
+    """Return what ``read_inputs`` reads of a campaign, by the names of its arguments."""
+    assembled = workspace.derived("assemble")
+    return {
+        "labels": workspace.labels,
+        "unlabeled": assembled / "unlabeled.parquet",
+        "labeled": assembled / "labeled.parquet",
+        "leased": assembled / "leased.json",
+        "infer": workspace.derived("infer"),
+        "scores": workspace.derived("score") / "scores.parquet",
+        "box_errors": workspace.derived("score") / "box_errors.json",
+        "uncertainty": workspace.derived("weigh") / "uncertainty.parquet",
+    }
+
+
+def earlier_picks_of(workspace: Workspace, classes: Sequence[str], focal_gamma: float) -> ReadPicks:
+    """Return what reads the answered picks of a campaign."""
+    return partial(read_earlier_picks, workspace.labels, workspace.detections_at_selection, classes, focal_gamma)
 
 
 @dataclass(frozen=True)

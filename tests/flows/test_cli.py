@@ -29,7 +29,7 @@ def one_line(process: subprocess.CompletedProcess[str], code: int = 2) -> str:
     return process.stderr
 
 
-@pytest.mark.parametrize("command", ["", "init", "run", "schedule", "status", "demo"])
+@pytest.mark.parametrize("command", ["", "init", "run", "schedule", "status", "select", "demo"])
 def test_help_says_what_a_command_does(tmp_path: Path, command: str) -> None:
     shown = run_gleaner(*command.split(), "--help", cwd=tmp_path, COLUMNS="120")
     assert shown.returncode == 0

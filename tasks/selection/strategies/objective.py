@@ -47,6 +47,11 @@ class ObjectiveStrategy:
         self._ranked = table
         return order
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Weights of the objectives, with sum 1."""
+        return self._weights
+
     def _spread(self, pool: PoolView, table: pd.DataFrame, order: list[str]) -> list[str]:
         value_only = [name for name in self._weights if name != DIVERSITY]
         size = max(_SHORTLIST_BATCHES * pool.batch_size, 1) if value_only else len(order)

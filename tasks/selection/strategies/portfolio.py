@@ -21,7 +21,7 @@ class Portfolio:
 
     def __init__(self, arms: Mapping[str, Strategy]) -> None:
         """Keep the strategies by name; the first one also orders what the batch will hardly reach."""
-        self._arms = dict(arms)
+        self.arms = dict(arms)
         self._arm_of: dict[str, str] = {}
         self._place_of: dict[str, int] = {}
         self._shares: dict[str, Any] = {}
@@ -29,11 +29,11 @@ class Portfolio:
     def rank(self, pool: PoolView, *, seed: int) -> list[str]:
         """Return all ids. Draws depend on the seed, the set of ids and the answers so far."""
         picks = pool.earlier_picks
-        known = {kind: beliefs(picks, list(self._arms), kind) for kind in LOSS_KINDS}
+        known = {kind: beliefs(picks, list(self.arms), kind) for kind in LOSS_KINDS}
         num_places = min(len(pool.image_ids), _ALLOCATED_BATCHES * pool.batch_size)
         turns = allocate(known, num_places, _generator(pool, seed))
-        orders = {name: arm.rank(pool, seed=seed) for name, arm in self._arms.items()}
-        first = next(iter(self._arms))
+        orders = {name: arm.rank(pool, seed=seed) for name, arm in self.arms.items()}
+        first = next(iter(self.arms))
         self._arm_of, self._place_of = {}, {}
         waiting = {name: enumerate(order, start=1) for name, order in orders.items()}
         for name in turns:
@@ -53,7 +53,7 @@ class Portfolio:
                 for kind in LOSS_KINDS
             }
             | {"num_images": known[LOSS_KINDS[0]][name].num_images}
-            for name in self._arms
+            for name in self.arms
         }
         return [*taken, *rest]
 
@@ -61,7 +61,7 @@ class Portfolio:
         """Return whose turn it was, and that strategy's own reason."""
         image = str(candidate.image_id)
         arm = self._arm_of[image]
-        own = self._arms[arm].reason(candidate, position=self._place_of[image], num_candidates=num_candidates)
+        own = self.arms[arm].reason(candidate, position=self._place_of[image], num_candidates=num_candidates)
         return f"portfolio (rank {position} of {num_candidates}), turn of {arm}: {own}"
 
     def picked_by(self, image_id: str) -> str:

@@ -1,0 +1,126 @@
+"""Command ``gleaner select``: show the newest batch, and explain where an image stands."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from flows.cli.options import JsonOption, WorkspaceOption
+from tasks.runtime.formatting import pluralize
+
+_MISSING = "-"
+
+
+def select(
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            "--explain", metavar="ID", help="Say why an image was selected or not; the beginning of its id is enough."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Show the batch that was selected last, or why an image is or is not in it. Changes nothing."""
+    from flows.workspace.run_lock import require_workspace
+    from tasks.selection import explanation
+
+    campaign = require_workspace(workspace)
+    document: Any
+    if explain is None:
+        document = explanation.read_selection(campaign)
+        shown: RenderableType = batch_table(document)
+    else:
+        document = explanation.explain(campaign, explain)
+        shown = explanation_view(document)
+    if as_json:
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        Console(soft_wrap=True).print(shown)
+
+
+def batch_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a line for each image of the batch."""
+    minutes = sum(row["expected_minutes"] for row in rows)
+    table = Table(box=SIMPLE_HEAD, title=f"{pluralize(len(rows), 'image')}, about {minutes:.0f} minutes")
+    for header in ("rank", "image", "picked by", "minutes", "reason"):
+        table.add_column(header, justify="right" if header in ("rank", "minutes") else "left")
+    for row in rows:
+        table.add_row(
+            str(row["rank"]),
+            row["image_id"],
+            row["picked_by"],
+            f"{row['expected_minutes']:.1f}",
+            escape(row["reason"]),
+        )
+    return table
+
+
+def explanation_view(document: Mapping[str, Any]) -> RenderableType:
+    """Render what ``explain`` found of an image."""
+    image = escape(document["image_id"])
+    if document["state"] != "candidate":
+        return f"[bold]{image}[/bold] is no candidate: {escape(document['state'])}."
+    return Group(
+        f"[bold]{image}[/bold]: {_standing(document)}",
+        escape(document["reason"]),
+        _numbers_table(document),
+        _metrics_table(document["metrics"]),
+        _objectives_table(document["objectives"]),
+        *_nearest_lines(document),
+    )
+
+
+def _standing(document: Mapping[str, Any]) -> str:
+    place = f"rank {document['rank']} of {document['num_candidates']} by strategy {document['strategy']}"
+    selected = document["selected"]
+    if selected is None:
+        return f"not among the {pluralize(document['batch_size'], 'image')} of the batch; {place}"
+    how = "a uniform draw" if selected["is_random_pick"] else f"picked by {selected['picked_by']}"
+    return f"number {selected['rank']} of the batch, {how}; {place}"
+
+
+def _numbers_table(document: Mapping[str, Any]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    names = ("uncertainty", "value", "num_boxes", "expected_boxes", "expected_misses", "expected_minutes")
+    for name in names:
+        table.add_column(name.replace("_", " ").replace("num boxes", "detections"), justify="right")
+    table.add_row(*(_format(document[name], 0 if name == "num_boxes" else 2) for name in names))
+    return table
+
+
+def _metrics_table(metrics: Mapping[str, Mapping[str, float | None]]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for header in ("metric", "raw", "normalized", "weight"):
+        table.add_column(header, justify="left" if header == "metric" else "right")
+    for name, figures in metrics.items():
+        table.add_row(name, *(_format(figures[key], 3) for key in ("raw", "normalized", "weight")))
+    return table
+
+
+def _objectives_table(objectives: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, caption="less: share of the candidates with a smaller value", caption_justify="left")
+    for header in ("objective", "value", "less", "weight"):
+        table.add_column(header, justify="left" if header == "objective" else "right")
+    for entry in objectives:
+        weight = _format(entry["weight"] or None, 2)
+        table.add_row(entry["name"], _format(entry["value"], 3), _format(entry["share"], 2), weight)
+    return table
+
+
+def _nearest_lines(document: Mapping[str, Any]) -> list[str]:
+    return [
+        f"Nearest {kind} image: {escape(found['image_id'])}, at a cosine distance of {found['distance']:.2f}."
+        for kind, found in (("picked", document["nearest_selected"]), ("labeled", document["nearest_labeled"]))
+        if found is not None
+    ]
+
+
+def _format(value: float | None, digits: int) -> str:
+    return _MISSING if value is None else f"{value:.{digits}f}"
