@@ -88,7 +88,9 @@ def test_beliefs_written_out() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.floats(0, 9), st.floats(0.1, 9))),
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.just(0.0) | st.floats(0.01, 9), st.floats(0.1, 9))
+    ),
     st.floats(0.5, 4),
 )
 def test_beliefs_do_not_depend_on_the_scale_of_the_loss_or_the_order(rows: list[Any], factor: float) -> None:
