@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from sklearn.datasets import make_moons
 
+from detectron_ext.uncertainty_metrics import pairwise_iou
 from tasks.data.schemas import ANNOTATED, DETECTIONS
 from tasks.params.stages import READY_STRATEGY_NAMES, ObjectiveName
 from tasks.runtime.errors import UserError
 from tasks.selection.diversity import spread
-from tasks.selection.objectives.boundary import Boundary
+from tasks.selection.objectives.boundary import Boundary, boundary_values, spectral_groups
 from tasks.selection.objectives.registry import DIVERSITY, OBJECTIVES, READY_STRATEGIES
 from tasks.selection.pool_view import PoolView
 from tasks.selection.strategies.objective import ObjectiveStrategy
@@ -96,6 +98,23 @@ def test_images_between_two_groups_come_first(make_pool: PoolMaker) -> None:
     pool = make_pool([region_row(image, vector) for image, vector in zip(ids(200), vectors, strict=True)])
     value = Boundary(num_groups=2).values(pool, seed=0)
     assert set(np.argsort(-value)[:15].tolist()) <= set(range(20))
+
+
+def test_the_border_of_two_moons_is_where_they_are_nearest() -> None:
+    """Two half circles, one inside the other: no two ellipses are like them."""
+    rng = np.random.default_rng(3)
+    plane, moon = make_moons(300, noise=0.05, random_state=3)
+    rotation, _ = np.linalg.qr(rng.normal(size=(8, 8)))
+    points = np.hstack([plane, 0.02 * rng.normal(size=(300, 6))]) @ rotation
+    group = spectral_groups(points, 2, seed=0)
+    assert max((group == moon).mean(), (group != moon).mean()) > 0.99
+    to_other = np.linalg.norm(plane[:, None] - plane[None], axis=2)
+    to_other[moon[:, None] == moon[None]] = np.inf
+    is_near = to_other.min(axis=1) < np.quantile(to_other.min(axis=1), 0.1)
+    value = boundary_values(points, 2, seed=0)
+    assert (value[is_near][:, None] > value[~is_near][None]).mean() > 0.8  # area under the curve
+    assert value.min() >= 0
+    assert value.max() <= 1
 
 
 def test_of_planted_duplicates_at_most_one_is_in_the_batch(make_pool: PoolMaker) -> None:
@@ -204,21 +223,28 @@ def test_rarity_weighs_rare_classes_and_odd_looks(make_pool: PoolMaker) -> None:
     assert value["occluded"] == pytest.approx(2 * 0.25 * (1 + 1))
 
 
-def test_boxes_that_the_detector_would_move_rank_first(make_pool: PoolMaker) -> None:
+def test_planted_shifted_boxes_rank_first(make_pool: PoolMaker) -> None:
+    """A third of the boxes is shifted by 20 to 50 % of their size; a second pass takes most of the shift back."""
     rng = np.random.default_rng(6)
     shifted = rng.random(200) < 0.3
+    corner_px, side_px = rng.uniform(0, 200, (200, 2)), rng.uniform(20, 80, (200, 2))
+    angle = rng.uniform(0, 2 * np.pi, 200)
+    size = np.where(shifted, rng.uniform(0.2, 0.5, 200), np.abs(rng.normal(0, 0.04, 200)))
+    shift_px = size[:, None] * side_px * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    kept_px = shift_px * rng.uniform(0.1, 0.5, (200, 1)) + rng.normal(0, 0.03, (200, 2)) * side_px
+    found = np.hstack([corner_px + shift_px, corner_px + shift_px + side_px])
+    refined = np.hstack([corner_px + kept_px, corner_px + kept_px + side_px])
     rows = [
         detection_row(
             image,
-            [(0, 0, 9, 9)],
+            [tuple(box)],
             scores=[float(rng.uniform(0.6, 1))],
-            stability=[float(rng.beta(3, 4) if bad else rng.beta(9, 2))],
+            stability=[float(pairwise_iou(box[None], again[None])[0, 0])],
         )
-        for image, bad in zip(ids(200), shifted, strict=True)
+        for image, box, again in zip(ids(200), found, refined, strict=True)
     ]
     value = OBJECTIVES["localization"].values(make_pool(rows), seed=0)
-    pairs = value[shifted][:, None] > value[~shifted][None]
-    assert pairs.mean() > 0.9  # area under the curve
+    assert (value[shifted][:, None] > value[~shifted][None]).mean() > 0.9  # area under the curve
 
 
 def test_what_the_committee_disagrees_on_comes_first(make_pool: PoolMaker) -> None:
