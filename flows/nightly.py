@@ -20,6 +20,7 @@ from flows.annotation.deliver import (
     DeliveryResult,
     deliver,
     has_pending_delivery,
+    has_pending_refresh,
     held_back,
     held_message,
 )
@@ -78,7 +79,10 @@ def advance_round(context: RunContext) -> RunResult:
     if not published:
         return _run_round(context, number)
     offered = offered_annotation_batches(workspace)
-    delivered = _offer_next_batch(context, number) if has_pending_delivery(workspace, context.params, number) else None
+    is_pending = has_pending_delivery(workspace, context.params, number) or has_pending_refresh(
+        workspace, context.params, number
+    )
+    delivered = _offer_next_batch(context, number) if is_pending else None
     collected = _collect(context, number + 1, offered)
     if collected is not None and collected.num_images:
         return _run_round(context, number + 1)

@@ -39,6 +39,7 @@ from tasks.storage import files
 
 Ints = NDArray[np.int64]
 _DECIMALS_PX = 2
+_DECIMALS_DOUBT = 4
 _log = logging.getLogger(__name__)
 
 _Row = dict[str, Any]
@@ -52,9 +53,12 @@ def handoff(
     detections: Path,
     scores: Path,
     selection: Path,
+    open_ranking: Path,
     out: Path,
 ) -> None:
     """Write ``manifest.jsonl`` (AnnotationTask) and ``detections.parquet`` (DETECTIONS_AT_SELECTION).
+
+    ``open_tasks.jsonl`` holds the same as the manifest for the images that are with the annotators already.
 
     Args:
         params: score a detection needs to be drawn, and overlap up to which two boxes are two objects.
@@ -63,15 +67,19 @@ def handoff(
         detections: folder of shards, schemas.DETECTIONS; read one after the other.
         scores: metrics of the pool, schemas.SCORES.
         selection: selected images, schemas.SELECTION.
+        open_ranking: images that are with the annotators, in their new order, schemas.SELECTION.
         out: folder of the results.
 
     Raises:
         UserError: a picked image is not among the unlabeled ones, was not seen by the teacher, or not scored.
     """
     selected = sorted(files.read_table(selection, SELECTION).to_pylist(), key=lambda row: row["rank"])
+    opened = sorted(files.read_table(open_ranking, SELECTION).to_pylist(), key=lambda row: row["rank"])
     images = {row["image_id"]: row for row in files.read_table(unlabeled, UNLABELED).to_pylist()}
-    detection_table = _load_detections([row["image_id"] for row in selected], detections)
-    detected = {row["image_id"]: row for row in detection_table.to_pylist()}
+    all_detections = _load_detections([row["image_id"] for row in (*selected, *opened)], detections)
+    detected = {row["image_id"]: row for row in all_detections.to_pylist()}
+    picked_ids = pa.array([row["image_id"] for row in selected], pa.string())
+    detection_table = all_detections.filter(pc.is_in(all_detections["image_id"], value_set=picked_ids))
     score_table = files.read_table(scores, SCORES, columns=["image_id", *METRICS])
     scores_by_id = {row["image_id"]: row for row in score_table.to_pylist()}
     for known, where, problem_text in (
@@ -80,14 +88,20 @@ def handoff(
         (scores_by_id, scores, "has no scores"),
     ):
         _check_complete(selected, known, where, problem_text)
-    tasks = [
-        _annotation_task(row, images[row["image_id"]], detected[row["image_id"]], classes, params) for row in selected
-    ]
-    # ASCII, so that no reader takes a line separator inside a class name for the end of the line.
-    lines = [json.dumps(task.model_dump(mode="json")) + "\n" for task in tasks]
-    files.write_bytes(out / "manifest.jsonl", "".join(lines).encode())
+    _check_complete(opened, detected, detections, "has no detections")
+    tasks, open_tasks = (
+        [_annotation_task(row, images[row["image_id"]], detected[row["image_id"]], classes, params) for row in rows]
+        for rows in (selected, opened)
+    )
+    for name, found in (("manifest.jsonl", tasks), ("open_tasks.jsonl", open_tasks)):
+        files.write_bytes(out / name, task_lines(found))
     files.write_table(out / "detections.parquet", _frozen(detection_table, scores_by_id, selected, classes))
     _log.info("%d images, %d boxes pre-drawn", len(tasks), sum(len(task.predictions) for task in tasks))
+
+
+def task_lines(tasks: Sequence[AnnotationTask]) -> bytes:
+    """Return tasks as JSON lines: in ASCII, so that no reader takes a separator in a class name for a line's end."""
+    return "".join(json.dumps(task.model_dump(mode="json")) + "\n" for task in tasks).encode()
 
 
 def _check_complete(selected: Sequence[_Row], known: Mapping[str, _Row], where: Path, problem_text: str) -> None:
@@ -142,6 +156,7 @@ def _annotation_task(
             category=classes[detected["class_ids"][n]],
             xyxy_px=_clip_box(detected["boxes_xyxy"][4 * n : 4 * n + 4], image),
             score=_probability(detected["scores"][n]),
+            doubt=_doubt(detected, n),
             runner_up=None if runner_up is None else RunnerUp(category=classes[runner_up[0]], score=runner_up[1]),
         )
         for n, runner_up in drawn
@@ -202,6 +217,12 @@ def suppress_overlapping(
     return drawn
 
 
+def _doubt(detected: _Row, n: int) -> float:
+    """1 - s q: doubt that class and place of a detection are right (docs/method.md#box-doubt)."""
+    stability = detected["stability"] or [1.0] * len(detected["scores"])
+    return round(1 - _probability(detected["scores"][n]) * _probability(stability[n]), _DECIMALS_DOUBT)
+
+
 def _probability(score: float) -> float:
     return min(max(float(score), 0.0), 1.0)
 
@@ -222,6 +243,7 @@ def _body(workspace: Workspace) -> None:
         detections=workspace.derived("infer"),
         scores=workspace.derived("score") / "scores.parquet",
         selection=workspace.derived("select") / "selection.parquet",
+        open_ranking=workspace.derived("select") / "open_ranking.parquet",
         out=workspace.derived("handoff"),
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
 from tasks.data.schemas import SELECTION
 from tasks.params import load_stage_params
@@ -23,6 +24,7 @@ from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import stage_main
 from tasks.selection import budget as budgets
 from tasks.selection.inputs import ReadPicks, earlier_picks_of, input_paths, read_inputs
+from tasks.selection.open_tasks import random_picks, rank_open_tasks, read_open_pool
 from tasks.selection.strategies.base import Strategy, seeded_shuffle
 from tasks.selection.strategies.portfolio import Portfolio
 from tasks.selection.strategies.registry import create_strategy
@@ -44,6 +46,7 @@ def select(
     scores: Path,
     box_errors: Path,
     uncertainty: Path,
+    detections_at_selection: Path,
     out: Path,
     earlier_picks: ReadPicks = lambda _: (),
     extensions: Path = Path(),
@@ -62,7 +65,9 @@ def select(
         scores: metrics and expected boxes (schemas.SCORES).
         box_errors: what ``score`` says of the value of images; where it is not used, no strategy sees it.
         uncertainty: uncertainties (schemas.UNCERTAINTY).
-        out: folder for ``selection.parquet`` (schemas.SELECTION, by rank) and ``summary.json``.
+        detections_at_selection: folder that says which of the leased images were drawn uniformly.
+        out: folder for ``selection.parquet`` (schemas.SELECTION, by rank), ``summary.json``, and
+            ``open_ranking.parquet``, the leased images in their new order (schemas.SELECTION, by rank).
         earlier_picks: reads what the picks of earlier batches turned out to be worth; called where the strategy asks.
         extensions: folder in which the module of an own strategy is found.
 
@@ -97,6 +102,9 @@ def select(
         summary["portfolio"] = strategy.shares
     rows = selection[SELECTION.names].to_dict("records")
     files.write_table(out / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
+    open_pool = read_open_pool(inputs, leased, scores, uncertainty)
+    drawn = random_picks(read_labels(labels).leased, detections_at_selection)
+    files.write_table(out / "open_ranking.parquet", rank_open_tasks(open_pool, strategy, drawn, seed=seed))
     files.write_json(out / "summary.json", summary)
     _log_summary(summary)
     return summary
@@ -200,6 +208,7 @@ def _body(workspace: Workspace) -> None:
         params.budget,
         params.seed,
         **input_paths(workspace),
+        detections_at_selection=workspace.detections_at_selection,
         out=workspace.derived("select"),
         earlier_picks=earlier_picks_of(workspace, params.classes, params.dwa.focal_gamma),
         extensions=workspace.root,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, ProviderError, RawAnnotation
 from tasks.data.paths import Workspace
+from tasks.data.schemas import AnnotationTask
 from tasks.params import Params
 from tasks.storage import files
 
@@ -56,6 +57,10 @@ class JsonLinesProvider:
         path = self._path(delivery, "withdrawn.json")
         before = files.read_json(path) if path.is_file() else []
         files.write_json(path, sorted({*before, *image_ids}))
+
+    def refresh(self, delivery: AnnotationBatch, tasks: Sequence[AnnotationTask]) -> Collection[str]:
+        """Keep the tasks as they are: annotators of this tool may have begun with any of them."""
+        return ()
 
     def _path(self, delivery: AnnotationBatch, suffix: str) -> Path:
         return self._folder / f"batch-{delivery.batch:04d}.{suffix}"

@@ -1,8 +1,8 @@
 """Read and write the folder of a delivery; derive from it the state of every selected image, and the label supply.
 
 ``deliveries/batch-0002/`` is written under another name and renamed, so it is complete or absent. Git tracks
-``delivery.json`` and ``manifest.jsonl``. The other files, which the next round needs, are copied to ``data/`` when
-labels of the batch are collected, and are then removed.
+``delivery.json``, ``manifest.jsonl`` and ``refreshed.jsonl``. The other files, which the next round needs, are copied
+to ``data/`` when labels of the batch are collected, and are then removed.
 
 A label batch lists the images that stayed with the annotators when it was collected. Later deliveries are with them
 completely. So there is one record, written at once, and a kill cannot leave two that contradict each other.
@@ -30,8 +30,12 @@ from tasks.runtime.formatting import count, count_are
 from tasks.storage import files
 
 MANIFEST = "manifest.jsonl"
+OPEN_TASKS = "open_tasks.jsonl"
+"""Of stage handoff: the open images of earlier deliveries, ranked and pre-drawn anew."""
+_REFRESHED = "refreshed.jsonl"
+"""Of a delivery: tasks that took the place of those of its manifest before anybody had begun with them."""
 _RECORD = "delivery.json"
-_TRACKED_FILES = (_RECORD, MANIFEST)
+_TRACKED_FILES = (_RECORD, MANIFEST, _REFRESHED)
 _FOLDER_NAME = re.compile(r"batch-\d{4,}")
 _UNCERTAINTY = "uncertainty.parquet"
 _DETECTIONS = "detections.parquet"
@@ -77,6 +81,26 @@ def read_manifest(path: Path) -> list[AnnotationTask]:
         raise UserError(path, "the manifest of stage handoff is missing", "Run: dvc checkout") from None
     except ValueError as error:
         raise UserError(path, f"a line is not a task ({' '.join(str(error).split())}), expected one per line") from None
+
+
+def offered_tasks(delivery: AnnotationBatch) -> list[AnnotationTask]:
+    """Read the tasks of a delivery as its annotators find them: those of the manifest, some of them refreshed.
+
+    Raises:
+        UserError: the manifest is missing, or a line of either file is not a task.
+    """
+    manifest, refreshed = delivery.folder / MANIFEST, delivery.folder / _REFRESHED
+    newer = {task.image_id: task for task in read_manifest(refreshed)} if refreshed.is_file() else {}
+    return [newer.get(task.image_id, task) for task in read_manifest(manifest)]
+
+
+def record_refreshed(delivery: AnnotationBatch, tasks: Sequence[AnnotationTask], round_number: int) -> None:
+    """Record the tasks that were refreshed, and last that a round has refreshed its delivery."""
+    path = delivery.folder / _REFRESHED
+    newer = {task.image_id: task for task in (*(read_manifest(path) if path.is_file() else ()), *tasks)}
+    if newer:
+        files.write_bytes(path, "".join(f"{task.model_dump_json()}\n" for task in newer.values()).encode())
+    _write_record(delivery.folder, replace(delivery, refreshed_round=round_number))
 
 
 def prepare_annotation_batch(

@@ -1,19 +1,24 @@
 """Deliver the next batch: write its folder, send it to the provider, record the receipt; each step can be repeated."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flows.annotation.batches import (
     MANIFEST,
+    OPEN_TASKS,
     all_annotation_batches,
     num_open,
+    open_images,
     prepare_annotation_batch,
     read_annotation_batch,
     read_manifest,
+    record_refreshed,
     set_state,
 )
-from flows.annotation.providers.base import LabelProvider, ProviderError
+from flows.annotation.providers.base import AnnotationBatch, LabelProvider, ProviderError
 from flows.workspace import git
 from flows.workspace.rounds import read_ledger
+from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
 from tasks.params import Params
 from tasks.reporting.stopping import CONSIDER_STOPPING
@@ -44,6 +49,42 @@ def has_pending_delivery(workspace: Workspace, params: Params, round_number: int
     return prepared or newest is None or (newest.is_held and held_back(workspace, params, round_number) is None)
 
 
+def has_pending_refresh(workspace: Workspace, params: Params, round_number: int) -> bool:
+    """Whether open images of earlier batches are still to be ranked and pre-drawn anew by the round's teacher."""
+    return params.provider.refresh_open and any(_to_refresh(workspace, round_number))
+
+
+def _to_refresh(workspace: Workspace, round_number: int) -> Iterator[tuple[AnnotationBatch, Sequence[str]]]:
+    """Yield the earlier deliveries that the round has not refreshed yet, each with its open images."""
+    store = read_labels(workspace.labels)
+    for delivery in all_annotation_batches(workspace):
+        open_ids = open_images(delivery, store) if delivery.batch <= round_number else ()
+        if open_ids and delivery.state == "delivered" and delivery.refreshed_round != round_number:
+            yield delivery, open_ids
+
+
+def _refresh_open(
+    workspace: Workspace, provider: LabelProvider, params: Params, round_number: int
+) -> list[ProviderError]:
+    """Refresh the open tasks of earlier batches; return the provider's errors, one must not hold up the others."""
+    if not has_pending_refresh(workspace, params, round_number):
+        return []
+    try:
+        _require_unchanged_manifest(workspace, round_number)
+        newest = {task.image_id: task for task in read_manifest(workspace.derived("handoff") / OPEN_TASKS)}
+    except UserError as error:  # labels are collected all the same
+        return [ProviderError.of(error)]
+    provider_errors = []
+    for delivery, open_ids in _to_refresh(workspace, round_number):
+        tasks = sorted((newest[i] for i in open_ids if i in newest), key=lambda task: task.rank)
+        try:
+            refreshed = provider.refresh(delivery, tasks)
+            record_refreshed(delivery, [task for task in tasks if task.image_id in refreshed], round_number)
+        except UserError as error:
+            provider_errors.append(ProviderError.of(error))
+    return provider_errors
+
+
 def held_back(workspace: Workspace, params: Params, round_number: int) -> str | None:
     """Return why the batch of a round is not offered; None: stopping is not advised, or advice does not hold it."""
     if params.nightly.stop != "hold":
@@ -61,6 +102,8 @@ def held_message(batch: int, reason: str | None) -> str:
 def deliver(workspace: Workspace, provider: LabelProvider, params: Params, round_number: int) -> DeliveryResult:
     """Deliver the selection of round ``round_number`` as batch ``round_number + 1``, and earlier batches not sent yet.
 
+    Open images of earlier batches get their new rank and boxes.
+
     Raises:
         UserError: ``derived/`` is not that of the round.
         ProviderError: the provider did not accept a batch; the others were sent, and the next call sends it again.
@@ -73,6 +116,7 @@ def deliver(workspace: Workspace, provider: LabelProvider, params: Params, round
                 set_state(delivery, "delivered", provider.deliver(delivery))
             except UserError as error:  # one batch must not hold up the others
                 provider_errors.append(ProviderError.of(error))
+    provider_errors += _refresh_open(workspace, provider, params, round_number)
     git.commit(workspace, f"Deliver batch {round_number + 1}", git.SOURCE_PATHS)
     if provider_errors:
         raise provider_errors[0]

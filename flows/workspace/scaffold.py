@@ -203,6 +203,7 @@ _GITIGNORE = """\
 /deliveries/*/*
 !/deliveries/*/delivery.json
 !/deliveries/*/manifest.jsonl
+!/deliveries/*/refreshed.jsonl
 .*.tmp
 """
 _DVCIGNORE = "__pycache__/\n.gleaner/\n.prefect/\nmlartifacts/\nmlruns/\n.*.tmp\n"

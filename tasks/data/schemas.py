@@ -240,6 +240,8 @@ class Prediction(_Document):
     category: str
     xyxy_px: tuple[float, float, float, float]
     score: UnitInterval
+    doubt: UnitInterval | None = None
+    """That class or place are wrong (docs/method.md#box-doubt); None: of a box from elsewhere."""
     runner_up: RunnerUp | None = None
     """None: no other class reaches ``preannotation.score_threshold``."""
 

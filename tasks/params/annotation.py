@@ -52,6 +52,9 @@ class ProviderParams(Section):
     lease_days: PositiveFloat
     """Days after its delivery from which on the next round takes an unfinished image back, and may select it again.
     Until that round begins, annotators can still finish it."""
+    refresh_open: bool
+    """Whether images that annotators have and nobody has begun get the rank and the pre-drawn boxes of the newest
+    teacher each round (docs/method.md#open-tasks)."""
     double_annotation_frac: Fraction
     """Share of a batch that two annotators label, to measure how far they agree."""
 

@@ -63,6 +63,17 @@ class PoolView:
         self._read_earlier_picks = earlier_picks
         self.batch_size = batch_size
 
+    def with_candidates(self, candidates: pd.DataFrame, *, batch_size: int) -> "PoolView":
+        """Return a view of other images of the same pool; arguments are those of the constructor."""
+        return PoolView(
+            candidates,
+            self.infer,
+            labeled=self.labeled,
+            labels=self.labels,
+            earlier_picks=self._read_earlier_picks,
+            batch_size=batch_size,
+        )
+
     @cached_property
     def image_ids(self) -> pd.Index:
         """Ids of the candidates as texts, in their order."""

@@ -95,9 +95,11 @@ def timed_answers(workspace: Workspace, keep_iou: float) -> list[TimedAnswer]:
 
 
 def _predrawn_boxes(workspace: Workspace) -> dict[tuple[int, str], list[Box]]:
-    """Boxes that were handed out, by batch and image."""
+    """Boxes that annotators found, by batch and image: of the manifest, or those that replaced them."""
     boxes: dict[tuple[int, str], list[Box]] = {}
-    for path in sorted(Path(workspace.root / "deliveries").glob("batch-[0-9]*/manifest.jsonl")):
+    folders = sorted((workspace.root / "deliveries").glob("batch-[0-9]*"))
+    written = [folder / name for folder in folders for name in ("manifest.jsonl", "refreshed.jsonl")]
+    for path in filter(Path.is_file, written):
         batch = int(path.parent.name.removeprefix("batch-"))
         for line in filter(None, path.read_text(encoding="utf-8").splitlines()):
             task = AnnotationTask.model_validate_json(line)

@@ -66,10 +66,11 @@ def inputs(tmp_path: Path) -> Path:
         files.write_table(tmp_path / "infer" / f"shard-{number:04d}.parquet", shard)
     files.write_table(tmp_path / "scores.parquet", pa.Table.from_pylist(list(SCORES_BY_ID.values()), schema=SCORES))
     write_selection(tmp_path, "bbb", "ccc", "aaa")
+    write_selection(tmp_path, name="open_ranking")
     return tmp_path
 
 
-def write_selection(folder: Path, *ranked: str) -> None:
+def write_selection(folder: Path, *ranked: str, name: str = "selection") -> None:
     rows = [
         {
             "image_id": image_id,
@@ -84,7 +85,7 @@ def write_selection(folder: Path, *ranked: str) -> None:
         }
         for rank, image_id in reversed(list(enumerate(ranked, start=1)))
     ]
-    files.write_table(folder / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
+    files.write_table(folder / f"{name}.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
 
 
 def run(folder: Path, score_threshold: float = 0.3, suppress_iou: float = 0.5) -> list[AnnotationTask]:
@@ -95,6 +96,7 @@ def run(folder: Path, score_threshold: float = 0.3, suppress_iou: float = 0.5) -
         detections=folder / "infer",
         scores=folder / "scores.parquet",
         selection=folder / "selection.parquet",
+        open_ranking=folder / "open_ranking.parquet",
         out=folder / "out",
     )
     lines = (folder / "out" / "manifest.jsonl").read_text().splitlines()
@@ -107,6 +109,28 @@ def test_tasks_stand_by_rank_with_what_the_annotator_needs(inputs: Path) -> None
     assert (tasks[0].uri, tasks[0].width_px, tasks[0].height_px) == ("data/images/bbb.png", 100, 80)
     assert {task.model_digest for task in tasks} == {"f00d"}
     assert tasks[1].predictions == ()
+
+
+def test_open_images_have_tasks_of_their_own_and_no_part_in_the_batch(inputs: Path) -> None:
+    write_selection(inputs, "ddd", "bbb", name="open_ranking")
+    write_selection(inputs, "ccc", "aaa")
+    assert [task.image_id for task in run(inputs)] == ["ccc", "aaa"]
+    lines = (inputs / "out" / "open_tasks.jsonl").read_text().splitlines()
+    tasks = [AnnotationTask.model_validate_json(line) for line in lines]
+    assert [(task.rank, task.image_id, len(task.predictions)) for task in tasks] == [(1, "ddd", 1), (2, "bbb", 1)]
+    frozen = files.read_table(inputs / "out" / "detections.parquet", DETECTIONS_AT_SELECTION)
+    assert frozen["image_id"].to_pylist() == ["aaa", "ccc"]
+
+
+def test_the_doubt_of_a_box_is_that_class_or_place_are_wrong(inputs: Path) -> None:
+    """1 - score * overlap with a second regression pass; without a second pass the place is believed."""
+    shard = inputs / "infer" / "shard-0001.parquet"
+    rows = files.read_table(shard, DETECTIONS).to_pylist()
+    rows[0]["stability"] = [0.5, 0.8, 1.0]
+    files.write_table(shard, pa.Table.from_pylist(rows, schema=DETECTIONS))
+    tasks = {task.image_id: task for task in run(inputs)}
+    assert [box.doubt for box in tasks["aaa"].predictions] == [pytest.approx(1 - 0.9 * 0.8), pytest.approx(1 - 0.25)]
+    assert [box.doubt for box in tasks["bbb"].predictions] == [0.0]
 
 
 def test_boxes_above_the_threshold_best_first(inputs: Path) -> None:

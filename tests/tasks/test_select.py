@@ -69,6 +69,7 @@ def write_inputs(root: Path, count: int, *, shuffle: int = 0, empty: tuple[int, 
         "scores": workspace.derived("score") / "scores.parquet",
         "box_errors": workspace.derived("score") / "box_errors.json",
         "uncertainty": workspace.derived("weigh") / "uncertainty.parquet",
+        "detections_at_selection": workspace.detections_at_selection,
     }
     for name, table, schema in [
         ("unlabeled", unlabeled, UNLABELED),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from tasks.data.formats.base import ParsedBox, ParsedImage
+from tasks.data.schemas import AnnotationTask
 from tasks.runtime.errors import UserError
 
 RawAnnotation = Mapping[str, Any]
@@ -94,6 +95,8 @@ class AnnotationBatch:
     """The provider's name for the batch; None before it was delivered."""
     delivered_at: str | None = None
     """ISO 8601 with time zone: when the provider received it and its lease began."""
+    refreshed_round: int | None = None
+    """Round whose teacher has ranked and pre-drawn its open images anew; None: that which offered it."""
     is_held: bool = False
     """Whether it offers no image because ``nightly.stop`` is ``hold``; it is made anew when that changes."""
 
@@ -134,6 +137,18 @@ class LabelProvider(Protocol):
 
     def withdraw(self, delivery: AnnotationBatch, image_ids: Collection[str]) -> None:
         """Take back those of the images that nobody has finished; finished annotations stay collectable."""
+
+    def refresh(self, delivery: AnnotationBatch, tasks: Sequence[AnnotationTask]) -> Collection[str]:
+        """Give open images their new rank and pre-drawn boxes, where nobody has begun; begun ones stay as they are.
+
+        Args:
+            delivery: one that the provider has.
+            tasks: its open images, by rank, in the same form as the manifest.
+
+        Returns:
+            Images whose annotators will find, or have found, the boxes of ``tasks``: a repeated call returns those of
+            the earlier one too. None of them where nobody can know.
+        """
 
 
 def sample_for_double_annotation(image_ids: Sequence[str], double_annotation_frac: float, key: str) -> frozenset[str]:

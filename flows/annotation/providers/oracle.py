@@ -11,7 +11,7 @@ from typing import Any
 from flows.annotation.batches import MANIFEST, read_manifest
 from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, RawAnnotation
 from tasks.data.annotations import AnnotatedImage, read_annotated
-from tasks.data.schemas import Box
+from tasks.data.schemas import AnnotationTask, Box
 from tasks.params.annotation import AnnotatorModelParams
 from tasks.runtime.errors import UserError
 from tasks.study.annotator_model import count_actions, draw_seconds
@@ -62,6 +62,10 @@ class OracleProvider:
 
     def withdraw(self, delivery: AnnotationBatch, image_ids: Collection[str]) -> None:
         """Do nothing: no image is ever open."""
+
+    def refresh(self, delivery: AnnotationBatch, tasks: Sequence[AnnotationTask]) -> Collection[str]:
+        """Do nothing: no image is ever open."""
+        return ()
 
     def collect(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
         """Return the ground truth; an image without any comes back as skipped.

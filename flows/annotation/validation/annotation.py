@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from flows.annotation.batches import MANIFEST, read_manifest
+from flows.annotation.batches import offered_tasks
 from flows.annotation.providers.base import AnnotationBatch, RawAnnotation
 from tasks.data.box_rules import BoxResult, BoxRules, check_boxes
 from tasks.data.paths import Workspace, image_id_from_sha256
@@ -80,7 +80,7 @@ def read_validation_context(
     Raises:
         UserError: the manifest of the delivery, or the ledger of its round, is missing or broken.
     """
-    tasks = read_manifest(delivery.folder / MANIFEST)
+    tasks = offered_tasks(delivery)
     return ValidationContext(
         batch=delivery.batch,
         tasks={task.image_id: task for task in tasks},

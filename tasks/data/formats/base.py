@@ -42,6 +42,8 @@ class ParsedBox:
     """The document leaves it out of evaluation (COCO ``ignore``, Pascal VOC ``difficult``)."""
     score: float | None = None
     """Confidence, where a model drew it."""
+    doubt: float | None = None
+    """That class or place are wrong, where a model drew it. Written to COCO, read from no format."""
     runner_up: tuple[str, float] | None = None
     """The next likeliest class and its score, where a model drew it. Written to COCO, read from no format."""
     entry: str = ""

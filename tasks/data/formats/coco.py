@@ -386,6 +386,8 @@ def _box_entry(number: int, image: int, box: ParsedBox, id_of: Mapping[str, int]
     }
     if box.is_ignored:
         entry["ignore"] = 1
+    if box.doubt is not None:
+        entry["doubt"] = box.doubt
     if box.runner_up is not None:
         entry["runner_up"] = {"category": box.runner_up[0], "score": box.runner_up[1]}
     return entry if box.score is None else {**entry, "score": box.score}

@@ -193,22 +193,11 @@ def _fake_round_outputs(workspace: Workspace, number: int) -> SimpleNamespace:
     assert store.newest_batch == number
     free = [image_id for image_id in POOL if image_id not in store.current and image_id not in store.leased]
     free.sort(key=lambda image_id: hashlib.sha256(f"{number}{image_id}".encode()).hexdigest())
-    tasks = [
-        AnnotationTask(
-            image_id=image_id,
-            uri=f"{image_id}.png",
-            width_px=40,
-            height_px=32,
-            rank=rank,
-            reason="test",
-            uncertainty=0.5,
-            predictions=(),
-            model_digest=str(number),
-        )
-        for rank, image_id in enumerate(free[:BATCH_SIZE], start=1)
-    ]
+    opened = [image_id for image_id in POOL if image_id in store.leased and image_id not in store.current]
     out = workspace.derived("handoff")
-    _write_text(out / "manifest.jsonl", "".join(f"{task.model_dump_json()}\n" for task in tasks))
+    for name, image_ids in (("manifest.jsonl", free[:BATCH_SIZE]), ("open_tasks.jsonl", opened)):
+        tasks = [_fake_task(image_id, rank, number) for rank, image_id in enumerate(image_ids, start=1)]
+        _write_text(out / name, "".join(f"{task.model_dump_json()}\n" for task in tasks))
     for stage, name in (
         ("handoff", "detections.parquet"),
         ("report", "history.json"),
@@ -229,6 +218,20 @@ def _fake_round_outputs(workspace: Workspace, number: int) -> SimpleNamespace:
     manifest = files.sha256_file(out / "manifest.jsonl")
     files.write_json(workspace.ledger(number), {**ledger, "manifest_sha256": manifest})
     return SimpleNamespace(message=f"Round {number} is finished.")
+
+
+def _fake_task(image_id: str, rank: int, round_number: int) -> AnnotationTask:
+    return AnnotationTask(
+        image_id=image_id,
+        uri=f"{image_id}.png",
+        width_px=40,
+        height_px=32,
+        rank=rank,
+        reason="test",
+        uncertainty=0.5,
+        predictions=(),
+        model_digest=str(round_number),
+    )
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, ProviderError, RawAnnotation
+from tasks.data.schemas import AnnotationTask
 
 _T = TypeVar("_T")
 _START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -74,7 +75,29 @@ class FakeProvider:
 
         self._with_hooks("withdraw", effect)
 
+    def refresh(self, delivery: AnnotationBatch, tasks: Sequence[AnnotationTask]) -> Collection[str]:
+        """Give open tasks the teacher of ``tasks``, unless somebody has begun."""
+
+        def effect() -> Collection[str]:
+            content = self.state
+            known = self._tasks(content, delivery.batch)
+            for task in tasks:
+                found = known[task.image_id]
+                assert found["open"], "a closed task is refreshed"
+                if found["annotation"] is None and not found.get("begun"):
+                    found["teacher"] = task.model_digest
+            self._write(content)
+            return {task.image_id for task in tasks if known[task.image_id].get("teacher") == task.model_digest}
+
+        return self._with_hooks("refresh", effect)
+
     # --- as annotators use it ---
+
+    def begin(self, batch: int, image_id: str) -> None:
+        """Begin with a task without finishing it."""
+        content = self.state
+        self._tasks(content, batch)[image_id]["begun"] = True
+        self._write(content)
 
     @property
     def now(self) -> datetime:

@@ -19,6 +19,7 @@ from tests.flows.lifecycle.fake_pipeline import (
     PARAMS,
     FaultInjector,
     SimulatedCrash,
+    batch_images,
     make_fake_campaign,
     run_fake_round,
 )
@@ -110,6 +111,27 @@ def test_a_run_killed_twice_is_repeated_to_the_same_state(busy_campaign: Path, t
         assert snapshot(workspace, fake_provider) == expected, (
             f"killed {effects[number - 1]} (effect {number}), and again"
         )
+
+
+def test_a_run_killed_while_it_refreshes_open_tasks_is_repeated_to_the_same_state(tmp_path: Path) -> None:
+    workspace, fake_provider = make_fake_campaign(tmp_path / "a" / "campaign"), FakeProvider(tmp_path / "a/tool.json")
+    run_fake_round(workspace, fake_provider, PARAMS)
+    first, begun, _ = batch_images(workspace, 1)
+    fake_provider.begin(1, begun)
+    fake_provider.annotate(1, first)
+    injector = FaultInjector()
+    undisturbed = copy_campaign(tmp_path / "a", tmp_path / "no_fault")
+    run_fake_round(*undisturbed, PARAMS, injector)
+    expected = snapshot(*undisturbed)
+    effects = injector.effect_names
+    assert {"before refresh", "after refresh", "before refreshed.jsonl", "after refreshed.jsonl"} <= set(effects)
+    for number in range(effects.index("before batch-0001.json"), len(effects) + 1):
+        killed = copy_campaign(tmp_path / "a", tmp_path / "killed")
+        with pytest.raises(SimulatedCrash):
+            run_fake_round(*killed, PARAMS, FaultInjector(number))
+        for _ in range(2):
+            run_fake_round(*killed, PARAMS)
+        assert snapshot(*killed) == expected, f"killed {effects[number - 1]} (effect {number})"
 
 
 @pytest.mark.parametrize("at", [0.05, 0.3, 0.6, 0.8, 0.97])

@@ -2,7 +2,14 @@
 
 import pytest
 
-from flows.annotation.batches import all_annotation_batches
+from flows.annotation.batches import (
+    MANIFEST,
+    all_annotation_batches,
+    offered_tasks,
+    read_annotation_batch,
+    read_manifest,
+)
+from flows.annotation.providers.base import ProviderError
 from flows.annotation.quarantine import read_entries
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
@@ -203,6 +210,50 @@ def test_no_further_batch_is_offered_above_max_pending_images(
     assert {label.offered_batch for label in read_label_batch(workspace, 2).images} == {1}
     assert len(batch_images(workspace, 3)) == BATCH_SIZE
     assert (workspace.warm_start / "teacher.pth").read_text() == "of round 1"
+
+
+def test_open_tasks_that_nobody_has_begun_get_the_newest_teacher(
+    workspace: Workspace, fake_provider: FakeProvider
+) -> None:
+    first, begun, untouched = batch_images(workspace, 1)
+    fake_provider.begin(1, begun)
+    fake_provider.annotate(1, first)
+    run_fake_round(workspace, fake_provider, PARAMS)
+    tasks = fake_provider.state["batches"]["1"]["tasks"]
+    assert {image: tasks[image].get("teacher") for image in tasks} == {first: None, begun: None, untouched: "1"}
+    delivery = read_annotation_batch(workspace, 1)
+    assert delivery is not None
+    assert delivery.refreshed_round == 1
+    assert {task.image_id: task.model_digest for task in offered_tasks(delivery)} == {
+        first: "0",
+        begun: "0",
+        untouched: "1",
+    }
+    assert {task.model_digest for task in read_manifest(delivery.folder / MANIFEST)} == {"0"}  # what was offered
+    fake_provider.annotate(1, begun)
+    run_fake_round(workspace, fake_provider, params_with(refresh_open=False, lease_days=LEASE_DAYS))
+    assert fake_provider.state["batches"]["1"]["tasks"][untouched]["teacher"] == "1"
+    assert run_fake_round(workspace, fake_provider, PARAMS).outcome == "completed"  # switched on again: made good
+    assert fake_provider.state["batches"]["1"]["tasks"][untouched]["teacher"] == "2"
+    assert run_fake_round(workspace, fake_provider, PARAMS).outcome == "waiting_for_labels"
+
+
+def test_a_provider_that_refuses_to_refresh_holds_up_nothing_and_is_asked_again(
+    workspace: Workspace, fake_provider: FakeProvider
+) -> None:
+    first, *_, untouched = batch_images(workspace, 1)
+    fake_provider.annotate(1, first)
+
+    def refuse(call: str) -> None:
+        if call == "refresh":
+            raise ProviderError("tool", "refresh failed")
+
+    with pytest.raises(ProviderError, match="refresh failed"):
+        run_fake_round(workspace, FakeProvider(fake_provider.path, before=refuse), PARAMS)
+    assert len(batch_images(workspace, 2)) == BATCH_SIZE
+    assert set(batch_images(workspace, 2)) <= fake_provider.open_images()
+    run_fake_round(workspace, fake_provider, PARAMS)
+    assert fake_provider.state["batches"]["1"]["tasks"][untouched]["teacher"] == "1"
 
 
 def test_a_batch_is_held_while_stopping_is_advised_and_offered_once_a_parameter_changes(

@@ -59,7 +59,7 @@ def read_inbox(
     converter = _Converter(storage, folder, default_annotator, reader.marks)
     annotations, num_unfinished = [], Counter[str]()
     for found in reader.annotations:
-        if found.image_id in reader.marks or _is_finished(found, by_id[found.image_id].task.predictions):
+        if found.image_id in reader.marks or _is_finished(found, by_id[found.image_id]):
             annotations.append(converter.annotation(found.entry, found.image_id, found.parsed))
         else:
             num_unfinished[found.entry.name] += 1
@@ -124,12 +124,13 @@ class _Converter:
         return self._storage.uri(f"{self._folder}/{entry.name}")
 
 
-def _is_finished(found: FileAnnotation, predictions: Sequence[Prediction]) -> bool:
+def _is_finished(found: FileAnnotation, offered: OfferedImage) -> bool:
     """A stated status or changed boxes; an entry with a problem counts too, so that it is reported."""
     parsed = found.parsed
     if parsed.status is not None or parsed.first_problem is not None:
         return True
-    return bool(parsed.boxes) and not _has_same_boxes(parsed.boxes, predictions)
+    predrawn = (offered.task.predictions, *offered.refreshed)
+    return bool(parsed.boxes) and not any(_has_same_boxes(parsed.boxes, boxes) for boxes in predrawn)
 
 
 def _has_same_boxes(boxes: Sequence[ParsedBox], predictions: Sequence[Prediction]) -> bool:

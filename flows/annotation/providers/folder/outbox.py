@@ -1,7 +1,7 @@
 """Publish a batch as a folder for an outside tool: images, tasks, and pre-annotations in three formats."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,7 @@ from tasks.storage import files
 from tasks.storage.backends import COMPLETE_MARKER, Storage
 from tasks.storage.s3 import is_object_uri
 
+REFRESHED = "refreshed.jsonl"
 FORMAT_VERSION = 1
 """Increased when a field of ``_COMPLETE`` changes its meaning."""
 
@@ -34,6 +35,8 @@ class OfferedImage:
     """``images/<image_id>.jpg`` inside the folder, or the image's s3 uri."""
     sha256: str | None
     """Digest of the image's bytes; None for images in an object store, which are not read."""
+    refreshed: Sequence[Sequence[Prediction]] = ()
+    """Boxes that replaced the pre-drawn ones, newest first; people may have started from any of them."""
 
 
 def publish_batch(
@@ -86,9 +89,50 @@ def read_complete_marker(storage: Storage, name: str) -> dict[str, Any] | None:
     return marker if isinstance(marker, dict) else None
 
 
-def offered_images(tasks: Sequence[AnnotationTask]) -> list[OfferedImage]:
-    """Return the images under the names with which they were published, without digests."""
-    return [OfferedImage(task, _file_name(task), None) for task in tasks]
+def offered_images(
+    tasks: Sequence[AnnotationTask], refreshed: Mapping[str, Sequence[Sequence[Prediction]]]
+) -> list[OfferedImage]:
+    """Return the images under the names with which they were published, without digests.
+
+    Args:
+        tasks: of the manifest.
+        refreshed: boxes that replaced those of the manifest, by image id.
+    """
+    return [OfferedImage(task, _file_name(task), None, refreshed.get(task.image_id, ())) for task in tasks]
+
+
+def publish_refreshed(storage: Storage, name: str, tasks: Sequence[AnnotationTask]) -> None:
+    """Write ``outbox/<name>/refreshed.jsonl``: open images in their new order, with the newest teacher's boxes.
+
+    ``earlier_predictions`` of a line are the boxes of earlier such files: a tool that copies them has finished nothing.
+
+    Raises:
+        StorageError: the storage does not answer or refuses.
+    """
+    before = read_refreshed(storage, name)
+    lines = []
+    for task in tasks:
+        earlier = [boxes for boxes in before.get(task.image_id, ()) if tuple(boxes) != task.predictions]
+        line = _manifest_line(OfferedImage(task, _file_name(task), None))
+        line["earlier_predictions"] = [[box.model_dump(mode="json") for box in boxes] for boxes in earlier]
+        lines.append(json.dumps(line) + "\n")
+    storage.write(f"outbox/{name}/{REFRESHED}", "".join(lines).encode())
+
+
+def read_refreshed(storage: Storage, name: str) -> dict[str, Sequence[Sequence[Prediction]]]:
+    """Read the refreshed boxes of an outbox folder by image id, newest first; none from a file that was damaged."""
+    content = storage.read_optional(f"outbox/{name}/{REFRESHED}")
+    try:
+        entries = [json.loads(line) for line in (content or b"").decode().splitlines() if line]
+        return {
+            str(entry["image_id"]): [
+                [Prediction.model_validate(box) for box in boxes]
+                for boxes in (entry["predictions"], *entry["earlier_predictions"])
+            ]
+            for entry in entries
+        }
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def preannotation_files(offered: Sequence[OfferedImage], classes: Sequence[str]) -> Iterator[tuple[str, bytes]]:
@@ -101,7 +145,7 @@ def preannotation_files(offered: Sequence[OfferedImage], classes: Sequence[str])
         plain = replace(
             parsed,
             name=PurePosixPath(image.file_name).name,
-            boxes=[replace(box, score=None) for box in parsed.boxes],
+            boxes=[replace(box, score=None, doubt=None) for box in parsed.boxes],
             image_id=None,
         )
         alone = replace(document, images=(plain,))
@@ -131,7 +175,13 @@ def _parsed_image(image: OfferedImage) -> ParsedImage:
 def _parsed_box(prediction: Prediction) -> ParsedBox:
     second = prediction.runner_up
     runner_up = None if second is None else (second.category, round(second.score, 4))
-    return ParsedBox(prediction.category, prediction.xyxy_px, score=round(prediction.score, 4), runner_up=runner_up)
+    return ParsedBox(
+        prediction.category,
+        prediction.xyxy_px,
+        score=round(prediction.score, 4),
+        doubt=prediction.doubt,
+        runner_up=runner_up,
+    )
 
 
 def _file_name(task: AnnotationTask) -> str:

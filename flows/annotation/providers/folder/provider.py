@@ -15,7 +15,14 @@ from flows.annotation.providers.base import (
     sample_for_double_annotation,
 )
 from flows.annotation.providers.folder.inbox import Inbox, read_inbox
-from flows.annotation.providers.folder.outbox import offered_images, publish_batch, read_complete_marker
+from flows.annotation.providers.folder.outbox import (
+    offered_images,
+    publish_batch,
+    publish_refreshed,
+    read_complete_marker,
+    read_refreshed,
+)
+from tasks.data.schemas import AnnotationTask
 from tasks.params.annotation import ProviderParams
 from tasks.storage.backends import Storage, StorageError, open_storage
 
@@ -85,8 +92,25 @@ class FolderProvider:
                 if updated != withdrawn:
                     storage.write(path, (json.dumps({"image_ids": sorted(updated)}, indent=2) + "\n").encode())
 
+    def refresh(self, delivery: AnnotationBatch, tasks: Sequence[AnnotationTask]) -> Collection[str]:
+        """List unfinished images in ``refreshed.jsonl``; which copy people work on, nobody knows."""
+        inboxes = self._read_inboxes(delivery)
+        manifest = read_manifest(delivery.folder / MANIFEST)
+        sampled = sample_for_double_annotation(
+            [task.image_id for task in manifest], self._double_annotation_frac, delivery.key
+        )
+        first, second = _folder_names(delivery)
+        with self._open_storage() as storage:
+            for name, inbox in zip((first, second), inboxes, strict=True):
+                if read_complete_marker(storage, name) is None:
+                    continue
+                finished = {raw["image_id"] for raw in inbox.annotations}
+                offered = [task for task in tasks if name == first or task.image_id in sampled]
+                publish_refreshed(storage, name, [task for task in offered if task.image_id not in finished])
+        return ()
+
     def _read_inboxes(self, delivery: AnnotationBatch) -> list[Inbox]:
-        offered = offered_images(read_manifest(delivery.folder / MANIFEST))
+        tasks = read_manifest(delivery.folder / MANIFEST)
         inboxes = []
         with self._open_storage() as storage:
             for name, default_annotator in zip(
@@ -95,6 +119,7 @@ class FolderProvider:
                 marker = read_complete_marker(storage, name)
                 classes = marker.get("classes") if marker else None
                 usable = classes if isinstance(classes, list) else None
+                offered = offered_images(tasks, read_refreshed(storage, name))
                 inboxes.append(read_inbox(storage, f"inbox/{name}", offered, usable, default_annotator))
         return inboxes
 

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import httpx
@@ -49,6 +49,13 @@ class OpenTask:
     """Number of annotators it is shown to; 0 after it was withdrawn."""
     has_draft: bool
     """Whether an annotator has started."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that the task was imported with; users may have changed them."""
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nobody has begun with it."""
+        return not self.num_annotations and not self.has_draft
 
 
 class LabelStudioClient:
@@ -129,6 +136,31 @@ class LabelStudioClient:
         """Set the number of annotators of a task; it leaves the label stream when that many have annotated it."""
         with self._translate(f"changing task {task.number}"):
             self._sdk.tasks.update(id=str(task.number), overlap=overlap, is_labeled=task.num_annotations >= overlap)
+
+    def replace_predictions(self, project: Project, task: OpenTask, prediction: Mapping[str, Any] | None) -> None:
+        """Delete the predictions of a task and give it another one, or none.
+
+        In this order: a task that is opened in between starts without boxes, not with those of two teachers.
+        """
+        with self._translate(f"changing the predictions of task {task.number}"):
+            for old in self._sdk.predictions.list(project=project.number, task=task.number):
+                self._sdk.predictions.delete(id=int(old.id))
+            if prediction is not None:
+                self._sdk.predictions.create(task=task.number, project=project.number, **prediction)
+
+    def update_data(self, task: OpenTask, changes: Mapping[str, Any]) -> None:
+        """Change fields of a task's data; the others stay."""
+        with self._translate(f"changing the data of task {task.number}"):
+            self._sdk.tasks.update(id=str(task.number), data={**task.data, **changes})
+
+    def ensure_view(self, project: Project, title: str, ordering: str) -> None:
+        """Add a tab to the Data Manager that sorts by a field, unless the project has one of that title."""
+        with self._translate("listing the views of the project"):
+            views = self._sdk.views.list(project=project.number)
+            if any(isinstance(view.data, dict) and view.data.get("title") == title for view in views):
+                return
+            content: Any = {"title": title, "type": "list", "ordering": [ordering]}
+            self._sdk.views.create(project=project.number, data=content)
 
     def delete_task(self, task: OpenTask) -> None:
         """Delete a task, unless it is deleted already."""
@@ -241,6 +273,7 @@ def _to_open_task(task: Any) -> OpenTask:
         num_annotations=(task.total_annotations or 0) + (task.cancelled_annotations or 0),
         overlap=task.overlap or 0,
         has_draft=bool(task.draft_exists),
+        data=data,
     )
 
 

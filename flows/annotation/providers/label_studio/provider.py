@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import httpx
 
-from flows.annotation.batches import MANIFEST, open_images, read_manifest
+from flows.annotation.batches import offered_tasks, open_images
 from flows.annotation.providers.base import (
     AnnotationBatch,
     LabelingProgress,
@@ -21,7 +21,15 @@ from flows.annotation.providers.base import (
 )
 from flows.annotation.providers.label_studio.client import TOKEN, LabelStudioClient, OpenTask, Project
 from flows.annotation.providers.label_studio.media import TaskImages
-from flows.annotation.providers.label_studio.tasks import config_error, labeling_config, parse_export, to_task
+from flows.annotation.providers.label_studio.tasks import (
+    changing_data,
+    config_error,
+    labeling_config,
+    parse_export,
+    short_digest,
+    to_prediction,
+    to_task,
+)
 from flows.workspace import git
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
@@ -33,6 +41,7 @@ from tasks.runtime.formatting import count
 _IMPORT_CHUNK_SIZE = 100
 _SHORT_ID_LENGTH, _MAX_TITLE_LENGTH = 8, 50
 _SINGLE_OVERLAP, _DOUBLE_OVERLAP = 1, 2
+_VIEW_TITLE, _VIEW_ORDER = "by priority", "tasks:data.priority"
 _log = logging.getLogger(__name__)
 
 
@@ -75,7 +84,7 @@ class LabelStudioProvider:
 
     def deliver(self, delivery: AnnotationBatch) -> str:
         """Import the tasks that are missing, create the project if necessary, and return its address."""
-        manifest = read_manifest(delivery.folder / MANIFEST)
+        manifest = offered_tasks(delivery)
         tasks = [task for task in manifest if task.image_id in delivery.image_ids]
         image_ids = [task.image_id for task in manifest]
         double_annotated = sample_for_double_annotation(image_ids, self._params.double_annotation_frac, delivery.key)
@@ -83,6 +92,7 @@ class LabelStudioProvider:
             project = self._find_project(client) or self._create_project(client)
             self._require_classes(project)
             self._images.grant_access(client, project, tasks)
+            client.ensure_view(project, _VIEW_TITLE, _VIEW_ORDER)
             open_tasks = self._import_missing(client, project, delivery, tasks)
             for image_id in sorted(double_annotated & open_tasks.keys()):
                 if open_tasks[image_id].overlap == _SINGLE_OVERLAP and not open_tasks[image_id].num_annotations:
@@ -128,6 +138,27 @@ class LabelStudioProvider:
                 is_started = task.has_draft and not task.num_annotations
                 if task.image_id in image_ids and task.overlap > task.num_annotations and not is_started:
                     client.set_overlap(task, task.num_annotations)
+
+    def refresh(self, delivery: AnnotationBatch, tasks: Sequence[AnnotationTask]) -> Collection[str]:
+        """Replace rank, reason and predictions of tasks that nobody has begun; the data of a task is changed last.
+
+        So a task whose data names the teacher has its boxes, whoever was killed when.
+        """
+        newest = {task.image_id: task for task in tasks}
+        with self._client() as client:
+            project = self._find_project(client)
+            if project is None:  # the next collection offers its images again
+                return ()
+            for open_task in client.list_tasks(project, delivery.key):
+                task = newest.get(open_task.image_id)
+                if task is None or not open_task.is_untouched or _is_drawn_by(open_task, task):
+                    continue
+                client.replace_predictions(project, open_task, to_prediction(task) if task.predictions else None)
+                client.update_data(open_task, changing_data(task, delivery))
+            listed = client.list_tasks(project, delivery.key)
+        return {
+            task.image_id for task in listed if task.image_id in newest and _is_drawn_by(task, newest[task.image_id])
+        }
 
     def _client(self) -> LabelStudioClient:
         token = os.environ.get(TOKEN, "").strip()
@@ -191,9 +222,7 @@ class LabelStudioProvider:
     def _restore_converted(self, delivery: AnnotationBatch) -> None:
         unfinished = self._unfinished(delivery)
         if unfinished:
-            self._images.restore_converted(
-                task for task in read_manifest(delivery.folder / MANIFEST) if task.image_id in unfinished
-            )
+            self._images.restore_converted(task for task in offered_tasks(delivery) if task.image_id in unfinished)
 
     def _unfinished(self, delivery: AnnotationBatch) -> tuple[str, ...]:
         return open_images(delivery, read_labels(self._workspace.labels))
@@ -231,16 +260,16 @@ class LabelStudioProvider:
             first = unique.setdefault(task.image_id, task)
             if first is task:
                 continue
-            duplicate = task if _is_untouched(task) else first
-            if _is_untouched(duplicate):
+            duplicate = task if task.is_untouched else first
+            if duplicate.is_untouched:
                 unique[task.image_id] = first if duplicate is task else task
                 client.delete_task(duplicate)
         return unique
 
 
+def _is_drawn_by(open_task: OpenTask, task: AnnotationTask) -> bool:
+    return open_task.data.get("teacher") == short_digest(task) and open_task.data.get("rank") == task.rank
+
+
 def _project_marker(campaign: str) -> str:
     return f" ({campaign[:_SHORT_ID_LENGTH]})"
-
-
-def _is_untouched(task: OpenTask) -> bool:
-    return not task.num_annotations and not task.has_draft

@@ -94,27 +94,47 @@ def to_task(task: AnnotationTask, delivery: AnnotationBatch, image: str, image_s
     return {
         "data": {
             "image": image,
-            "about": f"Batch {delivery.batch}, rank {task.rank}: {task.reason}",
             "image_id": task.image_id,
             "image_sha256": image_sha256,
             "delivery": delivery.key,
             "batch": delivery.batch,
-            "rank": task.rank,
-            "reason": task.reason,
             "width_px": task.width_px,
             "height_px": task.height_px,
-            "teacher": task.model_digest[:_SHORT_DIGEST],
+            **changing_data(task, delivery),
         },
-        "predictions": [_predictions(task)] if task.predictions else [],
+        "predictions": [to_prediction(task)] if task.predictions else [],
     }
 
 
-def _predictions(task: AnnotationTask) -> dict[str, Any]:
+def changing_data(task: AnnotationTask, delivery: AnnotationBatch) -> dict[str, Any]:
+    """Return the fields of a task's data that a newer teacher changes.
+
+    ``priority`` is the rank as a text that sorts like a number: the Data Manager orders a task's data as text.
+    """
+    doubts = [box.doubt for box in task.predictions if box.doubt is not None]
+    return {
+        "about": f"Batch {delivery.batch}, rank {task.rank}: {task.reason}",
+        "rank": task.rank,
+        "priority": f"{task.rank:06d}",
+        "reason": task.reason,
+        "largest_doubt": max(doubts, default=None),
+        "teacher": short_digest(task),
+    }
+
+
+def short_digest(task: AnnotationTask) -> str:
+    """Return the beginning of the digest of the teacher that has drawn the boxes."""
+    return task.model_digest[:_SHORT_DIGEST]
+
+
+def to_prediction(task: AnnotationTask) -> dict[str, Any]:
+    """Build the pre-drawn boxes of a task, the least sure one first: Label Studio lists them in this order."""
     scores = [prediction.score for prediction in task.predictions]
+    by_doubt = sorted(enumerate(task.predictions), key=lambda item: (-(item[1].doubt or 0.0), item[0]))
     return {
         "model_version": MODEL_VERSION,
         "score": sum(scores) / len(scores),
-        "result": [_region(number, box, task) for number, box in enumerate(task.predictions)],
+        "result": [_region(number, box, task) for number, box in by_doubt],
     }
 
 
@@ -129,7 +149,7 @@ def _region(number: int, box: Prediction, task: AnnotationTask) -> dict[str, Any
         "original_height": task.height_px,
         "image_rotation": 0,
         "score": box.score,
-        **_runner_up_note(box),
+        **_note(box),
         "value": {
             "x": 100 * x1 / task.width_px,
             "y": 100 * y1 / task.height_px,
@@ -141,11 +161,14 @@ def _region(number: int, box: Prediction, task: AnnotationTask) -> dict[str, Any
     }
 
 
-def _runner_up_note(box: Prediction) -> dict[str, Any]:
-    """Name the next likeliest class in the region's note, which its details show."""
-    if box.runner_up is None:
-        return {}
-    return {"meta": {"text": [f"or {box.runner_up.category} ({box.runner_up.score:.2f})"]}}
+def _note(box: Prediction) -> dict[str, Any]:
+    """Name the next likeliest class and the doubt in the region's note, which its details show."""
+    text = []
+    if box.runner_up is not None:
+        text.append(f"or {box.runner_up.category} ({box.runner_up.score:.2f})")
+    if box.doubt is not None:
+        text.append(f"doubt {box.doubt:.2f}")
+    return {"meta": {"text": text}} if text else {}
 
 
 def parse_export(tasks: Sequence[Any], emails: Mapping[int, str], project_url: str) -> list[RawAnnotation]:

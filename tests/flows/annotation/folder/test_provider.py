@@ -13,6 +13,7 @@ from PIL import Image
 
 from flows.annotation.providers.base import ProviderError
 from flows.annotation.providers.folder.provider import FolderProvider
+from tasks.data.schemas import AnnotationTask
 from tasks.storage import backends, files, s3
 from tasks.storage.backends import LocalStorage, S3Storage, StorageError, open_storage
 from tests.flows.annotation.folder.conftest import CLASSES, Team, make_team
@@ -244,3 +245,40 @@ def test_a_bucket_that_is_missing_or_forbidden_is_refused(s3_server: S3Server, m
     with pytest.raises(StorageError, match="out of reach") as away:
         S3Storage(f"s3://{bucket}/x").check()
     assert away.value.transient
+
+
+def redrawn(team: Team, shift_px: float, digest: str) -> list[AnnotationTask]:
+    """The batch's tasks in the opposite order, with moved boxes of another teacher."""
+    return [
+        task.model_copy(
+            update={
+                "rank": rank,
+                "model_digest": digest,
+                "predictions": tuple(
+                    box.model_copy(update={"xyxy_px": (0.0, 0.0, 10.0 + shift_px, 10.0), "doubt": 0.25})
+                    for box in task.predictions
+                ),
+            }
+        )
+        for rank, task in enumerate(reversed(team.tasks), start=1)
+    ]
+
+
+def test_open_images_are_listed_anew_and_a_copy_of_any_predrawn_boxes_finishes_nothing(any_team: Team) -> None:
+    any_team.provider.deliver(any_team.delivery)
+    published = any_team.read_outbox("batch-0003/manifest.jsonl")
+    any_team.write_to_inbox("batch-0003/reviewed.csv", f"image,status\n{any_team.tasks[2].image_id},empty\n")
+    for shift_px, digest in ((0, "cd" * 32), (0, "cd" * 32), (8, "ef" * 32)):  # one of them repeated after a kill
+        assert set(any_team.provider.refresh(any_team.delivery, redrawn(any_team, shift_px, digest))) == set()
+    lines = [json.loads(line) for line in (any_team.read_outbox("batch-0003/refreshed.jsonl") or b"").splitlines()]
+    open_ids = [any_team.tasks[n].image_id for n in (3, 1, 0)]
+    assert [(line["image_id"], line["rank"]) for line in lines] == list(zip(open_ids, (1, 3, 4), strict=True))
+    assert {line["model_digest"] for line in lines} == {"ef" * 32}
+    assert [box["doubt"] for box in lines[-1]["predictions"]] == [0.25]
+    assert len(lines[-1]["earlier_predictions"]) == 1
+    assert any_team.read_outbox("batch-0003/manifest.jsonl") == published
+    for width in (18, 10):  # the newest boxes, and those before them, as a tool copies them
+        any_team.write_to_inbox("batch-0003/a.json", any_team.coco([(0, "cat", (0, 0, width, 10))]))
+        assert any_team.tasks[0].image_id not in any_team.collect()[0]
+    any_team.write_to_inbox("batch-0003/a.json", any_team.coco([(0, "cat", (0, 0, 14, 10))]))
+    assert any_team.tasks[0].image_id in any_team.collect()[0]

@@ -242,3 +242,16 @@ def test_the_sample_for_double_annotation_is_reproducible(count: int, share: flo
     drawn = sample_for_double_annotation(ids, share, key)
     assert drawn == sample_for_double_annotation(ids[::-1], share, key)
     assert len(drawn) == (max(1, round(share * count)) if share else 0)
+
+
+def test_the_least_sure_box_stands_first_with_its_doubt_and_the_task_names_the_largest() -> None:
+    boxes = [
+        Prediction(category="cup", xyxy_px=(0, 0, 10, 10), score=score, doubt=doubt)
+        for score, doubt in ((0.9, 0.1), (0.8, 0.6), (0.7, 0.3))
+    ]
+    imported = make_import_task(make_task().model_copy(update={"predictions": tuple(boxes)}))
+    regions = imported["predictions"][0]["result"]
+    assert [region["score"] for region in regions] == [0.8, 0.7, 0.9]
+    assert [region["meta"]["text"] for region in regions] == [["doubt 0.60"], ["doubt 0.30"], ["doubt 0.10"]]
+    assert [region["id"] for region in regions] == ["teacher-1", "teacher-2", "teacher-0"]
+    assert (imported["data"]["largest_doubt"], imported["data"]["priority"]) == (0.6, "000004")
