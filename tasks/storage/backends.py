@@ -4,12 +4,13 @@ import errno
 import os
 import shutil
 import stat
+import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from tasks.runtime.errors import UserError
@@ -120,7 +121,7 @@ class LocalStorage:
 
     def list_files(self, folder: str) -> list[FileEntry]:
         """List plain files; links, pipes and unreadable folders are entries of 0 bytes, which ``read`` refuses."""
-        top = self._root / folder
+        top = self._plain_path(folder)
         found: list[FileEntry | None] = []
 
         def on_error(error: OSError) -> None:
@@ -159,21 +160,26 @@ class LocalStorage:
 
     def read_optional(self, name: str) -> bytes | None:
         """Read one file that Gleaner wrote."""
-        path = self._root / name
+        path = self._plain_path(name)
         with _translate_os_errors(path):
             return path.read_bytes() if path.is_file() else None
 
     def write(self, name: str, content: bytes) -> None:
         """Write one file at once."""
-        with _translate_os_errors(self._root / name):
-            files.write_bytes(self._root / name, content)
+        path = self._plain_path(name)
+        with _translate_os_errors(path):
+            files.write_bytes(path, content)
 
     def write_batch(self, folder: str, contents: Mapping[str, bytes | Path], complete: bytes) -> None:
         """Build under a hidden name and rename, which fails where files of others have that name."""
-        target = self._root / folder
-        staging = target.with_name(f".{target.name}.tmp")
+        target = self._plain_path(folder)
         with _translate_os_errors(target):
-            shutil.rmtree(staging, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for left in target.parent.glob(f".{target.name}.*.tmp"):  # by a run that was killed
+                shutil.rmtree(left, ignore_errors=True)  # which does not follow a link
+            # A name that nobody knows before, so that nobody can have put a link there.
+            staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+            staging.mkdir()
             for name, content in contents.items():
                 path = staging / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,6 +188,24 @@ class LocalStorage:
                 _fsync(path)
             files.write_bytes(staging / COMPLETE_MARKER, complete)
             staging.rename(target)
+
+    def _plain_path(self, name: str) -> Path:
+        """Return the path of a file or folder; nothing on the way below the top may be a link.
+
+        Whoever may write here could lead reads and writes of a run anywhere else with one.
+
+        Raises:
+            StorageError: names the link.
+        """
+        path = self._root
+        for part in PurePosixPath(name).parts:
+            path = path / part
+            if path.is_symlink():
+                problem = "the path is a link, expected a plain folder or file"
+                raise StorageError(
+                    _printable(str(path)), problem, "Remove the link, or point provider.url at its target."
+                )
+        return path
 
 
 class S3Storage:

@@ -1,5 +1,6 @@
 """Files are whole or absent, whatever happens in between; paths from outside stay inside."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -81,3 +82,15 @@ def test_a_table_is_checked_whole_and_read_by_columns(tmp_path: Path) -> None:
     assert files.read_table(tmp_path / "t.parquet", schema, columns=["c", "a"]).to_pydict() == {"c": [0.5], "a": [1]}
     with pytest.raises(UserError, match="the columns are"):
         files.read_table(tmp_path / "t.parquet", pa.schema([("c", pa.float64())]), columns=["c"])
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_rights_that_umask_leaves(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        files.write_bytes(tmp_path / "a", b"x")
+        files.write_bytes(tmp_path / "a", b"y")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
