@@ -1,22 +1,26 @@
 """A lock file that records its owner and is released when the owner's process ends.
 
-Three mechanisms, because each alone fails somewhere:
+Several mechanisms, because each alone fails somewhere:
 
 - ``filelock`` (flock): the kernel releases it when the process ends, however it ends;
 - a record ``<name>.owner`` identifies the process, so that it is respected while it runs even if the lock file was
   deleted. A process id alone is not enough, because Linux reuses it: boot id and start time, in ticks since boot,
   identify a process for ever, without a wall clock;
+- the record is created by ``link``, which succeeds for one of two processes that start in the same moment, also on a
+  network share. Whoever takes over the record of a dead owner looks again after a moment whether it is still the one;
 - a heartbeat updates the record's modification time. flock may not work between machines that share a folder, so
   a record of another machine counts as alive if its time changes while this process watches it; the clocks of the
   machines are not compared.
 """
 
+import json
 import logging
 import os
 import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -109,6 +113,8 @@ def _start_seconds(pid: int) -> int | None:
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 3 * HEARTBEAT_S
 """How long a record of another machine may stay unchanged before its owner counts as dead."""
+_LOOK_AGAIN_AFTER_S = 0.5
+"""How long the record of a dead owner may be in the hands of two that take it over at once."""
 log = logging.getLogger(__name__)
 
 
@@ -176,20 +182,79 @@ def acquire(path: Path, where: object, on_stale_owner: Callable[[LockOwner], Non
         if previous_owner is not None:
             on_stale_owner(previous_owner)
         lock = Lock(record, LockOwner(ProcessIdentity.own(), datetime.now(UTC).isoformat(timespec="seconds")))
-        with _owner_record(lock), _heartbeat(record):
+        with _owner_record(lock, where, previous_owner), _heartbeat(record):
             yield lock
     finally:
         file_lock.release()
 
 
 @contextmanager
-def _owner_record(lock: Lock) -> Iterator[None]:
-    """Keep the record while the lock is held; only a kill leaves it behind."""
-    write_owner(lock.record, lock.owner)
+def _owner_record(lock: Lock, where: object, previous_owner: LockOwner | None) -> Iterator[None]:
+    """Keep the record while the lock is held; only a kill leaves it behind.
+
+    Raises:
+        LockHeldError: a process, perhaps of another machine, has made its record first.
+    """
+    is_taken_over = _put_aside(lock.record, where, previous_owner)
+    if not _create_record(lock.record, lock.owner):
+        raise LockHeldError(where, read_owner(lock.record))
+    if is_taken_over:
+        time.sleep(_LOOK_AGAIN_AFTER_S)
+        if not _is_own(lock.record):
+            raise LockHeldError(where, read_owner(lock.record))
     try:
         yield
     finally:
-        lock.record.unlink(missing_ok=True)
+        if _is_own(lock.record):
+            lock.record.unlink(missing_ok=True)
+
+
+def _put_aside(record: Path, where: object, previous_owner: LockOwner | None) -> bool:
+    """Remove the record of a dead owner; return whether there was one.
+
+    Raises:
+        LockHeldError: it is another's record by now, which is put back.
+    """
+    aside = record.with_name(f".{record.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        record.rename(aside)  # succeeds for one process only
+    except FileNotFoundError:
+        if previous_owner is not None:
+            raise LockHeldError(where, read_owner(record)) from None
+        return False
+    try:
+        found = read_owner(aside)
+        if found != previous_owner:
+            with suppress(FileExistsError):
+                os.link(aside, record)
+            raise LockHeldError(where, found)
+    finally:
+        aside.unlink()
+    return True
+
+
+def _create_record(record: Path, owner: LockOwner) -> bool:
+    """Create the record; False where there is one."""
+    temporary = record.with_name(f".{record.name}.{uuid.uuid4().hex}.tmp")
+    write_owner(temporary, owner)
+    try:
+        os.link(temporary, record)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        try:
+            with record.open("x", encoding="utf-8") as file:
+                json.dump(_document(owner), file)
+        except FileExistsError:
+            return False
+    finally:
+        temporary.unlink()
+    return True
+
+
+def _is_own(record: Path) -> bool:
+    owner = read_owner(record)
+    return owner is not None and owner.identity == ProcessIdentity.own()
 
 
 def read_owner(record: Path) -> LockOwner | None:
@@ -204,7 +269,11 @@ def read_owner(record: Path) -> LockOwner | None:
 
 def write_owner(record: Path, owner: LockOwner) -> None:
     """Write a record atomically."""
-    files.write_json(record, {"process": str(owner.identity), "since": owner.since, "notes": owner.notes})
+    files.write_json(record, _document(owner))
+
+
+def _document(owner: LockOwner) -> dict[str, Any]:
+    return {"process": str(owner.identity), "since": owner.since, "notes": owner.notes}
 
 
 def _is_alive(owner: LockOwner, record: Path) -> bool:

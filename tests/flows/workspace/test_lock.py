@@ -183,3 +183,72 @@ def test_a_process_is_told_from_its_corpse_and_from_its_successor() -> None:
         ticks = 0
         while not replace(own, pid=zombie.pid, start_ticks=ticks).is_dead:
             time.sleep(0.01)
+
+
+CONTEND = (
+    "import sys, time\n"
+    "from contextlib import contextmanager\n"
+    "from pathlib import Path\n"
+    "from flows.workspace import lock\n"
+    "class NoFlock:\n"
+    "    def __init__(self, *_, **__): pass\n"
+    "    def acquire(self): pass\n"
+    "    def release(self): pass\n"
+    "lock.FileLock = NoFlock\n"
+    "lock.STALE_AFTER_S = 1.0\n"
+    "lock._boot_id = lambda: sys.argv[2]\n"
+    "print('ready', flush=True)\n"
+    "sys.stdin.readline()\n"
+    "try:\n"
+    "    with lock.acquire(Path(sys.argv[1]), 'here', lambda owner: None):\n"
+    "        print('held', flush=True)\n"
+    "        sys.stdin.readline()\n"
+    "        print('own' if lock._is_own(Path(sys.argv[1]).with_name('lock.owner')) else 'lost', flush=True)\n"
+    "except lock.LockHeldError as error:\n"
+    "    print('refused', flush=True)\n"
+)
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_two_machines_that_start_in_the_same_moment_do_not_both_get_a_lock_without_flock(
+    place: Path, stale: bool
+) -> None:
+    """Four times: machines told apart by their boot, on a file system where flock does nothing."""
+    for turn in range(4):
+        if stale:
+            leave(place, boot="dead", host="elsewhere")
+        with child(CONTEND, str(place), f"one{turn}") as first, child(CONTEND, str(place), f"two{turn}") as second:
+            both = (first, second)
+            assert [next_line(one) for one in both] == ["ready", "ready"]
+            for one in both:
+                assert one.stdin is not None
+                one.stdin.write("\n")
+                one.stdin.flush()
+            outcomes = [next_line(one) for one in both]
+            assert sorted(outcomes) in (["held", "refused"], ["refused", "refused"])
+            for one, outcome in zip(both, outcomes, strict=True):
+                if outcome == "held":
+                    assert one.stdin is not None
+                    one.stdin.write("\n")
+                    one.stdin.flush()
+                    assert next_line(one) == "own"  # who was refused has not removed the record
+                one.wait(20)
+        assert read_owner(record_of(place)) is None
+
+
+def test_a_record_that_changed_hands_is_put_back(place: Path) -> None:
+    dead = leave(place, boot="dead", host="elsewhere")
+    winner = leave(place, boot="winner", host="elsewhere")
+    with pytest.raises(LockHeldError, match="on elsewhere"):
+        lock._put_aside(record_of(place), "x", dead)
+    assert read_owner(record_of(place)) == winner
+    assert [path.name for path in place.parent.iterdir()] == ["lock.owner"]
+
+
+def test_a_file_system_without_links_will_do(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(lock.os, "link", refuse)
+    with acquire(place, "x", print):
+        assert not lock._create_record(record_of(place), LockOwner(ProcessIdentity.own(), "now"))
