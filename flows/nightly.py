@@ -34,8 +34,10 @@ from flows.run_hooks import (
     monitored,
     record_flow_runs,
     report_result,
+    require_owned_tracking,
     watch_for_cancellation,
 )
+from flows.runtime.masking import masked_errors
 from flows.runtime.retries import retrying_task, translate_service_errors
 from flows.stage_runner import run_stage
 from flows.workspace.dvc import refresh_code_digests
@@ -59,9 +61,10 @@ def nightly(root: Path) -> RunResult:
         UserError: something that a person has to correct, with the fix.
         ProviderError: the label provider failed; everything that does not need it is done.
     """
-    with open_run(root) as context, watch_for_cancellation(), monitored(context):
+    with masked_errors(), open_run(root) as context, watch_for_cancellation(), monitored(context):
         record_flow_runs(context.lock)
         close_crashed_runs(context.workspace)
+        require_owned_tracking(context.workspace)
         result = advance_round(context)
         if context.provider_errors:
             raise context.provider_errors[0]

@@ -17,7 +17,9 @@ from flows.monitoring.notifications import notify_on_failure
 from flows.preflight.checks import require_ready
 from flows.preflight.runner import CheckContext
 from flows.workspace.lock import Lock
+from flows.workspace.owner import require_own_folder
 from flows.workspace.run_lock import require_workspace, run_lock
+from flows.workspace.trust import trust
 from tasks.data.paths import Workspace
 from tasks.params import Params
 
@@ -78,7 +80,9 @@ def open_run(root: Path) -> Iterator[RunContext]:
 @contextmanager
 def _opened(workspace: Workspace) -> Iterator[RunContext]:
     with run_lock(workspace) as lock:
+        trust(workspace.root)
         checked = CheckContext(workspace)
         warnings = require_ready(checked)
+        require_own_folder(workspace)
         provider = create_provider(workspace, checked.params)
         yield RunContext(workspace, checked.params, provider, lock, tuple(warnings))

@@ -36,9 +36,11 @@ from flows.monitoring.progress import format_duration
 from flows.run_context import RunContext
 from flows.runtime.process_env import tracking_uri
 from flows.runtime.retries import translate_service_errors
+from flows.tracking.mlflow_owner import CAMPAIGN_TAG, connect, require_tracked_owner
 from flows.tracking.mlflow_run import PROCESS_TAG
 from flows.workspace.git import campaign_id
 from flows.workspace.lock import Lock, LockOwner, read_owner
+from flows.workspace.owner import OwnerError, require_own_folder
 from flows.workspace.promotion_log import last_decision
 from flows.workspace.rounds import RunResult, all_ledgers
 from tasks.data.paths import Workspace
@@ -157,11 +159,30 @@ def close_crashed_runs(workspace: Workspace) -> None:
         record.unlink()
 
 
+def require_owned_tracking(workspace: Workspace) -> None:
+    """Refuse a run, before it does any work, whose campaign another folder goes on with by MLflow's record.
+
+    Publishing asks again, so a run may begin while MLflow is unavailable.
+
+    Raises:
+        OwnerError: see ``flows.tracking.mlflow_owner.require_tracked_owner``.
+    """
+    try:
+        with translate_service_errors("MLflow"):
+            client = connect(workspace.root)
+            if client is not None:
+                require_tracked_owner(workspace, client, require_own_folder(workspace))
+    except OwnerError:
+        raise
+    except UserError as error:
+        log.warning("%s Whose campaign this is, is asked again when the round is published.", error)
+
+
 def _close_mlflow_runs(workspace: Workspace, owner: LockOwner) -> None:
     """Terminate the process's runs that are RUNNING; publishing its round again reopens the run."""
     client = MlflowClient(tracking_uri(workspace.root))
     campaign = campaign_id(workspace.root)
-    experiments = client.search_experiments(filter_string=f"tags.`gleaner.campaign` = '{campaign}'")
+    experiments = client.search_experiments(filter_string=f"tags.`{CAMPAIGN_TAG}` = '{campaign}'")
     ids = [experiment.experiment_id for experiment in experiments]
     run_filter = f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` = '{owner.identity}'"
     for run in client.search_runs(ids, run_filter) if ids else ():

@@ -16,6 +16,7 @@ from pathlib import Path
 from prefect.logging import get_run_logger
 
 from flows.runtime.gpu_lock import gpu_locks
+from flows.runtime.process_env import redact
 from flows.runtime.retries import retry_with_half_batch, retrying_task
 from flows.runtime.subprocess import ProcessTimeout, run_streaming
 from flows.workspace.dvc import dvc_command, dvc_env
@@ -163,7 +164,7 @@ def _run(workspace: Workspace, stage: str, round_number: int, micro_batches: int
 
         def on_line(line: str) -> None:
             lines.append(line)
-            log_stream.write(f"{line}\n")
+            log_stream.write(f"{redact(line)}\n")
             log_stream.flush()
             if not is_noise(line):
                 log.info("%s", line, extra={"gleaner_line": stage})

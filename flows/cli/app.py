@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from flows.cli.adopt import adopt
 from flows.cli.data import gc, pool, quarantine
 from flows.cli.doctor import doctor
 from flows.cli.init import import_, init
-from flows.cli.options import WorkspaceOption
+from flows.cli.options import TrustOption, WorkspaceOption, look_at
 from flows.cli.promote import promote, rollback
 from flows.cli.provenance import audit, lineage, reproduce
 from flows.cli.run import demo, run, schedule
 from flows.cli.select import select
 from flows.cli.study import study
 from flows.monitoring.json_logging import is_json_logging_unchecked, json_error_line
+from flows.runtime.masking import SafeConsole, install_masking, safe_text
 from tasks.runtime.errors import UserError
 
 _EXIT_INTERRUPTED = 130
@@ -36,12 +37,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-_out = Console()
-_err = Console(stderr=True)
+_out = SafeConsole()
+_err = SafeConsole(stderr=True)
 
 
 def main() -> None:
     """Run the command line: a user's mistake ends in one line on stderr and an exit code of its kind."""
+    install_masking()
     handler = RichHandler(console=_err, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.captureWarnings(True)  # warnings of libraries are for developers; MLflow prints some in spite of the filter
@@ -72,19 +74,21 @@ def _options(
     """Options that come before a command. The help text is that of ``app``."""
 
 
-def status(workspace: WorkspaceOption = Path()) -> None:
+def status(workspace: WorkspaceOption = Path(), trust_campaign: TrustOption = False) -> None:
     """Show the rounds so far, what is with the annotators, what was refused, and what comes next."""
     from flows.cli.status import print_status
     from flows.workspace.run_lock import require_workspace
 
-    print_status(require_workspace(workspace), _out)
+    campaign = require_workspace(workspace)
+    look_at(campaign.root, trust_campaign=trust_campaign)
+    print_status(campaign, _out)
 
 
 def _print_error(message: str) -> None:
     if is_json_logging_unchecked():
         sys.stdout.write(json_error_line(message) + "\n")
     else:
-        _err.print(escape(message), style="red", soft_wrap=True, highlight=False)
+        _err.print(escape(safe_text(message)), style="red", soft_wrap=True, highlight=False)
 
 
 # `gleaner --help` shows them in this order.
@@ -102,6 +106,7 @@ app.command()(audit)
 app.command()(promote)
 app.command()(rollback)
 app.command()(reproduce)
+app.command()(adopt)
 app.command()(gc)
 app.command()(schedule)
 app.command()(study)

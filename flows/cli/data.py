@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.cli.options import JsonOption, WorkspaceOption
+from flows.cli.options import JsonOption, TrustOption, WorkspaceOption, look_at
+from flows.runtime.masking import SafeConsole
 from flows.runtime.process_env import prepare_environment
 
 if TYPE_CHECKING:
@@ -40,13 +41,12 @@ def sync(workspace: WorkspaceOption = Path()) -> None:
     Exit code 1: labeled images, or images offered for labeling, were removed or replaced.
     """
     from flows.pool_sync import sync_pool
-    from flows.runtime.process_env import prepare_environment
     from flows.workspace.run_lock import require_workspace
 
     campaign = require_workspace(workspace)
     prepare_environment(campaign.root)
     changes = sync_pool(campaign)
-    console = Console()
+    console = SafeConsole()
     console.print(changes_table(changes))
     for entry in changes.missing:
         console.print(f"[red]{escape(entry.item)}: {escape(entry.reason)}[/red]", soft_wrap=True)
@@ -92,7 +92,7 @@ def list_entries(
     annotations = read_labels(campaign.labels).all_annotations
     states = [(entry, entry_state(entry, annotations)) for entry in read_entries(campaign)]
     shown = [(entry, state) for entry, state in states if show_all or state in ("open", "released")]
-    console = Console()
+    console = SafeConsole()
     if shown:
         console.print(_entries_table(shown))
     num_closed = len(states) - len(shown)
@@ -124,7 +124,7 @@ def retry(
     campaign = require_workspace(workspace)
     with run_lock(campaign):
         results = retry_entries(campaign, names or [], approve=approve)
-    console = Console()
+    console = SafeConsole()
     for result in results:
         style = "green" if result.accepted else "yellow"
         message = result.message if result.accepted else f"rejected: {result.message}"
@@ -166,6 +166,7 @@ def gc(
     remote: Annotated[bool, typer.Option("--remote", help="Also in the default DVC remote.")] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
+    trust_campaign: TrustOption = False,
 ) -> None:
     """Delete stored data that no round, champion, candidate or pending batch uses; lists it first.
 
@@ -174,12 +175,15 @@ def gc(
     from flows.workspace.run_lock import require_workspace
 
     campaign = require_workspace(workspace)
-    prepare_environment(campaign.root)
+    look_at(campaign.root, trust_campaign=trust_campaign)
     from flows.workspace.dvc_cache import find_garbage, remove_garbage, to_json
+    from flows.workspace.owner import require_own_folder
     from flows.workspace.run_lock import run_lock
 
-    console = Console(stderr=as_json)
+    console = SafeConsole(stderr=as_json)
     with run_lock(campaign):
+        if remote:  # which this folder may share with the one it is a copy of
+            require_own_folder(campaign)
         garbage = find_garbage(campaign, remote=remote)
         _print_garbage(garbage, console)
         if as_json:

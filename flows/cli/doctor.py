@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.cli.options import JsonOption, WorkspaceOption
+from flows.cli.options import JsonOption, TrustOption, WorkspaceOption, look_at
 from flows.preflight.runner import CheckResult
-from flows.runtime.process_env import prepare_environment
+from flows.runtime.masking import SafeConsole
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 
@@ -28,6 +28,7 @@ def doctor(
     quick: Annotated[
         bool, typer.Option("--quick", help="Only the checks that every run begins with; they change nothing.")
     ] = False,
+    trust_campaign: TrustOption = False,
 ) -> None:
     """Check everything a run needs: data, detector, machine, git, DVC remote, MLflow, annotators, schedule.
 
@@ -37,11 +38,11 @@ def doctor(
     from flows.workspace.run_lock import require_workspace
 
     campaign = require_workspace(workspace)
-    prepare_environment(campaign.root)
+    look_at(campaign.root, trust_campaign=trust_campaign)
     from flows.preflight.checks import CHECKS
     from flows.preflight.runner import CheckContext, run_checks
 
-    console = Console(stderr=as_json)
+    console = SafeConsole(stderr=as_json)
     with console.status("checking everything a run needs"):
         results = run_checks(CheckContext(campaign), [check for check in CHECKS if check.quick or not quick])
     if not as_json:

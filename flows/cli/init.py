@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from flows.cli.options import DatasetOptions, HardwareProfile, with_dataset_options
+from flows.runtime.masking import SafeConsole
 from flows.runtime.process_env import prepare_environment
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flows.workspace.scaffold import WorkspaceConfig
     from tasks.data.initial_split import CampaignData
 
-_out = Console()
+_out = SafeConsole()
 _DEMO_IMPORTED_AT = "2026-01-01T00:00:00+00:00"
 """A fixed time: the same images, labels and parameters give the same bytes."""
 _WARNINGS = ("classes_nearly_equal", "class_without_box", "maybe_not_found", "exif_turn", "first_frame")

@@ -10,10 +10,30 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from flows.runtime.process_env import prepare_environment
+
 WorkspaceOption = Annotated[
     Path, typer.Option("--workspace", "-w", help="Folder of the campaign.", show_default="the current folder")
 ]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust", help="Trust the campaign's authors: use settings and classes that run their programs."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def look_at(root: Path, *, trust_campaign: bool) -> None:
+    """Prepare a command that only looks at a campaign, which may be a stranger's.
+
+    Raises:
+        UserError: git's configuration there names programs, and the campaign is not trusted.
+    """
+    prepare_environment(root)
+    from flows.workspace.trust import require_harmless_git, trust
+
+    if trust_campaign:
+        trust(root)
+    require_harmless_git(root)
 
 
 class AnnotationFormat(StrEnum):

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from flows.cli.options import WorkspaceOption
+from flows.runtime.masking import SafeConsole
 from flows.runtime.process_env import prepare_environment, tracking_uri
 from tasks.runtime.errors import UserError
 
@@ -80,17 +80,23 @@ def _apply_decision(folder: Path, reason: str, decide: "Callable[[Workspace, Mlf
     from mlflow.exceptions import MlflowException
 
     from flows.registry.publish import PublishError
+    from flows.tracking.mlflow_owner import require_tracked_owner
     from flows.tracking.mlflow_run import silence_mlflow
     from flows.workspace import git
+    from flows.workspace.owner import require_own_folder
     from flows.workspace.run_lock import run_lock
+    from flows.workspace.trust import trust
 
     silence_mlflow()
+    trust(workspace.root)
     with run_lock(workspace):
         git.require_branch(workspace.root)
+        owner, client = require_own_folder(workspace), MlflowClient(tracking_uri(workspace.root))
         try:
-            outcome = decide(workspace, MlflowClient(tracking_uri(workspace.root)))
+            require_tracked_owner(workspace, client, owner)
+            outcome = decide(workspace, client)
         except MlflowException as error:
             message = str(error).splitlines()[0]
             fix = "The decision is logged: run the same command again, or the next round sets the alias."
             raise PublishError("MLflow", f"the answer is an error ({message})", fix) from error
-    Console().print(escape(outcome.message), soft_wrap=True, highlight=False)
+    SafeConsole().print(escape(outcome.message), soft_wrap=True, highlight=False)

@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from flows.cli.options import JsonOption, WorkspaceOption
+from flows.cli.options import JsonOption, TrustOption, WorkspaceOption, look_at
+from flows.runtime.masking import SafeConsole
 from flows.runtime.process_env import prepare_environment
 from tasks.runtime.formatting import pluralize
 
@@ -45,12 +46,13 @@ def lineage(
     ] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
+    trust_campaign: TrustOption = False,
 ) -> None:
     """Show the lineage of a model: its labels and annotators, and why each image was selected, back to the seed."""
     from flows.workspace.run_lock import require_workspace
 
     campaign = require_workspace(workspace)
-    prepare_environment(campaign.root)
+    look_at(campaign.root, trust_campaign=trust_campaign)
     from flows.provenance.lineage import image_lineage, model_lineage
     from flows.provenance.snapshot import resolve_model_ref
 
@@ -64,7 +66,7 @@ def lineage(
     if as_json:
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
     else:
-        Console().print(tree)
+        SafeConsole().print(tree)
 
 
 def model_tree(lineage: Mapping[str, Any]) -> Tree:
@@ -205,6 +207,7 @@ def audit(
     ] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
+    trust_campaign: TrustOption = False,
 ) -> None:
     """Compare everything that is stored with the digests in the ledgers.
 
@@ -213,11 +216,11 @@ def audit(
     from flows.workspace.run_lock import require_workspace
 
     campaign = require_workspace(workspace)
-    prepare_environment(campaign.root)
+    look_at(campaign.root, trust_campaign=trust_campaign)
     from flows.provenance.audit.run import run_audit
     from flows.provenance.snapshot import resolve_model_ref
 
-    console = Console()
+    console = SafeConsole()
     number = None if model is None else resolve_model_ref(campaign, model)
     with console.status("auditing ...") as status:
         checks = run_audit(
@@ -290,7 +293,7 @@ def reproduce(
     prepare_environment(campaign.root)
     from flows.provenance.reproduce import reproduce_round
 
-    console = Console(stderr=as_json)
+    console = SafeConsole(stderr=as_json)
     result = reproduce_round(
         campaign, tag, into, tolerance_points=tolerance_points,
         on_line=lambda line: console.print(escape(line), style="dim", soft_wrap=True, highlight=False),

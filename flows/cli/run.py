@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from flows.cli.options import WorkspaceOption
 from flows.monitoring.json_logging import LogFormat, is_json_logging, set_log_format
+from flows.runtime.masking import SafeConsole
 from flows.runtime.process_env import has_prefect_server, prepare_environment
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 
 _LAST_DEMO_ROUND = 2
-_out = Console()
+_out = SafeConsole()
 
 
 class NoServerError(UserError):
@@ -136,7 +136,7 @@ def schedule(
     from flows.scheduling import cron_schedule, run_schedules
 
     when = cron_schedule(cron, timezone)
-    console = Console()
+    console = SafeConsole()
     for root in roots:
         console.print(f"{escape(root.name)}: runs at '{escape(cron)}' {escape(timezone)}", soft_wrap=True)
     run_schedules(roots, when)

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.monitoring.json_logging import redirect_to
+from flows.runtime.masking import SafeConsole
 from flows.runtime.process_env import prepare_environment, tracking_uri
 from tasks.runtime.errors import UserError
 
@@ -55,7 +56,7 @@ def study(
 
     The arms random and equal are always among them. An interrupted study resumes where it stopped.
     """
-    console = Console()
+    console = SafeConsole()
     the_study = _load_study(plan, data, out, parts)
     seeds = _selected_seeds(the_study, seed or [], plan)
     prepare_environment(the_study.out)

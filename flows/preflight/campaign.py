@@ -16,7 +16,9 @@ import yaml
 from flows.preflight.runner import CheckContext, CheckSkipped, Finding, failed, passed, warned
 from flows.workspace import git
 from flows.workspace.dvc import packaged_file
+from flows.workspace.owner import ADOPT_HINT, ownership_problem, read_owner
 from flows.workspace.rounds import all_ledgers, last_published_round
+from flows.workspace.trust import is_trusted
 from tasks.data.annotations import read_annotated
 from tasks.data.images import ImageProblem, inspect_image
 from tasks.data.label_store import Annotation, check_annotation, read_labels
@@ -50,7 +52,8 @@ def check_parameters(context: CheckContext) -> Finding:
         missing = _missing_keys(context.raw_params) if context.raw_params else []
         fix = "\n  ".join(["Add to params.yaml, as in the shipped file:", *missing]) if missing else error.fix
         return failed(error.problem, fix or "Correct it in params.yaml; tasks/params/stages.py has meaning and range.")
-    if is_class_path(params.select.strategy):  # found now, not hours later by the stage
+    # Found now, not hours later by the stage; the class is code of the campaign.
+    if is_class_path(params.select.strategy) and is_trusted(context.workspace.root):
         from tasks.selection.strategies.registry import create_strategy
 
         create_strategy(params.select, context.workspace.root)
@@ -247,10 +250,26 @@ def check_branch(context: CheckContext) -> Finding:
     return passed(f"on branch {git.run_git(root, 'branch', '--show-current')}")
 
 
+def check_owner(context: CheckContext) -> Finding:
+    """Check that this folder is the campaign's own, and no copy, clone or restored backup; see ``gleaner adopt``."""
+    problem = ownership_problem(context.workspace)
+    if problem is not None:
+        return failed(problem, ADOPT_HINT)
+    owner = read_owner(context.workspace)
+    return passed(
+        "a new campaign" if owner is None else f"this folder goes on with the campaign ({owner.owner_id[:8]})"
+    )
+
+
 def check_uncommitted(context: CheckContext) -> Finding:
     """Warn about uncommitted sources: the next run commits them as they are."""
-    lines = git.run_git(context.workspace.root, "status", "--porcelain", "--", *git.ALL_PATHS).splitlines()
-    changed = [line.split(maxsplit=1)[1] for line in lines]
+    changed, foreign = git.changes(context.workspace.root)
+    if foreign:
+        more = f" and {len(foreign) - _MAX_LISTED} more" if len(foreign) > _MAX_LISTED else ""
+        return warned(
+            f"not Gleaner's, and not committed by runs: {', '.join(foreign[:_MAX_LISTED])}{more}",
+            "Move it out of the campaign's folders, or commit it.",
+        )
     if changed:
         more = f" and {len(changed) - _MAX_LISTED} more" if len(changed) > _MAX_LISTED else ""
         return warned(

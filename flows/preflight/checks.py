@@ -24,6 +24,7 @@ CHECKS = (
     Check("GPU", machine.check_gpu, _FAST_LIMIT_S, quick=True),
     Check("clock", machine.check_clock, _FAST_LIMIT_S),
     Check("versions", machine.check_versions, _FAST_LIMIT_S, quick=True),
+    Check("owner", campaign.check_owner, _FAST_LIMIT_S, quick=True),
     Check("branch", campaign.check_branch, _FAST_LIMIT_S, quick=True),
     Check("changes", campaign.check_uncommitted, _FAST_LIMIT_S),
     Check("rounds", campaign.check_rounds, _FAST_LIMIT_S),

@@ -39,11 +39,12 @@ def probe_remote() -> dict[str, str]:
     Through DVC's own configuration and drivers, so that whatever kind of remote it is, what is tried is what a push
     does.
     """
-    from dvc.repo import Repo
+    from flows.workspace.dvc_cache import open_repo
 
-    remote = Repo(".").cloud.get_remote()
-    _try_object(remote.fs, remote.path)
-    return {"remote": remote.name}
+    with open_repo(Path.cwd()) as repo:
+        remote = repo.cloud.get_remote()
+        _try_object(remote.fs, remote.path)
+        return {"remote": remote.name}
 
 
 def _try_object(filesystem: Any, folder: str) -> None:
@@ -68,8 +69,27 @@ def probe_tracking() -> dict[str, str]:
     from flows.tracking.mlflow_run import silence_mlflow
 
     silence_mlflow()
-    _try_run(MlflowClient(tracking_uri(Path.cwd())))
-    return {}
+    client = MlflowClient(tracking_uri(Path.cwd()))
+    problem = _owner_problem(client)
+    if not problem["owner_problem"]:
+        _try_run(client)
+    return problem
+
+
+def _owner_problem(client: "MlflowClient") -> dict[str, str]:
+    """Say whether the campaign's experiment belongs to this folder, and its artifacts are where MLflow looks."""
+    from flows.tracking.mlflow_owner import require_tracked_owner
+    from flows.workspace.owner import OwnerError, read_owner
+    from tasks.data.paths import Workspace
+
+    workspace = Workspace(Path.cwd())
+    owner = read_owner(workspace)
+    try:
+        if owner is not None:
+            require_tracked_owner(workspace, client, owner)
+    except OwnerError as error:
+        return {"owner_problem": f"{error.where}: {error.problem}", "owner_fix": error.fix}
+    return {"owner_problem": "", "owner_fix": ""}
 
 
 def _try_run(client: "MlflowClient") -> None:
@@ -95,15 +115,17 @@ def _try_run(client: "MlflowClient") -> None:
 
 def _experiment(client: "MlflowClient") -> str:
     """Return the probe's own experiment; a local database needs the location of artifacts, a server knows it."""
-    from flows.runtime.process_env import tracking_uri
+    from flows.tracking.mlflow_owner import artifact_location, has_own_artifacts
 
+    location = artifact_location(Path.cwd()) if has_own_artifacts(Path.cwd()) else None
     found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None and location not in (None, found.artifact_location):  # of this folder before it was moved
+        client.rename_experiment(found.experiment_id, f"{EXPERIMENT}-{found.experiment_id}")
+        found = None
     if found is not None:
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
-    local = tracking_uri(Path.cwd()).startswith("sqlite:")
-    location = (Path.cwd() / "mlartifacts").as_uri() if local else None
     return str(client.create_experiment(EXPERIMENT, artifact_location=location))
 
 

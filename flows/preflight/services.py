@@ -19,7 +19,9 @@ from flows.runtime.process_env import has_prefect_server, redact, tracking_uri
 from flows.runtime.subprocess import ProcessTimeout, run_captured
 from flows.workspace import git
 from flows.workspace.dvc import dvc_env, has_default_remote
+from flows.workspace.trust import TRUST_HINT, is_trusted
 from tasks.runtime.errors import UserError
+from tasks.runtime.extensions import is_class_path
 
 REMOTE_LIMIT_S = 60.0
 TRACKING_LIMIT_S = 60.0
@@ -41,7 +43,11 @@ def check_remote(context: CheckContext) -> Finding:
     try:
         result = run_probe("flows.preflight.probes", ["remote"], cwd=root, limit_s=REMOTE_LIMIT_S - 5)
     except UserError as error:
-        fix = "Check address, credentials (AWS_*) and permissions; dvc push shows the error."
+        from flows.workspace.dvc_cache import ignored_remote_settings  # DVC's Python takes a second to import
+
+        ignored = ignored_remote_settings(root)
+        hint = f" Not used: {', '.join(ignored)}. {TRUST_HINT}" if ignored else ""
+        fix = f"Check address, credentials (AWS_*) and permissions; dvc push shows the error.{hint}"
         return failed(f"the default remote is not writable ({error.problem})", fix)
     unsent_rounds = _rounds_without_remote(context)
     if unsent_rounds:
@@ -63,6 +69,8 @@ def check_tracking(context: CheckContext) -> Finding:
     except UserError as error:
         fix = "Start MLflow, or correct MLFLOW_TRACKING_URI; a run would derive the round and stop before its tag."
         return failed(f"{uri} is not writable ({error.problem})", fix)
+    if result["owner_problem"]:
+        return failed(result["owner_problem"], result["owner_fix"])
     return passed(f"{uri}: a run written, read and deleted in {result['seconds']} s")
 
 
@@ -114,6 +122,10 @@ def _rounds_without_remote(context: CheckContext) -> list[str]:
 
 
 def _provider(context: CheckContext) -> LabelProvider:
+    section = context.raw_params.get("provider")
+    kind = str(section.get("kind")) if isinstance(section, dict) else ""
+    if is_class_path(kind) and not is_trusted(context.workspace.root):
+        raise CheckSkipped(f"provider.kind names a class, which is code of the campaign. {TRUST_HINT}")
     try:
         return create_provider(context.workspace, context.params)
     except UserError as error:

@@ -25,6 +25,7 @@ from flows.workspace.dvc import (
 )
 from flows.workspace.dvc_cache import MissingDataError, is_folder_md5, open_dvc_cache
 from flows.workspace.rounds import read_ledger
+from flows.workspace.trust import trust
 from tasks.data.paths import STAGES, Workspace
 from tasks.runtime.errors import UserError
 from tasks.storage import files
@@ -88,6 +89,7 @@ def reproduce_round(
     Raises:
         UserError: there is no such round, the folder is not empty, data is missing, or a stage fails.
     """
+    trust(workspace.root)
     number = _round_number(workspace, tag)
     folder = (into or workspace.root / ".gleaner" / "reproduce" / tag).absolute()
     _clone(workspace, tag, folder, fresh=into is None)

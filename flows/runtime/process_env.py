@@ -7,7 +7,9 @@ mlflow or dvc is imported. Variables that the user has set are kept.
 import os
 import re
 import tomllib
+from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
 
 _DEFAULT_ENV = {
     "DO_NOT_TRACK": "1",
@@ -68,9 +70,18 @@ def _profile_api_url() -> str | None:
 
 def redact(text: str) -> str:
     """Replace the values of secret environment variables, and passwords in URLs, by ``***``."""
-    values = [value for name, value in os.environ.items() if _SECRET_NAME_PATTERN.search(name)]
-    values += re.split(r"[\s,]+", os.environ.get(_SECRET_LIST_NAME, ""))
-    for value in sorted(set(values), key=len, reverse=True):
-        if len(value) >= _MIN_SECRET_LENGTH:
-            text = text.replace(value, _REDACTED)
+    for value in _secrets(tuple(os.environ.items())):
+        text = text.replace(value, _REDACTED)
     return _URL_PASSWORD_PATTERN.sub(_REDACTED, text)
+
+
+@lru_cache(maxsize=4)
+def _secrets(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Return the values to replace, the longest first."""
+    values = [value for name, value in environment if _SECRET_NAME_PATTERN.search(name)]
+    for _, address in environment:  # a password stands in an address as it is, and in messages perhaps decoded
+        if "@" in address and (match := _URL_PASSWORD_PATTERN.search(address)):
+            password = match[0].partition(":")[2] or match[0]
+            values += [password, unquote(password)]
+    values += re.split(r"[\s,]+", dict(environment).get(_SECRET_LIST_NAME, ""))
+    return tuple(sorted({value for value in values if len(value) >= _MIN_SECRET_LENGTH}, key=len, reverse=True))

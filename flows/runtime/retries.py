@@ -25,6 +25,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import PrefectHTTPStatusError
 
+from flows.runtime.masking import masked_errors
+from flows.runtime.process_env import redact
 from tasks.runtime.errors import OutOfMemoryError, UserError
 from tasks.runtime.resource_errors import as_resource_error, exception_chain, is_disk_full
 
@@ -57,7 +59,7 @@ def retrying_task(name: str) -> Callable[[Callable[_P, _R]], Task[_P, _R]]:
     Args:
         name: name of the task and of its runs; ``{argument}`` is replaced by an argument's value.
     """
-    return task(
+    make_task = task(
         name=name,
         task_run_name=name,
         retries=len(RETRY_DELAYS_S),
@@ -66,6 +68,11 @@ def retrying_task(name: str) -> Callable[[Callable[_P, _R]], Task[_P, _R]]:
         retry_condition_fn=_retry_condition,
         cache_policy=NO_CACHE,
     )
+
+    def decorate(function: Callable[_P, _R]) -> Task[_P, _R]:
+        return make_task(masked_errors()(function))
+
+    return decorate
 
 
 def is_transient(error: BaseException) -> bool:
@@ -146,7 +153,7 @@ def _service_error(service: str, error: Exception, error_class: type[UserError])
     is_service_exception = isinstance(error, (MlflowException, PrefectHTTPStatusError))
     if not is_service_exception and not any(is_outage(cause) for cause in exception_chain(error)):
         return None
-    message = (str(error).splitlines() or [""])[0] or type(error).__name__
+    message = redact((str(error).splitlines() or [""])[0]) or type(error).__name__
     return error_class(
         service, f"the answer is an error ({message}), expected none", f"{RESUME_HINT} when {service} answers."
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from flows.nightly import nightly
+from flows.registry.adopt import adopt, needs_adoption
 from flows.study.collect import log_study, pool_ranking_rows, result_rows
 from flows.study.measure import write_part
 from flows.study.parts import (
@@ -100,6 +101,9 @@ def _run_arm(
     study: Study, seed: int, arm: str, workspace: Workspace, on_start: OnStep, on_finish: OnStep
 ) -> str | None:
     """Run rounds until the last one; return why it stopped early, if it did."""
+    if needs_adoption(workspace):  # a study's folder may be moved as a whole
+        with run_lock(workspace):
+            adopt(workspace, load_params(workspace.params), "moved with its study")
     while True:
         finished = last_published_round(workspace)
         if finished == newest_round(workspace):  # otherwise derived/ is on its way to the next round already

@@ -23,16 +23,31 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import LifecycleStage, Metric, Param, ViewType
+from mlflow.entities import LifecycleStage, Metric, Param
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 import tasks
 from flows.runtime.process_env import tracking_uri
 from flows.tracking.mlflow_metrics import round_metrics, round_params
+from flows.tracking.mlflow_owner import (
+    CAMPAIGN_TAG,
+    OWNER_PLACE_TAG,
+    OWNER_TAG,
+    ROUND_NUMBER_TAG,
+    SUPERSEDED_TAG,
+    artifact_location,
+    claim,
+    claim_model,
+    find_experiment,
+    has_own_artifacts,
+    require_tracked_owner,
+    tracked_owner,
+)
 from flows.workspace import git
 from flows.workspace.dvc import locked_stages, recorded_md5s
 from flows.workspace.lock import ProcessIdentity
+from flows.workspace.owner import Owner, require_own_folder
 from flows.workspace.rounds import MlflowRef, read_history_entry, round_fingerprint
 from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace
@@ -44,9 +59,6 @@ PROCESS_TAG = "gleaner.process"
 """The process that writes a run; after a crash, the next process closes its runs."""
 log = logging.getLogger(__name__)
 _ROUND_KEY_TAG = "gleaner.round_key"
-_CAMPAIGN_TAG = "gleaner.campaign"
-_ROUND_NUMBER_TAG = "gleaner.round"
-_SUPERSEDED_TAG = "gleaner.superseded_by"
 _BATCH_SIZE = 100
 _MAX_DIGEST_LENGTH = 36
 _MAX_ANNOTATORS_LENGTH = 2000
@@ -149,17 +161,19 @@ def use_tracking_uri(uri: str) -> Iterator[None]:
 
 
 def _open_mlflow_run(workspace: Workspace, params: Params, round_number: int, revision: str) -> Iterator[RoundRun]:
-    client = MlflowClient()
+    client, owner = MlflowClient(), require_own_folder(workspace)
     campaign = git.campaign_id(workspace.root)
-    experiment_id, name = find_or_create_experiment(client, workspace, campaign)
+    require_tracked_owner(workspace, client, owner)
+    experiment_id, name = find_or_create_experiment(client, workspace, campaign, owner)
     key = f"{campaign[:12]}/{git.round_tag(round_number)}/{round_fingerprint(workspace)[:12]}"
-    run_id = _find_or_create_run(client, experiment_id, key, round_number)
+    run_id = _find_or_create_run(client, experiment_id, key, round_number, owner)
     with mlflow.start_run(run_id=run_id):
         mlflow.set_tag(PROCESS_TAG, str(ProcessIdentity.own()))
         _log_round(client, workspace, params, round_number, run_id)
         _log_inputs(workspace, revision)
         teacher = _teacher_registration(workspace, round_number, key, name)
         version = register_teacher(client, experiment_id, teacher)
+        claim_model(client, name, owner)
         yield RoundRun(client, MlflowRef(name, run_id, name, version))
     _end_stale_runs(client, experiment_id, key, round_number)
 
@@ -170,42 +184,49 @@ def silence_mlflow() -> None:
         logging.getLogger(logger).setLevel(logging.WARNING)
 
 
-def find_or_create_experiment(client: MlflowClient, workspace: Workspace, campaign: str) -> tuple[str, str]:
-    """Return id and name of the campaign's experiment; one that was deleted in MLflow's pages is restored.
+def find_or_create_experiment(
+    client: MlflowClient, workspace: Workspace, campaign: str, owner: Owner
+) -> tuple[str, str]:
+    """Return id and name of the campaign's experiment, owned by this folder; a deleted one is restored.
 
     It is found by its tag, so the folder may be renamed. While it is deleted, MLflow keeps its name reserved: another
     one of that name cannot be created.
     """
-    filter_string = f"tags.`{_CAMPAIGN_TAG}` = '{campaign}'"
-    found = client.search_experiments(ViewType.ALL, filter_string=filter_string)
-    if found:
-        experiment = min(found, key=lambda one: one.lifecycle_stage != LifecycleStage.ACTIVE)
-        if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
-            log.warning("The MLflow experiment %s was deleted. It is restored.", experiment.name)
-            client.restore_experiment(experiment.experiment_id)
-        return experiment.experiment_id, experiment.name
-    root = workspace.root.resolve()
-    name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', root.name)}-{campaign[:8]}"
-    remote = tracking_uri(workspace.root).startswith(("http:", "https:", "databricks"))
-    location = None if remote else (root / "mlartifacts").as_uri()  # a server has its own location
-    return client.create_experiment(name, artifact_location=location, tags={_CAMPAIGN_TAG: campaign}), name
+    experiment = find_experiment(client, campaign)
+    if experiment is None:
+        root = workspace.root.resolve()
+        name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', root.name)}-{campaign[:8]}"
+        tags = {CAMPAIGN_TAG: campaign, OWNER_TAG: owner.owner_id, OWNER_PLACE_TAG: str(owner.place)}
+        location = artifact_location(root) if has_own_artifacts(root) else None  # a server has its own location
+        return client.create_experiment(name, artifact_location=location, tags=tags), name
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        log.warning("The MLflow experiment %s was deleted. It is restored.", experiment.name)
+        client.restore_experiment(experiment.experiment_id)
+    if tracked_owner(experiment).place != str(owner.place):
+        claim(client, experiment.experiment_id, owner)
+    return experiment.experiment_id, experiment.name
 
 
-def _find_or_create_run(client: MlflowClient, experiment_id: str, key: str, round_number: int) -> str:
+def _find_or_create_run(client: MlflowClient, experiment_id: str, key: str, round_number: int, owner: Owner) -> str:
     found = client.search_runs(
         [experiment_id], f"tags.`{_ROUND_KEY_TAG}` = '{key}'", order_by=["attributes.start_time ASC"]
     )
     if found:
         return str(found[0].info.run_id)
-    tags = {_ROUND_KEY_TAG: key, _ROUND_NUMBER_TAG: str(round_number), PROCESS_TAG: str(ProcessIdentity.own())}
+    tags = {
+        _ROUND_KEY_TAG: key,
+        ROUND_NUMBER_TAG: str(round_number),
+        PROCESS_TAG: str(ProcessIdentity.own()),
+        OWNER_TAG: owner.owner_id,
+    }
     return str(client.create_run(experiment_id, run_name=git.round_tag(round_number), tags=tags).info.run_id)
 
 
 def _end_stale_runs(client: MlflowClient, experiment_id: str, key: str, round_number: int) -> None:
     """Terminate runs of earlier derivations of the round, with other parameters or code."""
-    for run in client.search_runs([experiment_id], f"tags.`{_ROUND_NUMBER_TAG}` = '{round_number}'"):
-        if run.data.tags[_ROUND_KEY_TAG] != key and _SUPERSEDED_TAG not in run.data.tags:
-            client.set_tag(run.info.run_id, _SUPERSEDED_TAG, key)
+    for run in client.search_runs([experiment_id], f"tags.`{ROUND_NUMBER_TAG}` = '{round_number}'"):
+        if run.data.tags[_ROUND_KEY_TAG] != key and SUPERSEDED_TAG not in run.data.tags:
+            client.set_tag(run.info.run_id, SUPERSEDED_TAG, key)
             client.set_terminated(run.info.run_id, "KILLED")
 
 

@@ -13,7 +13,8 @@ Therefore the references are collected here.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from flows.workspace import git
 from flows.workspace.dvc import has_default_remote
 from flows.workspace.git import list_paths, read_blob
+from flows.workspace.trust import TRUST_HINT, harmful_settings, is_trusted
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 
@@ -94,19 +96,45 @@ class DvcCache:
         missing = sorted(md5 for md5 in set(md5s) if not self.object_path(md5).is_file())
         if not missing:
             return
-        with Repo(str(self.root)) as repo:
+        with open_repo(self.root) as repo:
             try:
                 repo.cloud.pull([HashInfo("md5", md5) for md5 in missing])
             except NoRemoteError:
                 return
             except Exception as error:  # the remote's own library raises too, as botocore without credentials
                 message = " ".join(str(error).split())
-                raise MissingDataError("DVC remote", f"the answer is an error ({message}), expected data") from error
+                raise MissingDataError(
+                    "DVC remote", f"the answer is an error ({message}), expected data", _ignored_hint(self.root)
+                ) from error
+
+
+@contextmanager
+def open_repo(root: Path) -> Iterator[Repo]:
+    """Open DVC's repository; settings of remotes that can run programs count only where the campaign is trusted."""
+    with Repo(str(root)) as repo:
+        if not is_trusted(root):
+            remotes = repo.config.get("remote", {})
+            for name, key in harmful_settings(remotes):
+                del remotes[name][key]
+        yield repo
+
+
+def ignored_remote_settings(root: Path) -> list[str]:
+    """Return the settings of remotes that ``open_repo`` leaves out, as ``store.configpath``."""
+    if is_trusted(root):
+        return []
+    with Repo(str(root)) as repo:
+        return [f"{name}.{key}" for name, key in harmful_settings(repo.config.get("remote", {}))]
+
+
+def _ignored_hint(root: Path) -> str:
+    ignored = ignored_remote_settings(root)
+    return f"Not used, since they can run programs: {', '.join(ignored)}. {TRUST_HINT}" if ignored else ""
 
 
 def open_dvc_cache(root: Path) -> DvcCache:
     """Return the DVC cache that the workspace ``root`` uses."""
-    with Repo(str(root)) as repo:
+    with open_repo(root) as repo:
         return DvcCache(root, Path(repo.cache.local.path))
 
 
@@ -170,7 +198,7 @@ def remove_garbage(workspace: Workspace, garbage: Iterable[Garbage]) -> None:
             path.unlink(missing_ok=True)
     remote_md5s = [md5 for group in groups if group.location == "remote" for md5 in group.md5s]
     if remote_md5s:
-        with Repo(str(workspace.root)) as repo:
+        with open_repo(workspace.root) as repo:
             odb = repo.cloud.get_remote_odb(None, "gc")
             odb.fs.remove([odb.oid_to_path(md5) for md5 in remote_md5s])
             get_index(odb).clear()  # else DVC would believe they are still there, and never send them again
@@ -247,7 +275,7 @@ def _is_object_name(name: str) -> bool:
 def _remote_sizes(workspace: Workspace) -> dict[str, int]:
     if not has_default_remote(workspace.root):
         raise UserError(workspace.root / ".dvc/config", "a default remote is not set, expected one for --remote")
-    with Repo(str(workspace.root)) as repo:
+    with open_repo(workspace.root) as repo:
         odb = repo.cloud.get_remote_odb(None, "gc")
         return {md5: int(odb.fs.size(odb.oid_to_path(md5)) or 0) for md5 in odb.all()}
 

@@ -5,6 +5,7 @@ ignore files, colors and templates of a machine must not decide what a campaign'
 the e-mail address of the author are taken from them.
 """
 
+import logging
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 
+log = logging.getLogger(__name__)
 SOURCE_PATHS = ("data", "quarantine", "deliveries")
 """Inputs of a round. ``.gitignore`` excludes the large files among them, or DVC tracks them."""
 DERIVED_PATHS = (
@@ -22,8 +24,21 @@ DERIVED_PATHS = (
     *SOURCE_PATHS,
 )  # fmt: skip
 """Everything a round consists of before its ledger is written."""
-ALL_PATHS = (*DERIVED_PATHS, "rounds", "promotions.jsonl")
+ALL_PATHS = (*DERIVED_PATHS, "rounds", "promotions.jsonl", "owners.jsonl")
 
+_COMMITTED = re.compile(
+    r"\.dvc/(\.gitignore|config)|\.dvcignore|\.gitignore|params\.yaml|dvc\.(yaml|lock)|code_versions\.json"
+    r"|promotions\.jsonl|owners\.jsonl|rounds/round-\d{4,}\.json"
+    r"|data/\.gitignore|data/(val|calibration)\.parquet|data/import_report\.json|data/labels/batch-\d{4,}\.json"
+    r"|data/(images|index\.parquet|detections_at_selection|warm_start)\.dvc"
+    r"|derived/([^/]+/)?\.gitignore|derived/[^/]+/[^/]+\.json|quarantine/[^/]+\.json"
+    r"|deliveries/batch-\d{4,}/(delivery\.json|manifest\.jsonl)"
+)
+"""Paths of the files that Gleaner commits, and no others below ``ALL_PATHS``."""
+_MAX_OTHERS_BYTES = 100 << 20
+"""Of a file whose size others decide, such as a refused answer; hosts of git refuse larger ones."""
+_UNBOUNDED = re.compile(r"data/.*|deliveries/.*|rounds/.*")
+_MAX_NAMED = 3
 _DEFAULT_IDENTITY = {"user.name": "Gleaner", "user.email": "gleaner@localhost"}
 _COMMANDS_WITH_AUTHOR = ("commit", "tag", "var")
 _CONFIG = Path(__file__).with_name("gitconfig")
@@ -59,22 +74,46 @@ def init_repository(root: Path) -> None:
 
 
 def commit(workspace: Workspace, message: str, paths: Sequence[str] = ALL_PATHS) -> str:
-    """Commit the changes below ``paths``, if there are any, and return the hash of the commit that holds them.
+    """Commit the changes of Gleaner's own files below ``paths``, if any, and return the hash of the commit with them.
 
-    Other changes that the user has staged stay staged.
+    Other files there are named in the log and left alone. Changes that the user has staged stay staged.
     """
     root = workspace.root
-    known = [path for path in paths if (root / path).exists() or run_git(root, "ls-files", "--", path)]
-    if not known:  # without a path, git would take everything
+    own, foreign = changes(root, paths)
+    if foreign:
+        more = f" and {len(foreign) - _MAX_NAMED} more" if len(foreign) > _MAX_NAMED else ""
+        names = ", ".join(foreign[:_MAX_NAMED])
+        log.warning("Not committed, since no run has written it: %s%s. Move it elsewhere, or commit it.", names, more)
+    if not own:
         return head_commit(root)
-    run_git(root, "add", "--all", "--", *known)
+    from_stdin = ("--pathspec-from-file=-", "--pathspec-file-nul")
+    run_git(root, "add", "--all", *from_stdin, stdin="\0".join(own))
     # Without renames: git would list the new name alone, and the removal of the old one would stay staged.
-    listed = run_git(root, "diff", "--cached", "--no-renames", "--name-only", "-z", "--", *known)
-    changed = [path for path in listed.split("\0") if path]
+    listed = set(run_git(root, "diff", "--cached", "--no-renames", "--name-only", "-z").split("\0"))
+    changed = [path for path in own if path in listed]
     if changed:
-        options = ("--quiet", "--no-verify", "--only", "--pathspec-from-file=-", "--pathspec-file-nul")
+        options = ("--quiet", "--no-verify", "--only", *from_stdin)
         run_git(root, "commit", "--message", message, *options, stdin="\0".join(changed))
     return head_commit(root)
+
+
+def changes(root: Path, paths: Sequence[str] = ALL_PATHS) -> tuple[list[str], list[str]]:
+    """Return the changed, new and removed files below ``paths``: those that Gleaner commits, and all others."""
+    options = ("--porcelain", "--no-renames", "--untracked-files=all", "-z")
+    known = [path for path in paths if (root / path).exists() or run_git(root, "ls-files", "--", path)]
+    if not known:  # without a path, git would list everything
+        return [], []
+    status = os.fsdecode(_checked(root, ("status", *options, "--", *known)))
+    names = [entry[3:] for entry in status.split("\0") if entry]
+    own = [name for name in names if _is_committed(root, name)]
+    return own, sorted(set(names) - set(own))
+
+
+def _is_committed(root: Path, name: str) -> bool:
+    if _COMMITTED.fullmatch(name) is None:
+        return False
+    path = root / name
+    return bool(_UNBOUNDED.fullmatch(name)) or not path.is_file() or path.stat().st_size <= _MAX_OTHERS_BYTES
 
 
 def head_commit(root: Path) -> str:
@@ -162,11 +201,15 @@ def run_git(root: Path, *arguments: str, stdin: str = "", user_config: bool = Fa
     Raises:
         UserError: git is missing or fails; carries git's message.
     """
+    return os.fsdecode(_checked(root, arguments, stdin=stdin, user_config=user_config)).strip()
+
+
+def _checked(root: Path, arguments: Sequence[str], *, stdin: str = "", user_config: bool = False) -> bytes:
     result = _run(root, arguments, stdin=stdin, user_config=user_config)
     if result.returncode:
         output = " ".join((result.stderr or result.stdout).decode(errors="replace").split())
         raise UserError(root, f"git {arguments[0]} ended with code {result.returncode} ({output}), expected 0")
-    return os.fsdecode(result.stdout).strip()
+    return result.stdout
 
 
 def isolated_env() -> dict[str, str]:

@@ -74,13 +74,14 @@ def small_campaign(small_campaign_template: Workspace, tmp_path: Path) -> Worksp
 
 @pytest.fixture
 def after_two_rounds(two_rounds: Workspace, tmp_path: Path) -> Workspace:
-    """A copy of ``two_rounds`` of one's own; its MLflow artifacts stay with the original."""
+    """A copy of ``two_rounds`` of one's own."""
     return _copy(two_rounds, tmp_path)
 
 
 def _copy(original: Workspace, folder: Path) -> Workspace:
-    shutil.copytree(original.root, folder / "tiny")
-    return Workspace(folder / "tiny")
+    from tests.flows.copies import copy_as_own  # takes seconds to import
+
+    return copy_as_own(original, folder / "tiny")
 
 
 @pytest.fixture

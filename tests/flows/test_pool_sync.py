@@ -31,6 +31,7 @@ from tasks.storage.s3 import (
     split_uri,
     write_object,
 )
+from tests.flows.copies import copy_as_own
 from tests.flows.small_campaign import POOL as POOL_IMAGES
 from tests.flows.small_campaign import VAL, fake_heavy_stages, make_source, run_gleaner, workspace_config
 from tests.services import S3Server
@@ -67,8 +68,7 @@ def s3_campaign(
     """A copy of one's own, with a prefix of one's own."""
     s3_server.set_environment(monkeypatch)
     monkeypatch.setattr(image_cache, "_INITIAL_BACKOFF_S", 0.01)
-    shutil.copytree(s3_template.root, tmp_path / "tiny")
-    return Workspace(tmp_path / "tiny")
+    return copy_as_own(s3_template, tmp_path / "tiny")
 
 
 def index_rows(workspace: Workspace) -> dict[str, dict[str, Any]]:

@@ -7,10 +7,12 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
+from flows.workspace.owner import ADOPT_HINT, Owner, read_owner
 from tasks.data.formats.base import ParsedBox, ParsedImage
 from tasks.data.schemas import AnnotationTask
+from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 
 RawAnnotation = Mapping[str, Any]
@@ -149,6 +151,39 @@ class LabelProvider(Protocol):
             Images whose annotators will find, or have found, the boxes of ``tasks``: a repeated call returns those of
             the earlier one too. None of them where nobody can know.
         """
+
+
+@runtime_checkable
+class OwnedProvider(Protocol):
+    """A provider that keeps the owner id of the one folder that goes on with a campaign, and refuses others."""
+
+    def take_over(self) -> str | None:
+        """Enter this folder as owner; return the former one, for messages. None: it was this one, or nobody's.
+
+        Raises:
+            ProviderError: the provider does not answer or refuses.
+        """
+
+
+def require_provider_owner(where: object, owner_id: str | None, place: str, own: Owner | None) -> None:
+    """Refuse to work with what another folder of the same campaign has at the provider.
+
+    Args:
+        where: names it in the error.
+        owner_id: of the folder it belongs to; None where it names none.
+        place: of that folder, for the message.
+        own: the owner in this folder; None where it has no record.
+
+    Raises:
+        ProviderError: it belongs to another folder.
+    """
+    if own is not None and owner_id not in (None, own.owner_id):
+        raise ProviderError(where, f"it belongs to {place}, expected {own.place}", ADOPT_HINT)
+
+
+def own_folder(root: Path) -> Owner | None:
+    """Return the owner in the record of a campaign's folder; None where it has none yet."""
+    return read_owner(Workspace(root))
 
 
 def sample_for_double_annotation(image_ids: Sequence[str], double_annotation_frac: float, key: str) -> frozenset[str]:

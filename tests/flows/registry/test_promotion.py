@@ -1,6 +1,5 @@
 """Champions of a real campaign: refused, promoted by force, rolled back, and killed in between."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from tasks.data.paths import Workspace
 from tasks.params import load_params
 from tasks.runtime.errors import UserError
 from tasks.storage import files
+from tests.flows.copies import copy_as_own
 from tests.flows.small_campaign import inject_fault, mlflow_client, run_gleaner
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_test_server")]
@@ -29,8 +29,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def third_round_regressed(two_rounds: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Two champions, and a third model that has lost a class; nobody touches it."""
-    workspace = Workspace(tmp_path_factory.mktemp("worse") / "tiny")
-    shutil.copytree(two_rounds.root, workspace.root)
+    workspace = copy_as_own(two_rounds, tmp_path_factory.mktemp("worse") / "tiny")
     inject_fault(workspace, "evaluate", "worse bright")
     assert nightly(workspace.root).outcome in ("completed", "pool_exhausted")
     (workspace.root / ".gleaner" / "fault-evaluate").unlink()
@@ -39,8 +38,7 @@ def third_round_regressed(two_rounds: Workspace, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def campaign(third_round_regressed: Workspace, tmp_path: Path) -> Workspace:
-    shutil.copytree(third_round_regressed.root, tmp_path / "tiny")
-    return Workspace(tmp_path / "tiny")
+    return copy_as_own(third_round_regressed, tmp_path / "tiny")
 
 
 def champion_version(workspace: Workspace) -> int:

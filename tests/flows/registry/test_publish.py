@@ -19,6 +19,7 @@ from flows.workspace.rounds import read_ledger
 from tasks.data.paths import Workspace
 from tasks.params import load_params
 from tasks.storage import files
+from tests.flows.copies import copy_as_own
 from tests.flows.small_campaign import mlflow_client
 
 pytestmark = pytest.mark.integration
@@ -27,8 +28,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def derived_template(two_rounds: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Round 1 derived and not yet published; round 0 is in an MLflow database of its own."""
-    workspace = Workspace(tmp_path_factory.mktemp("derived") / "tiny")
-    shutil.copytree(two_rounds.root, workspace.root)
+    workspace = copy_as_own(two_rounds, tmp_path_factory.mktemp("derived") / "tiny")
     git.run_git(workspace.root, "reset", "--quiet", "--mixed", "round-0001~2")  # before `Derive round 1`
     git.run_git(workspace.root, "checkout", "--quiet", "HEAD", "--", "promotions.jsonl")
     git.run_git(workspace.root, "tag", "--delete", "round-0001")
@@ -42,8 +42,7 @@ def derived_template(two_rounds: Workspace, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def derived(derived_template: Workspace, tmp_path: Path) -> Workspace:
-    shutil.copytree(derived_template.root, tmp_path / "tiny")
-    return Workspace(tmp_path / "tiny")
+    return copy_as_own(derived_template, tmp_path / "tiny")
 
 
 def collect_state(workspace: Workspace) -> dict[str, Any]:

@@ -37,14 +37,14 @@ def test_a_commit_without_changes_makes_none(repository: Workspace) -> None:
 
 def test_a_commit_takes_new_changed_and_deleted_files(repository: Workspace) -> None:
     (repository.root / "rounds").mkdir()
-    (repository.root / "rounds" / "a.json").write_text("{}")
+    (repository.root / "rounds" / "round-0000.json").write_text("{}")
     git.commit(repository, "second")
-    (repository.root / "rounds" / "a.json").unlink()
+    (repository.root / "rounds" / "round-0000.json").unlink()
     (repository.root / "params.yaml").write_text("a: 2\n")
     git.commit(repository, "third")
     assert git.run_git(repository.root, "show", "--name-status", "--format=").splitlines() == [
         "M\tparams.yaml",
-        "D\trounds/a.json",
+        "D\trounds/round-0000.json",
     ]
     assert git.run_git(repository.root, "status", "--porcelain") == ""
 
@@ -143,9 +143,9 @@ def test_a_repository_of_another_user_is_used(repository: Workspace) -> None:
 
 def test_a_renamed_file_is_committed_whole(repository: Workspace) -> None:
     (repository.root / "rounds").mkdir()
-    (repository.root / "rounds" / "a.json").write_text("the same text, long enough to be found again\n" * 20)
+    (repository.root / "rounds" / "round-0000.json").write_text("the same text, long enough to be found again\n" * 20)
     git.commit(repository, "second")
-    (repository.root / "rounds" / "a.json").rename(repository.root / "rounds" / "b.json")
+    (repository.root / "rounds" / "round-0000.json").rename(repository.root / "rounds" / "round-0001.json")
     git.commit(repository, "third")
     assert git.run_git(repository.root, "status", "--porcelain") == ""
 
@@ -157,3 +157,34 @@ def test_brackets_in_a_file_name_are_no_pattern(repository: Workspace) -> None:
     git.commit(repository, "odd")
     assert git.run_git(repository.root, "status", "--porcelain") == ""
     assert git.read_blob(repository.root, "HEAD", "quarantine/image [1].json") == b"image [1].json"
+
+
+def test_what_no_run_has_written_is_named_and_left_alone(
+    repository: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = repository.root
+    (root / "quarantine").mkdir()
+    (root / "deliveries" / "batch-0001").mkdir(parents=True)
+    (root / "data" / "labels").mkdir(parents=True)
+    own = {"data/labels/batch-0001.json", "quarantine/a.json", "deliveries/batch-0001/delivery.json"}
+    foreign = {
+        "data/photos.zip",
+        "data/.env",
+        "data/labels/batch-0001.json.bak",
+        "deliveries/batch-0001/x",
+        "rounds/n.txt",
+    }
+    (root / "rounds").mkdir()
+    for name in own | foreign:
+        (root / name).write_text("x" * 10)
+    (root / "quarantine" / "huge.json").write_text("x" * 50)
+    (root / "data" / "staged.txt").write_text("mine")
+    git.run_git(root, "add", "data/staged.txt")
+    monkeypatch.setattr(git, "_MAX_OTHERS_BYTES", 20)
+    git.commit(repository, "night")
+    assert set(git.run_git(root, "show", "--name-only", "--format=").splitlines()) == own
+    left = set(git.run_git(root, "status", "--porcelain", "--untracked-files=all").splitlines())
+    assert left == {f"?? {name}" for name in (*foreign, "quarantine/huge.json")} | {"A  data/staged.txt"}
+    assert "data/.env, data/labels/batch-0001.json.bak, data/photos.zip and 4 more" in caplog.text
+    before = git.head_commit(root)
+    assert git.commit(repository, "again") == before

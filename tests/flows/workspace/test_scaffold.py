@@ -15,6 +15,7 @@ from flows.runtime.process_env import tracking_uri
 from flows.tracking.mlflow_run import find_or_create_experiment, use_tracking_uri
 from flows.workspace import dvc, git
 from flows.workspace.dvc import code_digests, refresh_code_digests, stale_stages
+from flows.workspace.owner import settle
 from flows.workspace.rounds import last_published_round
 from flows.workspace.scaffold import create_workspace, workspace_dvc_yaml
 from tasks.data.paths import STAGES, Workspace
@@ -124,7 +125,9 @@ def test_other_odd_folder_names_work(tmp_path: Path, name: str) -> None:
     assert (workspace.derived("prepare") / "pool.parquet").is_file()
     with use_tracking_uri(tracking_uri(workspace.root)):
         client = MlflowClient()
-        experiment_id, _ = find_or_create_experiment(client, workspace, git.campaign_id(workspace.root))
+        experiment_id, _ = find_or_create_experiment(
+            client, workspace, git.campaign_id(workspace.root), settle(workspace, None)
+        )
         run_id = client.create_run(experiment_id).info.run_id
         client.log_text(run_id, "text", "note.txt")
         assert [entry.path for entry in client.list_artifacts(run_id)] == ["note.txt"]

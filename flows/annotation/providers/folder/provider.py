@@ -12,6 +12,8 @@ from flows.annotation.providers.base import (
     LabelingProgress,
     ProviderError,
     RawAnnotation,
+    own_folder,
+    require_provider_owner,
     sample_for_double_annotation,
 )
 from flows.annotation.providers.folder.inbox import Inbox, read_inbox
@@ -28,6 +30,8 @@ from tasks.storage.backends import Storage, StorageError, open_storage
 
 _log = logging.getLogger(__name__)
 _WITHDRAWN = "withdrawn.json"
+_OWNER = "outbox/owner.json"
+"""The folder of the campaign that publishes here."""
 _DEFAULT_ANNOTATOR = "annotator"
 _DEFAULT_SECOND_ANNOTATOR = "second annotator"
 
@@ -43,13 +47,24 @@ class FolderProvider:
         self._classes, self._root = list(classes), root
 
     def check(self) -> None:
-        """Refuse a directory or prefix that is missing or cannot be written.
+        """Refuse a directory or prefix that is missing, cannot be written, or belongs to another folder.
 
         Raises:
             ProviderError: what is wrong with it.
         """
         with self._open_storage() as storage:
             storage.check()
+            self._require_owner(storage)
+
+    def take_over(self) -> str | None:
+        """Enter this folder of the campaign as the one that publishes here."""
+        own = own_folder(self._root)
+        with self._open_storage() as storage:
+            former_id, former_place = _read_owner(storage)
+            if own is not None and former_id != own.owner_id:
+                self._write_owner(storage)
+                return None if former_id is None else former_place
+        return None
 
     def deliver(self, delivery: AnnotationBatch) -> str:
         """Publish ``outbox/batch-0003``, and ``-second`` with the images that two annotators label."""
@@ -59,6 +74,7 @@ class FolderProvider:
         double_annotated = [task for task in tasks if task.image_id in sampled]
         with self._open_storage() as storage:
             storage.check()
+            self._require_owner(storage)
             publish_batch(storage, first, delivery, tasks, self._classes, self._root)
             if double_annotated:
                 publish_batch(storage, second, delivery, double_annotated, self._classes, self._root)
@@ -109,6 +125,19 @@ class FolderProvider:
                 publish_refreshed(storage, name, [task for task in offered if task.image_id not in finished])
         return ()
 
+    def _require_owner(self, storage: Storage) -> None:
+        """Refuse what another folder of a campaign publishes; a new directory or prefix becomes this folder's."""
+        owner_id, place = _read_owner(storage)
+        require_provider_owner(storage.uri("outbox"), owner_id, place, own_folder(self._root))
+        if owner_id is None:
+            self._write_owner(storage)
+
+    def _write_owner(self, storage: Storage) -> None:
+        own = own_folder(self._root)
+        if own is not None:
+            content = {"owner_id": own.owner_id, "place": str(own.place)}
+            storage.write(_OWNER, (json.dumps(content, indent=2) + "\n").encode())
+
     def _read_inboxes(self, delivery: AnnotationBatch) -> list[Inbox]:
         tasks = read_manifest(delivery.folder / MANIFEST)
         inboxes = []
@@ -144,3 +173,13 @@ def _parse_image_ids(content: bytes | None) -> set[str]:
         return set() if content is None else {str(image_id) for image_id in json.loads(content)["image_ids"]}
     except (ValueError, KeyError, TypeError):
         return set()
+
+
+def _read_owner(storage: Storage) -> tuple[str | None, str]:
+    """Return owner id and place of the folder that publishes here; a broken file names nobody."""
+    content = storage.read_optional(_OWNER)
+    try:
+        owner = {} if content is None else json.loads(content)
+        return str(owner["owner_id"]), str(owner["place"])
+    except (ValueError, KeyError, TypeError):
+        return None, "another folder"

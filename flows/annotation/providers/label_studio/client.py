@@ -116,6 +116,11 @@ class LabelStudioClient:
             )
             return self._project(created)
 
+    def set_description(self, project: Project, description: str) -> None:
+        """Replace the description of a project."""
+        with self._translate("changing the project's description"):
+            self._sdk.projects.update(id=project.number, description=description)
+
     def list_tasks(self, project: Project, delivery_key: str) -> list[OpenTask]:
         """List the tasks of one delivery, oldest first."""
         delivery_filter = {"filter": "filter:tasks:data.delivery", "operator": "equal", "type": "String"}

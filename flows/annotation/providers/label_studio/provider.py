@@ -6,6 +6,7 @@ task leaves the label stream but is not deleted, so that an annotation in progre
 
 import logging
 import os
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -17,6 +18,8 @@ from flows.annotation.providers.base import (
     LabelingProgress,
     ProviderError,
     RawAnnotation,
+    own_folder,
+    require_provider_owner,
     sample_for_double_annotation,
 )
 from flows.annotation.providers.label_studio.client import TOKEN, LabelStudioClient, OpenTask, Project
@@ -42,6 +45,8 @@ _IMPORT_CHUNK_SIZE = 100
 _SHORT_ID_LENGTH, _MAX_TITLE_LENGTH = 8, 50
 _SINGLE_OVERLAP, _DOUBLE_OVERLAP = 1, 2
 _VIEW_TITLE, _VIEW_ORDER = "by priority", "tasks:data.priority"
+_OWNER = re.compile(r"Owner: ([0-9a-f]{32}), (.*)")
+"""Line of the project's description: the folder of the campaign that works with it."""
 _log = logging.getLogger(__name__)
 
 
@@ -72,7 +77,7 @@ class LabelStudioProvider:
         self._transport = transport
 
     def check(self) -> None:
-        """Refuse a missing or invalid token, and images that cannot be served.
+        """Refuse a missing or invalid token, images that cannot be served, and another folder's project.
 
         Raises:
             UserError: what is missing, and how to set it up.
@@ -81,6 +86,20 @@ class LabelStudioProvider:
         self._images.check()
         with self._client() as client:
             client.user_email()
+            self._find_project(client)
+
+    def take_over(self) -> str | None:
+        """Enter this folder as owner into the description of the campaign's project."""
+        own = own_folder(self._workspace.root)
+        with self._client() as client:
+            project = self._search_project(client)
+            if project is None or own is None:
+                return None
+            former_id, former_place = _described_owner(project)
+            if former_id == own.owner_id:
+                return None
+            client.set_description(project, self._description())
+            return None if former_id is None else former_place
 
     def deliver(self, delivery: AnnotationBatch) -> str:
         """Import the tasks that are missing, create the project if necessary, and return its address."""
@@ -168,6 +187,18 @@ class LabelStudioProvider:
         return LabelStudioClient(self._params.url, token, self._transport)
 
     def _find_project(self, client: LabelStudioClient) -> Project | None:
+        """Find the campaign's project.
+
+        Raises:
+            ProviderError: it belongs to another folder of the campaign.
+        """
+        project = self._search_project(client)
+        if project is not None:
+            where = f"project {project.title!r} in Label Studio"
+            require_provider_owner(where, *_described_owner(project), own_folder(self._workspace.root))
+        return project
+
+    def _search_project(self, client: LabelStudioClient) -> Project | None:
         """Find the campaign's project by the id in its description or, if that was edited, in its title."""
         campaign = self._campaign_id()
         projects = sorted(client.list_projects(), key=lambda project: project.number)
@@ -180,8 +211,12 @@ class LabelStudioProvider:
         campaign = self._campaign_id()
         marker = _project_marker(campaign)
         title = self._workspace.root.resolve().name[: _MAX_TITLE_LENGTH - len(marker)] + marker
-        description = f"Gleaner finds this project by the id of its campaign: {campaign}"
-        return client.create_project(title, description, labeling_config(self._classes))
+        return client.create_project(title, self._description(), labeling_config(self._classes))
+
+    def _description(self) -> str:
+        own = own_folder(self._workspace.root)
+        owner = "" if own is None else f"\nOwner: {own.owner_id}, {own.place}"
+        return f"Gleaner finds this project by the id of its campaign: {self._campaign_id()}{owner}"
 
     def _campaign_id(self) -> str:
         return git.campaign_id(self._workspace.root)
@@ -269,6 +304,12 @@ class LabelStudioProvider:
 
 def _is_drawn_by(open_task: OpenTask, task: AnnotationTask) -> bool:
     return open_task.data.get("teacher") == short_digest(task) and open_task.data.get("rank") == task.rank
+
+
+def _described_owner(project: Project) -> tuple[str | None, str]:
+    """Return owner id and place in the project's description; None where a person has removed them."""
+    match = _OWNER.search(project.description)
+    return (match[1], match[2]) if match else (None, "another folder")
 
 
 def _project_marker(campaign: str) -> str:
