@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,8 @@ class S3Server:
 
     url: str
     key: S3Key
+    inner_environment: Mapping[str, str]
+    """Certificates for its inner ports."""
 
     def environment(self) -> dict[str, str]:
         """The variables by which boto3, DVC and Gleaner find it."""
@@ -112,7 +114,8 @@ def s3_server() -> Iterator[S3Server]:
         service = object_store(data, free_ports(NUM_PORTS), key)
         try:
             with running_service(service):
-                yield S3Server(service.url, key)
+                inner = {name: value for name, value in service.env.items() if name.startswith("WEED_GRPC")}
+                yield S3Server(service.url, key, inner)
         finally:
             for port in service.ports:  # SeaweedFS leaves its sockets behind when it is killed
                 for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):

@@ -1,10 +1,12 @@
 """The S3 server: SeaweedFS, which comes inside a Python wheel.
 
-Its parts also listen on seven inner ports, which follow the S3 port; the inner ones ask for no password, so all
-are on loopback, and the filer's web page, which would show every object, is off.
+Its parts also listen on seven inner ports, which follow the S3 port. All are on loopback, which every user of the
+machine can reach: the inner ports ask for a client certificate (gRPC) or for a signed token (volumes), and the web
+pages of master and filer are off.
 """
 
 import os
+import secrets
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from infra.services.object_store_tls import create_certificates, tls_environment
 from infra.services.ports import LOOPBACK
 from infra.services.service import NotReady, Service
 
@@ -34,6 +37,12 @@ _INTERNAL_PORT_FLAGS = (
     "filer.port",
     "filer.port.grpc",
 )
+_TOKEN_KEYS = (
+    "WEED_JWT_SIGNING_KEY",
+    "WEED_JWT_SIGNING_READ_KEY",
+    "WEED_JWT_FILER_SIGNING_KEY",
+    "WEED_JWT_FILER_SIGNING_READ_KEY",
+)
 _VOLUME_MB = 256  # the default, 30 GB, is refused as "no writable volumes" on a small disk
 _MAX_VOLUMES = 4096  # 1 TiB; 0, "what the disk has room for", counts 256 MB for every bucket that holds one small file
 _MIN_FREE_GIB = 1
@@ -49,7 +58,7 @@ class S3Key:
 
 def object_store(folder: Path, port: int, key: S3Key) -> Service:
     """An S3 server with its data in ``folder`` that holds ``BUCKETS`` as soon as it is ready."""
-    url = f"http://{LOOPBACK}:{port}"
+    url, tls_folder = f"http://{LOOPBACK}:{port}", folder.with_name(f"{folder.name}-tls")
     internal_ports = [f"-{flag}={port + offset}" for offset, flag in enumerate(_INTERNAL_PORT_FLAGS, start=1)]
     return Service(
         name="s3",
@@ -59,7 +68,7 @@ def object_store(folder: Path, port: int, key: S3Key) -> Service:
         command=(
             str(Path(sys.executable).with_name("weed")),
             *("server", f"-dir={folder}", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}"),
-            *("-filer", "-filer.disableHttp", "-s3", f"-s3.port={port}", *internal_ports),
+            *("-disableHttp", "-filer", "-filer.disableHttp", "-s3", f"-s3.port={port}", *internal_ports),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", f"-master.volumeSizeLimitMB={_VOLUME_MB}"),
             *(f"-volume.max={_MAX_VOLUMES}", f"-volume.minFreeSpace={_MIN_FREE_GIB}GiB"),
         ),
@@ -67,8 +76,11 @@ def object_store(folder: Path, port: int, key: S3Key) -> Service:
         env={
             "AWS_ACCESS_KEY_ID": key.access,  # makes this its only user
             "AWS_SECRET_ACCESS_KEY": key.secret,
+            **tls_environment(tls_folder),
+            **{name: secrets.token_urlsafe(32) for name in _TOKEN_KEYS},  # one process: nobody else needs to know them
             "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",  # by default every new bucket begins with seven volumes
         },
+        prepare=partial(create_certificates, tls_folder),
         start_timeout_s=120,  # on the data of an earlier run it looks for its volumes for 20 s
         stop_timeout_s=60,  # SeaweedFS takes half a minute to say goodbye
     )

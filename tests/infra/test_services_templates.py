@@ -51,7 +51,7 @@ def test_compose_asks_for_nothing_that_the_sourced_file_does_not_have(tmp_path: 
 def test_compose_starts_the_servers_with_the_stacks_own_flags(tmp_path: Path) -> None:
     """Addresses and ports differ inside of containers; all else must not."""
     own = {service.name: service for service in build_services(load_or_create(tmp_path, {}))}
-    place = re.compile(r"--?(dir|ip|ip\.bind|host|port|[a-z3]+\.port(\.grpc)?|allowed-hosts)$")
+    place = re.compile(r"--?(dir|ip|(s3\.)?ip\.bind|host|port|[a-z3]+\.port(\.grpc)?|allowed-hosts)$")
     for name in ("s3", "mlflow", "prefect"):
         there = shlex.split(COMPOSE["services"][name]["command"])
         assert options(there, place) == options(list(own[name].command), place), name
