@@ -83,7 +83,7 @@ def _patched(provider: FakeProvider, registry: FakeRegistry, injector: FaultInje
 
 
 def _run_stage(workspace: Workspace, stage: str, number: int, injector: Callable[[str], None]) -> None:
-    """Do nothing where the record of the stage has the same inputs, as DVC does; else write outputs, then the record."""
+    """Do nothing where the stage's record has the same inputs, as DVC does; else write outputs, then the record."""
     inputs = files.sha256_json([number, stage, labels_digest(workspace, number)])
     record = workspace.derived(stage) / "stage.json"
     if record.is_file() and json.loads(record.read_text())["inputs"] == inputs:

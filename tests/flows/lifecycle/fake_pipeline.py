@@ -189,6 +189,13 @@ def _traced_replacing(injector: FaultInjector) -> Callable[[Path], Any]:
 
 
 def _fake_round_outputs(workspace: Workspace, number: int) -> SimpleNamespace:
+    write_round_outputs(workspace, number)
+    write_ledger(workspace, number, {})
+    return SimpleNamespace(message=f"Round {number} is finished.")
+
+
+def write_round_outputs(workspace: Workspace, number: int) -> None:
+    """Write what the stages of a round hand to the delivery."""
     store = read_labels(workspace.labels)
     assert store.newest_batch == number
     free = [image_id for image_id in POOL if image_id not in store.current and image_id not in store.leased]
@@ -212,12 +219,14 @@ def _fake_round_outputs(workspace: Workspace, number: int) -> SimpleNamespace:
         workspace.derived("weigh") / "uncertainty.parquet", pa.Table.from_pylist(rows, schema=UNCERTAINTY)
     )
 
+
+def write_ledger(workspace: Workspace, number: int, content: dict[str, Any]) -> None:
+    """Write the record of a round."""
     advice = "consider_stopping" if (workspace.root / ADVISES_TO_STOP).exists() else "go_on"
     stopping = {"advice": advice, "reason": "nothing more will come"}
     ledger = {"format": LEDGER_FORMAT, "metrics": {"teacher": {"AP50": 0.0}, "stopping": stopping}}
-    manifest = files.sha256_file(out / "manifest.jsonl")
-    files.write_json(workspace.ledger(number), {**ledger, "manifest_sha256": manifest})
-    return SimpleNamespace(message=f"Round {number} is finished.")
+    manifest = files.sha256_file(workspace.derived("handoff") / "manifest.jsonl")
+    files.write_json(workspace.ledger(number), {**ledger, "manifest_sha256": manifest, **content})
 
 
 def _fake_task(image_id: str, rank: int, round_number: int) -> AnnotationTask:

@@ -35,7 +35,7 @@ class FakeRegistry:
         self._change("claim", lambda content: content.update(owner=owner.owner_id))
 
     def log_run(self, number: int, key: str, owner: Owner) -> int:
-        """Create or complete the run of a round and return its model version; other runs of the round are superseded."""
+        """Create or complete the run of a round and return its model version; the round's other runs are superseded."""
 
         def change(content: dict[str, Any]) -> None:
             runs = content["runs"]
