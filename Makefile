@@ -79,6 +79,11 @@ types: $(STAMP) ## Check types
 imports: $(STAMP) ## Check who imports whom
 	@$(BIN)/lint-imports
 
+.PHONY: audit-dependencies
+audit-dependencies: ## Look up the locked packages among known vulnerabilities (needs pip-audit and the network)
+	@command -v pip-audit >/dev/null || { echo "[audit] pip-audit is missing: pipx install pip-audit" >&2; exit 1; }
+	pip-audit --requirement requirements.lock --require-hashes --disable-pip
+
 .PHONY: bench
 bench: $(STAMP) ## Measure a training step, a night, an import, an evaluation and a selection against their baselines
 	@$(BIN)/python -W ignore -m infra.bench.speed
