@@ -32,7 +32,7 @@ _COMMITTED = re.compile(
     r"|data/\.gitignore|data/(val|calibration)\.parquet|data/import_report\.json|data/labels/batch-\d{4,}\.json"
     r"|data/(images|index\.parquet|detections_at_selection|warm_start)\.dvc"
     r"|derived/([^/]+/)?\.gitignore|derived/[^/]+/[^/]+\.json|quarantine/[^/]+\.json"
-    r"|deliveries/batch-\d{4,}/(delivery\.json|manifest\.jsonl)"
+    r"|deliveries/batch-\d{4,}/(delivery\.json|(manifest|refreshed)\.jsonl)"
 )
 """Paths of the files that Gleaner commits, and no others below ``ALL_PATHS``."""
 _MAX_OTHERS_BYTES = 100 << 20

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from flows.workspace.owner import ADOPT_HINT, Owner, read_owner
 from tasks.data.formats.base import ParsedBox, ParsedImage
-from tasks.data.schemas import AnnotationTask
 from tasks.data.paths import Workspace
+from tasks.data.schemas import AnnotationTask
 from tasks.runtime.errors import UserError
 
 RawAnnotation = Mapping[str, Any]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.workspace import git
+from flows.workspace.scaffold import gitignore_text
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 from tests.flows.hostile_machine import hostile_machine
@@ -188,3 +189,10 @@ def test_what_no_run_has_written_is_named_and_left_alone(
     assert "data/.env, data/labels/batch-0001.json.bak, data/photos.zip and 4 more" in caplog.text
     before = git.head_commit(root)
     assert git.commit(repository, "again") == before
+
+
+def test_what_gitignore_lets_through_of_deliveries_is_committed() -> None:
+    kept = [line[2:] for line in gitignore_text().splitlines() if line.startswith("!/deliveries/")]
+    assert len(kept) >= 2
+    for name in kept:
+        assert git._COMMITTED.fullmatch(name.replace("*", "batch-0001")), name
