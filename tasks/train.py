@@ -180,7 +180,7 @@ def _check_divisible_batch_sizes(params: TrainParams) -> None:
     for name in ("labeled_batch_size", "unlabeled_batch_size"):
         if getattr(params, name) % devices:
             problem = f"train.{name} is {getattr(params, name)}, expected a multiple of the {devices} GPUs"
-            raise UserError("params.yaml", problem, "Or choose fewer GPUs by CUDA_VISIBLE_DEVICES.")
+            raise UserError("params.yaml", problem, "Or use fewer: CUDA_VISIBLE_DEVICES, torchrun --nproc-per-node.")
 
 
 def _build_trainer(

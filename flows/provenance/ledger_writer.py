@@ -175,6 +175,7 @@ def collect_environment(workspace: Workspace) -> dict[str, Any]:
         "system": platform.platform(),
         "processor": cpu_model(),
         "device": _training_device(workspace),
+        "training_processes": _training_processes(workspace),
     }
 
 
@@ -222,6 +223,12 @@ def _requirements_lock_sha256() -> str | None:
         return files.sha256_file(packaged_file("requirements.lock"))
     except UserError:
         return None
+
+
+def _training_processes(workspace: Workspace) -> int | None:
+    """Processes that trained as one (world size): sums are rounded in another order with another number."""
+    summary = workspace.derived("train") / "summary.json"
+    return files.read_json(summary).get("processes") if summary.is_file() else None
 
 
 def _training_device(workspace: Workspace) -> str | None:

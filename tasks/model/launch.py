@@ -1,4 +1,4 @@
-"""A stage's function on every GPU of the machine at once: one process each, one outcome."""
+"""A function of a stage in several processes with one outcome: one for each GPU of the machine, or those of torchrun."""
 
 import logging
 import multiprocessing
@@ -11,9 +11,12 @@ from multiprocessing.queues import SimpleQueue
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from torch.distributed import is_torchelastic_launched
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from detectron_ext.distributed import is_main_process, launch_processes, num_devices
+from detectron_ext.distributed import barrier, is_main_process, launch_processes, num_devices
 from tasks.runtime.errors import EXIT_INTERRUPTED, UserError
 from tasks.runtime.resource_errors import as_user_error
 from tasks.runtime.stage_main import set_pdeathsig
@@ -21,6 +24,9 @@ from tasks.runtime.stage_main import set_pdeathsig
 
 def launch(stage: str, function: Callable[..., None], *args: Any) -> None:
     """Call ``function`` in one process per GPU; right here where there is one GPU or none.
+
+    Where ``torchrun`` has started this process, it is one of several already, on one or more machines; then they meet
+    by the addresses that it gives them.
 
     Args:
         stage: named in errors.
@@ -30,6 +36,9 @@ def launch(stage: str, function: Callable[..., None], *args: Any) -> None:
     Raises:
         UserError: what the first process that failed raised; memory or disk space that ran out comes as one too.
     """
+    if is_torchelastic_launched():
+        _run_as_rank(stage, function, *args)
+        return
     if num_devices() == 1:
         function(*args)
         return
@@ -46,6 +55,23 @@ def launch(stage: str, function: Callable[..., None], *args: Any) -> None:
             raise
         sys.stdout.flush()
         os._exit(EXIT_INTERRUPTED)  # asked to leave: every process has, and the state is saved
+
+
+def _run_as_rank(stage: str, function: Callable[..., None], *args: Any) -> None:
+    if stage != "train":
+        raise UserError("torchrun", f"the stage is {stage}, expected train", "For inference set infer.engine to ray.")
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "nccl"
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(backend)
+    if not is_main_process():
+        logging.getLogger().setLevel(logging.WARNING)  # one voice is enough
+    try:
+        function(*args)
+        barrier()  # none leaves before the first has written: the others' files are those
+    finally:
+        dist.destroy_process_group()
 
 
 def _run_worker(
