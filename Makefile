@@ -14,7 +14,8 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 # The environment is set up again when one of these files, or the choice of Detectron2, changes.
-SETUP_FILES := requirements-dev.lock pyproject.toml $(wildcard infra/detectron2/*.py) infra/detectron2/source.txt
+LOCK ?= requirements-dev.lock
+SETUP_FILES := $(LOCK) pyproject.toml $(wildcard infra/detectron2/*.py) infra/detectron2/source.txt
 STACK ?= .stack
 PORTS ?=
 STAMP := .venv/.stamp-$(shell { cat $(SETUP_FILES); echo "$${GLEANER_DETECTRON2:-}"; } | sha256sum | cut -c1-16)
@@ -24,7 +25,7 @@ help: ## Show the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(STAMP) ## Set up .venv from requirements-dev.lock (7 GB, some minutes; later calls take no time)
+setup: $(STAMP) ## Set up .venv from requirements-dev.lock, or LOCK=requirements.lock (7 GB, some minutes; later calls take no time)
 	@echo "[setup] .venv is ready"
 
 .PHONY: demo
@@ -90,6 +91,10 @@ bench: $(STAMP) ## Measure a training step, a night, an import, an evaluation an
 	$(BIN)/python -W ignore -m infra.bench.orchestration
 	$(BIN)/python -W ignore -m infra.bench.init
 	$(BIN)/python -W ignore -m infra.bench.evaluation
+
+.PHONY: bench-scale
+bench-scale: $(STAMP) ## Measure score, weigh, select and handoff on up to a million images
+	@$(BIN)/python -W ignore -m infra.bench.scale
 
 .PHONY: setup-services
 setup-services: $(STAMP) ## Install what the real services need: PostgreSQL, Chromium (as root), Label Studio
@@ -161,10 +166,10 @@ $(STAMP):
 	fi
 	rm -f .venv/.complete .venv/.stamp-*
 	pip=("$(BIN)/python" -m pip --disable-pip-version-check install --no-deps --no-build-isolation)
-	say "2/4 installing $$(grep -c '^[^ #]' requirements-dev.lock) packages from requirements-dev.lock (some minutes)"
-	awk '/^[^ ]/ {keep = /^(packaging|pip|setuptools|wheel)==/} keep' requirements-dev.lock > .venv/first.lock
+	say "2/4 installing $$(grep -c '^[^ #]' $(LOCK)) packages from $(LOCK) (some minutes)"
+	awk '/^[^ ]/ {keep = /^(packaging|pip|setuptools|wheel)==/} keep' $(LOCK) > .venv/first.lock
 	"$${pip[@]}" --quiet --require-hashes --requirement .venv/first.lock
-	"$${pip[@]}" --require-hashes --requirement requirements-dev.lock
+	"$${pip[@]}" --require-hashes --requirement $(LOCK)
 	say "3/4 installing Detectron2"
 	$(BIN)/python -m infra.detectron2.install
 	say "4/4 installing Gleaner"

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from detectron_ext.uncertainty_metrics import Floats, pairwise_iou
-from tasks.data.detections import read_shards
+from tasks.data.detections import shard_paths
 from tasks.data.paths import Workspace
 from tasks.data.schemas import (
     DETECTIONS,
@@ -75,13 +75,12 @@ def handoff(
     """
     selected = sorted(files.read_table(selection, SELECTION).to_pylist(), key=lambda row: row["rank"])
     opened = sorted(files.read_table(open_ranking, SELECTION).to_pylist(), key=lambda row: row["rank"])
-    images = {row["image_id"]: row for row in files.read_table(unlabeled, UNLABELED).to_pylist()}
-    all_detections = _load_detections([row["image_id"] for row in (*selected, *opened)], detections)
+    shown_ids = pa.array([row["image_id"] for row in (*selected, *opened)], pa.string())
+    images = _rows_by_id(files.read_table(unlabeled, UNLABELED), shown_ids)
+    all_detections = _load_detections(shown_ids, detections)
     detected = {row["image_id"]: row for row in all_detections.to_pylist()}
-    picked_ids = pa.array([row["image_id"] for row in selected], pa.string())
-    detection_table = all_detections.filter(pc.is_in(all_detections["image_id"], value_set=picked_ids))
-    score_table = files.read_table(scores, SCORES, columns=["image_id", *METRICS])
-    scores_by_id = {row["image_id"]: row for row in score_table.to_pylist()}
+    detection_table = _select_rows(all_detections, pa.array([row["image_id"] for row in selected], pa.string()))
+    scores_by_id = _rows_by_id(files.read_table(scores, SCORES, columns=["image_id", *METRICS]), shown_ids)
     for known, where, problem_text in (
         (images, selection, "is not among the unlabeled images"),
         (detected, detections, "has no detections"),
@@ -111,12 +110,23 @@ def _check_complete(selected: Sequence[_Row], known: Mapping[str, _Row], where: 
             raise UserError(where, problem, "Run: dvc repro handoff")
 
 
-def _load_detections(image_ids: Sequence[str], shards: Path) -> pa.Table:
-    """Return the rows of the selected images from all shards, sorted by image id."""
-    wanted_ids = pa.array(image_ids, type=pa.string())
-    parts = [table.filter(pc.is_in(table["image_id"], value_set=wanted_ids)) for table in read_shards(shards)]
-    found: pa.Table = pa.concat_tables([DETECTIONS.empty_table(), *parts]).sort_by("image_id")
-    return found
+def _rows_by_id(table: pa.Table, image_ids: pa.Array) -> dict[str, _Row]:
+    """Return the rows of some images; of the rest of the pool no Python object is made."""
+    return {row["image_id"]: row for row in _select_rows(table, image_ids).to_pylist()}
+
+
+def _select_rows(table: pa.Table, image_ids: pa.Array) -> pa.Table:
+    return table.filter(pc.is_in(table["image_id"], value_set=image_ids))
+
+
+def _load_detections(image_ids: pa.Array, shards: Path) -> pa.Table:
+    """Return the rows of the selected images, sorted by image id; of shards without any only the ids are read."""
+    parts = []
+    for path in shard_paths(shards):
+        found = pc.is_in(files.read_table(path, DETECTIONS, columns=["image_id"])["image_id"], value_set=image_ids)
+        if pc.any(found).as_py():
+            parts.append(files.read_table(path, DETECTIONS).filter(found))
+    return pa.concat_tables([DETECTIONS.empty_table(), *parts]).sort_by("image_id")
 
 
 def _frozen(

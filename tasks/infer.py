@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from tasks.data import schemas
@@ -29,6 +30,7 @@ from tasks.runtime.stage_main import num_micro_batches, stage_main
 from tasks.storage import files
 
 log = logging.getLogger(__name__)
+_PLAN = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
 PIECE_IMAGES = 512
 """Images that are detected between two writes: some seconds of a GPU, some ten of a CPU."""
 _RESULT_PARAMS = ("batch_size", "shard_size", "score_threshold", "committee")
@@ -97,11 +99,12 @@ def _run(infer_params: InferParams, job: DetectionJob, pieces: Sequence[Piece]) 
 class _Shard:
     """The images of one output file. They are detected in pieces, so that little is lost when a run is killed."""
 
-    def __init__(self, name: str, images: list[dict[str, str]], folder: Path) -> None:
+    def __init__(self, name: str, images: pa.Table, folder: Path) -> None:
         """Begin; ``folder`` is where finished pieces and shards lie."""
         self.name = name
         self.path = folder / f"{_ids_digest(images)}-{name}"
-        chunks = [images[first : first + PIECE_IMAGES] for first in range(0, len(images), PIECE_IMAGES)]
+        firsts = range(0, len(images), PIECE_IMAGES)
+        chunks = [images.take(np.arange(first, min(first + PIECE_IMAGES, len(images)))) for first in firsts]
         self.pieces = [Piece(chunk, folder / f"piece-{_ids_digest(chunk)}.parquet") for chunk in chunks]
 
     def join_pieces(self) -> None:
@@ -134,19 +137,17 @@ def _input_key(params: StageParams, teacher_digest: str) -> str:
     return files.sha256_json([teacher_digest, sections, default_device(), job_fingerprint()])[:16]
 
 
-def _shards(
-    kind: ShardKind, tables: Sequence[tuple[Path, pa.Schema]], shard_size: int
-) -> list[tuple[str, list[dict[str, str]]]]:
-    """File names of the shards, each with its images."""
+def _shards(kind: ShardKind, tables: Sequence[tuple[Path, pa.Schema]], shard_size: int) -> list[tuple[str, pa.Table]]:
+    """File names of the shards, each with its images: ``image_id`` and ``uri``."""
     columns = ["image_id", "uri"]
-    rows = [row for path, schema in tables for row in files.read_table(path, schema, columns=columns).to_pylist()]
-    rows.sort(key=lambda row: row["image_id"])
+    parts = [files.read_table(path, schema, columns=columns).cast(_PLAN) for path, schema in tables]
+    rows = pa.concat_tables(parts).sort_by("image_id").combine_chunks()
     firsts = range(0, len(rows), shard_size)
-    return [(shard_name(n, kind), rows[first : first + shard_size]) for n, first in enumerate(firsts)]
+    return [(shard_name(n, kind), rows.slice(first, shard_size)) for n, first in enumerate(firsts)]
 
 
-def _ids_digest(images: Sequence[dict[str, str]]) -> str:
-    return files.sha256_json([image["image_id"] for image in images])[:16]
+def _ids_digest(images: pa.Table) -> str:
+    return files.sha256_json(images["image_id"].to_pylist())[:16]
 
 
 def _second_member(workspace: Workspace, committee: str) -> Path | None:

@@ -23,7 +23,7 @@ from tasks.params.template import render_params
 from tasks.storage import files
 
 _NUM_IMAGES, _NUM_LABELED, _SHARD_SIZE = 1_000_000, 5_000, 4096
-_CLASSES = ["a", "b", "c", "d", "e", "f"]
+CLASSES = ["a", "b", "c", "d", "e", "f"]
 _MAX_SECONDS, _MAX_MIB = 300.0, 4096.0
 _REPOSITORY = Path(__file__).parents[2]
 _OVERRIDES = (
@@ -37,21 +37,22 @@ _OVERRIDES = (
 def write_inputs(workspace: Workspace, num_images: int, num_labeled: int) -> None:
     """Write what the stages before ``select`` write: tables of the pool, of the labeled images, and detections."""
     template = (_REPOSITORY / "params.yaml").read_text(encoding="utf-8")
-    files.write_bytes(workspace.params, render_params(template, classes=_CLASSES, overrides=_OVERRIDES).encode())
+    files.write_bytes(workspace.params, render_params(template, classes=CLASSES, overrides=_OVERRIDES).encode())
     rng = np.random.default_rng(0)
     image_ids = np.sort(rng.permutation(num_images + num_labeled))
     text = np.char.mod("%016x", image_ids * 0x9E3779B1)
     is_labeled = np.zeros(len(text), dtype=bool)
     is_labeled[rng.permutation(len(text))[:num_labeled]] = True
-    _write_shards(workspace, "pool", sorted(text[~is_labeled].tolist()))
-    _write_shards(workspace, "labeled", sorted(text[is_labeled].tolist()))
+    write_shards(workspace, "pool", sorted(text[~is_labeled].tolist()))
+    write_shards(workspace, "labeled", sorted(text[is_labeled].tolist()))
     _write_pool_tables(workspace, sorted(text[~is_labeled].tolist()), rng)
     _write_labels(workspace, sorted(text[is_labeled].tolist()), rng)
 
 
-def _write_shards(workspace: Workspace, kind: ShardKind, image_ids: list[str]) -> None:
-    for number, start in enumerate(range(0, len(image_ids), _SHARD_SIZE)):
-        shard = random_detections(image_ids[start : start + _SHARD_SIZE], len(_CLASSES), seed=number)
+def write_shards(workspace: Workspace, kind: ShardKind, image_ids: list[str], first_number: int = 0) -> None:
+    """Write made-up detections in shards, numbered from ``first_number``."""
+    for number, start in enumerate(range(0, len(image_ids), _SHARD_SIZE), first_number):
+        shard = random_detections(image_ids[start : start + _SHARD_SIZE], len(CLASSES), seed=number)
         files.write_table(workspace.derived("infer") / f"{SHARD_PREFIX[kind]}-{number:06d}.parquet", shard)
 
 
@@ -67,7 +68,7 @@ def _write_pool_tables(workspace: Workspace, image_ids: list[str], rng: np.rando
         for name in CANDIDATE_SCORES
         if name not in scores
     }
-    for name, width in (("expected_boxes_per_class", len(_CLASSES)), ("features", 12 + 2 * len(_CLASSES))):
+    for name, width in (("expected_boxes_per_class", len(CLASSES)), ("features", 12 + 2 * len(CLASSES))):
         offsets = np.arange(count + 1, dtype=np.int32) * width
         scores[name] = pa.ListArray.from_arrays(offsets, pa.array(rng.random(count * width, dtype=np.float32)))
     table = pa.table([scores[name] for name in SCORES.names], schema=SCORES)
@@ -81,7 +82,7 @@ def _write_pool_tables(workspace: Workspace, image_ids: list[str], rng: np.rando
 def _write_labels(workspace: Workspace, image_ids: list[str], rng: np.random.Generator) -> None:
     corners_px = rng.uniform(0, 500, (len(image_ids), 2))
     boxes = np.hstack([corners_px, corners_px + rng.uniform(8, 120, corners_px.shape)])
-    class_ids = rng.integers(len(_CLASSES), size=len(image_ids))
+    class_ids = rng.integers(len(CLASSES), size=len(image_ids))
     rows = [
         {
             "image_id": image, "uri": image, "width_px": 640, "height_px": 640, "batch": 0, "boxes_xyxy": box,
@@ -93,7 +94,7 @@ def _write_labels(workspace: Workspace, image_ids: list[str], rng: np.random.Gen
     answers = [
         {
             "image_id": row["image_id"], "status": "labeled",
-            "boxes": [{"category": _CLASSES[row["class_ids"][0]], "xyxy_px": row["boxes_xyxy"]}], "annotator": "a",
+            "boxes": [{"category": CLASSES[row["class_ids"][0]], "xyxy_px": row["boxes_xyxy"]}], "annotator": "a",
             "finished_at": "2026-01-01T00:00:00+00:00", "seconds_spent": None, "offered_batch": 0,
         }
         for row in rows

@@ -119,8 +119,13 @@ SHARD_PREFIX: Mapping[ShardKind, str] = {"pool": "shard", "labeled": "labeled"}
 
 def read_shards(folder: Path, kind: ShardKind = "pool", *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield the shards of an ``infer`` folder as tables, one in memory at a time; None: all columns."""
-    for path in sorted(folder.glob(f"{SHARD_PREFIX[kind]}-*.parquet")):
+    for path in shard_paths(folder, kind):
         yield files.read_table(path, schemas.DETECTIONS, columns=columns)
+
+
+def shard_paths(folder: Path, kind: ShardKind = "pool") -> list[Path]:
+    """Return the shards of an ``infer`` folder, in the order of their image ids."""
+    return sorted(folder.glob(f"{SHARD_PREFIX[kind]}-*.parquet"))
 
 
 def detections_from_table(table: pa.Table) -> Iterator[StoredDetections]:

@@ -1,4 +1,4 @@
-"""A function of a stage in several processes with one outcome: one for each GPU of the machine, or those of torchrun."""
+"""A function of a stage in several processes with one outcome: one for each GPU of the machine, or torchrun's."""
 
 import logging
 import multiprocessing

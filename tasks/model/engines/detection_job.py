@@ -22,10 +22,16 @@ from tasks.storage import files
 
 @dataclass(frozen=True)
 class Piece:
-    """Some images of a shard (rows with ``image_id`` and ``uri``), and the file of their detections."""
+    """Some images of a shard, and the file of their detections."""
 
-    images: list[dict[str, str]]
+    rows: pa.Table
+    """With ``image_id`` and ``uri``; of its own, not a slice of the pool, so that little is sent to another process."""
     path: Path
+
+    @property
+    def images(self) -> list[dict[str, str]]:
+        """The rows as dictionaries, made when they are asked for: the whole pool's take half a gigabyte per million."""
+        return list(self.rows.to_pylist())
 
 
 @dataclass(frozen=True)

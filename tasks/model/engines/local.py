@@ -23,4 +23,4 @@ def detect_share(job: DetectionJob, pieces: Sequence[Piece]) -> None:
     detect = job.load()
     for number, piece in enumerate(own):
         detect(piece)
-        log.info("infer piece %d/%d: %d images", number + 1, len(own), len(piece.images))
+        log.info("infer piece %d/%d: %d images", number + 1, len(own), len(piece.rows))

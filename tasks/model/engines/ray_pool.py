@@ -51,7 +51,7 @@ def run_on_ray(params: InferParams, job: DetectionJob, pieces: Sequence[Piece]) 
             nonlocal num_done
             num_done += 1
             check_piece_file(piece.path, sha256)
-            log.info("infer piece %d/%d: %d images", num_done, len(pieces), len(piece.images))
+            log.info("infer piece %d/%d: %d images", num_done, len(pieces), len(piece.rows))
 
         pool.run(pieces, finished)
 

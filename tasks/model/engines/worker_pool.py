@@ -176,10 +176,10 @@ class WorkerPool:
         self._losses[name] += 1
         log.warning("a worker was lost with %s (%s); another gets it", name, why)
         if self._losses[name] >= MAX_TRIES:
-            first, last = call.piece.images[0]["uri"], call.piece.images[-1]["uri"]
+            uris = call.piece.rows["uri"]
             raise UserError(
                 "infer.engine",
-                f"the number of workers lost with the same {len(call.piece.images)} images ({first} to {last}) is "
+                f"the number of workers lost with the same {len(uris)} images ({uris[0]} to {uris[-1]}) is "
                 f"{MAX_TRIES}, the last one: {why}",
                 "Look for an image among them that ends the process that opens it, or give workers more memory.",
             )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from tasks.model.engines.detection_job import Piece
@@ -15,7 +16,7 @@ Fate = str | Exception | None
 
 
 def piece(number: int) -> Piece:
-    return Piece([{"image_id": f"{number}", "uri": f"{number}.png"}], Path(f"piece-{number}"))
+    return Piece(pa.table({"image_id": [f"{number}"], "uri": [f"{number}.png"]}), Path(f"piece-{number}"))
 
 
 @dataclass
