@@ -10,9 +10,12 @@ import pandas as pd
 from tasks.selection.diversity import spread
 from tasks.selection.embeddings import Embeddings
 from tasks.selection.pool_view import PoolView
+from tasks.selection.strategies.base import seeded_shuffle
 
 _MAX_CENTERS = 4096
 """So many images are chosen one after the other; a batch is smaller, and each choice passes over the pool once."""
+_MAX_POOL = 100_000
+"""Of a larger pool a uniform draw of so many is ordered: a pass over millions for every choice would take hours."""
 
 
 class Coreset:
@@ -21,13 +24,17 @@ class Coreset:
     def rank(self, pool: PoolView, *, seed: int) -> list[str]:
         """Return ids in the order of greedy k-center; ties by id.
 
-        After the first 4096 come the others, farthest from the covered ones first.
+        After the first 4096 come the others, farthest from the covered ones first. Of more than 100,000 images so many
+        are drawn, and the others come last.
         """
-        ids = sorted(pool.image_ids)
-        if not ids:
+        drawn, others = sorted(pool.image_ids), []
+        if not drawn:
             return []
-        order = greedy_k_center(pool.embeddings(ids), pool.labeled_embeddings, num_centers=_MAX_CENTERS)
-        return [ids[index] for index in order]
+        if len(drawn) > _MAX_POOL:
+            shuffled = seeded_shuffle(drawn, seed=seed, purpose="coreset")
+            drawn, others = sorted(shuffled[:_MAX_POOL]), shuffled[_MAX_POOL:]
+        order = greedy_k_center(pool.embeddings(drawn), pool.labeled_embeddings, num_centers=_MAX_CENTERS)
+        return [*(drawn[index] for index in order), *others]
 
     def reason(self, candidate: pd.Series, *, position: int, num_candidates: int) -> str:
         """Say what the position rests on."""

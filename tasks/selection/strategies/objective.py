@@ -11,6 +11,7 @@ from tasks.selection.objectives.registry import DIVERSITY, OBJECTIVES
 from tasks.selection.pool_view import PoolView
 
 _SHORTLIST_BATCHES = 4
+_MAX_POOL = 100_000  # with diversity alone; ids are digests, so the first of them are a uniform draw
 _REASON_PARTS = 3
 
 
@@ -54,7 +55,7 @@ class ObjectiveStrategy:
 
     def _spread(self, pool: PoolView, table: pd.DataFrame, order: list[str]) -> list[str]:
         value_only = [name for name in self._weights if name != DIVERSITY]
-        size = max(_SHORTLIST_BATCHES * pool.batch_size, 1) if value_only else len(order)
+        size = max(_SHORTLIST_BATCHES * pool.batch_size, 1) if value_only else _MAX_POOL
         shortlist = order[:size]
         vectors, labeled = pool.content
         found: SpreadOrder = spread(

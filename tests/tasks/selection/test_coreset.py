@@ -3,11 +3,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.data.schemas import DETECTIONS
 from tasks.selection.pool_view import PoolView
+from tasks.selection.strategies import coreset
 from tasks.selection.strategies.coreset import Coreset, greedy_k_center
 from tasks.storage import files
 
@@ -40,6 +42,22 @@ def test_each_choice_is_the_farthest_by_definition(points: list[tuple[int, int]]
         distance = {i: min(float(((array[i] - c) ** 2).sum()) for c in covered) for i in rest}
         assert distance[index] == max(distance.values())
         covered.append(array[index])
+
+
+def test_of_a_large_pool_a_draw_is_ordered_and_the_others_come_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coreset, "_MAX_POOL", 10)
+    vectors = {f"{number:02d}": [float(number), 0.0] for number in range(30)}
+    table = pa.Table.from_pylist([{"image_id": i, "embedding": v} for i, v in vectors.items()], schema=DETECTIONS)
+    files.write_table(tmp_path / "shard-000000.parquet", table)
+    candidates = pd.DataFrame(index=pd.Index(list(vectors), name="image_id"))
+    ranking = Coreset().rank(PoolView(candidates, tmp_path), seed=0)
+    assert sorted(ranking) == sorted(vectors)
+    drawn = sorted(ranking[:10])
+    points = np.array([vectors[image] for image in drawn])
+    assert ranking[:10] == [drawn[i] for i in greedy_k_center(points, np.zeros((0, 2)), num_centers=10)]
+    assert sorted(Coreset().rank(PoolView(candidates, tmp_path), seed=1)[:10]) != drawn
 
 
 def test_of_planted_copies_one_is_taken_before_the_others_come(tmp_path: Path) -> None:
