@@ -7,6 +7,7 @@ every kind: a column, sums over boxes, distances to labeled images, and spread. 
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,6 @@ CLASSES = ["a", "b", "c", "d", "e", "f"]
 _MAX_SECONDS, _MAX_MIB = 300.0, 4096.0
 _REPOSITORY = Path(__file__).parents[2]
 _OVERRIDES = (
-    "select.strategy=composite",
     "select.objectives={uncertainty: 1.0, rarity: 0.5, localization: 0.5, novelty: 0.5, diversity: 1.0}",
     "budget.unit=images",
     "budget.amount=1000",
@@ -36,8 +36,7 @@ _OVERRIDES = (
 
 def write_inputs(workspace: Workspace, num_images: int, num_labeled: int) -> None:
     """Write what the stages before ``select`` write: tables of the pool, of the labeled images, and detections."""
-    template = (_REPOSITORY / "params.yaml").read_text(encoding="utf-8")
-    files.write_bytes(workspace.params, render_params(template, classes=CLASSES, overrides=_OVERRIDES).encode())
+    write_params(workspace, "composite")
     rng = np.random.default_rng(0)
     image_ids = np.sort(rng.permutation(num_images + num_labeled))
     text = np.char.mod("%016x", image_ids * 0x9E3779B1)
@@ -47,6 +46,13 @@ def write_inputs(workspace: Workspace, num_images: int, num_labeled: int) -> Non
     write_shards(workspace, "labeled", sorted(text[is_labeled].tolist()))
     _write_pool_tables(workspace, sorted(text[~is_labeled].tolist()), rng)
     _write_labels(workspace, sorted(text[is_labeled].tolist()), rng)
+
+
+def write_params(workspace: Workspace, strategy: str) -> None:
+    """Write the parameters of a selection of 1,000 images by a strategy."""
+    template = (_REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    overrides = (*_OVERRIDES, f"select.strategy={strategy}")
+    files.write_bytes(workspace.params, render_params(template, classes=CLASSES, overrides=overrides).encode())
 
 
 def write_shards(workspace: Workspace, kind: ShardKind, image_ids: list[str], first_number: int = 0) -> None:
@@ -103,12 +109,17 @@ def _write_labels(workspace: Workspace, image_ids: list[str], rng: np.random.Gen
     files.write_json(workspace.label_batch(0), batch)
 
 
-def measure(folder: Path, num_images: int, num_labeled: int) -> StageCost:
-    """Write the tables to ``folder`` and run the stage on them."""
+def measure(
+    folder: Path, num_images: int, num_labeled: int, strategies: Sequence[str] = ("composite",)
+) -> dict[str, StageCost]:
+    """Write the tables to ``folder`` and run the stage on them, by each strategy in turn."""
     workspace = Workspace(folder)
-    if not workspace.params.is_file():
-        write_inputs(workspace, num_images, num_labeled)
-    return run_stage(workspace, "select")
+    write_inputs(workspace, num_images, num_labeled)
+    costs = {}
+    for strategy in strategies:
+        write_params(workspace, strategy)
+        costs[strategy] = run_stage(workspace, "select")
+    return costs
 
 
 def main() -> None:
@@ -120,14 +131,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=_NUM_IMAGES, help="images of the pool")
     parser.add_argument("--labeled", type=int, default=_NUM_LABELED, help="labeled images")
+    parser.add_argument("--strategies", nargs="+", default=["composite"], help="values of select.strategy")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gleaner-bench-") as folder:
-        cost = measure(Path(folder), options.images, options.labeled)
-    title = f"select, composite, from {options.images:,} images, {options.labeled:,} labeled"
-    table = Table("", "measured", "bar", title=title)
-    table.add_row("wall seconds", f"{cost.wall_s:.0f}", f"{_MAX_SECONDS:.0f}")
-    table.add_row("processor seconds", f"{cost.cpu_s:.0f}", "-")
-    table.add_row("peak MiB", f"{cost.peak_mib:,.0f}", f"{_MAX_MIB:,.0f}")
+        costs = measure(Path(folder), options.images, options.labeled, options.strategies)
+    title = f"select from {options.images:,} images, {options.labeled:,} labeled"
+    table = Table("strategy", "wall seconds", "processor seconds", "peak MiB", title=title)
+    for strategy, cost in costs.items():
+        table.add_row(strategy, f"{cost.wall_s:.0f}", f"{cost.cpu_s:.0f}", f"{cost.peak_mib:,.0f}")
+    table.add_row("bar", f"{_MAX_SECONDS:.0f}", "-", f"{_MAX_MIB:,.0f}")
     Console(soft_wrap=True).print(table)
 
 

@@ -9,7 +9,7 @@ from tasks.storage import files
 
 
 def test_the_stage_selects_from_the_made_up_tables(tmp_path: Path) -> None:
-    cost = measure(tmp_path, num_images=400, num_labeled=30)
+    cost = measure(tmp_path, num_images=400, num_labeled=30)["composite"]
     assert min(cost.peak_mib, cost.wall_s) > 0
     workspace = Workspace(tmp_path)
     rows = files.read_table(workspace.derived("select") / "selection.parquet", SELECTION).to_pylist()
