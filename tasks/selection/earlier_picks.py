@@ -12,10 +12,12 @@ from scipy.optimize import linear_sum_assignment
 from detectron_ext.uncertainty_metrics import pairwise_iou
 from tasks.data.dwa_samples import ReviewedImage, realized_loss_of, reviewed_batch_images
 from tasks.data.label_store import read_labels
+from tasks.data.schemas import LabeledImage
 from tasks.selection.annotation_cost import AnnotationCost
 
 _MIN_PAIR_IOU = 0.1  # as for a badly placed box, docs/method.md#box-errors
 _MIN_MINUTES = 1 / 60
+_MAX_DURATION_RATIO = 5.0  # a clock that ran on through a break would be held against the strategy
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class EarlierPick:
     localization_loss: float
     """Sum of 1 - IoU over the objects that a detection overlaps."""
     minutes: float
-    """Measured, or expected from the number of boxes where the label tool measures no time."""
+    """Measured; expected from the number of boxes where no time was measured, or five times the expected one."""
 
 
 def read_earlier_picks(
@@ -54,8 +56,6 @@ def read_earlier_picks(
     picks = []
     for image in reviewed_batch_images(labels, detections_at_selection, classes, None):
         label = answers[image.found.image_id].label
-        expected = cost.minutes_per_image + cost.minutes_per_box * len(label.boxes)
-        minutes = label.seconds_spent / 60 if label.seconds_spent else expected
         picks.append(
             EarlierPick(
                 image.found.image_id,
@@ -63,10 +63,16 @@ def read_earlier_picks(
                 "random" if image.is_random_pick else image.picked_by,
                 _classification_loss(image, len(classes), gamma),
                 localization_loss(image.found.boxes_xyxy, image.boxes_xyxy),
-                max(minutes, _MIN_MINUTES),
+                _minutes(label, cost),
             )
         )
     return picks
+
+
+def _minutes(label: LabeledImage, cost: AnnotationCost) -> float:
+    expected = max(cost.minutes_per_image + cost.minutes_per_box * len(label.boxes), _MIN_MINUTES)
+    measured = label.seconds_spent / 60 if label.seconds_spent else expected
+    return max(measured if measured <= _MAX_DURATION_RATIO * expected else expected, _MIN_MINUTES)
 
 
 def _classification_loss(image: ReviewedImage, num_classes: int, gamma: float) -> float:

@@ -36,9 +36,11 @@ def test_losses_by_strategy_and_minutes_written_out(tmp_path: Path) -> None:
         1,
         make_label("x", boxes=[box], seconds_spent=30.0),
         make_label("y", boxes=[box, far], seconds_spent=None),
+        make_label("w", boxes=[box], seconds_spent=3600.0),  # the clock ran on
         make_label("z", status="skipped", boxes=[]),
     )
     rows = [
+        detection_row("w", picked_by="novelty"),
         detection_row("x", picked_by="novelty"),
         detection_row("y", picked_by="entropy", is_random_pick=True),
         detection_row("z", picked_by="novelty"),
@@ -48,6 +50,7 @@ def test_losses_by_strategy_and_minutes_written_out(tmp_path: Path) -> None:
         files.write_table(tmp_path / "frozen" / f"batch-{number:04d}.parquet", table)
     found = read_earlier_picks(tmp_path / "labels", tmp_path / "frozen", ["a"], 1.5, COST)
     assert found == [
+        EarlierPick("w", 1, "novelty", pytest.approx(FOCAL), pytest.approx(0.5), 0.25 + 0.5),
         EarlierPick("x", 1, "novelty", pytest.approx(FOCAL), pytest.approx(0.5), 0.5),
         EarlierPick("y", 1, "random", pytest.approx(FOCAL + MISSED), pytest.approx(0.5), 0.25 + 2 * 0.5),
     ]
