@@ -15,7 +15,16 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-READY_STRATEGY_NAMES = ("least_confident", "margin", "localization", "committee", "rarity", "novelty", "boundary")
+READY_STRATEGY_NAMES = (
+    "least_confident",
+    "margin",
+    "localization",
+    "committee",
+    "rarity",
+    "novelty",
+    "boundary",
+    "failures",
+)
 STRATEGY_NAMES = (
     *("uncertainty", "random", "entropy", "coreset", "value_per_minute", "composite", "portfolio"),
     *READY_STRATEGY_NAMES,
@@ -34,6 +43,7 @@ PortfolioArm = Literal[
     "rarity",
     "novelty",
     "boundary",
+    "failures",
 ]
 ObjectiveName = Literal[
     "uncertainty",
@@ -48,6 +58,7 @@ ObjectiveName = Literal[
     "rarity",
     "novelty",
     "boundary",
+    "failures",
     "diversity",
 ]
 ClassName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]

@@ -7,6 +7,7 @@ from tasks.selection.objectives.boundary import Boundary
 from tasks.selection.objectives.boxes import LeastConfident, Localization, Margin
 from tasks.selection.objectives.columns import Column
 from tasks.selection.objectives.committee import Committee
+from tasks.selection.objectives.failures import Failures
 from tasks.selection.objectives.novelty import Novelty
 from tasks.selection.objectives.rarity import Rarity
 
@@ -26,6 +27,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "rarity": Rarity(),
     "novelty": Novelty(),
     "boundary": Boundary(),
+    "failures": Failures(),
 }
 
 READY_STRATEGIES: Mapping[str, Mapping[str, float]] = {
@@ -36,5 +38,6 @@ READY_STRATEGIES: Mapping[str, Mapping[str, float]] = {
     "rarity": {"rarity": 1},
     "novelty": {"novelty": 1},
     "boundary": {"boundary": 1},
+    "failures": {"failures": 1},
 }
 """Strategies that need no ``select.objectives``; ``composite`` takes them from there."""

@@ -15,6 +15,7 @@ from tasks.data.schemas import ANNOTATED, DETECTIONS
 from tasks.params.stages import READY_STRATEGY_NAMES, ObjectiveName
 from tasks.runtime.errors import UserError
 from tasks.selection.diversity import spread
+from tasks.selection.earlier_picks import EarlierPick
 from tasks.selection.objectives.boundary import Boundary, boundary_values, spectral_groups
 from tasks.selection.objectives.registry import DIVERSITY, OBJECTIVES, READY_STRATEGIES
 from tasks.selection.pool_view import PoolView
@@ -245,6 +246,26 @@ def test_planted_shifted_boxes_rank_first(make_pool: PoolMaker) -> None:
     ]
     value = OBJECTIVES["localization"].values(make_pool(rows), seed=0)
     assert (value[shifted][:, None] > value[~shifted][None]).mean() > 0.9  # area under the curve
+
+
+def test_images_like_those_the_teacher_failed_on_come_first(make_pool: PoolMaker) -> None:
+    rng = np.random.default_rng(1)
+    centers = unit(rng.normal(size=(3, 32)))
+    group = rng.integers(3, size=60)
+    rows = [region_row(image, centers[g] + 0.05 * rng.normal(size=32)) for image, g in zip(ids(60), group, strict=True)]
+    labeled = [region_row(f"l{number:02d}", centers[number % 3] + 0.05 * rng.normal(size=32)) for number in range(45)]
+    pool = make_pool(rows, labeled)
+    # failures on group 0; batch 1 is of a better teacher, whose losses are a tenth
+    picks = [
+        EarlierPick(
+            f"l{number:02d}", number % 2, "random", *2 * (0.1 ** (number % 2) * (8 if number % 3 == 0 else 1),), 1
+        )
+        for number in range(45)
+    ]
+    known = PoolView(pool.candidates, pool.infer, earlier_picks=lambda: picks)
+    value = OBJECTIVES["failures"].values(known, seed=0)
+    assert value[group == 0].min() > 3 * value[group != 0].max()
+    assert not OBJECTIVES["failures"].values(pool, seed=0).any()  # nothing is known yet
 
 
 def test_what_the_committee_disagrees_on_comes_first(make_pool: PoolMaker) -> None:
