@@ -172,11 +172,12 @@ def _multiply(
     is_scored = after_burn_in > 0 and params.ssl.weights_from == "burn_in"
     num_scored = min(params.ssl.max_scored_images, len(pool)) if is_scored else 0
     training_s = startup_s + burn_in * supervised_s + after_burn_in * semi_supervised_s + num_scored * image_s
+    num_members = 1 if params.infer.committee == "none" else 2
     minutes = {
         "prepare": len(pool) * decode_s / 60,
         "train": training_s / 60,
         "evaluate": 2 * num_val * image_s / 60,
-        "infer": len(pool) * image_s / 60,
+        "infer": num_members * len(pool) * image_s / 60,
     }
     counts = {
         "pool_images": len(pool),

@@ -7,7 +7,7 @@ import yaml
 
 from tasks.data import schemas
 from tasks.data.paths import Workspace
-from tasks.model.night_estimate import estimate_night
+from tasks.model.night_estimate import _multiply, estimate_night
 from tasks.params import Params, load_params, validate_params
 from tasks.params.profiles import profile_overrides
 from tasks.params.template import render_params
@@ -44,6 +44,15 @@ def test_minutes_are_what_was_measured_times_what_there_is_to_do(tiny_campaign: 
     assert minutes["infer"] == pytest.approx(pool * measured["inference_image_s"] / 60, rel=0.02, abs=0.01)
     assert minutes["evaluate"] == pytest.approx(2 * val * measured["inference_image_s"] / 60, rel=0.02, abs=0.01)
     assert found["total_minutes"] == pytest.approx(sum(minutes.values()), abs=0.03)
+
+
+def test_a_committee_detects_twice(tiny_campaign: Workspace) -> None:
+    minutes = [
+        _multiply(tiny_campaign, make_params(f"infer.committee={committee}"), 0.0, 0.0, 0.0, 600.0, 0.0)["minutes"]
+        for committee in ("none", "student")
+    ]
+    assert minutes[1]["infer"] == 2 * minutes[0]["infer"] > 0
+    assert minutes[1]["evaluate"] == minutes[0]["evaluate"]
 
 
 def test_the_detector_of_the_gpu_profile_trains_and_detects(
