@@ -47,7 +47,7 @@ class DwaConfig:
     learning_rate: float
     weight_decay: float
     weight_variance_penalties: tuple[float, ...]
-    uniform_prior_penalty: float
+    prior_penalty: float
     allow_negative_weights: bool
     cv_folds: int
     min_gain_se: float
@@ -77,7 +77,7 @@ class DwaNetworks(nn.Module):
     """S networks of one size, from image features to weights of the terms (docs/method.md#eq-12).
 
     Each is an MLP with one hidden layer of tanh units. The output layers start at zero weights, so training starts
-    at equal weights. A network that is not ``per_image`` reads no feature: it gives all images its bias.
+    at the prior rule. A network that is not ``per_image`` reads no feature: it gives all images its bias.
     """
 
     def __init__(
@@ -158,6 +158,7 @@ def fit_networks(
     is_training_SB: NDArray[np.bool_],
     pairs: RankingPairs,
     penalty_S: Sequence[float],
+    prior_T: Floats,
     config: DwaConfig,
 ) -> DwaNetworks:
     """Train S networks side by side on the objective of docs/method.md#eq-14 (full batch, AdamW).
@@ -171,13 +172,11 @@ def fit_networks(
         pairs: those that each network has to order; of its training samples only.
         penalty_S: c of the penalty c / n on the variance of the weights between images; infinite: the network reads
             no feature.
+        prior_T: weights of the prior rule, where training starts and to which the mean weights are drawn.
         config: sizes and schedule.
     """
-    equal_T = equal_weights(
-        terms_BT.shape[1] // (2 if config.allow_negative_weights else 1), signed=config.allow_negative_weights
-    )
     per_image = np.isfinite(penalty_S)
-    networks = DwaNetworks(features_BF.shape[1], equal_T, config.hidden_units, per_image.tolist(), config.seed)
+    networks = DwaNetworks(features_BF.shape[1], prior_T, config.hidden_units, per_image.tolist(), config.seed)
     optimizer = torch.optim.AdamW(
         [
             {"params": [networks.output_bias], "lr": _SHARED_LEARNING_RATE, "weight_decay": 0.0},
@@ -188,7 +187,7 @@ def fit_networks(
             },
         ]
     )
-    terms_TB, equal = torch.from_numpy(terms_BT.T.copy()).float(), torch.from_numpy(equal_T).float()
+    terms_TB, prior = torch.from_numpy(terms_BT.T.copy()).float(), torch.from_numpy(prior_T).float()
     share_SB1 = torch.from_numpy(is_training_SB / is_training_SB.sum(axis=1, keepdims=True)).float()[:, :, None]
     count_S = torch.from_numpy(is_training_SB.sum(axis=1)).float()
     constant_S = torch.from_numpy(np.where(per_image, penalty_S, 0.0)).float()
@@ -197,9 +196,9 @@ def fit_networks(
         weights_STB = networks(features_BF)
         mean_ST1 = torch.bmm(weights_STB, share_SB1)
         variance_S = torch.bmm((weights_STB - mean_ST1).square(), share_SB1).sum(dim=(1, 2))
-        distance_S = (mean_ST1[:, :, 0] - equal).square().sum(dim=1)
+        distance_S = (mean_ST1[:, :, 0] - prior).square().sum(dim=1)
         ranking_S = ranking_loss((weights_STB * terms_TB).sum(dim=1), pairs)
-        penalties_S = (constant_S * variance_S + config.uniform_prior_penalty * distance_S) / count_S
+        penalties_S = (constant_S * variance_S + config.prior_penalty * distance_S) / count_S
         torch.autograd.backward((ranking_S + penalties_S).sum())
         optimizer.step()
     return networks.eval()

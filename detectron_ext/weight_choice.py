@@ -99,7 +99,8 @@ def choose_weights(
     std = pool_features.std(axis=0)
     mean, std = pool_features.mean(axis=0), np.where(std > 1e-6, std, 1.0)
     features = torch.from_numpy(((samples.features - mean) / std).clip(-4, 4)).float()
-    fit, networks = _cross_fit(samples, features, terms_BT, config)
+    prior = names.index(config.prior_rule)
+    fit, networks = _cross_fit(samples, features, terms_BT, simple_RT[prior], config)
     is_evaluated = evaluated_samples(samples.is_random, config.min_random_samples)
     nested_BT = _nested_weights(fit, samples, terms_BT, is_evaluated, config.min_gain_se)
     rule_weights = [*np.repeat(simple_RT[:, None], len(samples), axis=1), *fit.held_out(), nested_BT]
@@ -111,7 +112,7 @@ def choose_weights(
     complexity = choose_simplest(found, range(num_simple, len(score_RB) - 1), config.min_gain_se)
     best_simple = int(found.value_R[:num_simple].argmax())
     learned = len(score_RB) - 1
-    chosen = choose_simplest(found, (names.index(config.prior_rule), best_simple), config.min_gain_se)
+    chosen = choose_simplest(found, (prior, best_simple), config.min_gain_se)
     if found.lead(learned, best_simple) > config.min_gain_se * found.standard_error(learned, best_simple):
         chosen = learned
     all_names = [*names, *fit.names, LEARNED]
@@ -171,7 +172,7 @@ def choose_simplest(found: Correlations, rules: Sequence[int], min_gain_se: floa
 
 
 def _cross_fit(
-    samples: DwaSamples, features: Tensor, terms_BT: Floats, config: DwaConfig
+    samples: DwaSamples, features: Tensor, terms_BT: Floats, prior_T: Floats, config: DwaConfig
 ) -> tuple[_CrossFit, DwaNetworks]:
     """Train every complexity without each fold and without each two folds, all networks side by side."""
     penalties = (float("inf"), *sorted(config.weight_variance_penalties, reverse=True))
@@ -187,6 +188,7 @@ def _cross_fit(
         np.tile(is_training_SB, (len(penalties), 1)),
         type(pairs)(*(part.repeat(len(penalties), 1) for part in pairs)),
         np.repeat(penalties, len(left_out)).tolist(),
+        prior_T,
         config,
     )
     with torch.no_grad():

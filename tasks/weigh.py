@@ -153,7 +153,7 @@ def _config(dwa: DwaParams, seed: int) -> DwaConfig:
         learning_rate=dwa.learning_rate,
         weight_decay=dwa.weight_decay,
         weight_variance_penalties=tuple(dwa.weight_variance_penalties),
-        uniform_prior_penalty=dwa.uniform_prior_penalty,
+        prior_penalty=dwa.prior_penalty,
         allow_negative_weights=dwa.allow_negative_weights,
         cv_folds=dwa.cv_folds,
         min_gain_se=dwa.min_gain_se,

@@ -361,9 +361,9 @@ class DwaParams(Section):
     """Constants c of the penalty c / n on the variance of the metric weights between images, n the number of pairs
     (docs/method.md#eq-14). Cross-validation chooses among them. Large values give all images nearly the same
     weights."""
-    uniform_prior_penalty: NonNegativeFloat
-    """Constant c_u of the penalty c_u / n on the squared distance of the mean metric weights from equal ones
-    (docs/method.md#eq-14)."""
+    prior_penalty: NonNegativeFloat
+    """Constant c_u of the penalty c_u / n on the squared distance of the mean metric weights from those of
+    ``prior_rule`` (docs/method.md#eq-14)."""
     allow_negative_weights: bool
     """Whether the mixture may hold 1 - m of a metric m, which is a negative weight of m (docs/method.md#eq-12)."""
     min_gain_se: NonNegativeFloat

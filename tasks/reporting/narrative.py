@@ -159,8 +159,9 @@ def dwa_verdict(dwa: Document) -> str:
     if not dwa["candidates"]:
         equal = dwa["spearman_equal"]
         equal_only = "" if equal is None else f" For equal weights alone it is {number(equal, 2)}."
+        used = rule_name(dwa["used"])
         return (
-            f"Equal weights were used: {pairs} with both detections and human labels "
+            f"{used[0].upper()}{used[1:]} ranked the images: {pairs} with both detections and human labels "
             f"{'is' if dwa['num_samples'] == 1 else 'are'} too few to learn from and to compare fairly.{equal_only}"
         )
     learned, best = _candidate(dwa, "learned"), _candidate(dwa, dwa["best_simple"])

@@ -17,20 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from detectron_ext.dwa import DwaSamples
+from detectron_ext.dwa import DwaSamples, mixture_terms
 from detectron_ext.uncertainty_metrics import Floats, grouped_spearman
-from detectron_ext.weight_choice import EQUAL, LEARNED
+from detectron_ext.weight_choice import EQUAL
 from tasks.data import schemas
 from tasks.params.stages import DwaParams
 from tasks.storage import files
 from tasks.study.pool_spearman import POOL_IMAGES
-from tasks.weigh import DwaDecision, PoolFeatures, decide_weights
+from tasks.weigh import PoolFeatures, decide_weights
 
 NUM_LABELS = (20, 40, 80, 160)
 """Sizes of the random draws, in images."""
 NUM_DRAWS = 5
 _MIN_RANKED_IMAGES = 30
-PRIOR_RULES = (EQUAL, *schemas.METRICS)
 REPLAY = pa.schema(
     [
         ("seed", pa.int64()),
@@ -42,7 +41,7 @@ REPLAY = pa.schema(
 )
 
 
-def replay_folder(parts: Path, dwa: DwaParams) -> pa.Table:
+def replay_folder(parts: Path, dwa: DwaParams, priors: Sequence[str]) -> pa.Table:
     """Replay every pool of a study's parts: ``seed-<seed>/<arm>/round-<number>.parquet``.
 
     Returns:
@@ -52,21 +51,28 @@ def replay_folder(parts: Path, dwa: DwaParams) -> pa.Table:
     for path in sorted(parts.glob("seed-*/*/round-*.parquet")):
         keys = {"seed": int(path.parts[-3].removeprefix("seed-")), "round": int(path.stem.removeprefix("round-"))}
         pool = files.read_table(path, POOL_IMAGES)
-        rows += [keys | row for row in replay_pool(pool, dwa, seed=keys["seed"])]
+        rows += [keys | row for row in replay_pool(pool, dwa, priors, seed=keys["seed"])]
     return pa.Table.from_pylist(rows, schema=REPLAY)
 
 
 def replay_pool(
-    pool: pa.Table, dwa: DwaParams, *, seed: int, sizes: Sequence[int] = NUM_LABELS, num_draws: int = NUM_DRAWS
+    pool: pa.Table,
+    dwa: DwaParams,
+    priors: Sequence[str],
+    *,
+    seed: int,
+    sizes: Sequence[int] = NUM_LABELS,
+    num_draws: int = NUM_DRAWS,
 ) -> Iterator[dict[str, Any]]:
     """Draw labels at random, apply every rule to the rest, and correlate with the realized loss.
 
-    Rules: equal weights, each metric alone, the learned weights, and ``chosen|<prior>``: what the choice of
-    docs/method.md#choice takes with that prior rule. Sizes that leave under 30 images are left out.
+    Rules: equal weights, each metric alone, and with each prior rule ``learned|<prior>``, the learned weights, and
+    ``chosen|<prior>``, what the choice of docs/method.md#choice takes. Sizes that leave under 30 images are left out.
 
     Args:
         pool: POOL_IMAGES.
         dwa: parameters of the choice; ``mode`` and ``prior_rule`` are not read.
+        priors: values of ``dwa.prior_rule``.
         seed: of the draws.
         sizes: numbers of labels.
         num_draws: draws of each size.
@@ -87,7 +93,7 @@ def replay_pool(
             ranked = PoolFeatures(
                 [image_ids[i] for i in rest], features_PF[rest], metrics_PM[rest], np.zeros((len(rest), 3))
             )
-            for rule, score_R in rule_scores(dwa, seed, samples, ranked).items():
+            for rule, score_R in rule_scores(dwa, seed, samples, ranked, priors).items():
                 correlation = grouped_spearman([(score_R, loss_P[rest])])
                 if correlation is not None:
                     found.setdefault(rule, []).append(correlation)
@@ -108,31 +114,22 @@ def _samples(
     )
 
 
-def rule_scores(dwa: DwaParams, seed: int, samples: DwaSamples, pool: PoolFeatures) -> dict[str, Floats]:
-    """Score the pool by every rule; with too few labels the choice is the prior rule."""
+def rule_scores(
+    dwa: DwaParams, seed: int, samples: DwaSamples, pool: PoolFeatures, priors: Sequence[str]
+) -> dict[str, Floats]:
+    """Score the pool by every rule; with too few labels the choice is the prior rule and nothing is learned."""
     names = list(dwa.metrics)
     used_PM = pool.metrics[:, [schemas.METRICS.index(name) for name in names]]
     scores: dict[str, Floats] = {EQUAL: used_PM.mean(axis=1)}
     scores |= {name: used_PM[:, index] for index, name in enumerate(names)}
-    settings = {"mode": "learned", "prior_rule": EQUAL}
-    decision = decide_weights(dwa.model_copy(update=settings), seed, samples, pool)
-    if decision.choice is not None:
-        weights_PT = decision.choice.ensemble.weights(pool.features)
-        scores[LEARNED] = (weights_PT[:, : len(names)] * used_PM).sum(axis=1)
-    for prior in (rule for rule in PRIOR_RULES if rule in scores):
-        scores[f"chosen|{prior}"] = scores[chosen_rule(decision, prior, dwa.min_gain_se)]
+    for prior in priors:
+        decision = decide_weights(dwa.model_copy(update={"mode": "learned", "prior_rule": prior}), seed, samples, pool)
+        scores[f"chosen|{prior}"] = decision.uncertainty
+        if decision.choice is not None:
+            terms_PT = mixture_terms(used_PM, signed=dwa.allow_negative_weights)
+            weights_PT = decision.choice.ensemble.weights(pool.features)
+            scores[f"learned|{prior}"] = (weights_PT * terms_PT).sum(axis=1)
     return scores
-
-
-def chosen_rule(decision: DwaDecision, prior: str, min_gain_se: float) -> str:
-    """Return the rule that the same samples choose with another prior rule (docs/method.md#choice)."""
-    choice = decision.choice
-    if choice is None:
-        return prior
-    if choice.used == LEARNED:
-        return LEARNED
-    own = choice.candidate(prior)  # its gain is its lead over the best simple rule: 0 or negative
-    return prior if -own.gain <= min_gain_se * own.gain_standard_error else choice.best_simple
 
 
 def mean_by_size(replay: pa.Table) -> dict[str, dict[int, float]]:
@@ -174,13 +171,14 @@ def markdown(replay: pa.Table) -> str:
         cells = [f"{values[size]:.3f}" if size in values else "–" for size in sizes]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     sentences = []
-    for prior in PRIOR_RULES:
-        if f"chosen|{prior}" in means:
-            found = lead_over_best_metric(replay, f"chosen|{prior}")
+    for rule in sorted(means):
+        kind, _, prior = rule.partition("|")
+        if prior:
+            found = lead_over_best_metric(replay, rule)
             error = found["standard_error"]
             spread = "one seed" if error is None else f"standard error {error:.3f}"
             sentences.append(
-                f"- Chosen with prior rule `{prior}`, minus the best metric alone, `{found['best']}`: "
+                f"- {kind.capitalize()} with prior rule `{prior}`, minus the best metric alone, `{found['best']}`: "
                 f"{found['lead']:+.3f} ({spread})."
             )
     return "\n".join([*lines, "", *sentences]) + "\n"
@@ -191,13 +189,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="+", type=Path)
     parser.add_argument("--dwa", type=json.loads, default={}, help="Changed parameters of section dwa, as JSON.")
+    parser.add_argument("--priors", nargs="+", default=[EQUAL, "entropy"], help="Values of dwa.prior_rule.")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     arguments = parser.parse_args()
     from tasks.params import load_params
 
     dwa = load_params(arguments.params).dwa.model_copy(update=arguments.dwa)
     for parts in arguments.parts:
-        replay = replay_folder(parts, dwa)
+        replay = replay_folder(parts, dwa, arguments.priors)
         if not arguments.dwa:  # only the settings of params.yaml are the study's result
             files.write_table(parts.parent / "replay.parquet", replay)
             files.write_bytes(parts.parent / "replay.md", markdown(replay).encode())

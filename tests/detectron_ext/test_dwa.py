@@ -15,7 +15,7 @@ CONFIG = DwaConfig(
     learning_rate=0.02,
     weight_decay=0.01,
     weight_variance_penalties=(100.0, 10.0),
-    uniform_prior_penalty=1.0,
+    prior_penalty=1.0,
     allow_negative_weights=False,
     cv_folds=4,
     min_gain_se=1.0,
@@ -77,7 +77,7 @@ def fit(loss: np.ndarray, metrics: np.ndarray, training: np.ndarray, penalties: 
     rng = np.random.default_rng(0)
     features = torch.from_numpy(np.concatenate([metrics - 0.5, rng.normal(size=(len(loss), 4))], axis=1)).float()
     pairs = ranking_pairs(loss, np.zeros(len(loss), dtype=np.int64), training, seed=0)
-    networks = fit_networks(features, metrics, training, pairs, penalties, CONFIG)
+    networks = fit_networks(features, metrics, training, pairs, penalties, EQUAL, CONFIG)
     return networks(features).detach().numpy().swapaxes(1, 2)
 
 

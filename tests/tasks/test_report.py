@@ -131,7 +131,7 @@ def test_first_round_says_in_words_what_cannot_be_drawn_yet(synthetic_campaign):
     assert "there is nothing to compare it with yet" in text
     assert "The curve begins when the next batch of labels is back." in text
     assert "What moves the weights" not in text
-    assert "Equal weights were used: 12 images with both detections and human labels are too few" in text
+    assert "Equal weights ranked the images: 12 images with both detections and human labels are too few" in text
     assert "first measurement" in text
     assert "None" not in text
     assert "nan" not in text.lower().split()
@@ -140,7 +140,7 @@ def test_first_round_says_in_words_what_cannot_be_drawn_yet(synthetic_campaign):
 def test_rounds_without_any_correlation_are_told_not_drawn(synthetic_campaign):
     text = text_of(render_page(synthetic_campaign(rounds=3, acquisition_weights="cold")))
     assert "No round so far had enough labeled images to measure a rank correlation." in text
-    assert "Equal weights were used" in text
+    assert "Equal weights ranked the images" in text
     assert "None" not in text
 
 

@@ -148,14 +148,16 @@ def test_calibration_images_are_scored_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_a_cold_start_weighs_equally_and_says_so(scored: Path, count: int) -> None:
-    document, rows = run_weigh(scored, make_samples(count, MIXED))
-    assert document["used"] == "equal"
+@pytest.mark.parametrize("prior", ["equal", "entropy", "overlap"])
+def test_a_cold_start_uses_the_prior_rule_and_says_so(scored: Path, count: int, prior: str) -> None:
+    document, rows = run_weigh(scored, make_samples(count, MIXED), prior_rule=prior)
+    assert document["used"] == prior
     assert "cold start" in document["reason"]
     assert document["spearman_dwa"] is None
     metrics = files.read_table(scored / "score" / "scores.parquet", schemas.SCORES).to_pylist()
     for row, own in zip(rows, metrics, strict=True):
-        assert row["uncertainty"] == pytest.approx((own["confidence"] + own["entropy"] + own["overlap"]) / 3)
+        mean = (own["confidence"] + own["entropy"] + own["overlap"]) / 3
+        assert row["uncertainty"] == pytest.approx(mean if prior == "equal" else own[prior])
 
 
 def test_learned_weights_are_used_when_they_rank_better(scored: Path) -> None:

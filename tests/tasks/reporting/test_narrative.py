@@ -71,7 +71,7 @@ EQUAL = {"used": "equal", "spearman_dwa": None, "candidates": []}
         ({"used": "-overlap"}, "Low overlap alone ranked the images."),
         (
             EQUAL | {"num_samples": 1},
-            "Equal weights were used: 1 image with both detections and human labels is too few",
+            "Equal weights ranked the images: 1 image with both detections and human labels is too few",
         ),
         (EQUAL, "For equal weights alone it is 0.30."),
         (EQUAL | {"mode": "entropy"}, "This campaign does not learn its metric weights: dwa.mode is “entropy”"),
