@@ -29,6 +29,7 @@ class Settings:
     ports: Mapping[str, int]
     s3_key: S3Key
     postgres_password: str = field(repr=False)
+    ray_token: str = field(repr=False)
 
     @property
     def env_file(self) -> Path:
@@ -62,6 +63,8 @@ class Settings:
             "PGPORT": str(self.ports["postgres"]),
             "PGUSER": ROLE,
             "PGPASSWORD": self.postgres_password,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.ray_token,
             **{f"GLEANER_{name.upper()}_PORT": str(port) for name, port in self.ports.items()},  # infra/compose.yaml
         }
 
@@ -76,7 +79,7 @@ def load_or_create(folder: Path, ports: Mapping[str, int]) -> Settings:
     settings = load(folder)
     if settings is None:
         key = S3Key(f"gleaner-{secrets.token_hex(6)}", secrets.token_urlsafe(32))
-        settings = Settings(folder, DEFAULT_PORTS, key, secrets.token_urlsafe(32))
+        settings = Settings(folder, DEFAULT_PORTS, key, secrets.token_urlsafe(32), secrets.token_hex(32))
     settings = replace(settings, ports={**settings.ports, **ports})
     _check_ports(settings.ports)
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +95,9 @@ def load(folder: Path) -> Settings | None:
     if not path.is_file():
         return None
     stored = files.read_json(path)
-    return Settings(folder.resolve(), stored["ports"], S3Key(**stored["s3_key"]), stored["postgres_password"])
+    return Settings(
+        folder.resolve(), stored["ports"], S3Key(**stored["s3_key"]), stored["postgres_password"], stored["ray_token"]
+    )
 
 
 def _save(settings: Settings) -> None:
@@ -100,6 +105,7 @@ def _save(settings: Settings) -> None:
         "ports": dict(settings.ports),
         "s3_key": {"access": settings.s3_key.access, "secret": settings.s3_key.secret},
         "postgres_password": settings.postgres_password,
+        "ray_token": settings.ray_token,
     }
     write_private(settings.folder / "stack.json", json.dumps(content, indent=2) + "\n")
     lines = [f"export {name}={shlex.quote(value)}" for name, value in settings.environment().items()]

@@ -31,8 +31,9 @@ def env_placeholders(content: Any) -> set[str]:
 
 
 def test_compose_has_the_services_of_the_stack_and_a_worker() -> None:
-    assert set(COMPOSE["services"]) == {*SERVICES, "worker"}
+    assert set(COMPOSE["services"]) == {*SERVICES, "worker", "ray-head", "ray-node"}
     assert COMPOSE["services"]["worker"]["profiles"] == ["worker"]
+    assert COMPOSE["services"]["ray-head"]["profiles"] == COMPOSE["services"]["ray-node"]["profiles"] == ["ray"]
     assert all("healthcheck" in COMPOSE["services"][name] for name in SERVICES)
 
 
@@ -45,6 +46,25 @@ def test_compose_publishes_a_service_on_loopback_only_at_the_stacks_port(name: s
 def test_compose_asks_for_nothing_that_the_sourced_file_does_not_have(tmp_path: Path) -> None:
     assert env_placeholders(COMPOSE) <= set(load_or_create(tmp_path, {}).environment())
     assert not re.search(r"(PASSWORD|SECRET_ACCESS_KEY): +[^$\s]", (ROOT / "infra/compose.yaml").read_text())
+
+
+def test_every_ray_process_of_compose_asks_for_the_token_and_only_the_dashboard_is_published_on_loopback() -> None:
+    services = COMPOSE["services"]
+    for name in ("worker", "ray-head", "ray-node"):
+        settings = services[name]["environment"]
+        assert (settings["RAY_AUTH_MODE"], settings["RAY_AUTH_TOKEN"]) == ("token", "${RAY_AUTH_TOKEN:?}"), name
+    assert services["ray-head"]["ports"] == ["127.0.0.1:8265:8265"]
+    assert "ports" not in services["ray-node"]
+    assert "--num-cpus=0" in services["ray-head"]["command"]  # the head deals out and computes nothing
+
+
+def test_only_the_gpu_file_asks_for_a_gpu() -> None:
+    overlay = yaml.safe_load((ROOT / "infra" / "compose.gpu.yaml").read_text())
+    assert set(overlay["services"]) == {"worker", "ray-node"}
+    for service in overlay["services"].values():
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device["capabilities"] == ["gpu"]
+    assert "nvidia" not in json.dumps(COMPOSE)
 
 
 @pytest.mark.services
@@ -69,10 +89,10 @@ def options(command: list[str], ignored_flags: re.Pattern[str]) -> set[str]:
 
 def test_every_file_the_image_copies_is_there() -> None:
     dockerfile = (ROOT / "infra" / "Dockerfile").read_text()
-    copied = re.findall(r"^COPY --chown=\w+ (.+)$", dockerfile, re.MULTILINE)
+    copied = re.findall(r"^COPY (?!--from)(.+)$", dockerfile, re.MULTILINE)
     sources = [source for line in copied for source in line.split()[:-1]]
     forced = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    needed = {"Makefile", "requirements-dev.lock", "pyproject.toml", *forced["force-include"]}  # by make setup
+    needed = {"Makefile", "requirements.lock", "pyproject.toml", *forced["force-include"]}  # by make setup
     assert needed <= set(sources)
     assert all((ROOT / source).exists() for source in sources)
     ignored = (ROOT / ".dockerignore").read_text().split()
