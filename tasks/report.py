@@ -1,6 +1,6 @@
 """Write the HTML page of the campaign, and the history that the next round's page starts from.
 
-Reads  data/images, data/import_report.json, data/labels, data/warm_start, derived/prepare/quarantine.json, derived/assemble, derived/train/summary.json, derived/train/curves.parquet, derived/evaluate, derived/score, derived/weigh, derived/select, derived/handoff
+Reads  data/detections_at_selection, data/images, data/import_report.json, data/labels, data/warm_start, derived/prepare/quarantine.json, derived/assemble, derived/train/summary.json, derived/train/curves.parquet, derived/evaluate, derived/infer, derived/score, derived/weigh, derived/select, derived/handoff
 Writes derived/report
 Params classes, scoring, report, stopping
 """  # noqa: E501
@@ -30,7 +30,7 @@ def report(
     workspace: Workspace,
     out: Path,
 ) -> None:
-    """Write ``report.html`` and ``history.json``.
+    """Write ``report.html``, ``history.json`` and ``label_check.json``, the labels to look at again.
 
     Args:
         classes: class names in the order of params.yaml.
@@ -46,6 +46,7 @@ def report(
     data = load_report_data(workspace, classes)
     history = with_stopping_advice(append_round(data.past_rounds, round_entry(data)), stopping)
     files.write_json(out / "history.json", history)
+    files.write_json(out / "label_check.json", [label.as_json() for label in data.doubtful_labels])
     files.write_bytes(out / "report.html", render(data, history, scoring, params.thumbnails).encode())
     _log.info("report: %d rounds, %d images to label next", len(history), data.selection_summary["selected"])
 

@@ -32,6 +32,7 @@ def round_entry(data: ReportData) -> dict[str, Any]:
         },
         "pool_error": data.pool_error,
         **{key: data.selection_summary[key] for key in ("selected", "random_picks")},
+        "expected_boxes_per_class": data.expected_boxes_per_class,
         "annotation_cost": {key: data.selection_summary["annotation_cost"][key] for key in _COSTS},
         "teacher_agreement": data.teacher_agreement,
         "agreement": data.agreement,

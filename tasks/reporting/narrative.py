@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tasks.reporting.pool_map import PoolMap
 from tasks.reporting.report_data import Document, ReportData
 from tasks.reporting.stopping import CONSIDER_STOPPING, minutes_per_point
 from tasks.runtime.formatting import join_and, number, pluralize, signed
@@ -228,6 +229,19 @@ def stopping(now: Document) -> list[str]:
             f"{number(now['teacher_agreement'], 2)}."
         )
     return sentences
+
+
+def pool_map(found: PoolMap) -> str:
+    """Say what the map holds, and how many images look like one that is labeled or picked."""
+    near = found.near_duplicates
+    num_rest, num_picked = found.count("pool"), found.count("picked") + found.count("explored")
+    near_picked = near["picked"] + near["explored"]
+    held = number(100 * found.variance_frac, 0)
+    return (
+        f"Images that the teacher sees alike lie close together; the two directions hold {held} % of the differences. "
+        f"Of {pluralize(num_rest, 'image')} left in the pool {near['pool']} look nearly like a labeled or picked one "
+        f"and were not taken; of {num_picked} picked ones {near_picked} {'does' if near_picked == 1 else 'do'}."
+    )
 
 
 def dwa_caution(dwa: Document) -> str:

@@ -11,6 +11,7 @@ from tasks.data.schemas import METRICS
 from tasks.params.stages import ScoringParams
 from tasks.reporting import errors_by_class, narrative, plots, tables
 from tasks.reporting.feature_importance import importance_rows, importance_text
+from tasks.reporting.pool_map import GROUP_TEXT, draw_pool_map
 from tasks.reporting.report_data import Document, ReportData
 from tasks.reporting.thumbnails import class_colors, thumbnail
 from tasks.runtime import formatting
@@ -58,6 +59,7 @@ def _text(data: ReportData, history: Sequence[Document], scoring: ScoringParams)
         "pool_error_text": narrative.pool_error(data.pool_error),
         "stopping_text": narrative.stopping(history[-1]),
         "dwa_record": narrative.dwa_record(history),
+        "pool_map_text": None if data.pool_map is None else narrative.pool_map(data.pool_map),
         "importance_text": importance_text(data.dwa),
         "import_corrections": narrative.import_corrections(data.import_counts),
         "agreement_text": narrative.agreement(history),
@@ -77,6 +79,9 @@ def _tables(data: ReportData, history: Sequence[Document]) -> dict[str, Any]:
         "pseudo_label_rows": tables.pseudo_label_rows(data.train_summary),
         "selection": data.selection.head(tables.SELECTED_SHOWN).to_dict("records"),
         "reviewed": tables.review_rows(data),
+        "doubtful_labels": data.doubtful_labels[: tables.DOUBTFUL_SHOWN],
+        "num_doubtful": len(data.doubtful_labels),
+        "wanted_rows": tables.wanted_rows(data),
         "importance_rows": importance_rows(data.dwa),
         "stages": tables.stage_rows(data.stage_seconds),
         "seconds": sum(data.stage_seconds.values()),
@@ -150,7 +155,15 @@ def _num_images(count: int) -> str:
 
 def _plots(data: ReportData, history: Sequence[Document]) -> dict[str, Markup]:
     """Draw the figures by name; one that would be empty is left out, and the page says why."""
-    return {**_round_plots(history), **_pool_plots(data), **_training_plots(data.curves)}
+    return {**_round_plots(history), **_pool_plots(data), **_map(data), **_training_plots(data.curves)}
+
+
+def _map(data: ReportData) -> dict[str, Markup]:
+    if data.pool_map is None:
+        return {}
+    counts = [f"{data.pool_map.count(group)} {text}" for group, text in GROUP_TEXT.items()]
+    alt = f"Map of {_num_images(len(data.pool_map.image_ids))} by what the teacher sees in them: {', '.join(counts)}."
+    return {"pool_map": draw_pool_map(data.pool_map, data.root, alt)}
 
 
 def _round_plots(history: Sequence[Document]) -> dict[str, Markup]:

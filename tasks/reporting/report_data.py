@@ -1,11 +1,13 @@
 """Read everything that the page is made from."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -14,6 +16,8 @@ from tasks.data.paths import STAGES, Workspace
 from tasks.data.schemas import CANDIDATE_SCORES, PREDICTIONS, SCORES, SELECTION, UNCERTAINTY, AnnotationTask
 from tasks.evaluation.model_agreement import model_agreement
 from tasks.reporting.agreement import agreement_metrics
+from tasks.reporting.label_check import DoubtfulLabel, doubtful_labels
+from tasks.reporting.pool_map import PoolMap, make_pool_map
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 
@@ -48,6 +52,14 @@ class ReportData:
     """schemas.SCORES joined with schemas.UNCERTAINTY, by image_id, for every unlabeled image."""
     selection: pd.DataFrame
     """schemas.SELECTION, by rank."""
+    pool_map: PoolMap | None
+    """None: fewer than three images."""
+    expected_boxes_per_class: Mapping[str, float]
+    """Boxes that the teacher expects in the next batch, by class name."""
+    boxes_of_newest_batch: Mapping[str, int]
+    """Boxes that people drew in the newest batch, by class name."""
+    doubtful_labels: Sequence[DoubtfulLabel]
+    """Labeled images whose labels the teachers contradict, the surest error first."""
     tasks: Sequence[AnnotationTask]
     """What annotators get, by rank."""
     import_counts: Document
@@ -67,6 +79,8 @@ def load_report_data(workspace: Workspace, classes: Sequence[str]) -> ReportData
     select_folder = workspace.derived("select")
     import_report = files.read_json(workspace.import_report)
     store = read_labels(workspace.labels)
+    newest = read_batch(workspace.label_batch(store.newest_batch))
+    selection = files.read_table(select_folder / "selection.parquet", SELECTION)
     return ReportData(
         root=workspace.root,
         classes=classes,
@@ -79,9 +93,18 @@ def load_report_data(workspace: Workspace, classes: Sequence[str]) -> ReportData
         pool_error=files.read_json(workspace.derived("score") / "pool_error.json"),
         selection_summary=files.read_json(select_folder / "summary.json"),
         teacher_agreement=_teacher_agreement(workspace),
-        agreement=agreement_metrics(read_batch(workspace.label_batch(store.newest_batch)), store.all_annotations),
+        agreement=agreement_metrics(newest, store.all_annotations),
         pool_metrics=_pool_metrics(workspace),
-        selection=files.read_table(select_folder / "selection.parquet", SELECTION).to_pandas(),
+        selection=selection.to_pandas(),
+        pool_map=_pool_map(workspace, selection),
+        doubtful_labels=doubtful_labels(
+            workspace.derived("assemble") / "labeled.parquet",
+            workspace.derived("infer"),
+            workspace.detections_at_selection,
+            classes,
+        ),
+        expected_boxes_per_class=_expected_boxes(workspace, selection, classes),
+        boxes_of_newest_batch=Counter(box.category for label in newest.images for box in label.boxes),
         tasks=_read_tasks(workspace.derived("handoff") / "manifest.jsonl"),
         import_counts=import_report.get("counts", {}),
         rejected={
@@ -97,6 +120,24 @@ def _history(path: Path) -> list[Document]:
     if not isinstance(history, list) or not all(isinstance(entry, dict) and "round" in entry for entry in history):
         raise UserError(path, "the content is not a list of rounds, expected one", "Run: dvc checkout data/warm_start")
     return history
+
+
+def _pool_map(workspace: Workspace, selection: pa.Table) -> PoolMap | None:
+    picked = selection["image_id"].to_pylist()
+    explored = selection.filter(selection["is_random_pick"])["image_id"].to_pylist()
+    assembled = workspace.derived("assemble")
+    return make_pool_map(
+        workspace.derived("infer"), assembled / "unlabeled.parquet", assembled / "labeled.parquet", picked, explored
+    )
+
+
+def _expected_boxes(workspace: Workspace, selection: pa.Table, classes: Sequence[str]) -> dict[str, float]:
+    scores = files.read_table(
+        workspace.derived("score") / "scores.parquet", SCORES, columns=["image_id", "expected_boxes_per_class"]
+    )
+    picked = scores.filter(pc.is_in(scores["image_id"], value_set=selection["image_id"].combine_chunks()))
+    rows = picked["expected_boxes_per_class"].to_pylist()
+    return {name: round(sum(row[number] for row in rows), 2) for number, name in enumerate(classes)}
 
 
 def _teacher_agreement(workspace: Workspace) -> float | None:

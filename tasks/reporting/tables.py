@@ -10,6 +10,7 @@ ROUNDS_SHOWN = 8
 """Columns of a table by round: the first and the newest."""
 REJECTED_SHOWN = 40
 SELECTED_SHOWN = 200
+DOUBTFUL_SHOWN = 40
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,26 @@ def class_rows(classes: Sequence[str], history: Sequence[Document]) -> list[Clas
             background_weight=now["class_weights"]["claimed_background"].get(name),
         )
         for name in classes
+    ]
+
+
+@dataclass(frozen=True)
+class WantedRow:
+    """Boxes of one class: expected in the newest batch when it was picked, drawn in it, expected in the next one."""
+
+    name: str
+    wanted: float | None
+    """None: the batch was offered by no round, as the seed batch."""
+    got: int
+    next: float
+
+
+def wanted_rows(data: ReportData) -> list[WantedRow]:
+    """Return one row per class, in the order of params.yaml."""
+    before = data.past_rounds[-1]["expected_boxes_per_class"] if data.past_rounds else {}
+    return [
+        WantedRow(name, before.get(name), data.boxes_of_newest_batch.get(name, 0), data.expected_boxes_per_class[name])
+        for name in data.classes
     ]
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tasks.data.schemas import AnnotationTask, Prediction
 from tasks.runtime.errors import UserError
 
 _LONG_SIDE_PX = 400
-_JPEG_QUALITY = 82
+_JPEG_QUALITY, _SMALL_QUALITY = 82, 70
 _NUM_BOX_COLORS = 7
 """Number of --box-… variables in style.css.j2; classes beyond it take colors in turn."""
 _MAX_LABELED_BOXES = 6
@@ -80,16 +80,31 @@ def class_colors(classes: Sequence[str]) -> dict[str, int]:
     return {name: index % _NUM_BOX_COLORS for index, name in enumerate(classes)}
 
 
+def small_jpeg(uri: str, image_id: str, root: Path, side_px: int) -> str:
+    """Return an image, shrunk to fit a square, as a data URI; empty where it cannot be opened here."""
+
+    def shrink(path: Path) -> Image.Image:
+        image = open_rgb(path)
+        image.thumbnail((side_px, side_px))
+        return image
+
+    return _data_uri(uri, image_id, root, shrink, _SMALL_QUALITY)
+
+
 def _encode_jpeg(task: AnnotationTask, root: Path, size: tuple[int, int]) -> str:
     def shrink(path: Path) -> Image.Image:
         return open_rgb(path).resize(size, Image.Resampling.LANCZOS)
 
+    return _data_uri(task.uri, task.image_id, root, shrink, _JPEG_QUALITY)
+
+
+def _data_uri(uri: str, image_id: str, root: Path, shrink: Callable[[Path], Image.Image], quality: int) -> str:
     try:
-        small = ImageSource(root).open(task.uri, task.image_id, shrink)
+        small = ImageSource(root).open(uri, image_id, shrink)
     except (UserError, OSError, ValueError, SyntaxError):
         return ""  # not checked out, or the object store is away: the page says so
     stream = io.BytesIO()
-    small.save(stream, format="JPEG", quality=_JPEG_QUALITY, optimize=True)
+    small.save(stream, format="JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 

@@ -13,10 +13,13 @@ from PIL import Image, ImageDraw
 
 from tasks.data.paths import Workspace
 from tasks.data.schemas import (
+    ANNOTATED,
+    DETECTIONS,
     PREDICTIONS,
     SCORES,
     SELECTION,
     UNCERTAINTY,
+    UNLABELED,
     AnnotationTask,
     Prediction,
     with_class_names,
@@ -141,6 +144,7 @@ class SyntheticCampaign:
             "pseudo_boxes_per_image": 1.9,
             "loss_ratio": 0.21,
             "mean_uncertainty": 0.48,
+            "expected_boxes_per_class": {name: 1.5 * n for n, name in enumerate(self.classes)},
             "teacher_agreement": None if number == 0 else 0.81,
             "stopping": {"advice": "go_on", "reason": "1 round with new labels", "rounds": 1},
         }
@@ -314,6 +318,7 @@ class SyntheticCampaign:
         )
         weights /= weights.sum(1, keepdims=True)
         uncertainty = (weights * metrics).sum(1)
+        self._write_embeddings()
         scores = {"image_id": self.ids, "num_boxes": np.where(empty, 0, 3), "has_no_detections": empty}
         scores |= {"num_distinct_classes": np.where(empty, 0, 2), "expected_boxes": np.where(empty, 0.0, 2.4)}
         scores |= {"expected_boxes_per_class": [[0.4] * 6] * count, "features": [[0.0] * 24] * count}
@@ -331,6 +336,29 @@ class SyntheticCampaign:
         }
         files.write_table(derived("weigh") / "uncertainty.parquet", pa.table(weighed, schema=UNCERTAINTY))
         self._write_selection(uncertainty, metrics, weights, empty)
+
+    def _write_embeddings(self) -> None:
+        """The pool in two clouds, with eight labeled images in one of them."""
+        assembled, infer = self.workspace.derived("assemble"), self.workspace.derived("infer")
+        labeled = [f"{i:016x}" for i in range(8)]
+        for name, ids, kind in (("unlabeled", self.ids, "shard"), ("labeled", labeled, "labeled")):
+            schema = UNLABELED if name == "unlabeled" else ANNOTATED
+            box = {"boxes_xyxy": [10, 10, 60, 60], "class_ids": [0], "batch": 1} if kind == "labeled" else {}
+            place = {"width_px": 200, "height_px": 150}
+            rows = [{"image_id": i, "uri": f"data/images/{i}.png", **place, **box} for i in ids]
+            files.write_table(assembled / f"{name}.parquet", pa.Table.from_pylist(rows, schema=schema))
+            vectors = [(np.eye(6)[n % 2] + self.random.normal(0, 0.2, 6)).astype(np.float16) for n in range(len(ids))]
+            probs = {
+                "boxes_xyxy": [10, 10, 60, 60],
+                "class_probs": [0.125] * 7,
+                "scores": [0.875],
+                "residual_mass": 0.0,
+            }
+            found = [
+                {"image_id": i, "embedding": vector, **probs, "class_ids": [int(n == 3)]}  # the fourth is contradicted
+                for n, (i, vector) in enumerate(zip(ids, vectors, strict=True))
+            ]
+            files.write_table(infer / f"{kind}-000000.parquet", pa.Table.from_pylist(found, schema=DETECTIONS))
 
     def _write_selection(
         self, uncertainty: np.ndarray, metrics: np.ndarray, weights: np.ndarray, empty: np.ndarray

@@ -111,7 +111,26 @@ def test_page_shows_every_part(synthetic_campaign):
     ):
         assert part in text, part
     drawings = page.tags.count("svg")
-    assert drawings == 4 + 4 + 2 + 12  # by round, of the pool, of training, thumbnails
+    assert drawings == 4 + 4 + 1 + 2 + 12  # by round, of the pool, its map, of training, thumbnails
+
+
+def test_a_label_that_the_teacher_contradicts_is_listed(synthetic_campaign):
+    workspace = synthetic_campaign()
+    text = text_of(render_page(workspace))
+    assert "1 label to look at again" in text
+    (label,) = json.loads((workspace.derived("report") / "label_check.json").read_text())
+    assert (label["image_id"], label["kind"], label["class_name"]) == (f"{3:016x}", "swapped", "one")
+    assert (label["strength"], label["was_unseen"]) == (0.875, False)
+
+
+def test_the_map_shows_every_group_and_pictures_of_what_is_picked(synthetic_campaign):
+    workspace = synthetic_campaign()
+    page = render_page(workspace)
+    html = (workspace.derived("report") / "report.html").read_text(encoding="utf-8")
+    assert "Map of 128 images by what the teacher sees in them: 108 left in the pool, 8 labeled" in html
+    assert html.count('<g class="dot"') == 128
+    assert html.count('class="peek"') == 12  # the others are not on this machine
+    assert "Images that the teacher sees alike lie close together" in text_of(page)
 
 
 def test_every_drawing_has_words_for_those_who_do_not_see_it(synthetic_campaign):
