@@ -73,6 +73,7 @@ def outside_crowds(found: StoredDetections, marked: MarkedBoxes) -> StoredDetect
         scores=found.scores[counts_N],
         class_ids=found.class_ids[counts_N],
         class_probs=found.class_probs[counts_N],
+        stability=found.stability[counts_N],
     )
 
 

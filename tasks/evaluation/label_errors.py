@@ -35,7 +35,12 @@ class LabelError:
 
 
 def find_label_errors(
-    boxes_N4: Floats, scores_N: Floats, class_ids_N: Ints, labels_G4: Floats, label_ids_G: Ints
+    boxes_N4: Floats,
+    scores_N: Floats,
+    class_ids_N: Ints,
+    stability_N: Floats,
+    labels_G4: Floats,
+    label_ids_G: Ints,
 ) -> list[LabelError]:
     """List what contradicts the labels of one image, the surest error first.
 
@@ -43,25 +48,33 @@ def find_label_errors(
         boxes_N4: corners of the detections, px; those in crowd regions left out.
         scores_N: their scores, [0, 1].
         class_ids_N: their classes.
+        stability_N: their overlap with a second regression pass, [0, 1].
         labels_G4: corners of the labeled boxes, px.
         label_ids_G: their classes.
     """
     iou_NG = pairwise_iou(boxes_N4, labels_G4)
     same_NG = class_ids_N[:, None] == label_ids_G[None, :]
     found = [
-        *_missing(boxes_N4, scores_N, class_ids_N, iou_NG),
+        *_missing(boxes_N4, scores_N, class_ids_N, stability_N, iou_NG),
         *_misplaced(class_ids_N, scores_N, labels_G4, iou_NG, same_NG),
         *_swapped(class_ids_N, scores_N, labels_G4, iou_NG, same_NG),
     ]
     return sorted(found, key=lambda error: (-error.strength, error.kind, error.box_xyxy))
 
 
-def _missing(boxes_N4: Floats, scores_N: Floats, class_ids_N: Ints, iou_NG: Floats) -> list[LabelError]:
-    """A detection where no label of any class lies: s (1 - largest IoU)."""
-    covered_N = iou_NG.max(axis=1, initial=0.0)
+def _missing(
+    boxes_N4: Floats, scores_N: Floats, class_ids_N: Ints, stability_N: Floats, iou_NG: Floats
+) -> list[LabelError]:
+    """A detection where no label of any class lies: s q (1 - largest IoU with a surer detection).
+
+    One that overlaps a surer one is a second look at the same object rather than an object that was forgotten.
+    """
+    is_surer_NN = scores_N[None, :] > scores_N[:, None]
+    repeated_N = np.where(is_surer_NN, pairwise_iou(boxes_N4, boxes_N4), 0.0).max(axis=1, initial=0.0)
+    strength_N = scores_N * stability_N * (1 - repeated_N)
     return [
-        LabelError("missing", float(scores_N[n] * (1 - covered_N[n])), int(class_ids_N[n]), _corners(boxes_N4[n]))
-        for n in np.flatnonzero(covered_N < MIN_IOU)
+        LabelError("missing", float(strength_N[n]), int(class_ids_N[n]), _corners(boxes_N4[n]))
+        for n in np.flatnonzero(iou_NG.max(axis=1, initial=0.0) < MIN_IOU)
     ]
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 from tasks.data.annotations import MarkedBoxes, marked_boxes
 from tasks.data.detections import StoredDetections, detections_from_table, outside_crowds, read_shards
 from tasks.data.schemas import ANNOTATED, DETECTIONS_AT_SELECTION, stored_class_names
-from tasks.evaluation.label_errors import LabelError, find_label_errors
+from tasks.evaluation.label_errors import ErrorKind, LabelError, find_label_errors
 from tasks.storage import files
 
 MAX_LISTED = 200
@@ -26,9 +27,9 @@ class DoubtfulLabel:
     batch: int
     """Label batch of the answer that counts."""
     strength: float
-    """Mean, over the teachers that were asked, of the surest error of each, [0, 1]."""
-    kind: str
-    """Of the surest error: missing, misplaced or swapped."""
+    """Of the error that puts the image where it stands: mean over the teachers that were asked, [0, 1]."""
+    kind: ErrorKind
+    """Of that error."""
     class_name: str
     """What the teacher sees there."""
     box_xyxy: tuple[float, float, float, float]
@@ -45,7 +46,7 @@ class DoubtfulLabel:
 def doubtful_labels(
     labeled: Path, infer: Path, detections_at_selection: Path, classes: Sequence[str]
 ) -> list[DoubtfulLabel]:
-    """Rank the labeled images by how surely something is wrong with their labels, at most ``MAX_LISTED``.
+    """List the labeled images with the surest errors of each kind in turn, at most ``MAX_LISTED``.
 
     Two teachers are asked: the one that offered the image, which had not seen its label, and that of this round, which
     is better and was trained on it. Of images that no round offered, as the seed set, only the second.
@@ -58,15 +59,47 @@ def doubtful_labels(
     """
     truth = {row["image_id"]: row for row in files.read_table(labeled, ANNOTATED).to_pylist()}
     unseen = {found.image_id: found for found in _detections_when_offered(detections_at_selection, classes, truth)}
-    ranked = []
+    found_of: dict[str, list[Sequence[LabelError]]] = {}
     for shard in read_shards(infer, "labeled"):
         for found in detections_from_table(shard):
-            row = truth.get(found.image_id)
-            if row is not None:
-                asked = [found] if found.image_id not in unseen else [found, unseen[found.image_id]]
-                ranked.append(_judge(row, [_errors(one, marked_boxes(row)) for one in asked], classes))
-    ranked.sort(key=lambda label: (-label.strength, label.image_id))
-    return [label for label in ranked[:MAX_LISTED] if label.strength > 0]
+            if found.image_id in truth:
+                asked = [found, *([unseen[found.image_id]] if found.image_id in unseen else [])]
+                marked = marked_boxes(truth[found.image_id])
+                found_of[found.image_id] = [_errors(one, marked) for one in asked]
+    by_kind = {kind: _rank(kind, found_of, truth, classes) for kind in get_args(ErrorKind)}
+    return _take_in_turn(by_kind)[:MAX_LISTED]
+
+
+def _rank(
+    kind: ErrorKind,
+    found_of: Mapping[str, Sequence[Sequence[LabelError]]],
+    truth: Mapping[str, Any],
+    classes: Sequence[str],
+) -> list[DoubtfulLabel]:
+    """Rank the images by their surest error of one kind."""
+    ranked = []
+    for image_id, found in found_of.items():
+        own = [[error for error in errors if error.kind == kind] for errors in found]
+        worst = max((error for errors in own for error in errors), key=lambda error: error.strength, default=None)
+        if worst is None or worst.strength <= 0:
+            continue
+        strength = float(np.mean([errors[0].strength if errors else 0.0 for errors in own]))
+        batch, class_name = truth[image_id]["batch"], classes[worst.class_id]
+        ranked.append(DoubtfulLabel(image_id, batch, strength, kind, class_name, worst.box_xyxy, len(found) > 1))
+    return sorted(ranked, key=lambda label: (-label.strength, label.image_id))
+
+
+def _take_in_turn(by_kind: Mapping[ErrorKind, Sequence[DoubtfulLabel]]) -> list[DoubtfulLabel]:
+    """Take the surest of each kind, then the second, and so on; each image once.
+
+    Strengths of different kinds cannot be compared: most false alarms are about missing labels, with the score of the
+    detection as their strength, while a label that lies half beside its object seldom reaches 0.5.
+    """
+    listed: dict[str, DoubtfulLabel] = {}
+    for turn in zip_longest(*by_kind.values()):
+        for label in sorted((one for one in turn if one is not None), key=lambda one: -one.strength):
+            listed.setdefault(label.image_id, label)
+    return list(listed.values())
 
 
 def _detections_when_offered(
@@ -88,20 +121,7 @@ def _errors(found: StoredDetections, marked: MarkedBoxes) -> list[LabelError]:
         counted.boxes_xyxy.astype(np.float64),
         counted.scores.astype(np.float64),
         counted.class_ids,
+        counted.stability.astype(np.float64),
         marked.boxes_xyxy.astype(np.float64),
         marked.class_ids,
-    )
-
-
-def _judge(row: Mapping[str, Any], found: Sequence[Sequence[LabelError]], classes: Sequence[str]) -> DoubtfulLabel:
-    strengths = [errors[0].strength if errors else 0.0 for errors in found]
-    worst = max((error for errors in found for error in errors), key=lambda error: error.strength, default=None)
-    return DoubtfulLabel(
-        image_id=row["image_id"],
-        batch=row["batch"],
-        strength=float(np.mean(strengths)),
-        kind="" if worst is None else worst.kind,
-        class_name="" if worst is None else classes[worst.class_id],
-        box_xyxy=(0.0, 0.0, 0.0, 0.0) if worst is None else worst.box_xyxy,
-        was_unseen=len(found) > 1,
     )
