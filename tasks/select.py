@@ -26,6 +26,7 @@ from tasks.selection import budget as budgets
 from tasks.selection.inputs import ReadPicks, earlier_picks_of, input_paths, read_inputs
 from tasks.selection.open_tasks import random_picks, rank_open_tasks, read_open_pool
 from tasks.selection.strategies.base import Strategy, seeded_shuffle
+from tasks.selection.strategies.objective import ObjectiveStrategy
 from tasks.selection.strategies.portfolio import Portfolio
 from tasks.selection.strategies.registry import create_strategy
 from tasks.storage import files
@@ -100,6 +101,9 @@ def select(
     summary |= {"value": {key: inputs.value_model[key] for key in ("used", "reason")}}
     if isinstance(strategy, Portfolio):
         summary["portfolio"] = strategy.shares
+    if isinstance(strategy, ObjectiveStrategy):
+        summary["objectives"] = strategy.shares(batch.selected)
+        summary["near_duplicates"] = strategy.num_duplicates
     rows = selection[SELECTION.names].to_dict("records")
     files.write_table(out / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
     open_pool = read_open_pool(inputs, leased, scores, uncertainty)

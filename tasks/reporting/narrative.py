@@ -122,6 +122,25 @@ def _weights_summary(dwa: Document) -> str:
     return f"They are ranked by {rule_name(dwa['used'])}."
 
 
+def selection_shares(selection_summary: Document) -> str:
+    """Say what each objective or strategy had for its share in the batch; empty where one alone chose."""
+    sentences = []
+    for key, what in (("objectives", "the objectives"), ("portfolio", "the strategies")):
+        shares = {
+            name: found["share"] if isinstance(found, dict) else found
+            for name, found in selection_summary.get(key, {}).items()
+        }
+        if len(shares) > 1:
+            parts = [
+                f"{name} {number(100 * share, 0)} %" for name, share in sorted(shares.items(), key=lambda x: -x[1])
+            ]
+            sentences.append(f"Shares of {what} in this batch: {join_and(parts)}.")
+    if selection_summary.get("near_duplicates"):
+        avoided = pluralize(selection_summary["near_duplicates"], "near duplicate")
+        sentences.append(f"{avoided} of labeled or picked images came last.")
+    return " ".join(sentences)
+
+
 _RULE_NAMES = {"equal": "equal weights", "learned": "learned weights", "common": "one learned mixture for all images"}
 
 

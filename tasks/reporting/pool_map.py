@@ -87,7 +87,7 @@ def make_pool_map(
     group_of = dict.fromkeys(chosen, "picked") | dict.fromkeys(set(chosen) & set(explored), "explored")
     ids = [*pool_ids, *(labeled_ids[row] for row in rows)]
     groups = [*(group_of.get(image, "pool") for image in pool_ids), *("labeled" for _ in rows)]
-    both = (vectors, labeled_vectors[rows]) if len(rows) else (vectors,)
+    both = [found for found in (vectors, labeled_vectors[rows]) if len(found)]  # an empty set has no columns
     order = sorted(range(len(ids)), key=lambda point: (_GROUPS.index(groups[point]), ids[point]))
     xy, variance_frac = principal_plane(np.concatenate(both).astype(np.float64))
     return PoolMap(

@@ -1,6 +1,6 @@
 """Combine objectives and diversity into one order (docs/method.md#objectives)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -47,6 +47,20 @@ class ObjectiveStrategy:
             order = self._spread(pool, table, order)
         self._ranked = table
         return order
+
+    def shares(self, image_ids: Sequence[str]) -> dict[str, float]:
+        """Return how much of the value of some ranked images each objective gave; their sum is 1 where there is any."""
+        given = {
+            name: float(np.nansum(self._ranked.loc[list(image_ids), name] * weight))
+            for name, weight in self._weights.items()
+        }
+        total = sum(given.values())
+        return {name: round(value / total, 4) if total else 0.0 for name, value in given.items()}
+
+    @property
+    def num_duplicates(self) -> int:
+        """Candidates that were put last because they look like a labeled or taken image."""
+        return len(self._duplicates)
 
     @property
     def weights(self) -> Mapping[str, float]:

@@ -205,3 +205,16 @@ def test_the_error_left_in_the_pool_has_its_interval_and_the_comparison_with_cho
     assert "chosen had a loss of 4.00" in text
     assert "chosen" not in narrative.pool_error(document | {"chosen": {"loss": None}})
     assert narrative.pool_error(document | {"drawn": nothing}).startswith("Too few")
+
+
+def test_shares_are_named_where_several_had_a_part_in_the_batch() -> None:
+    shares = {"rarity": 0.25, "diversity": 0.75}
+    assert narrative.selection_shares({"objectives": shares, "near_duplicates": 3}) == (
+        "Shares of the objectives in this batch: diversity 75 % and rarity 25 %. "
+        "3 near duplicates of labeled or picked images came last."
+    )
+    portfolio = {"entropy": {"share": 0.4}, "coreset": {"share": 0.6}}
+    assert narrative.selection_shares({"portfolio": portfolio}) == (
+        "Shares of the strategies in this batch: coreset 60 % and entropy 40 %."
+    )
+    assert narrative.selection_shares({"objectives": {"rarity": 1.0}}) == ""
