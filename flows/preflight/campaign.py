@@ -17,7 +17,7 @@ from flows.preflight.runner import CheckContext, CheckSkipped, Finding, failed, 
 from flows.workspace import git
 from flows.workspace.dvc import packaged_file
 from flows.workspace.owner import ADOPT_HINT, ownership_problem, read_owner
-from flows.workspace.rounds import all_ledgers, last_published_round
+from flows.workspace.rounds import all_ledgers, last_published_round, lost_tag_hint
 from flows.workspace.trust import is_trusted
 from tasks.data.annotations import read_annotated
 from tasks.data.images import ImageProblem, inspect_image
@@ -285,6 +285,9 @@ def check_rounds(context: CheckContext) -> Finding:
     numbers = [int(ledger["round"]) for ledger in all_ledgers(workspace)]
     tags = git.run_git(workspace.root, "tag", "--list", "round-*").split()
     tagged = {int(match[1]) for tag in tags if (match := _ROUND_TAG_PATTERN.fullmatch(tag))}
+    elsewhere = git.run_git(workspace.root, "tag", "--no-merged", "HEAD", "--list", "round-*").split()
+    if elsewhere:  # made on another branch, or reset away
+        return failed(f"{elsewhere[0]} is not in the history of this branch", lost_tag_hint(elsewhere[0]))
     lost = sorted(tagged - set(numbers))
     if lost:
         tag = git.round_tag(lost[0])

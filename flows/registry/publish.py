@@ -11,7 +11,7 @@ from flows.registry.promotion import evaluate_candidate, sync_alias
 from flows.tracking import mlflow_run
 from flows.workspace import dvc, git
 from flows.workspace.promotion_log import Decision, last_decision
-from flows.workspace.rounds import ledger_sha256, read_ledger
+from flows.workspace.rounds import ledger_sha256, lost_tag_hint, read_ledger
 from tasks.data.paths import Workspace
 from tasks.params import Params
 from tasks.runtime.errors import UserError
@@ -41,6 +41,7 @@ def publish(workspace: Workspace, params: Params, round_number: int) -> PublishR
         UserError: a file of the round is missing, or git fails.
     """
     tag = git.round_tag(round_number)
+    _require_own_tag(workspace, tag)
     if not git.has_tag(workspace.root, tag):
         revision = git.commit(workspace, f"Derive round {round_number}", git.DERIVED_PATHS)
         with mlflow_run.mlflow_run(workspace, params, round_number, revision) as run:
@@ -53,6 +54,13 @@ def publish(workspace: Workspace, params: Params, round_number: int) -> PublishR
     decision = last_decision(workspace, round_number)
     message = f"Round {round_number} is finished: {_metrics_text(workspace, round_number)}. {_decision_text(decision)}"
     return PublishResult(round_number, message.strip(), decision)
+
+
+def _require_own_tag(workspace: Workspace, tag: str) -> None:
+    """Refuse a round whose number another branch has: its tag would make this one count as published."""
+    if git.has_tag(workspace.root, tag) and not git.is_ancestor(workspace.root, tag, "HEAD"):
+        problem = f"the tag {tag} is not in the history of this branch, expected this branch's round, or none"
+        raise UserError(workspace.root, problem, lost_tag_hint(tag))
 
 
 def push(workspace: Workspace) -> bool:

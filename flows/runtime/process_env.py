@@ -5,6 +5,7 @@ mlflow or dvc is imported. Variables that the user has set are kept.
 """
 
 import os
+import pwd
 import re
 import tomllib
 from functools import lru_cache
@@ -43,8 +44,23 @@ def prepare_environment(root: Path) -> None:
     """Set the defaults for a process that works in the workspace ``root``."""
     for name, value in _DEFAULT_ENV.items():
         os.environ.setdefault(name, value)
+    _name_unknown_user(root)
     if "PREFECT_HOME" not in os.environ and not has_prefect_server():
         os.environ["PREFECT_HOME"] = str(root.resolve() / ".prefect")
+
+
+def _name_unknown_user(root: Path) -> None:
+    """Give a user whom the machine does not know (as in OpenShift) a name and a home: DVC and Prefect ask for both."""
+    try:
+        pwd.getpwuid(os.getuid())
+        return
+    except KeyError:
+        name = f"uid-{os.getuid()}"
+    for variable in ("LOGNAME", "USER"):
+        os.environ.setdefault(variable, name)
+    home = os.environ.get("HOME", "")
+    if not home or not os.access(home, os.W_OK):
+        os.environ["HOME"] = str(root.resolve() / ".gleaner" / "home")
 
 
 def has_prefect_server() -> bool:

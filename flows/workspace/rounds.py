@@ -106,6 +106,11 @@ def all_ledgers(workspace: Workspace) -> list[dict[str, Any]]:
     return [read_ledger(workspace, number) for number in range(last + 1) if workspace.ledger(number).is_file()]
 
 
+def lost_tag_hint(tag: str) -> str:
+    """Return what to do about a tag that is not in the history of the branch."""
+    return f"Go on from it: git merge {tag}. Or give that round up for good: git tag --delete {tag}"
+
+
 def ledger_sha256(workspace: Workspace, round_number: int) -> str:
     """Return the SHA-256 of a ledger file, to which the next ledger, MLflow and the git tag refer."""
     return files.sha256_file(workspace.ledger(round_number))

@@ -6,6 +6,7 @@ Crash recovery covers the files and processes of the crashed run; its open runs 
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,7 +58,11 @@ def run_lock(workspace: Workspace) -> Iterator[Lock]:
 
     Raises:
         LockHeldError: another run is active.
+        UserError: the folder cannot be written.
     """
+    if not os.access(workspace.root, os.W_OK):  # also where the file system is read-only
+        problem = "the folder cannot be written, expected the campaign on a writable file system, by this user"
+        raise UserError(workspace.root, problem, "Check its mount and its rights.")
     with acquire(workspace.lock, workspace.root, partial(record_crashed_run, workspace)) as lock:
         recover(workspace.root)
         yield lock

@@ -4,15 +4,18 @@
 """
 
 import json
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from flows.workspace import dvc, git
 from flows.workspace.dvc import is_code, packaged_file, packaged_stages, refresh_code_digests
@@ -74,15 +77,44 @@ def create_workspace(target: Path, config: WorkspaceConfig, cache: str | None = 
     target = target.absolute()
     _require_usable_path(target)
     _require_empty_target(target)
+    _require_writable_parent(target)
     staging = target.with_name(f".{target.name}.gleaner-init")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        staging.mkdir(parents=True)
-        data = _build_workspace(Workspace(staging), config, cache)
-        staging.rename(target)
-    finally:
+    with _only_one(staging.with_name(f"{staging.name}.lock"), target):
+        _require_empty_target(target)  # another one may have just finished
         shutil.rmtree(staging, ignore_errors=True)
+        try:
+            staging.mkdir(parents=True)
+            data = _build_workspace(Workspace(staging), config, cache)
+            staging.rename(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     return data
+
+
+@contextmanager
+def _only_one(lock: Path, target: Path) -> Iterator[None]:
+    """Keep a second call for the same folder out; the lock ends with the process, however it ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    file_lock = FileLock(lock, timeout=0)
+    try:
+        file_lock.acquire()
+    except Timeout:
+        raise UserError(target, "another gleaner init makes it, expected one at a time", "Let it finish.") from None
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        file_lock.release()
+
+
+def _require_writable_parent(target: Path) -> None:
+    """Refuse at once what would fail after all the work, when the finished folder gets its name."""
+    if target.is_mount():
+        fix = f"A volume cannot be replaced. Name a folder inside it: {target / 'campaign'}"
+        raise UserError(target, "the folder is a mount point, expected a folder of a volume", fix)
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(parent, "the folder cannot be written, expected one of yours", "Choose another place.")
 
 
 def _require_usable_path(target: Path) -> None:

@@ -16,6 +16,7 @@ from tasks.runtime.progress import track
 from tasks.storage.s3 import ObjectMetadata, list_objects
 
 _MAX_ARCHIVED_BYTES = 1 << 30
+_MAX_OBJECT_BYTES = 1 << 30
 """Of one image in an archive."""
 
 
@@ -192,6 +193,9 @@ class ImageBucket:
         objects = [found[name] for name in names if is_image(name)]
 
         def inspect(facts: ObjectMetadata) -> ImageMetadata | ImageProblem:
+            if facts.size_bytes > _MAX_OBJECT_BYTES:  # known before it is fetched
+                size, limit = (f"{number >> 20} MiB" for number in (facts.size_bytes, _MAX_OBJECT_BYTES))
+                return ImageProblem(f"the object has {size}, expected at most {limit} for an image")
             try:
                 return metadata_cache.inspect(facts.uri, facts.etag, max_pixels=max_pixels)
             except ImageProblem as problem:

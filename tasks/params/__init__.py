@@ -3,6 +3,7 @@
 Load only what a stage declares: ``load(path, "seed", "model", "train")``.
 """
 
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -105,14 +106,30 @@ def load_params(path: Path) -> Params:
     return validate_params(read_params_file(path), path)
 
 
+_MAX_PROBLEMS = 40
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 300
+_SHORT.maxlist = _SHORT.maxdict = 20
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "an alias, expected the value itself", mark)
+        return super().compose_node(parent, index)
+
+
 def read_params_file(path: Path) -> object:
     """Parse a file of parameters as YAML.
 
     Raises:
-        UserError: missing, or not YAML.
+        UserError: missing, not YAML, or with aliases, by which a few lines can mean gigabytes.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)  # noqa: S506 (a safe loader)
     except FileNotFoundError:
         raise UserError(
             path,
@@ -132,7 +149,10 @@ def validate_params(content: object, source: object) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise UserError(source, "; ".join(format_validation_error(problem) for problem in error.errors())) from None
+        problems = error.errors()
+        more = [f"and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
+        texts = [format_validation_error(problem) for problem in problems[:_MAX_PROBLEMS]]
+        raise UserError(source, "; ".join([*texts, *more])) from None
 
 
 def load_stage_params(path: Path, *names: str) -> StageParams:
@@ -149,8 +169,8 @@ def format_validation_error(error: Any) -> str:
         return f"{key} is missing, expected a value"
     message = error["msg"].removeprefix("Value error, ")
     if isinstance(error.get("ctx", {}).get("error"), ValueNotAllowedError):
-        return f"{key} is {error['input']!r}, expected {message}"
+        return f"{key} is {_SHORT.repr(error['input'])}, expected {message}"
     if error["type"] == "value_error":
         return f"{key}: {message}"
     expected = message.removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{key} is {error['input']!r}, expected {expected}"
+    return f"{key} is {_SHORT.repr(error['input'])}, expected {expected}"

@@ -100,3 +100,22 @@ def test_a_stage_gets_only_what_it_declares() -> None:
     assert sections.infer.batch_size > 0
     with pytest.raises(AttributeError, match="'train' is not declared"):
         _ = sections.train
+
+
+def test_a_few_lines_that_mean_gigabytes_are_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    path = tmp_path / "params.yaml"
+    path.write_text("\n".join([*lines, "classes: *a9"]))
+    with pytest.raises(UserError, match="an alias, expected the value itself") as raised:
+        load_params(path)
+    assert len(str(raised.value)) < 1000
+
+
+def test_an_endless_list_of_mistakes_is_cut(tmp_path: Path, content: dict[str, Any]) -> None:
+    unknown = {f"x{number}": 1 for number in range(5000)}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({**content, **unknown, "seed": "y" * 100_000}))
+    with pytest.raises(UserError, match=r"and \d+ more") as raised:
+        load_params(path)
+    assert len(str(raised.value)) < 10_000

@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from flows.preflight.campaign import check_rounds
+from flows.preflight.runner import CheckContext
+from flows.registry.publish import _require_own_tag
 from flows.workspace import git
+from flows.workspace.rounds import LEDGER_FORMAT
 from flows.workspace.scaffold import gitignore_text
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
+from tasks.storage.files import write_json
 from tests.flows.hostile_machine import hostile_machine
 
 
@@ -196,3 +201,35 @@ def test_what_gitignore_lets_through_of_deliveries_is_committed() -> None:
     assert len(kept) >= 2
     for name in kept:
         assert git._COMMITTED.fullmatch(name.replace("*", "batch-0001")), name
+
+
+def test_an_empty_name_in_the_users_settings_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "gitconfig"
+    config.write_text("[user]\n\tname =\n\temail =\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    root = tmp_path / "campaign"
+    root.mkdir()
+    git.init_repository(root)
+    (root / "params.yaml").write_text("a: 1\n")
+    git.commit(Workspace(root), "first")
+    assert git.run_git(root, "log", "--format=%an %ae") == "Gleaner gleaner@localhost"
+
+
+def test_a_round_that_was_reset_away_is_no_published_one(repository: Workspace) -> None:
+    root = repository.root
+    write_json(repository.label_batch(0), {})
+    write_json(repository.ledger(0), {"format": LEDGER_FORMAT, "round": 0, "previous_ledger_sha256": None})
+    git.commit(repository, "Round 0")
+    git.set_tag(root, "round-0000", "published")
+    assert check_rounds(CheckContext(repository)).state == "pass"
+    _require_own_tag(repository, "round-0000")
+    git.run_git(root, "reset", "--quiet", "--hard", "HEAD~1")
+    write_json(repository.label_batch(0), {"images": "others"})
+    git.commit(repository, "Collect")
+    finding = check_rounds(CheckContext(repository))
+    assert (finding.state, finding.fix.count("git merge round-0000")) == ("fail", 1)
+    with pytest.raises(UserError, match="not in the history of this branch"):
+        _require_own_tag(repository, "round-0000")
+    git.run_git(root, "tag", "--delete", "round-0000")
+    _require_own_tag(repository, "round-0000")
+    assert check_rounds(CheckContext(repository)).state == "pass"

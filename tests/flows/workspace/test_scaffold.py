@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from mlflow import MlflowClient
 
 from flows.cli.init import prepare_demo
@@ -17,6 +18,7 @@ from flows.workspace import dvc, git
 from flows.workspace.dvc import code_digests, refresh_code_digests, stale_stages
 from flows.workspace.owner import settle
 from flows.workspace.rounds import last_published_round
+from flows.workspace.run_lock import run_lock
 from flows.workspace.scaffold import create_workspace, workspace_dvc_yaml
 from tasks.data.paths import STAGES, Workspace
 from tasks.runtime.errors import UserError
@@ -239,3 +241,32 @@ def test_the_demo_leaves_other_folders_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="Name another folder with --dir"):
         prepare_demo(tmp_path)
+
+
+def test_a_second_init_of_the_same_folder_is_told_so(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "source")
+    with FileLock(tmp_path / ".new.gleaner-init.lock"), pytest.raises(UserError, match="another gleaner init makes it"):
+        create_workspace(tmp_path / "new", workspace_config(source))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_mounted_folder_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "volume"
+    target.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == target)
+    with pytest.raises(UserError, match="the folder is a mount point") as raised:
+        create_workspace(target, workspace_config(make_source(tmp_path / "source")))
+    assert str(target / "campaign") in raised.value.fix
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_source(tmp_path / "source")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and access(path, mode))
+    with pytest.raises(UserError, match=f"{tmp_path}: the folder cannot be written"):
+        create_workspace(tmp_path / "deep" / "new", workspace_config(source))
+    with (
+        pytest.raises(UserError, match="expected the campaign on a writable file system"),
+        run_lock(Workspace(tmp_path)),
+    ):
+        pass
