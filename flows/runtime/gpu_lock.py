@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -74,10 +74,10 @@ def gpu_lock(path: Path, owner: str, on_wait: Callable[[str], None]) -> Iterator
     finally:
         is_next.release()
     try:
-        path.write_text(owner, encoding="utf-8")  # filelock leaves the content of its file to the holder
+        _write_owner(path, owner)  # filelock leaves the content of its file to the holder
         yield
     finally:
-        path.write_text("", encoding="utf-8")
+        _write_owner(path, "")
         in_use.release()
 
 
@@ -112,6 +112,20 @@ def _acquire(lock: FileLock, wait_messages: _WaitMessages) -> None:
 
 def _create_shared_dir(folder: Path) -> None:
     """Create the folder writable for every user: the next campaign may be another user's."""
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o777)
+    if folder.is_dir():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # not by path: others may write here
+    try:
+        if os.fstat(descriptor).st_uid == os.getuid():
+            os.fchmod(descriptor, 0o777)
+    finally:
+        os.close(descriptor)
+
+
+def _write_owner(path: Path, owner: str) -> None:
+    """Write the owner's name, for those that wait; never through a link that another user has put in its place."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(owner)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
+import flows.runtime.gpu_lock as gpu_lock_module
 from flows.runtime import gpu_lock, visible_gpus
 from tests.flows.workspace.test_lock import child, next_line
 
@@ -113,3 +114,19 @@ def test_a_campaign_that_has_just_finished_does_not_overtake_the_one_that_waits(
         used_by.append("first")
     thread.join()
     assert used_by == ["first", "second", "first"]
+
+
+def test_a_link_in_the_place_of_a_lock_leads_nowhere(tmp_path: Path) -> None:
+    """The folder can be written by every user of the machine."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    victim.chmod(0o600)
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / "gpu-0.lock").symlink_to(victim)
+    gpu_lock_module._write_owner(tmp_path / "locks" / "gpu-0.lock", "theirs")
+    assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("mine", 0o600)
+
+
+def test_the_folder_of_locks_is_for_every_user(tmp_path: Path) -> None:
+    gpu_lock_module._create_shared_dir(tmp_path / "deep" / "locks")
+    assert (tmp_path / "deep" / "locks").stat().st_mode & 0o7777 == 0o777
