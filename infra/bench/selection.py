@@ -19,7 +19,16 @@ from rich.table import Table
 from infra.bench.memory import StageCost, random_detections, run_stage
 from tasks.data.detections import SHARD_PREFIX, ShardKind
 from tasks.data.paths import Workspace
-from tasks.data.schemas import ANNOTATED, CANDIDATE_SCORES, METRICS, SCORES, UNCERTAINTY, UNLABELED
+from tasks.data.schemas import (
+    ANNOTATED,
+    CANDIDATE_SCORES,
+    DETECTIONS_AT_SELECTION,
+    METRICS,
+    SCORES,
+    UNCERTAINTY,
+    UNLABELED,
+    with_class_names,
+)
 from tasks.params.template import render_params
 from tasks.storage import files
 
@@ -107,6 +116,8 @@ def _write_labels(workspace: Workspace, image_ids: list[str], rng: np.random.Gen
     ]  # fmt: skip
     batch = {"batch": 0, "provider": "made up", "collected_at": "2026-01-01T00:00:00+00:00", "images": answers}
     files.write_json(workspace.label_batch(0), batch)
+    frozen = with_class_names(DETECTIONS_AT_SELECTION, CLASSES).empty_table()
+    files.write_table(workspace.detections_at_selection_batch(0), frozen)
 
 
 def measure(
