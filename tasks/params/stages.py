@@ -470,7 +470,7 @@ class ReportParams(Section):
     """The HTML page."""
 
     thumbnails: NonNegativeInt
-    """Selected images shown on the page, best rank first."""
+    """Selected images shown on the page, best rank first. 0: the page holds no picture at all, its map neither."""
 
 
 class StoppingParams(Section):

@@ -39,7 +39,7 @@ def render(data: ReportData, history: Sequence[Document], scoring: ScoringParams
     environment.filters["rule_name"] = narrative.rule_name
     environment.filters["summed"] = lambda row, keys: sum(row[key] for key in keys)
     return environment.get_template("report.html.j2").render(
-        figures=_plots(data, history),
+        figures=_plots(data, history, with_pictures=thumbnails > 0),
         picks=_selected(data, thumbnails),
         **_text(data, history, scoring),
         **_tables(data, history),
@@ -154,17 +154,22 @@ def _num_images(count: int) -> str:
     return formatting.pluralize(count, "image")
 
 
-def _plots(data: ReportData, history: Sequence[Document]) -> dict[str, Markup]:
+def _plots(data: ReportData, history: Sequence[Document], *, with_pictures: bool) -> dict[str, Markup]:
     """Draw the figures by name; one that would be empty is left out, and the page says why."""
-    return {**_round_plots(history), **_pool_plots(data), **_map(data), **_training_plots(data.curves)}
+    return {
+        **_round_plots(history),
+        **_pool_plots(data),
+        **_map(data, with_pictures=with_pictures),
+        **_training_plots(data.curves),
+    }
 
 
-def _map(data: ReportData) -> dict[str, Markup]:
+def _map(data: ReportData, *, with_pictures: bool) -> dict[str, Markup]:
     if data.pool_map is None:
         return {}
     counts = [f"{data.pool_map.count(group)} {text}" for group, text in GROUP_TEXT.items()]
     alt = f"Map of {_num_images(len(data.pool_map.image_ids))} by what the teacher sees in them: {', '.join(counts)}."
-    return {"pool_map": draw_pool_map(data.pool_map, data.root, alt)}
+    return {"pool_map": draw_pool_map(data.pool_map, data.root, alt, with_pictures=with_pictures)}
 
 
 def _round_plots(history: Sequence[Document]) -> dict[str, Markup]:

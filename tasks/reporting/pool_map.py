@@ -144,15 +144,16 @@ def count_near_duplicates(vectors_PC: NDArray[np.float32], groups: Sequence[str]
     }
 
 
-def draw_pool_map(pool_map: PoolMap, root: Path, alt: str) -> Markup:
+def draw_pool_map(pool_map: PoolMap, root: Path, alt: str, *, with_pictures: bool) -> Markup:
     """Draw the map as SVG; a point under the pointer shows its picture on the right, by style alone.
 
     Args:
         pool_map: what is drawn.
         root: folder that image uris are relative to.
         alt: text for those who do not see it.
+        with_pictures: whether images may be shown at all.
     """
-    pictures = _pictures(pool_map, root)
+    pictures = _pictures(pool_map, root) if with_pictures else {}
     points = [_point(pool_map, point, pictures.get(point, "")) for point in range(len(pool_map.image_ids))]
     head = Markup('<svg class="map" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
         _WIDTH + _PICTURE + 3 * _MARGIN, _HEIGHT, alt

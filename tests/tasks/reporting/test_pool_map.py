@@ -67,7 +67,7 @@ def test_a_large_pool_gives_a_bounded_map_with_all_picks_on_top(tmp_path: Path) 
     again = make_pool_map(*arguments)
     assert again is not None
     assert again.image_ids == found.image_ids
-    assert len(draw_pool_map(found, tmp_path, "A map of the pool")) < 600_000
+    assert len(draw_pool_map(found, tmp_path, "A map of the pool", with_pictures=True)) < 600_000
 
 
 def test_a_pool_of_two_images_has_no_map(tmp_path: Path) -> None:
