@@ -356,7 +356,8 @@ def test_runs_as_a_module_in_a_workspace(synthetic_campaign):
     command = [sys.executable, "-m", "tasks.report"]
     done = subprocess.run(command, cwd=workspace.root, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in workspace.derived("report").iterdir()) == ["history.json", "report.html"]
+    written = sorted(path.name for path in workspace.derived("report").iterdir())
+    assert written == ["history.json", "label_check.json", "report.html"]
 
 
 def test_pseudo_labels_are_shown_by_class_with_their_measured_precision(synthetic_campaign):
