@@ -99,9 +99,11 @@ def test_the_provider_delivers_collects_and_withdraws_again_and_again(
         provider.collect(delivery)
 
 
-def test_the_check_before_a_run_loads_the_strategy(campaign: Workspace) -> None:
+def test_the_check_before_a_run_loads_the_strategy(campaign: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_parameters(CheckContext(campaign)).state == "pass"
     campaign.params.write_text(campaign.params.read_text().replace(STRATEGY, "own_strategy:Missing"))
+    assert check_parameters(CheckContext(campaign)).state == "pass"  # nobody trusts the campaign: none of its code runs
+    monkeypatch.setenv("GLEANER_TRUSTED_CAMPAIGN", str(campaign.root.resolve()))  # as `gleaner run` does
     with pytest.raises(UserError) as caught:
         check_parameters(CheckContext(campaign))
     assert "select.strategy" in caught.value.problem
@@ -135,7 +137,7 @@ def test_a_class_that_is_no_strategy(tmp_path: Path, code: str, expected: str) -
 
 
 def test_a_provider_without_a_name(tmp_path: Path) -> None:
-    names = ("check", "deliver", "status", "collect", "withdraw")
+    names = ("check", "deliver", "status", "collect", "withdraw", "refresh")
     methods = "\n".join(f" def {name}(self, *args): ..." for name in names)
     (tmp_path / "own_module.py").write_text(f"class Own:\n{methods}\n")
     with pytest.raises(UserError) as caught:
