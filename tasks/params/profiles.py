@@ -12,6 +12,7 @@ CPU_OVERRIDES = (
     "model.short_side_px=256",
     "model.long_side_px=512",
     "augmentation.flip_probability=0.5",
+    "train.init_from=pretrained",  # the demo goes on from the previous teacher, to end in minutes
     "train.iterations=300",
     "train.burn_in_iterations=200",
     # For 100 iterations with unlabeled images; the demo has 40.
@@ -32,6 +33,7 @@ _GPU_OVERRIDES = (
     "model.long_side_px=1333",
     "model.max_detections_per_image=100",
     "augmentation.flip_probability=0.5",
+    "train.init_from=pretrained",
     "train.iterations=12000",
     "train.burn_in_iterations=4000",
     "train.warmup_iterations=500",

@@ -24,7 +24,7 @@ VALID = {
 def load_config(tmp_path: Path, **changes: object) -> StudyConfig:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({**VALID, **changes}))
-    return load_study(path, TEMPLATE, own_data_settings=("model.short_side_px=256",))
+    return load_study(path, TEMPLATE, own_data_settings=("model.short_side_px=200",))
 
 
 def test_random_and_equal_are_added_and_come_first(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_arms_that_are_added_train_with_class_weights_of_1(tmp_path: Path) -> No
 
 def test_data_of_ones_own_start_from_inits_settings(tmp_path: Path) -> None:
     source = {"kind": "voc", "images": "i", "annotations": "a"}
-    assert load_config(tmp_path, source=source).settings[0] == "model.short_side_px=256"
+    assert load_config(tmp_path, source=source).settings[0] == "model.short_side_px=200"
     assert load_config(tmp_path).settings == VALID["settings"]
     assert load_config(tmp_path, rounds=0).rounds == 0
 
