@@ -18,6 +18,7 @@ from detectron_ext.meta_arch import PerImageRCNN, autocast, mixed_precision_dtyp
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
 
 _RATIO_MOMENTUM = 0.9
+_BODY_PREFIX = "backbone.bottom_up."
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Schedule:
     rampup: int
     learning_rate: float
     min_lr_ratio: float
+    backbone_lr_factor: float
     weight_decay: float
     grad_clip_norm: float
     lambda_unsup: float
@@ -120,7 +122,9 @@ class TeacherStudentTrainer:
 
     def __post_init__(self) -> None:
         # Fused: one kernel on CUDA, and on a CPU one pass over each tensor.
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.student, self.schedule.weight_decay), fused=True)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.student, self.schedule.weight_decay, self.schedule.backbone_lr_factor), fused=True
+        )
         self.student.train()
         self.teacher.eval().requires_grad_(False)
         self._parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
@@ -140,7 +144,7 @@ class TeacherStudentTrainer:
         torch.manual_seed((self.seed * 1_000_003 + self.iteration) * world_size() + rank())
         learning_rate = self.schedule.learning_rate_at(self.iteration)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_factor"]
         self.optimizer.zero_grad(set_to_none=True)
         try:
             with EventStorage(self.iteration):
@@ -294,10 +298,17 @@ def _changing_tensors(student: nn.Module, model: nn.Module | None = None) -> lis
     return [tensor for name, tensor in tensors if tensor.is_floating_point() and name not in frozen]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Group the trainable parameters for the optimizer; biases and norms get no weight decay."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def parameter_groups(model: nn.Module, weight_decay: float, backbone_lr_factor: float) -> list[dict[str, Any]]:
+    """Group the trainable parameters for the optimizer.
+
+    Biases and norms get no weight decay. The pretrained body gets its own learning rate (``lr_factor``): at that of
+    the new heads AdamW drives its last stage, within a hundred steps, to one output for all images.
+    """
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = []
+    for is_body, factor in ((True, backbone_lr_factor), (False, 1.0)):
+        own = [parameter for name, parameter in trainable if name.startswith(_BODY_PREFIX) == is_body]
+        for is_matrix, decay in ((True, weight_decay), (False, 0.0)):
+            params = [parameter for parameter in own if (parameter.ndim > 1) == is_matrix]
+            groups.append({"params": params, "weight_decay": decay, "lr_factor": factor})
+    return [group for group in groups if group["params"]]

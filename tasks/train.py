@@ -229,6 +229,7 @@ def _schedule(train_params: TrainParams, ssl: SslParams) -> Schedule:
         rampup=ssl.rampup_iterations,
         learning_rate=train_params.learning_rate,
         min_lr_ratio=train_params.min_lr_ratio,
+        backbone_lr_factor=train_params.backbone_lr_factor,
         weight_decay=train_params.weight_decay,
         grad_clip_norm=train_params.grad_clip_norm,
         lambda_unsup=ssl.lambda_unsup,

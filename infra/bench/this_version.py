@@ -123,7 +123,7 @@ def build_simple_trainer(
     model.load_state_dict(trainer.student.state_dict())
     if params.train.channels_last:
         model.to(memory_format=torch.channels_last)
-    groups = parameter_groups(model, trainer.schedule.weight_decay)
+    groups = parameter_groups(model, trainer.schedule.weight_decay, trainer.schedule.backbone_lr_factor)
     optimizer = torch.optim.AdamW(groups, lr=trainer.schedule.learning_rate, fused=True)
     return SimpleTrainer(model, itertools.cycle(labeled), optimizer)
 

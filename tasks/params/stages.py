@@ -167,6 +167,8 @@ class TrainParams(Section):
     """Unlabeled images per iteration after burn-in. 0: training is supervised throughout."""
     learning_rate: PositiveFloat
     """Largest learning rate, reached at the end of the warm-up (docs/method.md#eq-21)."""
+    backbone_lr_factor: Annotated[float, Field(gt=0, le=1)]
+    """The pretrained backbone's learning rate, as a fraction of ``learning_rate``."""
     weight_decay: NonNegativeFloat
     """Decoupled weight decay of AdamW."""
     warmup_iterations: NonNegativeInt

@@ -17,6 +17,7 @@ SCHEDULE = Schedule(
     rampup=2,
     learning_rate=1e-3,
     min_lr_ratio=0.1,
+    backbone_lr_factor=1.0,
     weight_decay=1e-4,
     grad_clip_norm=5.0,
     lambda_unsup=1.0,

@@ -145,7 +145,8 @@ class LabelProvider(Protocol):
 
         Args:
             delivery: one that the provider has.
-            tasks: its open images, by rank, in the same form as the manifest.
+            tasks: its open images, by rank, in the same form as the manifest. One that the provider no longer has, since
+                the response to a withdrawal was lost, is left out.
 
         Returns:
             Images whose annotators will find, or have found, the boxes of ``tasks``: a repeated call returns those of

@@ -83,9 +83,8 @@ class FakeProvider:
             known = self._tasks(content, delivery.batch)
             for task in tasks:
                 found = known[task.image_id]
-                # One whose answer was refused is closed here, and open for the campaign.
-                assert found["open"] or found["annotation"] is not None, "a withdrawn task is refreshed"
-                if found["annotation"] is None and not found.get("begun"):
+                # Closed here and open for the campaign: its answer was refused, or the response to its withdrawal lost.
+                if found["open"] and found["annotation"] is None and not found.get("begun"):
                     found["teacher"] = task.model_digest
             self._write(content)
             return {task.image_id for task in tasks if known[task.image_id].get("teacher") == task.model_digest}
