@@ -44,6 +44,23 @@ def test_training_lowers_the_loss(batch_of: Callable[[int], StepBatch]) -> None:
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
+def test_the_backbone_learns_at_its_own_rate(batch_of: Callable[[int], StepBatch]) -> None:
+    run = new_trainer(replace(SCHEDULE, backbone_lr_factor=0.25))
+    names = {id(parameter): name for name, parameter in run.student.named_parameters()}
+    run.step(batch_of(0))
+    full = SCHEDULE.learning_rate_at(0)
+    seen = set()
+    for group in run.optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            seen.add(name)
+            is_body = name.startswith("backbone.bottom_up.")
+            assert group["lr"] == pytest.approx(0.25 * full if is_body else full), name
+            assert group["weight_decay"] == (SCHEDULE.weight_decay if parameter.ndim > 1 else 0.0), name
+    assert seen == {name for name, parameter in run.student.named_parameters() if parameter.requires_grad}
+    assert {name.startswith("backbone.bottom_up.") for name in seen} == {True, False}
+
+
 @pytest.mark.parametrize("killed_after", [1, 3, 5])
 def test_going_on_from_a_checkpoint_repeats_the_uninterrupted_run(
     batch_of: Callable[[int], StepBatch], killed_after: int, tmp_path: Any

@@ -145,7 +145,7 @@ class LabelProvider(Protocol):
 
         Args:
             delivery: one that the provider has.
-            tasks: its open images, by rank, in the same form as the manifest. One that the provider no longer has, since
+            tasks: its open images, by rank, as in the manifest. One that the provider no longer has, since
                 the response to a withdrawal was lost, is left out.
 
         Returns:
