@@ -16,6 +16,7 @@ from detectron_ext import rpn as _rpn  # noqa: F401
 from detectron_ext.backbone import TimmBackbone, load_body_weights
 from detectron_ext.config import DetectorSpec, build_cfg
 from detectron_ext.frozen_norm import fold_frozen_norms
+from detectron_ext.image_embedding import embed_images, recorded_stages
 from detectron_ext.losses import DetectionLosses
 
 Naming = Literal["exact", "suffix", "caffe2"]
@@ -50,7 +51,7 @@ class PerImageRCNN(GeneralizedRCNN):
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Return losses per image in training; else per image its detections and its embedding (C,).
+        """Return losses per image in training; else per image its detections and its embedding (``EMBEDDING_DIM``,).
 
         Detections are in pixels of the given image, and do not depend on the other images of the batch.
         """
@@ -85,13 +86,11 @@ class PerImageRCNN(GeneralizedRCNN):
 
     def _detect(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[Any, Tensor]]:
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
+        with recorded_stages(self.backbone.bottom_up) as stages:
+            features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
         detections, _ = self.roi_heads(images, features, proposals, None)
-        # The coarsest map that still has content of its own describes the image as a whole. Every cell of it covers
-        # pixels of the image, because all images of the group have the same padded shape.
-        embedding_NC = features["p5"].float().mean(dim=(2, 3))
-        return list(zip(detections, embedding_NC, strict=True))
+        return list(zip(detections, embed_images(stages), strict=True))
 
     def set_class_weights(self, positive_K: Tensor, claimed_background_K: Tensor) -> None:
         """Set the factors of the ROI classification loss by class, (K,) each (docs/method.md#roi-weight)."""

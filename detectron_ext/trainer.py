@@ -301,8 +301,7 @@ def _changing_tensors(student: nn.Module, model: nn.Module | None = None) -> lis
 def parameter_groups(model: nn.Module, weight_decay: float, backbone_lr_factor: float) -> list[dict[str, Any]]:
     """Group the trainable parameters for the optimizer.
 
-    Biases and norms get no weight decay. The pretrained body gets its own learning rate (``lr_factor``): at that of
-    the new heads AdamW drives its last stage, within a hundred steps, to one output for all images.
+    Biases and norms get no weight decay. The pretrained body gets its own learning rate (``lr_factor``).
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = []

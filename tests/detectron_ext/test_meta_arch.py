@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from detectron_ext.config import build_cfg
+from detectron_ext.image_embedding import EMBEDDING_DIM
 from detectron_ext.losses import DetectionLosses
 from detectron_ext.meta_arch import PerImageRCNN, build_detector, cpu_state_dict, load_weights
 from tests.detectron_ext.tiny import NUM_CLASSES, TINY
@@ -118,7 +119,7 @@ def test_posteriors_survive_nms(detector: PerImageRCNN, inputs: list[dict[str, A
         torch.testing.assert_close(instances.scores, best)
         assert (instances.pred_classes == label).all()
         assert (instances.scores.diff() <= 0).all()
-        assert embedding.shape == (TINY.fpn_channels,)
+        assert embedding.shape == (EMBEDDING_DIM,)
     assert total > 0
 
 

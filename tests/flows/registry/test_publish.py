@@ -270,7 +270,9 @@ def test_data_goes_to_the_default_remote_and_comes_back(after_two_rounds: Worksp
 def test_class_names_mlflow_refuses_stay_apart(two_rounds: Workspace, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     per_class = {"a(b": 1.0, "a)b": 2.0, "größe": None, "../x": 3.0, ".": 4.0, "y/": 5.0, "": 6.0, "z" * 99: 7.0}
+    protocols = {"voc12": {"mAP": 8.0, "per_class": {"a(b": None}}, "confusion": {"matrix": [[1, 2], [3, 4]]}}
     measured = {"teacher": {"per_class": per_class}, "student": {"per_class": {}}}
+    measured |= {"protocols": {"teacher": protocols, "student": {}}}
     files.write_json(workspace.derived("evaluate") / "metrics.json", measured)
     figures = {"round": 3, "labels": 5, "teacher": {"mAP": 1.5, "per_class": per_class}, "dwa_reason": "words"}
     assert round_metrics(workspace, 3, figures) == {
@@ -283,6 +285,7 @@ def test_class_names_mlflow_refuses_stay_apart(two_rounds: Workspace, tmp_path: 
         "teacher/AP/y_": 5.0,
         "teacher/AP/_": 6.0,
         f"teacher/AP/{'z' * 80}": 7.0,
+        "teacher/voc12/mAP": 8.0,
     }
 
 
