@@ -60,7 +60,8 @@ def run_lock(workspace: Workspace) -> Iterator[Lock]:
         LockHeldError: another run is active.
         UserError: the folder cannot be written.
     """
-    if not os.access(workspace.root, os.W_OK):  # also where the file system is read-only
+    # Also where the file system is read-only; the folder of a study's lock is made by the lock.
+    if workspace.root.exists() and not os.access(workspace.root, os.W_OK):
         problem = "the folder cannot be written, expected the campaign on a writable file system, by this user"
         raise UserError(workspace.root, problem, "Check its mount and its rights.")
     with acquire(workspace.lock, workspace.root, partial(record_crashed_run, workspace)) as lock:

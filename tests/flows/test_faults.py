@@ -20,6 +20,7 @@ from flows.runtime.retries import RETRY_DELAYS_S, translate_service_errors
 from flows.runtime.subprocess import set_pdeathsig
 from flows.workspace import dvc, git
 from flows.workspace.dvc import DvcError
+from flows.workspace.owner import read_owner, settle
 from flows.workspace.rounds import stage_log
 from infra.services.ports import free_ports
 from tasks.data.paths import Workspace
@@ -82,10 +83,26 @@ def _wait_for(url: str) -> None:
 @pytest.fixture
 def unpublished(after_two_rounds: Workspace) -> Workspace:
     """Round 1 is derived and not published; its teacher is large enough to be cut in the middle."""
-    git.run_git(after_two_rounds.root, "tag", "--delete", "round-0001")
-    teacher = after_two_rounds.derived("train") / "teacher.pth"
-    files.write_bytes(teacher, os.urandom(TEACHER_BYTES))
-    return after_two_rounds
+    return unpublish(after_two_rounds)
+
+
+@pytest.fixture
+def unpublished_without_mlflow(two_rounds: Workspace, tmp_path: Path) -> Workspace:
+    """The same, and MLflow has never heard of the campaign."""
+    workspace = Workspace(tmp_path / "tiny")
+    shutil.copytree(two_rounds.root, workspace.root)
+    (workspace.root / "mlflow.db").unlink()
+    shutil.rmtree(workspace.root / "mlartifacts", ignore_errors=True)
+    owner = read_owner(workspace)
+    assert owner is not None
+    settle(workspace, owner.owner_id)
+    return unpublish(workspace)
+
+
+def unpublish(workspace: Workspace) -> Workspace:
+    git.run_git(workspace.root, "tag", "--delete", "round-0001")
+    files.write_bytes(workspace.derived("train") / "teacher.pth", os.urandom(TEACHER_BYTES))
+    return workspace
 
 
 @pytest.fixture
@@ -234,15 +251,13 @@ def test_a_prefect_api_that_is_away_for_a_while_is_not_noticed_and_one_that_is_g
 
 
 def test_a_disk_that_is_full_while_publishing_is_named_and_nothing_is_half_done(
-    unpublished: Workspace, full_disk: Path, monkeypatch: pytest.MonkeyPatch
+    unpublished_without_mlflow: Workspace, full_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLflow's artifacts lie on a file system with room for half a teacher."""
+    unpublished = unpublished_without_mlflow
     (full_disk / "ballast").write_bytes(b"x" * (6 << 20))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (unpublished.root / "mlflow.db").unlink()  # of the campaign it is a copy of, and so are its artifacts
-    artifacts = unpublished.root / "mlartifacts"
-    shutil.rmtree(artifacts, ignore_errors=True)
-    artifacts.symlink_to(full_disk, target_is_directory=True)
+    (unpublished.root / "mlartifacts").symlink_to(full_disk, target_is_directory=True)
     with pytest.raises(DiskFullError, match="the space left on the disk is 0"):
         publish(unpublished)
     assert not git.has_tag(unpublished.root, "round-0001")
