@@ -28,6 +28,7 @@ part of an accepted annotation was left out, or its annotator has changed it sin
 _MAX_ID_LENGTH = 100
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_REPR_LENGTH = 100
+_MAX_PROBLEM_LENGTH = 1000
 _MAX_ANNOTATOR_LENGTH = 200
 _FIRST_YEAR = 1990
 _MAX_JSON_INT = 1 << 63
@@ -163,8 +164,10 @@ def parse_annotation(raw: RawAnnotation, context: ValidationContext) -> tuple[La
     Raises:
         InvalidAnnotation: the first thing that is wrong.
     """
-    if raw.get("problem"):  # the provider could not read it
-        raise InvalidAnnotation(str(raw["problem"]))
+    problem = raw.get("problem")
+    if problem:  # the provider could not read it, or an annotator's own field has this name
+        text = problem if isinstance(problem, str) else _repr(problem)
+        raise InvalidAnnotation(_utf8_text(text[:_MAX_PROBLEM_LENGTH]))
     task = context.tasks.get(_image_id(raw))
     if task is None:
         raise InvalidAnnotation(f"image_id is {_repr(raw.get('image_id'))}, expected one of this batch")

@@ -50,6 +50,9 @@ keys = st.sampled_from([
 @EXAMPLES
 @given(changes=st.dictionaries(keys, junk, max_size=4), dropped=st.sets(keys, max_size=2))
 @example(changes={"seconds_spent": 10**400, "annotator": "\ud800"}, dropped=set())
+@example(changes={"problem": "\ud800x"}, dropped=set())
+@example(changes={"problem": "9" * 5000}, dropped=set())
+@example(changes={"problem": 10**4999}, dropped=set())
 def test_an_answer_is_taken_or_refused_beside_a_good_one(changes: dict[str, Any], dropped: set[str]) -> None:
     raw = {key: value for key, value in make_annotation(**changes).items() if key not in dropped}
     good = make_annotation(image_id="b" * 16, annotator="somebody else")
