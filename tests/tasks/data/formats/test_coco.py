@@ -1,10 +1,8 @@
 import json
-import time
 from typing import Any
 
 import pytest
 from pycocotools import mask as pycoco_mask
-from pycocotools.coco import COCO
 
 from tasks.data.errors import TruncatedFileError, UnsupportedFormatError
 from tasks.data.formats.base import ParsedClass, ParsedDocument
@@ -296,21 +294,14 @@ def test_what_is_no_plain_box_is_not_written() -> None:
         write_coco(read(with_box(bbox=[0.1, 0.2, 0.3, 0.4])))
 
 
-def test_reading_takes_no_longer_than_three_times_the_reference_index() -> None:
+def test_a_large_document_is_read_whole() -> None:
+    """How long it takes is measured by ``infra.bench.init``, against pycocotools."""
     count = 10_000
     content = coco(images=[{"id": n, "file_name": f"a/{n}.jpg", "width": 96, "height": 72} for n in range(count)])
     content["annotations"] = [
         {"id": n, "image_id": n % count, "category_id": 1 + n % 2, "bbox": [n % 50, 1.5, 20.25, 9], "iscrowd": 0}
         for n in range(10 * count)
     ]
-    text = json.dumps(content).encode()
-    started = time.process_time()
-    reference = COCO()
-    reference.dataset = json.loads(text)
-    reference.createIndex()
-    allowed = 3 * (time.process_time() - started)
-    started = time.process_time()
-    parsed = parse_coco(text, "a.json")
-    assert time.process_time() - started < allowed
+    parsed = parse_coco(json.dumps(content).encode(), "a.json")
     assert parsed.counts.boxes_good == 10 * count
     assert all(image.is_usable for image in parsed.images)
