@@ -50,7 +50,7 @@ def pool_error_document(
 
 def _errors(images: Sequence[ReviewedImage], num_classes: int, gamma: float) -> Floats:
     """Return the quantities of each image, (n, 2)."""
-    rows = [(_loss(image, num_classes, gamma), _num_missed(image)) for image in images]
+    rows = [(_loss(image, num_classes, gamma), num_missed(image)) for image in images]
     return np.array(rows, dtype=np.float64).reshape(-1, len(QUANTITIES))
 
 
@@ -59,7 +59,8 @@ def _loss(image: ReviewedImage, num_classes: int, gamma: float) -> float:
     return realized_loss_of(image, num_classes, gamma).weighted(ones, ones)
 
 
-def _num_missed(image: ReviewedImage) -> int:
+def num_missed(image: ReviewedImage) -> int:
+    """Count the labeled objects that no detection found."""
     matched_N = match_detections(image.found.boxes_xyxy, image.found.scores, image.boxes_xyxy)
     return len(image.boxes_xyxy) - int((matched_N >= 0).sum())
 

@@ -1,6 +1,6 @@
 """Evaluate one model by further protocols beside COCO's (``evaluate.protocols``, docs/method.md#protocols)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +27,9 @@ def protocol_metrics(
         Metrics by protocol. ``confusion`` holds ``score_threshold`` and ``matrix``, (K + 1, K + 1).
     """
     found: dict[str, Any] = {}
+    points: dict[str, Any] = {}
+    if {"operating_point", "confusion"} & set(params.protocols):
+        points = _operating_points(truth, predictions, classes, params)
     for name in params.protocols:
         if name == "voc07":
             found[name] = voc_map(truth, predictions, classes, eleven_points=True)
@@ -35,9 +38,9 @@ def protocol_metrics(
         elif name == "miss_rate":
             found[name] = log_average_miss_rates(truth, predictions, classes)
         elif name == "operating_point":
-            found[name] = _operating_points(truth, predictions, classes, params)
+            found[name] = points
         else:
-            found[name] = _confusion(truth, predictions, classes, params)
+            found[name] = _confusion(truth, predictions, len(classes), points)
     return found
 
 
@@ -50,12 +53,9 @@ def _operating_points(
     return {**asked, "by_class": points}
 
 
-def _confusion(
-    truth: pa.Table, predictions: pa.Table, classes: Sequence[str], params: EvaluateParams
-) -> dict[str, Any]:
+def _confusion(truth: pa.Table, predictions: pa.Table, num_classes: int, points: Mapping[str, Any]) -> dict[str, Any]:
     """Count at the threshold at which errors of all classes cost least; 1 where using no detection does."""
-    points = _operating_points(truth, predictions, classes, params)
     threshold = points["by_class"][ALL_CLASSES]["least_cost"]["score_threshold"]
     used = 1.0 if threshold is None else threshold
-    matrix = confusion_matrix(truth, predictions, len(classes), score_threshold=used)
+    matrix = confusion_matrix(truth, predictions, num_classes, score_threshold=used)
     return {"score_threshold": used, "matrix": matrix.tolist()}

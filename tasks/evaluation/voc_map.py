@@ -9,6 +9,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.evaluation.coco_matching import Booleans, Floats, Integers, flatten_boxes, image_rows, read_crowds
 
@@ -54,7 +55,7 @@ def match_voc(truth: pa.Table, predictions: pa.Table, num_classes: int) -> list[
     object_class, object_image, object_xywh = flatten_boxes(truth, np.arange(truth.num_rows))
     is_difficult = read_crowds(truth)
     class_ids, image, xywh = flatten_boxes(predictions, image_rows(truth, predictions))
-    scores = np.concatenate([np.zeros(0), *predictions["scores"].to_numpy(zero_copy_only=False)]).astype(np.float64)
+    scores = pc.list_flatten(predictions["scores"]).to_numpy().astype(np.float64)
     found = []
     for index in range(num_classes):
         objects, detections = np.flatnonzero(object_class == index), np.flatnonzero(class_ids == index)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from detectron_ext.detection_loss import match_detections
 from detectron_ext.uncertainty_metrics import Floats, grouped_spearman
 from tasks.data import schemas
 from tasks.data.dwa_samples import DwaSample, calibration_samples, reviewed_calibration_images
 from tasks.data.paths import Workspace
+from tasks.data.pool_error import num_missed
 from tasks.params import StageParams, load_stage_params
 from tasks.runtime.stage_main import stage_main
 from tasks.storage import files
@@ -80,11 +80,7 @@ def pool_images(params: StageParams, *, oracle: Path, detections: Path, scores: 
         scores: schemas.SCORES of the pool.
     """
     samples = calibration_samples(oracle, detections, scores, params.classes, params.dwa.focal_gamma)
-    missed = {
-        image.found.image_id: len(image.boxes_xyxy)
-        - int((match_detections(image.found.boxes_xyxy, image.found.scores, image.boxes_xyxy) >= 0).sum())
-        for image in reviewed_calibration_images(oracle, detections)
-    }
+    missed = {image.found.image_id: num_missed(image) for image in reviewed_calibration_images(oracle, detections)}
     return pa.table(
         {
             "image_id": [pair.image_id for pair in samples],

@@ -21,6 +21,7 @@ from detectron_ext.dwa import DwaSamples, mixture_terms
 from detectron_ext.uncertainty_metrics import Floats, grouped_spearman
 from detectron_ext.weight_choice import EQUAL
 from tasks.data import schemas
+from tasks.params import load_params
 from tasks.params.stages import DwaParams
 from tasks.storage import files
 from tasks.study.pool_spearman import POOL_IMAGES
@@ -192,8 +193,6 @@ def main() -> None:
     parser.add_argument("--priors", nargs="+", default=[EQUAL, "entropy"], help="Values of dwa.prior_rule.")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     arguments = parser.parse_args()
-    from tasks.params import load_params
-
     dwa = load_params(arguments.params).dwa.model_copy(update=arguments.dwa)
     for parts in arguments.parts:
         replay = replay_folder(parts, dwa, arguments.priors)
