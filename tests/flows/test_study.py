@@ -22,6 +22,7 @@ from flows.study.runner import StudyStep, remaining_runs, run_seed, write_result
 from flows.study.workspaces import Study, create_arm_workspace, create_base_workspace
 from flows.workspace import git
 from flows.workspace.rounds import RunResult, last_published_round, skipped_stages, stage_log
+from tasks.data.paths import Workspace
 from tasks.params import load_params
 from tasks.params.profiles import CPU_OVERRIDES
 from tasks.runtime.errors import GuardRailError, UserError
@@ -290,6 +291,11 @@ def scripted_rounds(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Made-up campaigns: finished rounds by arm; the night of ``equal`` leaves its bounds."""
     rounds = dict.fromkeys(ARMS, -1)
 
+    def empty_workspace(study: Study, seed: int, arm: str) -> Workspace:
+        workspace = study.workspace(seed, arm)
+        workspace.root.mkdir(parents=True, exist_ok=True)
+        return workspace
+
     def night(root: Path) -> RunResult:
         arm = root.name.removeprefix("seed-1-")
         if arm == "equal":
@@ -301,7 +307,7 @@ def scripted_rounds(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     monkeypatch.setattr(flows.study.runner, "nightly", night)
     monkeypatch.setattr(flows.study.runner, "create_base_workspace", lambda study, seed: study.base_workspace(seed))
-    monkeypatch.setattr(flows.study.runner, "create_arm_workspace", lambda study, seed, arm: study.workspace(seed, arm))
+    monkeypatch.setattr(flows.study.runner, "create_arm_workspace", empty_workspace)
     for name in ("last_published_round", "newest_round"):
         monkeypatch.setattr(
             flows.study.runner, name, lambda workspace: rounds[workspace.root.name.removeprefix("seed-1-")]

@@ -145,7 +145,7 @@ def test_a_ledger_says_what_the_round_was_made_of(derived: Workspace) -> None:
     assert ledger["detections_at_selection_sha256"]["1"] == files.sha256_file(derived.detections_at_selection_batch(1))
     teacher_before = files.sha256_file(derived.warm_start / "teacher.pth")
     assert ledger["selection_model"] == {"round": 0, "model_version": 1, "sha256": teacher_before}
-    assert ledger["teacher"]["started_from_sha256"] is None  # from pretrained weights
+    assert ledger["teacher"]["started_from_sha256"] == teacher_before  # train.init_from is previous_round
     lock = Path(__file__).parents[3] / "requirements.lock"
     assert ledger["environment"]["requirements_lock_sha256"] == files.sha256_file(lock)
     assert ledger["environment"]["gleaner"]["dirty"] in (True, False)

@@ -27,9 +27,11 @@ def test_refusals_name_what_to_mend_and_no_secret(bucket: str, monkeypatch: pyte
     assert not caught.value.transient
     assert "secret" not in str(caught.value)
     assert "nobody-we-know" not in str(caught.value)
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/dev/null")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(ObjectStoreError, match="credentials in the environment are none"):
         read_object(f"{bucket}/a")
 
