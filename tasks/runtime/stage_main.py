@@ -1,6 +1,7 @@
 """Start a stage: ``python -m tasks.<stage>`` from a workspace's root."""
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ def stage_main(stage: str, body: Callable[[Workspace], None]) -> None:
 
     A user's mistake, and a machine without memory or disk space, end in one line and an exit code of their own.
     """
+    gc.freeze()  # the libraries' objects live to the end: to look through them again takes 1.5 s at the exit alone
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("fvcore").setLevel(logging.WARNING)
     set_pdeathsig()
