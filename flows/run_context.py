@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flows.annotation.providers import create_provider
 from flows.annotation.providers.base import LabelProvider, ProviderError
-from flows.annotation.providers.factory import create_provider
 from flows.monitoring.notifications import notify_on_failure
 from flows.preflight.checks import require_ready
 from flows.preflight.runner import CheckContext

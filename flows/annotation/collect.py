@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 
+from flows.annotation.annotation_rules import Rejection, read_validation_context
 from flows.annotation.batches import (
     all_annotation_batches,
     archive_round_outputs,
@@ -21,8 +22,7 @@ from flows.annotation.batches import (
 )
 from flows.annotation.providers.base import AnnotationBatch, LabelProvider, ProviderError
 from flows.annotation.quarantine import add_to_quarantine, approved_annotations, released_annotations
-from flows.annotation.validation.annotation import Rejection, read_validation_context
-from flows.annotation.validation.validate_batch import resolve_conflicts, validate_batch
+from flows.annotation.validation import resolve_conflicts, validate_batch
 from flows.workspace import dvc, git
 from tasks.data.label_store import read_batch, read_labels
 from tasks.data.paths import Workspace

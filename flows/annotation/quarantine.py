@@ -17,16 +17,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows.annotation.batches import read_annotation_batch
-from flows.annotation.providers.base import RawAnnotation
-from flows.annotation.validation.annotation import (
+from flows.annotation.annotation_rules import (
     Rejection,
     RejectionKind,
     ValidationContext,
     annotation_digest,
     read_validation_context,
 )
-from flows.annotation.validation.validate_batch import ExistingAnnotations, validate_batch
+from flows.annotation.batches import read_annotation_batch
+from flows.annotation.providers.base import RawAnnotation
+from flows.annotation.validation import ExistingAnnotations, validate_batch
 from flows.workspace import git
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace

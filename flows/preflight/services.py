@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.annotation.batches import all_annotation_batches
+from flows.annotation.providers import create_provider
 from flows.annotation.providers.base import LabelProvider
-from flows.annotation.providers.factory import create_provider
 from flows.preflight.runner import CheckContext, CheckSkipped, Finding, failed, passed, warned
 from flows.runtime.process_env import has_prefect_server, redact, tracking_uri
 from flows.runtime.subprocess import ProcessTimeout, run_captured

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from mlflow import MlflowClient
 
+from flows.annotation.providers import create_provider
 from flows.annotation.providers.base import OwnedProvider
-from flows.annotation.providers.factory import create_provider
 from flows.tracking.mlflow_owner import (
     SUPERSEDED_TAG,
     claim,

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from flows.annotation.providers import create_provider
 from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, LabelProvider, ProviderError
-from flows.annotation.providers.factory import create_provider
 from flows.annotation.providers.oracle import OracleProvider
 from flows.preflight.campaign import check_parameters
 from flows.preflight.runner import CheckContext

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.annotation.annotation_rules import reject
 from flows.annotation.quarantine import add_to_quarantine
-from flows.annotation.validation.annotation import reject
 from flows.runtime.process_env import has_prefect_server, prepare_environment
 from tasks.data.paths import Workspace
 from tests.flows.small_campaign import CLASSES, REPOSITORY, make_source, run_gleaner, subprocess_env

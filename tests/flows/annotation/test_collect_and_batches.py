@@ -20,8 +20,8 @@ from flows.annotation.batches import (
 )
 from flows.annotation.collect import CollectionResult, collect, finalize_collection
 from flows.annotation.deliver import deliver
+from flows.annotation.providers import create_provider
 from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, LabelProvider, RawAnnotation
-from flows.annotation.providers.factory import create_provider
 from flows.workspace import dvc, git
 from flows.workspace.rounds import last_published_round, newest_round
 from tasks.data.paths import Workspace

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flows.annotation.providers.folder.inbox_files import read_review_csv
-from flows.annotation.providers.label_studio.tasks import config_error, labeling_config, parse_export
-from flows.annotation.validation.annotation import annotation_digest, to_json_value
-from flows.annotation.validation.validate_batch import validate_batch
+from flows.annotation.annotation_rules import annotation_digest, to_json_value
+from flows.annotation.providers.folder_inbox import read_review_csv
+from flows.annotation.providers.label_studio_tasks import config_error, labeling_config, parse_export
+from flows.annotation.validation import validate_batch
 from flows.workspace.owner import FolderState, folder_state, record_path
 from flows.workspace.promotion_log import read_decisions
 from tasks.data.errors import UnsupportedFormatError

@@ -10,6 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.annotation import quarantine
+from flows.annotation.annotation_rules import Rejection, RejectionKind, annotation_digest, reject
 from flows.annotation.batches import read_annotation_batch, set_state
 from flows.annotation.collect import LabelCollector
 from flows.annotation.providers.base import AnnotationBatch, LabelingProgress, RawAnnotation
@@ -21,7 +22,6 @@ from flows.annotation.quarantine import (
     released_annotations,
     retry,
 )
-from flows.annotation.validation.annotation import Rejection, RejectionKind, annotation_digest, reject
 from flows.cli.app import app
 from flows.workspace import git
 from flows.workspace.rounds import LEDGER_FORMAT

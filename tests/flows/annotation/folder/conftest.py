@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.annotation.providers import folder_inbox
 from flows.annotation.providers.base import AnnotationBatch, RawAnnotation
-from flows.annotation.providers.folder import inbox_files
-from flows.annotation.providers.folder.provider import FolderProvider
+from flows.annotation.providers.folder import FolderProvider
 from tasks.data.paths import image_id_from_sha256
 from tasks.data.schemas import AnnotationTask, Prediction
 from tasks.params import load_params
@@ -119,7 +119,7 @@ def team(tmp_path: Path) -> Team:
 def s3_team(tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Team:
     """Annotators who share a bucket; files are read at once."""
     s3_server.set_environment(monkeypatch)
-    monkeypatch.setattr(inbox_files, "_STABLE_AFTER_S", 0.0)
+    monkeypatch.setattr(folder_inbox, "_STABLE_AFTER_S", 0.0)
     return make_team(tmp_path / "campaign", f"s3://{s3_server.new_bucket()}/team/campaign")
 
 

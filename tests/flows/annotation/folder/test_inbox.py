@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.annotation.providers.folder import inbox_files
-from flows.annotation.validation.annotation import annotation_digest
+from flows.annotation.annotation_rules import annotation_digest
+from flows.annotation.providers import folder_inbox
 from tests.flows.annotation.folder.conftest import HEIGHT, WIDTH, Team
 
 
@@ -280,9 +280,9 @@ def test_a_file_that_is_being_written_is_not_read(team: Team, monkeypatch: pytes
         now = time.time()
         os.utime(path, (now, now))
 
-    monkeypatch.setattr("flows.annotation.providers.folder.inbox_files.time.sleep", write_on)
+    monkeypatch.setattr("flows.annotation.providers.folder_inbox.time.sleep", write_on)
     assert list(team.collect()[0]) == [first]
-    assert 0 < waited_s[0] <= inbox_files._STABLE_AFTER_S
+    assert 0 < waited_s[0] <= folder_inbox._STABLE_AFTER_S
 
 
 def test_links_pipes_and_names_that_are_no_utf8_are_problems(team: Team, tmp_path: Path) -> None:
@@ -330,10 +330,10 @@ def test_a_fault_of_a_reader_does_not_affect_the_other_files(team: Team, monkeyp
     def fail(*_: object) -> None:
         raise RecursionError("too deep")
 
-    monkeypatch.setitem(inbox_files._DOCUMENT_PARSERS, "coco", fail)
+    monkeypatch.setitem(folder_inbox._DOCUMENT_PARSERS, "coco", fail)
     answers, problems = team.collect()
     assert list(answers) == [first]
-    assert problems == [f"odd.json: reading failed (RecursionError), expected {inbox_files._EXPECTED}"]
+    assert problems == [f"odd.json: reading failed (RecursionError), expected {folder_inbox._EXPECTED}"]
 
 
 def test_an_export_of_the_whole_project_makes_few_problems_and_the_same_when_it_is_saved_again(team: Team) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flows.annotation.providers.folder import inbox_archives
+from flows.annotation.providers import folder_inbox
 from tasks.data.archives import ArchiveLimits
 from tests.flows.annotation.folder.conftest import HEIGHT, WIDTH, Team
 
@@ -84,7 +84,7 @@ def test_an_archive_that_cannot_be_used_is_a_problem_of_its_name(
     team: Team, monkeypatch: pytest.MonkeyPatch, content: bytes, problem: str
 ) -> None:
     limits = ArchiveLimits(max_files=12, max_file_bytes=4000, max_total_bytes=9000)
-    monkeypatch.setattr(inbox_archives, "_LIMITS", limits)
+    monkeypatch.setattr(folder_inbox, "_LIMITS", limits)
     team.write_to_inbox("batch-0003/x.zip", content)
     team.write_to_inbox(f"batch-0003/{team.tasks[3].image_id}.txt", YOLO_LINE)
     answers, problems = team.collect()

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.annotation.providers.folder.inbox import read_inbox
-from flows.annotation.providers.folder.inbox_files import BatchIndex, InboxReader, read_review_csv
-from flows.annotation.providers.folder.outbox import OfferedImage, preannotation_files
+from flows.annotation.providers.folder import read_inbox
+from flows.annotation.providers.folder_inbox import BatchIndex, InboxReader, read_review_csv
+from flows.annotation.providers.folder_outbox import OfferedImage, preannotation_files
 from tasks.data.errors import UnsupportedFormatError
 from tasks.data.formats.base import ParsedImage
 from tasks.data.schemas import AnnotationTask, Prediction, RunnerUp

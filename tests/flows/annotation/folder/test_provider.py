@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from flows.annotation.providers.base import ProviderError
-from flows.annotation.providers.folder.provider import FolderProvider
+from flows.annotation.providers.folder import FolderProvider
 from tasks.data.schemas import AnnotationTask
 from tasks.storage import backends, files, s3
 from tasks.storage.backends import LocalStorage, S3Storage, StorageError, open_storage

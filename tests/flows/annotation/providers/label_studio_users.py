@@ -12,8 +12,8 @@ from label_studio_sdk import LabelStudio
 from PIL import Image, ImageDraw
 
 from flows.annotation.providers.base import AnnotationBatch, RawAnnotation
-from flows.annotation.providers.label_studio.provider import LabelStudioProvider
-from flows.annotation.providers.label_studio.tasks import CONTROL, IMAGE
+from flows.annotation.providers.label_studio import LabelStudioProvider
+from flows.annotation.providers.label_studio_tasks import CONTROL, IMAGE
 from flows.workspace import git
 from tasks.data.paths import Workspace, image_id_from_sha256
 from tasks.data.schemas import AnnotationTask, LabelBatch, Prediction

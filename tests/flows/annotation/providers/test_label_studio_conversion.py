@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.annotation.annotation_rules import InvalidAnnotation, ValidationContext, parse_annotation
 from flows.annotation.providers.base import AnnotationBatch, RawAnnotation, sample_for_double_annotation
-from flows.annotation.providers.label_studio.tasks import (
+from flows.annotation.providers.label_studio_tasks import (
     MODEL_VERSION,
     config_error,
     labeling_config,
     parse_export,
     to_task,
 )
-from flows.annotation.validation.annotation import InvalidAnnotation, ValidationContext, parse_annotation
 from tasks.data.schemas import AnnotationTask, Prediction, RunnerUp
 from tasks.params import load_params
 from tests.flows.annotation.providers.label_studio_users import CLASSES, HEIGHT, WIDTH, make_region

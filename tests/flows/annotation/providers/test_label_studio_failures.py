@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from flows.annotation.providers.base import ProviderError
-from flows.annotation.providers.label_studio.client import LabelStudioClient, OpenTask, Project
+from flows.annotation.providers.label_studio_client import LabelStudioClient, OpenTask, Project
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 EXPIRED = (

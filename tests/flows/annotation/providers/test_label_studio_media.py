@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from flows.annotation.providers.base import ProviderError
-from flows.annotation.providers.label_studio.client import Project
-from flows.annotation.providers.label_studio.media import TaskImages
+from flows.annotation.providers.label_studio_client import Project
+from flows.annotation.providers.label_studio_tasks import TaskImages
 from tasks.data.images import inspect_image, open_rgb
 from tasks.data.paths import Workspace, image_id_from_sha256
 from tasks.data.schemas import AnnotationTask
@@ -92,9 +92,9 @@ def test_every_ending_of_a_store_that_is_fetched_is_one_of_a_picture() -> None:
 
 
 def media_endings() -> frozenset[str]:
-    from flows.annotation.providers.label_studio import media
+    from flows.annotation.providers import label_studio_tasks
 
-    return media._NOT_SHOWN_ENDINGS
+    return label_studio_tasks._NOT_SHOWN_ENDINGS
 
 
 @pytest.mark.parametrize("name", SHOWN)

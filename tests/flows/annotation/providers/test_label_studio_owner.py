@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from flows.annotation.providers.base import OwnedProvider, ProviderError
-from flows.annotation.providers.label_studio.client import Project
-from flows.annotation.providers.label_studio.provider import LabelStudioProvider
+from flows.annotation.providers.label_studio import LabelStudioProvider
+from flows.annotation.providers.label_studio_client import Project
 from flows.workspace import git
 from flows.workspace.owner import settle
 from tasks.data.paths import Workspace

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from flows.annotation.validation.annotation import ValidationContext
+from flows.annotation.annotation_rules import ValidationContext
 from tasks.data.schemas import AnnotationTask, Prediction
 from tasks.params.annotation import LabelValidationParams
 

@@ -6,7 +6,7 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.annotation.validation.validate_batch import annotator_key, latest_per_annotator, resolve_conflicts
+from flows.annotation.validation import annotator_key, latest_per_annotator, resolve_conflicts
 from tasks.data.schemas import Box, LabeledImage
 
 IMAGE = "a" * 16

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.annotation.validation.validate_batch import ValidationResult, validate_batch
+from flows.annotation.validation import ValidationResult, validate_batch
 from tasks.data.schemas import LabeledImage
 from tests.flows.annotation.validation.factories import COLLECTED_AT, IMAGE, make_annotation, make_box, make_context
 

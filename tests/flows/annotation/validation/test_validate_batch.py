@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.annotation.validation.annotation import annotation_digest
-from flows.annotation.validation.validate_batch import ValidationResult, validate_batch
+from flows.annotation.annotation_rules import annotation_digest
+from flows.annotation.validation import ValidationResult, validate_batch
 from tasks.data.schemas import LabeledImage
 from tests.flows.annotation.validation.factories import (
     HEIGHT,

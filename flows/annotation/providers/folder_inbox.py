@@ -1,13 +1,16 @@
 """Read the files of an inbox: list those that are complete, recognize their format, find their images.
 
 Every file ends as annotations, as a problem, or as a file to be read later, except side files of known tools. What
-counts as finished is decided in ``inbox.py``.
+counts as finished is decided in ``folder.py``. Zip archives are read in place: each file in one becomes an entry, as if
+it had been unpacked there. Nothing is written, so a second collection finds the same. Names in archives are text for
+messages, never paths.
 """
 
 import csv
 import io
 import logging
 import time
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +18,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
-from flows.annotation.providers.folder.inbox_archives import InboxArchive, is_archive
-from flows.annotation.providers.folder.outbox import OfferedImage
-from tasks.data.errors import TruncatedFileError, UnsupportedFormatError
+from flows.annotation.providers.folder_outbox import OfferedImage
+from tasks.data.archives import ArchiveLimits, ZipSource
+from tasks.data.errors import ArchiveError, TruncatedFileError, UnsupportedFormatError
 from tasks.data.formats.base import ParsedDocument, ParsedImage
 from tasks.data.formats.coco import parse_coco
 from tasks.data.formats.cvat import parse_cvat
@@ -26,7 +29,7 @@ from tasks.data.formats.label_studio import parse_label_studio
 from tasks.data.formats.recognize import is_image, recognize
 from tasks.data.formats.voc import parse_voc
 from tasks.data.formats.yolo import YoloClasses, parse_yolo, parse_yolo_classes
-from tasks.data.names import ImageIndex
+from tasks.data.names import ImageIndex, printable
 from tasks.storage.backends import FileEntry, Storage, StorageError
 
 _log = logging.getLogger(__name__)
@@ -47,6 +50,8 @@ _SAMPLE_BYTES = 1 << 16
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini"})
 _CLASS_NAME_LISTS = frozenset({"classes.txt", "names.txt", "predefined_classes.txt", "obj.names"})
 _ARCHIVES = frozenset({".gz", ".7z", ".rar", ".tar"})
+_LIMITS = ArchiveLimits(max_files=200_000, max_file_bytes=1 << 29, max_total_bytes=1 << 33)
+_MAGIC = b"PK"
 _DOCUMENT_PARSERS = {"coco": parse_coco, "label_studio": parse_label_studio, "cvat": parse_cvat}
 _EXPECTED = "COCO, Pascal VOC, YOLO, Label Studio JSON or CVAT for images XML"
 
@@ -354,3 +359,54 @@ def _is_ignored(name: str) -> bool:
 def _is_read_first(name: str) -> bool:
     last = PurePosixPath(name).name.lower()
     return last == REVIEW_FILE or last in _CLASS_NAME_LISTS or last.endswith((".yaml", ".yml"))
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file is called like a zip archive."""
+    return PurePosixPath(name).suffix.lower() == ".zip"
+
+
+class InboxArchive:
+    """The files of one archive."""
+
+    def __init__(self, entry: FileEntry, content: bytes) -> None:
+        """Read the table of contents.
+
+        Raises:
+            TruncatedFileError: the archive ends too early.
+            UnsupportedFormatError: no zip, broken, encrypted, beyond the limits, or with names that leave the archive.
+        """
+        if not zipfile.is_zipfile(io.BytesIO(content)):
+            if content.startswith(_MAGIC) or not content:
+                raise TruncatedFileError(entry.name, "the archive has no end, expected a whole zip")
+            raise UnsupportedFormatError(entry.name, "the content is no zip archive, expected one")
+        try:
+            self._source = ZipSource(PurePosixPath(entry.name).name, _LIMITS, io.BytesIO(content))
+        except ArchiveError as error:
+            raise UnsupportedFormatError(entry.name, error.problem) from None
+        self._entry = entry
+
+    def entries(self) -> list[FileEntry]:
+        """List the files; they are as old as the archive."""
+        archive = self._entry
+        return [
+            FileEntry(
+                name=f"{archive.name}/{printable(name)}",
+                size_bytes=self._source.size(name),
+                modified_at=archive.modified_at,
+                etag=archive.etag,
+                locator=name,
+            )
+            for name in self._source.names()
+        ]
+
+    def read(self, entry: FileEntry) -> bytes:
+        """Return the content of one of ``entries``.
+
+        Raises:
+            UnsupportedFormatError: it cannot be unpacked.
+        """
+        try:
+            return self._source.read(entry.locator)
+        except ArchiveError as error:
+            raise UnsupportedFormatError(entry.name, error.problem) from None

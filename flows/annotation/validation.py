@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from flows.annotation.providers.base import RawAnnotation
-from flows.annotation.validation.annotation import (
+from flows.annotation.annotation_rules import (
     ImplausibleAnnotation,
     InvalidAnnotation,
     Rejection,
@@ -21,6 +20,7 @@ from flows.annotation.validation.annotation import (
     reject,
     require_plausible,
 )
+from flows.annotation.providers.base import RawAnnotation
 from tasks.data.schemas import LabeledImage
 from tasks.runtime.formatting import count
 

@@ -22,9 +22,9 @@ from flows.annotation.providers.base import (
     require_provider_owner,
     sample_for_double_annotation,
 )
-from flows.annotation.providers.label_studio.client import TOKEN, LabelStudioClient, OpenTask, Project
-from flows.annotation.providers.label_studio.media import TaskImages
-from flows.annotation.providers.label_studio.tasks import (
+from flows.annotation.providers.label_studio_client import TOKEN, LabelStudioClient, OpenTask, Project
+from flows.annotation.providers.label_studio_tasks import (
+    TaskImages,
     changing_data,
     config_error,
     labeling_config,

@@ -242,8 +242,8 @@ def render_readme(name: str, classes: Sequence[str], num_images: int) -> str:
 
 @cache
 def _readme_template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("flows.annotation.providers", "folder")
+    loader = jinja2.PackageLoader("flows.annotation", "providers")
     environment = jinja2.Environment(
         loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
     )
-    return environment.get_template("README.md.j2")
+    return environment.get_template("folder_outbox_readme.md.j2")

@@ -1,1 +1,0 @@
-"""Validate returned annotations: each becomes a label, or a rejection with its reason."""
