@@ -58,7 +58,7 @@ def doctor(
 
 
 def _estimate_night(campaign: Workspace, console: Console, *, as_json: bool) -> dict[str, Any] | None:
-    from flows.preflight.night import describe_night, estimate_night
+    from flows.preflight.services import describe_night, estimate_night
 
     try:
         with console.status("measuring a few steps of training and inference"):

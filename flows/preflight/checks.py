@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from flows.preflight import campaign, cluster, machine, services
+from flows.preflight import campaign, machine, services
 from flows.preflight.runner import Check, CheckContext, Finding, run_checks
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
@@ -18,7 +18,7 @@ CHECKS = (
     Check("images", campaign.check_images, _SLOW_LIMIT_S),
     Check("pool", campaign.check_pool, _FAST_LIMIT_S),
     Check("detector", services.check_detector, services.DETECTOR_LIMIT_S),
-    Check("cluster", cluster.check_cluster, cluster.CLUSTER_LIMIT_S),
+    Check("cluster", services.check_cluster, services.CLUSTER_LIMIT_S),
     Check("disk", machine.check_disk, _FAST_LIMIT_S, quick=True),
     Check("memory", machine.check_memory, _FAST_LIMIT_S, quick=True),
     Check("GPU", machine.check_gpu, _FAST_LIMIT_S, quick=True),

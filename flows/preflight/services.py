@@ -1,6 +1,7 @@
-"""Check services: DVC's remote, MLflow, the label provider, Prefect's schedule, and the detector.
+"""Check services: DVC's remote, MLflow, the label provider, Prefect's schedule, the detector and the Ray cluster.
 
-What may hang or break the caller is tried in a separate process, which can be stopped.
+What may hang or break the caller is tried in a separate process, which can be stopped. So are the few steps of the
+detector from which ``estimate_night`` says how long a night will take.
 """
 
 import json
@@ -20,6 +21,7 @@ from flows.runtime.subprocess import ProcessTimeout, run_captured
 from flows.workspace import git
 from flows.workspace.dvc import dvc_env, has_default_remote
 from flows.workspace.trust import TRUST_HINT, is_trusted
+from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
 from tasks.runtime.extensions import is_class_path
 
@@ -251,3 +253,71 @@ def run_probe(
         raise UserError(module, f"{last_line.rstrip('.')}")
     result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return result
+
+
+CLUSTER_LIMIT_S = 240.0
+
+
+def check_cluster(context: CheckContext) -> Finding:
+    """Check token, versions, room for workers, and that every node sees the campaign's files and has the same code."""
+    try:
+        params = context.params.infer
+    except UserError:
+        raise CheckSkipped("params.yaml is broken") from None
+    if params.engine == "local":
+        return passed("infer.engine is local: no cluster is used")
+    try:
+        facts = run_probe("tasks.model.engines.ray_probe", [], cwd=context.workspace.root, limit_s=CLUSTER_LIMIT_S - 5)
+    except UserError as error:
+        return failed(error.problem, "docs/guides/scale.md says how a cluster is started and joined.")
+    found = f"Ray {facts['version']}, {facts['nodes']}"
+    if facts["problems"]:
+        more = f" and {len(facts['problems']) - 1} more" if len(facts["problems"]) > 1 else ""
+        return failed(f"{facts['problems'][0]}{more}; {found}", "Use one image and one shared folder on all nodes.")
+    if not facts["workers"]:
+        fix = "Lower infer.engine_cpus_per_worker, or start nodes with more CPUs: inference would wait until it ends."
+        return failed(f"no node has room for a worker; {found}", fix)
+    if params.engine_workers != "auto" and facts["workers"] < params.engine_workers:
+        fix = "Lower infer.engine_workers, or let nodes join: they are used as soon as they are there."
+        return warned(f"room for {facts['workers']} of {params.engine_workers} workers; {found}", fix)
+    return passed(f"{found}: room for {facts['workers']} workers, all nodes see the campaign")
+
+
+_LIMIT_S = 1200.0
+_STAGES = ("prepare", "train", "evaluate", "infer")
+
+
+def estimate_night(workspace: Workspace) -> dict[str, Any]:
+    """Measure in a process of its own; ``tasks.model.night_estimate`` says what it returns.
+
+    Raises:
+        UserError: weights or images are missing or broken, or it took too long.
+    """
+    return run_probe("tasks.model.night_estimate", [], cwd=workspace.root, limit_s=_LIMIT_S)
+
+
+def describe_night(estimate: dict[str, Any]) -> list[str]:
+    """Return the lines that ``gleaner doctor`` prints: minutes by stage, and what they were measured from."""
+    minutes, counts, measured = estimate["minutes"], estimate["counts"], estimate["measured"]
+    work = {
+        "prepare": f"{counts['pool_images']:,} images at {_seconds(measured['decoded_image_s'])}",
+        "train": (
+            f"{counts['supervised_steps']:,} supervised steps at {_seconds(measured['supervised_step_s'])}, "
+            f"{counts['semi_supervised_steps']:,} with unlabeled images at "
+            f"{_seconds(measured['semi_supervised_step_s'])}, {counts['scored_images']:,} images scored between"
+        ),
+        "evaluate": f"{counts['validation_images']:,} images, two models, at {_seconds(measured['inference_image_s'])}",
+        "infer": f"{counts['pool_images']:,} images at {_seconds(measured['inference_image_s'])}",
+    }
+    lines = [f"{stage:>9}  {_minutes(minutes[stage]):>10}  {work[stage]}" for stage in _STAGES]
+    total = f"{'together':>9}  {_minutes(estimate['total_minutes']):>10}"
+    origin = f"measured on {estimate['device']}: {measured['steps']} steps, {measured['inferred_images']} images"
+    return [*lines, f"{total}  {origin}; the other stages compute on tables and are not measured"]
+
+
+def _minutes(minutes: float) -> str:
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if seconds < 0.1 else f"{seconds:.2f} s"

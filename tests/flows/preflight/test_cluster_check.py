@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flows.preflight import cluster
+from flows.preflight import services
 from flows.preflight.runner import CheckSkipped
 from tasks.runtime.errors import UserError
 
@@ -18,10 +18,10 @@ def check(monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any] | UserError, wo
             raise facts
         return facts
 
-    monkeypatch.setattr(cluster, "run_probe", run_probe)
+    monkeypatch.setattr(services, "run_probe", run_probe)
     infer = SimpleNamespace(engine="ray", engine_workers=workers)
     context: Any = SimpleNamespace(params=SimpleNamespace(infer=infer), workspace=SimpleNamespace(root="."))
-    return cluster.check_cluster(context)
+    return services.check_cluster(context)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_findings(
 
 def test_without_a_cluster_nothing_is_tried() -> None:
     context: Any = SimpleNamespace(params=SimpleNamespace(infer=SimpleNamespace(engine="local")))
-    assert cluster.check_cluster(context).state == "pass"
+    assert services.check_cluster(context).state == "pass"
 
 
 def test_broken_parameters_are_another_checks_business() -> None:
@@ -62,4 +62,4 @@ def test_broken_parameters_are_another_checks_business() -> None:
 
     context: Any = Broken()
     with pytest.raises(CheckSkipped):
-        cluster.check_cluster(context)
+        services.check_cluster(context)

@@ -1,6 +1,6 @@
 """The lines in which the doctor says how long a night will take."""
 
-from flows.preflight.night import describe_night
+from flows.preflight.services import describe_night
 
 ESTIMATE = {
     "device": "the CPU",
