@@ -14,10 +14,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from prefect.concurrency.sync import concurrency
 
 from flows.runtime.process_env import has_prefect_server
-from flows.runtime.visible_gpus import visible_gpus
 
 GPU_STAGES = ("train", "evaluate", "infer")
 """Stages that compute on a GPU where there is one."""
@@ -25,6 +23,7 @@ CONCURRENCY_LIMIT_NAME = "gleaner-gpu"
 """Prefect's own limit, for campaigns on several machines; it applies where the user has created it."""
 _SLOT_LEASE_S = 60.0
 _POLL_INTERVAL_S = 1.0
+_DEVICES_DIR = Path("/dev")
 
 
 @contextmanager
@@ -41,6 +40,8 @@ def gpu_locks(stage: str, owner: str, on_wait: Callable[[str], None]) -> Iterato
         for gpu in gpus:  # sorted: two campaigns that want the same two GPUs cannot deadlock
             exit_stack.enter_context(gpu_lock(gpu_lock_path(gpu), owner, on_wait))
         if gpus and has_prefect_server():
+            from prefect.concurrency.sync import concurrency  # Prefect is imported after its server is known
+
             exit_stack.enter_context(
                 concurrency(CONCURRENCY_LIMIT_NAME, occupy=1, strict=False, lease_duration=_SLOT_LEASE_S)
             )
@@ -129,3 +130,18 @@ def _write_owner(path: Path, owner: str) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(owner)
+
+
+def visible_gpus() -> list[str]:
+    """List the GPUs that a stage may use, named as in ``CUDA_VISIBLE_DEVICES`` or as device files; [] on a CPU.
+
+    Without importing torch, which takes seconds.
+    """
+    nodes = sorted(path.name for path in _DEVICES_DIR.glob("nvidia[0-9]*"))
+    if not nodes:
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [name.removeprefix("nvidia") for name in nodes]
+    names = [name.strip() for name in named.split(",")]
+    return sorted({name for name in names if name and not name.startswith("-")})

@@ -7,7 +7,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 import flows.runtime.gpu_lock as gpu_lock_module
-from flows.runtime import gpu_lock, visible_gpus
+from flows.runtime import gpu_lock
 from tests.flows.workspace.test_lock import child, next_line
 
 QUEUE = (
@@ -59,11 +59,11 @@ def test_the_gpus_a_stage_may_use_are_found_without_asking_torch(
 ) -> None:
     for node in nodes:
         (tmp_path / node).touch()
-    monkeypatch.setattr(visible_gpus, "_DEVICES_DIR", tmp_path)
+    monkeypatch.setattr(gpu_lock, "_DEVICES_DIR", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert visible_gpus.visible_gpus() == expected
+    assert gpu_lock.visible_gpus() == expected
     assert all(
         gpu_lock.gpu_lock_path(name).name.startswith("gpu-") and "/" not in gpu_lock.gpu_lock_path(name).name
         for name in expected
