@@ -65,8 +65,7 @@ def study(
     from flows.prefect_server import ensure_prefect_api
 
     ensure_prefect_api(the_study.out)
-    from flows.study.collect import open_study_run
-    from flows.study.runner import write_results
+    from flows.study.runner import open_study_run, write_results
 
     open_study_run(the_study)
     if jobs > 1 and len(seeds) > 1:

@@ -1,25 +1,31 @@
 """Run a study: every arm of every seed as an ordinary campaign, round by round; then write its results.
 
 Where it stands is read off its parts and campaigns, so a study that was killed is started again with the same command.
+The run in MLflow is one per study, updated as seeds finish; the rounds of its arms have their own experiments.
 Importing this imports Prefect: see ``flows.prefect_server``.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
+from mlflow import MlflowClient
+from mlflow.entities import Metric
 
 from flows.nightly import nightly
 from flows.registry.adopt import adopt, needs_adoption
-from flows.study.collect import log_study, pool_ranking_rows, result_rows
-from flows.study.measure import write_part
+from flows.runtime.process_env import tracking_uri
 from flows.study.parts import (
+    Part,
     all_parts,
     full_labels_path,
     is_complete,
     part_key,
     read_full_labels,
     stop_path,
+    write_part,
 )
 from flows.study.workspaces import (
     FULL_LABELS,
@@ -28,6 +34,7 @@ from flows.study.workspaces import (
     create_base_workspace,
     create_full_labels_workspace,
 )
+from flows.tracking.mlflow_run import silence_mlflow
 from flows.workspace import dvc
 from flows.workspace.dvc import refresh_code_digests
 from flows.workspace.rounds import last_published_round, newest_round
@@ -38,7 +45,18 @@ from tasks.runtime.errors import GuardRailError, UserError
 from tasks.storage import files
 from tasks.study.plot import write_plots
 from tasks.study.report import comparison_tables, readme
-from tasks.study.results import POOL_RANKING, RESULTS, StudyResults, collect_results, summary
+from tasks.study.results import (
+    POOL_RANKING,
+    RESULTS,
+    StudyResults,
+    area,
+    collect_results,
+    compared_pairs,
+    comparisons,
+    final_map,
+    mean_by_round,
+    summary,
+)
 from tasks.study.training_result import measure_training, point_bootstrap, point_map
 
 
@@ -170,3 +188,86 @@ def remaining_runs(study: Study, seeds: Sequence[int]) -> int:
         if not is_complete(study, seed, arm)
         for workspace in [study.workspace(seed, arm)]
     )
+
+
+_STUDY_TAG = "gleaner.study"
+_BATCH_SIZE = 500
+
+
+def result_rows(study: Study, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Return the rows of RESULTS; the time of a training that another arm ran is that arm's."""
+    seconds = {
+        part["training_key"]: part["row"]["train_seconds"] for part in parts if part["row"]["train_seconds"] is not None
+    }
+    return [
+        part["row"]
+        | {
+            "map": point_map(part["trainings"], study.plan.model),
+            "trainings": len(part["trainings"]),
+            "train_seconds": seconds.get(part["training_key"]),
+        }
+        for part in parts
+    ]
+
+
+def pool_ranking_rows(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Return the rows of POOL_RANKING."""
+    return [
+        {**{key: part["row"][key] for key in ("seed", "arm", "round")}, "rule": rule, "spearman": value}
+        for part in parts
+        for rule, value in part["pool_spearman"].items()
+    ]
+
+
+def log_study(study: Study, results: StudyResults) -> str:
+    """Log metrics and files and return the run's id; the same study folder finds its run again."""
+    run_id = open_study_run(study)
+    client = MlflowClient(tracking_uri(study.out))
+    metrics = list(_metrics(results))
+    for start in range(0, len(metrics), _BATCH_SIZE):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH_SIZE])
+    for path in sorted(study.results.iterdir()):
+        client.log_artifact(run_id, str(path), "results")
+    complete = all(len(arm.curves) == len(results.config.seeds) for arm in results.arms.values())
+    client.set_terminated(run_id, "FINISHED" if complete else "KILLED")
+    return run_id
+
+
+def open_study_run(study: Study) -> str:
+    """Find or create the study's run, and the database before several seeds write to it."""
+    silence_mlflow()
+    client = MlflowClient(tracking_uri(study.out))
+    name, key = f"study-{study.plan.name}", str(study.out.resolve())
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        remote = tracking_uri(study.out).startswith(("http:", "https:", "databricks"))
+        location = None if remote else (study.out.resolve() / "mlartifacts").as_uri()
+        experiment_id = client.create_experiment(name, artifact_location=location)
+    else:
+        experiment_id = experiment.experiment_id
+    found = client.search_runs([experiment_id], f"tags.`{_STUDY_TAG}` = '{key}'")
+    if found:
+        return str(found[0].info.run_id)
+    run = client.create_run(experiment_id, run_name=study.plan.name, tags={_STUDY_TAG: key})
+    run_id = str(run.info.run_id)
+    plan = study.plan
+    for param, value in (("seeds", plan.seeds), ("rounds", plan.rounds), ("seed_labels", plan.seed_labels)):
+        client.log_param(run_id, param, value)
+    for arm, settings in plan.arms.items():
+        client.log_param(run_id, f"arm.{arm}", " ".join(settings) or "defaults")
+    return run_id
+
+
+def _metrics(results: StudyResults) -> list[Metric]:
+    now_ms = int(time.time() * 1000)
+    found: list[tuple[str, float | None, int]] = []
+    for name, arm in results.arms.items():
+        found += [(f"{name}/mean over minutes", area(arm), 0), (f"{name}/last mAP", final_map(arm), 0)]
+        for column in ("map", "minutes", "boxes", "spearman_dwa", "spearman_equal"):
+            found += [(f"{name}/{column}", value, step) for step, value in enumerate(mean_by_round(arm, column))]
+    for arm_name, reference in compared_pairs(results):
+        for measure, comparison in zip(
+            ("mean over minutes", "last mAP"), comparisons(results, arm_name, reference) or (), strict=False
+        ):
+            found.append((f"{arm_name} minus {reference}/{measure}", comparison.mean, 0))
+    return [Metric(name, value, now_ms, step) for name, value, step in found if value is not None]
