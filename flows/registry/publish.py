@@ -5,7 +5,7 @@ A repeated call completes what an earlier one began. The tag is set last: a roun
 
 from dataclasses import dataclass
 
-from flows.provenance.audit.ledger_chain import LEDGER_TRAILER
+from flows.provenance.audit.records import LEDGER_TRAILER
 from flows.provenance.ledger_writer import write_ledger
 from flows.registry.promotion import evaluate_candidate, sync_alias
 from flows.tracking import mlflow_run

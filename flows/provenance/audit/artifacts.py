@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from flows.provenance.audit import AuditScope, Check, count_rounds, make_check
-from flows.provenance.audit.ledger_chain import stage_record_findings
+from flows.provenance.audit.records import stage_record_findings
 from flows.provenance.snapshot import RoundSnapshot, filter_by_model
 from flows.runtime.subprocess import run_streaming
 from flows.workspace.dvc import dvc_env
