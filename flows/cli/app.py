@@ -10,10 +10,9 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from flows.cli.adopt import adopt
 from flows.cli.data import gc, pool, quarantine
 from flows.cli.doctor import doctor
-from flows.cli.init import import_, init
+from flows.cli.init import adopt, import_, init
 from flows.cli.options import TrustOption, WorkspaceOption, look_at
 from flows.cli.promote import promote, rollback
 from flows.cli.provenance import audit, lineage, reproduce

@@ -1,4 +1,4 @@
-"""Commands ``gleaner init`` and ``gleaner import``: make a campaign from a data set, or only check the data set."""
+"""Commands ``gleaner init``, ``import`` and ``adopt``: make a campaign, check a data set, move a campaign."""
 
 import shlex
 import tempfile
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from flows.cli.options import DatasetOptions, HardwareProfile, with_dataset_options
+from flows.cli.options import DatasetOptions, HardwareProfile, WorkspaceOption, with_dataset_options
 from flows.runtime.masking import SafeConsole
 from flows.runtime.process_env import prepare_environment
 from tasks.data.paths import Workspace
@@ -118,7 +118,7 @@ def workspace_config(options: DatasetOptions) -> "WorkspaceConfig":
 
 
 def _profile_overrides(profile: HardwareProfile | None) -> Sequence[str]:
-    from flows.runtime.visible_gpus import visible_gpus
+    from flows.runtime.gpu_lock import visible_gpus
     from tasks.params.profiles import profile_overrides
 
     gpus = visible_gpus()
@@ -208,3 +208,33 @@ def prepare_demo(target: Path) -> None:
             imported_at=_DEMO_IMPORTED_AT,
         )
         create_workspace(target, campaign)
+
+
+def adopt(
+    reason: Annotated[str, typer.Option(help="Why; kept in owners.jsonl.")],
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Go on with a campaign in this folder, and no longer in the one it was copied, cloned or restored from.
+
+    The other folder stops at its next run. After a move, MLflow's records of artifacts get the new place.
+    """
+    from flows.workspace.run_lock import require_workspace
+
+    if not reason.strip():
+        raise UserError("--reason", "the text is empty", "Give a reason for owners.jsonl.")
+    campaign = require_workspace(workspace)
+    prepare_environment(campaign.root)
+    from flows.registry.adopt import adopt as adopt_folder
+    from flows.runtime.retries import translate_service_errors
+    from flows.workspace import git
+    from flows.workspace.run_lock import run_lock
+    from flows.workspace.trust import trust
+    from tasks.params import load_params
+
+    trust(campaign.root)
+    with run_lock(campaign), translate_service_errors("MLflow"):
+        git.require_branch(campaign.root)
+        adoption = adopt_folder(campaign, load_params(campaign.params), reason.strip())
+    console = SafeConsole()
+    for change in adoption.changes or ("The folder is the campaign's own already.",):
+        console.print(escape(change), soft_wrap=True, highlight=False)
