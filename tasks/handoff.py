@@ -1,6 +1,7 @@
 """Write the manifest of the selected images for the annotators, with boxes pre-drawn by the teacher.
 
-Reads  derived/assemble/unlabeled.parquet, derived/infer, derived/score, derived/select
+Reads  derived/assemble/labeled.parquet, derived/assemble/unlabeled.parquet, derived/infer, derived/score,
+       derived/select
 Writes derived/handoff
 Params classes, preannotation
 """
@@ -11,35 +12,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from detectron_ext.uncertainty_metrics import Floats, pairwise_iou
 from tasks.data.detections import shard_paths
 from tasks.data.paths import Workspace
 from tasks.data.schemas import (
     DETECTIONS,
     DETECTIONS_AT_SELECTION,
     METRICS,
+    RELABEL,
     SCORES,
     SELECTION,
     UNLABELED,
     AnnotationTask,
-    Prediction,
-    RunnerUp,
     with_class_names,
 )
 from tasks.params import load_stage_params
 from tasks.params.stages import PreannotationParams
 from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import stage_main
+from tasks.selection.check_tasks import check_tasks
+from tasks.selection.preannotation import predrawn_boxes
 from tasks.storage import files
 
-Ints = NDArray[np.int64]
-_DECIMALS_PX = 2
-_DECIMALS_DOUBT = 4
 _log = logging.getLogger(__name__)
 
 _Row = dict[str, Any]
@@ -54,11 +50,15 @@ def handoff(
     scores: Path,
     selection: Path,
     open_ranking: Path,
+    relabel: Path,
+    labeled: Path,
     out: Path,
 ) -> None:
     """Write ``manifest.jsonl`` (AnnotationTask) and ``detections.parquet`` (DETECTIONS_AT_SELECTION).
 
-    ``open_tasks.jsonl`` holds the same as the manifest for the images that are with the annotators already.
+    Behind the picked images the manifest holds the labels to be checked, with their present boxes; no detections are
+    stored of these, since the teacher has seen the labels. ``open_tasks.jsonl`` holds the same for the images that are
+    with the annotators already.
 
     Args:
         params: score a detection needs to be drawn, and overlap up to which two boxes are two objects.
@@ -68,6 +68,8 @@ def handoff(
         scores: metrics of the pool, schemas.SCORES.
         selection: selected images, schemas.SELECTION.
         open_ranking: images that are with the annotators, in their new order, schemas.SELECTION.
+        relabel: labels to be checked, schemas.RELABEL.
+        labeled: labeled images with their boxes, schemas.ANNOTATED; read where a label is to be checked.
         out: folder of the results.
 
     Raises:
@@ -92,6 +94,7 @@ def handoff(
         [_annotation_task(row, images[row["image_id"]], detected[row["image_id"]], classes, params) for row in rows]
         for rows in (selected, opened)
     )
+    tasks += check_tasks(params, classes, files.read_table(relabel, RELABEL), labeled, detections)
     for name, found in (("manifest.jsonl", tasks), ("open_tasks.jsonl", open_tasks)):
         files.write_bytes(out / name, task_lines(found))
     files.write_table(out / "detections.parquet", _frozen(detection_table, scores_by_id, selected, classes))
@@ -153,25 +156,6 @@ def _frozen(
 def _annotation_task(
     selected: _Row, image: _Row, detected: _Row, classes: Sequence[str], params: PreannotationParams
 ) -> AnnotationTask:
-    drawn = suppress_overlapping(
-        np.array(detected["boxes_xyxy"], dtype=np.float64).reshape(-1, 4),
-        np.array(detected["scores"], dtype=np.float64),
-        np.array(detected["class_ids"], dtype=np.int64),
-        np.array(detected["class_probs"], dtype=np.float64).reshape(len(detected["scores"]), len(classes) + 1),
-        params.score_threshold,
-        params.suppress_iou,
-    )
-    predictions = [
-        Prediction(
-            category=classes[detected["class_ids"][n]],
-            xyxy_px=_clip_box(detected["boxes_xyxy"][4 * n : 4 * n + 4], image),
-            score=_probability(detected["scores"][n]),
-            doubt=_doubt(detected, n),
-            runner_up=None if runner_up is None else RunnerUp(category=classes[runner_up[0]], score=runner_up[1]),
-        )
-        for n, runner_up in drawn
-    ]
-    non_empty = [p for p in predictions if p.xyxy_px[0] < p.xyxy_px[2] and p.xyxy_px[1] < p.xyxy_px[3]]
     return AnnotationTask(
         image_id=selected["image_id"],
         uri=image["uri"],
@@ -180,68 +164,9 @@ def _annotation_task(
         rank=selected["rank"],
         reason=selected["reason"],
         uncertainty=selected["uncertainty"],
-        predictions=tuple(sorted(non_empty, key=lambda p: (-p.score, p.category, p.xyxy_px))),
+        predictions=predrawn_boxes(detected, image, classes, params),
         model_digest=detected["model_digest"],
     )
-
-
-def suppress_overlapping(
-    boxes_N4: Floats,
-    scores_N: Floats,
-    class_ids_N: Ints,
-    class_probs_NK: Floats,
-    score_threshold: float,
-    suppress_iou: float,
-) -> list[tuple[int, tuple[int, float] | None]]:
-    """Choose one detection for each object, whatever the classes (docs/method.md#pre-drawn-boxes).
-
-    Args:
-        boxes_N4: corners x1, y1, x2, y2.
-        scores_N: of the detections.
-        class_ids_N: index of the likeliest class.
-        class_probs_NK: (N, K+1) posteriors, background last.
-        score_threshold: detections with a lower score take no part, classes with a lower one are not named.
-        suppress_iou: with a larger IoU two detections are one object.
-
-    Returns:
-        Detections by falling score; with each the next likeliest class, with its score: the largest among the
-        detection's own posterior and the scores of those it stands for.
-    """
-    num_classes = class_probs_NK.shape[1] - 1
-    order = [n for n in np.argsort(-scores_N, kind="stable").tolist() if scores_N[n] >= score_threshold]
-    iou_NN = pairwise_iou(boxes_N4, boxes_N4)
-    drawn: list[tuple[int, tuple[int, float] | None]] = []
-    while order:
-        best = order[0]
-        absorbed = [n for n in order[1:] if iou_NN[best, n] > suppress_iou]
-        score_K = class_probs_NK[best, :num_classes].copy()
-        np.maximum.at(score_K, class_ids_N[absorbed], scores_N[absorbed])
-        score_K[class_ids_N[best]] = -1.0
-        second = int(score_K.argmax())
-        # The order of classes follows the scores, so the runner-up is never likelier than the class that is drawn.
-        named = (
-            (second, _probability(min(score_K[second], scores_N[best]))) if score_K[second] >= score_threshold else None
-        )
-        drawn.append((best, named))
-        order = [n for n in order[1:] if n not in absorbed]
-    return drawn
-
-
-def _doubt(detected: _Row, n: int) -> float:
-    """1 - s q: doubt that class and place of a detection are right (docs/method.md#box-doubt)."""
-    stability = detected["stability"] or [1.0] * len(detected["scores"])
-    return round(1 - _probability(detected["scores"][n]) * _probability(stability[n]), _DECIMALS_DOUBT)
-
-
-def _probability(score: float) -> float:
-    return min(max(float(score), 0.0), 1.0)
-
-
-def _clip_box(box: Sequence[float], image: _Row) -> tuple[float, float, float, float]:
-    """Round the corners and clip them to the image: label tools refuse a box that exceeds it by a rounding error."""
-    x1, y1, x2, y2 = (round(corner, _DECIMALS_PX) for corner in box)
-    width, height = float(image["width_px"]), float(image["height_px"])
-    return max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
 
 
 def _body(workspace: Workspace) -> None:
@@ -254,6 +179,8 @@ def _body(workspace: Workspace) -> None:
         scores=workspace.derived("score") / "scores.parquet",
         selection=workspace.derived("select") / "selection.parquet",
         open_ranking=workspace.derived("select") / "open_ranking.parquet",
+        relabel=workspace.derived("select") / "relabel.parquet",
+        labeled=workspace.derived("assemble") / "labeled.parquet",
         out=workspace.derived("handoff"),
     )
 

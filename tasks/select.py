@@ -17,14 +17,16 @@ import pyarrow as pa
 
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
-from tasks.data.schemas import SELECTION
+from tasks.data.schemas import ANNOTATED, SELECTION
+from tasks.evaluation.label_check import doubtful_labels
 from tasks.params import load_stage_params
 from tasks.params.stages import BudgetParams, SelectParams
 from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import stage_main
 from tasks.selection import budget as budgets
-from tasks.selection.inputs import ReadPicks, earlier_picks_of, input_paths, read_inputs
+from tasks.selection.inputs import ReadPicks, SelectionInputs, earlier_picks_of, input_paths, read_inputs
 from tasks.selection.open_tasks import random_picks, rank_open_tasks, read_open_pool
+from tasks.selection.relabel import RelabelPicks, pick_relabels
 from tasks.selection.strategies.base import Strategy, seeded_shuffle
 from tasks.selection.strategies.objective import ObjectiveStrategy
 from tasks.selection.strategies.portfolio import Portfolio
@@ -51,6 +53,7 @@ def select(
     out: Path,
     earlier_picks: ReadPicks = lambda _: (),
     extensions: Path = Path(),
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Select the images to label next, and return the summary.
 
@@ -68,9 +71,11 @@ def select(
         uncertainty: uncertainties (schemas.UNCERTAINTY).
         detections_at_selection: folder that says which of the leased images were drawn uniformly.
         out: folder for ``selection.parquet`` (schemas.SELECTION, by rank), ``summary.json``, and
-            ``open_ranking.parquet``, the leased images in their new order (schemas.SELECTION, by rank).
+            ``open_ranking.parquet``, the leased images in their new order (schemas.SELECTION, by rank), and
+            ``relabel.parquet``, labels to be checked (schemas.RELABEL, by rank behind those of the selection).
         earlier_picks: reads what the picks of earlier batches turned out to be worth; called where the strategy asks.
         extensions: folder in which the module of an own strategy is found.
+        classes: class names in the order of their indices; read where labels are checked.
 
     Raises:
         UserError: an input is malformed, an unlabeled image was not scored, or an own strategy does not rank each
@@ -93,12 +98,16 @@ def select(
     ranking = strategy.rank(pool, seed=seed)
     _check_ranking(ranking, candidates, params.strategy)
     shuffled = seeded_shuffle(ranking, seed=seed, purpose="explore")
-    batch = budgets.fill_budget(ranking, shuffled, inputs.cost, amount=budget.amount, random_frac=params.random_frac)
+    relabels = _pick_relabels(budget, inputs, labels, labeled, infer, detections_at_selection, classes)
+    amount = budget.amount - relabels.spent
+    batch = budgets.fill_budget(ranking, shuffled, inputs.cost, amount=amount, random_frac=params.random_frac)
     selection = _selection_rows(candidates, batch, strategy, ranking)
     selection["picked_by"] = _picked_by(batch, strategy, params.strategy)
     summary = _summary(selection, batch, candidates=len(candidates), params=params, budget=budget)
     summary |= {"leased": inputs.num_leased, "annotation_cost": asdict(inputs.cost_model)}
     summary |= {"value": {key: inputs.value_model[key] for key in ("used", "reason")}}
+    minutes = round(sum(relabels.minutes.values()), 3)
+    summary["relabel"] = {"images": len(relabels.labels), "expected_minutes": minutes}
     if isinstance(strategy, Portfolio):
         summary["portfolio"] = strategy.shares
     if isinstance(strategy, ObjectiveStrategy):
@@ -106,12 +115,33 @@ def select(
         summary["near_duplicates"] = strategy.num_duplicates
     rows = selection[SELECTION.names].to_dict("records")
     files.write_table(out / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
+    files.write_table(out / "relabel.parquet", relabels.as_table(first_rank=len(selection) + 1))
     open_pool = read_open_pool(inputs, leased, scores, uncertainty)
     drawn = random_picks(read_labels(labels).leased, detections_at_selection)
     files.write_table(out / "open_ranking.parquet", rank_open_tasks(open_pool, strategy, drawn, seed=seed))
     files.write_json(out / "summary.json", summary)
     _log_summary(summary)
     return summary
+
+
+def _pick_relabels(
+    budget: BudgetParams,
+    inputs: SelectionInputs,
+    labels: Path,
+    labeled: Path,
+    infer: Path,
+    detections_at_selection: Path,
+    classes: Sequence[str],
+) -> RelabelPicks:
+    """Pick labels to be checked; none with an exhausted pool, where a campaign ends."""
+    if not budget.relabel_frac or not len(inputs.pool.candidates):
+        return RelabelPicks((), {}, 0.0)
+    store, rows = read_labels(labels), files.read_table(labeled, ANNOTATED).to_pylist()
+    crowded = {row["image_id"] for row in rows if any(row["is_crowd"] or ())}
+    left_out = {*store.checks, *store.leased, *crowded}
+    num_boxes = {row["image_id"]: len(row["class_ids"]) for row in rows}
+    doubtful = doubtful_labels(labeled, infer, detections_at_selection, classes, left_out)
+    return pick_relabels(doubtful, num_boxes, left_out, inputs.cost_model, budget)
 
 
 def _check_ranking(ranking: Sequence[str], candidates: pd.DataFrame, strategy: str) -> None:
@@ -198,6 +228,8 @@ def _log_summary(summary: dict[str, Any]) -> None:
         "picked %d of %d unlabeled images, %d of them by uniform draw: about %.0f boxes, %.0f minutes",
         *(summary[key] for key in ("selected", "candidates", "random_picks", "expected_boxes", "expected_minutes")),
     )
+    if summary["relabel"]["images"]:
+        _log.info("%(images)d labels to be checked: about %(expected_minutes).0f minutes", summary["relabel"])
     cost = summary["annotation_cost"]
     minutes = cost["minutes_per_image"], cost["minutes_per_box"]
     _log.info("%.2g minutes per image and %.2g per box: %s", *minutes, cost["reason"])
@@ -216,6 +248,7 @@ def _body(workspace: Workspace) -> None:
         out=workspace.derived("select"),
         earlier_picks=earlier_picks_of(workspace, params.classes, params.dwa.focal_gamma),
         extensions=workspace.root,
+        classes=params.classes,
     )
 
 

@@ -338,6 +338,7 @@ def _labeled_image(
             offered_batch=batch,
             preannotations=preannotations,
             crowd_regions=crowd_regions,
+            checks_batch=task.checks_batch,
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -388,7 +389,10 @@ def require_plausible(label: LabeledImage, context: ValidationContext) -> None:
     limits, predictions = context.limits, context.tasks[label.image_id].predictions
     num_confident = sum(found.score >= limits.confident_score for found in predictions)
     if label.status == "empty" and num_confident >= limits.min_confident_boxes:
-        claim = f"the teacher detected {num_confident} boxes with a score of at least {limits.confident_score:g}"
+        checks_batch = context.tasks[label.image_id].checks_batch
+        confident = f"the teacher detected {num_confident} boxes with a score of at least {limits.confident_score:g}"
+        labeled = f"the label of batch {checks_batch} and the teacher have {num_confident} boxes"
+        claim = confident if checks_batch is None else labeled
         raise ImplausibleAnnotation(
             f"status is 'empty' where {claim}, expected fewer than {limits.min_confident_boxes} such boxes"
         )

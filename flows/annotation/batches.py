@@ -49,7 +49,8 @@ def read_annotation_batch(workspace: Workspace, batch: int) -> AnnotationBatch |
     if not (folder / _RECORD).is_file():
         return None
     record = files.read_json(folder / _RECORD)
-    return AnnotationBatch(**{**record, "image_ids": tuple(record["image_ids"]), "folder": folder})
+    ids = {name: tuple(record.get(name, ())) for name in ("image_ids", "checked_ids")}
+    return AnnotationBatch(**{**record, **ids, "folder": folder})
 
 
 def all_annotation_batches(workspace: Workspace) -> list[AnnotationBatch]:
@@ -126,6 +127,7 @@ def prepare_annotation_batch(
         state="prepared" if tasks else "collected",
         receipt=None,
         is_held=is_held,
+        checked_ids=tuple(task.image_id for task in tasks if task.checks_batch is not None),
     )
     staging = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
@@ -206,10 +208,11 @@ def open_images(delivery: AnnotationBatch, store: LabelStore) -> tuple[str, ...]
     return tuple(image_id for image_id in delivery.image_ids if store.leased.get(image_id) == delivery.batch)
 
 
-def num_open(workspace: Workspace) -> int:
-    """Count the images that are, or are about to be, with the annotators."""
+def num_open(workspace: Workspace, *, only_new: bool = False) -> int:
+    """Count the images that are, or are about to be, with the annotators; ``only_new``: without checks of labels."""
     store = read_labels(workspace.labels)
-    return sum(len(open_images(delivery, store)) for delivery in all_annotation_batches(workspace))
+    pairs = ((found, image_id) for found in all_annotation_batches(workspace) for image_id in open_images(found, store))
+    return sum(not only_new or image_id not in found.checked_ids for found, image_id in pairs)
 
 
 def lease_expires_at(delivery: AnnotationBatch, lease_days: float) -> datetime:
@@ -218,12 +221,12 @@ def lease_expires_at(delivery: AnnotationBatch, lease_days: float) -> datetime:
 
 
 def image_states(deliveries: Collection[AnnotationBatch], store: LabelStore) -> Counter[ImageState]:
-    """Count the images that were ever selected by state; every state is a key."""
+    """Count the images that were ever selected by state; every state is a key. Checks of labels select no image."""
     states: dict[str, ImageState] = {}
     for delivery in deliveries:
         open_ids = set(open_images(delivery, store))
         pending_state: ImageState = "offered" if delivery.state == "prepared" else "leased"
-        states |= {image_id: pending_state if image_id in open_ids else "expired" for image_id in delivery.image_ids}
+        states |= {image_id: pending_state if image_id in open_ids else "expired" for image_id in delivery.new_ids}
     states |= {image_id: store.current[image_id].label.status for image_id in states if image_id in store.current}
     counts: Counter[ImageState] = Counter(dict.fromkeys(get_args(ImageState), 0))
     counts.update(states.values())
@@ -261,8 +264,8 @@ def _pool_warning(workspace: Workspace, limit_batches: int) -> str | None:
     deliveries = all_annotation_batches(workspace)
     if not deliveries or not path.is_file():
         return None
-    offered = len(deliveries[-1].image_ids)
-    left = pq.read_metadata(path).num_rows - num_open(workspace)
+    offered = len(deliveries[-1].new_ids)
+    left = pq.read_metadata(path).num_rows - num_open(workspace, only_new=True)
     if left >= limit_batches * offered:
         return None
     return f"{count_are(left, 'image')} left to label after this batch of {offered}. Add images to the pool."

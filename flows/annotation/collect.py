@@ -80,14 +80,18 @@ def collect(
     collector = LabelCollector(workspace, provider, params, collected_at)
     collector.fetch(deliveries)
     images, _ = collector.new_annotations()  # secondary annotations alone make no batch
-    has_too_few = len(images) < params.nightly.min_new_labels and params.nightly.on_few_labels == "skip"
+    num_new = sum(label.checks_batch is None for label in images)
+    has_too_few = num_new < params.nightly.min_new_labels and params.nightly.on_few_labels == "skip"
     if not images or (has_too_few and collector.has_active_leases(deliveries)):
         return _finish_without_batch(workspace, provider, deliveries, collector)
     collector.withdraw(deliveries)
     label_batch = _label_batch(batch, provider.name, collected_at, collector)
     _write_label_batch(workspace, label_batch)
     num_images, num_rejected = len(label_batch.images), collector.num_new_rejections
-    counts = f"{count(num_images, 'image')} labeled, {num_rejected} rejected, {collector.num_expired()} withdrawn"
+    num_checked = sum(label.checks_batch is not None for label in label_batch.images)
+    checked = f", {count(num_checked, 'label')} checked" if num_checked else ""
+    labeled = count(num_images - num_checked, "image")
+    counts = f"{labeled} labeled{checked}, {num_rejected} rejected, {collector.num_expired()} withdrawn"
     message = f"Batch {batch}: {counts}, {len(label_batch.leased)} still with the annotators."
     message += _clock_skew_warning(label_batch)
     return CollectionResult(num_images, num_rejected, message, tuple(collector.provider_errors))
@@ -122,6 +126,12 @@ class LabelCollector:
         self._released = released_annotations(workspace, self._store.all_annotations)
         self._labels: dict[int, tuple[LabeledImage, ...]] = {}
         self._withdrawn: set[_AnnotationKey] = set()
+        self._checks = {
+            (image_id, delivery.batch)
+            for delivery in all_annotation_batches(workspace)
+            for image_id in delivery.checked_ids
+        }
+        """Labels that were offered to be checked."""
         self.rejections: list[Rejection] = []
         """Of all deliveries, including those rejected before."""
         self.new_rejections: list[Rejection] = []
@@ -194,9 +204,8 @@ class LabelCollector:
         return dict(sorted(pair for pair in pairs if pair not in closed))
 
     def num_expired(self) -> int:
-        """Count the images that were withdrawn without an annotation."""
-        annotated = {image_id for image_id, _ in self._annotated_keys()}
-        return sum(image_id not in annotated for image_id, _ in self._withdrawn)
+        """Count the images that were withdrawn without an annotation, and the labels that were not checked."""
+        return len(self._unanswered(self._withdrawn, self._annotated_keys()))
 
     def _fetch_one(self, delivery: AnnotationBatch) -> None:
         raw_annotations = [*self._provider.collect(delivery), *self._released.get(delivery.batch, ())]
@@ -217,10 +226,16 @@ class LabelCollector:
 
     def _to_withdraw(self, delivery: AnnotationBatch, annotated: Set[_AnnotationKey]) -> Collection[str]:
         unannotated = self._unannotated(delivery, annotated)
-        if self._is_lease_expired(delivery):
+        if self._is_lease_expired(delivery) or not unannotated:
             return unannotated
-        annotated_ids = {image_id for image_id, _ in annotated} if unannotated else ()
-        return [image_id for image_id in unannotated if image_id in annotated_ids]
+        unanswered = self._unanswered({(image_id, delivery.batch) for image_id in unannotated}, annotated)
+        return [image_id for image_id in unannotated if (image_id, delivery.batch) not in unanswered]
+
+    def _unanswered(self, offered: Set[_AnnotationKey], annotated: Set[_AnnotationKey]) -> set[_AnnotationKey]:
+        """Return what has no answer from any delivery: every label to be checked has one, so only a check counts."""
+        labeled = {image_id for image_id, _ in annotated}
+        checked = {image_id for image_id, _ in annotated & self._checks}
+        return {key for key in offered if key[0] not in (checked if key in self._checks else labeled)}
 
     def _is_lease_expired(self, delivery: AnnotationBatch) -> bool:
         return self._collected_at >= lease_expires_at(delivery, self._params.provider.lease_days)

@@ -114,7 +114,7 @@ def _note_texts(accepted: _Accepted, latest: LabeledImage, context: ValidationCo
     if accepted.label.reported_finished_at is not None:
         reported = f"finished_at is {accepted.label.reported_finished_at!r}, expected a time in the past"
         texts.append(f"{reported}; the time of the collection is used")
-    if not has_same_content(accepted.label, latest):
+    if not accepted.label.has_same_content(latest):
         texts.append(f"the annotator changed it at {latest.reported_finished_at or latest.finished_at}")
     return texts
 
@@ -163,7 +163,7 @@ def resolve_conflicts(
             label.image_id, {annotator_key(previous): previous for previous in existing.get(label.image_id, ())}
         )
         old = current.get(annotator_key(label))
-        if old is None or not has_same_content(old, label):
+        if old is None or not label.has_same_content(old):
             new.setdefault(label.image_id, []).append(label)
     primary: list[LabeledImage] = []
     secondary: list[LabeledImage] = []
@@ -186,11 +186,6 @@ def latest_per_annotator(annotations: Iterable[LabeledImage]) -> list[LabeledIma
 def annotator_key(label: LabeledImage) -> tuple[str, int, str]:
     """Return image id, batch in which the image was offered, and annotator."""
     return label.image_id, label.offered_batch, label.annotator
-
-
-def has_same_content(first: LabeledImage, second: LabeledImage) -> bool:
-    """Whether two annotations have the same status and boxes."""
-    return (first.status, first.boxes, first.crowd_regions) == (second.status, second.boxes, second.crowd_regions)
 
 
 def _recency(label: LabeledImage) -> tuple[datetime, str]:

@@ -112,6 +112,7 @@ def _label_batches(workspace: Workspace, round_number: int) -> list[dict[str, An
                 "provider": batch.provider,
                 "collected_at": batch.collected_at,
                 "images": len(batch.images),
+                "checks": sum(label.checks_batch is not None for label in batch.images),
                 "annotators": dict(sorted(annotators.items())),
             }
         )

@@ -150,6 +150,7 @@ def _selected_image(label: LabeledImage, task: AnnotationTask | None) -> dict[st
         "rank": task.rank if task else None,
         "uncertainty": task.uncertainty if task else None,
         "reason": task.reason if task else "part of the seed",
+        "checks_batch": label.checks_batch,
     }
 
 
@@ -279,6 +280,7 @@ def _image_deliveries(workspace: Workspace, newest: RoundSnapshot, image_id: str
                 "reason": task.reason,
                 "uncertainty": task.uncertainty,
                 "num_preannotations": len(task.predictions),
+                "checks_batch": task.checks_batch,
                 "selection_model_sha256": task.model_digest,
             }
 
@@ -307,6 +309,7 @@ def _annotation_entry(label: LabeledImage, batch: int, provider: str, *, is_used
         "boxes": [box.model_dump(mode="json") for box in label.boxes],
         "crowd_regions": [box.model_dump(mode="json") for box in label.crowd_regions],
         "seconds_spent": label.seconds_spent,
+        "checks_batch": label.checks_batch,
         "is_used": is_used,
     }
 

@@ -41,10 +41,10 @@ def returned_outcomes(labels: Path, detections_at_selection: Path, num_batches: 
         num_batches: batches, newest first, whose images count.
     """
     store = read_labels(labels)
-    answers = {image_id: answer.label for image_id, answer in store.current.items() if answer.label.status != "skipped"}
+    answers = [answer for answer in store.current.values() if answer.label.status != "skipped"]
     tables = [schemas.OUTCOMES.empty_table()]
     for number in range(max(store.newest_batch - num_batches + 1, 1), store.newest_batch + 1):
-        labels_of = {image_id: label for image_id, label in answers.items() if label.offered_batch == number}
+        labels_of = {answer.label.image_id: answer.label for answer in answers if answer.picked.offered_batch == number}
         path = detections_at_selection / f"batch-{number:04d}.parquet"
         if labels_of and path.is_file():
             table = files.read_table(path, schemas.DETECTIONS_AT_SELECTION)

@@ -95,16 +95,18 @@ def reviewed_batch_images(
     """
     store = read_labels(labels)
     oldest_batch = 0 if history_batches is None else store.newest_batch - history_batches + 1
-    labeled = {image_id: answer.label for image_id, answer in store.current.items() if answer.label.status != "skipped"}
-    for number in sorted({label.offered_batch for label in labeled.values() if label.offered_batch >= oldest_batch}):
+    labeled = {image_id: answer for image_id, answer in store.current.items() if answer.label.status != "skipped"}
+    # A label that was checked is still that of the pick: the teacher that only offered it to be checked had seen it.
+    picked_in = {image_id: answer.picked.offered_batch for image_id, answer in labeled.items()}
+    for number in sorted({batch for batch in picked_in.values() if batch >= oldest_batch}):
         path = detections_at_selection / f"batch-{number:04d}.parquet"
         table = files.read_table(path, schemas.DETECTIONS_AT_SELECTION)
         stored_classes = _stored_classes(path, table)
         num_dropped = 0
         for stored, row in _frozen_rows(table):
-            label = labeled.get(stored.image_id)
-            if label is None or label.offered_batch != number:
+            if picked_in.get(stored.image_id) != number:
                 continue
+            label = labeled[stored.image_id].label
             found = _translate_classes(stored, stored_classes, classes)
             if found is None or any(box.category not in stored_classes for box in label.boxes):
                 num_dropped += 1

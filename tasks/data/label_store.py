@@ -11,11 +11,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tasks.data.schemas import LabelBatch, LabeledImage
+from tasks.data.schemas import Box, LabelBatch, LabeledImage
 from tasks.runtime.errors import UserError
 
 _NAME = re.compile(r"batch-(\d{4,})\.json")
 _ROUNDING_PX = 1e-3  # corners that went through float32 may end a hair outside
+_UNCHANGED_PX = 0.5  # label tools keep percentages, and round them
 _RESTORE = "Label batches are append-only: restore the file from git."
 
 
@@ -26,6 +27,9 @@ class Annotation:
     label: LabeledImage
     batch: int
     file: Path
+    picked: LabeledImage
+    """The answer for which the image was picked: ``label`` itself, or the one it came to check. The teacher of its
+    offered batch had not seen the image, and its time is what labeling took."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class LabelStore:
     """Images that were with the annotators when the newest batch was collected, and the batch they were offered in."""
     minutes_spent: float | None
     """Over all answers, those that do not count too; None where no tool measured any."""
+    checks: Mapping[str, bool]
+    """Images whose label was checked (docs/method.md#relabel), and whether that changed it."""
 
 
 def read_labels(folder: Path) -> LabelStore:
@@ -53,8 +59,12 @@ def read_labels(folder: Path) -> LabelStore:
     batches = [(path, read_batch(path)) for path in _batch_paths(folder)]
     current: dict[str, Annotation] = {}
     all_annotations: dict[str, tuple[LabeledImage, ...]] = {}
+    checks: dict[str, bool] = {}
     for path, batch in batches:
-        current |= {label.image_id: Annotation(label, batch.batch, path) for label in batch.images}
+        checks |= _checks(batch, current, checks)
+        current |= {
+            label.image_id: Annotation(label, batch.batch, path, _picked(label, current)) for label in batch.images
+        }
         for label in (*batch.other_annotations, *batch.images):
             all_annotations[label.image_id] = (*all_annotations.get(label.image_id, ()), label)
     return LabelStore(
@@ -63,7 +73,47 @@ def read_labels(folder: Path) -> LabelStore:
         all_annotations=all_annotations,
         leased=batches[-1][1].leased,
         minutes_spent=_minutes(label for labels in all_annotations.values() for label in labels),
+        checks=checks,
     )
+
+
+def _picked(label: LabeledImage, current: Mapping[str, Annotation]) -> LabeledImage:
+    earlier = current.get(label.image_id)
+    return label if label.checks_batch is None or earlier is None else earlier.picked
+
+
+def _checks(
+    batch: LabelBatch, current: Mapping[str, Annotation], earlier_checks: Mapping[str, bool]
+) -> dict[str, bool]:
+    """Return the images whose label a batch checks, and whether an answer that counts has changed it.
+
+    One that was skipped leaves the label as it is: whoever looked at it could not say.
+    """
+    found: dict[str, bool] = {}
+    answers = [(label, False) for label in batch.other_annotations] + [(label, True) for label in batch.images]
+    for label, counts in answers:
+        if label.checks_batch is not None:
+            earlier, before = current.get(label.image_id), earlier_checks.get(label.image_id, False)
+            changes = counts and (earlier is None or not _confirms(label, earlier.label))
+            found[label.image_id] = changes or before
+    return found
+
+
+def _confirms(label: LabeledImage, earlier: LabeledImage) -> bool:
+    """Whether an answer leaves another as it is, up to what label tools round away."""
+    if (label.status, len(label.boxes)) != (earlier.status, len(earlier.boxes)):
+        return False
+    left = list(earlier.boxes)
+    for box in label.boxes:
+        same = [other for other in left if other.category == box.category and _is_close(box, other)]
+        if not same:
+            return False
+        left.remove(same[0])
+    return label.crowd_regions == earlier.crowd_regions
+
+
+def _is_close(first: Box, second: Box) -> bool:
+    return all(abs(a - b) <= _UNCHANGED_PX for a, b in zip(first.xyxy_px, second.xyxy_px, strict=True))
 
 
 def _minutes(annotations: Iterable[LabeledImage]) -> float | None:

@@ -139,6 +139,20 @@ SELECTION = pa.schema(
         ("reason", pa.string()),
     ]
 )
+# Labeled images whose labels the teachers doubt, to be checked with the next batch (docs/method.md#relabel).
+RELABEL = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("rank", pa.int32()),  # behind those of SELECTION
+        ("batch", pa.int32()),  # label batch of the label
+        ("strength", pa.float64()),  # of the doubt, [0, 1]
+        ("kind", pa.string()),  # missing, misplaced or swapped
+        ("class_name", pa.string()),  # what the teacher sees there
+        ("box_xyxy", _FLOATS),  # 4, where
+        ("expected_minutes", pa.float64()),
+        ("reason", pa.string()),
+    ]
+)
 # The file's metadata holds the class names (``with_class_names``): the next round compares its teacher with this one.
 PREDICTIONS = pa.schema(
     [
@@ -206,11 +220,18 @@ class LabeledImage(_Document):
     """What the label tool gave as ``finished_at`` where that time had not come yet; None: its clock was believed."""
     crowd_regions: tuple[Box, ...] = ()
     """Regions of several objects (COCO ``iscrowd``): neither object nor background (docs/method.md#crowd-regions)."""
+    checks_batch: int | None = None
+    """Label batch of the earlier answer that was shown to be checked (docs/method.md#relabel); None: a first label."""
 
     @property
     def num_marked(self) -> int:
         """Boxes and crowd regions together; 0 just where the image is empty or skipped."""
         return len(self.boxes) + len(self.crowd_regions)
+
+    def has_same_content(self, other: "LabeledImage") -> bool:
+        """Whether another answer has the same status, boxes and crowd regions."""
+        mine, theirs = ((one.status, one.boxes, one.crowd_regions) for one in (self, other))
+        return mine == theirs
 
 
 class LabelBatch(_Document):
@@ -256,9 +277,13 @@ class AnnotationTask(_Document):
     rank: int
     reason: str
     uncertainty: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """U of docs/method.md#eq-15: in [0, 1], except with ``scoring.normalize: none``, where it has no upper bound."""
+    """U of docs/method.md#eq-15: in [0, 1], except with ``scoring.normalize: none``, where it has no upper bound.
+    Of a check: the strength of the teacher's doubt, [0, 1]."""
     predictions: tuple[Prediction, ...]
+    """Of a check: the boxes of the present label with score 1, and what the teacher would add."""
     model_digest: str
+    checks_batch: int | None = None
+    """Label batch of the label that is to be checked (docs/method.md#relabel); None: the image has none."""
 
 
 class Quarantined(_Document):

@@ -410,6 +410,10 @@ class BudgetParams(Section):
     min_timed_annotations: Annotated[int, Field(ge=3)]
     """From so many answers with a measured time on, ``minutes_per_box`` and ``minutes_per_image`` are fitted to them;
     until then the two are used as given."""
+    relabel_frac: Annotated[float, Field(ge=0, lt=1)]
+    """Share of ``amount`` that goes to labeled images whose labels the teachers doubt most: people check them with the
+    next batch (docs/method.md#relabel). What is not used is left to new images; a share too small for one image checks
+    none. 0: none are checked."""
 
     @model_validator(mode="after")
     def _check_costs(self) -> Self:

@@ -68,7 +68,7 @@ def agreement_metrics(batch: LabelBatch, all_annotations: AnnotationsByImage) ->
     new_annotations = [
         label
         for label in (*batch.images, *batch.other_annotations)
-        if label.status != "skipped" and sum(label == other for other in all_annotations[label.image_id]) == 1
+        if _is_compared(label) and sum(label == other for other in all_annotations[label.image_id]) == 1
     ]  # an answer that counts again was news in an earlier batch
     corrections = [
         (label.annotator, compare(label.preannotations, label.boxes))
@@ -105,6 +105,11 @@ def compare(first: Sequence[Box], second: Sequence[Box]) -> Agreement:
     )
 
 
+def _is_compared(label: LabeledImage) -> bool:
+    """Whether an answer says how people agree: a check began with the boxes of another answer, so it does not."""
+    return label.status != "skipped" and label.checks_batch is None
+
+
 def _is_unchanged(first: Box, second: Box) -> bool:
     return max(abs(a - b) for a, b in zip(first.xyxy_px, second.xyxy_px, strict=True)) < _UNCHANGED_TOLERANCE_PX
 
@@ -117,7 +122,7 @@ def _compare_annotators(
     for label in new_annotations:
         new_annotators.setdefault(label.image_id, set()).add(label.annotator)
     for image_id, annotators in sorted(new_annotators.items()):
-        latest = {label.annotator: label for label in all_annotations[image_id] if label.status != "skipped"}
+        latest = {label.annotator: label for label in all_annotations[image_id] if _is_compared(label)}
         for first, second in combinations(sorted(latest), 2):
             if {first, second} & annotators:
                 yield (first, second), compare(latest[first].boxes, latest[second].boxes)

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from tasks.data.label_store import read_batch, read_labels
 from tasks.data.paths import STAGES, Workspace
 from tasks.data.schemas import CANDIDATE_SCORES, PREDICTIONS, SCORES, SELECTION, UNCERTAINTY, AnnotationTask
+from tasks.evaluation.label_check import DoubtfulLabel, doubtful_labels
 from tasks.evaluation.model_agreement import model_agreement
 from tasks.reporting.agreement import agreement_metrics
-from tasks.reporting.label_check import DoubtfulLabel, doubtful_labels
 from tasks.reporting.pool_map import PoolMap, make_pool_map
 from tasks.runtime.errors import UserError
 from tasks.storage import files
@@ -102,9 +102,12 @@ def load_report_data(workspace: Workspace, classes: Sequence[str]) -> ReportData
             workspace.derived("infer"),
             workspace.detections_at_selection,
             classes,
+            store.checks,
         ),
         expected_boxes_per_class=_expected_boxes(workspace, selection, classes),
-        boxes_of_newest_batch=Counter(box.category for label in newest.images for box in label.boxes),
+        boxes_of_newest_batch=Counter(
+            box.category for label in newest.images if label.checks_batch is None for box in label.boxes
+        ),
         tasks=_read_tasks(workspace.derived("handoff") / "manifest.jsonl"),
         import_counts=import_report.get("counts", {}),
         rejected={

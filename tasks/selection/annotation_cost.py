@@ -51,7 +51,8 @@ def fit_annotation_cost(annotations: Iterable[LabeledImage], budget: BudgetParam
 
     Args:
         annotations: all there are, in the order they came in. Of each person's answers to an image the last counts,
-            whose time includes that of the ones it replaced; skipped images say nothing about the cost of labeling.
+            whose time includes that of the ones it replaced; skipped images and checks of labels say nothing about the
+            cost of labeling.
         budget: its minutes are used as given as long as there are fewer than ``min_timed_annotations`` timed answers.
     """
     boxes_N, minutes_N = _timed_annotations(annotations)
@@ -87,6 +88,7 @@ def _timed_annotations(annotations: Iterable[LabeledImage]) -> tuple[Floats, Flo
         (len(label.boxes), label.seconds_spent / 60)
         for label in latest.values()
         if label.status != "skipped"
+        and label.checks_batch is None
         and label.seconds_spent  # some tools write 0 where they measure nothing
         and label.seconds_spent <= MAX_SECONDS_SPENT  # an earlier version stored any number
     ][-_MAX_ANNOTATIONS:]

@@ -55,7 +55,7 @@ def read_earlier_picks(
     answers = read_labels(labels).current
     picks = []
     for image in reviewed_batch_images(labels, detections_at_selection, classes, None):
-        label = answers[image.found.image_id].label
+        label = answers[image.found.image_id].picked  # a check takes minutes of its own, which the pick did not cost
         picks.append(
             EarlierPick(
                 image.found.image_id,

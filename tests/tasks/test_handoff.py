@@ -19,7 +19,8 @@ from tasks.data.schemas import (
     AnnotationTask,
     stored_class_names,
 )
-from tasks.handoff import handoff, suppress_overlapping
+from tasks.handoff import handoff
+from tasks.selection.preannotation import suppress_overlapping
 from tasks.params.stages import PreannotationParams
 from tasks.runtime.errors import UserError
 from tasks.storage import files

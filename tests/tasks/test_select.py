@@ -25,7 +25,7 @@ from tasks.storage import files
 
 ROOT = Path(__file__).parents[2]
 IMAGES_24 = BudgetParams(
-    unit="images", amount=24.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20
+    unit="images", amount=24.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20, relabel_frac=0.0
 )
 MINUTES_BROUGHT = [("uncertainty", 1.0), ("entropy", 4.0)]
 BY_UNCERTAINTY = SelectParams(
@@ -229,7 +229,9 @@ def test_a_portfolio_says_whose_turn_it_was_and_what_it_knows(tmp_path):
 @pytest.mark.parametrize("unit", ["boxes", "minutes"])
 def test_one_image_is_picked_even_if_it_alone_is_over_budget(tmp_path, unit):
     paths = write_inputs(tmp_path, 30)
-    budget = BudgetParams(unit=unit, amount=0.01, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20)
+    budget = BudgetParams(
+        unit=unit, amount=0.01, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20, relabel_frac=0.0
+    )
     assert select(BY_UNCERTAINTY, budget, 7, **paths, out=tmp_path / "out")["selected"] == 1
 
 
@@ -252,7 +254,7 @@ def test_result_is_within_budget_deterministic_and_blind_to_row_order(
         random_frac=random_frac,
     )
     budget = BudgetParams(
-        unit=unit, amount=amount, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20
+        unit=unit, amount=amount, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20, relabel_frac=0.0
     )
     paths, shuffled = (
         write_inputs(tmp_path / "a", 40),

@@ -101,6 +101,14 @@ class AnnotationBatch:
     """Round whose teacher has ranked and pre-drawn its open images anew; None: that which offered it."""
     is_held: bool = False
     """Whether it offers no image because ``nightly.stop`` is ``hold``; it is made anew when that changes."""
+    checked_ids: tuple[str, ...] = ()
+    """Those of its images that are labeled, and whose label is to be checked (docs/method.md#relabel)."""
+
+    @property
+    def new_ids(self) -> tuple[str, ...]:
+        """Those of its images that had no label when they were offered."""
+        checked = set(self.checked_ids)
+        return tuple(image_id for image_id in self.image_ids if image_id not in checked)
 
 
 @dataclass(frozen=True)
@@ -191,7 +199,7 @@ def sample_for_double_annotation(image_ids: Sequence[str], double_annotation_fra
     """Sample a share of the images, at least one where the share is above 0; a repeated call samples the same.
 
     Args:
-        image_ids: all images of the delivery.
+        image_ids: images of the delivery that have no label: a check is a second look already.
         double_annotation_frac: ``provider.double_annotation_frac``, range [0, 1].
         key: idempotency key of the delivery, the seed of the sample.
     """

@@ -215,7 +215,7 @@ class FolderProvider:
         """Publish ``outbox/batch-0003``, and ``-second`` with the images that two annotators label."""
         tasks = read_manifest(delivery.folder / MANIFEST)
         first, second = _folder_names(delivery)
-        sampled = sample_for_double_annotation(delivery.image_ids, self._double_annotation_frac, delivery.key)
+        sampled = sample_for_double_annotation(delivery.new_ids, self._double_annotation_frac, delivery.key)
         double_annotated = [task for task in tasks if task.image_id in sampled]
         with self._open_storage() as storage:
             storage.check()
@@ -256,10 +256,7 @@ class FolderProvider:
     def refresh(self, delivery: AnnotationBatch, tasks: Sequence[AnnotationTask]) -> Collection[str]:
         """List unfinished images in ``refreshed.jsonl``; which copy people work on, nobody knows."""
         inboxes = self._read_inboxes(delivery)
-        manifest = read_manifest(delivery.folder / MANIFEST)
-        sampled = sample_for_double_annotation(
-            [task.image_id for task in manifest], self._double_annotation_frac, delivery.key
-        )
+        sampled = sample_for_double_annotation(delivery.new_ids, self._double_annotation_frac, delivery.key)
         first, second = _folder_names(delivery)
         with self._open_storage() as storage:
             for name, inbox in zip((first, second), inboxes, strict=True):

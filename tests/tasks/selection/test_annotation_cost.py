@@ -12,7 +12,9 @@ from tasks.data.schemas import Box, LabeledImage
 from tasks.params.stages import BudgetParams
 from tasks.selection.annotation_cost import fit_annotation_cost
 
-BUDGET = BudgetParams(unit="minutes", amount=60.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=6)
+BUDGET = BudgetParams(
+    unit="minutes", amount=60.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=6, relabel_frac=0.0
+)
 _number = itertools.count()
 
 

@@ -144,7 +144,9 @@ def test_registry_holds_every_name_that_params_allow():
 
 @pytest.mark.parametrize(("unit", "expected"), [("images", [1.0, 1.0]), ("boxes", [1.0, 4.0]), ("minutes", [0.2, 2.2])])
 def test_costs_by_unit(unit, expected):
-    budget = BudgetParams(unit=unit, amount=10.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20)
+    budget = BudgetParams(
+        unit=unit, amount=10.0, minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20, relabel_frac=0.0
+    )
     table = candidate_table({"a": 0.1, "b": 0.2}, expected_boxes=[0.0, 4.0])
     table["expected_minutes"] = expected_minutes(table["expected_boxes"], fit_annotation_cost([], budget))
     assert list(costs(table, budget).values()) == pytest.approx(expected)
@@ -155,7 +157,12 @@ def test_images_without_detections_do_not_fill_a_box_budget_for_free(nothing, am
     assume(len(nothing) > amount)
     table = candidate_table({f"{i:02d}": 0.5 for i in range(len(nothing))}, expected_boxes=nothing)
     budget = BudgetParams(
-        unit="boxes", amount=float(amount), minutes_per_box=0.5, minutes_per_image=0.2, min_timed_annotations=20
+        unit="boxes",
+        amount=float(amount),
+        minutes_per_box=0.5,
+        minutes_per_image=0.2,
+        min_timed_annotations=20,
+        relabel_frac=0.0,
     )
     order = list(table.index)
     assert len(fill_budget(order, order, costs(table, budget), amount=amount, random_frac=0).selected) == amount

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from tasks.data.schemas import ANNOTATED, DETECTIONS, DETECTIONS_AT_SELECTION, with_class_names
-from tasks.reporting.label_check import MAX_LISTED, doubtful_labels
+from tasks.evaluation.label_check import MAX_LISTED, doubtful_labels
 from tasks.storage import files
 
 CLASSES = ["cat", "dog"]

@@ -1,6 +1,6 @@
 """List labels that detections contradict, the surest error first (docs/method.md#label-errors)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -44,7 +44,7 @@ class DoubtfulLabel:
 
 
 def doubtful_labels(
-    labeled: Path, infer: Path, detections_at_selection: Path, classes: Sequence[str]
+    labeled: Path, infer: Path, detections_at_selection: Path, classes: Sequence[str], left_out: Collection[str] = ()
 ) -> list[DoubtfulLabel]:
     """List the labeled images with the surest errors of each kind in turn, at most ``MAX_LISTED``.
 
@@ -56,8 +56,10 @@ def doubtful_labels(
         infer: folder with the shards of the labeled images.
         detections_at_selection: folder with the detections of the teacher that offered an image.
         classes: class names in the order of their indices.
+        left_out: images that are not listed, as those whose label was checked.
     """
-    truth = {row["image_id"]: row for row in files.read_table(labeled, ANNOTATED).to_pylist()}
+    rows = files.read_table(labeled, ANNOTATED).to_pylist()
+    truth = {row["image_id"]: row for row in rows if row["image_id"] not in left_out}
     unseen = {found.image_id: found for found in _detections_when_offered(detections_at_selection, classes, truth)}
     found_of: dict[str, list[Sequence[LabelError]]] = {}
     for shard in read_shards(infer, "labeled"):
