@@ -185,6 +185,8 @@ def _summary(
         "boxes_per_class": {name: boxes[name] for name in classes},
         "crowd_regions": sum(len(image.crowd_regions) for image in (*reviewed, *calibration_images)),
         "minutes_spent": store.minutes_spent,
+        "checked_labels": len(store.checks),
+        "changed_labels": sum(store.checks.values()),
     }
 
 

@@ -94,11 +94,13 @@ def image_tree(lineage: Mapping[str, Any]) -> RenderableType:
     annotation_node = tree.add("annotations" if lineage["annotations"] else "no annotation")
     for annotation in lineage["annotations"]:
         use = "used in training" if annotation["is_used"] else "not used in training"
+        checks = annotation["checks_batch"]
+        checked = "" if checks is None else f", check of the label of batch {checks}"
         annotation_node.add(
             escape(
                 f"batch {annotation['batch']}: {annotation['status']}, "
                 f"{pluralize(len(annotation['boxes']), 'box', 'boxes')} by {annotation['annotator']} "
-                f"({annotation['provider']}), {annotation['finished_at']}: {use}"
+                f"({annotation['provider']}), {annotation['finished_at']}{checked}: {use}"
             )
         )
     for entry in lineage["quarantined"]:

@@ -135,10 +135,24 @@ def selection_shares(selection_summary: Document) -> str:
                 f"{name} {number(100 * share, 0)} %" for name, share in sorted(shares.items(), key=lambda x: -x[1])
             ]
             sentences.append(f"Shares of {what} in this batch: {join_and(parts)}.")
+    relabel = selection_summary.get("relabel", {"images": 0})
+    if relabel["images"]:
+        minutes = pluralize(relabel["expected_minutes"], "minute")
+        asked = pluralize(relabel["images"], "label")
+        sentences.append(f"With it {asked} that the teachers doubt are to be checked, in about {minutes}.")
     if selection_summary.get("near_duplicates"):
         avoided = pluralize(selection_summary["near_duplicates"], "near duplicate")
         sentences.append(f"{avoided} of labeled or picked images came last.")
     return " ".join(sentences)
+
+
+def checked_labels(assemble_summary: Document) -> str:
+    """Say how many labels people have checked, and how many of them changed; empty where none was."""
+    checked = assemble_summary.get("checked_labels", 0)
+    if not checked:
+        return ""
+    changed = assemble_summary["changed_labels"]
+    return f"{pluralize(checked, 'label was', 'labels were')} checked so far, {number(changed, 0)} of them changed."
 
 
 _RULE_NAMES = {"equal": "equal weights", "learned": "learned weights", "common": "one learned mixture for all images"}

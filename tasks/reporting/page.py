@@ -57,6 +57,7 @@ def _text(data: ReportData, history: Sequence[Document], scoring: ScoringParams)
         "kpi_cards": _kpi_cards(data, history),
         "dwa_text": [narrative.dwa_verdict(data.dwa), narrative.dwa_caution(data.dwa)],
         "pool_error_text": narrative.pool_error(data.pool_error),
+        "checked_labels": narrative.checked_labels(data.assemble_summary),
         "selection_shares": narrative.selection_shares(data.selection_summary),
         "stopping_text": narrative.stopping(history[-1]),
         "dwa_record": narrative.dwa_record(history),

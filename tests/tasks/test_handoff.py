@@ -10,19 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detectron_ext.uncertainty_metrics import pairwise_iou
+from tasks.data.annotations import AnnotatedImage, write_annotated
 from tasks.data.schemas import (
     DETECTIONS,
     DETECTIONS_AT_SELECTION,
+    RELABEL,
     SCORES,
     SELECTION,
     UNLABELED,
     AnnotationTask,
+    Box,
+    RunnerUp,
     stored_class_names,
 )
 from tasks.handoff import handoff
-from tasks.selection.preannotation import suppress_overlapping
 from tasks.params.stages import PreannotationParams
 from tasks.runtime.errors import UserError
+from tasks.selection.preannotation import suppress_overlapping
 from tasks.storage import files
 
 CLASSES = ["cat", "a\u2028b"]  # a line separator that str.splitlines would break at
@@ -68,6 +72,7 @@ def inputs(tmp_path: Path) -> Path:
     files.write_table(tmp_path / "scores.parquet", pa.Table.from_pylist(list(SCORES_BY_ID.values()), schema=SCORES))
     write_selection(tmp_path, "bbb", "ccc", "aaa")
     write_selection(tmp_path, name="open_ranking")
+    files.write_table(tmp_path / "relabel.parquet", RELABEL.empty_table())
     return tmp_path
 
 
@@ -98,6 +103,8 @@ def run(folder: Path, score_threshold: float = 0.3, suppress_iou: float = 0.5) -
         scores=folder / "scores.parquet",
         selection=folder / "selection.parquet",
         open_ranking=folder / "open_ranking.parquet",
+        relabel=folder / "relabel.parquet",
+        labeled=folder / "labeled.parquet",
         out=folder / "out",
     )
     lines = (folder / "out" / "manifest.jsonl").read_text().splitlines()
@@ -121,6 +128,54 @@ def test_open_images_have_tasks_of_their_own_and_no_part_in_the_batch(inputs: Pa
     assert [(task.rank, task.image_id, len(task.predictions)) for task in tasks] == [(1, "ddd", 1), (2, "bbb", 1)]
     frozen = files.read_table(inputs / "out" / "detections.parquet", DETECTIONS_AT_SELECTION)
     assert frozen["image_id"].to_pylist() == ["aaa", "ccc"]
+
+
+LABELED = [Box(category="cat", xyxy_px=(10.0, 10.0, 30.0, 30.0)), Box(category="cat", xyxy_px=(50.0, 50.0, 70.0, 70.0))]
+
+
+def write_relabel(folder: Path, kind: str, class_name: str, box: tuple[float, ...], strength: float = 0.75) -> None:
+    """Two cats are labeled on image eee; the teacher sees one of them, and something at (80, 10)."""
+    image = AnnotatedImage("eee", "data/images/eee.png", 100, 80, tuple(LABELED), 4)
+    write_annotated(folder / "labeled.parquet", [image], CLASSES)
+    found = detection_row("eee", ([11, 11, 30, 30], 0.9, 0), ([80, 10, 95, 25], 0.5, 1), ([0, 60, 9, 70], 0.1, 0))
+    files.write_table(folder / "infer" / "labeled-0000.parquet", pa.Table.from_pylist([found], schema=DETECTIONS))
+    row = {
+        "image_id": "eee", "rank": 4, "batch": 4, "strength": strength, "kind": kind, "class_name": class_name,
+        "box_xyxy": box, "expected_minutes": 1.0, "reason": "check",
+    }  # fmt: skip
+    files.write_table(folder / "relabel.parquet", pa.Table.from_pylist([row], schema=RELABEL))
+
+
+def test_a_label_to_be_checked_is_shown_with_what_the_teacher_would_add(inputs: Path) -> None:
+    write_relabel(inputs, "swapped", CLASSES[1], LABELED[1].xyxy_px)
+    *new, task = run(inputs)
+    assert [found.checks_batch for found in new] == [None] * 3
+    assert (task.image_id, task.rank, task.checks_batch, task.uncertainty) == ("eee", 4, 4, 0.75)
+    first, second, added = task.predictions
+    assert [(box.category, box.xyxy_px, box.score) for box in (first, second)] == [
+        (box.category, box.xyxy_px, 1.0) for box in LABELED
+    ]
+    assert (first.doubt, second.doubt, second.runner_up) == (None, 0.75, RunnerUp(category=CLASSES[1], score=0.75))
+    assert (added.category, added.xyxy_px, added.score) == (CLASSES[1], (80.0, 10.0, 95.0, 25.0), 0.5)
+    frozen = files.read_table(inputs / "out" / "detections.parquet", DETECTIONS_AT_SELECTION)
+    assert "eee" not in frozen["image_id"].to_pylist()  # the teacher was trained on it
+
+
+def test_a_box_that_only_another_teacher_misses_is_drawn_once(inputs: Path) -> None:
+    write_relabel(inputs, "missing", CLASSES[1], (80.0, 11.0, 95.0, 25.0))
+    assert [box.xyxy_px for box in run(inputs)[-1].predictions[2:]] == [(80.0, 11.0, 95.0, 25.0)]
+    write_relabel(inputs, "missing", "cat", (0.0, 60.0, 9.0, 70.0))
+    assert [box.xyxy_px for box in run(inputs)[-1].predictions[2:]] == [
+        (80.0, 10.0, 95.0, 25.0),
+        (0.0, 60.0, 9.0, 70.0),
+    ]
+
+
+def test_a_label_to_be_checked_that_the_teacher_did_not_see_is_refused(inputs: Path) -> None:
+    write_relabel(inputs, "missing", "cat", (0.0, 60.0, 9.0, 70.0))
+    files.write_table(inputs / "infer" / "labeled-0000.parquet", DETECTIONS.empty_table())
+    with pytest.raises(UserError, match="image eee is missing"):
+        run(inputs)
 
 
 def test_the_doubt_of_a_box_is_that_class_or_place_are_wrong(inputs: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.data.paths import Workspace
-from tasks.data.schemas import SCORES, SELECTION, UNCERTAINTY, UNLABELED
+from tasks.data.schemas import ANNOTATED, DETECTIONS, RELABEL, SCORES, SELECTION, UNCERTAINTY, UNLABELED
 from tasks.params import load_params
 from tasks.params.stages import BudgetParams, SelectParams
 from tasks.runtime.errors import UserError
@@ -297,3 +297,59 @@ def test_budget_that_makes_no_sense_is_one_sentence(tmp_path, change, message):
     with pytest.raises(UserError, match=r"params\.yaml") as raised:
         load_params(tmp_path / "params.yaml")
     assert message in str(raised.value)
+
+
+def write_doubted_labels(paths: dict[str, Path], workspace: Workspace, image_ids: list[str]) -> None:
+    """Labeled images with one box, which the teacher thinks to be of the other class; surer from image to image."""
+    box = [0.0, 0.0, 9.0, 9.0]
+    labels = [
+        {"image_id": i, "boxes_xyxy": box, "class_ids": [0], "is_crowd": [False], "batch": 0, "width_px": 20}
+        for i in image_ids
+    ]
+    files.write_table(paths["labeled"], pa.Table.from_pylist(labels, schema=ANNOTATED))
+    found = [
+        {
+            "image_id": i, "boxes_xyxy": box, "scores": [0.5 + 0.05 * place], "class_ids": [1],
+            "class_probs": [0.0, 0.5, 0.5], "residual_mass": 0.0,
+        }
+        for place, i in enumerate(image_ids)
+    ]  # fmt: skip
+    files.write_table(paths["infer"] / "labeled-0000.parquet", pa.Table.from_pylist(found, schema=DETECTIONS))
+    write_annotations(workspace, [])
+
+
+def test_a_share_of_the_budget_checks_labels_and_the_rest_is_for_new_images(tmp_path: Path) -> None:
+    paths = write_inputs(tmp_path, 60)
+    write_doubted_labels(paths, Workspace(tmp_path), ["a", "b", "c", "d", "e"])
+    budget = IMAGES_24.model_copy(update={"relabel_frac": 0.125})
+    summary = select(BY_UNCERTAINTY, budget, 7, **paths, out=tmp_path / "out", classes=["cat", "dog"])
+    checks = files.read_table(tmp_path / "out" / "relabel.parquet", RELABEL).to_pylist()
+    assert [(row["image_id"], row["rank"]) for row in checks] == [("e", 22), ("d", 23), ("c", 24)]
+    assert (summary["selected"], summary["relabel"]["images"]) == (21, 3)
+
+
+def test_labels_that_are_checked_or_out_or_crowded_are_not_asked_for(tmp_path: Path) -> None:
+    paths, workspace = write_inputs(tmp_path, 60), Workspace(tmp_path)
+    write_doubted_labels(paths, workspace, ["a", "b", "c", "d", "e"])
+    rows = files.read_table(paths["labeled"], ANNOTATED).to_pylist()
+    rows[3]["is_crowd"] = [True]
+    files.write_table(paths["labeled"], pa.Table.from_pylist(rows, schema=ANNOTATED))
+    batch = files.read_json(workspace.label_batch(0))
+    checked = {
+        "image_id": "e", "status": "skipped", "boxes": [], "annotator": "ann", "seconds_spent": None,
+        "finished_at": "2026-03-01T10:00:00+00:00", "offered_batch": 1, "checks_batch": 0,
+    }  # fmt: skip
+    first = {**batch, "batch": 1, "other_annotations": [checked], "leased": {"c": 1}}
+    files.write_json(workspace.label_batch(1), first)
+    budget = IMAGES_24.model_copy(update={"relabel_frac": 0.5})
+    select(BY_UNCERTAINTY, budget, 7, **paths, out=tmp_path / "out", classes=["cat", "dog"])
+    checks = files.read_table(tmp_path / "out" / "relabel.parquet", RELABEL).to_pylist()
+    assert [row["image_id"] for row in checks] == ["b", "a"]
+
+
+def test_an_exhausted_pool_asks_for_no_checks(tmp_path: Path) -> None:
+    paths = write_inputs(tmp_path, 0)
+    write_doubted_labels(paths, Workspace(tmp_path), ["a"])
+    budget = IMAGES_24.model_copy(update={"relabel_frac": 0.5})
+    select(BY_UNCERTAINTY, budget, 7, **paths, out=tmp_path / "out", classes=["cat", "dog"])
+    assert files.read_table(tmp_path / "out" / "relabel.parquet", RELABEL).num_rows == 0

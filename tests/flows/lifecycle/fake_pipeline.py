@@ -23,7 +23,7 @@ from flows.nightly import advance_round
 from flows.run_context import RunContext
 from flows.workspace.lock import Lock, LockOwner, ProcessIdentity
 from flows.workspace.rounds import LEDGER_FORMAT, RunResult
-from tasks.data.label_store import read_batch, read_labels
+from tasks.data.label_store import LabelStore, read_batch, read_labels
 from tasks.data.paths import Workspace
 from tasks.data.schemas import (
     DETECTIONS_AT_SELECTION,
@@ -32,6 +32,7 @@ from tasks.data.schemas import (
     AnnotationTask,
     LabelBatch,
     LabeledImage,
+    Prediction,
 )
 from tasks.params import Params, load_params
 from tasks.storage import files
@@ -44,6 +45,8 @@ _REPOSITORY = Path(__file__).parents[3]
 LEASE_DAYS = 14.0
 ADVISES_TO_STOP = "advises-to-stop"
 """File in the campaign; while it exists, rounds advise to stop."""
+CHECKS_A_LABEL = "checks-a-label"
+"""File in the campaign; while it exists, every batch asks to check one label that was not checked yet."""
 
 
 def params_with(**changes: Any) -> Params:
@@ -204,6 +207,8 @@ def write_round_outputs(workspace: Workspace, number: int) -> None:
     out = workspace.derived("handoff")
     for name, image_ids in (("manifest.jsonl", free[:BATCH_SIZE]), ("open_tasks.jsonl", opened)):
         tasks = [_fake_task(image_id, rank, number) for rank, image_id in enumerate(image_ids, start=1)]
+        if name == "manifest.jsonl" and tasks and (workspace.root / CHECKS_A_LABEL).exists():
+            tasks += _check_tasks(store, len(tasks) + 1, number)
         _write_text(out / name, "".join(f"{task.model_dump_json()}\n" for task in tasks))
     for stage, name in (
         ("handoff", "detections.parquet"),
@@ -241,6 +246,23 @@ def _fake_task(image_id: str, rank: int, round_number: int) -> AnnotationTask:
         predictions=(),
         model_digest=str(round_number),
     )
+
+
+def _check_tasks(store: LabelStore, rank: int, round_number: int) -> list[AnnotationTask]:
+    """Ask to check the first label that was not checked and is not with the annotators, as ``select`` does."""
+    doubted = [image_id for image_id in store.current if image_id not in {*store.checks, *store.leased}][:1]
+    return [
+        _fake_task(image_id, rank, round_number).model_copy(
+            update={
+                "checks_batch": store.current[image_id].batch,
+                "predictions": tuple(
+                    Prediction(category=box.category, xyxy_px=box.xyxy_px, score=1.0)
+                    for box in store.current[image_id].label.boxes
+                ),
+            }
+        )
+        for image_id in doubted
+    ]
 
 
 def _write_text(path: Path, text: str) -> None:

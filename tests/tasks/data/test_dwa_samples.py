@@ -76,6 +76,21 @@ def test_the_newest_answer_is_the_truth(campaign: Path) -> None:
     assert found["x"].losses.weighted(ONE, ONE) > found["y"].losses.weighted(ONE, ONE)
 
 
+def test_a_checked_label_is_still_the_sample_of_its_pick(campaign: Path) -> None:
+    """Not one of the batch that asked for the check: that teacher had been trained on the image."""
+    write_detections(campaign / "frozen", 4, q=0.5)  # of what was picked then; no detections are stored of checks
+    write_batch(
+        campaign / "labels",
+        4,
+        make_label("y", 3, offered_batch=4, checks_batch=2),
+        make_label("seed", 3, offered_batch=4, checks_batch=0),
+    )
+    found = samples_by_id(campaign)
+    assert {name: pair.group for name, pair in found.items()} == {"x": 1, "y": 1, "z": 2}
+    assert found["y"].is_random_pick
+    assert found["y"].losses.weighted(ONE, ONE) > found["z"].losses.weighted(ONE, ONE)  # the corrected label counts
+
+
 def test_the_window_is_of_offers(campaign: Path) -> None:
     assert set(samples_by_id(campaign, window=2)) == {"z"}
 

@@ -146,3 +146,11 @@ def test_figures_are_plain_json(tmp_path) -> None:
     found = agreement([label("ann", *CORRECTED, preannotations=PREANNOTATIONS)], [label("bob", *PREANNOTATIONS)])
     files.write_json(tmp_path / "figures.json", found)
     assert files.read_json(tmp_path / "figures.json") == found
+
+
+def test_a_check_says_nothing_of_how_people_agree() -> None:
+    """It began with the boxes of the answer it would be compared with."""
+    first, check = label("ann", box(0, 0, 9, 9)), label("bob", box(0, 0, 9, 9), offered_batch=2, checks_batch=1)
+    found = agreement([check], earlier=[first])
+    assert found["between_annotators"]["images"] == 0
+    assert found["with_preannotations"]["images"] == 0

@@ -112,6 +112,13 @@ def test_too_few_timed_answers_leave_the_parameters_and_say_so() -> None:
     assert fit_annotation_cost([], BUDGET).num_timed == 0
 
 
+def test_checks_of_labels_do_not_make_labeling_look_cheap() -> None:
+    """Looking at boxes that are drawn and right takes seconds."""
+    answers = timed_annotations(range(12), 1.0, 1.0)
+    checks = [make_annotation(n, 0.1, checks_batch=0) for n in range(12)]
+    assert fit_annotation_cost([*answers, *checks], BUDGET) == fit_annotation_cost(answers, BUDGET)
+
+
 def test_images_with_equally_many_boxes_cannot_tell_the_two_apart() -> None:
     cost = fit_annotation_cost(timed_annotations([2] * 20, 1.0, 1.0), BUDGET)
     assert (cost.is_fitted, cost.minutes_per_box) == (False, 0.5)

@@ -5,19 +5,27 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from flows.annotation.providers.base import ProviderError
 from flows.annotation.providers.folder import FolderProvider
+from flows.annotation.annotation_rules import ValidationContext
+from flows.annotation.validation import validate_batch
 from tasks.data.schemas import AnnotationTask
+from tasks.params import load_params
 from tasks.storage import backends, files, s3
 from tasks.storage.backends import LocalStorage, S3Storage, StorageError, open_storage
 from tests.flows.annotation.folder.conftest import CLASSES, Team, make_team
 from tests.services import S3Server
+
+ROOT = Path(__file__).parents[4]
 
 
 def test_a_published_batch_has_everything_an_outside_tool_needs(any_team: Team) -> None:
@@ -282,3 +290,36 @@ def test_open_images_are_listed_anew_and_a_copy_of_any_predrawn_boxes_finishes_n
         assert any_team.tasks[0].image_id not in any_team.collect()[0]
     any_team.write_to_inbox("batch-0003/a.json", any_team.coco([(0, "cat", (0, 0, 14, 10))]))
     assert any_team.tasks[0].image_id in any_team.collect()[0]
+
+
+def test_a_label_to_be_checked_comes_back_as_one(team: Team) -> None:
+    """Its boxes are drawn; unchanged it counts where it is marked, and nobody does it twice."""
+    first, second, *others = team.tasks
+    checks = [task.model_copy(update={"checks_batch": 1, "rank": task.rank}) for task in (first, second)]
+    lines = "".join(task.model_dump_json() + "\n" for task in (*others, *checks))
+    files.write_bytes(team.delivery.folder / "manifest.jsonl", lines.encode())
+    ids = tuple(task.image_id for task in (*others, *checks))
+    delivery = replace(team.delivery, image_ids=ids, checked_ids=(first.image_id, second.image_id))
+    team.double_annotation_frac = 1.0
+    team.provider.deliver(delivery)
+    published = [json.loads(line) for line in (team.read_outbox("batch-0003/manifest.jsonl") or b"").splitlines()]
+    assert {line["image_id"]: line["checks_batch"] for line in published} == dict.fromkeys(ids) | {
+        first.image_id: 1,
+        second.image_id: 1,
+    }
+    doubled = json.loads(team.read_outbox("batch-0003-second/coco.json") or b"")
+    assert {image["image_id"] for image in doubled["images"]} == {task.image_id for task in others}
+    kept = (team.read_outbox(f"batch-0003/preannotations/yolo/labels/{first.image_id}.txt") or b"").decode()
+    team.write_to_inbox(f"batch-0003/{first.image_id}.txt", kept)
+    assert team.provider.collect(delivery) == []  # a tool may have copied it
+    team.write_to_inbox("batch-0003/reviewed.csv", f"image,annotator\n{first.image_id},anna\n")
+    (raw,) = team.provider.collect(delivery)
+    context = ValidationContext(
+        3, {task.image_id: task for task in checks}, CLASSES, load_params(ROOT / "params.yaml").label_validation, False,
+        datetime.now(UTC),
+    )  # fmt: skip
+    (label,) = validate_batch([raw], context, {}).primary
+    assert (label.checks_batch, label.annotator, label.offered_batch) == (1, "anna", 3)
+    shown = [(box.category, box.xyxy_px) for box in first.predictions]
+    assert [box.category for box in label.boxes] == [category for category, _ in shown]
+    assert np.allclose([box.xyxy_px for box in label.boxes], [corners for _, corners in shown], atol=0.01)
