@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.annotation.annotation_rules import ValidationContext
 from flows.annotation.providers.base import ProviderError
 from flows.annotation.providers.folder import FolderProvider
-from flows.annotation.annotation_rules import ValidationContext
 from flows.annotation.validation import validate_batch
 from tasks.data.schemas import AnnotationTask
 from tasks.params import load_params
