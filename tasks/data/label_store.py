@@ -58,7 +58,7 @@ def read_labels(folder: Path) -> LabelStore:
     """
     batches = [(path, read_batch(path)) for path in _batch_paths(folder)]
     current: dict[str, Annotation] = {}
-    all_annotations: dict[str, tuple[LabeledImage, ...]] = {}
+    all_annotations: dict[str, list[LabeledImage]] = {}
     checks: dict[str, bool] = {}
     for path, batch in batches:
         checks |= _checks(batch, current, checks)
@@ -66,11 +66,11 @@ def read_labels(folder: Path) -> LabelStore:
             label.image_id: Annotation(label, batch.batch, path, _picked(label, current)) for label in batch.images
         }
         for label in (*batch.other_annotations, *batch.images):
-            all_annotations[label.image_id] = (*all_annotations.get(label.image_id, ()), label)
+            all_annotations.setdefault(label.image_id, []).append(label)
     return LabelStore(
         newest_batch=batches[-1][1].batch,
         current=dict(sorted(current.items())),
-        all_annotations=all_annotations,
+        all_annotations={image_id: tuple(labels) for image_id, labels in all_annotations.items()},
         leased=batches[-1][1].leased,
         minutes_spent=_minutes(label for labels in all_annotations.values() for label in labels),
         checks=checks,

@@ -113,6 +113,30 @@ def test_two_who_found_nothing_agree_without_a_figure() -> None:
     assert (found["images"], found["f1"], found["mean_iou"]) == (1, None, None)
 
 
+def test_of_thousands_on_one_image_each_is_compared_with_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the comparisons of boxes nor those of answers grow with the square of the number of answers."""
+    answers = [label(f"annotator-{number:04d}", *PREANNOTATIONS) for number in range(2000)]
+    equal_calls = 0
+    equal = LabeledImage.__eq__
+
+    def counted(self: LabeledImage, other: object) -> bool:
+        nonlocal equal_calls
+        equal_calls += 1
+        return equal(self, other)
+
+    monkeypatch.setattr(LabeledImage, "__eq__", counted)
+    found = agreement(answers[:1], answers[1:])["between_annotators"]
+    assert found["images"] == 20 * 2000 - 20 * 21 // 2  # the last 20 have 19, 18, ... 0 after them
+    assert found["f1"] == 1.0
+    assert len(found["annotators"]) == 2000
+    assert equal_calls < 10 * len(answers)
+
+
+def test_up_to_21_annotators_of_an_image_are_compared_each_with_each() -> None:
+    answers = [label(f"annotator-{number:02d}", *PREANNOTATIONS) for number in range(21)]
+    assert agreement(answers[:1], answers[1:])["between_annotators"]["images"] == 21 * 20 // 2
+
+
 drawn = st.lists(
     st.builds(
         lambda x, y, w, h, c: box(x, y, x + w, y + h, c),

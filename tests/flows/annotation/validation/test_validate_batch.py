@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.annotation.annotation_rules import annotation_digest
+from flows.annotation import validation
+from flows.annotation.annotation_rules import annotation_digest, is_identical
 from flows.annotation.validation import ValidationResult, validate_batch
 from tasks.data.schemas import LabeledImage
 from tests.flows.annotation.validation.factories import (
     HEIGHT,
+    IMAGE,
     WIDTH,
     make_annotation,
     make_box,
@@ -24,6 +26,25 @@ from tests.flows.annotation.validation.factories import (
 
 def validate(*annotations: dict[str, Any], existing: dict[str, list[LabeledImage]] | None = None) -> ValidationResult:
     return validate_batch(annotations, make_context(), existing or {})
+
+
+def test_an_answer_is_looked_for_among_its_annotators_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of answers to one image, returned again each night, are not compared each with each."""
+    compared = 0
+
+    def counted(existing: LabeledImage, raw: dict[str, Any], batch: int) -> bool:
+        nonlocal compared
+        compared += 1
+        return is_identical(existing, raw, batch)
+
+    monkeypatch.setattr(validation, "is_identical", counted)
+    answers = [make_annotation(annotator=f"ann-{number:04d}") for number in range(1000)]
+    first = validate(*answers)
+    stored = [*first.primary, *first.secondary]
+    assert len(stored) == 1000
+    again = validate(*answers, existing={IMAGE: stored})
+    assert (again.primary, again.secondary, again.rejections) == ((), (), ())
+    assert compared == 1000
 
 
 def test_a_valid_annotation_becomes_a_label() -> None:
