@@ -85,6 +85,10 @@ audit-dependencies: ## Look up the locked packages among known vulnerabilities (
 	@command -v pip-audit >/dev/null || { echo "[audit] pip-audit is missing: pipx install pip-audit" >&2; exit 1; }
 	pip-audit --requirement requirements.lock --require-hashes --disable-pip
 
+.PHONY: sbom
+sbom: $(STAMP) ## Write the software bill of materials (CycloneDX) to dist/
+	@$(BIN)/python -m infra.sbom
+
 .PHONY: bench
 bench: $(STAMP) ## Measure a training step, a night, an import, an evaluation and a selection against their baselines
 	@$(BIN)/python -W ignore -m infra.bench.speed
