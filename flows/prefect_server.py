@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,21 +27,27 @@ from tasks.runtime.errors import UserError
 _STOP_GRACE_S = 5.0
 
 
-def ensure_prefect_api(root: Path) -> None:
+def ensure_prefect_api(root: Path, meanwhile: Callable[[], object] = lambda: None) -> None:
     """Make ``PREFECT_API_URL`` name a running server; call before prefect is imported.
+
+    Args:
+        root: of the campaign, for the log of a private server.
+        meanwhile: called once, with the address set, while a private server starts; may import prefect.
 
     Raises:
         UserError: the private server does not start; names its log.
     """
     prepare_environment(root)
     if has_prefect_server():
+        meanwhile()
         return
     log = root / ".gleaner" / "logs" / "prefect-server.log"
     with _startup_lock(Path(os.environ["PREFECT_HOME"]).expanduser()):
         server, port = _start(log)
         atexit.register(_stop, server)  # not sooner: while the interpreter ends, Prefect still sends its last logs
+        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+        meanwhile()
         _wait_until_ready(server, port, log)
-    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 The command line opens a run with ``flows.run_context.prepared_run``, starts the flow, and shows what it logs.
 """
 
+import importlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -82,8 +83,9 @@ def _run_flow(folder: Path, start_flow: Callable[[Path], object]) -> None:
     with prepared_run(folder) as workspace:
         from flows.prefect_server import ensure_prefect_api
 
-        ensure_prefect_api(workspace.root)
-        import flows.nightly  # noqa: F401 (sets up Prefect's logging, which `live_progress` changes)
+        # The import takes seconds of one core, as the server's start does; it also sets up Prefect's logging, which
+        # `live_progress` changes.
+        ensure_prefect_api(workspace.root, meanwhile=lambda: importlib.import_module("flows.nightly"))
         from flows.monitoring.progress import live_progress
         from flows.runtime.retries import translate_service_errors
 

@@ -2,8 +2,9 @@
 
 Run: ``python -m infra.bench.memory``; not part of ``make bench``. Every stage runs once on few, drawn images, with the
 parameters of the CPU profile and few training steps: what the stages that open images need depends on batch and image
-size, and on the pool only by its table. The others run on tables of each size, with made-up detections of 20 boxes an
-image. The figure is the largest resident set of one process; loader processes come on top.
+size. How it grows with the pool is measured with ``--opened SIZES``, where every image is opened and the detector sees
+it at 32 pixels. The other stages run on tables of each size, with made-up detections of 20 boxes an image. The figure
+is the largest resident set of one process; loader processes come on top.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ _BOXES_PER_IMAGE, _LABELED_BOXES_PER_IMAGE = 20, 3
 _EMBEDDING_SIZE = 256
 _REGION_CLASSES, _REGION_SIZE = 5, 64
 _SHARD_SIZE = 4096
+_SMALL_INPUT = ("model.short_side_px=32", "model.long_side_px=48")
+"""Of a detector that runs over many images in minutes."""
 _WITH_IMAGES = ("prepare", "train", "evaluate", "infer")
 _REPOSITORY = Path(__file__).parents[2]
 _OVERRIDES = (
@@ -70,7 +74,7 @@ class StageCost:
     wall_s: float
 
 
-def create_campaign(folder: Path, num_images: int, *, with_images: bool) -> Workspace:
+def create_campaign(folder: Path, num_images: int, *, with_images: bool, overrides: Sequence[str] = ()) -> Workspace:
     """Import a made-up data set; the images are drawn, or never opened."""
     source_folder, workspace = folder / "source", Workspace(folder / "campaign")
     source_folder.mkdir(parents=True)
@@ -90,7 +94,9 @@ def create_campaign(folder: Path, num_images: int, *, with_images: bool) -> Work
     )
     data = create_campaign_data(source, plan, workspace)
     template = (_REPOSITORY / "params.yaml").read_text(encoding="utf-8")
-    files.write_bytes(workspace.params, render_params(template, classes=data.classes, overrides=_OVERRIDES).encode())
+    files.write_bytes(
+        workspace.params, render_params(template, classes=data.classes, overrides=(*_OVERRIDES, *overrides)).encode()
+    )
     return workspace
 
 
@@ -172,7 +178,9 @@ def run_stage(workspace: Workspace, stage: str) -> StageCost:
     return StageCost(peak_kib / 1024, cpu_s, wall_s)
 
 
-def measure(folder: Path, num_images: int, trained: Workspace | None) -> tuple[Workspace, dict[str, StageCost]]:
+def measure(
+    folder: Path, num_images: int, trained: Workspace | None, overrides: Sequence[str] = ()
+) -> tuple[Workspace, dict[str, StageCost]]:
     """Run the stages of a campaign of this size.
 
     Args:
@@ -180,8 +188,9 @@ def measure(folder: Path, num_images: int, trained: Workspace | None) -> tuple[W
         num_images: of the pool and the validation set together.
         trained: a campaign whose training and evaluation stand in for this one's; None: images are drawn, and every
             stage is run.
+        overrides: ``section.key=value``.
     """
-    workspace = create_campaign(folder, num_images, with_images=trained is None)
+    workspace = create_campaign(folder, num_images, with_images=trained is None, overrides=overrides)
     if trained is not None:
         replace_prepare(workspace)
         for stage in ("train", "evaluate"):
@@ -204,13 +213,16 @@ def measure(folder: Path, num_images: int, trained: Workspace | None) -> tuple[W
 def main() -> None:
     """Measure and print a table; ``--json FILE`` also writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(_SIZES), help="images of the made-up tables")
+    parser.add_argument("--sizes", type=int, nargs="*", default=list(_SIZES), help="images of the made-up tables")
     parser.add_argument("--drawn", type=int, default=_NUM_DRAWN, help="images that are drawn and opened")
+    parser.add_argument("--opened", type=int, nargs="*", default=[], help="images that are drawn and opened, but small")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     costs: dict[str, dict[str, StageCost]] = {}
     with tempfile.TemporaryDirectory(prefix="gleaner-bench-") as scratch:
         trained, costs[f"{options.drawn:,} drawn"] = measure(Path(scratch) / "drawn", options.drawn, None)
+        for size in options.opened:
+            _, costs[f"{size:,} opened"] = measure(Path(scratch) / f"opened-{size}", size, None, _SMALL_INPUT)
         for size in options.sizes:
             _, costs[f"{size:,}"] = measure(Path(scratch) / str(size), size, trained)
     table = Table("stage", *costs, title="Peak memory in MiB (processor seconds), by number of images")

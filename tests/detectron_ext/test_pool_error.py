@@ -1,6 +1,9 @@
 """The estimate written out, and that its interval covers the truth of simulated campaigns as often as it says."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
@@ -9,6 +12,7 @@ from detectron_ext.pool_error import estimate_mean
 
 LEVEL = 0.95
 SEEDS = 300
+STUDIES = Path(__file__).parents[2] / "docs" / "studies"
 
 
 def test_the_mean_weights_every_image_by_the_pool_it_was_drawn_from() -> None:
@@ -94,3 +98,26 @@ def test_the_interval_covers_the_truth_in_90_to_99_percent_of_campaigns(
     covered = np.array([simulate(teachers, seed, rounds=rounds, drawn=drawn) for seed in range(SEEDS)])
     for share in covered.mean(axis=0):
         assert 0.90 <= share <= 0.99
+
+
+def stored_pools() -> list[Path]:
+    """Realized loss and misses of whole pools, by trained teachers, which the studies of rankings keep."""
+    return sorted(STUDIES.glob("ranking-*/parts/*/random/round-*.parquet"))
+
+
+@pytest.mark.parametrize("drawn", [15, 24, 40])
+def test_the_interval_covers_the_mean_of_real_pools(drawn: int) -> None:
+    assert len(stored_pools()) >= 2
+    for path in stored_pools():
+        pool = pq.read_table(path, columns=["loss", "num_missed"])
+        for column in pool.itercolumns():
+            values = column.to_numpy().astype(np.float64)
+            covered = [is_covered(values, drawn, seed) for seed in range(SEEDS)]
+            assert 0.90 <= np.mean(covered) <= 0.99, (path.name, drawn)
+
+
+def is_covered(values: np.ndarray, drawn: int, seed: int) -> bool:
+    picks = np.random.default_rng(seed).choice(len(values), drawn, replace=False)
+    found = estimate_mean(values[picks], np.full(drawn, len(values) / drawn), level=LEVEL)
+    assert found is not None
+    return bool(found.low <= values.mean() <= found.high)
