@@ -139,7 +139,6 @@ def test_a_kubernetes_run_gets_a_gpu_and_time_to_keep_its_checkpoint() -> None:
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"memory": "32Gi", "nvidia.com/gpu": 2}
-    assert (pod["restartPolicy"], spec["backoffLimit"]) == ("Never", 0)  # trying again is the next night's
     assert pod["terminationGracePeriodSeconds"] >= 30
     mounts, volumes = container["volumeMounts"], pod["volumes"]
     assert {mount["name"] for mount in mounts} == {volume["name"] for volume in volumes}
