@@ -11,12 +11,10 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 # These imports only register the parts under the names that build_cfg writes.
-from detectron_ext import roi_heads as _roi_heads  # noqa: F401
-from detectron_ext import rpn as _rpn  # noqa: F401
-from detectron_ext.backbone import TimmBackbone, load_body_weights
+from detectron_ext import heads as _heads  # noqa: F401
+from detectron_ext.backbone import TimmBackbone, fold_frozen_norms, load_body_weights
 from detectron_ext.config import DetectorSpec, build_cfg
-from detectron_ext.frozen_norm import fold_frozen_norms
-from detectron_ext.image_embedding import embed_images, recorded_stages
+from detectron_ext.embeddings import embed_images, recorded_stages
 from detectron_ext.losses import DetectionLosses
 
 Naming = Literal["exact", "suffix", "caffe2"]

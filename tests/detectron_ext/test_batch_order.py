@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detectron_ext.batch_order import BatchOrder, match_shapes, shape_class
+from detectron_ext.data import BatchOrder, match_shapes, shape_class
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from timm.layers.norm_act import FrozenBatchNormAct2d, freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from detectron_ext.frozen_norm import FoldedConv2d, FoldedNorm, fold_frozen_norms
+from detectron_ext.backbone import FoldedConv2d, FoldedNorm, fold_frozen_norms
 from detectron_ext.meta_arch import build_detector
 from tests.detectron_ext.tiny import TINY
 

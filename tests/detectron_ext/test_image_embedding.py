@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from detectron_ext.image_embedding import EMBEDDING_DIM, embed_images, recorded_stages
-from detectron_ext.region_embedding import projection
+from detectron_ext.embeddings import EMBEDDING_DIM, embed_images, projection, recorded_stages
 
 
 def test_stages_are_averaged_scaled_and_projected() -> None:

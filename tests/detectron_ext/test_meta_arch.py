@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from detectron_ext.config import build_cfg
-from detectron_ext.image_embedding import EMBEDDING_DIM
+from detectron_ext.embeddings import EMBEDDING_DIM
 from detectron_ext.losses import DetectionLosses
 from detectron_ext.meta_arch import PerImageRCNN, build_detector, cpu_state_dict, load_weights
 from tests.detectron_ext.tiny import NUM_CLASSES, TINY

@@ -7,9 +7,9 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from detectron_ext.augmentation import AugmentationConfig
+from detectron_ext.embeddings import REGION_DIM, describe_regions, projection, sum_by_class
 from detectron_ext.inference import detect, prepare_image
 from detectron_ext.meta_arch import build_detector
-from detectron_ext.region_embedding import REGION_DIM, describe_regions, projection, sum_by_class
 from tests.detectron_ext.tiny import TINY
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from detectron_ext.committee import disagreement
+from detectron_ext.embeddings import sum_by_class
 from detectron_ext.inference import Detections
 from detectron_ext.meta_arch import PerImageRCNN
-from detectron_ext.region_embedding import sum_by_class
 from tasks.data import schemas
 from tasks.model.detector import ImageReader, detect_all, load_detector
 from tasks.model.fingerprint import software_fingerprint

@@ -166,7 +166,7 @@ def test_a_divergence_is_a_guard_rail(workspace: Path, monkeypatch: pytest.Monke
     def diverged(*_args: object) -> None:
         raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
 
-    monkeypatch.setattr("detectron_ext.rpn.PerImageRPN.forward", diverged)
+    monkeypatch.setattr("detectron_ext.heads.PerImageRPN.forward", diverged)
     sections = load_stage_params(workspace / "params.yaml", *SECTIONS)
     with pytest.raises(GuardRailError, match="train: proposals are not finite at iteration 0") as caught:
         train_worker(sections, workspace, *(workspace / name for name in ("assembled", "previous", "scratch", "out")))
