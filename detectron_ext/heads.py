@@ -20,8 +20,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detectron_ext.embeddings import describe_regions, projection
-from detectron_ext.losses import focal_loss, per_image_mean, roi_class_weights
-from detectron_ext.targets import foreground, is_box_trained, is_foreground, overlaps_ignored
+from detectron_ext.losses import (
+    focal_loss,
+    foreground,
+    is_box_trained,
+    is_foreground,
+    overlaps_ignored,
+    per_image_mean,
+    roi_class_weights,
+)
 
 _OBJECT_WITHOUT_BOX = 2
 """Label of an anchor on an object whose box is not trained."""

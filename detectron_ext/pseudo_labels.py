@@ -11,8 +11,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from detectron_ext.distributed import all_reduce_mean
+from detectron_ext.losses import IGNORE_LABEL
 from detectron_ext.meta_arch import PerImageRCNN
-from detectron_ext.targets import IGNORE_LABEL
 
 
 class ScoreThreshold:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from detectron_ext.copy_paste import paste
 from detectron_ext.data import StepBatch
 from detectron_ext.distributed import all_reduce_mean, average_gradients, rank, world_size
-from detectron_ext.losses import image_weight
+from detectron_ext.losses import image_weight, set_box_trained
 from detectron_ext.meta_arch import PerImageRCNN, autocast, mixed_precision_dtype
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
-from detectron_ext.targets import set_box_trained
 
 _RATIO_MOMENTUM = 0.9
 _BODY_PREFIX = "backbone.bottom_up."

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from detectron_ext.augmentation import AugmentationConfig, Example
 from detectron_ext.copy_paste import ObjectPatch, RareObjectSampler, cut_out, paste
 from detectron_ext.data import SemiSupervisedBatches, StepBatch
-from detectron_ext.targets import set_box_trained
+from detectron_ext.losses import set_box_trained
 from tests.detectron_ext.tiny_run import SCHEDULE, new_trainer
 
 

@@ -8,8 +8,8 @@ import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
+from detectron_ext.losses import CROWD_LABEL, IGNORE_LABEL, foreground, overlaps_ignored
 from detectron_ext.meta_arch import PerImageRCNN
-from detectron_ext.targets import CROWD_LABEL, IGNORE_LABEL, foreground, overlaps_ignored
 
 SIZE_PX = 64
 FOREGROUND, IGNORED = [5.0, 5, 25, 25], [30.0, 30, 60, 50]

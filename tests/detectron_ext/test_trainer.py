@@ -11,8 +11,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from detectron_ext.data import StepBatch
+from detectron_ext.losses import IGNORE_LABEL
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
-from detectron_ext.targets import IGNORE_LABEL
 from detectron_ext.trainer import TrainingDiverged
 from tests.detectron_ext.tiny import NUM_CLASSES
 from tests.detectron_ext.tiny_run import SCHEDULE, new_trainer, run_steps
