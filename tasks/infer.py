@@ -20,8 +20,7 @@ from tasks.data import schemas
 from tasks.data.detections import SHARD_PREFIX, ShardKind
 from tasks.data.paths import Workspace
 from tasks.model.detector import default_device
-from tasks.model.engines.detection_job import DetectionJob, Piece, job_fingerprint
-from tasks.model.engines.local import run_local
+from tasks.model.engines.detection_job import DetectionJob, Piece, job_fingerprint, run_local
 from tasks.model.engines.ray_pool import run_on_ray
 from tasks.params import StageParams, load_stage_params
 from tasks.params.stages import InferParams

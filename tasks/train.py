@@ -24,7 +24,7 @@ from detectron_ext.meta_arch import cpu_state_dict
 from detectron_ext.pseudo_labels import ScoreThreshold
 from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudentTrainer
 from tasks.data import schemas
-from tasks.data.image_source import translate_worker_errors
+from tasks.data.images import translate_worker_errors
 from tasks.data.paths import Workspace
 from tasks.model.checkpoint import Checkpoint, write_state
 from tasks.model.detector import ImageReader, default_device, load_weights_file, new_detector, to_examples
@@ -43,9 +43,8 @@ from tasks.training.image_weights import (
     previous_uncertainty,
     sampling_weights,
 )
-from tasks.training.inputs import read_unlabeled
 from tasks.training.pseudo_labels import assess_classes, known_outcomes, pseudo_label_summary, score_threshold
-from tasks.training.run import TrainingRun
+from tasks.training.run import TrainingRun, read_unlabeled
 
 log = logging.getLogger(__name__)
 _SECTIONS = ("seed", "classes", "model", "train", "augmentation", "ssl", "scoring", "infer")

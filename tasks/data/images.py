@@ -1,21 +1,26 @@
 """Open image files from untrusted sources: limits before decoding, one rule for pixels, every refusal named.
 
 All code that reads an image of the campaign uses ``inspect_image`` or ``open_rgb``, so that training, inference, the
-report, the served model and the annotators' browsers show the same pixels.
+report, the served model and the annotators' browsers show the same pixels. ``ImageSource`` finds the file of an image:
+in the workspace, or in the local cache of objects in a store.
 """
 
 import io
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from PIL import Image
 
+from tasks.data.paths import Workspace, resolve_uri
 from tasks.storage import files
+from tasks.storage.image_cache import ImageCache, image_cache
+from tasks.storage.s3 import ObjectStoreError, ObjectStoreUnavailable, is_object_uri
 
 # MPO is what Pillow calls the JPEG of many phones: a JPEG with a second picture behind it.
 _SUFFIX_OF_FORMAT = {
@@ -42,6 +47,9 @@ _BROWSER_MODES = {
     "GIF": ("L", "P", "RGB", "RGBA"),
 }
 """Formats and pixel modes that every browser shows; it turns none of them but JPEG by the EXIF orientation for sure."""
+_ERROR_MODULES = "|".join(re.escape(source.__module__) for source in (ObjectStoreError, ImageCache))
+_WORKER_ERROR = re.compile(rf"^(?:{_ERROR_MODULES})\.(\w+): (.+)$", re.MULTILINE)
+_Result = TypeVar("_Result")
 _EXIF_ORIENTATION = 0x0112
 _EXIF_INTEGER_TYPES = {1: "B", 3: "H", 4: "I"}
 _TRANSPOSE_OF_ORIENTATION = {
@@ -258,3 +266,57 @@ def _first_line(error: Exception) -> str:
         return error.strerror
     text = (str(error).splitlines() or [""])[0]
     return "no known image format" if text.startswith("cannot identify image file") else text or type(error).__name__
+
+
+@contextmanager
+def translate_worker_errors(stage: str) -> Iterator[None]:
+    """Raise an error of the object store with its class, which PyTorch turns into text when a loader process raises it.
+
+    Raises:
+        ObjectStoreError: one of the block's loader processes raised it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        messages = _WORKER_ERROR.findall(str(error))
+        if not messages:
+            raise
+        error_class = ObjectStoreUnavailable if messages[-1][0] == ObjectStoreUnavailable.__name__ else ObjectStoreError
+        raise error_class(stage, messages[-1][1].rstrip(".")) from None
+
+
+class ImageSource:
+    """Image files of the workspace at ``root`` by their uris.
+
+    Only objects need ``params.yaml``, for the size of their cache.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Remember the root; nothing is read before the first s3 uri."""
+        self._root = root
+        self._cache: ImageCache | None = None
+
+    def open(self, uri: str, image_id: str, reader: Callable[[Path], _Result]) -> _Result:
+        """Call ``reader`` with the image's local file.
+
+        Raises:
+            ValueError: a path that leaves the workspace.
+            ObjectStoreError: an object that is missing, changed, or out of reach.
+            Exception: what ``reader`` raises.
+        """
+        if is_object_uri(uri):
+            return self.cache.open(uri, image_id, reader)
+        return reader(resolve_uri(self._root, uri))
+
+    def prefetch(self, images: Iterable[Mapping[str, str]]) -> None:
+        """Begin to fetch images (rows with ``uri`` and ``image_id``) that will be used soon."""
+        remote = [(image["uri"], image["image_id"]) for image in images if is_object_uri(image["uri"])]
+        if remote:
+            self.cache.prefetch(remote)
+
+    @property
+    def cache(self) -> ImageCache:
+        """The cache of this machine, where the environment names one, else of this campaign."""
+        if self._cache is None:
+            self._cache = image_cache(Workspace(self._root))
+        return self._cache

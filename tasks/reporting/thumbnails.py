@@ -8,8 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tasks.data.image_source import ImageSource
-from tasks.data.images import open_rgb
+from tasks.data.images import ImageSource, open_rgb
 from tasks.data.schemas import AnnotationTask, Prediction
 from tasks.runtime.errors import UserError
 

@@ -1,22 +1,27 @@
-"""The iterations of one training, with its checkpoints, and the scoring of unlabeled images between them."""
+"""The iterations of one training, with its checkpoints, and the unlabeled images, which are scored between them."""
 
 import logging
 import os
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Literal
+
+import pyarrow as pa
 
 from detectron_ext.augmentation import Example
 from detectron_ext.data import SemiSupervisedBatches, StepBatch
 from detectron_ext.distributed import any_rank, barrier, is_main_process, world_size
 from detectron_ext.trainer import StepLog, TeacherStudentTrainer, TrainingDiverged
 from detectron_ext.uncertainty_metrics import Floats
+from tasks.data import schemas
 from tasks.model.checkpoint import Checkpoint
-from tasks.model.detector import ImageReader
+from tasks.model.detector import ImageReader, to_examples
 from tasks.params import StageParams
 from tasks.params.stages import TrainParams
 from tasks.runtime.errors import GuardRailError
 from tasks.runtime.stage_main import num_micro_batches
+from tasks.storage import files
 from tasks.training.image_weights import BurnInScores
 
 log = logging.getLogger(__name__)
@@ -107,3 +112,14 @@ def num_workers(setting: int | Literal["auto"]) -> int:
         return setting
     shared = (len(os.sched_getaffinity(0)) - 1) // world_size()
     return min(max(shared, 1), _MAX_WORKERS)
+
+
+def read_unlabeled(assembled: Path) -> list[Example]:
+    """Read the images that take part without labels: the unlabeled pool, then the calibration images.
+
+    Calibration images take part as the pool does, so that the teacher is as sure on them as on the pool, whose scores
+    they calibrate. Their labels are not read.
+    """
+    pool = files.read_table(assembled / "unlabeled.parquet", schemas.UNLABELED)
+    calibration = files.read_table(assembled / "calibration.parquet", schemas.ANNOTATED)
+    return to_examples(pa.concat_tables([pool, calibration.select(schemas.UNLABELED.names)]))

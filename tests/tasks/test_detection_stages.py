@@ -20,7 +20,7 @@ from tasks.evaluate import evaluate
 from tasks.infer import infer, shard_name
 from tasks.model import detector as detector_module
 from tasks.model.detector import ImageReader, detect, detect_all, load_detector, new_detector
-from tasks.model.engines import detection_job, local
+from tasks.model.engines import detection_job
 from tasks.model.fingerprint import software_fingerprint
 from tasks.params import StageParams, load_stage_params
 from tasks.params.template import render_params
@@ -203,13 +203,13 @@ def test_processes_share_the_pieces(folder: Path, monkeypatch: pytest.MonkeyPatc
 
     def launch_two(_stage: str, function: Any, *args: Any) -> None:
         for number in range(2):
-            monkeypatch.setattr(local, "rank", lambda number=number: number)
-            monkeypatch.setattr(local, "world_size", lambda: 2)
+            monkeypatch.setattr(detection_job, "rank", lambda number=number: number)
+            monkeypatch.setattr(detection_job, "world_size", lambda: 2)
             before = {path.name for path in (folder / "scratch").rglob("*.parquet")}
             function(*args)
             shares.append(sorted({path.name for path in (folder / "scratch").rglob("*.parquet")} - before))
 
-    monkeypatch.setattr(local, "launch", launch_two)
+    monkeypatch.setattr(detection_job, "launch", launch_two)
     run_inference(folder)
     assert [len(share) for share in shares] == [3, 2]
     assert not set(shares[0]) & set(shares[1])

@@ -1,5 +1,6 @@
-"""The work that an engine deals out: pieces of the pool, and what a process needs to detect them."""
+"""The work that an engine deals out, pieces of the pool, and the engine of one machine, ``local``."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from detectron_ext.committee import disagreement
+from detectron_ext.distributed import rank, world_size
 from detectron_ext.embeddings import sum_by_class
 from detectron_ext.inference import Detections
 from detectron_ext.meta_arch import PerImageRCNN
 from tasks.data import schemas
 from tasks.model.detector import ImageReader, detect_all, load_detector
 from tasks.model.fingerprint import software_fingerprint
+from tasks.model.launch import launch
 from tasks.params import StageParams
 from tasks.runtime.errors import UserError
 from tasks.storage import files
@@ -125,3 +128,22 @@ def _row(image_id: str, by_member: Sequence[Detections], score_threshold: float,
         "class_disagreement": between.classes if between else None,
         "model_digest": digest,
     }
+
+
+log = logging.getLogger(__name__)
+
+
+def run_local(job: DetectionJob, pieces: Sequence[Piece]) -> None:
+    """Detect and write all pieces; with several GPUs each process takes its share."""
+    launch("infer", detect_share, job, pieces)
+
+
+def detect_share(job: DetectionJob, pieces: Sequence[Piece]) -> None:
+    """Detect and write this process's share of the pieces, one after the other."""
+    own = pieces[rank() :: world_size()]
+    if not own:
+        return
+    detect = job.load()
+    for number, piece in enumerate(own):
+        detect(piece)
+        log.info("infer piece %d/%d: %d images", number + 1, len(own), len(piece.rows))

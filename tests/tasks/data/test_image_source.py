@@ -4,7 +4,7 @@ import traceback
 
 import pytest
 
-from tasks.data.image_source import translate_worker_errors
+from tasks.data.images import translate_worker_errors
 from tasks.storage.image_cache import ChangedObjectError
 from tasks.storage.s3 import MissingObjectError, ObjectStoreError, ObjectStoreUnavailable
 

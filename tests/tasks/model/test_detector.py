@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+from detectron_ext.losses import CROWD_LABEL
 from detectron_ext.meta_arch import cpu_state_dict, load_pretrained
-from detectron_ext.targets import CROWD_LABEL
 from tasks.data import schemas
 from tasks.model.detector import detect, load_detector, load_weights_file, new_detector, to_examples
 from tasks.model.pretrained_weights import read_weights

@@ -22,7 +22,7 @@ from tasks.training.image_weights import (
     previous_uncertainty,
     sampling_weights,
 )
-from tasks.training.inputs import read_unlabeled
+from tasks.training.run import read_unlabeled
 from tests.detectron_ext.ddp_launch import launch_two_processes
 
 REPOSITORY = Path(__file__).parents[3]
