@@ -1,13 +1,14 @@
-"""Audit of the records: git's objects, the chain of ledgers, tags, the promotion log, and what MLflow holds of them.
+"""Audit of the records: git's objects, the chain of ledgers, tags, the promotion log, checked labels, and MLflow's copies.
 
-Of MLflow: runs, model versions, artifacts and aliases, against the ledgers and the promotion log.
+Of a checked label: it names the label it was shown, and the delivery that asked for it. Of MLflow: runs, model versions,
+artifacts and aliases, against the ledgers and the promotion log.
 """
 
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from flows.workspace.git import is_ancestor, read_blob, read_tag_object
 from flows.workspace.promotion_log import current_champion, first_corrupt_line
 from flows.workspace.rounds import ledger_sha256
 from tasks.data.paths import Workspace
+from tasks.data.schemas import LabeledImage
 from tasks.runtime.errors import UserError
 from tasks.runtime.formatting import pluralize
 from tasks.storage import files
@@ -344,3 +346,34 @@ def _alias_findings(scope: AuditScope, client: MlflowClient) -> list[str]:
         if actual != expected:
             found.append(f"MLflow alias {alias}: version is {actual}, expected {expected}")
     return found
+
+
+def relabel_checks(scope: AuditScope) -> Iterator[Check]:
+    """Check that every checked label can be followed back to the label it superseded or confirmed."""
+    newest = scope.newest
+    answers = [
+        (number, label)
+        for number in range(newest.number + 1)
+        for batch in [newest.label_batch(number)]
+        for label in (*batch.images, *batch.other_annotations)
+    ]
+    checks = [(number, label) for number, label in answers if label.checks_batch is not None]
+    answered = {(number, label.image_id) for number, label in answers}
+    found = [finding for number, label in checks for finding in _relabel_findings(newest, number, label, answered)]
+    yield make_check("labels", "checks name the label they were shown", pluralize(len(checks), "check"), found)
+
+
+def _relabel_findings(
+    newest: RoundSnapshot, number: int, label: LabeledImage, answered: Set[tuple[int, str]]
+) -> Iterator[str]:
+    where = f"data/labels/batch-{number:04d}.json: image {label.image_id}: checks_batch is {label.checks_batch}"
+    if (
+        label.checks_batch is None
+        or label.checks_batch >= number
+        or (label.checks_batch, label.image_id) not in answered
+    ):
+        yield f"{where}, expected an earlier batch with its label"
+    task = newest.manifest(label.offered_batch).get(label.image_id)
+    asked = None if task is None else task.checks_batch
+    if asked != label.checks_batch:
+        yield f"{where}, expected {asked} as in delivery {label.offered_batch}"

@@ -8,8 +8,7 @@ from pydantic import ValidationError
 from flows.provenance.audit import AuditScope, Check, make_check
 from flows.provenance.audit.artifacts import artifact_checks, evaluation_checks, evaluation_findings
 from flows.provenance.audit.images import image_checks
-from flows.provenance.audit.records import chain_findings, mlflow_checks, record_checks
-from flows.provenance.audit.relabels import relabel_checks
+from flows.provenance.audit.records import chain_findings, mlflow_checks, record_checks, relabel_checks
 from flows.provenance.snapshot import RoundSnapshot, load_snapshots
 from flows.workspace.dvc_cache import MissingDataError, file_md5
 from flows.workspace.git import read_blob

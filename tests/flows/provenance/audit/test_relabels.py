@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from flows.provenance.audit import AuditScope
-from flows.provenance.audit.relabels import relabel_checks
+from flows.provenance.audit.records import relabel_checks
 from tasks.data.schemas import LabelBatch
 from tests.tasks.data.test_label_store import make_label
 
