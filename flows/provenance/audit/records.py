@@ -1,7 +1,7 @@
-"""Audit of the records: git's objects, the chain of ledgers, tags, the promotion log, checked labels, and MLflow's copies.
+"""Audit of the records: git's objects, ledgers and tags, the promotion log, checked labels, and what MLflow holds.
 
-Of a checked label: it names the label it was shown, and the delivery that asked for it. Of MLflow: runs, model versions,
-artifacts and aliases, against the ledgers and the promotion log.
+A checked label names the label it was shown, and the delivery that asked for it. MLflow's runs, model versions,
+artifacts and aliases are compared with the ledgers and the promotion log.
 """
 
 import hashlib
