@@ -63,6 +63,7 @@ _BATCH_SIZE = 100
 _MAX_DIGEST_LENGTH = 36
 _MAX_ANNOTATORS_LENGTH = 2000
 _MAX_ANNOTATOR_LENGTH = 200
+_MAX_NAME_LENGTH = 100  # of experiment and model; databases take 256
 _MARKUP = re.compile(r"[\\`*_{}\[\]()#+!|~]")
 _NOTE_TAG = "mlflow.note.content"  # shown as the description in MLflow
 _DATA_SETS = {
@@ -195,7 +196,7 @@ def find_or_create_experiment(
     experiment = find_experiment(client, campaign)
     if experiment is None:
         root = workspace.root.resolve()
-        name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', root.name)}-{campaign[:8]}"
+        name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', root.name)[:_MAX_NAME_LENGTH]}-{campaign[:8]}"
         tags = {CAMPAIGN_TAG: campaign, OWNER_TAG: owner.owner_id, OWNER_PLACE_TAG: str(owner.place)}
         location = artifact_location(root) if has_own_artifacts(root) else None  # a server has its own location
         return client.create_experiment(name, artifact_location=location, tags=tags), name

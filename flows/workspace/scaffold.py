@@ -35,6 +35,7 @@ from tasks.storage.s3 import is_object_uri
 
 _PLACEHOLDER_CLASSES = ("object",)
 _UNUSABLE_CHARACTERS = re.compile(r"['?{}\x00-\x1f\x7f]")
+_MAX_NAME_BYTES = 200  # file systems take 255; hidden folders beside it, and archives of it, have longer names
 """In a path: MLflow writes it into SQL text, SQLite's URL ends at ?, DVC fills in {}, and no table shows the others."""
 
 
@@ -118,6 +119,10 @@ def _require_writable_parent(target: Path) -> None:
 
 
 def _require_usable_path(target: Path) -> None:
+    length = len(os.fsencode(target.name))
+    if length > _MAX_NAME_BYTES:
+        problem = f"its name has {length} bytes, expected at most {_MAX_NAME_BYTES}"
+        raise UserError(target, problem, "Choose a shorter name.")
     for path in (target, target.resolve()):
         found = _UNUSABLE_CHARACTERS.search(str(path))
         if found:

@@ -239,7 +239,7 @@ class InboxPart(Part):
     def prepare(self) -> None:
         door = self.door
         door.create()
-        door.send("data.yaml", json.dumps({"names": list(_CLASSES)}))
+        door.send("data.yaml", "names:\n" + "".join(f"- {name}\n" for name in _CLASSES))
         lines = []
         for place, (x, y, width, height) in enumerate(_grid_boxes(_BOXES_PER_FILE)):
             values = (x + width / 2, y + height / 2, width, height)

@@ -128,7 +128,7 @@ class LabelStudioProvider:
         return LabelingProgress(finished=len(finished), open=len(offered - finished))
 
     def collect(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
-        """Return every annotation so far; open images whose task was deleted get a new one.
+        """Return every annotation so far; an open image gets a new task if it was deleted, its new address if it moved.
 
         Raises:
             ProviderError: the server does not answer or refuses, or the project was deleted and is created again.
@@ -140,7 +140,7 @@ class LabelStudioProvider:
             self._require_classes(project)
             tasks = client.list_tasks(project, delivery.key)
             self._reimport_deleted(delivery, project, {task.image_id for task in tasks})
-            self._restore_converted(delivery)
+            self._repair_images(client, project, delivery, tasks)
             annotated = [task for task in tasks if task.num_annotations]
             emails = client.user_emails() if annotated else {}
             exported = client.export_tasks(project, annotated)
@@ -254,10 +254,25 @@ class LabelStudioProvider:
             message = "Batch %d: %s deleted in %s, offered again. To exclude an image, skip it instead."
             _log.warning(message, delivery.batch, count(len(deleted), "task"), project.url)
 
-    def _restore_converted(self, delivery: AnnotationBatch) -> None:
-        unfinished = self._unfinished(delivery)
-        if unfinished:
-            self._images.restore_converted(task for task in offered_tasks(delivery) if task.image_id in unfinished)
+    def _repair_images(
+        self, client: LabelStudioClient, project: Project, delivery: AnnotationBatch, listed: Sequence[OpenTask]
+    ) -> None:
+        """Make deleted copies of open images again, and correct the address of images whose folder has moved."""
+        unfinished = set(self._unfinished(delivery))
+        if not unfinished:
+            return
+        tasks = {task.image_id: task for task in offered_tasks(delivery) if task.image_id in unfinished}
+        self._images.restore_converted(tasks.values())
+        moved = [
+            open_task
+            for open_task in listed
+            if open_task.image_id in tasks
+            and self._images.has_moved(open_task.data.get("image"), tasks[open_task.image_id])
+        ]
+        if moved:
+            self._images.grant_access(client, project, [tasks[open_task.image_id] for open_task in moved])
+        for open_task in moved:
+            client.update_data(open_task, {"image": self._images.url(tasks[open_task.image_id])})
 
     def _unfinished(self, delivery: AnnotationBatch) -> tuple[str, ...]:
         return open_images(delivery, read_labels(self._workspace.labels))

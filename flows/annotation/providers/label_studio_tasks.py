@@ -259,6 +259,15 @@ class TaskImages:
             return task.uri
         return _LOCAL_FILES_URL + quote(served.relative_to(self._document_root).as_posix())
 
+    def has_moved(self, address: object, task: AnnotationTask) -> bool:
+        """Tell whether Label Studio looks for a local image where it is not any more.
+
+        Raises:
+            UserError: the image cannot be read.
+        """
+        is_local = isinstance(address, str) and address.startswith(_LOCAL_FILES_URL)
+        return is_local and address != self.url(task)
+
     def served_file(self, task: AnnotationTask) -> Path | None:
         """Return the local file that annotators see, converted where browsers need that; None: an object as it is.
 

@@ -50,7 +50,8 @@ def test_what_a_terminal_would_obey_is_shown_instead() -> None:
     console.print(escape("x\x1b[2Jy\x9bz\r!"))
     assert not set(stream.getvalue()) & {"\x1b", "\x07", "\x9b", "\r"}
     assert r"a\x1b]0;PWNED" in stream.getvalue()
-    assert r"x\x1b[2Jy\x9bz\x0d!" in stream.getvalue()
+    assert r"x\x1b[2Jy\x9bz\r!" in stream.getvalue()
+    assert safe_text("a\u202egpj.exe\u2028b\u2066c") == r"a\u202egpj.exe\u2028b\u2066c"
     assert safe_text("plain\ttext\nü") == "plain\ttext\nü"
 
 

@@ -55,6 +55,17 @@ def test_a_new_campaign_is_committed_whole(small_campaign: Workspace) -> None:
     assert small_campaign.oracle.is_file()
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("n" * 201, "its name has 201 bytes"), ("ü" * 101, "its name has 202 bytes"), ("a'b", "the path contains")],
+)
+def test_a_name_that_cannot_be_used_is_refused_before_any_work(tmp_path: Path, name: str, problem: str) -> None:
+    config = workspace_config(make_source(tmp_path / "source"))
+    with pytest.raises(UserError, match=problem):
+        create_workspace(tmp_path / name, config)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_the_git_settings_of_the_machine_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DVC refuses its own files where the user's git ignores them."""
     hostile_machine(tmp_path / "machine", monkeypatch)

@@ -1,0 +1,120 @@
+"""Many annotators at once with a real Label Studio, while runs collect: no answer is lost, and none counts twice.
+
+``GLEANER_ANNOTATORS`` sets their number (a few, to keep the suite short), ``GLEANER_LOAD_LOG`` names a file that gets
+the figures.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flows.annotation.providers.base import AnnotationBatch, RawAnnotation
+from tests.flows.annotation.providers.conftest import LabelStudioServer
+from tests.flows.annotation.providers.label_studio_users import (
+    CLASSES,
+    Annotator,
+    annotation_keys,
+    make_region,
+    new_team,
+    project_id,
+    sign_up,
+)
+
+pytestmark = [pytest.mark.integration, pytest.mark.services, pytest.mark.timeout(3600)]
+NUM_ANNOTATORS = int(os.environ.get("GLEANER_ANNOTATORS", "6"))
+IMAGES_EACH = 3
+_MAX_ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class Submission:
+    """An answer that the server has confirmed."""
+
+    image_id: str
+    annotator: str
+    width_px: float
+    """Unlike that of any other answer."""
+    latency_s: float
+    num_failures: int
+
+
+def submit_all(annotator: Annotator, project: int, first_width_px: float) -> list[Submission]:
+    """Label what the label stream offers until it is empty; what fails is sent again, as a person clicks again."""
+    return list(_submissions(annotator, project, first_width_px))
+
+
+def _submissions(annotator: Annotator, project: int, width_px: float) -> Iterator[Submission]:
+    while (task := annotator.next_task(project)) is not None:
+        box = make_region(CLASSES[0], 10, 10, 10 + width_px, 60)
+        began_s = time.monotonic()
+        for attempt in range(_MAX_ATTEMPTS):
+            try:
+                annotator.annotate(task["id"], box, lead_time=2.0)
+            except httpx.HTTPError:
+                assert attempt + 1 < _MAX_ATTEMPTS
+                time.sleep(0.2)
+            else:
+                break
+        latency_s = time.monotonic() - began_s
+        yield Submission(task["data"]["image_id"], annotator.email, width_px, latency_s, attempt)
+        width_px += 0.01
+
+
+def widths(annotations: list[RawAnnotation]) -> set[tuple[str, str, float]]:
+    """Return image, annotator and width of each; asserts that no annotator counts twice on an image."""
+    annotation_keys(annotations)
+    return {
+        (raw["image_id"], raw["annotator"], round(box["xyxy_px"][2] - box["xyxy_px"][0], 2))
+        for raw in annotations
+        for box in raw["boxes"]
+    }
+
+
+def test_answers_of_many_at_once_come_in_once(
+    label_studio: LabelStudioServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
+    number = NUM_ANNOTATORS * IMAGES_EACH
+    team = new_team(label_studio.files / f"crowd-{tmp_path.name}", label_studio.url, images=number)
+    delivery: AnnotationBatch = team.deliver(team.make_batch(1, range(number)))
+    annotators = [sign_up(label_studio.owner, f"a{n}@example.com", "a long password") for n in range(NUM_ANNOTATORS)]
+    project = project_id(delivery)
+    collections_s: list[float] = []
+    began_s = time.monotonic()
+    with ThreadPoolExecutor(NUM_ANNOTATORS) as pool:
+        at_work = [
+            pool.submit(submit_all, annotator, project, 20.0 + place) for place, annotator in enumerate(annotators)
+        ]
+        while not all(future.done() for future in at_work):
+            collection_s = time.monotonic()
+            annotation_keys(list(team.provider.collect(delivery)))
+            collections_s.append(time.monotonic() - collection_s)
+            time.sleep(1)
+        submissions = [found for future in at_work for found in future.result()]
+    took_s = time.monotonic() - began_s
+    sent = {(one.image_id, one.annotator, round(one.width_px, 2)) for one in submissions}
+    assert len(sent) == len(submissions) >= number
+    assert {one.image_id for one in submissions} == set(delivery.image_ids)
+    assert widths(list(team.provider.collect(delivery))) == sent
+    assert team.provider.status(delivery).open == 0
+    if path := os.environ.get("GLEANER_LOAD_LOG"):
+        latencies_s = sorted(one.latency_s for one in submissions)
+        figures = {
+            "annotators": NUM_ANNOTATORS,
+            "answers": len(submissions),
+            "seconds": round(took_s, 1),
+            "median_latency_s": round(statistics.median(latencies_s), 2),
+            "max_latency_s": round(latencies_s[-1], 2),
+            "failed_requests": sum(one.num_failures for one in submissions),
+            "collections": len(collections_s),
+            "max_collection_s": round(max(collections_s), 1),
+        }
+        Path(path).write_text(json.dumps(figures) + "\n")
