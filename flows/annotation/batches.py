@@ -76,8 +76,7 @@ def read_manifest(path: Path) -> list[AnnotationTask]:
         UserError: the file is missing or a line is not a task.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [AnnotationTask.model_validate_json(line) for line in lines if line]
+        return [AnnotationTask.model_validate_json(line) for line in files.json_lines(path.read_bytes())]
     except FileNotFoundError:
         raise UserError(path, "the manifest of stage handoff is missing", "Run: dvc checkout") from None
     except ValueError as error:

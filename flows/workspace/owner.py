@@ -162,7 +162,7 @@ def log_adoption(workspace: Workspace, owner: Owner, reason: str, facts: Mapping
         facts: what was found: former owners, and rounds that are superseded.
     """
     path = workspace.root / OWNERS_LOG
-    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines() if path.is_file() else []
+    lines = files.json_lines(path.read_bytes(), errors="replace") if path.is_file() else []
     entry = {"owner_id": owner.owner_id, "place": str(owner.place), "reason": reason, **facts}
     key = files.sha256_json([entry, max(len(lines) - 1, 0)])
     if not lines or key not in lines[-1]:

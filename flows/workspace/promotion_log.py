@@ -140,7 +140,7 @@ def model_record(ledger: Mapping[str, Any]) -> ModelRecord:
 def _read_lines(workspace: Workspace) -> list[str]:
     if not workspace.promotions.is_file():
         return []
-    return workspace.promotions.read_bytes().decode("utf-8", errors="replace").splitlines()
+    return files.json_lines(workspace.promotions.read_bytes(), errors="replace")
 
 
 def _sha256(line: str) -> str:

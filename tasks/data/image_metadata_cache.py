@@ -14,6 +14,7 @@ from typing import Any
 
 from tasks.data.images import ImageMetadata, ImageProblem, inspect_image
 from tasks.data.paths import Workspace, resolve_uri
+from tasks.storage import files
 from tasks.storage.image_cache import ImageCache
 from tasks.storage.s3 import MissingObjectError, ObjectMetadata, list_objects, split_uri
 
@@ -35,7 +36,7 @@ class ImageMetadataCache:
         self._rejected: dict[tuple[str, str, int], str] = {}
         """Why an image is none, by its limit in pixels too."""
         if path.is_file():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in files.json_lines(path.read_bytes(), errors="replace"):
                 with suppress(ValueError, TypeError):  # the last line of a killed process
                     self._load_entry(*json.loads(line))
 

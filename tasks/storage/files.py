@@ -34,6 +34,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def json_lines(content: bytes, errors: str = "strict") -> list[str]:
+    """Return the lines of a JSON Lines document but the empty ones.
+
+    Just a line feed ends a line. ``str.splitlines`` would also divide a text at U+2028 and others, which JSON leaves
+    as they are: a class name with one would make the file unreadable.
+
+    Args:
+        content: of the file, UTF-8.
+        errors: what is done where it is not, as for ``bytes.decode``.
+    """
+    return [line for line in content.decode("utf-8", errors).split("\n") if line]
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` atomically."""
     with atomic_write(path) as temporary:

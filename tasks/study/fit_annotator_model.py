@@ -19,6 +19,7 @@ from tasks.data.schemas import AnnotationTask, Box
 from tasks.params import load_stage_params
 from tasks.params.annotation import AnnotatorModelParams
 from tasks.runtime.stage_main import stage_main
+from tasks.storage import files
 from tasks.study.annotator_model import AnnotatorActions, count_actions, seconds_per_action
 
 _PRIOR_RELATIVE_STD = 1.0  # how far, in multiples of itself, a value of params.yaml may well be off
@@ -101,7 +102,7 @@ def _predrawn_boxes(workspace: Workspace) -> dict[tuple[int, str], list[Box]]:
     written = [folder / name for folder in folders for name in ("manifest.jsonl", "refreshed.jsonl")]
     for path in filter(Path.is_file, written):
         batch = int(path.parent.name.removeprefix("batch-"))
-        for line in filter(None, path.read_text(encoding="utf-8").splitlines()):
+        for line in files.json_lines(path.read_bytes()):
             task = AnnotationTask.model_validate_json(line)
             boxes[batch, task.image_id] = [Box(category=p.category, xyxy_px=p.xyxy_px) for p in task.predictions]
     return boxes

@@ -123,7 +123,7 @@ def read_refreshed(storage: Storage, name: str) -> dict[str, Sequence[Sequence[P
     """Read the refreshed boxes of an outbox folder by image id, newest first; none from a file that was damaged."""
     content = storage.read_optional(f"outbox/{name}/{REFRESHED}")
     try:
-        entries = [json.loads(line) for line in (content or b"").decode().splitlines() if line]
+        entries = [json.loads(line) for line in files.json_lines(content or b"")]
         return {
             str(entry["image_id"]): [
                 [Prediction.model_validate(box) for box in boxes]
