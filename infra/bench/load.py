@@ -7,7 +7,7 @@ a tenth.
 
 inbox       10,000 files of YOLO boxes in one inbox: read, checked, made into labels
 inbox-again the same files on the next night, when their labels are stored
-coco-inbox  a COCO document of 500 MB in an inbox
+coco-inbox  a COCO document of 500 MB in an inbox: 200,000 images, of which the batch has 5,000
 coco-init   a COCO document of 500 MB through the import of ``gleaner init``; images are not opened
 boxes       6,000 boxes on one image, in a COCO document in an inbox
 export      a COCO export of 60,000 images, all but a few of them not of this batch
@@ -40,7 +40,7 @@ _CLASSES = tuple(f"class {number}" for number in range(10))
 _SIDE_PX = 640
 _NUM_FILES, _BOXES_PER_FILE = 10_000, 5
 _COCO_MB, _BYTES_PER_BOX = 500, 125
-_NUM_COCO_IMAGES, _NUM_INIT_IMAGES = 5_000, 100_000
+_NUM_COCO_IMAGES, _NUM_INIT_IMAGES, _BOXES_PER_IMAGE = 5_000, 200_000, 20
 _NUM_BOXES, _NUM_FOREIGN, _NUM_OWN = 6_000, 60_000, 10
 _MAX_UNKNOWN_NAMED = 5  # images of a file that are named before the rest becomes one entry
 _NUM_POOL, _NUM_LABELED = 1_000_000, 5_000
@@ -186,15 +186,16 @@ def _grid_boxes(number: int) -> Iterator[tuple[float, float, float, float]]:
         yield column * side + 0.1 * side, row * side + 0.1 * side, 0.8 * side, 0.8 * side
 
 
-def _write_coco(path: Path, names: Sequence[str], boxes_per_image: int) -> None:
+def _write_coco(path: Path, names: Sequence[str], boxes_per_image: int, height_px: int = _SIDE_PX) -> None:
     """Write a COCO document a line at a time."""
-    boxes = list(_grid_boxes(boxes_per_image))
+    shrink = height_px / _SIDE_PX
+    boxes = [(x, shrink * y, width, shrink * height) for x, y, width, height in _grid_boxes(boxes_per_image)]
     with path.open("w", encoding="utf-8") as stream:
         stream.write('{"categories": [')
         stream.write(", ".join(json.dumps({"id": n, "name": name}) for n, name in enumerate(_CLASSES)))
         stream.write('], "images": [\n')
         for number, name in enumerate(names):
-            image = {"id": number, "file_name": name, "width": _SIDE_PX, "height": _SIDE_PX}
+            image = {"id": number, "file_name": name, "width": _SIDE_PX, "height": height_px}
             stream.write(("," if number else "") + json.dumps(image) + "\n")
         stream.write('], "annotations": [\n')
         for number in range(len(names)):
@@ -266,22 +267,23 @@ class InboxAgainPart(InboxPart):
 
 
 class CocoInboxPart(Part):
-    """One large document in an inbox."""
+    """One large document in an inbox: an export of the whole project, of which the batch is a small part."""
 
     @property
-    def _boxes_per_image(self) -> int:
-        return round(_COCO_MB * 1e6 * self.scale / _BYTES_PER_BOX / _NUM_COCO_IMAGES)
+    def _names(self) -> list[str]:
+        number = round(_COCO_MB * 1e6 * self.scale / _BYTES_PER_BOX / _BOXES_PER_IMAGE)
+        own = [f"{image_id}.png" for image_id in Door(self.folder, _NUM_COCO_IMAGES).image_ids]
+        return [*own, *(f"foreign-{place:06d}.png" for place in range(number - len(own)))]
 
     def prepare(self) -> None:
         door = Door(self.folder, _NUM_COCO_IMAGES)
         door.create()
-        names = [f"{image_id}.png" for image_id in door.image_ids]
-        _write_coco(door.inbox / "labels.json", names, self._boxes_per_image)
+        _write_coco(door.inbox / "labels.json", self._names, _BOXES_PER_IMAGE)
 
     def run(self) -> str:
         door = Door(self.folder, _NUM_COCO_IMAGES)
         found = door.collect()
-        _require(found, CollectedLabels(_NUM_COCO_IMAGES, _NUM_COCO_IMAGES * self._boxes_per_image, 0))
+        _require(found, CollectedLabels(_NUM_COCO_IMAGES, _NUM_COCO_IMAGES * _BOXES_PER_IMAGE, _MAX_UNKNOWN_NAMED + 1))
         return f"{(door.inbox / 'labels.json').stat().st_size / 1e6:.0f} MB: {found}"
 
 
@@ -298,7 +300,7 @@ class CocoInitPart(Part):
 
     def prepare(self) -> None:
         names = [image_name(number) for number in range(self._num_images)]
-        _write_coco(self._document, names, _COCO_MB * 10**6 // _BYTES_PER_BOX // _NUM_INIT_IMAGES)
+        _write_coco(self._document, names, _BOXES_PER_IMAGE, height_px=480)
 
     def run(self) -> str:
         from tasks.data.dataset_source import DatasetSource
@@ -312,7 +314,7 @@ class CocoInitPart(Part):
             imported_at="2026-01-01T00:00:00+00:00", max_pixels=10**8,
         )  # fmt: skip
         boxes = create_campaign_data(source, plan, Workspace(self.folder / "campaign")).counts["boxes"]
-        _require(boxes, self._num_images * (_COCO_MB * 10**6 // _BYTES_PER_BOX // _NUM_INIT_IMAGES))
+        _require(boxes, self._num_images * _BOXES_PER_IMAGE)
         return f"{self._document.stat().st_size / 1e6:.0f} MB: {self._num_images:,} images, {boxes:,} boxes"
 
 

@@ -7,9 +7,13 @@ and ``image_id``, and the document a list ``reviewed`` of ids or names: a person
 
 import gc
 import json
-from collections.abc import Iterator, Mapping
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+import ijson  # type: ignore[import-untyped]
 
 from tasks.data.errors import UnsupportedFormatError
 from tasks.data.formats.base import (
@@ -34,6 +38,14 @@ _NAMED_ALIKE = ("path", "coco_url", "flickr_url")
 _LARGEST = 1e15
 """Of a number in the plain case; larger ones, NaN and infinity go the long way."""
 
+_IN_PIECES_FROM_BYTES = 1 << 24
+"""Of larger documents, annotations are read one by one: as objects all at once they would take ten times the bytes."""
+_ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*(?=\[)')
+_END_OF_LIST = re.compile(rb"\}\s*\](?=\s*(?:\}\s*\Z|,\s*\"[^\"\\]{0,100}\"\s*:))")
+"""Where the list may end: the document's end or another key follows. A list inside of it may look alike."""
+_HALF_LETTER = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Half of an escaped letter beyond U+FFFF. Alone, ``json`` and ``ijson`` read it differently."""
+
 Id = int | str
 
 
@@ -49,12 +61,52 @@ def parse_coco(content: bytes, where: str) -> ParsedDocument:
         UnsupportedFormatError: it is no COCO document.
     """
     with _without_garbage_collection():
+        in_pieces = _read_in_pieces(content, where) if len(content) >= _IN_PIECES_FROM_BYTES else None
+        if in_pieces is not None:
+            return in_pieces
         document, guessed = parse_json(content, where, "COCO")
         if not isinstance(document, dict) or not all(isinstance(document.get(key), list) for key in _LISTS):
             expected = f"an object with the lists {', '.join(_LISTS)}"
             raise UnsupportedFormatError(where, f"the JSON is {_summary(document)}, expected {expected}")
         reader = _Reader(where, document)
         return reader.read(guessed)
+
+
+def _read_in_pieces(content: bytes, where: str) -> ParsedDocument | None:
+    """Read a document with its annotations one by one; None where it must be read as a whole.
+
+    The list is cut out where it seems to begin and end, and a mark put in its place. If what remains is a document with
+    the mark as its annotations, and the list is one by itself, the cut was right: ``json.loads`` would read the same.
+    """
+    begin = _ANNOTATIONS.search(content)
+    end = None if begin is None else _END_OF_LIST.search(content, begin.end())
+    if begin is None or end is None or _HALF_LETTER.search(content, begin.end(), end.end()):
+        return None
+    mark = uuid.uuid4().hex
+    try:
+        document = json.loads((content[: begin.end()] + f'"{mark}"'.encode() + content[end.end() :]).decode("utf-8"))
+        if not isinstance(document, dict) or document.get("annotations") != mark:
+            return None
+        if not all(isinstance(document.get(key), list) for key in ("images", "categories")):
+            return None
+        section = _Section(content, begin.end(), end.end())
+        document["annotations"] = ijson.items(section, "item", use_float=True, buf_size=1 << 20)
+        return _Reader(where, document).read(None)
+    except (ValueError, RecursionError, ijson.JSONError):
+        return None
+
+
+class _Section:
+    """A part of a document's bytes as a file, without a copy of it."""
+
+    def __init__(self, content: bytes, start: int, stop: int) -> None:
+        self._rest = memoryview(content)[start:stop]
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        size = len(self._rest) if size < 0 else size
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return bytes(piece)
 
 
 class _Reader:
@@ -153,10 +205,9 @@ class _Reader:
             rows.append((entry, position, problems))
         return rows, row_of, repeated
 
-    def _annotations(self, entries: list[Any], row_of: Mapping[Id, int], names: Mapping[Id, str]) -> None:
+    def _annotations(self, entries: Iterable[Any], row_of: Mapping[Id, int], names: Mapping[Id, str]) -> None:
         add = self._boxes.add
-        for position, entry in enumerate(entries):
-            entries[position] = None  # freed as it is read
+        for position, entry in enumerate(_freed(entries) if isinstance(entries, list) else entries):
             # The plain case first; everything else goes the long way.
             if type(entry) is dict and not entry.get("segmentation") and not _is_rotated(entry.get("attributes")):
                 image_id, category_id, bbox = entry.get("image_id"), entry.get("category_id"), entry.get("bbox")
@@ -212,6 +263,13 @@ class _Reader:
 
 
 _NUMBERS = frozenset({int, float})
+
+
+def _freed(entries: list[Any]) -> Iterator[Any]:
+    """Yield the entries, and forget each in the list."""
+    for position, entry in enumerate(entries):
+        entries[position] = None
+        yield entry
 
 
 def _is_rotated(attributes: Any) -> bool:

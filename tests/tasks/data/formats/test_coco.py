@@ -5,6 +5,7 @@ import pytest
 from pycocotools import mask as pycoco_mask
 
 from tasks.data.errors import TruncatedFileError, UnsupportedFormatError
+from tasks.data.formats import coco as coco_format
 from tasks.data.formats.base import ParsedClass, ParsedDocument
 from tasks.data.formats.coco import parse_coco, write_coco
 from tests.tasks.data.formats.samples import BOLT, NUT, document, image, problems, shapes
@@ -305,3 +306,61 @@ def test_a_large_document_is_read_whole() -> None:
     parsed = parse_coco(json.dumps(content).encode(), "a.json")
     assert parsed.counts.boxes_good == 10 * count
     assert all(image.is_usable for image in parsed.images)
+
+
+def in_pieces_and_whole(
+    content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> tuple[ParsedDocument | None, ParsedDocument]:
+    monkeypatch.setattr(coco_format, "_IN_PIECES_FROM_BYTES", len(content) + 1)
+    return coco_format._read_in_pieces(content, "a.json"), parse_coco(content, "a.json")
+
+
+KEYS = ("images", "annotations", "categories", "info")
+
+
+@pytest.mark.parametrize("order", [KEYS, KEYS[::-1], (*KEYS[1:], KEYS[0])])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_large_document_is_read_in_pieces_to_the_same_end(
+    order: tuple[str, ...], indent: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content: dict[str, Any] = coco(info={"annotator": "ann", "parts": [{"annotations": 3}]})
+    template = content["annotations"][0]
+    content["annotations"] = [
+        {**template, "id": number, "segmentation": [], "iscrowd": number % 2, "attributes": {"note": 'é]}, "x": ['}}
+        for number in range(40)
+    ] + [{"image_id": 99}, 5, {**template, "bbox": ["1", 2, 3]}]
+    text = json.dumps({key: content[key] for key in order}, indent=indent, ensure_ascii=False)
+    pieces, whole = in_pieces_and_whole(text.encode(), monkeypatch)
+    assert repr(pieces) == repr(whole)  # NaN is not equal to itself
+    assert whole.counts.boxes_listed >= 40
+    monkeypatch.setattr(coco_format, "_IN_PIECES_FROM_BYTES", 0)
+    monkeypatch.setattr(coco_format, "parse_json", lambda *_: pytest.fail("read as a whole"))
+    assert repr(parse_coco(text.encode(), "a.json")) == repr(whole)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"images": [{"annotations": [{"id": 1}], "id": 1, "file_name": "a"}], "annotations": [], "categories": []}',
+        '{"images": [], "annotations": [{"id": 1}], "annotations": [{"id": 2}], "categories": []}',
+        '{"images": [], "annotations": [{"id": 1}], "\\u0061nnotations": [], "categories": []}',
+        '{"images": [], "annotations": [{"parts": [{"id": 1}], "id": 2}], "categories": []}',
+        '{"images": [], "annotations": [{"image_id": "\\ud800"}], "categories": []}',
+        '{"images": [], "annotations": [{"image_id": 123456789012345678901234567890}], "categories": []}',
+        '{"images": [], "annotations": [{"bbox": [NaN, 1e999, 1, 1]}], "categories": []}',
+        '{"images": [{"id": 1, "file_name": "\\"annotations\\": [{}], "}], "annotations": [], "categories": []}',
+    ],
+)
+def test_what_cannot_be_cut_out_surely_is_read_as_a_whole(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces, whole = in_pieces_and_whole(text.encode(), monkeypatch)
+    assert pieces in (None, whole)
+    monkeypatch.setattr(coco_format, "_IN_PIECES_FROM_BYTES", 0)
+    assert parse_coco(text.encode(), "a.json") == whole
+
+
+@pytest.mark.parametrize("cut", [1, 30, 200])
+def test_a_large_file_cut_short_is_truncated(cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coco_format, "_IN_PIECES_FROM_BYTES", 0)
+    content = json.dumps(coco(annotations=coco()["annotations"] * 20)).encode()
+    with pytest.raises(TruncatedFileError):
+        parse_coco(content[:-cut], "a.json")
