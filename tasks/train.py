@@ -28,6 +28,7 @@ from tasks.data.images import translate_worker_errors
 from tasks.data.paths import Workspace
 from tasks.model.checkpoint import Checkpoint, write_state
 from tasks.model.detector import ImageReader, default_device, load_weights_file, new_detector, to_examples
+from tasks.model.engines.ray_train import train_on_ray
 from tasks.model.fingerprint import software_fingerprint
 from tasks.model.launch import launch
 from tasks.params import StageParams, load_stage_params
@@ -75,7 +76,12 @@ def train(
         UserError: no labels, or parameters that name no usable model.
         GuardRailError: training left its bounds; nothing is written.
     """
-    launch("train", train_worker, params, root, assembled, warm_start, scratch, out, outcomes)
+    arguments = (params, root, assembled, warm_start, scratch, out, outcomes)
+    if params.train.engine == "ray":
+        address, num_workers = params.infer.engine_address, params.train.engine_workers
+        train_on_ray(address, num_workers, scratch, "tasks.train", "train_worker", arguments)
+    else:
+        launch("train", train_worker, *arguments)
 
 
 def train_worker(

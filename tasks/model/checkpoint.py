@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -80,7 +81,12 @@ class Checkpoint:
         self._path.unlink(missing_ok=True)
 
     def exit_on_signal(self) -> None:
-        """Let SIGTERM and Ctrl-C end the run after the current iteration, with its state saved."""
+        """Let SIGTERM and Ctrl-C end the run after the current iteration, with its state saved.
+
+        Not in a worker of Ray, where training is not the main thread and no signal arrives.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
 
         def request(signum: int, frame: FrameType | None) -> None:
             del signum, frame

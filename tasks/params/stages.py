@@ -182,6 +182,12 @@ class TrainParams(Section):
     num_workers: NonNegativeInt | Literal["auto"]
     """Processes per GPU that read and augment images, or ``auto``: the cores that Gleaner may use less one, shared by
     the GPUs, 1 to 16. 0: the training process does it. Without effect on the result."""
+    engine: Literal["local", "ray"]
+    """Where training runs: on this machine's devices (or where ``torchrun`` started it), or as workers of the Ray
+    cluster that ``infer.engine_address`` names (docs/guides/scale.md)."""
+    engine_workers: PositiveInt
+    """With ``ray``: workers that train as one, each with a GPU where the cluster has some. Both batch sizes must be
+    multiples of it; another number draws other anchors and regions."""
     mixed_precision: bool
     """On CUDA; without effect on a CPU."""
     channels_last: bool
