@@ -236,6 +236,19 @@ def test_two_machines_that_start_in_the_same_moment_do_not_both_get_a_lock_witho
         assert read_owner(record_of(place)) is None
 
 
+def test_who_takes_over_looks_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system without locks, another machine may have taken the same dead record over a moment later."""
+    record = record_of(place)
+    dead = replace(ProcessIdentity.own(), host="elsewhere", boot="another")
+    other = LockOwner(replace(dead, host="third"), "2026-01-01T00:00:00+00:00")
+    write_owner(record, LockOwner(dead, "2026-01-01T00:00:00+00:00"))
+    monkeypatch.setattr(lock, "_is_alive", lambda *_: False)
+    monkeypatch.setattr(lock.time, "sleep", lambda _: write_owner(record, other))
+    with pytest.raises(LockHeldError), acquire(place, "here", lambda _: None):
+        pass
+    assert read_owner(record) == other
+
+
 def test_a_record_that_changed_hands_is_put_back(place: Path) -> None:
     dead = leave(place, boot="dead", host="elsewhere")
     winner = leave(place, boot="winner", host="elsewhere")

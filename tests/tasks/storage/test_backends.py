@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -70,3 +71,21 @@ def test_what_a_killed_run_left_is_removed(share: Path) -> None:
     publish(share)
     assert [path.name for path in (share / "outbox").iterdir()] == ["batch-0001"]
     shutil.rmtree(share / "outbox")
+
+
+@pytest.mark.parametrize("time_s", [1e13, -1e13, 1e300])
+def test_a_file_time_outside_the_calendar_is_no_fault(
+    tmp_path: Path, time_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems keep any number there."""
+    (tmp_path / "a.txt").write_text("x")
+    real = Path.lstat
+
+    def lstat(path: Path) -> object:
+        found = real(path)
+        names = [name for name in dir(found) if name.startswith("st_")]
+        return SimpleNamespace(**{name: getattr(found, name) for name in names} | {"st_mtime": time_s})
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    (entry,) = LocalStorage(tmp_path).list_files("")
+    assert (entry.name, entry.size_bytes, entry.modified_at.year) == ("a.txt", 1, 1970)
