@@ -115,7 +115,8 @@ def test_answers_of_many_at_once_come_in_once(
             try:
                 annotation_keys(list(team.provider.collect(delivery)))
             except ProviderError as error:  # too busy: the next run collects
-                assert error.transient
+                if not error.transient:
+                    raise
             collections_s.append(time.monotonic() - collection_s)
             time.sleep(1)
         submissions = [found for future in at_work for found in future.result()]
