@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Categories = Sequence[str] | NDArray[np.integer[Any]]
 
+_CHUNK = 1 << 18
+"""Boxes that are computed with at once."""
 _PAIRS_BY_OFFSET_UP_TO = 64
 """Boxes of one class on one image, up to which duplicates are looked for in all images at once."""
 
@@ -125,7 +127,7 @@ def check_boxes(
         names: class names by number, for messages, where ``categories`` are numbers.
     """
     rules = rules or BoxRules()
-    stated_N4 = np.array(xyxy, dtype=np.float64).reshape(-1, 4)
+    stated_N4 = np.asarray(xyxy, dtype=np.float64).reshape(-1, 4)
     count = len(stated_N4)
     size_N2 = np.empty((count, 2))
     size_N2[:, 0], size_N2[:, 1] = width_px, height_px
@@ -142,6 +144,16 @@ def _clip(
     stated_N4: NDArray[np.float64], size_N2: NDArray[np.float64], rules: BoxRules
 ) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
     """Boxes clipped to their images, and the first rule each breaks."""
+    inside_N4, result_N = np.empty_like(stated_N4), np.empty(len(stated_N4), dtype=np.int8)
+    for start in range(0, len(stated_N4), _CHUNK):  # of millions at once, what is computed in between takes a gigabyte
+        rows = slice(start, start + _CHUNK)
+        inside_N4[rows], result_N[rows] = _clip_chunk(stated_N4[rows], size_N2[rows], rules)
+    return inside_N4, result_N
+
+
+def _clip_chunk(
+    stated_N4: NDArray[np.float64], size_N2: NDArray[np.float64], rules: BoxRules
+) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
     result_N = np.zeros(len(stated_N4), dtype=np.int8)
     finite_N = np.all(np.isfinite(stated_N4), axis=1)
     safe_N4 = np.where(finite_N[:, None], stated_N4, 0.0)
@@ -211,9 +223,11 @@ def _close_pairs(
         if not same.any():
             return
         first, second = first[same], second[same]
-        close = _overlap(xyxy_N4[first], xyxy_N4[second], iou)
-        low, high = np.minimum(first, second)[close], np.maximum(first, second)[close]
-        yield from zip(low.tolist(), high.tolist(), strict=True)
+        for start in range(0, len(first), _CHUNK):
+            one, other = first[start : start + _CHUNK], second[start : start + _CHUNK]
+            close = _overlap(xyxy_N4[one], xyxy_N4[other], iou)
+            low, high = np.minimum(one, other)[close], np.maximum(one, other)[close]
+            yield from zip(low.tolist(), high.tolist(), strict=True)
 
 
 def _crowded(

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tasks.data import box_rules
 from tasks.data.box_rules import BoxResult, BoxRules, check_boxes
 
 RULES = BoxRules(min_side_px=2.0, duplicate_iou=0.95)
@@ -98,6 +99,21 @@ def test_doubles_are_those_of_the_slow_rule(found: list[tuple[float, ...]], iou:
     drawn = found * 5 if is_crowded else found
     checked = check_boxes(drawn, ["a"] * len(drawn), 100, 100, BoxRules(duplicate_iou=iou))
     assert np.flatnonzero(checked.result_N == BoxResult.DUPLICATE).tolist() == reference(drawn, iou)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_the_size_of_a_chunk_changes_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    corners = rng.uniform(-5, 100, (300, 2))
+    found = np.repeat(np.c_[corners, corners + rng.uniform(-1, 30, (300, 2))], 2, axis=0)
+    found[::10] += 0.1
+    images = np.arange(600) // 50
+    whole = check_boxes(found, ["a"] * 600, 100, 100, RULES, images=images)
+    monkeypatch.setattr(box_rules, "_CHUNK", chunk)
+    pieces = check_boxes(found, ["a"] * 600, 100, 100, RULES, images=images)
+    assert {int(result) for result in whole.result_N} >= {int(BoxResult.KEPT), int(BoxResult.DUPLICATE)}
+    for name in ("xyxy_N4", "result_N", "duplicate_of_N"):
+        assert np.array_equal(getattr(pieces, name), getattr(whole, name), equal_nan=name == "xyxy_N4")
 
 
 @example([(0.0, -1.7976931348623157e308, 0.0, 1e292)])  # whose height is no finite number
