@@ -13,6 +13,7 @@ Therefore the references are collected here.
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from tasks.runtime.errors import UserError
 
 _FOLDER_SUFFIX = ".dir"
 _WORKTREE = ""
+_AWS_CONFIG_ENV = "AWS_CONFIG_FILE"
 
 
 class MissingDataError(UserError):
@@ -111,12 +113,24 @@ class DvcCache:
 @contextmanager
 def open_repo(root: Path) -> Iterator[Repo]:
     """Open DVC's repository; settings of remotes that can run programs count only where the campaign is trusted."""
-    with Repo(str(root)) as repo:
+    with Repo(str(root)) as repo, _kept_environment(_AWS_CONFIG_ENV):
         if not is_trusted(root):
             remotes = repo.config.get("remote", {})
             for name, key in harmful_settings(remotes):
                 del remotes[name][key]
         yield repo
+
+
+@contextmanager
+def _kept_environment(name: str) -> Iterator[None]:
+    """Undo changes of a variable: DVC sets one for a remote, and other clients would take it for theirs."""
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
 
 
 def ignored_remote_settings(root: Path) -> list[str]:

@@ -9,8 +9,8 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 from detectron_ext.distributed import barrier, is_main_process
@@ -92,17 +92,35 @@ def train_on_ray(
             ),
         )
         log.info("train on Ray: %s, %d workers", describe(found), num_workers)
-        ended = Event()
-        listener = Thread(target=_print_lines, args=(ray, journal, ended), daemon=True)
-        listener.start()
+        with ThreadPoolExecutor(1) as thread:
+            training = thread.submit(trainer.fit)
+            try:
+                _follow(ray, journal, training)
+            finally:
+                if not training.done():
+                    ray.shutdown()  # ends the workers, and so the call in the thread
         try:
-            trainer.fit()
+            training.result()
         except TrainingFailedError as error:
-            raise ray.get(journal.error.remote()) or _lost_workers(error) from None
+            raise _lost_workers(error) from None
         finally:
-            ended.set()
-            listener.join()
             shutil.rmtree(scratch / "ray", ignore_errors=True)
+
+
+def _follow(ray: Any, journal: Any, training: Future[Any]) -> None:
+    """Log what the first worker logs until training ends.
+
+    Raises:
+        UserError: a worker met it; Ray would start the workers anew, to meet it again.
+    """
+    is_last = False
+    while not is_last:
+        is_last = bool(wait([training], _POLL_S).done)
+        for line in ray.get(journal.take.remote()):
+            log.info("%s", line)
+        error = ray.get(journal.error.remote())
+        if error is not None:
+            raise error
 
 
 def _require_room(found: Sequence[Any], num_workers: int, on_gpus: bool) -> None:
@@ -117,15 +135,6 @@ def _lost_workers(error: Exception) -> UserError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     problem = f"workers were lost {_MAX_FAILURES + 1} times, the last one: {lines[-1] if lines else error}"
     return UserError("train.engine", problem, "The same command goes on from the last checkpoint.")
-
-
-def _print_lines(ray: Any, journal: Any, ended: Event) -> None:
-    """Log what the first worker logs, until the end."""
-    is_last = False
-    while not is_last:
-        is_last = ended.wait(_POLL_S)
-        for line in ray.get(journal.take.remote()):
-            log.info("%s", line)
 
 
 class _JournalHandler(logging.Handler):
@@ -144,8 +153,6 @@ def _run_worker(config: dict[str, Any]) -> None:
     import ray
 
     journal = config["journal"]
-    if ray.get(journal.error.remote()) is not None:
-        raise RuntimeError("a worker met an error that no new start mends")
     logger = logging.getLogger("tasks")
     handler = _JournalHandler(journal)
     if is_main_process():  # one voice is enough

@@ -1,5 +1,6 @@
 """A stranger's campaign is looked at without running anything of it."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -70,6 +71,7 @@ def test_a_remotes_credential_process_runs_only_where_the_campaign_is_trusted(
         trust(repository)
     fetch(repository, monkeypatch)
     assert mark.exists() is trusted
+    assert "AWS_CONFIG_FILE" not in os.environ  # another client of S3 in this process would take it for its own
     assert ignored_remote_settings(repository) == ([] if trusted else ["store.configpath"])
 
 
