@@ -107,17 +107,24 @@ def stored_pools() -> list[Path]:
 
 @pytest.mark.parametrize("drawn", [15, 24, 40])
 def test_the_interval_covers_the_mean_of_real_pools(drawn: int) -> None:
-    assert len(stored_pools()) >= 2
+    """Where few images hold much of the error it is too low more often, and hardly ever too high."""
+    assert len(stored_pools()) >= 5
     for path in stored_pools():
         pool = pq.read_table(path, columns=["loss", "num_missed"])
         for column in pool.itercolumns():
             values = column.to_numpy().astype(np.float64)
-            covered = [is_covered(values, drawn, seed) for seed in range(SEEDS)]
-            assert 0.90 <= np.mean(covered) <= 0.99, (path.name, drawn)
+            sides = np.array([side_of(values, drawn, seed) for seed in range(SEEDS)])
+            assert np.mean(sides == 1) <= 0.04
+            largest = np.sort(values)[-len(values) // 100 :].sum() / values.sum()
+            if largest < 0.1:  # the hundredth with the most
+                assert 0.90 <= np.mean(sides == 0) <= 0.99, (str(path), drawn)
+            else:
+                assert np.mean(sides == 0) >= 0.65
 
 
-def is_covered(values: np.ndarray, drawn: int, seed: int) -> bool:
+def side_of(values: np.ndarray, drawn: int, seed: int) -> int:
+    """Where the interval of random draws lies: 0 around the mean of all, -1 below it, 1 above it."""
     picks = np.random.default_rng(seed).choice(len(values), drawn, replace=False)
     found = estimate_mean(values[picks], np.full(drawn, len(values) / drawn), level=LEVEL)
     assert found is not None
-    return bool(found.low <= values.mean() <= found.high)
+    return int(found.low > values.mean()) - int(found.high < values.mean())
