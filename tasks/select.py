@@ -31,6 +31,7 @@ from tasks.selection.strategies.base import Strategy, seeded_shuffle
 from tasks.selection.strategies.objective import ObjectiveStrategy
 from tasks.selection.strategies.portfolio import Portfolio
 from tasks.selection.strategies.registry import create_strategy
+from tasks.selection.strategy_record import strategy_records
 from tasks.storage import files
 
 _log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def select(
         out: folder for ``selection.parquet`` (schemas.SELECTION, by rank), ``summary.json``, and
             ``open_ranking.parquet``, the leased images in their new order (schemas.SELECTION, by rank), and
             ``relabel.parquet``, labels to be checked (schemas.RELABEL, by rank behind those of the selection).
-        earlier_picks: reads what the picks of earlier batches turned out to be worth; called where the strategy asks.
+        earlier_picks: reads what the picks of earlier batches turned out to be worth.
         extensions: folder in which the module of an own strategy is found.
         classes: class names in the order of their indices; read where labels are checked.
 
@@ -108,6 +109,7 @@ def select(
     summary |= {"value": {key: inputs.value_model[key] for key in ("used", "reason")}}
     minutes = round(sum(relabels.minutes.values()), 3)
     summary["relabel"] = {"images": len(relabels.labels), "expected_minutes": minutes}
+    summary["bought"] = strategy_records(inputs.pool.earlier_picks)
     if isinstance(strategy, Portfolio):
         summary["portfolio"] = strategy.shares
     if isinstance(strategy, ObjectiveStrategy):

@@ -84,6 +84,7 @@ def _tables(data: ReportData, history: Sequence[Document]) -> dict[str, Any]:
         "doubtful_labels": data.doubtful_labels[: tables.DOUBTFUL_SHOWN],
         "num_doubtful": len(data.doubtful_labels),
         "wanted_rows": tables.wanted_rows(data),
+        "bought_rows": tables.bought_rows(data.selection_summary),
         "importance_rows": importance_rows(data.dwa),
         "stages": tables.stage_rows(data.stage_seconds),
         "seconds": sum(data.stage_seconds.values()),

@@ -112,6 +112,20 @@ def stage_rows(seconds: Mapping[str, float]) -> list[tuple[str, float, float]]:
     return [(stage, took, took / slowest) for stage, took in seconds.items()]
 
 
+def bought_rows(selection_summary: Document) -> list[Document]:
+    """Return what each strategy has bought, and its share of the next batch where several choose.
+
+    Returns:
+        ``name``, ``share`` (None: it alone chooses, or no longer), ``images``, ``minutes`` (0 before its first answer),
+        ``classification`` and ``localization`` (what a minute found, 1: as much as its batches; None: nothing known).
+    """
+    shares = {name: found["share"] for name, found in selection_summary.get("portfolio", {}).items()}
+    bought = selection_summary.get("bought", {})
+    blank = {"images": 0, "minutes": 0.0, "classification": None, "localization": None}
+    names = sorted({*shares, *bought}, key=lambda name: (-bought.get(name, blank)["minutes"], name))
+    return [{"name": name, "share": shares.get(name), **bought.get(name, blank)} for name in names]
+
+
 def review_rows(data: ReportData) -> list[tuple[str, int, str]]:
     """Count the reviewed images by outcome, each with what the outcome means."""
     assembled = data.assemble_summary

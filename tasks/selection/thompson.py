@@ -39,7 +39,7 @@ def beliefs(picks: Sequence[EarlierPick], arms: Sequence[str], kind: LossKind) -
     Losses are divided by the loss per minute of their whole batch, since those of two teachers have different scales. A
     batch in which nothing was found says nothing.
     """
-    scale = _loss_per_minute(picks, kind)
+    scale = loss_per_minute(picks, kind)
     known = [pick for pick in picks if scale[pick.batch] > 0]
     newest = max((pick.batch for pick in known), default=0)
     prior_minutes = PRIOR_IMAGES * (float(np.mean([pick.minutes for pick in known])) if known else 1.0)
@@ -78,8 +78,8 @@ def allocate(
     return [arms[index] for index in draws_PA.argmax(axis=1)]
 
 
-def _loss_per_minute(picks: Sequence[EarlierPick], kind: LossKind) -> dict[int, float]:
-    """Of each batch as a whole."""
+def loss_per_minute(picks: Sequence[EarlierPick], kind: LossKind) -> dict[int, float]:
+    """Return the loss per minute of each batch as a whole."""
     losses: defaultdict[int, float] = defaultdict(float)
     minutes: defaultdict[int, float] = defaultdict(float)
     for pick in picks:
