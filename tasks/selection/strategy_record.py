@@ -13,9 +13,9 @@ _DIGITS = 4
 def strategy_records(picks: Sequence[EarlierPick]) -> dict[str, dict[str, Any]]:
     """Return answered images, minutes, and what a minute found, by the strategy that the image was picked by.
 
-    What was found is the realized loss of the teacher that had not seen the image, divided by the loss per minute of the
-    whole batch: 1 is as much as the batch as a whole. None where no batch of the strategy found anything. Nothing is
-    discounted or shrunk here, other than in what the portfolio believes.
+    What was found is the realized loss of the teacher that had not seen the image, divided by the loss per minute of
+    the whole batch: 1 is as much as the batch as a whole. None where no batch of the strategy found anything. Nothing
+    is discounted or shrunk here, other than in what the portfolio believes.
 
     Args:
         picks: answered picks of all batches.
