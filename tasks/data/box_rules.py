@@ -135,7 +135,8 @@ def check_boxes(
     group_N = _groups(categories, images, count)
     duplicate_of_N = np.full(count, -1, dtype=np.int64)
     rows = np.flatnonzero(result_N <= BoxResult.CLIPPED)
-    duplicate_of_N[rows] = _duplicates(inside_N4[rows], group_N[rows], rows, rules.duplicate_iou)
+    picked = slice(None) if len(rows) == count else rows  # a slice makes no copy
+    duplicate_of_N[rows] = _duplicates(inside_N4[picked], group_N[picked], rows, rules.duplicate_iou)
     result_N[duplicate_of_N >= 0] = BoxResult.DUPLICATE
     return CheckedBoxes(stated_N4, inside_N4, result_N, duplicate_of_N, categories, size_N2, rules, names)
 

@@ -109,8 +109,10 @@ def check_document(
     rows = np.flatnonzero(((fate_N == BoxFate.KEPT) | is_region_N) & np.isfinite(size_N2[:, 0]))
     # Regions count as classes of their own: an object that fills its region is no duplicate of it.
     category_N = table.category[rows] + len(table.categories) * is_region_N[rows]
+    # Without a copy where every box is checked: one is made below, before anything is changed.
+    is_whole = xyxy_N4 is table.xyxy and len(rows) == len(fate_N)
     checked = check_boxes(
-        xyxy_N4[rows],
+        xyxy_N4 if is_whole else xyxy_N4[rows],
         category_N,
         size_N2[rows, 0],
         size_N2[rows, 1],
