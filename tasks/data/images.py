@@ -18,6 +18,7 @@ from typing import BinaryIO, TypeVar
 from PIL import Image
 
 from tasks.data.paths import Workspace, resolve_uri
+from tasks.runtime.errors import UserError
 from tasks.storage import files
 from tasks.storage.image_cache import ImageCache, image_cache
 from tasks.storage.s3 import ObjectStoreError, ObjectStoreUnavailable, is_object_uri
@@ -47,7 +48,7 @@ _BROWSER_MODES = {
     "GIF": ("L", "P", "RGB", "RGBA"),
 }
 """Formats and pixel modes that every browser shows; it turns none of them but JPEG by the EXIF orientation for sure."""
-_ERROR_MODULES = "|".join(re.escape(source.__module__) for source in (ObjectStoreError, ImageCache))
+_ERROR_MODULES = "|".join(re.escape(source.__module__) for source in (ObjectStoreError, ImageCache, UserError))
 _WORKER_ERROR = re.compile(rf"^(?:{_ERROR_MODULES})\.(\w+): (.+)$", re.MULTILINE)
 _Result = TypeVar("_Result")
 _EXIF_ORIENTATION = 0x0112
@@ -270,10 +271,10 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def translate_worker_errors(stage: str) -> Iterator[None]:
-    """Raise an error of the object store with its class, which PyTorch turns into text when a loader process raises it.
+    """Raise an error about an image with its class, which PyTorch turns into text when a loader process raises it.
 
     Raises:
-        ObjectStoreError: one of the block's loader processes raised it.
+        UserError: one of the block's loader processes raised it.
     """
     try:
         yield
@@ -281,8 +282,9 @@ def translate_worker_errors(stage: str) -> Iterator[None]:
         messages = _WORKER_ERROR.findall(str(error))
         if not messages:
             raise
-        error_class = ObjectStoreUnavailable if messages[-1][0] == ObjectStoreUnavailable.__name__ else ObjectStoreError
-        raise error_class(stage, messages[-1][1].rstrip(".")) from None
+        name, message = messages[-1]
+        error_class = {one.__name__: one for one in (ObjectStoreUnavailable, UserError)}.get(name, ObjectStoreError)
+        raise error_class(stage, message.rstrip(".")) from None
 
 
 class ImageSource:

@@ -27,6 +27,7 @@ from tasks.model.pretrained_weights import read_weights
 from tasks.model.weights_download import fetch_weights, is_weights_address
 from tasks.params.stages import ModelParams
 from tasks.runtime.errors import UserError
+from tasks.runtime.resource_errors import is_disk_full
 
 log = logging.getLogger(__name__)
 _Image = TypeVar("_Image")
@@ -215,11 +216,17 @@ class ImageReader:
         """Return the pixels of one image.
 
         Raises:
-            OSError: the file is missing or no image.
-            ValueError: the path leaves the workspace, or the image cannot be decoded.
+            UserError: the file is missing, no image any more, or outside of the workspace.
             ObjectStoreError: the object is missing, changed, or out of reach.
+            OSError: the disk is full.
         """
-        return self._source.open(uri, self._id_of[uri], lambda path: np.asarray(open_rgb(path)))
+        try:
+            return self._source.open(uri, self._id_of[uri], lambda path: np.asarray(open_rgb(path)))
+        except (OSError, ValueError) as error:
+            if is_disk_full(error):
+                raise
+            problem = f"the image is unreadable ({error}), expected what prepare saw"
+            raise UserError(uri, problem, "Restore it (dvc checkout), or run: dvc repro prepare") from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_source": None}  # its cache holds threads and locks

@@ -19,7 +19,6 @@ from tasks.model.detector import ImageReader, detect_all, load_detector
 from tasks.model.fingerprint import software_fingerprint
 from tasks.model.launch import launch
 from tasks.params import StageParams
-from tasks.runtime.errors import UserError
 from tasks.storage import files
 
 
@@ -83,21 +82,10 @@ def detect_images(job: DetectionJob, detectors: Sequence[Any], images: Sequence[
         ObjectStoreError: an object is missing, changed, or out of reach.
     """
     read = ImageReader(job.root, images, prefetch_remote=True)
-
-    def read_pool_image(image: dict[str, str]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        try:
-            return read(image["uri"])
-        except (OSError, ValueError) as error:
-            raise UserError(
-                image["uri"],
-                f"the image is unreadable ({error}), expected what prepare saw",
-                "Restore it (dvc checkout), or run: dvc repro prepare",
-            ) from None
-
     results = detect_all(
         detectors,
         images,
-        read_pool_image,
+        lambda image: read(image["uri"]),
         job.params.model,
         batch_size=job.batch_size,
         mixed_precision=job.params.train.mixed_precision,

@@ -19,6 +19,7 @@ from tasks.data.schemas import AnnotationTask
 from tasks.model.detector import ImageReader
 from tasks.model.pyfunc_model import _to_rgb
 from tasks.reporting.thumbnails import thumbnail
+from tasks.runtime.errors import UserError
 from tasks.storage import files
 
 Pixels = NDArray[np.uint8]
@@ -230,7 +231,7 @@ def refuse_everywhere(root: Path, name: str, match: str) -> None:
         lambda: ImageSource(root).open(name, "a", open_rgb),
     ]
     for read in reads:
-        with pytest.raises(ImageProblem, match=match):
+        with pytest.raises((ImageProblem, UserError), match=match):
             read()
 
 

@@ -5,6 +5,7 @@ import traceback
 import pytest
 
 from tasks.data.images import translate_worker_errors
+from tasks.runtime.errors import UserError
 from tasks.storage.image_cache import ChangedObjectError
 from tasks.storage.s3 import MissingObjectError, ObjectStoreError, ObjectStoreUnavailable
 
@@ -24,6 +25,14 @@ def test_error_of_a_worker_is_an_error_of_the_object_store_again(error_class: ty
 def test_unavailable_store_is_told_apart_from_a_lost_object() -> None:
     with pytest.raises(ObjectStoreUnavailable), translate_worker_errors("train"):
         raise worker_error(ObjectStoreUnavailable("s3://b/a.png", "it is out of reach, expected an answer"))
+
+
+def test_an_image_that_a_worker_cannot_read_is_named() -> None:
+    error = UserError("a.png", "the image is unreadable, expected what prepare saw", "Restore it")
+    words = r"train: a\.png: the image is unreadable, .+\. Restore it\.$"
+    with pytest.raises(UserError, match=words) as caught, translate_worker_errors("train"):
+        raise worker_error(error)
+    assert type(caught.value) is UserError
 
 
 def test_other_errors_of_a_worker_are_left_alone() -> None:

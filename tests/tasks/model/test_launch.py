@@ -85,6 +85,17 @@ def test_two_processes_leave_one_outcome(workspace: Path) -> None:
     assert not list((workspace / "scratch").glob("*.pth"))
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_that_training_cannot_read_any_more_is_named(workspace: Path, num_workers: int) -> None:
+    params = workspace / "params.yaml"
+    params.write_text(params.read_text().replace("num_workers: 0", f"num_workers: {num_workers}"))
+    for name in ("0.png", "1.png"):
+        (workspace / name).write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"[01]\.png: the image is unreadable .+expected what prepare saw"):
+        run_worker(0, workspace)
+
+
 class Killed(Exception):
     pass
 
