@@ -35,11 +35,25 @@ def start(folder: Path, out: str) -> subprocess.Popen[str]:
     torchrun = ["-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", *torchrun, "-m", "tests.tasks.model.train_rank", str(folder), out],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # docs/guides/scale.md
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, timeout_s: float) -> None:
+    checkpoint = folder / "scratch" / "checkpoint.pth"
+    deadline_s = time.monotonic() + timeout_s
+    while not checkpoint.is_file():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
 
 
 def losses(folder: Path, out: str) -> NDArray[np.float64]:
@@ -53,12 +67,7 @@ def test_torchrun_trains_as_spawned_processes_do_even_after_a_rank_is_killed(fol
     expected = losses(folder, "out")
     assert expected.shape == (ITERATIONS, 2)
     process = start(folder, "elastic")
-    checkpoint = folder / "scratch" / "checkpoint.pth"
-    deadline_s = time.monotonic() + 300
-    while not checkpoint.is_file():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
+    wait_for_checkpoint(process, folder, timeout_s=300)
     ranks = [child for child in psutil.Process(process.pid).children() if "train_rank" in " ".join(child.cmdline())]
     assert len(ranks) == 2
     os.kill(ranks[1].pid, signal.SIGKILL)
