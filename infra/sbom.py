@@ -25,6 +25,8 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from tasks.storage import files
+
 _ROOT = Path(__file__).parents[1]
 _LOCKS = (_ROOT / "requirements.lock", _ROOT / "infra" / "detectron2" / "source.txt")
 _OUTPUT = _ROOT / "dist" / "gleaner.cdx.json"
@@ -185,10 +187,7 @@ def write_sbom(output: Path) -> int:
     packages = [package for lock in _LOCKS for package in read_lock(lock.read_text(), lock.name)]
     version = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]["version"]
     document = bill_of_materials(packages, version, _timestamp())
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.tmp")
-    unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(output)
+    files.write_json(output, document)
     return len(document["components"])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from tasks.data.label_store import read_labels
+from tasks.data.label_store import LabelStore, read_labels
 from tasks.data.paths import Workspace
 from tasks.data.schemas import ANNOTATED, SELECTION
 from tasks.evaluation.label_check import doubtful_labels
@@ -99,7 +99,8 @@ def select(
     ranking = strategy.rank(pool, seed=seed)
     _check_ranking(ranking, candidates, params.strategy)
     shuffled = seeded_shuffle(ranking, seed=seed, purpose="explore")
-    relabels = _pick_relabels(budget, inputs, labels, labeled, infer, detections_at_selection, classes)
+    store = read_labels(labels)
+    relabels = _pick_relabels(budget, inputs, store, labeled, infer, detections_at_selection, classes)
     amount = budget.amount - relabels.spent
     batch = budgets.fill_budget(ranking, shuffled, inputs.cost, amount=amount, random_frac=params.random_frac)
     selection = _selection_rows(candidates, batch, strategy, ranking)
@@ -119,7 +120,7 @@ def select(
     files.write_table(out / "selection.parquet", pa.Table.from_pylist(rows, schema=SELECTION))
     files.write_table(out / "relabel.parquet", relabels.as_table(first_rank=len(selection) + 1))
     open_pool = read_open_pool(inputs, leased, scores, uncertainty)
-    drawn = random_picks(read_labels(labels).leased, detections_at_selection)
+    drawn = random_picks(store.leased, detections_at_selection)
     files.write_table(out / "open_ranking.parquet", rank_open_tasks(open_pool, strategy, drawn, seed=seed))
     files.write_json(out / "summary.json", summary)
     _log_summary(summary)
@@ -129,7 +130,7 @@ def select(
 def _pick_relabels(
     budget: BudgetParams,
     inputs: SelectionInputs,
-    labels: Path,
+    store: LabelStore,
     labeled: Path,
     infer: Path,
     detections_at_selection: Path,
@@ -138,7 +139,7 @@ def _pick_relabels(
     """Pick labels to be checked; none with an exhausted pool, where a campaign ends."""
     if not budget.relabel_frac or not len(inputs.pool.candidates):
         return RelabelPicks((), {}, 0.0)
-    store, rows = read_labels(labels), files.read_table(labeled, ANNOTATED).to_pylist()
+    rows = files.read_table(labeled, ANNOTATED).to_pylist()
     crowded = {row["image_id"] for row in rows if any(row["is_crowd"] or ())}
     left_out = {*store.checks, *store.leased, *crowded}
     num_boxes = {row["image_id"]: len(row["class_ids"]) for row in rows}

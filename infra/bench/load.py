@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -88,7 +89,7 @@ BARS = {
 }
 
 
-class Door:
+class InboxCampaign:
     """A campaign with one delivery, and the folder its annotators share."""
 
     def __init__(self, folder: Path, num_images: int) -> None:
@@ -209,47 +210,47 @@ def _write_coco(path: Path, names: Sequence[str], boxes_per_image: int, height_p
     _make_old(path)
 
 
-class Part:
+class Part(ABC):
     """Something to send, and what has to come of it; made and measured by two processes."""
 
     def __init__(self, folder: Path, scale: float) -> None:
         """Take an empty folder, or the one that ``prepare`` has filled."""
         self.folder, self.scale = folder, scale
 
+    @abstractmethod
     def prepare(self) -> None:
         """Write everything that is sent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self) -> str:
         """Do the timed work and say what came of it.
 
         Raises:
             RuntimeError: it is not what was sent.
         """
-        raise NotImplementedError
 
 
 class InboxPart(Part):
     """Many files, one an image."""
 
     @property
-    def door(self) -> Door:
+    def campaign(self) -> InboxCampaign:
         """The same in both processes."""
-        return Door(self.folder, round(_NUM_FILES * self.scale))
+        return InboxCampaign(self.folder, round(_NUM_FILES * self.scale))
 
     def prepare(self) -> None:
-        door = self.door
-        door.create()
-        door.send("data.yaml", "names:\n" + "".join(f"- {name}\n" for name in _CLASSES))
+        campaign = self.campaign
+        campaign.create()
+        campaign.send("data.yaml", "names:\n" + "".join(f"- {name}\n" for name in _CLASSES))
         lines = []
         for place, (x, y, width, height) in enumerate(_grid_boxes(_BOXES_PER_FILE)):
             values = (x + width / 2, y + height / 2, width, height)
             lines.append(f"{place} " + " ".join(f"{value / _SIDE_PX:.6f}" for value in values))
-        for image_id in door.image_ids:
-            door.send(f"{image_id}.txt", "\n".join(lines) + "\n")
+        for image_id in campaign.image_ids:
+            campaign.send(f"{image_id}.txt", "\n".join(lines) + "\n")
 
     def run(self) -> str:
-        found, number = self.door.collect(), len(self.door.image_ids)
+        found, number = self.campaign.collect(), len(self.campaign.image_ids)
         _require(found, CollectedLabels(number, _BOXES_PER_FILE * number, 0))
         return str(found)
 
@@ -259,10 +260,10 @@ class InboxAgainPart(InboxPart):
 
     def prepare(self) -> None:
         super().prepare()
-        self.door.store()
+        self.campaign.store()
 
     def run(self) -> str:
-        _require(self.door.collect(), CollectedLabels(0, 0, 0))
+        _require(self.campaign.collect(), CollectedLabels(0, 0, 0))
         return "nothing new"
 
 
@@ -272,19 +273,19 @@ class CocoInboxPart(Part):
     @property
     def _names(self) -> list[str]:
         number = round(_COCO_MB * 1e6 * self.scale / _BYTES_PER_BOX / _BOXES_PER_IMAGE)
-        own = [f"{image_id}.png" for image_id in Door(self.folder, _NUM_COCO_IMAGES).image_ids]
+        own = [f"{image_id}.png" for image_id in InboxCampaign(self.folder, _NUM_COCO_IMAGES).image_ids]
         return [*own, *(f"foreign-{place:06d}.png" for place in range(number - len(own)))]
 
     def prepare(self) -> None:
-        door = Door(self.folder, _NUM_COCO_IMAGES)
-        door.create()
-        _write_coco(door.inbox / "labels.json", self._names, _BOXES_PER_IMAGE)
+        campaign = InboxCampaign(self.folder, _NUM_COCO_IMAGES)
+        campaign.create()
+        _write_coco(campaign.inbox / "labels.json", self._names, _BOXES_PER_IMAGE)
 
     def run(self) -> str:
-        door = Door(self.folder, _NUM_COCO_IMAGES)
-        found = door.collect()
+        campaign = InboxCampaign(self.folder, _NUM_COCO_IMAGES)
+        found = campaign.collect()
         _require(found, CollectedLabels(_NUM_COCO_IMAGES, _NUM_COCO_IMAGES * _BOXES_PER_IMAGE, _MAX_UNKNOWN_NAMED + 1))
-        return f"{(door.inbox / 'labels.json').stat().st_size / 1e6:.0f} MB: {found}"
+        return f"{(campaign.inbox / 'labels.json').stat().st_size / 1e6:.0f} MB: {found}"
 
 
 class CocoInitPart(Part):
@@ -322,12 +323,12 @@ class BoxesPart(Part):
     """One image with as many boxes as a tool that went wrong writes."""
 
     def prepare(self) -> None:
-        door = Door(self.folder, 1)
-        door.create()
-        _write_coco(door.inbox / "labels.json", [f"{door.image_ids[0]}.png"], round(_NUM_BOXES * self.scale))
+        campaign = InboxCampaign(self.folder, 1)
+        campaign.create()
+        _write_coco(campaign.inbox / "labels.json", [f"{campaign.image_ids[0]}.png"], round(_NUM_BOXES * self.scale))
 
     def run(self) -> str:
-        found = Door(self.folder, 1).collect()
+        found = InboxCampaign(self.folder, 1).collect()
         _require(found, CollectedLabels(1, round(_NUM_BOXES * self.scale), 0))
         return str(found)
 
@@ -336,13 +337,13 @@ class ExportPart(Part):
     """An export of everything, of which little is asked for."""
 
     def prepare(self) -> None:
-        door = Door(self.folder, _NUM_OWN)
-        door.create()
+        campaign = InboxCampaign(self.folder, _NUM_OWN)
+        campaign.create()
         foreign = [f"foreign-{number:06d}.png" for number in range(round(_NUM_FOREIGN * self.scale))]
-        _write_coco(door.inbox / "project.json", [*(f"{name}.png" for name in door.image_ids), *foreign], 2)
+        _write_coco(campaign.inbox / "project.json", [*(f"{name}.png" for name in campaign.image_ids), *foreign], 2)
 
     def run(self) -> str:
-        found = Door(self.folder, _NUM_OWN).collect()
+        found = InboxCampaign(self.folder, _NUM_OWN).collect()
         _require(found, CollectedLabels(_NUM_OWN, 2 * _NUM_OWN, _MAX_UNKNOWN_NAMED + 1))
         return str(found)
 

@@ -8,6 +8,7 @@ in the workspace, or in the local cache of objects in a store.
 import io
 import re
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from tasks.data.paths import Workspace, resolve_uri
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 from tasks.storage.image_cache import ImageCache, image_cache
-from tasks.storage.s3 import ObjectStoreError, ObjectStoreUnavailable, is_object_uri
+from tasks.storage.s3 import ObjectStoreError, is_object_uri
 
 # MPO is what Pillow calls the JPEG of many phones: a JPEG with a second picture behind it.
 _SUFFIX_OF_FORMAT = {
@@ -49,7 +50,7 @@ _BROWSER_MODES = {
 }
 """Formats and pixel modes that every browser shows; it turns none of them but JPEG by the EXIF orientation for sure."""
 _ERROR_MODULES = "|".join(re.escape(source.__module__) for source in (ObjectStoreError, ImageCache, UserError))
-_WORKER_ERROR = re.compile(rf"^(?:{_ERROR_MODULES})\.(\w+): (.+)$", re.MULTILINE)
+_WORKER_ERROR = re.compile(rf"^({_ERROR_MODULES})\.(\w+): (.+)$", re.MULTILINE)
 _Result = TypeVar("_Result")
 _EXIF_ORIENTATION = 0x0112
 _EXIF_INTEGER_TYPES = {1: "B", 3: "H", 4: "I"}
@@ -282,9 +283,8 @@ def translate_worker_errors(stage: str) -> Iterator[None]:
         messages = _WORKER_ERROR.findall(str(error))
         if not messages:
             raise
-        name, message = messages[-1]
-        error_class = {one.__name__: one for one in (ObjectStoreUnavailable, UserError)}.get(name, ObjectStoreError)
-        raise error_class(stage, message.rstrip(".")) from None
+        module, name, message = messages[-1]
+        raise getattr(sys.modules[module], name)(stage, message.rstrip(".")) from None
 
 
 class ImageSource:

@@ -7,7 +7,6 @@ launcher, so the folder of the campaign must be at the same path on every node.
 import importlib
 import logging
 import shutil
-import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -23,8 +22,7 @@ log = logging.getLogger(__name__)
 _MAX_FAILURES = 3
 """Times that workers are started anew; Ray counts nodes that are taken away with a warning apart."""
 _POLL_S = 1.0
-_GPU_CPUS = 0.5
-_SPARE_CPUS = 0.5
+_CPUS_PER_WORKER = 0.5  # logical: with all of a node's, nothing else of the cluster finds room there
 
 
 class Journal:
@@ -85,21 +83,21 @@ def train_on_ray(
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
                 use_gpu=on_gpus,
-                resources_per_worker={"CPU": _GPU_CPUS if on_gpus else 1 - _SPARE_CPUS},
+                resources_per_worker={"CPU": _CPUS_PER_WORKER},
             ),
             run_config=RunConfig(
                 name="run", storage_path=str(scratch / "ray"), failure_config=FailureConfig(max_failures=_MAX_FAILURES)
             ),
         )
         log.info("train on Ray: %s, %d workers", describe(found), num_workers)
-        with ThreadPoolExecutor(1) as thread:
-            training = thread.submit(trainer.fit)
-            try:
-                _follow(ray, journal, training)
-            finally:
-                if not training.done():
-                    ray.shutdown()  # ends the workers, and so the call in the thread
         try:
+            with ThreadPoolExecutor(1) as thread:
+                training = thread.submit(trainer.fit)
+                try:
+                    _follow(ray, journal, training)
+                finally:
+                    if not training.done():
+                        ray.shutdown()  # ends the workers, and so the call in the thread
             training.result()
         except TrainingFailedError as error:
             raise _lost_workers(error) from None
@@ -125,7 +123,7 @@ def _follow(ray: Any, journal: Any, training: Future[Any]) -> None:
 
 def _require_room(found: Sequence[Any], num_workers: int, on_gpus: bool) -> None:
     """Refuse what Ray would wait for without a word."""
-    has_room = sum(node.num_gpus if on_gpus else node.num_cpus / (1 - _SPARE_CPUS) for node in found)
+    has_room = sum(node.num_gpus if on_gpus else node.num_cpus / _CPUS_PER_WORKER for node in found)
     if has_room < num_workers:
         problem = f"train.engine_workers is {num_workers}, expected at most {int(has_room)} ({describe(found)})"
         raise UserError("params.yaml", problem, "Lower it, or let nodes join.")
@@ -172,4 +170,3 @@ def _run_worker(config: dict[str, Any]) -> None:
         raise
     finally:
         logger.removeHandler(handler)
-        sys.stdout.flush()

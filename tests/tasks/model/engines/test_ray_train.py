@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from tasks.storage import files
 from tests.detectron_ext.ddp_launch import launch_two_processes
 from tests.tasks.model.engines.campaign import needs_ray
 from tests.tasks.model.test_launch import REPOSITORY, SMALL, run_worker, workspace  # noqa: F401 (workspace is a fixture)
-from tests.tasks.model.test_torchrun import losses
+from tests.tasks.model.test_torchrun import losses, wait_for_checkpoint
 
 ITERATIONS = 6
 
@@ -62,12 +61,7 @@ def test_a_worker_that_is_killed_costs_no_loss(workspace: Path) -> None:  # noqa
     expected = losses(workspace, "out")
     write_params(workspace, "train.engine=ray", "train.engine_workers=2")
     process = start(workspace, "on_ray")
-    checkpoint = workspace / "scratch" / "checkpoint.pth"
-    deadline_s = time.monotonic() + 600
-    while not checkpoint.is_file():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
+    wait_for_checkpoint(process, workspace, timeout_s=600)
     workers = ray_workers(psutil.Process(process.pid))
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
