@@ -44,6 +44,8 @@ class AnnotationFormat(StrEnum):
     yolo = "yolo"
     cvat = "cvat"
     label_studio = "label_studio"
+    dota = "dota"
+    visdrone = "visdrone"
 
 
 class Polygons(StrEnum):
@@ -88,7 +90,8 @@ class DatasetOptions:
         typer.Option(help="Folder of images, or s3:// prefix; every picture below it belongs to the pool."),
     ] = None
     annotations: Annotated[
-        Path | None, typer.Option(help="Annotation file (COCO, CVAT, Label Studio) or folder of them (VOC, YOLO).")
+        Path | None,
+        typer.Option(help="Annotation file (COCO, CVAT, Label Studio) or folder of them (VOC, YOLO, DOTA, VisDrone)."),
     ] = None
     annotation_format: Annotated[
         AnnotationFormat | None,

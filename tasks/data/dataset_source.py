@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 
 from tasks.data.archives import FileSource, open_source
 from tasks.data.formats.base import AnnotationFormat, ParsedDocument
 from tasks.data.formats.coco import parse_coco
 from tasks.data.formats.cvat import parse_cvat
-from tasks.data.formats.detect import Detection, FoundDataset, FoundSplit, detect, read_split
+from tasks.data.formats.detect import FILE_PER_IMAGE, Detection, FoundDataset, FoundSplit, detect, read_split
 from tasks.data.formats.label_studio import parse_label_studio
 from tasks.data.formats.recognize import classify, is_image, recognize
 from tasks.data.formats.voc import parse_voc_files
@@ -145,7 +145,7 @@ def read_annotations(
     """
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
         files = open_source(path, follow_links=source.policy.follow_links)
-        if wanted in ("voc", "yolo"):
+        if wanted in ("voc", "yolo", *FILE_PER_IMAGE):
             return _read_per_image(files, path, wanted, source)
         found = detect(files).only(wanted)
         documents = [read_split(files, found, split, classes=_classes_for(found, source)) for split in found.splits]
@@ -160,12 +160,14 @@ def read_annotations(
         return [_ONE_FILE[kind](content, path.name)], [path.name]
     if kind == "voc":
         return [parse_voc_files([(path.name, content)], path.name)], [path.name]
+    if kind in FILE_PER_IMAGE:
+        return [FILE_PER_IMAGE[kind]([(path.name, content)], path.name)], [path.name]
     problem = f"the annotation format is {kind.removeprefix('unsupported:')}, expected one of {_known_formats()}"
     raise UserError(path, problem, "YOLO labels are a folder. Name another format with --format.")
 
 
 def _known_formats() -> str:
-    return "coco, voc, yolo, label_studio, cvat"
+    return ", ".join(get_args(AnnotationFormat))
 
 
 def _read_per_image(
@@ -179,8 +181,10 @@ def _read_per_image(
         content = None if labelmap is None else files.read(labelmap)
         return [parse_voc_files(((name, files.read(name)) for name in names), path.name, labelmap=content)], names
     kinds = classify(files)
-    names = [name for name, kind in kinds.items() if kind in ("yolo", "blank", "other") and name.endswith(".txt")]
+    names = [name for name, kind in kinds.items() if kind in (wanted, "blank", "other") and name.endswith(".txt")]
     _require_any(names, path, "text files with labels")
+    if wanted in FILE_PER_IMAGE:
+        return [FILE_PER_IMAGE[wanted](((name, files.read(name)) for name in names), path.name)], names
     lists = [name for name, kind in kinds.items() if kind == "yolo_classes"]
     classes = _yolo_classes(files, lists, path, source)
     return [parse_yolo_files(((name, files.read(name)) for name in names), path.name, classes)], [*names, *lists]
@@ -372,7 +376,7 @@ def _with_val(opened: OpenedSource, source: DatasetSource, val: Path, max_pixels
         )
         raise UserError(val, problem, "Check --val.")
     # A folder or file of the format of the annotations, unless it is plainly of another one.
-    wanted = opened.format if val.is_dir() and opened.format in ("voc", "yolo") else None
+    wanted = opened.format if val.is_dir() and opened.format in ("voc", "yolo", *FILE_PER_IMAGE) else None
     documents, _ = read_annotations(val, wanted, source)
     if source.val_images is None or source.val_images == source.images:
         listing, names = opened.listings[0], list(opened.listings[0].names())

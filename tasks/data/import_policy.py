@@ -139,15 +139,16 @@ def _table_of(images: Sequence[ParsedImage]) -> BoxTable | None:
 
 
 def _first_fates(table: BoxTable, document: ParsedDocument, policy: ImportPolicy) -> NDArray[np.int8]:
-    """Fates that need no image. VOC's ``difficult`` objects are objects; COCO's ``ignore`` is a region.
+    """Fates that need no image.
 
-    Of a region's shape the bounding box is enough, whatever the policy: no object is learned from it.
+    VOC's and DOTA's ``difficult`` objects are objects; what COCO (``ignore``) and VisDrone (``score`` 0) leave out is a
+    region. Of a region's shape the bounding box is enough, whatever the policy: no object is learned from it.
     """
     fate_N = np.zeros(len(table.flags), dtype=np.int8)
     if policy.polygons == "refuse":
         fate_N[(table.kind != _BOX) & ((table.flags & STATED) == 0)] = BoxFate.OTHER_SHAPE
         fate_N[table.kind == _ROTATED] = BoxFate.ROTATED
-    region = CROWD | IGNORED if document.format == "coco" else CROWD
+    region = CROWD | IGNORED if document.format in ("coco", "visdrone") else CROWD
     fate_N[(table.flags & region) != 0] = BoxFate.CROWD
     fate_N[(table.flags & BROKEN) != 0] = BoxFate.UNREADABLE
     return fate_N

@@ -69,6 +69,8 @@ def desk(tmp_path: Path) -> Path:
         "yolo/images",
         "coco/images",
         "VOC2007/JPEGImages",
+        "dota/images",
+        "visdrone/images",
     ):
         draw(tmp_path / name, drawn)
     labels = dict(write_yolo(drawn))
@@ -84,6 +86,14 @@ def desk(tmp_path: Path) -> Path:
     lay_out(tmp_path, {"yolo/data.yaml": data, "coco/labels.json": write_coco(drawn), "val.txt": b"p1\np2.png\n"})
     lay_out(tmp_path / "sheets", sheets)
     lay_out(tmp_path / "VOC2007/Annotations", sheets)
+    for name in labels:
+        quadrilaterals = (
+            b"imagesource:GoogleEarth\ngsd:0.15\n4 5 24 5 24 21 4 21 bolt 0\n49 30 58 37 49 44 40 37 nut 1\n"
+        )
+        lay_out(tmp_path, {f"dota/labelTxt/{name}": quadrilaterals})
+        lay_out(
+            tmp_path, {f"visdrone/annotations/{name}": b"4,5,20,16,1,4,0,0\n40,30,18,14,1,1,0,0\n60,2,9,9,0,0,0,0\n"}
+        )
     lists = {"train": range(40), "val": range(40, COUNT)}
     for split, numbers in lists.items():
         names = "".join(f"p{n}\n" for n in numbers)

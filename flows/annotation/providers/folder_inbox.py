@@ -25,8 +25,10 @@ from tasks.data.formats.base import ParsedDocument, ParsedImage
 from tasks.data.formats.coco import parse_coco
 from tasks.data.formats.cvat import parse_cvat
 from tasks.data.formats.decoding import decode_text
+from tasks.data.formats.dota import parse_dota
 from tasks.data.formats.label_studio import parse_label_studio
 from tasks.data.formats.recognize import is_image, recognize
+from tasks.data.formats.visdrone import parse_visdrone
 from tasks.data.formats.voc import parse_voc
 from tasks.data.formats.yolo import YoloClasses, parse_yolo, parse_yolo_classes
 from tasks.data.names import ImageIndex, printable
@@ -53,7 +55,8 @@ _ARCHIVES = frozenset({".gz", ".7z", ".rar", ".tar"})
 _LIMITS = ArchiveLimits(max_files=200_000, max_file_bytes=1 << 29, max_total_bytes=1 << 33)
 _MAGIC = b"PK"
 _DOCUMENT_PARSERS = {"coco": parse_coco, "label_studio": parse_label_studio, "cvat": parse_cvat}
-_EXPECTED = "COCO, Pascal VOC, YOLO, Label Studio JSON or CVAT for images XML"
+_IMAGE_PARSERS = {"dota": parse_dota, "visdrone": parse_visdrone}
+_EXPECTED = "COCO, Pascal VOC, YOLO, DOTA, VisDrone, Label Studio JSON or CVAT for images XML"
 
 
 @dataclass(frozen=True)
@@ -310,6 +313,8 @@ class InboxReader:
             self._class_lists[str(PurePosixPath(entry.name).parent)] = parse_yolo_classes(content, entry.name)
         elif kind in _DOCUMENT_PARSERS:
             yield from self._document(entry, _DOCUMENT_PARSERS[kind](content, entry.name))
+        elif kind in _IMAGE_PARSERS:
+            yield _IMAGE_PARSERS[kind](content, entry.name)
         elif kind in ("yolo", "blank") or (suffix == ".txt" and self._index.find(entry.name)):
             yield self._parse_yolo(entry, content)
         elif kind == "voc" or start == "<":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
 
-AnnotationFormat = Literal["coco", "voc", "yolo", "label_studio", "cvat"]
+AnnotationFormat = Literal["coco", "voc", "yolo", "label_studio", "cvat", "dota", "visdrone"]
 Status = Literal["labeled", "empty", "skipped"]
 ShapeKind = Literal["box", "rotated", "polygon", "rle", "ellipse"]
 Units = Literal["px", "fraction"]
@@ -39,7 +39,7 @@ class ParsedBox:
     is_crowd: bool = False
     """A region of many objects (COCO ``iscrowd``): neither an object nor background."""
     is_ignored: bool = False
-    """The document leaves it out of evaluation (COCO ``ignore``, Pascal VOC ``difficult``)."""
+    """The document leaves it out of evaluation (COCO ``ignore``, VOC and DOTA ``difficult``, VisDrone ``score`` 0)."""
     score: float | None = None
     """Confidence, where a model drew it."""
     doubt: float | None = None

@@ -16,8 +16,10 @@ from tasks.data.formats.base import AnnotationFormat, ParsedDocument
 from tasks.data.formats.coco import parse_coco
 from tasks.data.formats.cvat import parse_cvat
 from tasks.data.formats.decoding import decode_text
+from tasks.data.formats.dota import parse_dota_files
 from tasks.data.formats.label_studio import parse_label_studio
 from tasks.data.formats.recognize import classify, is_image
+from tasks.data.formats.visdrone import parse_visdrone_files
 from tasks.data.formats.voc import parse_voc_files
 from tasks.data.formats.yolo import YoloClasses, parse_yolo_classes, parse_yolo_files
 from tasks.data.names import ImageIndex
@@ -31,6 +33,8 @@ _TITLES: dict[str, str] = {
     "yolo": "YOLO",
     "label_studio": "Label Studio JSON",
     "cvat": "CVAT for images XML",
+    "dota": "DOTA text",
+    "visdrone": "VisDrone text",
 }
 _SPLIT_WORDS: dict[str, Split] = {
     "train": "train",
@@ -43,6 +47,12 @@ _SPLIT_WORDS: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
+FILE_PER_IMAGE: dict[AnnotationFormat, Callable[[Iterable[tuple[str, bytes]], str], ParsedDocument]] = {
+    "dota": parse_dota_files,
+    "visdrone": parse_visdrone_files,
+}
+"""Readers of formats with one file per image that need no class names: of (path, content) and the folder's name."""
+_VISDRONE_FOLDER = re.compile(r"visdrone.*-(train|val|test)(?:-[a-z]+)?")
 _BESIDE_INSTANCES = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")
 _ORDER: tuple[Split, ...] = ("train", "val", "test", "all")
 
@@ -137,7 +147,13 @@ def detect(source: FileSource) -> Detection:
         found.append(FoundDataset("voc", tool, tuple(_sheets(by_kind["voc"], images, source)), labelmap))
     if by_kind["yolo"]:
         classes_file = _best_classes_file(by_kind["yolo_classes"])
-        found.append(FoundDataset("yolo", tool, tuple(_label_files(by_kind, images, source)), classes_file))
+        splits = tuple(_label_files(by_kind["yolo"], by_kind["image_list"], images, source))
+        found.append(FoundDataset("yolo", tool, splits, classes_file))
+    found += [
+        FoundDataset(kind, None, tuple(_label_files(by_kind[kind], by_kind["image_list"], images, source)))
+        for kind in FILE_PER_IMAGE
+        if by_kind[kind]
+    ]
     others = Counter(PurePosixPath(name).suffix.lower() for name in by_kind["other"])
     return Detection(
         where=source.where,
@@ -177,6 +193,8 @@ def read_split(
     if found.format == "voc":
         labelmap = source.read(found.classes_file) if found.classes_file else None
         return parse_voc_files(files, where, labelmap=labelmap)
+    if found.format in FILE_PER_IMAGE:
+        return FILE_PER_IMAGE[found.format](files, where)
     if classes is None:
         if found.classes_file is None:
             problem = "the class names are missing, expected data.yaml, classes.txt or obj.names beside the labels"
@@ -211,13 +229,13 @@ def _sheets(files: Sequence[str], images: Sequence[str], source: FileSource) -> 
 
 
 def _label_files(
-    by_kind: Mapping[str, Sequence[str]], images: Sequence[str], source: FileSource
+    files: Sequence[str], image_lists: Sequence[str], images: Sequence[str], source: FileSource
 ) -> Iterator[FoundSplit]:
-    """Splits of YOLO: by folders, or by lists of images."""
-    by_split = _by_split(by_kind["yolo"])
-    if set(by_split) == {"all"} and by_kind["image_list"]:
-        lists = sorted(((split_of(name), name) for name in by_kind["image_list"]), key=lambda x: _ORDER.index(x[0]))
-        yield from _by_lists(by_kind["yolo"], lists, images, source, words_of=_lines)
+    """Splits of text files with one image each: by folders, or by lists of images."""
+    by_split = _by_split(files)
+    if set(by_split) == {"all"} and image_lists:
+        lists = sorted(((split_of(name), name) for name in image_lists), key=lambda x: _ORDER.index(x[0]))
+        yield from _by_lists(files, lists, images, source, words_of=_lines)
     else:
         yield from _by_folder(by_split, images)
 
@@ -278,6 +296,8 @@ def split_of(name: str, *, folders_only: bool = False) -> Split:
     for part in reversed(pure.parts if folders_only else pure.parts[:-1]):
         if found := _SPLIT_WORDS.get(re.sub(r"[0-9]+$", "", part.lower())):
             return found
+        if named := _VISDRONE_FOLDER.fullmatch(part.lower()):  # VisDrone2019-DET-train, VisDrone2019-DET-test-dev
+            return _SPLIT_WORDS[named.group(1)]
     if not folders_only:
         for word in re.findall(r"[a-z]+", pure.stem.lower()):
             if word in _SPLIT_WORDS:

@@ -9,7 +9,9 @@ from typing import Any, get_args
 from tasks.data.archives import FileSource
 from tasks.data.formats.base import AnnotationFormat
 from tasks.data.formats.decoding import decode_text
+from tasks.data.formats.dota import is_dota
 from tasks.data.formats.label_studio import is_task
+from tasks.data.formats.visdrone import is_visdrone
 
 IMAGE_ENDINGS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -22,6 +24,8 @@ _SAMPLED = 5
 _PEEK_BYTES = 1 << 16
 _WHOLE_BYTES = 1 << 20
 _LABEL_LINE = re.compile(r"\s*[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?(?:\s+-?[0-9.]+(?:[eE][+-]?[0-9]+)?){4,}\s*")
+_TEXT_FORMATS: tuple[AnnotationFormat, ...] = ("yolo", "dota", "visdrone")
+"""Formats with one text file per image."""
 _OTHER_TOOLS = (
     ("shapes", "imagePath", "labelme JSON"),
     ("assets", "tags", "VoTT JSON"),
@@ -67,6 +71,10 @@ def recognize(name: str, head: bytes, tail: bytes, content: bytes | None) -> str
             return "blank"
         if all(_LABEL_LINE.fullmatch(line) for line in lines):
             return "yolo"
+        if is_dota(lines):
+            return "dota"
+        if is_visdrone(lines):
+            return "visdrone"
         if all(is_image(line.strip()) for line in lines):
             return "image_list"
     return "other"
@@ -122,7 +130,7 @@ def classify(source: FileSource) -> dict[str, str]:
             kinds[name] = "other"
             continue
         sample = looked_into[str(pure.parent), suffix]
-        is_settled = len(sample) >= _SAMPLED and len(set(sample)) == 1 and sample[0] in ("voc", "yolo")
+        is_settled = len(sample) >= _SAMPLED and len(set(sample)) == 1 and sample[0] in ("voc", *_TEXT_FORMATS)
         if is_settled and pure.stem in pictures:
             kinds[name] = sample[0]
             continue
@@ -138,16 +146,18 @@ def _with_neighbors(kinds: dict[str, str], pictures: set[str]) -> dict[str, str]
     A broken file that is called like a picture belongs to it, so that its picture is not taken for a bare one.
     """
     found = set(kinds.values()) & set(get_args(AnnotationFormat))
-    folders = {str(PurePosixPath(name).parent) for name, kind in kinds.items() if kind == "yolo"}
+    text_format_of = {str(PurePosixPath(name).parent): kind for name, kind in kinds.items() if kind in _TEXT_FORMATS}
+    text_formats = [kind for kind in _TEXT_FORMATS if kind in found] or ["yolo"]
     decided = {}
     for name, kind in kinds.items():
         pure = PurePosixPath(name)
         has_picture = pure.stem in pictures
         if kind == "blank":
-            is_label = str(pure.parent) in folders or (has_picture and found <= {"yolo"})
-            kind = "yolo" if is_label else "other"
+            is_only = len(text_formats) == 1 and found <= set(text_formats)
+            kind = text_format_of.get(str(pure.parent), text_formats[0] if has_picture and is_only else "other")
         elif kind == "other" and has_picture:
-            of_format = {".txt": "yolo", ".xml": "voc"}.get(pure.suffix.lower(), "")
+            of_text = text_format_of.get(str(pure.parent), text_formats[0])
+            of_format = {".txt": of_text, ".xml": "voc"}.get(pure.suffix.lower(), "")
             kind = of_format if of_format in found else kind
         decided[name] = kind
     return decided

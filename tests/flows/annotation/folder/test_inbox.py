@@ -106,6 +106,22 @@ def test_yolo_and_voc_files_with_boxes_finish_their_image_and_blank_ones_do_not(
     }
 
 
+def test_dota_and_visdrone_files_with_boxes_finish_their_image(team: Team) -> None:
+    first, second, third, _ = (task.image_id for task in team.tasks)
+    team.write_to_inbox(f"batch-0003/labelTxt/{first}.txt", "gsd:0.15\n1 2 20 2 20 21 1 21 cat 0\n")
+    team.write_to_inbox(f"batch-0003/labelTxt/{second}.txt", "10 2 20 12 10 22 0 12 cat 0\n")
+    team.write_to_inbox(f"batch-0003/annotations/{third}.txt", "1,2,19,19,1,4,0,0\n")
+    answers, problems = team.collect()
+    assert problems == []
+    found = {image_id: [(box["category"], box["shape"], box["xyxy_px"]) for box in raw["boxes"]]
+             for image_id, raw in answers.items()}  # fmt: skip
+    assert found == {
+        first: [("cat", "box", [1.0, 2.0, 20.0, 21.0])],
+        second: [("cat", "polygon", [0.0, 2.0, 20.0, 22.0])],
+        third: [("car", "box", [1.0, 2.0, 20.0, 21.0])],
+    }
+
+
 def test_a_status_in_a_voc_file_finishes_an_image_without_boxes(team: Team) -> None:
     first, second, *_ = (task.image_id for task in team.tasks)
     team.write_to_inbox(f"batch-0003/{first}.xml", "<annotation><status>empty</status></annotation>")

@@ -16,7 +16,9 @@ from tasks.data.errors import TruncatedFileError, UnsupportedFormatError
 from tasks.data.formats.base import ParsedBox, ParsedClass, ParsedDocument, ParsedImage, Status
 from tasks.data.formats.coco import parse_coco, write_coco
 from tasks.data.formats.cvat import parse_cvat, write_cvat
+from tasks.data.formats.dota import parse_dota_files
 from tasks.data.formats.label_studio import parse_label_studio, write_label_studio
+from tasks.data.formats.visdrone import parse_visdrone_files
 from tasks.data.formats.voc import parse_voc_files, write_voc
 from tasks.data.formats.yolo import YoloClasses, parse_yolo_classes, parse_yolo_files, write_yolo
 
@@ -263,6 +265,58 @@ def test_yolo(sheets: list[tuple[str, str]], names: list[str], size: tuple[int, 
     assert [image.name for image in parsed.images] == [name for name, _ in files]
 
 
+words = fields | st.sampled_from(["plane", "ship", "imagesource:GoogleEarth", "gsd:0.1", "12", "30", "64", "1\x00"])
+text_sheets = st.lists(
+    st.tuples(st.lists(st.lists(words, max_size=11), max_size=5), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"])),
+    max_size=4,
+)
+
+
+@EXAMPLES
+@given(text_sheets)
+def test_dota_and_visdrone(sheets: list[tuple[list[list[str]], str]]) -> None:
+    for separator, reader in ((" ", parse_dota_files), (",", parse_visdrone_files)):
+        files = []
+        for number, (lines, encoding) in enumerate(sheets):
+            text = "\n".join(separator.join(line) for line in lines)
+            files.append((f"labels/{number}.txt", text.encode(encoding)))
+        parsed = reader(files, "labels")
+        check(parsed)
+        assert [image.name for image in parsed.images] == [name for name, _ in files]
+
+
+coordinates = st.integers(2, 8000) | st.floats(2, 8000, allow_subnormal=False)
+
+
+@EXAMPLES
+@given(st.lists(st.tuples(*[coordinates] * 8, st.sampled_from(["plane", "small-vehicle"])), max_size=5))
+def test_the_box_of_a_quadrilateral_encloses_its_corners_and_no_more(drawn: list[tuple[Any, ...]]) -> None:
+    text = "\n".join(" ".join(map(str, values)) + " 0" for values in drawn)
+    parsed = parse_dota_files([("labels/1.txt", text.encode())], "labels")
+    check(parsed)
+    for values, box in zip(drawn, parsed.images[0].boxes, strict=True):
+        xs, ys = values[0:8:2], values[1:8:2]
+        assert box.problem is None
+        assert (box.category, box.xyxy) == (values[8], (min(xs), min(ys), max(xs), max(ys)))
+
+
+pixels = st.integers(0, 4000)
+
+
+@EXAMPLES
+@given(st.lists(st.tuples(pixels, pixels, pixels, pixels, st.integers(0, 1), st.integers(0, 11)), max_size=6))
+def test_every_valid_line_of_visdrone_is_read(drawn: list[tuple[int, ...]]) -> None:
+    text = "".join(",".join(map(str, (*values, 0, 0))) + "\n" for values in drawn)
+    parsed = parse_visdrone_files([("annotations/1.txt", text.encode())], "annotations")
+    check(parsed)
+    assert parsed.counts.boxes_with_problem == 0
+    objects = [box for box in parsed.images[0].boxes if not box.is_crowd]
+    expected = [(x, y, x + w, y + h) for x, y, w, h, _, category in drawn if category]
+    assert [box.xyxy for box in objects] == expected
+    assert [box.is_ignored for box in objects] == [score == 0 for *_, score, category in drawn if category]
+    assert parsed.counts.boxes_crowd == 11 * sum(category == 0 for *_, category in drawn)
+
+
 @EXAMPLES
 @given(junk | st.dictionaries(st.sampled_from(["names", "train", "path", "kpt_shape", "nc"]), junk))
 def test_class_files(value: Any) -> None:
@@ -280,6 +334,8 @@ def test_any_bytes(content: bytes) -> None:
         read(content, reader)
     check(parse_voc_files([("a.xml", content)], "sheets"))
     check(parse_yolo_files([("a.txt", content)], "labels", YoloClasses(("bolt",), {})))
+    check(parse_dota_files([("a.txt", content)], "labels"))
+    check(parse_visdrone_files([("a.txt", content)], "labels"))
 
 
 # --- written, then read -------------------------------------------------------------------------------------------
