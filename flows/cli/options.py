@@ -46,6 +46,7 @@ class AnnotationFormat(StrEnum):
     label_studio = "label_studio"
     dota = "dota"
     visdrone = "visdrone"
+    ground_truth = "ground_truth"
 
 
 class Polygons(StrEnum):
@@ -91,7 +92,9 @@ class DatasetOptions:
     ] = None
     annotations: Annotated[
         Path | None,
-        typer.Option(help="Annotation file (COCO, CVAT, Label Studio) or folder of them (VOC, YOLO, DOTA, VisDrone)."),
+        typer.Option(
+            help="Annotation file (COCO, CVAT, Label Studio, manifest) or folder of them (VOC, YOLO, DOTA, VisDrone)."
+        ),
     ] = None
     annotation_format: Annotated[
         AnnotationFormat | None,

@@ -8,10 +8,8 @@ from typing import Literal, get_args
 
 from tasks.data.archives import FileSource, open_source
 from tasks.data.formats.base import AnnotationFormat, ParsedDocument
-from tasks.data.formats.coco import parse_coco
-from tasks.data.formats.cvat import parse_cvat
-from tasks.data.formats.detect import FILE_PER_IMAGE, Detection, FoundDataset, FoundSplit, detect, read_split
-from tasks.data.formats.label_studio import parse_label_studio
+from tasks.data.formats.detect import FILE_PER_IMAGE, ONE_FILE, Detection, FoundDataset, FoundSplit, detect, read_split
+from tasks.data.formats.ground_truth import ENDINGS as MANIFEST_ENDINGS
 from tasks.data.formats.recognize import classify, is_image, recognize
 from tasks.data.formats.voc import parse_voc_files
 from tasks.data.formats.yolo import YoloClasses, parse_yolo_classes, parse_yolo_files
@@ -21,7 +19,7 @@ from tasks.data.names import ImageIndex
 from tasks.runtime.errors import UserError
 
 _PEEK_BYTES = 1 << 16
-_ONE_FILE = {"coco": parse_coco, "label_studio": parse_label_studio, "cvat": parse_cvat}
+_DOCUMENT_ENDINGS = (".json", ".xml", *MANIFEST_ENDINGS)
 _CLASS_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
 
 
@@ -156,8 +154,8 @@ def read_annotations(
         problem = f"the annotations are unreadable ({error.strerror}), expected a file or folder"
         raise UserError(path, problem, "Check --annotations.") from None
     kind = wanted or recognize(path.name, content[:_PEEK_BYTES], content[-_PEEK_BYTES:], content)
-    if kind in _ONE_FILE:
-        return [_ONE_FILE[kind](content, path.name)], [path.name]
+    if kind in ONE_FILE:
+        return [ONE_FILE[kind](content, path.name)], [path.name]
     if kind == "voc":
         return [parse_voc_files([(path.name, content)], path.name)], [path.name]
     if kind in FILE_PER_IMAGE:
@@ -218,7 +216,7 @@ def _classes_for(found: FoundDataset, source: DatasetSource) -> YoloClasses | No
 def _open_export(source: DatasetSource, max_pixels: int) -> OpenedSource:
     """A whole export: its splits become the pool and the validation set."""
     path = source.where
-    if path.is_file() and path.suffix.lower() in (".json", ".xml"):
+    if path.is_file() and path.suffix.lower() in _DOCUMENT_ENDINGS:
         problem = "the data set is a single annotation file, expected a folder or a zip archive"
         raise UserError(path, problem, "Give it with --annotations, and its images with --images.")
     files = open_source(path, follow_links=source.policy.follow_links)
@@ -367,7 +365,7 @@ def _describe(detection: Detection, found: FoundDataset, roles: Sequence[str]) -
 
 def _with_val(opened: OpenedSource, source: DatasetSource, val: Path, max_pixels: int) -> OpenedSource:
     """Add the validation set that the user names."""
-    if val.is_file() and val.suffix.lower() not in (".json", ".xml", ".zip"):
+    if val.is_file() and val.suffix.lower() not in (*_DOCUMENT_ENDINGS, ".zip"):
         opened.val_list = val
         return opened
     if not val.exists():

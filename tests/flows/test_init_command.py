@@ -12,6 +12,7 @@ import yaml
 from tasks.data.formats.base import ParsedBox, ParsedClass, ParsedDocument, ParsedImage
 from tasks.data.formats.coco import write_coco
 from tasks.data.formats.cvat import write_cvat
+from tasks.data.formats.ground_truth import write_ground_truth
 from tasks.data.formats.label_studio import write_label_studio
 from tasks.data.formats.voc import write_voc
 from tasks.data.formats.yolo import write_yolo
@@ -80,6 +81,7 @@ def desk(tmp_path: Path) -> Path:
         tmp_path, {"cvat/annotations.xml": write_cvat(drawn), "cvat-annotations/annotations.xml": write_cvat(drawn)}
     )
     lay_out(tmp_path, {"label-studio.json": write_label_studio(drawn), "labels.json": write_coco(drawn)})
+    lay_out(tmp_path, {"output.manifest": write_ground_truth(drawn, created_at="2026-03-02T08:00:00")})
     lay_out(tmp_path / "label-studio-yolo", {"classes.txt": b"bolt\nnut\n", "notes.json": b"{}"})
     for folder in ("label-studio-yolo/labels", "yolo/labels", "labels"):
         lay_out(tmp_path / folder, labels)

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -87,7 +87,7 @@ def read_inbox(
     annotations, num_unfinished = [], Counter[str]()
     for found in reader.annotations:
         if found.image_id in reader.marks or _is_finished(found, by_id[found.image_id]):
-            annotations.append(converter.annotation(found.entry, found.image_id, found.parsed))
+            annotations.append(converter.annotation(found.entry, found.image_id, _confirmed(found, reader.marks)))
         else:
             num_unfinished[found.entry.name] += 1
     annotated = {raw["image_id"] for raw in annotations}
@@ -149,6 +149,15 @@ class _Converter:
 
     def _file_uri(self, entry: FileEntry) -> str:
         return self._storage.uri(f"{self._folder}/{entry.name}")
+
+
+def _confirmed(found: FileAnnotation, marks: Mapping[str, tuple[FileEntry, ReviewMark]]) -> ParsedImage:
+    """What an image holds; a line of ``reviewed.csv`` without a status confirms boxes that the file calls proposals."""
+    parsed = found.parsed
+    _, mark = marks.get(found.image_id, (None, None))
+    if mark is None or mark.status in ("empty", "skipped") or parsed.status is not None or parsed.boxes:
+        return parsed
+    return replace(parsed, boxes=parsed.predicted, predicted=())
 
 
 def _is_finished(found: FileAnnotation, offered: OfferedImage) -> bool:

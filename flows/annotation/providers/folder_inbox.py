@@ -23,10 +23,9 @@ from tasks.data.archives import ArchiveLimits, ZipSource
 from tasks.data.errors import ArchiveError, TruncatedFileError, UnsupportedFormatError
 from tasks.data.formats.base import ParsedDocument, ParsedImage
 from tasks.data.formats.coco import parse_coco
-from tasks.data.formats.cvat import parse_cvat
 from tasks.data.formats.decoding import decode_text
+from tasks.data.formats.detect import ONE_FILE
 from tasks.data.formats.dota import parse_dota
-from tasks.data.formats.label_studio import parse_label_studio
 from tasks.data.formats.recognize import is_image, recognize
 from tasks.data.formats.visdrone import parse_visdrone
 from tasks.data.formats.voc import parse_voc
@@ -54,9 +53,8 @@ _CLASS_NAME_LISTS = frozenset({"classes.txt", "names.txt", "predefined_classes.t
 _ARCHIVES = frozenset({".gz", ".7z", ".rar", ".tar"})
 _LIMITS = ArchiveLimits(max_files=200_000, max_file_bytes=1 << 29, max_total_bytes=1 << 33)
 _MAGIC = b"PK"
-_DOCUMENT_PARSERS = {"coco": parse_coco, "label_studio": parse_label_studio, "cvat": parse_cvat}
 _IMAGE_PARSERS = {"dota": parse_dota, "visdrone": parse_visdrone}
-_EXPECTED = "COCO, Pascal VOC, YOLO, DOTA, VisDrone, Label Studio JSON or CVAT for images XML"
+_EXPECTED = "COCO, Pascal VOC, YOLO, DOTA, VisDrone, Label Studio JSON, CVAT XML or a Ground Truth manifest"
 
 
 @dataclass(frozen=True)
@@ -290,6 +288,8 @@ class InboxReader:
         unknown: list[FileProblem] = []
         for parsed, (image_id, reason) in zip(images, self._index.find_all(images), strict=True):
             if image_id is None:
+                if not parsed.name and parsed.problems:  # what is wrong with the entry says more than the missing name
+                    reason = f"{parsed.entry.removeprefix(f'{entry.name}: ')}: {parsed.problems[0]}"
                 unknown.append(FileProblem(entry, parsed.name or entry.name, reason, parsed.annotator))
                 continue
             task = self._offered[image_id].task
@@ -311,8 +311,8 @@ class InboxReader:
             return
         if kind == "yolo_classes":
             self._class_lists[str(PurePosixPath(entry.name).parent)] = parse_yolo_classes(content, entry.name)
-        elif kind in _DOCUMENT_PARSERS:
-            yield from self._document(entry, _DOCUMENT_PARSERS[kind](content, entry.name))
+        elif kind in ONE_FILE:
+            yield from self._document(entry, ONE_FILE[kind](content, entry.name))
         elif kind in _IMAGE_PARSERS:
             yield _IMAGE_PARSERS[kind](content, entry.name)
         elif kind in ("yolo", "blank") or (suffix == ".txt" and self._index.find(entry.name)):

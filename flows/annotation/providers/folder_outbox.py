@@ -1,4 +1,4 @@
-"""Publish a batch as a folder for an outside tool: images, tasks, and pre-annotations in three formats."""
+"""Publish a batch as a folder for an outside tool: images, tasks, and pre-annotations in four formats."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +12,7 @@ import jinja2
 from flows.annotation.providers.base import AnnotationBatch, ProviderError
 from tasks.data.formats.base import ParsedBox, ParsedClass, ParsedDocument, ParsedImage
 from tasks.data.formats.coco import write_coco
+from tasks.data.formats.ground_truth import write_ground_truth
 from tasks.data.formats.voc import write_voc
 from tasks.data.formats.yolo import write_yolo, write_yolo_classes
 from tasks.data.paths import image_id_from_sha256, resolve_uri
@@ -69,7 +70,8 @@ def publish_batch(
             raise ProviderError(storage.uri(folder), problem, "Set provider.url to another directory or prefix.")
         return
     offered, images = _prepare_images(tasks, root)
-    contents: dict[str, bytes | Path] = {**_documents(offered, classes, name), **images}
+    documents = _documents(offered, classes, name, delivery.created_at, storage.uri(folder))
+    contents: dict[str, bytes | Path] = {**documents, **images}
     digests = {
         path: files.sha256_file(content) if isinstance(content, Path) else files.sha256_bytes(content)
         for path, content in contents.items()
@@ -135,10 +137,23 @@ def read_refreshed(storage: Storage, name: str) -> dict[str, Sequence[Sequence[P
         return {}
 
 
-def preannotation_files(offered: Sequence[OfferedImage], classes: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield path and content of the pre-annotations, as COCO, YOLO and Pascal VOC."""
+def preannotation_files(
+    offered: Sequence[OfferedImage], classes: Sequence[str], created_at: str, folder_uri: str
+) -> Iterator[tuple[str, bytes]]:
+    """Yield path and content of the pre-annotations, as COCO, Ground Truth manifest, YOLO and Pascal VOC.
+
+    Args:
+        offered: images with their boxes.
+        classes: class names in the order of their numbers.
+        created_at: ISO 8601, of the batch.
+        folder_uri: where the batch's folder is; in an object store, the manifest has whole addresses, as Ground
+            Truth wants.
+    """
     document = _document(offered, classes)
     yield "coco.json", write_coco(document)
+    addressed = [replace(image, name=_address(image.name, folder_uri)) for image in document.images]
+    manifest = replace(document, images=tuple(addressed))
+    yield "ground_truth.manifest", write_ground_truth(manifest, created_at=created_at, human_annotated=False)
     yield "yolo/data.yaml", write_yolo_classes(classes)
     for image, parsed in zip(offered, document.images, strict=True):
         # The label files are named by the image id: images in a bucket may share the last part of their name.
@@ -153,6 +168,11 @@ def preannotation_files(offered: Sequence[OfferedImage], classes: Sequence[str])
         _, (_, labels) = write_yolo(alone)  # the first is data.yaml
         yield f"voc/{image.task.image_id}.xml", voc
         yield f"yolo/labels/{image.task.image_id}.txt", labels
+
+
+def _address(file_name: str, folder_uri: str) -> str:
+    is_inside = is_object_uri(folder_uri) and not is_object_uri(file_name)
+    return f"{folder_uri}/{file_name}" if is_inside else file_name
 
 
 def _document(offered: Sequence[OfferedImage], classes: Sequence[str]) -> ParsedDocument:
@@ -212,15 +232,18 @@ def _prepare_images(tasks: Sequence[AnnotationTask], root: Path) -> tuple[list[O
     return offered, to_copy
 
 
-def _documents(offered: Sequence[OfferedImage], classes: Sequence[str], name: str) -> dict[str, bytes]:
+def _documents(
+    offered: Sequence[OfferedImage], classes: Sequence[str], name: str, created_at: str, folder_uri: str
+) -> dict[str, bytes]:
     lines = [json.dumps(_manifest_line(image)) + "\n" for image in offered]
+    preannotations = preannotation_files(offered, classes, created_at, folder_uri)
     skeleton = _document(offered, classes)
     blank = replace(skeleton, images=tuple(replace(image, boxes=()) for image in skeleton.images))
     return {
         "README.md": render_readme(name, classes, len(offered)).encode(),
         "manifest.jsonl": "".join(lines).encode(),
         "coco.json": write_coco(blank),
-        **{f"preannotations/{path}": content for path, content in preannotation_files(offered, classes)},
+        **{f"preannotations/{path}": content for path, content in preannotations},
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
 
-AnnotationFormat = Literal["coco", "voc", "yolo", "label_studio", "cvat", "dota", "visdrone"]
+AnnotationFormat = Literal["coco", "voc", "yolo", "label_studio", "cvat", "dota", "visdrone", "ground_truth"]
 Status = Literal["labeled", "empty", "skipped"]
 ShapeKind = Literal["box", "rotated", "polygon", "rle", "ellipse"]
 Units = Literal["px", "fraction"]

@@ -17,6 +17,7 @@ from tasks.data.formats.coco import parse_coco
 from tasks.data.formats.cvat import parse_cvat
 from tasks.data.formats.decoding import decode_text
 from tasks.data.formats.dota import parse_dota_files
+from tasks.data.formats.ground_truth import parse_ground_truth
 from tasks.data.formats.label_studio import parse_label_studio
 from tasks.data.formats.recognize import classify, is_image
 from tasks.data.formats.visdrone import parse_visdrone_files
@@ -35,6 +36,7 @@ _TITLES: dict[str, str] = {
     "cvat": "CVAT for images XML",
     "dota": "DOTA text",
     "visdrone": "VisDrone text",
+    "ground_truth": "augmented manifest",
 }
 _SPLIT_WORDS: dict[str, Split] = {
     "train": "train",
@@ -47,6 +49,13 @@ _SPLIT_WORDS: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
+ONE_FILE: dict[AnnotationFormat, Callable[[bytes, str], ParsedDocument]] = {
+    "coco": parse_coco,
+    "label_studio": parse_label_studio,
+    "cvat": parse_cvat,
+    "ground_truth": parse_ground_truth,
+}
+"""Readers of formats with one file for many images: of its content and name."""
 FILE_PER_IMAGE: dict[AnnotationFormat, Callable[[Iterable[tuple[str, bytes]], str], ParsedDocument]] = {
     "dota": parse_dota_files,
     "visdrone": parse_visdrone_files,
@@ -138,9 +147,7 @@ def detect(source: FileSource) -> Detection:
     images = [name for name in source.names() if is_image(name)]
     tool = _tool(source.names(), by_kind)
     found = [
-        FoundDataset(kind, tool, tuple(_documents(by_kind[kind], images)), None)
-        for kind in ("coco", "label_studio", "cvat")
-        if by_kind[kind]
+        FoundDataset(kind, tool, tuple(_documents(by_kind[kind], images)), None) for kind in ONE_FILE if by_kind[kind]
     ]
     labelmap = next((name for name in source.names() if _last(name) == "labelmap.txt"), None)
     if by_kind["voc"]:
@@ -185,9 +192,8 @@ def read_split(
         UserError: a document is unreadable as a whole, or YOLO's class numbers mean nothing.
     """
     first = split.annotations[0]
-    if found.format in ("coco", "label_studio", "cvat"):
-        reader = {"coco": parse_coco, "label_studio": parse_label_studio, "cvat": parse_cvat}[found.format]
-        return reader(source.read(first), first)
+    if found.format in ONE_FILE:
+        return ONE_FILE[found.format](source.read(first), first)
     files = ((name, source.read(name)) for name in split.annotations)
     where = _common_folder(split.annotations) or source.where
     if found.format == "voc":
@@ -353,6 +359,8 @@ def _tool(names: Sequence[str], by_kind: Mapping[str, Sequence[str]]) -> str | N
         return "Roboflow"
     if by_kind["label_studio"] or "notes.json" in lasts:
         return "Label Studio"
+    if by_kind["ground_truth"]:
+        return "Amazon SageMaker Ground Truth"
     is_cvat = "labelmap.txt" in lasts or "instances_default.json" in lasts or "obj.data" in lasts
     return "CVAT" if by_kind["cvat"] or is_cvat else None
 

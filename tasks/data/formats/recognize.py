@@ -10,6 +10,8 @@ from tasks.data.archives import FileSource
 from tasks.data.formats.base import AnnotationFormat
 from tasks.data.formats.decoding import decode_text
 from tasks.data.formats.dota import is_dota
+from tasks.data.formats.ground_truth import ENDINGS as MANIFEST_ENDINGS
+from tasks.data.formats.ground_truth import is_manifest_line
 from tasks.data.formats.label_studio import is_task
 from tasks.data.formats.visdrone import is_visdrone
 
@@ -56,6 +58,8 @@ def recognize(name: str, head: bytes, tail: bytes, content: bytes | None) -> str
         return "side"
     text = decode_text(head)[0]
     start = text.lstrip()[:1]
+    if start == "{" and is_manifest_line(text.lstrip().partition("\n")[0]):
+        return "ground_truth"
     if start in ("{", "["):
         return _kind_of_json(text, decode_text(tail)[0], content)
     if start == "<":
@@ -86,7 +90,9 @@ def _kind_of_json(head: str, tail: str, content: bytes | None) -> str:
             return _kind_of_value(json.loads(decode_text(content)[0]))
         except (ValueError, RecursionError):
             pass  # broken: its beginning says what it was to be
-    keys = set(re.findall(r'"([A-Za-z_]+)"\s*:', head + tail))
+    keys = set(re.findall(r'"([A-Za-z_-]+)"\s*:', head + tail))
+    if "source-ref" in keys and "images" not in keys:
+        return "ground_truth"
     if head.lstrip().startswith("["):
         if "data" in keys and keys & {"annotations", "completions", "predictions", "file_upload"}:
             return "label_studio"
@@ -126,7 +132,7 @@ def classify(source: FileSource) -> dict[str, str]:
             continue
         pure = PurePosixPath(name)
         suffix = pure.suffix.lower()
-        if suffix not in (".json", ".xml", ".txt", ".yaml", ".yml", ".names"):
+        if suffix not in (".json", ".xml", ".txt", ".yaml", ".yml", ".names", *MANIFEST_ENDINGS):
             kinds[name] = "other"
             continue
         sample = looked_into[str(pure.parent), suffix]

@@ -122,6 +122,39 @@ def test_dota_and_visdrone_files_with_boxes_finish_their_image(team: Team) -> No
     }
 
 
+def test_a_manifest_comes_back_from_a_ground_truth_job(team: Team) -> None:
+    """The published manifest, with the answers of an adjustment job beside the boxes that were pre-drawn."""
+    team.provider.deliver(team.delivery)
+    published = (team.read_outbox("batch-0003/preannotations/ground_truth.manifest") or b"").decode()
+    team.write_to_inbox("batch-0003/unchanged.manifest", published)
+    assert team.collect() == ({}, [])  # nobody has answered
+    first, second, third, fourth = (json.loads(line) for line in published.splitlines())
+    metadata = {
+        **first["gleaner-metadata"], "human-annotated": "yes", "job-name": "labeling-job/night-3",
+        "creation-date": "2026-03-02T08:00:00.5", "class-map": {"0": "cat", "1": "dog, small"},
+    }  # fmt: skip
+    size = first["gleaner"]["image_size"]
+    box = {"class_id": 1, "left": 2, "top": 3, "width": 10, "height": 11}
+    # As drawn by the model, found empty by a person, corrected by a person; the fourth was not reached.
+    first |= {"night-3": first["gleaner"], "night-3-metadata": metadata}
+    second |= {"night-3": {"image_size": size, "annotations": []}, "night-3-metadata": metadata}
+    third |= {"night-3": {"image_size": size, "annotations": [box]}, "night-3-metadata": metadata}
+    lines = [json.dumps(entry) for entry in (first, second, third, fourth)]
+    team.write_to_inbox("batch-0003/output.manifest", "\n".join([*lines, "{broken}"]))
+    answers, problems = team.collect()
+    ids = [task.image_id for task in team.tasks]
+    assert {image_id: raw["status"] for image_id, raw in answers.items()} == dict(
+        zip(ids, ("labeled", "empty", "labeled"), strict=False)
+    )
+    assert answers[ids[2]]["boxes"] == [{"category": "dog, small", "xyxy_px": [2.0, 3.0, 12.0, 14.0], "shape": "box"}]
+    assert (answers[ids[0]]["annotator"], answers[ids[0]]["finished_at"]) == (
+        "night-3",
+        "2026-03-02T08:00:00.500000+00:00",
+    )
+    assert len(problems) == 1
+    assert problems[0].startswith("output.manifest: line 5: the line is no JSON")
+
+
 def test_a_status_in_a_voc_file_finishes_an_image_without_boxes(team: Team) -> None:
     first, second, *_ = (task.image_id for task in team.tasks)
     team.write_to_inbox(f"batch-0003/{first}.xml", "<annotation><status>empty</status></annotation>")
@@ -183,9 +216,10 @@ def test_published_files_returned_unchanged_are_no_annotation_unless_reviewed(te
     assert team.collect() == ({}, [])
     team.write_to_inbox("batch-0003/reviewed.csv", f"image\n{team.tasks[0].image_id}\n")
     found = team.provider.collect(team.delivery)
-    assert [answer["image_id"] for answer in found] == 3 * [team.tasks[0].image_id]  # one per file
+    assert [answer["image_id"] for answer in found] == 4 * [team.tasks[0].image_id]  # one per file
     for answer in found:
-        assert answer["boxes"][0]["xyxy_px"] == pytest.approx([3.0, 4.5, 20.25, 30.0], abs=0.01)
+        rounded_px = 0.5 if answer["url"].endswith(".manifest") else 0.01
+        assert answer["boxes"][0]["xyxy_px"] == pytest.approx([3.0, 4.5, 20.25, 30.0], abs=rounded_px)
 
 
 def test_verified_files_of_labelimg_are_finished_with_unchanged_boxes(team: Team) -> None:
@@ -234,7 +268,7 @@ def test_names_outside_the_batch_and_unknown_files_are_problems(team: Team) -> N
     text = "\n".join(sorted(problems))
     for expected in (
         "a.json: the image name is 'somewhere/else.png', expected", "a.json: annotations[1]: image_id is 99, expected",
-        "notes.docx: the format is unknown, expected COCO", "XML (unpack the archive, or use zip)",
+        "notes.docx: the format is unknown, expected COCO", "manifest (unpack the archive, or use zip)",
         "settings.json: the JSON is an object with ['theme'], expected", "other.xml: the XML's root is <svg>",
         "hello.txt: the format is unknown", "reviewed.csv: image is 'something'",
     ):  # fmt: skip
@@ -346,7 +380,7 @@ def test_a_fault_of_a_reader_does_not_affect_the_other_files(team: Team, monkeyp
     def fail(*_: object) -> None:
         raise RecursionError("too deep")
 
-    monkeypatch.setitem(folder_inbox._DOCUMENT_PARSERS, "coco", fail)
+    monkeypatch.setitem(folder_inbox.ONE_FILE, "coco", fail)
     answers, problems = team.collect()
     assert list(answers) == [first]
     assert problems == [f"odd.json: reading failed (RecursionError), expected {folder_inbox._EXPECTED}"]

@@ -17,6 +17,7 @@ from tasks.data.formats.base import ParsedImage
 from tasks.data.schemas import AnnotationTask, Prediction, RunnerUp
 from tasks.storage.backends import FileEntry
 
+CREATED_AT = "2026-03-01T10:00:00+00:00"
 CLASSES = ("cat", "dog, small", "Ü 3")
 WIDTH, HEIGHT = 1234, 567
 IMAGE_ID = "ab" * 8
@@ -83,7 +84,7 @@ def predictions(draw: st.DrawFn) -> list[Prediction]:
 @given(predictions())
 def test_published_preannotations_are_read_with_the_same_boxes_and_finish_no_image(drawn: list[Prediction]) -> None:
     image = make_offered_image(*drawn)
-    contents = dict(preannotation_files([image], CLASSES))
+    contents = dict(preannotation_files([image], CLASSES, CREATED_AT, "/share/outbox/batch-0001"))
     entries = json.loads(contents["coco.json"])["annotations"]
     named = [prediction.runner_up and prediction.runner_up.model_dump() for prediction in drawn]
     assert [entry.get("runner_up") for entry in entries] == named
@@ -92,15 +93,21 @@ def test_published_preannotations_are_read_with_the_same_boxes_and_finish_no_ima
     assert sorted(found.entry.name for found in reader.annotations) == sorted({*contents} - {"yolo/data.yaml"})
     for found in reader.annotations:
         assert found.image_id == IMAGE_ID
-        assert [box.category for box in found.parsed.boxes] == [box.category for box in drawn]
-        for box, prediction in zip(found.parsed.boxes, drawn, strict=True):
-            assert box.xyxy == pytest.approx(prediction.xyxy_px, abs=0.01)
+        is_manifest = found.entry.name.endswith(".manifest")  # in whole pixels, and as proposals of a model
+        boxes = found.parsed.predicted if is_manifest else found.parsed.boxes
+        assert [box.category for box in boxes] == [box.category for box in drawn]
+        for box, prediction in zip(boxes, drawn, strict=True):
+            assert box.xyxy == pytest.approx(prediction.xyxy_px, abs=0.5 if is_manifest else 0.01)
     inbox = read_inbox(MemoryStorage(contents), "inbox/batch-0001", [image], CLASSES, "annotator")
     assert (inbox.annotations, inbox.problems) == ([], [])
 
 
 VALID = make_offered_image(Prediction(category="Ü 3", xyxy_px=(1, 2, 30, 40), score=0.5))
-PUBLISHED = {name: content for name, content in preannotation_files([VALID], CLASSES) if not name.endswith(".yaml")}
+PUBLISHED = {
+    name: content
+    for name, content in preannotation_files([VALID], CLASSES, CREATED_AT, "/share/outbox/batch-0001")
+    if not name.endswith(".yaml")
+}
 
 
 @pytest.mark.parametrize("name", list(PUBLISHED))

@@ -35,6 +35,7 @@ def test_a_published_batch_has_everything_an_outside_tool_needs(any_team: Team) 
     assert any_team.list_names("outbox/batch-0003") == {
         "README.md", "manifest.jsonl", "coco.json", "_COMPLETE", "preannotations/coco.json",
         "preannotations/yolo/data.yaml", *(f"preannotations/yolo/labels/{i}.txt" for i in ids),
+        "preannotations/ground_truth.manifest",
         *(f"preannotations/voc/{i}.xml" for i in ids), *(f"images/{i}.png" for i in ids),
     }  # fmt: skip
     skeleton = json.loads(any_team.read_outbox("batch-0003/coco.json") or b"")
@@ -43,6 +44,14 @@ def test_a_published_batch_has_everything_an_outside_tool_needs(any_team: Team) 
     lines = [json.loads(line) for line in (any_team.read_outbox("batch-0003/manifest.jsonl") or b"").splitlines()]
     for line in lines:
         assert files.sha256_bytes(any_team.read_outbox(f"batch-0003/{line['uri']}") or b"") == line["sha256"]
+    manifest = (any_team.read_outbox("batch-0003/preannotations/ground_truth.manifest") or b"").decode()
+    entries = [json.loads(line) for line in manifest.splitlines()]
+    inside = f"{receipt}/" if receipt.startswith("s3://") else ""  # Ground Truth wants whole addresses
+    assert [entry["source-ref"] for entry in entries] == [f"{inside}images/{i}.png" for i in ids]
+    assert {entry["gleaner-metadata"]["human-annotated"] for entry in entries} == {"no"}
+    assert [len(entry["gleaner"]["annotations"]) for entry in entries] == [
+        len(task.predictions) for task in any_team.tasks
+    ]
     complete = json.loads(any_team.read_outbox("batch-0003/_COMPLETE") or b"")
     assert complete["classes"] == list(CLASSES)
     for name, sha256 in complete["sha256"].items():
@@ -156,6 +165,18 @@ LOCAL_CALLS = [(shutil, "copyfile"), (Path, "write_bytes"), (Path, "mkdir"), (Pa
 REMOTE_CALLS = [(backends, "write_object"), (backends, "upload_file")]
 
 
+def published(team: Team, name: str) -> bytes | dict[str, Any] | None:
+    """A published file without what depends on the place: the addresses in Ground Truth manifests and their digests."""
+    content = team.read_outbox(name)
+    if content is None or not name.endswith("/_COMPLETE"):
+        return None if content is None else content.replace(team.location.encode(), b"")
+    marker: dict[str, Any] = json.loads(content)
+    for path in [path for path in marker["sha256"] if path.endswith(".manifest")]:
+        written = team.read_outbox(name.replace("_COMPLETE", path)) or b""
+        assert marker["sha256"].pop(path) == files.sha256_bytes(written)
+    return marker
+
+
 @pytest.mark.parametrize("after", [False, True])
 def test_delivery_killed_anywhere_is_finished_by_the_next_call(any_team: Team, after: bool) -> None:
     team = any_team
@@ -164,7 +185,7 @@ def test_delivery_killed_anywhere_is_finished_by_the_next_call(any_team: Team, a
     with pytest.MonkeyPatch.context() as patch:
         total = crash_at_call(patch, calls, at=0, after=after)
         team.provider.deliver(team.delivery)
-    whole = {name: team.read_outbox(name) for name in team.list_names("outbox")}
+    whole = {name: published(team, name) for name in team.list_names("outbox")}
     last = total()
     for at in sorted({*range(1, last, 12), *range(last - 3, last + 1)}):
         sub = Team(team.root, f"{team.location}/again-{at}", team.delivery, team.tasks, 0.5)
@@ -175,14 +196,14 @@ def test_delivery_killed_anywhere_is_finished_by_the_next_call(any_team: Team, a
             with pytest.raises(SimulatedCrash):
                 sub.provider.deliver(sub.delivery)
         for batch in ("batch-0003", "batch-0003-second"):
-            marked = sub.read_outbox(f"{batch}/_COMPLETE")
+            marked = published(sub, f"{batch}/_COMPLETE")
             if marked:  # a marked folder is complete
                 assert marked == whole[f"{batch}/_COMPLETE"]
                 assert {n for n in sub.list_names("outbox") if n.startswith(f"{batch}/")} == {
                     n for n in whole if n.startswith(f"{batch}/")
                 }
         sub.provider.deliver(sub.delivery)
-        assert {name: sub.read_outbox(name) for name in sub.list_names("outbox")} == whole
+        assert {name: published(sub, name) for name in sub.list_names("outbox")} == whole
 
 
 def test_another_campaign_at_the_same_place_is_refused(any_team: Team) -> None:

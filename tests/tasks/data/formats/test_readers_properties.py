@@ -17,6 +17,7 @@ from tasks.data.formats.base import ParsedBox, ParsedClass, ParsedDocument, Pars
 from tasks.data.formats.coco import parse_coco, write_coco
 from tasks.data.formats.cvat import parse_cvat, write_cvat
 from tasks.data.formats.dota import parse_dota_files
+from tasks.data.formats.ground_truth import parse_ground_truth, write_ground_truth
 from tasks.data.formats.label_studio import parse_label_studio, write_label_studio
 from tasks.data.formats.visdrone import parse_visdrone_files
 from tasks.data.formats.voc import parse_voc_files, write_voc
@@ -317,6 +318,40 @@ def test_every_valid_line_of_visdrone_is_read(drawn: list[tuple[int, ...]]) -> N
     assert parsed.counts.boxes_crowd == 11 * sum(category == 0 for *_, category in drawn)
 
 
+manifest_boxes = entry(
+    {"class_id": ids, "left": numbers, "top": numbers, "width": numbers, "height": numbers}, {"id": junk}
+)
+manifest_values = entry(
+    {"annotations": st.lists(manifest_boxes, max_size=3)}, {"image_size": st.lists(junk, max_size=2)}
+)
+manifest_metadata = entry(
+    {"class-map": st.dictionaries(st.sampled_from(["0", "1", "2", "x"]), names, max_size=3)},
+    {
+        "type": st.sampled_from(["groundtruth/object-detection", "groundtruth/text-classification", None]),
+        "human-annotated": st.sampled_from(["yes", "no", True, None]),
+        "creation-date": st.sampled_from(["2026-03-02T08:00:00.5", "2026-03-02T08:00:00Z", "yesterday", "", 3]),
+        "objects": st.lists(st.fixed_dictionaries({"confidence": numbers}) | junk, max_size=3),
+        "job-name": st.sampled_from(["labeling-job/a", "/", "", 3]),
+        "failure-reason": st.sampled_from(["", "no consensus"]),
+    },
+)
+manifest_lines = entry(
+    {"source-ref": file_names},
+    {"box": manifest_values, "box-metadata": manifest_metadata, "b": manifest_values, "b-metadata": manifest_metadata},
+)
+
+
+@EXAMPLES
+@given(st.lists(manifest_lines, max_size=5), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]), cuts)
+def test_ground_truth(listed: list[Any], encoding: str, cut: int) -> None:
+    whole = {"source-ref": "s3://b/p.jpg"}
+    content = "".join(json.dumps(line) + "\n" for line in [whole, *listed]).encode(encoding)
+    parsed = read(content, parse_ground_truth)
+    assert parsed is not None
+    assert parsed.counts.images_listed == 1 + len(listed)
+    read(content[: len(content) - cut], parse_ground_truth)
+
+
 @EXAMPLES
 @given(junk | st.dictionaries(st.sampled_from(["names", "train", "path", "kpt_shape", "nc"]), junk))
 def test_class_files(value: Any) -> None:
@@ -330,7 +365,7 @@ def test_class_files(value: Any) -> None:
 @EXAMPLES
 @given(st.binary(max_size=60) | junk.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes(content: bytes) -> None:
-    for reader in (parse_coco, parse_label_studio, parse_cvat):
+    for reader in (parse_coco, parse_label_studio, parse_cvat, parse_ground_truth):
         read(content, reader)
     check(parse_voc_files([("a.xml", content)], "sheets"))
     check(parse_yolo_files([("a.txt", content)], "labels", YoloClasses(("bolt",), {})))
@@ -370,7 +405,14 @@ def documents(draw: st.DrawFn) -> ParsedDocument:
     return ParsedDocument("coco", "sample", listed, tuple(images))
 
 
-def same(written: ParsedDocument, parsed: ParsedDocument, *, ending: str = ".jpg", has_status: bool = True) -> None:
+def same(
+    written: ParsedDocument,
+    parsed: ParsedDocument,
+    *,
+    ending: str = ".jpg",
+    has_status: bool = True,
+    within_px: float = 0.01,
+) -> None:
     check(parsed)
     assert parsed.counts.images_good == len(written.images)
     for old, new in zip(written.images, parsed.images, strict=True):
@@ -378,7 +420,7 @@ def same(written: ParsedDocument, parsed: ParsedDocument, *, ending: str = ".jpg
         assert not has_status or new.status == old.status
         for one, other in zip(old.boxes, new.boxes, strict=True):
             assert (one.category, one.kind) == (other.category, other.kind)
-            assert all(abs(a - b) < 0.01 for a, b in zip(one.xyxy, other.xyxy, strict=True))
+            assert all(abs(a - b) < within_px for a, b in zip(one.xyxy, other.xyxy, strict=True))
 
 
 @EXAMPLES
@@ -392,6 +434,13 @@ def test_written_documents_are_read_as_they_were(written: ParsedDocument) -> Non
     assert parsed.class_names == written.class_names
     same(written, parsed, has_status=False)
     same(written, parse_voc_files(write_voc(written), "sheets"), ending=".xml")
+    parsed = parse_ground_truth(write_ground_truth(written, created_at="2026-03-02T08:00:00"), "a.manifest") if (
+        written.images
+    ) else None  # fmt: skip
+    if parsed is not None:  # whole pixels; neither skipped images nor classes of a document without answers are told
+        same(written, parsed, has_status=False, within_px=0.51)
+        said = [image.status if image.status in ("labeled", "empty") else None for image in written.images]
+        assert [image.status for image in parsed.images] == said
     (name, names), *labels = write_yolo(written)
     size_of = {
         image.name.removesuffix(".jpg") + ".txt": (image.width_px or 0, image.height_px or 0)
