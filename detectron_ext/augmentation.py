@@ -25,6 +25,10 @@ class AugmentationConfig:
     flip_probability: float = 0.0
     scale_jitter_frac: float = 0.0
     strong_magnitude: float = 1.0
+    tile_side_px: int = 0
+    """Of random tiles that large training images are cut into, in pixels of the original; 0: they are not."""
+    tile_probability: float = 0.0
+    """Of a tile in the place of the whole image."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from detectron_ext.augmentation import (
     weak_augment,
 )
 from detectron_ext.copy_paste import ObjectPatch, RareObjectSampler, cut_out
+from detectron_ext.tiles import random_tile, tile_with_object
 
 Ints = NDArray[np.int64]
 
@@ -248,7 +249,8 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
         for slot in self._rank_slice(len(unlabeled_items)):
             rng = self._rng(3, iteration, slot)
             example = self._unlabeled[unlabeled_items[slot]]
-            pixels, _ = weak_augment(self._read_image(example.uri), example, self._augmentation, rng)
+            pixels, example = self._read_view(example, rng)
+            pixels, _ = weak_augment(pixels, example, self._augmentation, rng)
             ids.append(example.image_id)
             weak.append(model_input(pixels))
             strong.append(model_input(strong_augment(pixels, self._augmentation, rng)))
@@ -271,7 +273,10 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
             return None
         image, box = drawn
         example = self._labeled[image]
-        pixels, boxes = weak_augment(self._read_image(example.uri), example, self._augmentation, rng)
+        pixels = self._read_image(example.uri)
+        if self._is_tile(rng):
+            pixels, example = tile_with_object(pixels, example, box, self._augmentation.tile_side_px, rng)
+        pixels, boxes = weak_augment(pixels, example, self._augmentation, rng)
         return cut_out(pixels, boxes[box], int(example.class_ids[box]), view_size_px, rng)
 
     def _rank_slice(self, num_slots: int) -> range:
@@ -282,10 +287,23 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
         return np.random.default_rng([self._seed, stream, iteration, slot])
 
     def _labeled_input(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
-        pixels, boxes = weak_augment(self._read_image(example.uri), example, self._augmentation, rng)
+        pixels, example = self._read_view(example, rng)
+        pixels, boxes = weak_augment(pixels, example, self._augmentation, rng)
         if rng.random() < 0.5:
             pixels = strong_augment(pixels, self._augmentation, rng)
         return training_input(pixels, boxes, example)
+
+    def _read_view(self, example: Example, rng: np.random.Generator) -> tuple[Pixels, Example]:
+        """Return what a view is made of: the image, or a random tile of it (docs/method.md#tiles), with its labels."""
+        pixels = self._read_image(example.uri)
+        if not self._is_tile(rng):
+            return pixels, example
+        return random_tile(pixels, example, self._augmentation.tile_side_px, rng)
+
+    def _is_tile(self, rng: np.random.Generator) -> bool:
+        """Whether a view shows a tile; without tiles nothing is drawn, so that all else stays as it was."""
+        config = self._augmentation
+        return bool(config.tile_side_px) and rng.random() < config.tile_probability
 
     def iterate(self, start: int, stop: int, num_workers: int) -> Generator[StepBatch]:
         """Yield the batches of iterations ``start`` to ``stop - 1``, read ahead by ``num_workers`` processes.

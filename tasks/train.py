@@ -115,7 +115,10 @@ def train_worker(
             unlabeled if pseudo_labels["takes_part"] else [],
             read,
             AugmentationConfig(
-                params.model.short_side_px, params.model.long_side_px, **params.augmentation.model_dump()
+                params.model.short_side_px,
+                params.model.long_side_px,
+                tile_side_px=params.model.tile_side_px,
+                **params.augmentation.model_dump(),
             ),
             batch_sizes=(params.train.labeled_batch_size, params.train.unlabeled_batch_size),
             burn_in_iterations=params.train.burn_in_iterations,

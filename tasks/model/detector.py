@@ -6,6 +6,7 @@ import pickle
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from detectron_ext.inference import Detections, PreparedImage, prepare_image
 from detectron_ext.inference import detect as detect_prepared
 from detectron_ext.losses import CROWD_LABEL
 from detectron_ext.meta_arch import LoadReport, PerImageRCNN, build_detector, load_pretrained, load_weights
+from detectron_ext.tiles import TileConfig, Window, detect_windows, tile_windows
 from tasks.data.images import ImageSource, open_rgb
 from tasks.data.paths import resolve_uri
 from tasks.model.pretrained_weights import read_weights
@@ -31,7 +33,12 @@ from tasks.runtime.resource_errors import is_disk_full
 
 log = logging.getLogger(__name__)
 _Image = TypeVar("_Image")
+_Prepared = TypeVar("_Prepared")
 _BATCHES_AHEAD = 4
+_TILED_AHEAD = 4
+"""Pictures that are decoded ahead where some are cut into tiles."""
+_SINGLE_BATCH = 4
+"""Tiles per forward pass where the caller names no batch size."""
 _MAX_DECODING_THREADS = 16
 _MAX_LISTED = 8
 
@@ -118,8 +125,17 @@ def load_weights_file(detector: PerImageRCNN, weights: Path) -> None:
 def detect(
     detector: PerImageRCNN, images: Sequence[Pixels], model: ModelParams, mixed_precision: bool
 ) -> list[Detections]:
-    """Detect objects on RGB images (H, W, 3) uint8; boxes in pixels of the original."""
-    return detect_prepared(detector, [prepare_image(image, resize_config(model)) for image in images], mixed_precision)
+    """Detect objects on RGB images (H, W, 3) uint8, large ones by tiles; boxes in pixels of the original."""
+    config = resize_config(model)
+    windows = [tile_windows(image.shape[0], image.shape[1], tile_config(model)) for image in images]
+    small = [prepare_image(image, config) for image, parts in zip(images, windows, strict=True) if not parts]
+    found_small = iter(detect_prepared(detector, small, mixed_precision) if small else [])
+    return [
+        _detect_by_tiles([detector], TiledImage(image, parts), model, _SINGLE_BATCH, mixed_precision)[0]
+        if parts
+        else next(found_small)
+        for image, parts in zip(images, windows, strict=True)
+    ]
 
 
 def detect_all(
@@ -132,6 +148,9 @@ def detect_all(
     mixed_precision: bool,
 ) -> Iterator[tuple[_Image, list[Detections]]]:
     """Detect objects on many images; each is decoded and resized once, off the main thread, some batches ahead.
+
+    Pictures larger than ``model.tile_side_px`` are detected by tiles, one picture after the other; then few are decoded
+    ahead, because they are held as they are.
 
     Args:
         detectors: in eval mode; each sees every image.
@@ -149,15 +168,23 @@ def detect_all(
     stride = max(max(detector.backbone.size_divisibility, 1) for detector in detectors)
     pending: dict[tuple[int, int], list[tuple[_Image, PreparedImage]]] = defaultdict(list)
 
-    def prepare(image: _Image) -> PreparedImage:
-        return prepare_image(read(image), config)
+    tiling = tile_config(model)
+    num_ahead = _BATCHES_AHEAD * batch_size if tiling.side_px == 0 else _TILED_AHEAD
+
+    def prepare(image: _Image) -> PreparedImage | TiledImage:
+        pixels = read(image)
+        windows = tile_windows(pixels.shape[0], pixels.shape[1], tiling)
+        return TiledImage(pixels, windows) if windows else prepare_image(pixels, config)
 
     def run(batch: list[tuple[_Image, PreparedImage]]) -> Iterator[tuple[_Image, list[Detections]]]:
         inputs = [prepared for _, prepared in batch]
         found = [detect_prepared(detector, inputs, mixed_precision) for detector in detectors]
         yield from zip((image for image, _ in batch), map(list, zip(*found, strict=True)), strict=True)
 
-    for image, prepared in _map_ahead(prepare, images, _BATCHES_AHEAD * batch_size):
+    for image, prepared in _map_ahead(prepare, images, num_ahead):
+        if isinstance(prepared, TiledImage):
+            yield image, _detect_by_tiles(detectors, prepared, model, batch_size, mixed_precision)
+            continue
         height_px, width_px = prepared.model_input["image"].shape[1:]
         shape = -(-height_px // stride), -(-width_px // stride)
         pending[shape].append((image, prepared))
@@ -169,13 +196,37 @@ def detect_all(
         yield from run(batch)
 
 
+@dataclass(frozen=True)
+class TiledImage:
+    """A picture that is detected by parts."""
+
+    pixels: Pixels
+    windows: Sequence[Window]
+
+
+def _detect_by_tiles(
+    detectors: Sequence[PerImageRCNN], image: TiledImage, model: ModelParams, batch_size: int, mixed_precision: bool
+) -> list[Detections]:
+    """One result per detector."""
+    config = resize_config(model)
+
+    def detect_parts(parts: Sequence[Pixels]) -> list[list[Detections]]:
+        prepared = [prepare_image(part, config) for part in parts]
+        found = [detect_prepared(detector, prepared, mixed_precision) for detector in detectors]
+        return list(map(list, zip(*found, strict=True)))
+
+    return detect_windows(
+        image.pixels, image.windows, detect_parts, batch_size=batch_size, nms_iou_threshold=model.nms_iou_threshold
+    )
+
+
 def _map_ahead(
-    function: Callable[[_Image], PreparedImage], items: Sequence[_Image], num_ahead: int
-) -> Iterator[tuple[_Image, PreparedImage]]:
+    function: Callable[[_Image], _Prepared], items: Sequence[_Image], num_ahead: int
+) -> Iterator[tuple[_Image, _Prepared]]:
     """Items with their results in order, computed by threads for at most ``num_ahead`` items in advance."""
     num_threads = min(len(os.sched_getaffinity(0)), _MAX_DECODING_THREADS)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as threads:
-        futures: deque[Future[PreparedImage]] = deque()
+        futures: deque[Future[_Prepared]] = deque()
         try:
             for position, item in enumerate(items):
                 while len(futures) < num_ahead and position + len(futures) < len(items):
@@ -184,6 +235,11 @@ def _map_ahead(
         finally:
             for future in futures:
                 future.cancel()
+
+
+def tile_config(model: ModelParams) -> TileConfig:
+    """Return how large pictures are cut."""
+    return TileConfig(model.tile_side_px, model.tile_overlap_frac, model.tile_with_whole)
 
 
 def resize_config(model: ModelParams) -> AugmentationConfig:

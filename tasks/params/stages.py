@@ -61,6 +61,7 @@ ObjectiveName = Literal[
     "failures",
     "diversity",
 ]
+MIN_TILE_SIDE_PX = 64
 ClassName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
 
 
@@ -104,7 +105,16 @@ class ModelParams(Section):
     nms_iou_threshold: Fraction
     """Of two boxes of one class with a larger IoU, the one with the lower score is removed."""
     max_detections_per_image: PositiveInt
-    """Boxes kept per image after non-maximum suppression, by falling score."""
+    """Boxes kept per image after non-maximum suppression, by falling score; of a picture that is cut, per tile."""
+    tile_side_px: NonNegativeInt
+    """Pictures with a longer side are cut into square tiles of this side, in pixels of the original, at least 64; each
+    is resized like an image, so that small objects stay large enough (docs/method.md#tiles). 0: none is cut."""
+    tile_overlap_frac: Annotated[float, Field(ge=0, le=0.75)]
+    """Share of its side that a tile has in common with the next, at least; objects up to that size lie whole in a tile.
+    Without effect where ``tile_side_px`` is 0."""
+    tile_with_whole: bool
+    """Whether a picture that is cut is seen as a whole as well, which finds what is larger than a tile. Without effect
+    where ``tile_side_px`` is 0."""
 
     @field_validator("pretrained_weights")
     @classmethod
@@ -117,6 +127,8 @@ class ModelParams(Section):
     def _check_sides(self) -> Self:
         if self.long_side_px < self.short_side_px:
             raise ValueError(f"long_side_px is {self.long_side_px}, expected at least short_side_px")
+        if 0 < self.tile_side_px < MIN_TILE_SIDE_PX:
+            raise ValueError(f"tile_side_px is {self.tile_side_px}, expected 0 or at least {MIN_TILE_SIDE_PX}")
         return self
 
 
@@ -209,6 +221,9 @@ class AugmentationParams(Section):
     """Both views are scaled by a factor drawn from 1 minus this to 1 plus this."""
     strong_magnitude: Fraction
     """Strength of the strong view's color jitter, gray, blur and cutouts (docs/method.md#strong-view). 0: none."""
+    tile_probability: Fraction
+    """Of a random tile in the place of a whole picture that is larger, in training (docs/method.md#tiles). Without
+    effect where ``model.tile_side_px`` is 0."""
 
 
 class SslParams(Section):

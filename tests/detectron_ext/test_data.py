@@ -3,6 +3,7 @@
 import multiprocessing
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,3 +165,49 @@ def test_workers_end_when_the_loop_ends_early() -> None:
         next(read_ahead)
         assert multiprocessing.active_children()
     assert not multiprocessing.active_children()
+
+
+LARGE = {"tile_side_px": 16, "tile_probability": 1.0}
+
+
+def batches_of(paste_rare_frac: float = 0.0, **changes: float) -> SemiSupervisedBatches:
+    labeled = [make_example(left) for left in (1, 10, 20)]
+    unlabeled = [make_example(left, labeled=False) for left in range(30, 37)]
+    return SemiSupervisedBatches(
+        labeled, unlabeled, make_image, replace(AUGMENTATION, **changes), batch_sizes=(2, 3), burn_in_iterations=2,
+        seed=5, paste_rare_frac=paste_rare_frac,
+    )  # fmt: skip
+
+
+def test_views_of_tiles_show_an_object_large_and_its_box_follows() -> None:
+    """A tile of 16 px becomes 32 to 38 px, so the object of 12 px is twice as large as in views of whole images."""
+    heights = []
+    for step in range(6):
+        batch = batches_of(**LARGE)[step]
+        for view in batch.labeled:
+            instances = view["instances"]
+            assert view["image"].shape[1] == view["image"].shape[2]  # a square tile
+            box = instances.gt_boxes.tensor[instances.gt_classes == 0][0]
+            heights.append(float(box[2] - box[0]))
+        assert all(view["image"].shape == weak["image"].shape for view, weak in zip(
+            batch.unlabeled_strong, batch.unlabeled_weak, strict=True))  # fmt: skip
+    assert min(heights) > 1.5 * 12 * 32 / 40
+
+
+def test_without_tiles_no_random_number_is_drawn_for_them() -> None:
+    for changes in ({"tile_probability": 1.0}, {"tile_side_px": 60, "tile_probability": 0.0}):
+        one, other = batches_of(paste_rare_frac=0.5), batches_of(paste_rare_frac=0.5, **changes)
+        if not changes.get("tile_side_px"):
+            for step in range(5):
+                for mine, theirs in zip(one[step].labeled, other[step].labeled, strict=True):
+                    assert torch.equal(mine["image"], theirs["image"])
+                assert one[step].unlabeled_ids == other[step].unlabeled_ids
+        assert other[3].unlabeled_weak[0]["image"].shape[2] > other[3].unlabeled_weak[0]["image"].shape[1]  # 60 x 40
+
+
+def test_pasted_objects_have_the_size_they_have_in_tiles() -> None:
+    def largest_side(**changes: float) -> int:
+        batches = batches_of(paste_rare_frac=1.0, **changes)
+        return max(max(p.pixels.shape[1:]) for step in range(2, 9) for p in batches[step].patches if p is not None)
+
+    assert largest_side(tile_side_px=24, tile_probability=1.0) > 1.3 * largest_side()

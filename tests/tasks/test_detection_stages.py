@@ -308,6 +308,30 @@ def test_images_are_read_ahead_within_bounds_and_keep_their_results(folder: Path
         np.testing.assert_allclose(found[number][0].embedding, alone.embedding, atol=1e-4)
 
 
+def test_inference_and_evaluation_detect_large_pictures_by_tiles(folder: Path) -> None:
+    def num_detections() -> tuple[dict[str, int], int]:
+        run_inference(folder)
+        stored = {one.image_id: len(one.scores) for one in read_detections(folder / "out")}
+        weights = {name: folder / f"{name}.pth" for name in ("teacher", "student")}
+        evaluate(
+            stage_params(folder), root=folder, val=folder / "annotated.parquet", weights=weights, out=folder / "ev"
+        )
+        found = files.read_table(folder / "ev" / "predictions.parquet", schemas.PREDICTIONS)
+        return stored, sum(map(len, found["scores"].to_pylist()))
+
+    whole, whole_val = num_detections()
+    write_params(folder, "model.tile_side_px=64", "evaluate.score_threshold=0.0")
+    tiled, tiled_val = num_detections()
+    assert tiled.keys() == whole.keys()
+    tables = (("unlabeled", schemas.UNLABELED), ("annotated", schemas.ANNOTATED))
+    rows = [row for name, schema in tables for row in files.read_table(folder / f"{name}.parquet", schema).to_pylist()]
+    sides = {row["image_id"]: max(row["width_px"], row["height_px"]) for row in rows}
+    assert sorted(sides.values())[:2] == [64, 80]
+    for image_id, side in sides.items():
+        assert (tiled[image_id] > whole[image_id]) is (side > 64)
+    assert tiled_val > whole_val
+
+
 def test_an_image_reader_reads_in_a_process_of_its_own(folder: Path) -> None:
     rows = files.read_table(folder / "unlabeled.parquet", schemas.UNLABELED).select(["image_id", "uri"]).to_pylist()
     reader = ImageReader(folder, rows)
