@@ -58,7 +58,7 @@ def part_key(study: Study, seed: int, arm: str) -> str:
         [
             plan.source.model_dump(mode="json"),
             seed,
-            plan.seed_labels,
+            plan.model_dump(mode="json", include={"seed_labels"}, exclude_none=True)["seed_labels"],
             plan.calibration_images,
             [*plan.settings, *settings],
             plan.trainings_per_point,

@@ -251,7 +251,7 @@ def open_study_run(study: Study) -> str:
     run = client.create_run(experiment_id, run_name=study.plan.name, tags={_STUDY_TAG: key})
     run_id = str(run.info.run_id)
     plan = study.plan
-    for param, value in (("seeds", plan.seeds), ("rounds", plan.rounds), ("seed_labels", plan.seed_labels)):
+    for param, value in (("seeds", plan.seeds), ("rounds", plan.rounds), ("seed_labels", plan.seed_size)):
         client.log_param(run_id, param, value)
     for arm, settings in plan.arms.items():
         client.log_param(run_id, f"arm.{arm}", " ".join(settings) or "defaults")

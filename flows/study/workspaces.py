@@ -22,6 +22,7 @@ from tasks.data.dataset_source import DatasetSource
 from tasks.data.import_policy import ImportPolicy
 from tasks.data.paths import Workspace
 from tasks.data.schemas import LabelBatch, LabeledImage
+from tasks.data.seed_draw import SeedSize
 from tasks.demo import DIGITS_PARAMS_FILE, generate_dataset, load_digits_params
 from tasks.params import load_params
 from tasks.runtime.errors import UserError
@@ -84,7 +85,7 @@ def create_base_workspace(study: Study, seed: int) -> Workspace:
     with _open_source(plan.source, study.data) as source:
         config = WorkspaceConfig(
             source=source,
-            seed_labels=plan.seed_labels,
+            seed_labels=plan.seed_size,
             calibration_images=plan.calibration_images,
             val_frac=plan.source.val_frac,
             oracle=True,
@@ -201,13 +202,18 @@ def _open_source(source: StudySource, data: Path) -> Iterator[DatasetSource]:
 def _require_same_sizes(base: Workspace, plan: StudyConfig) -> None:
     counts = files.read_json(base.import_report)["counts"]
     for key, count, expected in (
-        ("seed_labels", counts["seed_images"], plan.seed_labels),
+        ("seed_labels", counts.get("seed_rule", counts["seed_images"]), _stated(plan.seed_size)),
         ("calibration_images", counts["calibration_images"], plan.calibration_images),
     ):
         if count != expected:
             raise UserError(
                 base.root, f"{key} is {count}, expected {expected} as in the study file", _other_folder_hint(base)
             )
+
+
+def _stated(size: SeedSize) -> int | str:
+    """The size as the report of an import states it."""
+    return size if isinstance(size, int) else str(size)
 
 
 def _require_same_params(workspace: Workspace, text: str) -> None:

@@ -26,6 +26,7 @@ from tasks.data.image_listing import ImageBucket
 from tasks.data.image_metadata_cache import object_metadata_cache
 from tasks.data.initial_split import CampaignData, CampaignPlan, create_campaign_data, examine_source
 from tasks.data.paths import Workspace
+from tasks.data.seed_draw import SeedSize
 from tasks.params import Params, load_params
 from tasks.params.template import render_params
 from tasks.runtime.errors import UserError
@@ -44,8 +45,8 @@ class WorkspaceConfig:
     """Options of ``gleaner init``; everything else is in params.yaml."""
 
     source: DatasetSource
-    seed_labels: int | None
-    """Number of images in the seed batch; None: all annotated ones that are left."""
+    seed_labels: SeedSize | None
+    """Images of the seed batch: their number, or the rule they are drawn by; None: all annotated ones that are left."""
     calibration_images: int
     val_frac: float
     """Fraction of the annotated images drawn for validation, unless the source has its own validation images."""

@@ -17,6 +17,7 @@ from tasks.data.image_record import NO_BOXES, BoxFate, ImageRecord
 from tasks.data.import_report import Account, ImportReport, Reason
 from tasks.data.paths import Workspace
 from tasks.data.schemas import ANNOTATED, DETECTIONS_AT_SELECTION, INDEX, PREVIOUS_UNCERTAINTY, LabelBatch, LabeledImage
+from tasks.data.seed_draw import SeedSize, draw_seed
 from tasks.runtime.errors import UserError
 from tasks.runtime.progress import track
 from tasks.storage import files
@@ -29,8 +30,9 @@ class CampaignPlan:
     """How a source becomes a campaign."""
 
     seed: int
-    seed_images: int | None
-    """Images of the seed batch, drawn at random; None: all annotated ones that are left."""
+    seed_images: SeedSize | None
+    """Images of the seed batch, drawn at random: their number, or the rule they are drawn by. None: all annotated ones
+    that are left."""
     calibration_images: int
     """Images whose labels are known and never trained on (docs/method.md#dwa)."""
     val_frac: float
@@ -165,7 +167,14 @@ def _split(dataset: ImportedDataset, plan: CampaignPlan, source: DatasetSource) 
     if val is None:
         num_val = max(1, round(plan.val_frac * len(shuffled)))
         val, shuffled = tuple(shuffled[:num_val]), shuffled[num_val:]
-    num_seed = len(shuffled) - plan.calibration_images if plan.seed_images is None else plan.seed_images
+    rest = shuffled[plan.calibration_images :]
+    size = len(rest) if plan.seed_images is None else plan.seed_images
+    if not isinstance(size, int):
+        drawn = draw_seed(rest, size, source.where)
+        in_seed = {record.image_id for record in drawn}
+        rest = [*drawn, *(record for record in rest if record.image_id not in in_seed)]
+        shuffled = [*shuffled[: plan.calibration_images], *rest]
+    num_seed = size if isinstance(size, int) else len(drawn)
     num_required = max(num_seed, 1) + plan.calibration_images
     if num_required > len(shuffled):
         problem = f"annotated images besides validation are {len(shuffled)}, expected at least {num_required}"
@@ -326,6 +335,8 @@ def _summary(dataset: ImportedDataset, splits: _Splits, plan: CampaignPlan, clas
         "val_duplicates_dropped": dataset.val_duplicates_dropped,
         "clipped_boxes": numbers["boxes read"]["clipped"],
     }
+    if plan.seed_images is not None and not isinstance(plan.seed_images, int):
+        counts["seed_rule"] = str(plan.seed_images)
     rejected, left_out, notes = (
         tuple(sorted((entry.as_json() for entry in entries), key=lambda e: (e["item"], e["reason"])))
         for entries in (report.rejected, report.left_out, report.notes)

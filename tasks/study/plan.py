@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from tasks.data.seed_draw import BoxesPerClass, ImagePercent, SeedSize
 from tasks.params import Params, format_validation_error, validate_params
 from tasks.params.stages import NonNegativeInt, PositiveInt, Section
 from tasks.params.template import render_params
@@ -47,6 +48,21 @@ class StudySource(Section):
         return self
 
 
+class SeedRule(Section):
+    """How many seed labels, where it is no number of images: one of the two."""
+
+    per_class: PositiveInt | None = None
+    """Whole images until every class has at least so many boxes: few-shot learning (``{per_class: 5}``)."""
+    percent: Annotated[float, Field(gt=0, lt=100)] | None = None
+    """Share of the annotated images that are neither validation nor calibration (``{percent: 2}``)."""
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.per_class is None) == (self.percent is None):
+            raise ValueError(f"per_class is {self.per_class} and percent is {self.percent}, expected one of them")
+        return self
+
+
 class StudyConfig(Section):
     """The whole file. ``random`` and ``equal`` are arms of every study of selections, named in the file or not."""
 
@@ -65,7 +81,8 @@ class StudyConfig(Section):
     trainings_per_point: PositiveInt = 1
     """Trainings of a round on the same labels, with seeds of their own; their mean mAP counts. Only the first selects
     images, so that more of them make a point surer and change nothing else."""
-    seed_labels: PositiveInt
+    seed_labels: PositiveInt | SeedRule
+    """Images of the seed batch, the same for all arms of a seed: their number, or a rule."""
     calibration_images: NonNegativeInt
     settings: Settings = Field(default_factory=list)
     """Of all arms; an arm's own come after them."""
@@ -85,6 +102,16 @@ class StudyConfig(Section):
             if name not in self.arms and name not in _REQUIRED_ARMS:
                 raise ValueError(f"baselines names {name!r}, expected one of the arms {list(self.arms)}")
         return self
+
+    @property
+    def seed_size(self) -> SeedSize:
+        """What is drawn for the seed batch."""
+        if isinstance(self.seed_labels, int):
+            return self.seed_labels
+        if self.seed_labels.per_class is not None:
+            return BoxesPerClass(self.seed_labels.per_class)
+        assert self.seed_labels.percent is not None
+        return ImagePercent(self.seed_labels.percent)
 
     @property
     def all_baselines(self) -> list[str]:

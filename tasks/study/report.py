@@ -74,6 +74,8 @@ def _setup_text(results: StudyResults) -> str:
         f"mAP is that of {_MODEL_TEXT[config.model]} on the validation images"
         f"{_trainings_text(config.trainings_per_point)}."
     ]
+    if not isinstance(config.seed_size, int):
+        lines.append(f"Seed labels: {config.seed_size}.")
     if config.added:
         lines.append(f"Added, because no study may leave them out: {', '.join(config.added)}.")
     incomplete = [

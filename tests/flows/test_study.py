@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -284,6 +285,35 @@ def test_an_arm_of_other_parameters_is_not_mixed_in(completed_study: CompletedSt
     changed = write_study(completed_study.path.parent, STUDY.replace("seed_labels: 3", "seed_labels: 2"))
     with pytest.raises(UserError, match="seed_labels is 3, expected 2"):
         create_base_workspace(load_test_study(changed, completed_study.study.out), 1)
+
+
+@pytest.mark.integration
+def test_all_arms_have_the_seed_labels_that_a_rule_draws(tmp_path: Path, isolated_git_config: None) -> None:
+    make_source(tmp_path / "source")
+    few_shot = STUDY.replace("seed_labels: 3", "seed_labels: {per_class: 2}")
+    study = load_test_study(write_study(tmp_path, few_shot), tmp_path / "out")
+    base = create_base_workspace(study, 1)
+    arms = [create_arm_workspace(study, 1, arm) for arm in ("random", "supervised")]
+    labels = [workspace.label_batch(0).read_bytes() for workspace in (base, *arms)]
+    assert labels[0] == labels[1] == labels[2]
+    boxes = Counter(
+        box["category"] for image in files.read_json(base.label_batch(0))["images"] for box in image["boxes"]
+    )
+    assert min(boxes[name] for name in load_params(base.params).classes) >= 2
+    assert create_base_workspace(study, 1).root == base.root
+    keys = {part_key(study, 1, "random")}
+    for rule, words in (
+        ("{per_class: 3}", "at least 3 boxes of every class"),
+        ("{percent: 10}", "10 % of the images"),
+        ("4", "4"),
+    ):
+        changed = load_test_study(
+            write_study(tmp_path, STUDY.replace("seed_labels: 3", f"seed_labels: {rule}")), study.out
+        )
+        keys.add(part_key(changed, 1, "random"))
+        with pytest.raises(UserError, match=f"seed_labels is at least 2 boxes of every class, expected {words} as in"):
+            create_base_workspace(changed, 1)
+    assert len(keys) == 4  # a part of another rule is never taken for one of this study
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tasks.data.import_policy import ImportPolicy
 from tasks.data.initial_split import CampaignPlan, create_campaign_data, examine_source
 from tasks.data.paths import Workspace, image_id_from_sha256
 from tasks.data.schemas import ANNOTATED, DETECTIONS_AT_SELECTION, INDEX, PREVIOUS_UNCERTAINTY, LabelBatch
+from tasks.data.seed_draw import BoxesPerClass, ImagePercent
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 
@@ -236,3 +238,48 @@ def test_class_missing_in_the_seed_is_noted(
     entry = {"item": "seed set", "reason": "class 'cat' has no box in it", "code": "class_without_box"}
     assert entry in data.notes
     assert files.read_table(tmp_path / "w" / "data" / "val.parquet", ANNOTATED).num_rows == 3
+
+
+def boxes_of_seed(workspace: Workspace) -> Counter[str]:
+    return Counter(box.category for label in seed_batch(workspace).images for box in label.boxes)
+
+
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_seed_labels_per_class_give_every_class_its_boxes_and_no_image_in_vain(
+    tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan, wanted: int
+) -> None:
+    plan = dataclasses.replace(tiny_plan, seed_images=BoxesPerClass(wanted))
+    workspace = Workspace(tmp_path / "w")
+    counts = create_campaign_data(tiny_source, plan, workspace).counts
+    drawn = boxes_of_seed(workspace)
+    assert min(drawn[name] for name in CLASSES) >= wanted
+    assert counts["seed_rule"] == f"at least {wanted} {'box' if wanted == 1 else 'boxes'} of every class"
+    val, calibration, oracle = (ids(path) for path in (workspace.val, workspace.calibration, workspace.oracle))
+    seed = {label.image_id for label in seed_batch(workspace).images}
+    assert (len(val), len(calibration)) == (3, 2)
+    assert not seed & (val | calibration | oracle)
+    assert len(seed) + len(oracle) == 7
+    fixed = Workspace(tmp_path / "fixed")  # validation and calibration are those of any other size
+    create_campaign_data(tiny_source, tiny_plan, fixed)
+    assert (ids(fixed.val), ids(fixed.calibration)) == (val, calibration)
+
+
+def test_a_percentage_of_seed_labels_counts_images_besides_validation_and_calibration(
+    tmp_path: Path, tiny_source: DatasetSource, tiny_plan: CampaignPlan
+) -> None:
+    sizes = {}
+    for percent in (1, 30, 60):  # of 7 images
+        workspace = Workspace(tmp_path / f"w{percent}")
+        plan = dataclasses.replace(tiny_plan, seed_images=ImagePercent(percent))
+        sizes[percent] = create_campaign_data(tiny_source, plan, workspace).counts["seed_images"]
+        by_number = Workspace(tmp_path / f"n{percent}")
+        create_campaign_data(tiny_source, dataclasses.replace(tiny_plan, seed_images=sizes[percent]), by_number)
+        assert seed_batch(workspace).images == seed_batch(by_number).images  # the same images as that number of them
+    assert sizes == {1: 1, 30: 2, 60: 4}
+
+
+def test_a_class_with_fewer_boxes_than_wanted_is_named(tiny_source: DatasetSource, tiny_plan: CampaignPlan) -> None:
+    plan = dataclasses.replace(tiny_plan, seed_images=BoxesPerClass(1000))
+    words = r"boxes besides validation and calibration are \d+ of 'disc', \d+ of 'square', expected at least 1000"
+    with pytest.raises(UserError, match=words):
+        examine_source(tiny_source, plan)

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tasks.data.seed_draw import BoxesPerClass, ImagePercent
 from tasks.params import validate_params
 from tasks.runtime.errors import UserError
 from tasks.study.plan import StudyConfig, arm_params, load_study
@@ -70,9 +71,21 @@ def test_data_of_ones_own_start_from_inits_settings(tmp_path: Path) -> None:
     assert load_config(tmp_path, rounds=0).rounds == 0
 
 
+def test_seed_labels_are_a_number_or_a_rule(tmp_path: Path) -> None:
+    assert load_config(tmp_path).seed_size == 4
+    assert load_config(tmp_path, seed_labels={"per_class": 5}).seed_size == BoxesPerClass(5)
+    assert load_config(tmp_path, seed_labels={"percent": 2}).seed_size == ImagePercent(2.0)
+    assert load_config(tmp_path, seed_labels={"percent": 0.5}).seed_size == ImagePercent(0.5)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"seed_labels": {}}, "per_class is None and percent is None, expected one of them"),
+        ({"seed_labels": {"per_class": 5, "percent": 2}}, "per_class is 5 and percent is 2.0, expected one of them"),
+        ({"seed_labels": {"percent": 100}}, "percent is 100, expected less than 100"),
+        ({"seed_labels": {"per_class": 0}}, "per_class is 0, expected greater than 0"),
+        ({"seed_labels": {"shots": 5}}, "shots is an unknown parameter"),
         ({"seeds": []}, "seeds is [], expected"),
         ({"seeds": [1, 1]}, "seeds is [1, 1], expected no seed twice"),
         ({"rounds": -1}, "rounds is -1, expected"),
