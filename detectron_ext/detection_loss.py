@@ -37,10 +37,12 @@ def focal(p_true: Floats, gamma: float) -> Floats:
     return np.asarray(-((1 - p) ** gamma) * np.log(p))
 
 
-def match_detections(boxes_N4: Floats, scores_N: Floats, gt_boxes_G4: Floats) -> Ints:
+def match_detections(
+    boxes_N4: Floats, scores_N: Floats, gt_boxes_G4: Floats, *, min_iou: float = MATCH_IOU
+) -> Ints:
     """Match detections to labeled boxes: index of the box of each detection, (N,), -1 for none.
 
-    Greedy by descending score, as in COCO: a detection gets the unmatched box of largest IoU, at IoU >= 0.5.
+    Greedy by descending score, as in COCO: a detection gets the unmatched box of largest IoU, at IoU >= ``min_iou``.
     """
     matched_N = np.full(len(boxes_N4), -1)
     iou_NG = pairwise_iou(boxes_N4, gt_boxes_G4)
@@ -48,7 +50,7 @@ def match_detections(boxes_N4: Floats, scores_N: Floats, gt_boxes_G4: Floats) ->
         if iou_NG.shape[1] == 0:
             break
         g = int(iou_NG[n].argmax())
-        if iou_NG[n, g] >= MATCH_IOU:
+        if iou_NG[n, g] >= min_iou:
             matched_N[n] = g
             iou_NG[:, g] = -1
     return matched_N

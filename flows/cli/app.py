@@ -10,6 +10,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from flows.cli.autolabel import autolabel
 from flows.cli.data import gc, pool, quarantine
 from flows.cli.doctor import doctor
 from flows.cli.init import adopt, import_, init
@@ -96,6 +97,7 @@ app.command("import")(import_)
 app.command()(run)
 app.command()(status)
 app.command()(select)
+app.command()(autolabel)
 app.command()(demo)
 app.command()(doctor)
 app.add_typer(quarantine, name="quarantine")

@@ -77,13 +77,15 @@ def outside_crowds(found: StoredDetections, marked: MarkedBoxes) -> StoredDetect
     )
 
 
-def read_detection_batches(folder: Path, *, batch_size: int = 1024) -> Iterator[DetectionBatch]:
+def read_detection_batches(
+    folder: Path, kind: "ShardKind" = "pool", *, batch_size: int = 1024
+) -> Iterator[DetectionBatch]:
     """Yield the detections of an ``infer`` folder by image id, at most ``batch_size`` images at a time.
 
     No Python object is made for a box: this is for computations over the whole pool.
     """
     pending: list[pa.Table] = []
-    for shard in read_shards(folder, columns=_BATCH_COLUMNS):
+    for shard in read_shards(folder, kind, columns=_BATCH_COLUMNS):
         pending.append(shard)
         if sum(len(table) for table in pending) >= batch_size:  # shards may be far smaller than a batch
             yield from _batches_from_table(pa.concat_tables(pending), batch_size)

@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from tasks.params.annotation import AnnotatorModelParams, LabelValidationParams, ProviderParams
+from tasks.params.autolabel import AutolabelParams
 from tasks.params.promotion import AuditParams, PromotionParams
 from tasks.params.stages import (
     AssembleParams,
@@ -65,6 +66,7 @@ class Params(Section):
     provider: ProviderParams
     annotator_model: AnnotatorModelParams
     promotion: PromotionParams
+    autolabel: AutolabelParams
     audit: AuditParams
 
     @model_validator(mode="after")

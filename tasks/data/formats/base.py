@@ -3,10 +3,10 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 AnnotationFormat = Literal["coco", "voc", "yolo", "label_studio", "cvat", "dota", "visdrone", "ground_truth"]
 Status = Literal["labeled", "empty", "skipped"]
@@ -50,6 +50,8 @@ class ParsedBox:
     """Where in the image's entry or document it stands: ``annotations[17]``, ``line 3``."""
     problem: str | None = None
     """Why it cannot be used: ``<what> is <value>, expected <allowed>``."""
+    attributes: Mapping[str, Any] | None = None
+    """Where it comes from, by name. Written to COCO, read from no format."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -448,4 +448,6 @@ def _box_entry(number: int, image: int, box: ParsedBox, id_of: Mapping[str, int]
         entry["doubt"] = box.doubt
     if box.runner_up is not None:
         entry["runner_up"] = {"category": box.runner_up[0], "score": box.runner_up[1]}
+    if box.attributes is not None:
+        entry["attributes"] = dict(box.attributes)
     return entry if box.score is None else {**entry, "score": box.score}
