@@ -37,9 +37,7 @@ def focal(p_true: Floats, gamma: float) -> Floats:
     return np.asarray(-((1 - p) ** gamma) * np.log(p))
 
 
-def match_detections(
-    boxes_N4: Floats, scores_N: Floats, gt_boxes_G4: Floats, *, min_iou: float = MATCH_IOU
-) -> Ints:
+def match_detections(boxes_N4: Floats, scores_N: Floats, gt_boxes_G4: Floats, *, min_iou: float = MATCH_IOU) -> Ints:
     """Match detections to labeled boxes: index of the box of each detection, (N,), -1 for none.
 
     Greedy by descending score, as in COCO: a detection gets the unmatched box of largest IoU, at IoU >= ``min_iou``.
