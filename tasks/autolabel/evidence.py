@@ -85,6 +85,11 @@ class JudgedBoxes:
     is_right: Bools  # (B,)
     num_missed: Ints  # (P,) labeled objects that no detection found
 
+    def subset(self, keep_P: Bools) -> "JudgedBoxes":
+        """Return some of the images."""
+        keep_B = np.repeat(keep_P, self.found.num_boxes)
+        return JudgedBoxes(self.found.subset(keep_P), self.is_right[keep_B], self.num_missed[keep_P])
+
     @property
     def is_image_right(self) -> Bools:
         """Whether no detection of the image is wrong and no object is missing, (P,)."""
@@ -150,13 +155,13 @@ def gather_evidence(
     truth |= _random_returns(workspace, store, model, classes)
     chosen_ids = _chosen(workspace, store, open_batches)
     pool_ids = set(unlabeled["image_id"].to_pylist()) - set(store.current) - set(open_batches)
-    found = _read_all(detections)
+    found = read_found_boxes(detections)
     positions = pd.Index(found.image_ids)
     missing = sorted(pool_ids - set(found.image_ids))
     if missing:
         problem = f"unlabeled images without detections are {len(missing)} (first: {missing[0]}), expected 0"
         raise UserError(detections, problem, "Finish the round: gleaner run")
-    judged = _judge(found.subset(positions.isin(truth.keys())), truth, min_iou)
+    judged = judge(found.subset(positions.isin(truth.keys())), truth, min_iou)
     return Evidence(
         pool=found.subset(positions.isin(pool_ids)),
         sample=judged,
@@ -203,7 +208,8 @@ def _random_draws(workspace: Workspace, batch: int) -> set[str]:
     return set(table.filter(table["is_random_pick"])["image_id"].to_pylist())
 
 
-def _read_all(folder: Path) -> FoundBoxes:
+def read_found_boxes(folder: Path) -> FoundBoxes:
+    """Read all detections of an ``infer`` folder, of the pool's images and of labeled ones."""
     batches = [*read_detection_batches(folder), *read_detection_batches(folder, "labeled")]
     empty = FoundBoxes(
         [],
@@ -229,7 +235,7 @@ def _read_all(folder: Path) -> FoundBoxes:
     )
 
 
-def _judge(found: FoundBoxes, truth: Mapping[str, MarkedBoxes], min_iou: float) -> JudgedBoxes:
+def judge(found: FoundBoxes, truth: Mapping[str, MarkedBoxes], min_iou: float) -> JudgedBoxes:
     """Compare detections with labels: each object counts once, for the detection of its class with the best score."""
     kept, right, missed = [], [], []
     for one in _rows(found):
