@@ -24,6 +24,7 @@ from tasks.data.paths import Workspace
 from tasks.data.schemas import AnnotationTask, Box, LabeledImage
 from tasks.params import Params, validate_params
 from tasks.runtime.errors import UserError
+from tasks.selection.inputs import input_paths
 from tasks.storage import files
 from tasks.storage.backends import LocalStorage
 
@@ -49,6 +50,18 @@ def find_model(workspace: Workspace, model_ref: str | None) -> FoundModel:
     number = resolve_model_ref(workspace, model_ref)
     snapshot = load_snapshots(workspace)[number]
     return FoundModel(ModelRef(number, snapshot.model_version, snapshot.ledger["teacher"]["sha256"]), snapshot)
+
+
+def require_outputs(workspace: Workspace) -> None:
+    """Refuse a clone that holds the record of a round but not its files.
+
+    Raises:
+        UserError: names the first one that is missing.
+    """
+    paths = [workspace.derived("prepare") / "pool.parquet", *input_paths(workspace).values()]
+    for path in (*paths, workspace.derived("assemble") / "calibration.parquet"):
+        if not path.exists():
+            raise UserError(path, "the output of the newest round is missing, expected it here", "Run: dvc checkout")
 
 
 def detections_of(workspace: Workspace, params: Params, found: FoundModel, on_line: Callable[[str], None]) -> Path:

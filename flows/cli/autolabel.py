@@ -69,7 +69,7 @@ def autolabel(
 
 def _write(campaign: "Workspace", folder: Path, model_ref: str | None, console: Console) -> dict[str, Any]:
     from flows.annotation.batches import offered_annotation_batches, open_images
-    from flows.autolabel import detections_of, find_model, publish_audit
+    from flows.autolabel import detections_of, find_model, publish_audit, require_outputs
     from flows.workspace.run_lock import run_lock
     from tasks.autolabel.run import SUMMARY, autolabel, inputs_sha256
     from tasks.data.label_store import read_labels
@@ -80,6 +80,7 @@ def _write(campaign: "Workspace", folder: Path, model_ref: str | None, console: 
     params = load_params(campaign.params)
     with run_lock(campaign):
         found = find_model(campaign, model_ref)
+        require_outputs(campaign)
         store = read_labels(campaign.labels)
         open_batches = {
             image_id: batch.batch

@@ -115,6 +115,15 @@ def test_the_defaults_accept_nothing_from_two_calibration_images(after_two_round
     assert summary["images"]["accepted_whole"] == 0
 
 
+def test_a_clone_without_the_files_of_the_round_says_so(after_two_rounds: Workspace, tmp_path: Path) -> None:
+    (after_two_rounds.derived("score") / "scores.parquet").unlink()
+    done = run_gleaner("autolabel", str(tmp_path / "labels"), cwd=after_two_rounds.root)
+    assert done.returncode == 2
+    assert "scores.parquet" in done.stderr
+    assert "Run: dvc checkout" in done.stderr
+    assert not (tmp_path / "labels").exists()
+
+
 def test_another_model_is_run_on_the_pool_once(after_two_rounds: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, calls = after_two_rounds, []
     params = load_params(workspace.params)
