@@ -18,6 +18,7 @@ import pandas as pd
 from tasks.autolabel.acceptance import accept
 from tasks.autolabel.evidence import Bools, Evidence, JudgedBoxes, judge, read_found_boxes
 from tasks.data.annotations import marked_boxes
+from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
 from tasks.data.schemas import ANNOTATED
 from tasks.evaluation.risk_control import Interval, exact_interval
@@ -49,13 +50,17 @@ class Replayed:
 
 
 def read_judged(workspace: Workspace, params: Params) -> JudgedBoxes:
-    """Read the detections of all images whose truth the oracle knows, compared with it.
+    """Read the detections of all images that the model was not trained on and whose labels are known, compared.
+
+    Those are the images that only the oracle knows, and the calibration images.
 
     Raises:
         UserError: the campaign has no oracle, or no detections.
     """
-    rows = files.read_table(workspace.oracle, ANNOTATED).to_pylist()
-    truth = {row["image_id"]: marked_boxes(row) for row in rows}
+    calibration = workspace.derived("assemble") / "calibration.parquet"
+    trained_on = set(read_labels(workspace.labels).current)
+    rows = [row for path in (workspace.oracle, calibration) for row in files.read_table(path, ANNOTATED).to_pylist()]
+    truth = {row["image_id"]: marked_boxes(row) for row in rows if row["image_id"] not in trained_on}
     found = read_found_boxes(workspace.derived("infer"))
     return judge(found.subset(pd.Index(found.image_ids).isin(truth.keys())), truth, params.autolabel.box_iou)
 

@@ -16,9 +16,10 @@ def planted_params(tmp_path):  # type: ignore[no-untyped-def]
 def test_the_oracle_judges_what_the_model_found(tmp_path) -> None:  # type: ignore[no-untyped-def]
     campaign, params = planted_params(tmp_path)
     judged = read_judged(campaign.workspace, params)
-    assert set(judged.found.image_ids) == set(campaign.pool)
+    known = [*campaign.pool, *campaign.calibration]
+    assert set(judged.found.image_ids) == set(known)
     right = 0
-    for image_id in campaign.pool:
+    for image_id in known:
         row, truth = campaign.rows[image_id], campaign.truth[image_id]
         corners = [row["boxes_xyxy"][4 * n : 4 * n + 4] for n in range(len(row["scores"]))]
         right += sum(list(box.xyxy_px) in corners for box in truth.boxes)
