@@ -339,6 +339,7 @@ def _labeled_image(
             preannotations=preannotations,
             crowd_regions=crowd_regions,
             checks_batch=task.checks_batch,
+            is_honeypot=task.is_honeypot,
         )
     except ValidationError as error:
         first = error.errors()[0]

@@ -8,6 +8,7 @@ A label batch lists the images that stayed with the annotators when it was colle
 completely. So there is one record, written at once, and a kill cannot leave two that contradict each other.
 """
 
+import json
 import re
 import shutil
 from collections import Counter
@@ -112,7 +113,8 @@ def prepare_annotation_batch(
         workspace: its ``derived/`` is that of the round that offers the batch.
         campaign: id of the campaign, part of the delivery's key.
         batch: number of the delivery.
-        tasks: those of the manifest; none where no image is offered: then the folder only holds the round's outputs.
+        tasks: those of the manifest, perhaps with honeypots among them; none where no image is offered: then the folder
+            only holds the round's outputs.
         is_held: whether that is because stopping is advised.
     """
     manifest = workspace.derived("handoff") / MANIFEST
@@ -126,15 +128,16 @@ def prepare_annotation_batch(
         state="prepared" if tasks else "collected",
         receipt=None,
         is_held=is_held,
-        checked_ids=tuple(task.image_id for task in tasks if task.checks_batch is not None),
+        checked_ids=tuple(task.image_id for task in tasks if task.checks_batch is not None or task.is_honeypot),
     )
     staging = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     for name, source in _batch_files(workspace).items():
         shutil.copyfile(source, staging / name)
-    if not tasks:
-        (staging / MANIFEST).write_bytes(b"")
+    if not tasks or any(task.is_honeypot for task in tasks):
+        lines = (json.dumps(task.model_dump(mode="json")) + "\n" for task in tasks)
+        (staging / MANIFEST).write_bytes("".join(lines).encode())
     weights = files.read_table(workspace.derived("weigh") / "uncertainty.parquet", UNCERTAINTY)
     files.write_table(staging / _UNCERTAINTY, weights.select(PREVIOUS_UNCERTAINTY.names))
     _write_record(staging, delivery)

@@ -22,7 +22,7 @@ from flows.annotation.batches import (
 )
 from flows.annotation.providers.base import AnnotationBatch, LabelProvider, ProviderError
 from flows.annotation.quarantine import add_to_quarantine, approved_annotations, released_annotations
-from flows.annotation.validation import resolve_conflicts, validate_batch
+from flows.annotation.validation import annotator_key, resolve_conflicts, validate_batch
 from flows.workspace import dvc, git
 from tasks.data.label_store import read_batch, read_labels
 from tasks.data.paths import Workspace
@@ -123,7 +123,7 @@ class LabelCollector:
         """Read the label batches and the quarantine; ``collected_at`` has a time zone."""
         self._workspace, self._provider, self._params, self._collected_at = workspace, provider, params, collected_at
         self._store = read_labels(workspace.labels)
-        self._released = released_annotations(workspace, self._store.all_annotations)
+        self._released = released_annotations(workspace, self._store.all_answers)
         self._labels: dict[int, tuple[LabeledImage, ...]] = {}
         self._withdrawn: set[_AnnotationKey] = set()
         self._checks = {
@@ -131,7 +131,8 @@ class LabelCollector:
             for delivery in all_annotation_batches(workspace)
             for image_id in delivery.checked_ids
         }
-        """Labels that were offered to be checked."""
+        """Labels that were offered to be checked, and honeypots."""
+        self._honeypots: dict[int, tuple[LabeledImage, ...]] = {}
         self.rejections: list[Rejection] = []
         """Of all deliveries, including those rejected before."""
         self.new_rejections: list[Rejection] = []
@@ -165,6 +166,17 @@ class LabelCollector:
         return resolve_conflicts(
             (label for labels in self._labels.values() for label in labels), self._store.all_annotations
         )
+
+    def new_honeypots(self) -> tuple[LabeledImage, ...]:
+        """Return the answers to honeypots that no label batch holds as they are, by image id and annotator."""
+        known = {annotator_key(label): label for label in self._store.honeypots}
+        found = [label for labels in self._honeypots.values() for label in labels]
+        new = [
+            label
+            for label in found
+            if (old := known.get(annotator_key(label))) is None or not label.has_same_content(old)
+        ]
+        return tuple(sorted(new, key=annotator_key))
 
     def has_active_leases(self, deliveries: Iterable[AnnotationBatch]) -> bool:
         """Whether an image is with the annotators whose lease has not expired."""
@@ -215,11 +227,13 @@ class LabelCollector:
         self.new_rejections += add_to_quarantine(self._workspace, validated.rejections)
         self.rejections += validated.rejections
         self._labels[delivery.batch] = (*validated.primary, *validated.secondary)
+        self._honeypots[delivery.batch] = validated.honeypots
 
     def _annotated_keys(self) -> set[_AnnotationKey]:
         earlier = (label for labels in self._store.all_annotations.values() for label in labels)
-        now = (label for labels in self._labels.values() for label in labels)
-        return {(label.image_id, label.offered_batch) for labels in (earlier, now) for label in labels}
+        now = (label for found in (self._labels, self._honeypots) for labels in found.values() for label in labels)
+        answers = (earlier, now, self._store.honeypots)
+        return {(label.image_id, label.offered_batch) for labels in answers for label in labels}
 
     def _unannotated(self, delivery: AnnotationBatch, annotated: Set[_AnnotationKey]) -> Sequence[str]:
         return [i for i in open_images(delivery, self._store) if (i, delivery.batch) not in annotated]
@@ -249,6 +263,7 @@ def _label_batch(number: int, provider: str, collected_at: datetime, collector: 
         collected_at=collected_at.isoformat(timespec="seconds"),
         images=images,
         other_annotations=secondary,
+        honeypots=collector.new_honeypots(),
         leased=collector.leased_images(),
     )
 

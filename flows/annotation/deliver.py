@@ -15,6 +15,7 @@ from flows.annotation.batches import (
     record_refreshed,
     set_state,
 )
+from flows.annotation.honeypots import with_honeypots
 from flows.annotation.providers.base import AnnotationBatch, LabelProvider, ProviderError
 from flows.workspace import git
 from flows.workspace.rounds import read_ledger
@@ -133,7 +134,7 @@ def _prepare_batch(workspace: Workspace, params: Params, round_number: int) -> N
     tasks = read_manifest(workspace.derived("handoff") / MANIFEST)
     is_limit_reached = num_open(workspace) >= params.nightly.max_pending_images
     campaign = git.campaign_id(workspace.root)
-    offered = () if is_limit_reached or held else tasks
+    offered = () if is_limit_reached or held else with_honeypots(workspace, params, tasks, round_number + 1)
     prepare_annotation_batch(workspace, campaign, round_number + 1, offered, is_held=held and bool(tasks))
 
 

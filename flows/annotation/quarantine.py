@@ -185,7 +185,7 @@ def retry(workspace: Workspace, names: Sequence[str], *, approve: bool) -> list[
         UserError: an unknown name, an entry that is not open, or a broken file.
     """
     git.require_branch(workspace.root)
-    existing = read_labels(workspace.labels).all_annotations
+    existing = read_labels(workspace.labels).all_answers
     entries = _select_entries(workspace, names, existing)
     contexts = _validation_contexts(workspace, {entry.batch for entry in entries})
     results = [_revalidate(entry, contexts[entry.batch], approve=approve) for entry in entries]

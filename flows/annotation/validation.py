@@ -38,6 +38,8 @@ class ValidationResult:
     secondary: tuple[LabeledImage, ...]
     """New annotations beside the used ones, or beside one of an earlier batch."""
     rejections: tuple[Rejection, ...]
+    honeypots: tuple[LabeledImage, ...] = ()
+    """Answers to honeypots, the latest of each annotator."""
 
 
 def validate_batch(
@@ -60,8 +62,9 @@ def validate_batch(
         except InvalidAnnotation as problem:
             rejections.append(reject(problem.kind, context.batch, str(problem), raw))
     latest = latest_per_annotator([item.label for item in accepted])
-    primary, secondary = resolve_conflicts(latest, existing)
-    return ValidationResult(primary, secondary, (*rejections, *_notes(accepted, latest, context)))
+    primary, secondary = resolve_conflicts((label for label in latest if not label.is_honeypot), existing)
+    honeypots = tuple(label for label in latest if label.is_honeypot)
+    return ValidationResult(primary, secondary, (*rejections, *_notes(accepted, latest, context)), honeypots)
 
 
 @dataclass(frozen=True)

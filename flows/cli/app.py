@@ -15,6 +15,7 @@ from flows.cli.data import gc, pool, quarantine
 from flows.cli.doctor import doctor
 from flows.cli.init import adopt, import_, init
 from flows.cli.options import TrustOption, WorkspaceOption, look_at
+from flows.cli.people import people
 from flows.cli.promote import promote, rollback
 from flows.cli.provenance import audit, lineage, reproduce
 from flows.cli.run import demo, run, schedule
@@ -97,6 +98,7 @@ app.command("import")(import_)
 app.command()(run)
 app.command()(status)
 app.command()(select)
+app.command()(people)
 app.command()(autolabel)
 app.command()(demo)
 app.command()(doctor)

@@ -89,7 +89,7 @@ def list_entries(
     from tasks.data.label_store import read_labels
 
     campaign = require_workspace(workspace)
-    annotations = read_labels(campaign.labels).all_annotations
+    annotations = read_labels(campaign.labels).all_answers
     states = [(entry, entry_state(entry, annotations)) for entry in read_entries(campaign)]
     shown = [(entry, state) for entry, state in states if show_all or state in ("open", "released")]
     console = SafeConsole()

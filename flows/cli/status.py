@@ -102,7 +102,8 @@ def _print_images(
 
 def _print_rejections(workspace: Workspace, store: LabelStore, console: Console) -> None:
     """Print the rejections that need a person; most are settled by a newer annotation."""
-    waiting = [entry for entry in read_entries(workspace) if entry_state(entry, store.all_annotations) == "open"]
+    answers = store.all_answers
+    waiting = [entry for entry in read_entries(workspace) if entry_state(entry, answers) == "open"]
     if waiting:
         console.print(f"Refused labels: {len(waiting)}, shown by gleaner quarantine list", style="yellow")
         last = waiting[-1]

@@ -281,6 +281,7 @@ def _image_deliveries(workspace: Workspace, newest: RoundSnapshot, image_id: str
                 "uncertainty": task.uncertainty,
                 "num_preannotations": len(task.predictions),
                 "checks_batch": task.checks_batch,
+                "is_honeypot": task.is_honeypot,
                 "selection_model_sha256": task.model_digest,
             }
 

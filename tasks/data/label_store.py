@@ -45,9 +45,19 @@ class LabelStore:
     leased: dict[str, int]
     """Images that were with the annotators when the newest batch was collected, and the batch they were offered in."""
     minutes_spent: float | None
-    """Over all answers, those that do not count too; None where no tool measured any."""
+    """Over all answers, those that do not count and those to honeypots too; None where no tool measured any."""
     checks: Mapping[str, bool]
     """Images whose label was checked (docs/method.md#relabel), and whether that changed it."""
+    honeypots: tuple[LabeledImage, ...] = ()
+    """The latest answer of each annotator to each honeypot; none of them is among the others."""
+
+    @property
+    def all_answers(self) -> dict[str, tuple[LabeledImage, ...]]:
+        """Every answer by image id, those to honeypots too: what annotators have finished, label or not."""
+        answers = dict(self.all_annotations)
+        for label in self.honeypots:
+            answers[label.image_id] = (*answers.get(label.image_id, ()), label)
+        return answers
 
 
 def read_labels(folder: Path) -> LabelStore:
@@ -60,7 +70,9 @@ def read_labels(folder: Path) -> LabelStore:
     current: dict[str, Annotation] = {}
     all_annotations: dict[str, list[LabeledImage]] = {}
     checks: dict[str, bool] = {}
+    honeypots: dict[tuple[str, int, str], LabeledImage] = {}
     for path, batch in batches:
+        honeypots |= {(label.image_id, label.offered_batch, label.annotator): label for label in batch.honeypots}
         checks |= _checks(batch, current, checks)
         current |= {
             label.image_id: Annotation(label, batch.batch, path, _picked(label, current)) for label in batch.images
@@ -72,8 +84,9 @@ def read_labels(folder: Path) -> LabelStore:
         current=dict(sorted(current.items())),
         all_annotations={image_id: tuple(labels) for image_id, labels in all_annotations.items()},
         leased=batches[-1][1].leased,
-        minutes_spent=_minutes(label for labels in all_annotations.values() for label in labels),
+        minutes_spent=_minutes(label for labels in (*all_annotations.values(), honeypots.values()) for label in labels),
         checks=checks,
+        honeypots=tuple(honeypots.values()),
     )
 
 

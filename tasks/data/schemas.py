@@ -222,6 +222,8 @@ class LabeledImage(_Document):
     """Regions of several objects (COCO ``iscrowd``): neither object nor background (docs/method.md#crowd-regions)."""
     checks_batch: int | None = None
     """Label batch of the earlier answer that was shown to be checked (docs/method.md#relabel); None: a first label."""
+    is_honeypot: bool = False
+    """Given to an image whose label is known, to measure the annotator (docs/method.md#honeypots): never a label."""
 
     @property
     def num_marked(self) -> int:
@@ -244,6 +246,8 @@ class LabelBatch(_Document):
     """The answers that count, one an image."""
     other_annotations: tuple[LabeledImage, ...] = ()
     """Further answers to images of this or of an earlier batch; they count for agreement and for time spent."""
+    honeypots: tuple[LabeledImage, ...] = ()
+    """Answers to honeypots, which only measure their annotators."""
     leased: dict[str, Annotated[int, Field(gt=0)]] = {}
     """Images that stayed with the annotators, by image id, and the batch they were offered in: not to be picked."""
 
@@ -284,6 +288,8 @@ class AnnotationTask(_Document):
     model_digest: str
     checks_batch: int | None = None
     """Label batch of the label that is to be checked (docs/method.md#relabel); None: the image has none."""
+    is_honeypot: bool = False
+    """Whether its label is known and the answer measures the annotator (docs/method.md#honeypots); not shown."""
 
 
 class Quarantined(_Document):

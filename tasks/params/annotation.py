@@ -57,6 +57,9 @@ class ProviderParams(Section):
     teacher each round (docs/method.md#open-tasks)."""
     double_annotation_frac: Fraction
     """Share of a batch that two annotators label, to measure how far they agree."""
+    honeypot_frac: Annotated[float, Field(ge=0, le=0.5)]
+    """Images whose label is known that are mixed into a batch, as a share of its new images; the answers measure their
+    annotators (``gleaner people``) and become no labels (docs/method.md#honeypots). 0: none."""
 
     @model_validator(mode="after")
     def _check_url(self) -> Self:

@@ -94,6 +94,20 @@ def agreement_metrics(batch: LabelBatch, all_annotations: AnnotationsByImage) ->
     }
 
 
+def agreement_by_annotator(all_annotations: AnnotationsByImage) -> dict[str, Agreement]:
+    """Compare the latest answers of annotators to one image, over all images; checks and skipped images left out.
+
+    Returns:
+        The sum over all comparisons that an annotator has a part in, by name.
+    """
+    answers = [label for labels in all_annotations.values() for label in labels if _is_compared(label)]
+    by_name: dict[str, Agreement] = {}
+    for names, found in _compare_annotators(answers, all_annotations):
+        for name in names:
+            by_name[name] = by_name.get(name, Agreement()) + found
+    return by_name
+
+
 def compare(first: Sequence[Box], second: Sequence[Box]) -> Agreement:
     """Compare two sets of boxes on one image."""
     pairs = match_boxes(first, second)

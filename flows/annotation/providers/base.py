@@ -102,7 +102,8 @@ class AnnotationBatch:
     is_held: bool = False
     """Whether it offers no image because ``nightly.stop`` is ``hold``; it is made anew when that changes."""
     checked_ids: tuple[str, ...] = ()
-    """Those of its images that are labeled, and whose label is to be checked (docs/method.md#relabel)."""
+    """Those of its images that are labeled: to check the label (docs/method.md#relabel), or as honeypots
+    (docs/method.md#honeypots)."""
 
     @property
     def new_ids(self) -> tuple[str, ...]:

@@ -248,8 +248,12 @@ def _documents(
 
 
 def _manifest_line(image: OfferedImage) -> dict[str, Any]:
-    """The task, with the name under which the annotator's tool finds the image."""
-    return {**image.task.model_dump(mode="json"), "uri": image.file_name, "sha256": image.sha256}
+    """The task, with the name under which the annotator's tool finds the image; what a honeypot is, nobody is told."""
+    return {
+        **image.task.model_dump(mode="json", exclude={"is_honeypot"}),
+        "uri": image.file_name,
+        "sha256": image.sha256,
+    }
 
 
 def render_readme(name: str, classes: Sequence[str], num_images: int) -> str:

@@ -105,7 +105,7 @@ class LabelStudioProvider:
         """Import the tasks that are missing, create the project if necessary, and return its address."""
         manifest = offered_tasks(delivery)
         tasks = [task for task in manifest if task.image_id in delivery.image_ids]
-        new_ids = [task.image_id for task in manifest if task.checks_batch is None]
+        new_ids = [task.image_id for task in manifest if task.checks_batch is None and not task.is_honeypot]
         double_annotated = sample_for_double_annotation(new_ids, self._params.double_annotation_frac, delivery.key)
         with self._client() as client:
             project = self._find_project(client) or self._create_project(client)
