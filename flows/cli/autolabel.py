@@ -64,7 +64,7 @@ def autolabel(
     if as_json:
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
     else:
-        Console(soft_wrap=False).print(Markdown(text))
+        SafeConsole().print(Markdown(text))
 
 
 def _write(campaign: "Workspace", folder: Path, model_ref: str | None, console: Console) -> dict[str, Any]:

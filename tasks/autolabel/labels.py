@@ -1,13 +1,14 @@
 """Put together the labels that go out: those of people as theirs, accepted detections as the model's.
 
 An image is *complete* where people labeled it, or where it was accepted whole; it is *partial* where only some of its
-boxes were accepted, and then nothing says that the rest of it is background.
+boxes were accepted, and then nothing says that the rest of it is background. Validation images stay apart, so that
+nobody trains on them without meaning to.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,7 @@ PROVENANCE = pa.schema(
     ]
 )
 _Row = dict[str, Any]
+_VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,15 @@ class LabeledRecord:
     uri: str
     width_px: int
     height_px: int
-    is_complete: bool
+    folder: Literal["complete", "partial", "validation"]
     annotator: str
     rows: tuple[_Row, ...]
     """Of its boxes, PROVENANCE."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all objects of the image are meant to have a box."""
+        return self.folder != "partial"
 
 
 def people_records(workspace: Workspace, classes: Sequence[str]) -> Iterator[LabeledRecord]:
@@ -74,7 +81,7 @@ def people_records(workspace: Workspace, classes: Sequence[str]) -> Iterator[Lab
         fields = {"part": f"batch-{answer.batch:04d}", "annotator": label.annotator, "finished_at": label.finished_at}
         boxes = [(box, False) for box in label.boxes] + [(box, True) for box in label.crowd_regions]
         yield _person_record(image_id, image, boxes, fields)
-    for part, path in (("calibration", workspace.calibration), ("validation", workspace.val)):
+    for part, path in (("calibration", workspace.calibration), (_VALIDATION, workspace.val)):
         for annotated in read_annotated(path, classes):
             yield _held_out_record(annotated, pool, part)
 
@@ -103,7 +110,8 @@ def _person_record(
         for box, is_crowd in boxes
     )
     size = image["width_px"], image["height_px"]
-    return LabeledRecord(image_id, name, image["uri"], *size, True, fields["annotator"] or "person", rows)
+    folder: Literal["complete", "validation"] = "validation" if fields["part"] == _VALIDATION else "complete"
+    return LabeledRecord(image_id, name, image["uri"], *size, folder, fields["annotator"] or "person", rows)
 
 
 _BLANK: _Row = dict.fromkeys(PROVENANCE.names)
@@ -152,7 +160,8 @@ def accepted_records(
             )
         size = image["width_px"], image["height_px"]
         author = f"model version {model.version}"
-        yield LabeledRecord(image_id, name, image["uri"], *size, is_whole, author, tuple(rows))
+        folder: Literal["complete", "partial"] = "complete" if is_whole else "partial"
+        yield LabeledRecord(image_id, name, image["uri"], *size, folder, author, tuple(rows))
 
 
 def _rule_fields(

@@ -22,7 +22,7 @@ _IN_COCO = [
 
 
 def write_labels(folder: Path, records: Sequence[LabeledRecord], classes: Sequence[str]) -> None:
-    """Write ``complete/`` and ``partial/``, each in three formats, and ``provenance.parquet``.
+    """Write ``complete/``, ``partial/`` and ``validation/``, each in three formats, and ``provenance.parquet``.
 
     Crowd regions are in COCO only: YOLO and VOC have no word for them.
 
@@ -31,9 +31,8 @@ def write_labels(folder: Path, records: Sequence[LabeledRecord], classes: Sequen
         records: images with their boxes.
         classes: class names in the order of their indices.
     """
-    for name, is_complete in (("complete", True), ("partial", False)):
-        own = [record for record in records if record.is_complete == is_complete]
-        _write_formats(folder / name, own, classes)
+    for name in ("complete", "partial", "validation"):
+        _write_formats(folder / name, [record for record in records if record.folder == name], classes)
     rows = [row for record in records for row in record.rows]
     files.write_table(folder / "provenance.parquet", pa.Table.from_pylist(rows, schema=PROVENANCE))
 

@@ -45,10 +45,10 @@ class PlantedCampaign:
         self.settings = (*SETTINGS, *settings)
         self.truth: dict[str, AnnotatedImage] = {}
         self.rows: dict[str, dict[str, Any]] = {}
-        total = num_pool + num_calibration + 10 + num_chosen + 4
+        total = num_pool + num_calibration + 10 + num_chosen + 4 + 5
         self.ids = [self._image(number) for number in range(total)]
-        parts = np.split(np.array(self.ids), np.cumsum([num_pool, num_calibration, 10, num_chosen]))
-        self.pool, self.calibration, self.seed_batch, self.chosen, self.random = (part.tolist() for part in parts)
+        parts = np.split(np.array(self.ids), np.cumsum([num_pool, num_calibration, 10, num_chosen, 4]))
+        self.pool, self.calibration, self.seed_batch, self.chosen, self.random, self.val = (p.tolist() for p in parts)
 
     def _image(self, number: int) -> str:
         image_id = f"{number:016x}"
@@ -116,7 +116,7 @@ class PlantedCampaign:
         workspace = self.workspace
         pool = [
             row | {"size_bytes": 1, "sha256": row["image_id"] * 4, "file_name": f"line 3/{row['image_id']}.png"}
-            for row in self._table(self.ids).to_pylist()
+            for row in self._table([i for i in self.ids if i not in self.val]).to_pylist()
         ]
         table = pa.Table.from_pylist(pool, schema=schemas.POOL)
         files.write_table(workspace.derived("prepare") / "pool.parquet", table)
@@ -126,7 +126,7 @@ class PlantedCampaign:
         labeled = [*self.seed_batch, *self.chosen, *self.random]
         for path in (workspace.calibration, assembled / "calibration.parquet"):
             write_annotated(path, [self.truth[i] for i in self.calibration], CLASSES)
-        write_annotated(workspace.val, [], CLASSES)
+        write_annotated(workspace.val, [self.truth[i] for i in self.val], CLASSES)
         write_annotated(assembled / "labeled.parquet", [self.truth[i] for i in labeled], CLASSES)
         write_annotated(workspace.oracle, [self.truth[i] for i in self.pool], CLASSES)
 

@@ -101,13 +101,9 @@ def test_each_box_of_the_model_has_its_whole_provenance(folder: Path, result: Au
     assert all(row["rule"] == "class" for row in rows if not row["is_complete"])
 
 
-@pytest.mark.parametrize("part", ["complete", "partial"])
+@pytest.mark.parametrize("part", ["complete", "partial", "validation"])
 def test_all_three_formats_are_read_again_with_equal_boxes(folder: Path, part: str, result: AutolabelResult) -> None:
-    expected = {
-        record.file_name: boxes_of(list(record.rows))
-        for record in result.records
-        if record.is_complete == (part == "complete")
-    }
+    expected = {record.file_name: boxes_of(list(record.rows)) for record in result.records if record.folder == part}
     assert expected
     coco = parse_coco((folder / part / "coco.json").read_bytes(), "coco.json")
     assert coco.counts.images_good == len(expected)
@@ -132,8 +128,11 @@ def test_all_three_formats_are_read_again_with_equal_boxes(folder: Path, part: s
 def test_coco_holds_provenance_and_only_complete_images_are_reviewed(folder: Path) -> None:
     complete = files.read_json(folder / "complete" / "coco.json")
     partial = files.read_json(folder / "partial" / "coco.json")
+    validation = files.read_json(folder / "validation" / "coco.json")
     sources = {entry["attributes"]["source"] for entry in complete["annotations"]}
     assert sources == {"person", "model"}
+    assert {entry["attributes"]["part"] for entry in validation["annotations"]} == {"validation"}
+    assert "validation" not in {entry["attributes"]["part"] for entry in complete["annotations"]}
     model = next(entry for entry in complete["annotations"] if entry["attributes"]["source"] == "model")
     assert model["attributes"]["model_sha256"] == MODEL.sha256
     assert {entry["status"] for entry in complete["images"]} <= {"labeled", "empty"}
