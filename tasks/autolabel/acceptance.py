@@ -1,7 +1,7 @@
 """Choose from which score on detections of a class are accepted, and which images are accepted whole.
 
 Learn then Test with fixed sequences (docs/method.md#autolabel). What is tested, in which order and from where on is
-fixed by the unlabeled pool alone, so that the labels of the sample only decide where to stop.
+fixed by the unlabeled pool and the validation images, so that the labels of the sample only decide where to stop.
 
 Shape shorthand: P images of the pool, S of the sample, B detections.
 """
@@ -25,7 +25,7 @@ from tasks.evaluation.risk_control import (
 from tasks.params.autolabel import AutolabelParams
 
 _NUM_THRESHOLDS = 100
-_ASSUMED_WRONG = 0.5
+_ROOM = 0.25
 
 
 class ClassRule(NamedTuple):
@@ -135,11 +135,6 @@ class _Counts:
         """Number of detections of each image, (P,)."""
         return np.bincount(self.images[self.scores >= threshold], minlength=self._num_images)
 
-    def missing_score(self, threshold: float, is_kept_P: Bools) -> float:
-        """Sum of 1 - score of the detections, over some of the images."""
-        kept = (self.scores >= threshold) & is_kept_P[self.images]
-        return float((1.0 - self.scores[kept]).sum())
-
     def wrong_from_score(self, threshold: float) -> Ints:
         """Number of wrong ones of each image, (P,)."""
         assert self.is_right is not None
@@ -158,8 +153,10 @@ class _Step(NamedTuple):
     plan: RiskPlan
     risk: float
     expected_wrong: float
-    """Wrong boxes, or the probability to be a wrong image, of an image with accepted boxes: half of the missing score.
-    It only decides where to begin, and which bet is favored."""
+    """Wrong boxes of an image with accepted boxes, or its probability to be a wrong image, guessed from the validation
+    images. It only decides where to begin, and which bet is favored."""
+    mean_accepted: float
+    """Accepted boxes of an image that has any."""
 
     def planned(self, num_sample: int) -> float:
         """Return how many images of the sample are expected to have accepted boxes."""
@@ -168,7 +165,8 @@ class _Step(NamedTuple):
     def favored_bet(self, num_sample: int) -> int:
         """Return the bet that the plan favors."""
         expected = self.planned(num_sample)
-        return self.plan.favored_bet(expected, num_wrong=expected * self.expected_wrong)
+        most = self.risk * self.mean_accepted / 2  # with more there is no bet worth making
+        return self.plan.favored_bet(expected, num_wrong=expected * min(self.expected_wrong, most))
 
 
 def _class_rule(evidence: Evidence, params: AutolabelParams, name: str, class_id: int) -> ClassRule:
@@ -208,6 +206,7 @@ def _nothing(name: str, reason: str, needed: int | None) -> ClassRule:
 def _steps(evidence: Evidence, params: AutolabelParams, class_id: int) -> list[_Step]:
     """Return the thresholds to test, falling, each with what the pool says of it."""
     pool, chosen = _Counts(evidence.pool, class_id), _Counts(evidence.chosen, class_id)
+    validation = _Counts(evidence.validation.found, class_id, evidence.validation.is_right)
     if not len(pool.scores):
         return []
     quantiles = np.quantile(pool.scores, np.linspace(0, 1, _NUM_THRESHOLDS), method="lower")
@@ -220,8 +219,9 @@ def _steps(evidence: Evidence, params: AutolabelParams, class_id: int) -> list[_
         num_chosen = chosen_counts[chosen_counts <= largest].sum() * evidence.chosen_factor
         factor = float(kept_P.sum() / (kept_P.sum() + num_chosen))
         plan = RiskPlan(kept_P, largest, risk * factor)
-        wrong = _ASSUMED_WRONG * pool.missing_score(threshold, counts_P <= largest) / len(kept_P)
-        steps.append(_Step(threshold, largest, len(kept_P) / len(counts_P), factor, plan, risk * factor, wrong))
+        frac, mean = len(kept_P) / len(counts_P), float(kept_P.mean())
+        wrong = mean * _guessed_share(*_kept(validation, threshold, largest))
+        steps.append(_Step(threshold, largest, frac, factor, plan, risk * factor, wrong, mean))
     return steps
 
 
@@ -252,20 +252,20 @@ def _sequence(steps: Sequence[_Step], num_sample: int, level: float) -> list[_St
 def _first_step(steps: Sequence[_Step], num_sample: int, level: float) -> int | None:
     """Return where to begin; None where nothing can be shown, even without an error.
 
-    A threshold that is shown makes all higher ones needless, so the first one is that which is most likely to be shown:
-    where the p-value is lowest if the share of wrong boxes is what half of the missing score says. How many images of
-    the sample will have accepted boxes is not known here either, so a standard deviation fewer are planned with. Where
-    this shows nothing, it is the highest threshold that can be shown without an error.
+    A threshold that is shown makes all higher ones needless. The first one is the highest that would be shown with room
+    to spare by the share of errors on the validation images; else that which would be shown most clearly. How many
+    images of the sample will have accepted boxes is not known here either, so a standard deviation fewer are planned
+    with. Where this shows nothing, it is the highest threshold that stands one error, or none.
     """
     planned = [step.planned(num_sample) for step in steps]
     fewer = [n - (n * (1 - step.images_frac)) ** 0.5 for n, step in zip(planned, steps, strict=True)]
     p_values = [step.plan.p_value(n, num_wrong=n * step.expected_wrong) for n, step in zip(fewer, steps, strict=True)]
     best = int(np.argmin(p_values))
     if p_values[best] <= level:
-        return best
-    for counts in (fewer, planned):
-        for position, (n, step) in enumerate(zip(counts, steps, strict=True)):
-            if step.plan.p_value(n, num_wrong=0) <= level:
+        return next((n for n, p_value in enumerate(p_values) if p_value <= level * _ROOM), best)
+    for counts, num_wrong in ((fewer, 1), (fewer, 0), (planned, 0)):
+        for position, (step, n) in enumerate(zip(steps, counts, strict=True)):
+            if step.plan.p_value(n, num_wrong=num_wrong) <= level:
                 return position
     return None
 
@@ -279,11 +279,21 @@ def _images_needed(steps: Sequence[_Step], level: float, params: AutolabelParams
     return max(min(needed), params.min_calibration_images) if needed else None
 
 
+def _kept(counts: _Counts, threshold: float, max_per_image: int) -> tuple[Ints, Ints]:
+    """Return accepted and wrong boxes of each labeled image that has any accepted ones."""
+    accepted, wrong = counts.from_score(threshold), counts.wrong_from_score(threshold)
+    kept = (accepted > 0) & (accepted <= max_per_image)
+    return accepted[kept], wrong[kept]
+
+
+def _guessed_share(num_all: NDArray[Any], num_wrong: NDArray[Any]) -> float:
+    """Return the share of wrong ones, drawn to a half by one that is half wrong: few images guess carefully."""
+    return float((num_wrong.sum() + 0.5) / (num_all.sum() + 1))
+
+
 def _judge_step(step: _Step, counts: _Counts, num_sample: int) -> tuple[float, Ints, Ints]:
     """Return the p-value of a threshold, and accepted and wrong boxes of the images of the sample that have any."""
-    accepted_S, wrong_S = counts.from_score(step.threshold), counts.wrong_from_score(step.threshold)
-    kept_S = (accepted_S > 0) & (accepted_S <= step.max_per_image)
-    accepted, wrong = accepted_S[kept_S], wrong_S[kept_S]
+    accepted, wrong = _kept(counts, step.threshold, step.max_per_image)
     bet = step.favored_bet(num_sample)
     return risk_p_value(wrong, accepted, step.max_per_image, step.risk, bet), accepted, wrong
 
@@ -295,7 +305,10 @@ def _image_rule(evidence: Evidence, params: AutolabelParams, testable: Bools) ->
         expected_errors(found)[_has_only(found, testable)]
         for found in (evidence.pool, evidence.chosen, evidence.sample.found)
     )
-    is_right = evidence.sample.is_image_right[_has_only(evidence.sample.found, testable)]
+    is_right, is_validation_right = (
+        judged.is_image_right[_has_only(judged.found, testable)] for judged in (evidence.sample, evidence.validation)
+    )
+    validation_errors = expected_errors(evidence.validation.found)[_has_only(evidence.validation.found, testable)]
     if not len(pool_errors):
         return ImageRule(None, 0, 0, None, "each image holds a class of which too little is known", None)
     limits = np.unique(np.quantile(pool_errors, np.linspace(0, 1, _NUM_THRESHOLDS), method="lower")).tolist()
@@ -305,8 +318,9 @@ def _image_rule(evidence: Evidence, params: AutolabelParams, testable: Bools) ->
         factor = float(in_pool / (in_pool + in_chosen * evidence.chosen_factor))
         plan = RiskPlan(np.ones(int(in_pool), dtype=np.int64), 1, params.max_wrong_images_frac * factor)
         frac = in_pool / max(len(evidence.pool), 1)
-        wrong = _ASSUMED_WRONG * float(np.minimum(pool_errors[pool_errors <= limit], 1).mean())
-        steps.append(_Step(limit, 1, float(frac), factor, plan, params.max_wrong_images_frac * factor, wrong))
+        kept = validation_errors <= limit
+        wrong = _guessed_share(kept, ~is_validation_right[kept])
+        steps.append(_Step(limit, 1, float(frac), factor, plan, params.max_wrong_images_frac * factor, wrong, 1.0))
     sequence = [] if num_sample < params.min_calibration_images else _sequence(steps, num_sample, level)
     if not sequence:
         needed = _images_needed(steps, level, params)

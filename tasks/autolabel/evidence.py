@@ -1,8 +1,9 @@
 """Gather what a model found on the images that are to be labeled, and on labeled images that it has not seen.
 
-Three sets of images (docs/method.md#autolabel): the *pool*, unlabeled images that are not with annotators; the
+Sets of images (docs/method.md#autolabel): the *pool*, unlabeled images that are not with annotators; the
 *sample*, labeled images that were drawn at random and whose labels the model was not trained on; and the *chosen* ones,
-which a strategy took out of the pool, so that the pool is no longer quite what the sample was drawn from.
+which a strategy took out of the pool, so that the pool is no longer quite what the sample was drawn from. *Validation*
+images only plan the tests: they had a say in which model is the champion.
 
 Shape shorthand: P images of a set, B their detections.
 """
@@ -108,6 +109,9 @@ class Evidence:
     num_chosen: int
     num_calibration: int
     """Images of the sample that are calibration images; the others are random draws of batches that came back."""
+    validation: JudgedBoxes
+    """From these it is guessed where a test is most likely to succeed. That they are another model's, or that there
+    are none, costs labels but breaks no promise."""
 
     @property
     def chosen_factor(self) -> float:
@@ -132,6 +136,7 @@ def gather_evidence(
     classes: list[str],
     open_batches: Mapping[str, int],
     min_iou: float,
+    score_threshold: float,
 ) -> Evidence:
     """Read the detections of a model, and compare those on the sample with the labels.
 
@@ -142,6 +147,7 @@ def gather_evidence(
         classes: class names in the order of their indices.
         open_batches: images that are with annotators, and the batch each was offered in.
         min_iou: ``autolabel.box_iou``.
+        score_threshold: ``infer.score_threshold``: validation detections below it only count as residual mass.
 
     Raises:
         UserError: a table is missing or malformed, or an unlabeled image has no detections.
@@ -163,12 +169,45 @@ def gather_evidence(
         raise UserError(detections, problem, "Finish the round: gleaner run")
     judged = judge(found.subset(positions.isin(truth.keys())), truth, min_iou)
     return Evidence(
+        validation=read_validation(workspace, min_iou=min_iou, score_threshold=score_threshold),
         pool=found.subset(positions.isin(pool_ids)),
         sample=judged,
         chosen=found.subset(positions.isin(chosen_ids)),
         num_chosen=len(chosen_ids),
         num_calibration=len(set(judged.found.image_ids) & {row["image_id"] for row in rows}) if num_calibration else 0,
     )
+
+
+def read_validation(workspace: Workspace, *, min_iou: float, score_threshold: float) -> JudgedBoxes:
+    """Compare the newest teacher's detections on the validation images with the labels; without them, of no image."""
+    predictions = workspace.derived("evaluate") / "predictions.parquet"
+    rows = []
+    if predictions.is_file():
+        table = files.read_table(predictions, schemas.PREDICTIONS)
+        rows = [row for row in table.to_pylist() if row["model"] == "teacher"]
+    val = files.read_table(workspace.derived("assemble") / "val.parquet", schemas.ANNOTATED).to_pylist() if rows else []
+    truth = {row["image_id"]: marked_boxes(row) for row in val}
+    rows = [row for row in rows if row["image_id"] in truth]
+    scores = [np.array(row["scores"], dtype=np.float32) for row in rows]
+    kept = [scores_N >= score_threshold for scores_N in scores]
+    found = FoundBoxes(
+        [row["image_id"] for row in rows],
+        np.array([kept_N.sum() for kept_N in kept], dtype=np.int64),
+        _concatenated(
+            [np.reshape(row["boxes_xyxy"], (-1, 4))[k] for row, k in zip(rows, kept, strict=True)],
+            np.zeros((0, 4), np.float32),
+        ),
+        _concatenated([s[k] for s, k in zip(scores, kept, strict=True)], np.zeros(0, np.float32)),
+        _concatenated(
+            [np.array(row["class_ids"])[k] for row, k in zip(rows, kept, strict=True)], np.zeros(0, np.int64)
+        ),
+        np.array([s[~k].sum() for s, k in zip(scores, kept, strict=True)], dtype=np.float64),
+    )
+    return judge(found, truth, min_iou)
+
+
+def _concatenated(parts: list[NDArray[Any]], blank: NDArray[Any]) -> NDArray[Any]:
+    return np.concatenate([blank, *(part.astype(blank.dtype) for part in parts)])
 
 
 def _random_returns(

@@ -75,7 +75,13 @@ def autolabel(
     """
     classes, own = list(params.classes), params.autolabel
     evidence = gather_evidence(
-        workspace, model, detections, classes=classes, open_batches=open_batches, min_iou=own.box_iou
+        workspace,
+        model,
+        detections,
+        classes=classes,
+        open_batches=open_batches,
+        min_iou=own.box_iou,
+        score_threshold=params.infer.score_threshold,
     )
     if not len(evidence.pool):
         raise UserError(workspace.root, "unlabeled images that are not with annotators are 0, expected at least 1")

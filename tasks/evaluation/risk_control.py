@@ -118,7 +118,7 @@ def fixed_sequence(p_values: Iterable[float], level: float) -> int:
 
 
 class RiskPlan:
-    """What a number of labeled images could show of a threshold, from the unlabeled pool alone.
+    """What a number of labeled images could show of a threshold, by the accepted boxes in the unlabeled pool.
 
     The order of the tests has to be fixed without the labeled images, so where it begins is decided here.
     """
@@ -136,9 +136,10 @@ class RiskPlan:
         share_A = counts_A / max(counts_A.sum(), 1)
         accepted_A = np.arange(1, max_accepted + 1)
         self._growth_G = share_A @ _log_growth(risk * accepted_A, max_accepted, risk)
-        mean = max(round(float(share_A @ accepted_A)), 1)
-        wrong, right = (_log_growth(np.array([risk * mean - w]), max_accepted, risk)[0] for w in (1, 0))
-        self._loss_G = wrong - right
+        # Wrong boxes come together: so many images as hold them lose all of theirs.
+        mean = float(share_A @ accepted_A)
+        wrong, right = (_log_growth(np.array([risk * mean - w]), max_accepted, risk)[0] for w in (mean, 0.0))
+        self._loss_G = (wrong - right) / max(mean, 1.0)
 
     def p_value(self, num_images: float, *, num_wrong: float) -> float:
         """Return the p-value of so many images with accepted boxes, where ``num_wrong`` boxes of them are wrong."""

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.autolabel.acceptance import accept
-from tasks.autolabel.evidence import Bools, Evidence, JudgedBoxes, judge, read_found_boxes
+from tasks.autolabel.evidence import Bools, Evidence, JudgedBoxes, judge, read_found_boxes, read_validation
 from tasks.data.annotations import marked_boxes
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
@@ -66,12 +66,19 @@ def read_judged(workspace: Workspace, params: Params) -> JudgedBoxes:
 
 
 def replay(
-    judged: JudgedBoxes, params: Params, *, num_calibration: int, num_trained: int, seeds: Sequence[int]
+    judged: JudgedBoxes,
+    validation: JudgedBoxes,
+    params: Params,
+    *,
+    num_calibration: int,
+    num_trained: int,
+    seeds: Sequence[int],
 ) -> Iterator[Replayed]:
     """Draw calibration images anew with each seed; the other images are the pool.
 
     Args:
         judged: images that the model was not trained on.
+        validation: which plan the tests.
         params: all sections.
         num_calibration: images that are drawn.
         num_trained: labeled images that the model was trained on.
@@ -83,7 +90,7 @@ def replay(
         is_sample[rng.permutation(len(is_sample))[:num_calibration]] = True
         sample, pool = judged.subset(is_sample), judged.subset(~is_sample)
         nothing = pool.found.subset(np.zeros(len(pool.found), dtype=bool))
-        evidence = Evidence(pool.found, sample, nothing, 0, num_calibration)
+        evidence = Evidence(pool.found, sample, nothing, 0, num_calibration, validation)
         found = accept(evidence, params.autolabel, params.classes)
         accepted_B, whole_P = found.is_box_accepted, found.is_image_accepted
         own = params.autolabel
@@ -183,10 +190,14 @@ def main() -> None:
         own = params.autolabel.model_copy(update={"wanted_precision": arguments.precision})
         params = params.model_copy(update={"autolabel": own})
     judged = read_judged(workspace, params)
+    threshold = params.infer.score_threshold
+    validation = read_validation(workspace, min_iou=params.autolabel.box_iou, score_threshold=threshold)
     trained = files.read_table(workspace.derived("assemble") / "labeled.parquet", ANNOTATED, columns=["image_id"])
     for count in arguments.calibration:
         seeds = range(1, arguments.seeds + 1)
-        results = list(replay(judged, params, num_calibration=count, num_trained=trained.num_rows, seeds=seeds))
+        results = list(
+            replay(judged, validation, params, num_calibration=count, num_trained=trained.num_rows, seeds=seeds)
+        )
         title = f"## {workspace.root.name}: {count} calibration images of {len(judged.found)}"
         sys.stdout.write(f"{title}\n\n{markdown(results, params.autolabel)}\n")
 

@@ -45,7 +45,7 @@ class PlantedCampaign:
         self.settings = (*SETTINGS, *settings)
         self.truth: dict[str, AnnotatedImage] = {}
         self.rows: dict[str, dict[str, Any]] = {}
-        total = num_pool + num_calibration + 10 + num_chosen + 4 + 5
+        total = num_pool + num_calibration + 10 + num_chosen + 4 + 40
         self.ids = [self._image(number) for number in range(total)]
         parts = np.split(np.array(self.ids), np.cumsum([num_pool, num_calibration, 10, num_chosen, 4]))
         self.pool, self.calibration, self.seed_batch, self.chosen, self.random, self.val = (p.tolist() for p in parts)
@@ -127,6 +127,16 @@ class PlantedCampaign:
         for path in (workspace.calibration, assembled / "calibration.parquet"):
             write_annotated(path, [self.truth[i] for i in self.calibration], CLASSES)
         write_annotated(workspace.val, [self.truth[i] for i in self.val], CLASSES)
+        write_annotated(assembled / "val.parquet", [self.truth[i] for i in self.val], CLASSES)
+        predictions = [
+            {name: self.rows[i][name] for name in ("image_id", "boxes_xyxy", "scores", "class_ids")} | {"model": model}
+            for i in self.val
+            for model in ("teacher", "student")
+        ]
+        schema = schemas.with_class_names(schemas.PREDICTIONS, CLASSES)
+        files.write_table(
+            workspace.derived("evaluate") / "predictions.parquet", pa.Table.from_pylist(predictions, schema=schema)
+        )
         write_annotated(assembled / "labeled.parquet", [self.truth[i] for i in labeled], CLASSES)
         write_annotated(workspace.oracle, [self.truth[i] for i in self.pool], CLASSES)
 

@@ -46,5 +46,5 @@ def planted(rng: np.random.Generator, num_images: int, mean_boxes: float = 1.5) 
 def planted_evidence(rng: np.random.Generator, num_pool: int, num_sample: int, mean_boxes: float = 1.5) -> Evidence:
     """Draw pool and sample alike; nothing was chosen."""
     nothing = planted(rng, 1).found.subset(np.array([False]))
-    pool, sample = (planted(rng, size, mean_boxes) for size in (num_pool, num_sample))
-    return Evidence(pool.found, sample, nothing, 0, num_sample)
+    pool, sample, validation = (planted(rng, size, mean_boxes) for size in (num_pool, num_sample, 60))
+    return Evidence(pool.found, sample, nothing, 0, num_sample, validation)

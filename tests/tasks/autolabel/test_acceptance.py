@@ -15,13 +15,13 @@ NUM_SEEDS = 120
 
 def test_the_promises_hold_at_the_stated_rate() -> None:
     """Over many samples from one pool: true precision at the chosen threshold, true share of wrong whole images."""
-    rng = np.random.default_rng(1)
-    pool = planted(rng, 1500)
+    pool = planted(np.random.default_rng(1), 1500)
     nothing = pool.found.subset(np.zeros(1500, dtype=bool))
     accepted = broken = whole = whole_broken = 0
     for seed in range(NUM_SEEDS):
-        sample = planted(np.random.default_rng(100 + seed), 300)
-        found = accept(Evidence(pool.found, sample, nothing, 0, 300), PARAMS, ["x"])
+        rng = np.random.default_rng(100 + seed)
+        sample, validation = planted(rng, 300), planted(rng, 60)
+        found = accept(Evidence(pool.found, sample, nothing, 0, 300, validation), PARAMS, ["x"])
         if found.is_box_accepted.any():
             accepted += 1
             wrong = 1 - right_probability(pool.found.scores[found.is_box_accepted]).mean()

@@ -206,7 +206,13 @@ def test_random_draws_that_came_back_join_the_sample_of_a_model_that_has_not_see
     for number in (0, 1):
         model = ModelRef(number, number + 1, MODEL.sha256)
         evidence = gather_evidence(
-            workspace, model, workspace.derived("infer"), classes=list(CLASSES), open_batches={}, min_iou=0.5
+            workspace,
+            model,
+            workspace.derived("infer"),
+            classes=list(CLASSES),
+            open_batches={},
+            min_iou=0.5,
+            score_threshold=0.2,
         )
         sizes[number] = set(evidence.sample.found.image_ids) - set(campaign.calibration)
         assert evidence.num_calibration == len(campaign.calibration)

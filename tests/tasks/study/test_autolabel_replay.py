@@ -30,7 +30,14 @@ def test_seeds_differ_in_their_draws_and_repeat_them(tmp_path) -> None:  # type:
     _, params = planted_params(tmp_path)
     params = params.model_copy(update={"classes": ["x"], "autolabel": PARAMS})
     judged = planted(np.random.default_rng(0), 900)
-    first, second = (list(replay(judged, params, num_calibration=300, num_trained=60, seeds=[1, 2])) for _ in range(2))
+    first, second = (
+        list(
+            replay(
+                judged, planted(np.random.default_rng(1), 60), params, num_calibration=300, num_trained=60, seeds=[1, 2]
+            )
+        )
+        for _ in range(2)
+    )
     assert first == second
     assert first[0].accepted_boxes != first[1].accepted_boxes
     for one in first:
@@ -46,6 +53,6 @@ def test_nothing_accepted_is_said(tmp_path) -> None:  # type: ignore[no-untyped-
     _, params = planted_params(tmp_path)
     params = params.model_copy(update={"classes": ["x"], "autolabel": PARAMS})
     judged = planted(np.random.default_rng(0), 200)
-    [one] = replay(judged, params, num_calibration=10, num_trained=60, seeds=[1])
+    [one] = replay(judged, planted(np.random.default_rng(1), 60), params, num_calibration=10, num_trained=60, seeds=[1])
     assert (one.accepted_boxes, one.true_precision, one.boxes.num_all) == (0, None, 0)
     assert "accepted in 0 of 1 seeds" in markdown([one], PARAMS)
