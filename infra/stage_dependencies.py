@@ -65,12 +65,19 @@ def up_to_date(text: str, graph: grimp.ImportGraph, root: Path = ROOT) -> str:
     yaml.indent(mapping=2, sequence=4, offset=2)
     document: dict[str, Any] = yaml.load(text)
     for stage in document["stages"].values():
-        module = str(stage["cmd"]).removeprefix("python -m ")
-        code = code_dependencies(imported_modules(graph, module), root)
+        code = code_dependencies(_started_modules(graph, stage["cmd"]), root)
         stage["deps"] = [*code, *_data_dependencies(stage["deps"])]
     stream = io.StringIO()
     yaml.dump(document, stream)
     return stream.getvalue()
+
+
+def _started_modules(graph: grimp.ImportGraph, command: str) -> set[str]:
+    """List what ``python -m tasks train`` or ``python -m tasks.demo.draw`` executes."""
+    package, *stage = command.removeprefix("python -m ").split()
+    if not stage:
+        return imported_modules(graph, package)
+    return {f"{package}.__main__"} | imported_modules(graph, f"{package}.{stage[0]}")
 
 
 def _data_dependencies(dependencies: Iterable[str]) -> list[str]:

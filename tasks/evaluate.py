@@ -95,7 +95,7 @@ def _body(workspace: Workspace) -> None:
 
 
 def main() -> None:
-    """``python -m tasks.evaluate``."""
+    """``python -m tasks evaluate``."""
     stage_main("evaluate", _body)
 
 

@@ -177,7 +177,7 @@ def _body(workspace: Workspace) -> None:
 
 
 def main() -> None:
-    """``python -m tasks.infer``."""
+    """``python -m tasks infer``."""
     stage_main("infer", _body)
 
 

@@ -349,7 +349,7 @@ def _body(workspace: Workspace) -> None:
 
 
 def main() -> None:
-    """``python -m tasks.train``."""
+    """``python -m tasks train``."""
     stage_main("train", _body)
 
 

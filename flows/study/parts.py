@@ -180,7 +180,7 @@ def _repeated_training(
         _link_training_inputs(workspace, copy, repeat)
         stages = yaml.safe_load(workspace.dvc_yaml.read_text("utf-8"))["stages"]
         for stage in ("train", "evaluate"):
-            run_command(copy.root, [sys.executable, *stages[stage]["cmd"].split()[1:]])  # python -m tasks.train
+            run_command(copy.root, [sys.executable, *stages[stage]["cmd"].split()[1:]])  # python -m tasks train
         files.write_json(result, measure_training(copy, classes))
         shutil.rmtree(copy.root)
     repeated: dict[str, Any] = files.read_json(result)

@@ -55,7 +55,7 @@ def dvc_command(*arguments: str) -> list[str]:
 
 
 def dvc_env() -> dict[str, str]:
-    """Return an environment in which ``python -m tasks.<stage>`` runs this Python and this Gleaner."""
+    """Return an environment in which ``python -m tasks <stage>`` runs this Python and this Gleaner."""
     package_parent = str(Path(tasks.__file__).parents[1])
     python_path = os.environ.get("PYTHONPATH")
     if package_parent != sysconfig.get_path("purelib"):  # a checkout: what we run is what the stages run

@@ -167,7 +167,7 @@ def run_stage(workspace: Workspace, stage: str) -> StageCost:
     Raises:
         RuntimeError: it failed; carries the end of its output.
     """
-    command = [sys.executable, "-S", "-c", _LAUNCHER, sys.executable, "-W", "ignore", "-m", f"tasks.{stage}"]
+    command = [sys.executable, "-S", "-c", _LAUNCHER, sys.executable, "-W", "ignore", "-m", "tasks", stage]
     environment = {**os.environ, "PYTHONPATH": str(_REPOSITORY)}
     started_s = time.perf_counter()
     done = subprocess.run(command, cwd=workspace.root, env=environment, capture_output=True, text=True, check=False)

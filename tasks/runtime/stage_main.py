@@ -1,4 +1,4 @@
-"""Start a stage: ``python -m tasks.<stage>`` from a workspace's root."""
+"""Start a stage: ``python -m tasks <stage>`` from a workspace's root."""
 
 import ctypes
 import gc

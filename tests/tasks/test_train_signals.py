@@ -35,7 +35,7 @@ SETTINGS = (
 
 def start(workspace: Workspace, stage: str, **changes: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", f"tasks.{stage}"],
+        [sys.executable, "-m", "tasks", stage],
         cwd=workspace.root,
         env=subprocess_env(PYTHONWARNINGS="ignore", **changes),
         stdout=subprocess.PIPE,

@@ -49,7 +49,7 @@ def test_a_dvc_lock_is_dropped_unless_dvc_holds_it(small_campaign: Workspace, co
 WHOLE = """schema: '2.0'
 stages:
   prepare:
-    cmd: python -m tasks.prepare
+    cmd: python -m tasks prepare
     outs:
     - path: derived/prepare
       hash: md5
