@@ -157,7 +157,7 @@ class FoldedConv2d(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.norm, self.activation = norm if isinstance(conv, Detectron2Conv2d) else None, activation
-        self._pads_same = isinstance(conv, Conv2dSame)
+        self.pads_same = isinstance(conv, Conv2dSame)
         self._scale_and_shift = (norm,)  # in a tuple: as a module it would enter the state dict a second time
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class FoldedConv2d(nn.Module):
         if self.bias is not None:
             shift_C = shift_C + self.bias * scale_C
         padding: Any = self.padding
-        if self._pads_same:
+        if self.pads_same:
             x_NCHW, kernel, padding = self._pad_same(x_NCHW, kernel)
         x_NCHW = F.conv2d(x_NCHW, kernel, shift_C, self.stride, padding, self.dilation, self.groups)
         return x_NCHW if self.activation is None else self.activation(x_NCHW)

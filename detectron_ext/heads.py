@@ -181,12 +181,19 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
         boxes = self.predict_boxes(predictions, proposals)
         class_probs = self.predict_probs(predictions, proposals)
         results = [
-            self._detect(boxes_i, class_probs_i, image.image_size)
+            self.keep_best(boxes_i, class_probs_i, image.image_size)
             for boxes_i, class_probs_i, image in zip(boxes, class_probs, proposals, strict=True)
         ]
         return [instances for instances, _ in results], [kept for _, kept in results]
 
-    def _detect(self, boxes: Tensor, class_probs_RK: Tensor, image_size: tuple[int, int]) -> tuple[Instances, Tensor]:
+    def keep_best(self, boxes: Tensor, class_probs_RK: Tensor, image_size: tuple[int, int]) -> tuple[Instances, Tensor]:
+        """Return one image's detections after NMS by class, by descending score, and the ROIs they come from.
+
+        Args:
+            boxes: (R, 4) class-agnostic or (R, K*4) class-specific boxes, in pixels.
+            class_probs_RK: posteriors (R, K+1).
+            image_size: height and width in pixels.
+        """
         scores_R, class_ids_R = class_probs_RK[:, :-1].max(dim=1)
         boxes_R4 = Boxes(self.select_class_rows(boxes, class_ids_R))
         boxes_R4.clip(image_size)

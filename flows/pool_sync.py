@@ -9,9 +9,9 @@ import pyarrow as pa
 from flows.annotation.batches import all_annotation_batches
 from flows.workspace import dvc, git
 from flows.workspace.run_lock import run_lock
+from tasks.data.image_decoding import ImageProblem
 from tasks.data.image_listing import ImageBucket, ImageFolder, is_utf8
 from tasks.data.image_metadata_cache import file_metadata_cache, inspect_file, object_metadata_cache
-from tasks.data.images import ImageProblem
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace, image_id_from_sha256
 from tasks.data.pool_diff import PoolDiff, Row, SourceImage, diff_pool

@@ -13,13 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from tasks.data.image_decoding import ImageProblem
 from tasks.data.image_metadata_cache import (
     inspect_file,
     list_existing_objects,
     object_metadata_cache,
     workspace_metadata_cache,
 )
-from tasks.data.images import ImageMetadata, ImageProblem
+from tasks.data.images import ImageMetadata
 from tasks.data.paths import Workspace, image_id_from_sha256, resolve_uri
 from tasks.data.schemas import ANNOTATED, INDEX, POOL, UNLABELED
 from tasks.params import load_params, load_stage_params

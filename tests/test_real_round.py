@@ -75,7 +75,7 @@ def running_stages(folder: Path) -> list[str]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if "tasks." in " ".join(process.cmdline()) and Path(process.cwd()) == folder:
+            if "tasks" in process.cmdline() and Path(process.cwd()) == folder:
                 found.append(process.name())
     return found
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from flows.cli.autolabel import autolabel
 from flows.cli.data import gc, pool, quarantine
 from flows.cli.doctor import doctor
+from flows.cli.export import export
 from flows.cli.init import adopt, import_, init
 from flows.cli.options import TrustOption, WorkspaceOption, look_at
 from flows.cli.people import people
@@ -109,6 +110,7 @@ app.command()(audit)
 app.command()(promote)
 app.command()(rollback)
 app.command()(reproduce)
+app.command()(export)
 app.command()(adopt)
 app.command()(gc)
 app.command()(schedule)

@@ -179,6 +179,7 @@ def prepare_demo(target: Path) -> None:
     from tasks.data.import_policy import ImportPolicy
     from tasks.demo import DIGITS_PARAMS_FILE, generate_dataset, load_digits_params
     from tasks.params import load_params
+    from tasks.params.profiles import DEMO_OVERRIDES
 
     if is_workspace(target):
         return
@@ -204,7 +205,7 @@ def prepare_demo(target: Path) -> None:
             calibration_images=digits.calibration_images,
             val_frac=0.2,  # unused: the demo brings its own validation set
             oracle=True,
-            overrides=(),
+            overrides=DEMO_OVERRIDES,
             imported_at=_DEMO_IMPORTED_AT,
         )
         create_workspace(target, campaign)

@@ -113,6 +113,10 @@ def _add_lineage(tree: Tree, lineage: Mapping[str, Any]) -> None:
     for decision in model["promotions"]:
         line = f"{decision['action']} {decision['timestamp']} by {decision['author']}: {decision['reason']}"
         tree.add(escape(line), style="dim")
+    for export in model["exports"]:
+        name = f"{export['name']}/{export['version']}"
+        line = f"exported {export['timestamp']} by {export['author']} as {name}, mAP {export['map_export']:.1f}"
+        tree.add(escape(line), style="dim")
     branch = tree.add(
         f"trained as [bold]{training['tag']}[/bold] at {_short_hash(training['git_revision'])} on "
         f"{pluralize(training['labels'], 'label')}, {pluralize(training['boxes'], 'box', 'boxes')}, "

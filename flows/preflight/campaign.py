@@ -20,7 +20,8 @@ from flows.workspace.owner import ADOPT_HINT, ownership_problem, read_owner
 from flows.workspace.rounds import all_ledgers, last_published_round, lost_tag_hint
 from flows.workspace.trust import is_trusted
 from tasks.data.annotations import read_annotated
-from tasks.data.images import ImageProblem, inspect_image
+from tasks.data.image_decoding import ImageProblem
+from tasks.data.images import inspect_image
 from tasks.data.label_store import Annotation, check_annotation, read_labels
 from tasks.data.paths import Workspace, image_id_from_sha256, resolve_uri
 from tasks.data.schemas import ANNOTATED, POOL

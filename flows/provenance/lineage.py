@@ -18,6 +18,7 @@ from flows.annotation.quarantine import read_entries
 from flows.provenance.snapshot import RoundSnapshot, load_snapshots
 from flows.tracking.mlflow_run import CANDIDATE, CHAMPION
 from flows.workspace.dvc_cache import MissingDataError
+from flows.workspace.export_log import read_exports
 from flows.workspace.promotion_log import current_champion, read_decisions
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
@@ -42,10 +43,10 @@ def model_lineage(workspace: Workspace, round_number: int) -> dict[str, Any]:
         round_number: the round whose teacher it is.
 
     Returns:
-        ``model`` (name, version, aliases, sha256, teacher_map in percent, promotions), ``training`` (round, tag,
-        revision, digests, counts, machine) and ``labels``, newest batch first: digest, annotators, and ``deliveries``
-        with rank and reason of each image. The newest batch also has ``selection_model``, the lineage of the model
-        that selected its images, and so on down to the seed.
+        ``model`` (name, version, aliases, sha256, teacher_map in percent, promotions, exports), ``training`` (round,
+        tag, revision, digests, counts, machine) and ``labels``, newest batch first: digest, annotators, and
+        ``deliveries`` with rank and reason of each image. The newest batch also has ``selection_model``, the lineage of
+        the model that selected its images, and so on down to the seed.
 
     Raises:
         UserError: there is no finished round.
@@ -64,6 +65,7 @@ def _model_lineage(workspace: Workspace, rounds: Mapping[int, RoundSnapshot], nu
             "sha256": ledger["teacher"]["sha256"],
             "teacher_map": ledger["metrics"]["teacher"]["mAP"],
             "promotions": _decisions(workspace, snapshot.model_version),
+            "exports": _exports(workspace, number),
         },
         "training": _training(snapshot),
         "labels": _label_batches(workspace, rounds, number),
@@ -168,6 +170,12 @@ def _decisions(workspace: Workspace, version: int) -> list[dict[str, Any]]:
     fields = {"action", "timestamp", "author", "reason"}
     decisions = read_decisions(workspace)
     return [decision.model_dump(include=fields) for decision in decisions if decision.model.version == version]
+
+
+def _exports(workspace: Workspace, round_number: int) -> list[dict[str, Any]]:
+    fields = {"name", "version", "format", "precision", "timestamp", "author", "map_export", "sha256_by_file"}
+    exports = read_exports(workspace)
+    return [record.model_dump(include=fields) for record in exports if record.model.round == round_number]
 
 
 def image_lineage(workspace: Workspace, image_id_prefix: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from flows.annotation.batches import MANIFEST
 from flows.tracking.mlflow_run import CANDIDATE, CHAMPION
 from flows.workspace import git
 from flows.workspace.dvc_cache import DvcCache, MissingDataError, is_folder_md5, open_dvc_cache
+from flows.workspace.export_log import read_exports
 from flows.workspace.git import read_blob
 from flows.workspace.promotion_log import current_champion
 from flows.workspace.rounds import all_ledgers
@@ -34,8 +35,8 @@ def resolve_model_ref(workspace: Workspace, model_ref: str | None) -> int:
 
     Args:
         workspace: the campaign.
-        model_ref: ``name@champion``, ``name/3``, ``@candidate``, ``/3`` or ``round-0003``; without alias and version,
-            or None: the champion.
+        model_ref: ``name@champion``, ``name/3``, ``@candidate``, ``/3``, ``round-0003``, or an export of it
+            such as ``name-onnx-int8/1``; without alias and version, or None: the champion.
 
     Raises:
         UserError: there is no finished round, or no such model.
@@ -48,6 +49,9 @@ def resolve_model_ref(workspace: Workspace, model_ref: str | None) -> int:
         return _existing(int(by_tag[1]), ledgers, model_ref)
     match = _MODEL_REF.fullmatch(model_ref or "")
     name = ledgers[max(ledgers)]["mlflow"]["model_name"]
+    exported = _round_of_export(workspace, match)
+    if exported is not None:
+        return _existing(exported, ledgers, model_ref)
     if match is None or match["name"] not in ("", name):
         expected = f"expected {name}@{CHAMPION}, {name}/VERSION or round-0000"
         raise UserError("MODEL", f"the model is {model_ref!r}, {expected}")
@@ -56,6 +60,15 @@ def resolve_model_ref(workspace: Workspace, model_ref: str | None) -> int:
         found = [number for number, ledger in ledgers.items() if ledger["mlflow"]["model_version"] == version]
         return _existing(found[-1] if found else -1, ledgers, model_ref)
     return _by_alias(workspace, ledgers, match["alias"] or CHAMPION)
+
+
+def _round_of_export(workspace: Workspace, match: re.Match[str] | None) -> int | None:
+    """Find the round of the model that an export such as ``name-onnx-int8/1`` was made of."""
+    if match is None or not match["version"]:
+        return None
+    wanted = match["name"], int(match["version"])
+    exports = read_exports(workspace)
+    return next((record.model.round for record in exports if (record.name, record.version) == wanted), None)
 
 
 def _by_alias(workspace: Workspace, ledgers: Mapping[int, Mapping[str, Any]], alias: str) -> int:

@@ -100,7 +100,7 @@ def promote(
         workspace,
         _idempotency_key(workspace, action, version, reason),
         action,
-        author=_current_user(workspace),
+        author=git.committer(workspace.root),
         previous_champion=champion,
         model=model_record(target.ledger),
         reason=reason if action == "promote" else f"{result.reason} (requested because: {reason})",
@@ -141,7 +141,7 @@ def rollback(workspace: Workspace, client: MlflowClient, to: int | None, reason:
         workspace,
         _idempotency_key(workspace, "rollback", previous_champion.version, reason),
         "rollback",
-        author=_current_user(workspace),
+        author=git.committer(workspace.root),
         previous_champion=champion,
         model=previous_champion,
         reason=reason,
@@ -240,10 +240,6 @@ def _idempotency_key(workspace: Workspace, action: str, version: int, reason: st
     if log and log[-1].key == files.sha256_json([*request, len(log) - 1]):
         return log[-1].key
     return files.sha256_json([*request, len(log)])
-
-
-def _current_user(workspace: Workspace) -> str:
-    return git.run_git(workspace.root, "var", "GIT_COMMITTER_IDENT").rsplit(" ", 2)[0]  # without the time
 
 
 def _model_name(workspace: Workspace) -> str:

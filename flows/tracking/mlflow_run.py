@@ -72,6 +72,8 @@ _DATA_SETS = {
     "Validation set": "data/val.parquet",
     "Calibration set": "data/calibration.parquet",
 }
+EXPORT_KEY_TAG, PARENT_MODEL_TAG = "gleaner.export_key", "gleaner.parent_model"
+"""Of an exported model: what identifies its network, and ``name/version`` of the model it was made of."""
 LEDGER_SHA256, TEACHER_SHA256 = "gleaner.ledger_sha256", "gleaner.teacher_sha256"
 INPUTS = (
     ("pool", "prepare", "data/index.parquet", "pool"),

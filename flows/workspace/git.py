@@ -24,11 +24,11 @@ DERIVED_PATHS = (
     *SOURCE_PATHS,
 )  # fmt: skip
 """Everything a round consists of before its ledger is written."""
-ALL_PATHS = (*DERIVED_PATHS, "rounds", "promotions.jsonl", "owners.jsonl")
+ALL_PATHS = (*DERIVED_PATHS, "rounds", "promotions.jsonl", "exports.jsonl", "owners.jsonl")
 
 _COMMITTED = re.compile(
     r"\.dvc/(\.gitignore|config)|\.dvcignore|\.gitignore|params\.yaml|dvc\.(yaml|lock)|code_versions\.json"
-    r"|promotions\.jsonl|owners\.jsonl|rounds/round-\d{4,}\.json"
+    r"|(promotions|exports|owners)\.jsonl|rounds/round-\d{4,}\.json"
     r"|data/\.gitignore|data/(val|calibration)\.parquet|data/import_report\.json|data/labels/batch-\d{4,}\.json"
     r"|data/(images|index\.parquet|detections_at_selection|warm_start)\.dvc"
     r"|derived/([^/]+/)?\.gitignore|derived/[^/]+/[^/]+\.json|quarantine/[^/]+\.json"
@@ -71,6 +71,11 @@ def campaign_key(workspace: Workspace) -> str:
 def init_repository(root: Path) -> None:
     """Make ``root`` a repository on branch main, without the hooks and ignore files of a template."""
     run_git(root, "init", "--quiet", "--initial-branch=main", "--object-format=sha1", "--template=")
+
+
+def committer(root: Path) -> str:
+    """Return the name and address that commits are made with."""
+    return run_git(root, "var", "GIT_COMMITTER_IDENT").rsplit(" ", 2)[0]  # without the time
 
 
 def commit(workspace: Workspace, message: str, paths: Sequence[str] = ALL_PATHS) -> str:

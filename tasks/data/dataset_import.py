@@ -15,9 +15,10 @@ from tasks.data.box_rules import BoxRules
 from tasks.data.dataset_source import DatasetSource, OpenedSource, Part, open_dataset
 from tasks.data.formats.base import ParsedDocument, ParsedImage, near_equal_names
 from tasks.data.formats.decoding import decode_text
+from tasks.data.image_decoding import ImageProblem
 from tasks.data.image_listing import ImageListing, inspect_images
 from tasks.data.image_record import NO_BOXES, BoxColumns, BoxFate, BoxRows, ImageRecord
-from tasks.data.images import ImageMetadata, ImageProblem
+from tasks.data.images import ImageMetadata
 from tasks.data.import_policy import (
     CheckedDocument,
     ImportPolicy,

@@ -8,8 +8,9 @@ from typing import Protocol
 
 from tasks.data.archives import FileSource, FolderSource, ZipSource, is_junk, open_source
 from tasks.data.formats.recognize import is_image
+from tasks.data.image_decoding import ImageProblem
 from tasks.data.image_metadata_cache import ImageMetadataCache
-from tasks.data.images import ImageMetadata, ImageProblem, inspect_image
+from tasks.data.images import ImageMetadata, inspect_image
 from tasks.runtime.concurrency import map_threads
 from tasks.runtime.errors import UserError
 from tasks.runtime.progress import track

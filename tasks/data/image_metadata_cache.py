@@ -12,7 +12,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from tasks.data.images import ImageMetadata, ImageProblem, inspect_image
+from tasks.data.image_decoding import ImageProblem
+from tasks.data.images import ImageMetadata, inspect_image
 from tasks.data.paths import Workspace, resolve_uri
 from tasks.storage import files
 from tasks.storage.image_cache import ImageCache

@@ -61,6 +61,11 @@ class Workspace:
         return self.root / "promotions.jsonl"
 
     @property
+    def exports(self) -> Path:
+        """What was exported, from which model, one JSON object a line, append-only."""
+        return self.root / "exports.jsonl"
+
+    @property
     def params(self) -> Path:
         """Parameters of the round."""
         return self.root / "params.yaml"

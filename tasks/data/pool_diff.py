@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.data.images import ImageMetadata, ImageProblem
+from tasks.data.image_decoding import ImageProblem
+from tasks.data.images import ImageMetadata
 from tasks.data.paths import image_id_from_sha256
 from tasks.data.schemas import Quarantined
 

@@ -12,7 +12,7 @@ import numpy as np
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
-from tasks.data.images import open_rgb
+from tasks.data.image_decoding import open_rgb
 from tasks.params import load_stage_params
 
 _CHANNELS = 3

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from tasks.params.annotation import AnnotatorModelParams, LabelValidationParams, ProviderParams
 from tasks.params.autolabel import AutolabelParams
-from tasks.params.promotion import AuditParams, PromotionParams
+from tasks.params.promotion import AuditParams, ExportParams, PromotionParams
 from tasks.params.stages import (
     AssembleParams,
     AugmentationParams,
@@ -68,6 +68,7 @@ class Params(Section):
     promotion: PromotionParams
     autolabel: AutolabelParams
     audit: AuditParams
+    export: ExportParams
 
     @model_validator(mode="after")
     def _check_unique_classes(self) -> Self:

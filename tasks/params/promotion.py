@@ -1,4 +1,4 @@
-"""The sections of ``params.yaml`` behind promotion and audit; no stage reads them."""
+"""The sections of ``params.yaml`` behind promotion, audit and export; no stage reads them."""
 
 from typing import Annotated
 
@@ -29,3 +29,14 @@ class AuditParams(Section):
     """Perceptual hashes (256 bits) at most this far apart are the same picture. Measured with 48: JPEG at quality
     50, half the size, brighter by a fifth are 2 to 10 apart, 4 % cut off up to 44; strangers at least 74 on the
     demo data (digits on few photographs), 94 on BCCD. 0: only pictures that hash alike."""
+
+
+class ExportParams(Section):
+    """How ``gleaner export`` makes and checks a detector for other machines; read by no stage."""
+
+    map_tolerance_points: NonNegativeFloat
+    """Points of mAP (percent) on the validation images that an export may lose; with more it is refused."""
+    calibration_images: PositiveInt
+    """Images of the calibration set, at most, from which int8 takes the ranges of its values."""
+    timed_images: PositiveInt
+    """Validation images, at most, that latency is measured on."""

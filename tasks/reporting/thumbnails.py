@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from tasks.data.images import ImageSource, open_rgb
+from tasks.data.image_decoding import open_rgb
+from tasks.data.images import ImageSource
 from tasks.data.schemas import AnnotationTask, Prediction
 from tasks.runtime.errors import UserError
 

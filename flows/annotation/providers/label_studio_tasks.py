@@ -19,7 +19,8 @@ from urllib.parse import quote, urlsplit
 from flows.annotation.providers.base import AnnotationBatch, ProviderError, RawAnnotation, to_raw_annotation
 from flows.annotation.providers.label_studio_client import LabelStudioClient, Project
 from tasks.data.formats.label_studio import parse_tasks
-from tasks.data.images import ImageProblem, ImageSource, encode_png, is_shown_by_browsers
+from tasks.data.image_decoding import ImageProblem
+from tasks.data.images import ImageSource, encode_png, is_shown_by_browsers
 from tasks.data.paths import Workspace, resolve_uri
 from tasks.data.schemas import AnnotationTask, Prediction
 from tasks.runtime.errors import UserError

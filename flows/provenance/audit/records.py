@@ -47,7 +47,16 @@ from tasks.storage import files
 
 LEDGER_TRAILER = "Ledger-SHA256: "
 """Line of a tag's message, followed by the digest of the ledger: whoever signs the tag signs the ledger."""
-_SOURCE_PATHS = ("data", "rounds", "quarantine", "deliveries", "promotions.jsonl", "params.yaml", "dvc.yaml")
+_SOURCE_PATHS = (
+    "data",
+    "rounds",
+    "quarantine",
+    "deliveries",
+    "promotions.jsonl",
+    "exports.jsonl",
+    "params.yaml",
+    "dvc.yaml",
+)
 _RELATIVE_TOLERANCE = 1e-9
 """Of a metric in MLflow."""
 _DERIVED_PATHS = ("dvc.lock", "code_versions.json", "derived")

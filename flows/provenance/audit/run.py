@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from flows.provenance.audit import AuditScope, Check, make_check
 from flows.provenance.audit.artifacts import artifact_checks, evaluation_checks, evaluation_findings
+from flows.provenance.audit.exports import export_checks
 from flows.provenance.audit.images import image_checks
 from flows.provenance.audit.records import chain_findings, mlflow_checks, record_checks, relabel_checks
 from flows.provenance.snapshot import RoundSnapshot, load_snapshots
@@ -51,6 +52,7 @@ def run_audit(
         "images": image_checks(scope, params.max_hamming_distance),
         "evaluation": evaluation_checks(scope, recompute),
         "MLflow": mlflow_checks(scope),
+        "exports": export_checks(scope),
     }
     checks: list[Check] = []
     for area, area_checks in areas.items():

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 import pytest
 
 from tasks.data import image_listing
+from tasks.data.image_decoding import ImageProblem
 from tasks.data.image_listing import ImageBucket
 from tasks.data.image_metadata_cache import ImageMetadataCache
-from tasks.data.images import ImageMetadata, ImageProblem
+from tasks.data.images import ImageMetadata
 from tasks.storage.s3 import ObjectMetadata
 
 

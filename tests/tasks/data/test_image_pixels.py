@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks.data.images import ImageProblem, ImageSource, inspect_image, open_rgb
+from tasks.data.image_decoding import ImageProblem, open_rgb
+from tasks.data.images import ImageSource, inspect_image
 from tasks.data.paths import image_id_from_sha256
 from tasks.data.schemas import AnnotationTask
 from tasks.model.detector import ImageReader

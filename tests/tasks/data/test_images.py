@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks.data import images
-from tasks.data.images import MAX_PIXELS, ImageProblem, inspect_image, open_rgb
+from tasks.data import image_decoding
+from tasks.data.image_decoding import MAX_PIXELS, ImageProblem, open_rgb
+from tasks.data.images import inspect_image
 from tasks.params.stages import PrepareParams
 
 
@@ -66,7 +67,7 @@ def test_heic_without_its_library_is_refused_with_the_command_that_installs_it(
 ) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(encode(noise_image(), "HEIF"))
-    monkeypatch.setattr(images, "_register_heif", lambda: False)
+    monkeypatch.setattr(image_decoding, "_register_heif", lambda: False)
     with pytest.raises(ImageProblem, match=r"the format is HEIC, expected pillow-heif.*gleaner\[heic\]"):
         inspect_image(path, max_pixels=10_000)
     path.write_bytes(encode(noise_image(), "AVIF"))

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.data.images import ImageMetadata, ImageProblem
+from tasks.data.image_decoding import ImageProblem
+from tasks.data.images import ImageMetadata
 from tasks.data.pool_diff import PoolDiff, Row, SourceImage, diff_pool
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from flows.annotation.batches import MANIFEST, read_manifest
 from flows.annotation.providers.base import LabelingProgress
 from flows.annotation.providers.label_studio_tasks import MODEL_VERSION
-from tasks.data.images import open_rgb
+from tasks.data.image_decoding import open_rgb
 from tasks.data.schemas import RunnerUp
 from tasks.storage import files
 from tests.flows.annotation.providers.conftest import LabelStudioServer

@@ -11,7 +11,8 @@ from PIL import Image
 from flows.annotation.providers.base import ProviderError
 from flows.annotation.providers.label_studio_client import Project
 from flows.annotation.providers.label_studio_tasks import TaskImages
-from tasks.data.images import inspect_image, open_rgb
+from tasks.data.image_decoding import open_rgb
+from tasks.data.images import inspect_image
 from tasks.data.paths import Workspace, image_id_from_sha256
 from tasks.data.schemas import AnnotationTask
 from tasks.runtime.errors import UserError

@@ -1,0 +1,1 @@
+"""A trained detector as a folder that runs without torch and without Gleaner."""

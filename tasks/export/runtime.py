@@ -1,0 +1,143 @@
+"""Detect objects with an exported detector: ``python detect.pyz IMAGE...`` in the folder of the export.
+
+Needs NumPy, Pillow and the runtime of the export's format, onnxruntime or OpenVINO. This file and
+``image_decoding.py`` are all of Gleaner that ``detect.pyz`` holds.
+
+Shape shorthand: N detections of one image, K foreground classes.
+"""
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tasks.data.image_decoding import ImageProblem, open_rgb
+
+METADATA_FILE = "metadata.json"
+_EXIT_UNREADABLE = 2
+_Run = Callable[[NDArray[np.uint8]], Sequence[NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class FoundObjects:
+    """What the detector reports for one image, by descending score."""
+
+    boxes_xyxy_px: NDArray[np.float32]
+    """(N, 4) in pixels of the image as shown."""
+    scores: NDArray[np.float32]
+    """(N,) the largest foreground posterior."""
+    class_ids: NDArray[np.int64]
+    """(N,) of ``ExportedDetector.classes``."""
+    class_probs: NDArray[np.float32]
+    """(N, K+1) posteriors, background last."""
+
+
+class ExportedDetector:
+    """The detector of an export's folder."""
+
+    def __init__(self, folder: Path, num_threads: int | None = None) -> None:
+        """Load the network.
+
+        Args:
+            folder: written by ``gleaner export``.
+            num_threads: processor threads of one image; None: all cores.
+
+        Raises:
+            OSError: the folder holds no export.
+            ImportError: the runtime of its format is not installed.
+        """
+        self.metadata: dict[str, Any] = json.loads((folder / METADATA_FILE).read_text("utf-8"))
+        self.classes: list[str] = self.metadata["classes"]
+        threads = num_threads or len(os.sched_getaffinity(0))
+        load = _load_onnx if self.metadata["format"] == "onnx" else _load_openvino
+        self._run = load(folder / self.metadata["network"], threads)
+
+    def detect(self, image: bytes | Path | NDArray[np.uint8], min_score: float | None = None) -> FoundObjects:
+        """Detect objects on one image.
+
+        Args:
+            image: an encoded image, its path, or RGB pixels (H, W, 3).
+            min_score: lowest score of a detection; None: the threshold in the export's metadata.
+
+        Raises:
+            OSError: the image is missing or broken.
+            ImageProblem: it has too many pixels, or a pixel mode without a rule.
+        """
+        pixels = image if isinstance(image, np.ndarray) else _decode(image)
+        height_px, width_px = pixels.shape[:2]
+        resized = resize(pixels, self.metadata["short_side_px"], self.metadata["long_side_px"])
+        boxes, scores, class_ids, class_probs = self._run(resized)
+        scale = np.array([width_px / resized.shape[1], height_px / resized.shape[0]] * 2, dtype=np.float32)
+        boxes_N4 = np.clip(boxes * scale, 0, np.array([width_px, height_px] * 2, dtype=np.float32))
+        is_kept = (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(axis=1)
+        is_kept &= scores >= (self.metadata["score_threshold"] if min_score is None else min_score)
+        return FoundObjects(boxes_N4[is_kept], scores[is_kept], class_ids[is_kept], class_probs[is_kept])
+
+
+def resize(pixels: NDArray[np.uint8], short_side_px: int, long_side_px: int) -> NDArray[np.uint8]:
+    """Resize as ``detectron_ext.augmentation.resize`` does; a test compares the two."""
+    height, width = pixels.shape[:2]
+    factor = min(short_side_px / min(height, width), long_side_px / max(height, width))
+    size = max(round(width * factor), 1), max(round(height * factor), 1)
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+
+
+def _decode(image: bytes | Path) -> NDArray[np.uint8]:
+    return np.asarray(open_rgb(io.BytesIO(image) if isinstance(image, bytes) else image))
+
+
+def _load_onnx(network: Path, num_threads: int) -> _Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = 3  # it warns of every map whose size depends on the image
+    session = onnxruntime.InferenceSession(str(network), options, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"image": image})
+
+
+def _load_openvino(network: Path, num_threads: int) -> _Run:
+    import openvino
+
+    # Without the hint it computes in bfloat16 where the processor has it, with other results.
+    config = {"INFERENCE_NUM_THREADS": num_threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    model = openvino.Core().compile_model(network, "CPU", config)
+    return lambda image: [np.array(output) for output in model({"image": image}).values()]
+
+
+def main() -> None:
+    """Print one JSON document a line for each image; an unreadable image is named on stderr and gives exit code 2."""
+    parser = argparse.ArgumentParser(prog="detect.pyz", description="Detect objects; prints a JSON document an image.")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--model", type=Path, default=Path(sys.argv[0]).resolve().parent, help="folder of the export")
+    parser.add_argument("--min-score", type=float, help="lowest score of a detection (default: as exported)")
+    parser.add_argument("--threads", type=int, help="processor threads (default: all cores)")
+    options = parser.parse_args()
+    detector = ExportedDetector(options.model, options.threads)
+    exit_code = 0
+    for path in options.images:
+        try:
+            found = detector.detect(path, options.min_score)
+        except (OSError, ImageProblem, SyntaxError) as error:  # Pillow's reader of PNG raises SyntaxError
+            sys.stderr.write(f"{path}: the image is unreadable ({error}), expected a whole image\n")
+            exit_code = _EXIT_UNREADABLE
+            continue
+        sys.stdout.write(json.dumps({"image": str(path), "objects": _objects(found, detector.classes)}) + "\n")
+    sys.exit(exit_code)
+
+
+def _objects(found: FoundObjects, classes: Sequence[str]) -> list[dict[str, Any]]:
+    columns = found.boxes_xyxy_px.tolist(), found.scores.tolist(), found.class_ids.tolist(), found.class_probs.tolist()
+    return [
+        {"class": classes[class_id], "score": score, "box_xyxy_px": box, "posteriors": posteriors}
+        for box, score, class_id, posteriors in zip(*columns, strict=True)
+    ]

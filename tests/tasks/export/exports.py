@@ -1,0 +1,33 @@
+"""A tiny detector, and its exports."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron_ext.meta_arch import PerImageRCNN
+from tasks.export.network import Format
+from tasks.export.package import ExportImages, ExportRequest
+from tasks.params import StageParams
+
+LINEAGE = {"model": "tiny-1234", "version": 3, "tag": "round-0002", "teacher_sha256": "ab" * 32}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported, and where to."""
+
+    model: PerImageRCNN
+    params: StageParams
+    images: ExportImages
+    val_paths: list[Path]
+    parent: Path
+
+    def folder(self, export_format: Format) -> Path:
+        """Where the fp32 export of a format is."""
+        return self.parent / export_format
+
+    def request(self, export_format: Format, precision: str, tolerance_points: float = 100.0) -> ExportRequest:
+        """A request for an export."""
+        limits = self.params.export.model_copy(update={"map_tolerance_points": tolerance_points, "timed_images": 2})
+        return ExportRequest(
+            self.model, self.params, limits, export_format, precision, LINEAGE, {"square": {"score_threshold": 0.4}}
+        )
