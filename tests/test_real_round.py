@@ -14,9 +14,11 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.workspace import dvc, git
+from flows.workspace.export_log import read_exports
 from flows.workspace.rounds import stage_log
 from flows.workspace.scaffold import create_workspace
 from tasks.data.paths import STAGES, Workspace
+from tasks.export.package import file_digests
 from tests.flows.small_campaign import make_source, run_gleaner, subprocess_env, workspace_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
@@ -125,6 +127,47 @@ def test_the_registered_teachers_are_the_rounds_own(workspace: Workspace) -> Non
     assert {run.info.status for run in runs} == {"FINISHED"}
     (model,) = client.search_registered_models()
     assert len(client.search_model_versions(f"name = '{model.name}'")) == 2
+
+
+def test_a_teacher_is_exported_registered_and_found_by_lineage_and_audit(workspace: Workspace, tmp_path: Path) -> None:
+    folder = tmp_path / "edge"
+    arguments = ("export", str(folder), "round-0000", "--format", "onnx", "--precision", "int8")
+    done = run_gleaner(*arguments, cwd=workspace.root)
+    # Twelve iterations teach nothing that rounding could lose.
+    assert done.returncode == 0, done.stdout + done.stderr
+    [record] = read_exports(workspace)
+    assert record.model.round == 0
+    assert record.sha256_by_file == file_digests(folder)
+    repeated = run_gleaner(*arguments, cwd=workspace.root)
+    assert repeated.returncode == 0, repeated.stdout + repeated.stderr
+    assert read_exports(workspace) == [record]
+
+    client = MlflowClient(f"sqlite:///{workspace.root / 'mlflow.db'}")
+    [version] = client.search_model_versions(f"name = '{record.name}'")
+    teacher = json.loads(workspace.ledger(0).read_text())["mlflow"]
+    assert version.tags["gleaner.parent_model"] == f"{teacher['model_name']}/{teacher['model_version']}"
+    assert version.tags["gleaner.teacher_sha256"] == record.model.sha256
+    lineage = run_gleaner("lineage", f"{record.name}/{record.version}", "--json", cwd=workspace.root)
+    document = json.loads(lineage.stdout)
+    assert document["model"]["version"] == int(teacher["model_version"])
+    assert [entry["sha256_by_file"] for entry in document["model"]["exports"]] == [record.sha256_by_file]
+
+    assert git.run_git(workspace.root, "status", "--porcelain") == ""
+    assert _export_findings(workspace) == []
+    text = workspace.exports.read_text()
+    workspace.exports.write_text(text.replace(record.sha256_by_file["network.onnx"], "0" * 64))
+    [finding] = _export_findings(workspace)
+    assert "SHA-256 of network.onnx is" in finding
+    workspace.exports.write_text(text)
+
+    other = run_gleaner("export", str(folder), "round-0001", "--precision", "int8", cwd=workspace.root)
+    assert other.returncode == 2
+    assert "the folder is the export of teacher" in other.stderr
+
+
+def _export_findings(workspace: Workspace) -> list[str]:
+    audited = json.loads(run_gleaner("audit", "--json", cwd=workspace.root).stdout)
+    return [line for check in audited["checks"] if check["area"] == "exports" for line in check["findings"]]
 
 
 def test_a_tag_brings_the_whole_round_back(workspace: Workspace) -> None:

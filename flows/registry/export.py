@@ -104,6 +104,9 @@ def _write(
     on_step: Callable[[str], None],
 ) -> None:
     params = _params_of_round(workspace, snapshot)
+    if params.model.tile_side_px:
+        side_px = params.model.tile_side_px
+        raise UserError(snapshot.tag, f"model.tile_side_px is {side_px}, expected 0: an export does not cut pictures")
     weights = snapshot.cached_path("derived/train/teacher.pth")
     metrics = json.loads(snapshot.read_blob("derived/evaluate/metrics.json"))
     request = ExportRequest(
@@ -124,7 +127,8 @@ def _params_of_round(workspace: Workspace, snapshot: RoundSnapshot) -> StagePara
     """Combine the round's detector with today's limits: the round may be older than a parameter."""
     content: Any = read_params_file(workspace.params)
     of_round = yaml.safe_load(snapshot.read_blob("params.yaml"))
-    merged = {**content, **{name: of_round[name] for name in _SECTIONS_OF_ROUND}}
+    sections = {name: {**content[name], **of_round[name]} for name in _SECTIONS_OF_ROUND if name != "classes"}
+    merged = {**content, **sections, "classes": of_round["classes"]}
     return StageParams(validate_params(merged, workspace.params), (*_SECTIONS_OF_ROUND, "export"))
 
 
