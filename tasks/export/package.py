@@ -1,12 +1,8 @@
-"""Put the folder of an export together: network, program, metadata, and what was measured.
-
-The folder is written beside its target under another name and renamed when it is whole.
-"""
+"""Put the folder of an export together: network, program, metadata, and what was measured."""
 
 import importlib.metadata
 import os
 import platform
-import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -107,10 +103,7 @@ def write_export(
         UserError: a package is missing, an image is out of reach, or int8 has no images for its ranges.
     """
     require_packages(request.export_format, request.precision)
-    draft = target.with_name(f".{target.name}.incomplete")
-    shutil.rmtree(draft, ignore_errors=True)  # of a call that was killed
-    draft.mkdir(parents=True)
-    try:
+    with files.atomic_folder(target) as draft:
         on_step(f"writing the network: {request.export_format}, {request.precision}")
         _write_network(request, images, draft)
         _write_program(draft / PROGRAM)
@@ -119,10 +112,6 @@ def write_export(
         _require_accuracy(measured.accuracy, request.limits)
         files.write_json(draft / METADATA_FILE, _metadata(request, images, measured))
         _write_texts(request, draft, measured)
-        draft.rename(target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return measured
 
 

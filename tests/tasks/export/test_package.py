@@ -70,7 +70,7 @@ def test_a_loss_of_map_beyond_the_tolerance_is_refused_and_leaves_nothing(
 def test_a_call_that_was_killed_is_repeated_whole(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draft = tmp_path / ".export.incomplete"
+    draft = tmp_path / ".export.1234.tmp"
     draft.mkdir()
     (draft / "leftover.onnx").write_text("half a network")
     with monkeypatch.context() as patched:
