@@ -22,14 +22,16 @@ class MapMetrics(TypedDict):
     per_class: dict[str, float | None]
 
 
-def coco_map(truth: pa.Table, predictions: pa.Table, classes: Sequence[str], max_detections: int = 100) -> MapMetrics:
+def coco_map(
+    truth: pa.Table, predictions: pa.Table, classes: Sequence[str], max_detections: int | None = None
+) -> MapMetrics:
     """Compute COCO AP50:95, AP50 and AP75 of one model, and AP50:95 by size of the objects.
 
     Args:
         truth: schemas.ANNOTATED; ``match_detections`` says how crowds count.
         predictions: rows with image_id, boxes_xyxy, scores, class_ids; images of ``truth`` only.
         classes: names by class index.
-        max_detections: boxes per image and class that count.
+        max_detections: boxes per image and class that count; None: as ``match_detections`` says.
     """
 
     def class_ap(area_range_px2: tuple[float, float]) -> Floats:

@@ -30,6 +30,8 @@ AREA_RANGES_PX2 = {
     "large": (96.0**2, 1e10),
 }
 """COCO's sizes of objects: least and largest area of the box, in square pixels of the original."""
+COCO_MAX_DETECTIONS = 100
+"""Of one class on one image."""
 _PAIRS_PER_BLOCK = 1 << 22  # bounds the memory: about 70 bytes a pair
 
 
@@ -85,7 +87,7 @@ def match_detections(
     num_classes: int,
     *,
     area_range_px2: tuple[float, float] = ALL_AREAS,
-    max_detections: int = 100,
+    max_detections: int | None = None,
 ) -> list[Matches]:
     """Match detections with objects at the ten COCO thresholds; one entry per class.
 
@@ -95,14 +97,16 @@ def match_detections(
         predictions: image_id, boxes_xyxy, scores, class_ids; images of ``truth`` only.
         num_classes: K; boxes of other classes are left out.
         area_range_px2: objects outside are ignored, and so are detections outside that found none.
-        max_detections: detections per image and class that count, those with the highest scores.
+        max_detections: detections per image and class that count, those with the highest scores; None: COCO's 100, and
+            twice the most objects of a class on an image where that is over 100 (docs/method.md#protocols).
 
     Raises:
         ValueError: a prediction is of an image that ``truth`` does not have.
     """
     num_images = truth.num_rows
     objects = _read_objects(truth, num_classes, area_range_px2)
-    detections = _read_detections(truth, predictions, num_classes, area_range_px2, max_detections)
+    limit = _detection_limit(objects) if max_detections is None else max_detections
+    detections = _read_detections(truth, predictions, num_classes, area_range_px2, limit)
     pairs = _overlapping_pairs(detections, objects)
     matched, in_ignored_object = _assign_objects(pairs, detections, objects)
     ignored = np.where(matched, in_ignored_object, detections.is_ignored)
@@ -131,6 +135,12 @@ def _read_objects(truth: pa.Table, num_classes: int, area_range_px2: tuple[float
     order = np.lexsort((ignored, group))
     order = order[known[order]]
     return _Objects(group[order], xywh_px[order], ignored[order], crowd[order])
+
+
+def _detection_limit(objects: _Objects) -> int:
+    """COCO's limit would cap the recall where an image has more objects of a class, as large pictures often do."""
+    most = int(np.bincount(objects.group[~objects.is_crowd]).max(initial=0))
+    return 2 * most if most > COCO_MAX_DETECTIONS else COCO_MAX_DETECTIONS
 
 
 def read_crowds(truth: pa.Table) -> Booleans:

@@ -86,3 +86,25 @@ def test_detections_in_a_crowd_region_of_their_class_count_neither_way() -> None
         [*with_crowd.to_pylist(), {**rows[0], "image_id": "1" * 16, "class_ids": [1, 1]}], ANNOTATED
     )
     assert coco_map(both, other_class, CLASSES)["per_class"]["b"] == 0.0
+
+
+@pytest.mark.parametrize(("num_objects", "limit"), [(100, 100), (101, 202), (150, 300)])
+def test_more_than_a_hundred_objects_of_a_class_raise_the_limit(num_objects: int, limit: int) -> None:
+    """Every object is found, below so many better scored false alarms that the limit decides what is counted."""
+
+    def row(number: int, shift_px: float = 0.0) -> list[float]:
+        x, y = 40.0 * (number % 20), 40.0 * (number // 20) + shift_px
+        return [x, y, x + 10, y + 10]
+
+    boxes = [corner for number in range(num_objects) for corner in row(number)]
+    truth = truth_table((boxes, [0] * num_objects))
+    perfect = prediction_table((boxes, [0.5] * num_objects, [0] * num_objects))
+    assert coco_map(truth, perfect, CLASSES)["AP50"] == pytest.approx(100.0)
+    num_alarms = limit - num_objects // 2
+    alarms = [corner for number in range(num_alarms) for corner in row(number, 20.0)]
+    found = prediction_table(
+        ([*alarms, *boxes], [0.9] * num_alarms + [0.5] * num_objects, [0] * (num_alarms + num_objects))
+    )
+    both = coco_map(truth, found, CLASSES)
+    assert both == coco_map(truth, found, CLASSES, max_detections=limit)
+    assert both["AP50"] < coco_map(truth, found, CLASSES, max_detections=10_000)["AP50"]
