@@ -300,6 +300,8 @@ def _judge_step(step: _Step, counts: _Counts, num_sample: int) -> tuple[float, I
 
 def _image_rule(evidence: Evidence, params: AutolabelParams, testable: Bools) -> ImageRule:
     """Order images by expected errors, and accept whole what is shown to be right often enough."""
+    if not testable.any():
+        return ImageRule(None, 0, 0, None, "of no class enough is known", None)
     level, num_sample = 1 - params.confidence_level, len(evidence.sample.found)
     pool_errors, chosen_errors, sample_errors = (
         expected_errors(found)[_has_only(found, testable)]

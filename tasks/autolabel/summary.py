@@ -30,16 +30,17 @@ def render_summary(summary: Document) -> str:
         f"({sample['calibration_images']} calibration images, {sample['returned_random_draws']} random draws that came "
         "back).",
         "",
-        "| class | accepted from score | bound on precision | accepted boxes | wrong in the sample | images | note |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| class | accepted from score | bound on precision | accepted boxes | wrong in the sample | its images |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, rule in summary["classes"].items():
-        note = "" if rule["threshold"] is not None else _note(rule)
         lines.append(
             f"| {_cell(name)} | {number(rule['threshold'], 3)} | {_percent(rule['precision_bound'])} | "
             f"{rule['accepted_boxes']} | {rule['num_wrong']} of {rule['num_sample_boxes']} | "
-            f"{rule['num_sample_images']} | {_cell(note)} |"
+            f"{rule['num_sample_images']} |"
         )
+    notes = [f"- {name}: {_note(rule)}." for name, rule in summary["classes"].items() if rule["threshold"] is None]
+    lines += ["", "Not accepted:", "", *notes] if notes else []
     whole = summary["whole_images"]
     lines += [
         "",

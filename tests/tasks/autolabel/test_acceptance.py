@@ -90,6 +90,7 @@ def test_no_sample_at_all() -> None:
     found = accept(evidence, PARAMS, ["x"])
     assert not found.is_box_accepted.any()
     assert found.image_rule.max_expected_errors is None
+    assert found.image_rule.reason == "of no class enough is known"
 
 
 def test_chosen_images_make_the_promise_harder() -> None:
