@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.autolabel.evidence import Bools, Evidence, FoundBoxes, Ints
+from tasks.autolabel.evidence import Bools, Evidence, FoundBoxes, Ints, JudgedBoxes
 from tasks.evaluation.risk_control import (
     RiskPlan,
     binomial_p_value,
@@ -51,8 +51,13 @@ class ClassRule(NamedTuple):
 
 
 class ImageRule(NamedTuple):
-    """Which images are accepted whole: those whose expected number of errors is at most ``max_expected_errors``."""
+    """Which images are accepted whole: those whose expected number of errors is at most ``max_expected_errors``.
 
+    Such an image gets the detections of each class from an operating score on, which the validation images gave.
+    """
+
+    operating_scores: tuple[float, ...]
+    """Of each class."""
     max_expected_errors: float | None
     """None: none is."""
     num_sample_images: int
@@ -71,6 +76,7 @@ class Acceptance:
     class_rules: tuple[ClassRule, ...]
     image_rule: ImageRule
     is_box_accepted: Bools  # (B,) by the rule of its class
+    is_box_kept: Bools  # (B,) from the operating score of its class on: what an image accepted whole gets
     is_image_accepted: Bools  # (P,) whole
 
 
@@ -84,12 +90,15 @@ def accept(evidence: Evidence, params: AutolabelParams, classes: Sequence[str]) 
     """
     rules = tuple(_class_rule(evidence, params, name, index) for index, name in enumerate(classes))
     testable = np.array([rule.can_be_tested for rule in rules], dtype=bool)
-    image_rule = _image_rule(evidence, params, testable)
+    scores = operating_scores(evidence.validation, len(classes))
+    image_rule = _image_rule(evidence, params, testable, scores)
+    kept_B = _is_kept(evidence.pool, scores)
     return Acceptance(
         rules,
         image_rule,
         _accepted_boxes(evidence.pool, rules),
-        _accepted_images(evidence.pool, testable, image_rule.max_expected_errors),
+        kept_B,
+        _accepted_images(evidence.pool, kept_B, testable, image_rule.max_expected_errors),
     )
 
 
@@ -103,21 +112,40 @@ def _accepted_boxes(pool: FoundBoxes, rules: Sequence[ClassRule]) -> Bools:
     return accepted_B
 
 
-def _accepted_images(found: FoundBoxes, testable: Bools, max_expected_errors: float | None) -> Bools:
+def operating_scores(validation: JudgedBoxes, num_classes: int) -> NDArray[np.float64]:
+    """Return the score of each class from which on errors are fewest on the validation images, (K,).
+
+    A wrong box costs as much as an object that is missing. Without a detection there: 0.5; without a right one: 1.
+    """
+    result = np.full(num_classes, 0.5)
+    for class_id in range(num_classes):
+        own = validation.found.class_ids == class_id
+        order = np.argsort(-validation.found.scores[own], kind="stable")
+        gain = np.cumsum(np.where(validation.is_right[own][order], 1, -1))
+        if len(gain):
+            result[class_id] = validation.found.scores[own][order][int(gain.argmax())] if gain.max() > 0 else 1.0
+    return result
+
+
+def _is_kept(found: FoundBoxes, scores: NDArray[np.float64]) -> Bools:
+    return np.asarray(found.scores >= scores[found.class_ids])
+
+
+def _accepted_images(found: FoundBoxes, kept_B: Bools, testable: Bools, max_expected_errors: float | None) -> Bools:
     if max_expected_errors is None:
         return np.zeros(len(found), dtype=bool)
-    return _has_only(found, testable) & (expected_errors(found) <= max_expected_errors)
+    return _has_only(found, kept_B, testable) & (expected_errors(found, kept_B) <= max_expected_errors)
 
 
-def expected_errors(found: FoundBoxes) -> NDArray[np.float64]:
-    """Return the sum over the detections of 1 - score, plus the scores below the reporting threshold, (P,)."""
-    doubt_P = np.bincount(found.image_of_box, weights=1.0 - found.scores, minlength=len(found))
-    return np.asarray(doubt_P + found.residual_mass)
+def expected_errors(found: FoundBoxes, kept_B: Bools) -> NDArray[np.float64]:
+    """Return the sum of 1 - score over the detections that are kept, and of the scores of all others, (P,)."""
+    errors_B = np.where(kept_B, 1.0 - found.scores, found.scores)
+    return np.asarray(np.bincount(found.image_of_box, weights=errors_B, minlength=len(found)) + found.residual_mass)
 
 
-def _has_only(found: FoundBoxes, testable: Bools) -> Bools:
-    """Whether all detections of each image are of classes of which something could be shown, (P,)."""
-    others_B = ~testable[found.class_ids] if len(found.scores) else np.zeros(0, dtype=bool)
+def _has_only(found: FoundBoxes, kept_B: Bools, testable: Bools) -> Bools:
+    """Whether all kept detections of each image are of classes of which something could be shown, (P,)."""
+    others_B = kept_B & ~testable[found.class_ids]
     return np.asarray(np.bincount(found.image_of_box[others_B], minlength=len(found)) == 0)
 
 
@@ -298,21 +326,37 @@ def _judge_step(step: _Step, counts: _Counts, num_sample: int) -> tuple[float, I
     return risk_p_value(wrong, accepted, step.max_per_image, step.risk, bet), accepted, wrong
 
 
-def _image_rule(evidence: Evidence, params: AutolabelParams, testable: Bools) -> ImageRule:
+def _errors_of_eligible(
+    found: FoundBoxes, scores: NDArray[np.float64], testable: Bools
+) -> tuple[NDArray[np.float64], Bools]:
+    """Return the expected errors of the images that may be accepted whole, and which these are, (P,)."""
+    kept_B = _is_kept(found, scores)
+    eligible = _has_only(found, kept_B, testable)
+    return expected_errors(found, kept_B)[eligible], eligible
+
+
+def _judged_eligible(
+    judged: JudgedBoxes, scores: NDArray[np.float64], testable: Bools
+) -> tuple[NDArray[np.float64], Bools]:
+    """Return the expected errors of the labeled images that may be accepted whole, and whether each is right."""
+    errors, eligible = _errors_of_eligible(judged.found, scores, testable)
+    return errors, judged.is_image_right(_is_kept(judged.found, scores))[eligible]
+
+
+def _image_rule(evidence: Evidence, params: AutolabelParams, testable: Bools, scores: NDArray[np.float64]) -> ImageRule:
     """Order images by expected errors, and accept whole what is shown to be right often enough."""
+    names = tuple(round(float(score), 6) for score in scores)
     if not testable.any():
-        return ImageRule(None, 0, 0, None, "of no class enough is known", None)
+        return ImageRule(names, None, 0, 0, None, "of no class enough is known", None)
     level, num_sample = 1 - params.confidence_level, len(evidence.sample.found)
-    pool_errors, chosen_errors, sample_errors = (
-        expected_errors(found)[_has_only(found, testable)]
-        for found in (evidence.pool, evidence.chosen, evidence.sample.found)
+    pool_errors, chosen_errors = (
+        _errors_of_eligible(found, scores, testable)[0] for found in (evidence.pool, evidence.chosen)
     )
-    is_right, is_validation_right = (
-        judged.is_image_right[_has_only(judged.found, testable)] for judged in (evidence.sample, evidence.validation)
+    (sample_errors, is_right), (validation_errors, is_validation_right) = (
+        _judged_eligible(judged, scores, testable) for judged in (evidence.sample, evidence.validation)
     )
-    validation_errors = expected_errors(evidence.validation.found)[_has_only(evidence.validation.found, testable)]
     if not len(pool_errors):
-        return ImageRule(None, 0, 0, None, "each image holds a class of which too little is known", None)
+        return ImageRule(names, None, 0, 0, None, "each image holds a class of which too little is known", None)
     limits = np.unique(np.quantile(pool_errors, np.linspace(0, 1, _NUM_THRESHOLDS), method="lower")).tolist()
     steps = []
     for limit in limits:
@@ -326,7 +370,7 @@ def _image_rule(evidence: Evidence, params: AutolabelParams, testable: Bools) ->
     sequence = [] if num_sample < params.min_calibration_images else _sequence(steps, num_sample, level)
     if not sequence:
         needed = _images_needed(steps, level, params)
-        return ImageRule(None, 0, 0, None, f"{num_sample} labeled random images could show nothing", needed)
+        return ImageRule(names, None, 0, 0, None, f"{num_sample} labeled random images could show nothing", needed)
 
     def figures(step: _Step) -> tuple[int, int]:
         kept = sample_errors <= step.threshold
@@ -337,10 +381,10 @@ def _image_rule(evidence: Evidence, params: AutolabelParams, testable: Bools) ->
     num_wrong, num_images = figures(step)
     if not passed:
         reason = f"{num_images - num_wrong} of the {num_images} surest images are right: too few"
-        return ImageRule(None, num_images, num_wrong, None, reason, None)
+        return ImageRule(names, None, num_images, num_wrong, None, reason, None)
     bound = min(binomial_upper_bound(num_wrong, num_images, level) / step.pool_factor, params.max_wrong_images_frac)
     reason = f"accepted up to {step.threshold:.3f} expected errors"
-    return ImageRule(step.threshold, num_images, num_wrong, bound, reason, None)
+    return ImageRule(names, step.threshold, num_images, num_wrong, bound, reason, None)
 
 
 def rule_document(rule: ClassRule | ImageRule) -> dict[str, Any]:

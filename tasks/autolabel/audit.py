@@ -49,7 +49,7 @@ def draw_audit(records: Sequence[LabeledRecord], params: AutolabelParams, seed: 
     images = seeded_shuffle(whole, seed=seed, purpose="autolabel audit: images")[: params.audit_images]
     boxes = [{"image_id": by_class[key]["image_id"], "detection": by_class[key]["detection"]} for key in drawn]
     shown_ids = {box["image_id"] for box in boxes} | set(images)
-    columns = ("detection", "category", "xyxy_px", "score")
+    columns = ("detection", "category", "xyxy_px", "score", "rule")
     return {
         "promised_precision": params.wanted_precision,
         "promised_wrong_images_frac": params.max_wrong_images_frac,
@@ -144,12 +144,13 @@ def judge_audit(sample: Document, answers: Mapping[str, MarkedBoxes], classes: S
 def _judge_image(
     shown: Sequence[Document], answer: MarkedBoxes, classes: Sequence[str], min_iou: float
 ) -> tuple[list[bool], bool]:
-    """Return whether each box shown is right, and whether the image as a whole is."""
+    """Return whether each box shown is right, and whether those by the rule of images are just what is there."""
     boxes_N4 = np.array([box["xyxy_px"] for box in shown], dtype=np.float64).reshape(-1, 4)
     scores_N = np.array([box["score"] for box in shown], dtype=np.float64)
     class_ids_N = np.array([classes.index(box["category"]) for box in shown], dtype=np.int64)
     is_right_N, num_missed = judge_image(boxes_N4, scores_N, class_ids_N, answer.boxes_xyxy, answer.class_ids, min_iou)
-    return is_right_N.tolist(), bool(is_right_N.all()) and num_missed == 0
+    by_image_N = np.array(["image" in box["rule"] for box in shown], dtype=bool)
+    return is_right_N.tolist(), bool((by_image_N == is_right_N).all()) and num_missed == 0
 
 
 def _finding(right: Sequence[bool], promised: float, level: float) -> Document:

@@ -91,11 +91,14 @@ class JudgedBoxes:
         keep_B = np.repeat(keep_P, self.found.num_boxes)
         return JudgedBoxes(self.found.subset(keep_P), self.is_right[keep_B], self.num_missed[keep_P])
 
-    @property
-    def is_image_right(self) -> Bools:
-        """Whether no detection of the image is wrong and no object is missing, (P,)."""
-        num_wrong_P = np.bincount(self.found.image_of_box[~self.is_right], minlength=len(self.found))
-        return np.asarray((num_wrong_P == 0) & (self.num_missed == 0))
+    def is_image_right(self, kept_B: Bools) -> Bools:
+        """Whether some of the detections are exactly the objects of their image, (P,): none wrong, none missing.
+
+        Args:
+            kept_B: the detections that count, each with all of its class and image that have a better score.
+        """
+        num_errors_P = np.bincount(self.found.image_of_box[kept_B != self.is_right], minlength=len(self.found))
+        return np.asarray((num_errors_P == 0) & (self.num_missed == 0))
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ def accepted_records(
     for position, image_id in enumerate(pool.image_ids):
         first, is_whole = int(ends[position] - pool.num_boxes[position]), bool(acceptance.is_image_accepted[position])
         own = range(first, int(ends[position]))
-        exported = [box for box in own if is_whole or acceptance.is_box_accepted[box]]
+        is_kept_B = acceptance.is_box_kept
+        exported = [box for box in own if (is_whole and is_kept_B[box]) or acceptance.is_box_accepted[box]]
         if not exported and not is_whole:
             continue
         image = images[image_id]
@@ -155,7 +156,13 @@ def accepted_records(
                     "detection": box - first,
                     "score": float(pool.scores[box]),
                     "confidence_level": params.confidence_level,
-                    **_rule_fields(acceptance, params, int(pool.class_ids[box]), by_class=by_class, is_whole=is_whole),
+                    **_rule_fields(
+                        acceptance,
+                        params,
+                        int(pool.class_ids[box]),
+                        by_class=by_class,
+                        by_image=is_whole and bool(is_kept_B[box]),
+                    ),
                 }
             )
         size = image["width_px"], image["height_px"]
@@ -165,14 +172,14 @@ def accepted_records(
 
 
 def _rule_fields(
-    acceptance: Acceptance, params: AutolabelParams, class_id: int, *, by_class: bool, is_whole: bool
+    acceptance: Acceptance, params: AutolabelParams, class_id: int, *, by_class: bool, by_image: bool
 ) -> _Row:
-    fields: _Row = {"rule": " and ".join(name for name, holds in (("class", by_class), ("image", is_whole)) if holds)}
+    fields: _Row = {"rule": " and ".join(name for name, holds in (("class", by_class), ("image", by_image)) if holds)}
     if by_class:
         rule = acceptance.class_rules[class_id]
         fields |= {"threshold": rule.threshold, "precision_bound": rule.precision_bound}
         fields["promised_precision"] = params.wanted_precision
-    if is_whole:
+    if by_image:
         fields["promised_wrong_images_frac"] = params.max_wrong_images_frac
         fields["wrong_images_bound"] = acceptance.image_rule.wrong_bound
     return fields

@@ -93,6 +93,7 @@ def replay(
         evidence = Evidence(pool.found, sample, nothing, 0, num_calibration, validation)
         found = accept(evidence, params.autolabel, params.classes)
         accepted_B, whole_P = found.is_box_accepted, found.is_image_accepted
+        right_P = pool.is_image_right(found.is_box_kept)
         own = params.autolabel
         in_others_B = accepted_B & ~whole_P[pool.found.image_of_box]
         scores = np.bincount(pool.found.image_of_box, weights=pool.found.scores, minlength=len(pool.found))
@@ -110,8 +111,8 @@ def replay(
             ),
             boxes=_audit(pool.is_right[accepted_B], own.audit_boxes, own, rng),
             whole_images=int(whole_P.sum()),
-            true_right_images_frac=_mean(pool.is_image_right[whole_P]),
-            images=_audit(pool.is_image_right[whole_P], own.audit_images, own, rng),
+            true_right_images_frac=_mean(right_P[whole_P]),
+            images=_audit(right_P[whole_P], own.audit_images, own, rng),
             people_images_frac=num_people / (num_people + int(whole_P.sum())),
             minutes_saved=float(saved + cost.minutes_per_box * in_others_B.sum()),
         )
