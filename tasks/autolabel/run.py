@@ -148,8 +148,22 @@ def _left_to_people(workspace: Workspace, params: Params, evidence: Evidence, ac
         }
         for rank, (_, row) in enumerate(view.candidates.loc[order].reset_index().iterrows(), start=1)
     ]
-    minutes = {str(image_id): float(value) for image_id, value in known["expected_minutes"].items()}
-    return _Rest(rows, minutes, inputs.cost_model.minutes_per_box)
+    cost = inputs.cost_model
+    expected_P = np.bincount(pool.image_of_box, weights=pool.scores, minlength=len(pool))
+    minutes_P = (cost.minutes_per_image + cost.minutes_per_box * expected_P).tolist()
+    minutes = dict(zip(pool.image_ids, minutes_P, strict=True))
+    rows += [
+        {
+            "rank": rank,
+            "image_id": image_id,
+            "file_name": names[image_id]["file_name"],
+            "expected_minutes": round(minutes[image_id], 3),
+            "accepted_boxes": num_accepted[image_id],
+            "reason": "not ranked: it was with annotators when the round was computed",
+        }
+        for rank, image_id in enumerate(sorted(left - set(order)), start=len(rows) + 1)
+    ]
+    return _Rest(rows, minutes, cost.minutes_per_box)
 
 
 def _summary(

@@ -198,6 +198,20 @@ def test_images_with_annotators_are_not_labeled_by_the_model(campaign: PlantedCa
     assert found.summary["pool"]["chosen"] == len(campaign.chosen) + 40
 
 
+def test_images_that_were_taken_back_from_annotators_come_last(
+    campaign: PlantedCampaign, result: AutolabelResult
+) -> None:
+    """They are no candidates of the round's selection, so it has no rank for them."""
+    leased = campaign.workspace.derived("assemble") / "leased.json"
+    taken_back = sorted(row["image_id"] for row in result.people)[:3]
+    files.write_json(leased, taken_back)
+    found = run(campaign.workspace)
+    files.write_json(leased, [])
+    assert [row["image_id"] for row in found.people[-3:]] == taken_back
+    assert {row["image_id"] for row in found.people} == {row["image_id"] for row in result.people}
+    assert all(row["reason"].startswith("not ranked") for row in found.people[-3:])
+
+
 def test_random_draws_that_came_back_join_the_sample_of_a_model_that_has_not_seen_them(
     campaign: PlantedCampaign,
 ) -> None:
