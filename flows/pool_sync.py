@@ -38,7 +38,7 @@ def sync_pool(workspace: Workspace) -> PoolDiff:
         fix = "Set it to the directory or s3:// prefix of the images."
         raise UserError(workspace.params, "pool.images_uri is empty, expected where the images come from", fix)
     with run_lock(workspace):
-        source_images = _list_source(workspace, params)
+        source_images = list_source(workspace, params)
         if not source_images:
             problem = "images in pool.images_uri are 0, expected at least 1"
             raise UserError(source, problem, "Is the prefix right, and the share mounted? Nothing was changed.")
@@ -60,7 +60,7 @@ def sync_pool(workspace: Workspace) -> PoolDiff:
     return changes
 
 
-def _list_source(workspace: Workspace, params: Params) -> list[SourceImage]:
+def list_source(workspace: Workspace, params: Params) -> list[SourceImage]:
     """List all images of the source; the metadata of known ones is not read again."""
     pool, max_pixels = params.pool, params.prepare.max_pixels
     if is_object_uri(pool.images_uri):

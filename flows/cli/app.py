@@ -21,6 +21,7 @@ from flows.cli.promote import promote, rollback
 from flows.cli.provenance import audit, lineage, reproduce
 from flows.cli.run import demo, run, schedule
 from flows.cli.select import select
+from flows.cli.shadow import shadow
 from flows.cli.study import study
 from flows.monitoring.json_logging import is_json_logging_unchecked, json_error_line
 from flows.runtime.masking import SafeConsole, install_masking, safe_text
@@ -111,6 +112,7 @@ app.command()(promote)
 app.command()(rollback)
 app.command()(reproduce)
 app.command()(export)
+app.command()(shadow)
 app.command()(adopt)
 app.command()(gc)
 app.command()(schedule)
