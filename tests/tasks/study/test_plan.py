@@ -159,7 +159,7 @@ def test_studies_over_minutes_have_all_rivals_and_plain_baselines(data_set: str)
     plan = load_study(ROOT / "docs" / "studies" / f"minutes-{data_set}.yaml", TEMPLATE, own_data_settings=())
     assert plan.added == []
     assert len(plan.seeds) >= 8
-    assert {"random", "equal", "entropy", "activeteacher", "coreset", "value", "dwa"} <= set(plan.arms)
+    assert {"random", "equal", "entropy", "dwa"} <= set(plan.arms)  # what a claim needs; others may be added
     for arm in plan.arms:
         params = validate_params(yaml.safe_load(arm_params(plan, arm, 1, TEMPLATE, ["a"])), arm)
         assert params.budget.unit == "minutes"
