@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectron_ext.augmentation import Example, Pixels
+from detectron_ext.losses import CROWD_LABEL
 
 MAX_COVERED_FRAC = 0.3
 """A pasted object covers at most this share of the area of any target that is there before."""
@@ -38,7 +39,8 @@ class RareObjectSampler:
         self._objects: dict[int, list[tuple[int, int]]] = {}
         for image, example in enumerate(labeled):
             for box, class_id in enumerate(example.class_ids.tolist()):
-                self._objects.setdefault(class_id, []).append((image, box))
+                if class_id != CROWD_LABEL:  # a region of several objects is none to paste
+                    self._objects.setdefault(class_id, []).append((image, box))
         self._class_ids = sorted(self._objects)
         inverse = np.array([1 / len(self._objects[class_id]) for class_id in self._class_ids])
         self._chances = inverse / inverse.sum()

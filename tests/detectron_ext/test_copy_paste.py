@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from detectron_ext.augmentation import AugmentationConfig, Example
 from detectron_ext.copy_paste import ObjectPatch, RareObjectSampler, cut_out, paste
 from detectron_ext.data import SemiSupervisedBatches, StepBatch
-from detectron_ext.losses import set_box_trained
+from detectron_ext.losses import CROWD_LABEL, set_box_trained
 from tests.detectron_ext.tiny_run import SCHEDULE, new_trainer
 
 
@@ -95,6 +95,12 @@ def test_classes_are_drawn_in_inverse_proportion_to_their_boxes() -> None:
     assert counts[2, 3] == pytest.approx(0.15, abs=0.02)
     assert counts[0, 0] == pytest.approx(0.1 / 6, abs=0.008)
     assert RareObjectSampler([example("b", [])]).draw(rng) is None
+
+
+def test_a_crowd_region_is_no_object_to_paste() -> None:
+    sampler, rng = RareObjectSampler([example("a", [0, CROWD_LABEL, 1])]), np.random.default_rng(3)
+    assert {sampler.draw(rng) for _ in range(200)} == {(0, 0), (0, 2)}
+    assert RareObjectSampler([example("a", [CROWD_LABEL])]).draw(rng) is None
 
 
 def make_batches(paste_rare_frac: float) -> SemiSupervisedBatches:
