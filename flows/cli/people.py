@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -14,6 +15,7 @@ from rich.table import Table
 from flows.cli.options import JsonOption, WorkspaceOption
 
 if TYPE_CHECKING:
+    from tasks.data.paths import Workspace
     from tasks.reporting.people import Person
 
 _MISSING = "-"
@@ -27,19 +29,41 @@ _CAPTION = (
 )
 
 
-def people(as_json: JsonOption = False, workspace: WorkspaceOption = Path()) -> None:
+def people(
+    wanted_map: Annotated[
+        float | None,
+        typer.Option("--wanted-map", min=0, max=100, help="Forecast the minutes of labeling to this mAP (percent)."),
+    ] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
     """Show the annotators: answers, boxes, minutes, accuracy on honeypots and agreement. Changes nothing."""
     from flows.workspace.run_lock import require_workspace
     from tasks.data.label_store import read_labels
     from tasks.reporting.people import measure_people
 
-    found = measure_people(read_labels(require_workspace(workspace).labels))
+    campaign = require_workspace(workspace)
+    if wanted_map is not None:
+        _forecast(campaign, wanted_map, as_json=as_json)
+        return
+    found = measure_people(read_labels(campaign.labels))
     if as_json:
         typer.echo(json.dumps([person.as_json() for person in found], indent=2, ensure_ascii=False))
     elif found:
         Console().print(people_table(found))
     else:
         typer.echo("Nobody has answered yet: the labels so far are those that the campaign started with.")
+
+
+def _forecast(campaign: "Workspace", wanted_map: float, *, as_json: bool) -> None:
+    from tasks.params import load_params
+    from tasks.reporting.forecast import describe, forecast_minutes
+    from tasks.storage import files
+
+    path = campaign.derived("report") / "history.json"
+    history = files.read_json(path) if path.is_file() else []
+    forecast = forecast_minutes(history, wanted_map, load_params(campaign.params).stopping.confidence_level)
+    typer.echo(json.dumps(asdict(forecast), indent=2) if as_json else describe(forecast, wanted_map))
 
 
 def people_table(found: Sequence["Person"]) -> Table:

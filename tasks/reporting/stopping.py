@@ -34,12 +34,7 @@ def stopping_advice(history: Sequence[Mapping[str, Any]], params: StoppingParams
         ``minutes_per_point`` of mAP. All but the first three are None where there is no trend, and the last where
         the trend does not rise.
     """
-    measured = [entry for entry in history if entry["teacher"]["mAP"] is not None]
-    work_R = _work(measured)
-    # A round that only changed or took away labels is no point of the trend: the next one stands for it.
-    is_point_R = work_R < np.append(np.minimum.accumulate(work_R[::-1])[::-1], np.inf)[1:]
-    map_R = np.array([entry["teacher"]["mAP"] for entry in measured], dtype=np.float64)
-    work_R, map_R = work_R[is_point_R], map_R[is_point_R]
+    work_R, map_R = learning_curve(history)
     if len(work_R) < MIN_ROUNDS or not map_R.any():
         return {
             "advice": GO_ON,
@@ -65,6 +60,16 @@ def stopping_advice(history: Sequence[Mapping[str, Any]], params: StoppingParams
         "noise_points": round(noise, _DIGITS),
         "minutes_per_point": round(1 / slope, 2) if slope > 0 else None,
     }
+
+
+def learning_curve(history: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats]:
+    """Return the minutes of work and the teacher's mAP of each round with new labels, (R,) each, minutes ascending."""
+    measured = [entry for entry in history if entry["teacher"]["mAP"] is not None]
+    work_R = _work(measured)
+    # A round that only changed or took away labels is no point of the trend: the next one stands for it.
+    is_point_R = work_R < np.append(np.minimum.accumulate(work_R[::-1])[::-1], np.inf)[1:]
+    map_R = np.array([entry["teacher"]["mAP"] for entry in measured], dtype=np.float64)
+    return work_R[is_point_R], map_R[is_point_R]
 
 
 def minutes_per_point(found: Mapping[str, Any]) -> str:
