@@ -1,17 +1,22 @@
 """Write the network of an export: ONNX or OpenVINO, in fp32 or in int8 calibrated on images."""
 
-import logging
+import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detectron_ext.export import INPUT_NAME, write_onnx
+import tasks
+from detectron_ext.export import write_onnx
 from detectron_ext.meta_arch import PerImageRCNN
+from tasks.export.quantize import IMAGES, NETWORK, QUANTIZED
 from tasks.runtime.errors import UserError
 
 Format = Literal["onnx", "openvino"]
@@ -22,9 +27,6 @@ NETWORK_FILES: dict[Format, tuple[str, ...]] = {
 }
 """Files of the network by format; the first is the one to load."""
 RUNTIME_PACKAGES: dict[Format, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
-_OUTPUT_LAYERS = ("anchor_deltas", "objectness_logits", "bbox_pred", "cls_score")
-"""Detectron2's names."""
-_QUANTIZED = ("Conv", "Gemm", "MatMul")
 
 
 def require_packages(export_format: Format, precision: Precision) -> None:
@@ -33,14 +35,12 @@ def require_packages(export_format: Format, precision: Precision) -> None:
     Raises:
         UserError: it is not.
     """
-    needed = ["onnxruntime"] if export_format == "onnx" else ["openvino"]
-    needed += ["onnxruntime", "onnx"] if precision == "int8" else []
+    needed = ["onnx", "onnxruntime" if export_format == "onnx" else "openvino"]  # torch writes ONNX with the first
+    needed += ["onnxruntime"] if precision == "int8" else []
     for name in needed:
-        try:
-            __import__(name)
-        except ImportError:
+        if importlib.util.find_spec(name) is None:
             fix = "Run: pip install 'gleaner[export]'"
-            raise UserError("gleaner export", f"the package {name} is not installed", fix) from None
+            raise UserError("gleaner export", f"the package {name} is not installed", fix)
 
 
 def write_network(
@@ -55,7 +55,7 @@ def write_network(
         images: RGB (H, W, 3), resized for the model, for the ranges of int8; None: fp32.
     """
     with tempfile.TemporaryDirectory(prefix="gleaner-export-") as scratch:
-        path = Path(scratch) / "network.onnx"
+        path = Path(scratch) / NETWORK
         write_onnx(model, path)
         if images is not None:
             path = _quantize(path, images)
@@ -66,47 +66,24 @@ def write_network(
 
 
 def _quantize(network: Path, images: Sequence[NDArray[np.uint8]]) -> Path:
-    """Round convolutions and matrix products to 8 bits, kernels by channel, maps by their range over ``images``.
+    """Round the network to 8 bits in a process of its own, and return the new file beside it.
 
-    The first convolution, depthwise convolutions and the layers that give scores and offsets of boxes stay in 32 bits,
-    and so does everything between the layers (docs/decisions.md has the measurements).
+    Raises:
+        UserError: the process failed; carries its last line.
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._images: Iterator[NDArray[np.uint8]] = iter(images)
-
-        def get_next(self) -> dict[str, Any] | None:
-            image = next(self._images, None)
-            return None if image is None else {INPUT_NAME: image}
-
-    folded, quantized = network.with_name("folded.onnx"), network.with_name("int8.onnx")
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it advises to do what the line below does
-    try:
-        quant_pre_process(str(network), str(folded), skip_symbolic_shape=True)  # folds constants and norms
-        quantize_static(
-            str(folded), str(quantized), Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(_QUANTIZED),
-            per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            nodes_to_exclude=_exact_layers(folded),
-        )  # fmt: skip
-    finally:
-        logger.setLevel(level)
-    return quantized
-
-
-def _exact_layers(network: Path) -> list[str]:
-    """Name the layers that lose most in 8 bits: the first, depthwise ones, and those of scores and offsets of boxes."""
-    import onnx
-
-    nodes = [node for node in onnx.load(network).graph.node if node.op_type in _QUANTIZED]
-    first = next(node.name for node in nodes if node.op_type == "Conv")
-    outputs = [node.name for node in nodes if any(f"/{part}" in node.name for part in _OUTPUT_LAYERS)]
-    depthwise = [node.name for node in nodes if any(item.name == "group" and item.i > 1 for item in node.attribute)]
-    return [first, *depthwise, *outputs]
+    folder = network.parent
+    np.savez(folder / IMAGES, *images)
+    package_parent = str(Path(tasks.__file__).parents[1])
+    python_path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.export.quantize", str(folder)],
+        env={**os.environ, "PYTHONPATH": python_path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no output")
+        problem = f"rounding to int8 ended with code {done.returncode} ({last.strip()}), expected 0"
+        raise UserError("tasks.export.quantize", problem)
+    return folder / QUANTIZED
 
 
 def _convert_to_openvino(network: Path, target: Path) -> None:
