@@ -14,6 +14,8 @@ from tasks.export.runtime import METADATA_FILE, ExportedDetector, FoundObjects
 from tasks.runtime.errors import UserError
 from tests.tasks.export.exports import LINEAGE, Exported
 
+pytestmark = pytest.mark.integration
+
 
 def test_a_folder_holds_network_program_metadata_and_what_was_measured(
     exported: Exported, export_format: Format

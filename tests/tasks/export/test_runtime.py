@@ -21,6 +21,7 @@ from tasks.export.runtime import ExportedDetector, resize
 from tasks.model.detector import detect
 from tests.tasks.export.exports import Exported
 
+pytestmark = pytest.mark.integration
 BLOCKED = ("torch", "torchvision", "detectron2", "detectron_ext", "flows", "pyarrow", "mlflow", "pydantic")
 _RUN_BLOCKED = f"""
 import runpy, sys
