@@ -39,7 +39,7 @@ class RareObjectSampler:
         self._objects: dict[int, list[tuple[int, int]]] = {}
         for image, example in enumerate(labeled):
             for box, class_id in enumerate(example.class_ids.tolist()):
-                if class_id != CROWD_LABEL:  # a region of several objects is none to paste
+                if class_id != CROWD_LABEL:  # a crowd region is no object that could be pasted
                     self._objects.setdefault(class_id, []).append((image, box))
         self._class_ids = sorted(self._objects)
         inverse = np.array([1 / len(self._objects[class_id]) for class_id in self._class_ids])

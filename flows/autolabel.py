@@ -93,17 +93,27 @@ def detections_of(workspace: Workspace, params: Params, found: FoundModel, on_li
 
 
 def _detect(workspace: Workspace, teacher: Path, folder: Path, on_line: Callable[[str], None]) -> None:
+    arguments = (str(teacher), str(folder / "params.yaml"), str(folder / "infer"))
+    run_module(workspace, "tasks.autolabel.detect", arguments, on_line)
+
+
+def run_module(workspace: Workspace, module: str, arguments: Sequence[str], on_line: Callable[[str], None]) -> None:
+    """Run ``python -m module`` in the campaign, as DVC runs a stage.
+
+    Raises:
+        UserError: it failed; carries its last line.
+    """
     lines: list[str] = []
 
     def handle_line(line: str) -> None:
         lines.append(line)
         on_line(line)
 
-    command = [sys.executable, "-m", "tasks.autolabel.detect", str(teacher), str(folder / "params.yaml")]
-    code = run_streaming([*command, str(folder / "infer")], cwd=workspace.root, env=dvc_env(), on_line=handle_line)
+    command = [sys.executable, "-m", module, *arguments]
+    code = run_streaming(command, cwd=workspace.root, env=dvc_env(), on_line=handle_line)
     if code:
         last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-        raise UserError("tasks.autolabel.detect", f"it ended with code {code} ({last}), expected 0")
+        raise UserError(module, f"it ended with code {code} ({last}), expected 0")
 
 
 def publish_audit(workspace: Workspace, result: AutolabelResult, folder: Path) -> None:

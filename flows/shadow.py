@@ -1,7 +1,6 @@
 """Compare champion and challenger on a stream of images, and bring the images most worth a label into the pool."""
 
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from flows.autolabel import FoundModel, detections_of, find_model
+from flows.autolabel import FoundModel, detections_of, find_model, run_module
 from flows.pool_sync import list_source, sync_pool
-from flows.runtime.subprocess import run_streaming
-from flows.workspace.dvc import dvc_env
 from flows.workspace.promotion_log import promotions
 from flows.workspace.run_lock import run_lock
 from tasks.data.image_decoding import ImageProblem
@@ -25,6 +22,7 @@ from tasks.params import Params, load_params, validate_params
 from tasks.runtime.errors import UserError
 from tasks.runtime.formatting import pluralize
 from tasks.shadow.compare import COLUMNS, Comparison, compare_stream, read_pool, summary
+from tasks.shadow.job import IMAGES, ShadowJob, read_detections
 from tasks.shadow.page import render_page
 from tasks.storage import files
 from tasks.storage.s3 import is_object_uri
@@ -156,8 +154,6 @@ def _compare(
     stream: Stream,
     on_line: Callable[[str], None],
 ) -> Comparison:
-    from tasks.shadow.job import IMAGES, ShadowJob, read_detections
-
     pool = read_pool(detections_of(workspace, params, champion, on_line))
     document = yaml.safe_load(workspace.params.read_text("utf-8")) | {"model": champion.snapshot.raw_params()["model"]}
     validate_params(document, f"params.yaml of {champion.snapshot.tag}")
@@ -184,17 +180,7 @@ def _compare(
 
 
 def _run(workspace: Workspace, job: Path, on_line: Callable[[str], None]) -> None:
-    lines: list[str] = []
-
-    def handle_line(line: str) -> None:
-        lines.append(line)
-        on_line(line)
-
-    command = [sys.executable, "-m", "tasks.shadow.detect", str(job)]
-    code = run_streaming(command, cwd=workspace.root, env=dvc_env(), on_line=handle_line)
-    if code:
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-        raise UserError("tasks.shadow.detect", f"it ended with code {code} ({last}), expected 0")
+    run_module(workspace, "tasks.shadow.detect", (str(job),), on_line)
 
 
 def _write(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from detectron_ext.inference import Detections
 from detectron_ext.meta_arch import PerImageRCNN
+from detectron_ext.uncertainty_metrics import pairwise_iou
 from tasks.data.image_decoding import open_rgb
 from tasks.data.images import ImageSource
 from tasks.data.schemas import PREDICTIONS
@@ -122,19 +123,9 @@ def _best_ious(one: Detections, other: FoundObjects) -> NDArray[Any]:
     """Return for each box of ``one`` above the least score the IoU with the best box of its class in ``other``."""
     is_counted = one.scores >= _MIN_MATCHED_SCORE
     boxes_N4, class_ids_N = one.boxes_xyxy[is_counted], one.class_ids[is_counted]
-    iou_NM = _iou(boxes_N4, other.boxes_xyxy_px) * (class_ids_N[:, None] == other.class_ids[None])
+    iou_NM = pairwise_iou(boxes_N4, other.boxes_xyxy_px) * (class_ids_N[:, None] == other.class_ids[None])
     best_N: NDArray[Any] = iou_NM.max(axis=1, initial=0.0)
     return best_N
-
-
-def _iou(one_N4: NDArray[Any], other_M4: NDArray[Any]) -> NDArray[Any]:
-    top_left = np.maximum(one_N4[:, None, :2], other_M4[None, :, :2])
-    bottom_right = np.minimum(one_N4[:, None, 2:], other_M4[None, :, 2:])
-    inter_NM = np.clip(bottom_right - top_left, 0, None).prod(axis=2)
-    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (one_N4, other_M4)]
-    union_NM = areas[0][:, None] + areas[1][None] - inter_NM
-    iou_NM: NDArray[Any] = inter_NM / np.maximum(union_NM, 1e-9)
-    return iou_NM
 
 
 def measure_speed(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 NETWORK, IMAGES, QUANTIZED = "network.onnx", "images.npz", "int8.onnx"
 _INPUT_NAME = "image"
+"""That of ``detectron_ext.export``, which would bring torch into this process."""
 _OPERATORS = ("Conv", "Gemm", "MatMul")
 _OUTPUT_LAYERS = ("anchor_deltas", "objectness_logits", "bbox_pred", "cls_score")
 """Detectron2's names."""
