@@ -11,7 +11,6 @@ Format: https://captain-whu.github.io/DOTA/dataset.html
 import math
 import re
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 
 from tasks.data.formats.base import (
     NO_CORNERS,
@@ -23,10 +22,10 @@ from tasks.data.formats.base import (
     numbered_classes,
 )
 from tasks.data.formats.box_table import ImageTableBuilder
-from tasks.data.formats.decoding import decode_text, shown, to_float
+from tasks.data.formats.decoding import shown, to_float
+from tasks.data.formats.object_lines import parse_object_lines
 from tasks.data.formats.shapes import is_rectangle, looks_like_fractions, point_bounds
 
-_MAX_LABEL_BYTES = 64 << 20
 _NUM_COORDINATES = 8
 _HEADER = re.compile(r"\s*(?:imagesource|gsd)\s*:.*", re.IGNORECASE)
 _NUMBER = r"-?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?"
@@ -52,15 +51,7 @@ def parse_dota(content: bytes, file_name: str) -> ParsedImage:
         content: of the file.
         file_name: its path, which says which image is meant.
     """
-    if len(content) > _MAX_LABEL_BYTES:
-        problem = f"the file is {len(content)} bytes long, expected at most {_MAX_LABEL_BYTES}"
-        return ParsedImage(file_name, file_name, problems=(problem,))
-    boxes = []
-    for position, line in enumerate(decode_text(content)[0].splitlines(), start=1):
-        fields = line.replace("\x00", " ").split()
-        if fields and not _HEADER.fullmatch(line):
-            boxes.append(_box(fields, f"line {position}"))
-    return ParsedImage(file_name, file_name, tuple(boxes), alternative_names=_image_folder_name(file_name))
+    return parse_object_lines(content, file_name, _boxes, lambda folder: folder.lower().startswith("labeltxt"))
 
 
 def parse_dota_files(files: Iterable[tuple[str, bytes]], where: str) -> ParsedDocument:
@@ -85,11 +76,8 @@ def parse_dota_files(files: Iterable[tuple[str, bytes]], where: str) -> ParsedDo
     )
 
 
-def _image_folder_name(file_name: str) -> tuple[str, ...]:
-    """The path with ``images`` in the place of the last folder called like ``labelTxt`` or ``labelTxt-v1.5``."""
-    parts = list(PurePosixPath(file_name).parts)
-    at = next((n for n in range(len(parts) - 2, -1, -1) if parts[n].lower().startswith("labeltxt")), None)
-    return () if at is None else ("/".join([*parts[:at], "images", *parts[at + 1 :]]),)
+def _boxes(line: str, entry: str) -> list[ParsedBox]:
+    return [] if _HEADER.fullmatch(line) else [_box(line.split(), entry)]
 
 
 def _box(fields: list[str], entry: str) -> ParsedBox:

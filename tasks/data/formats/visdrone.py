@@ -14,11 +14,11 @@ Format: https://github.com/VisDrone/VisDrone2018-DET-toolkit
 import math
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
 
 from tasks.data.formats.base import NO_CORNERS, ParsedBox, ParsedDocument, ParsedImage, numbered_classes
 from tasks.data.formats.box_table import ImageTableBuilder
-from tasks.data.formats.decoding import decode_text, shown, to_float
+from tasks.data.formats.decoding import shown, to_float
+from tasks.data.formats.object_lines import parse_object_lines
 
 CATEGORIES = (
     "ignored regions",
@@ -37,7 +37,6 @@ CATEGORIES = (
 """Names by number. The first is no class."""
 CLASSES = CATEGORIES[1:]
 
-_MAX_LABEL_BYTES = 64 << 20
 _FIELDS = ("left", "top", "width", "height", "score", "category", "truncation", "occlusion")
 _OBJECT = re.compile(r"\s*-?\d+\s*(?:,\s*-?\d+\s*){3},\s*[01]\s*,\s*(?:\d|1[01])\s*,\s*[01]\s*,\s*[012]\s*,?\s*")
 _HIGHEST = {"score": 1, "category": 11, "truncation": 1, "occlusion": 2}
@@ -56,15 +55,7 @@ def parse_visdrone(content: bytes, file_name: str) -> ParsedImage:
         content: of the file.
         file_name: its path, which says which image is meant.
     """
-    if len(content) > _MAX_LABEL_BYTES:
-        problem = f"the file is {len(content)} bytes long, expected at most {_MAX_LABEL_BYTES}"
-        return ParsedImage(file_name, file_name, problems=(problem,))
-    boxes: list[ParsedBox] = []
-    for position, line in enumerate(decode_text(content)[0].splitlines(), start=1):
-        text = line.replace("\x00", " ").strip()
-        if text:
-            boxes.extend(_boxes(text, f"line {position}"))
-    return ParsedImage(file_name, file_name, tuple(boxes), alternative_names=_image_folder_name(file_name))
+    return parse_object_lines(content, file_name, _boxes, lambda folder: folder.lower() == "annotations")
 
 
 def parse_visdrone_files(files: Iterable[tuple[str, bytes]], where: str) -> ParsedDocument:
@@ -78,13 +69,6 @@ def parse_visdrone_files(files: Iterable[tuple[str, bytes]], where: str) -> Pars
     for file_name, content in files:
         images.add(parse_visdrone(content, file_name))
     return ParsedDocument(format="visdrone", where=where, classes=numbered_classes(CLASSES), images=images.build())
-
-
-def _image_folder_name(file_name: str) -> tuple[str, ...]:
-    """The path with ``images`` in the place of ``annotations``."""
-    parts = list(PurePosixPath(file_name).parts)
-    at = next((n for n in range(len(parts) - 2, -1, -1) if parts[n].lower() == "annotations"), None)
-    return () if at is None else ("/".join([*parts[:at], "images", *parts[at + 1 :]]),)
 
 
 def _boxes(text: str, entry: str) -> Iterator[ParsedBox]:

@@ -11,7 +11,7 @@ The format does not state image sizes: boxes are fractions (``ParsedImage.units`
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -32,11 +32,11 @@ from tasks.data.formats.base import (
 )
 from tasks.data.formats.box_table import ImageTableBuilder
 from tasks.data.formats.decoding import decode_text, shown, to_float
+from tasks.data.formats.object_lines import parse_object_lines
 from tasks.data.formats.shapes import is_rectangle, point_bounds, to_points
 from tasks.data.formats.writing import number, plain_boxes, required_size
 
 _MAX_NAMES_BYTES = 1 << 20
-_MAX_LABEL_BYTES = 64 << 20
 _MAX_CLASSES = 100_000
 _FRACTION_RANGE = (-0.5, 1.5)
 """Further out the numbers are no fractions of the image, but pixels."""
@@ -143,16 +143,10 @@ def parse_yolo(content: bytes, file_name: str, classes: YoloClasses, size_px: Si
         classes: what the class numbers mean.
         size_px: width and height of the image, where they are known.
     """
-    if len(content) > _MAX_LABEL_BYTES:
-        problem = f"the file is {len(content)} bytes long, expected at most {_MAX_LABEL_BYTES}"
-        return ParsedImage(file_name, file_name, problems=(problem,))
-    boxes = []
-    for position, line in enumerate(decode_text(content)[0].splitlines(), start=1):
-        if fields := line.replace("\x00", " ").split():
-            boxes.append(_box(fields, f"line {position}", classes))
-    image = ParsedImage(
-        file_name, file_name, tuple(boxes), alternative_names=_image_folder_name(file_name), units="fraction"
+    parsed = parse_object_lines(
+        content, file_name, lambda line, entry: [_box(line.split(), entry, classes)], lambda folder: folder == "labels"
     )
+    image = replace(parsed, units="fraction")
     return image if size_px is None else image.with_size(*size_px)
 
 
@@ -181,13 +175,6 @@ def parse_yolo_files(
         problems=tuple(EntryProblem(where, problem) for problem in classes.problems),
         near_equal_names=near_equal_names(known.name for known in classes.classes),
     )
-
-
-def _image_folder_name(file_name: str) -> tuple[str, ...]:
-    """The path with ``images`` in the place of ``labels``, by which YOLO tools find the picture."""
-    parts = list(PurePosixPath(file_name).parts)
-    at = next((n for n in range(len(parts) - 2, -1, -1) if parts[n] == "labels"), None)
-    return () if at is None else ("/".join([*parts[:at], "images", *parts[at + 1 :]]),)
 
 
 def _box(fields: Sequence[str], entry: str, classes: YoloClasses) -> ParsedBox:
