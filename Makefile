@@ -33,11 +33,12 @@ demo: $(STAMP) ## Run a whole campaign on the images that come along
 	@$(BIN)/gleaner demo
 
 # Each worker its share of the cores: where two trainings each started a thread per core, both took five times as long.
+# Where a worker dies, the run ends and says in which test: with a new worker in its place, it waited for ever.
 define PYTEST
 cores=$$(nproc)
 workers=$$((cores < 4 ? cores : 4))
 export OMP_NUM_THREADS=$$((cores / workers))
-$(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --no-loadscope-reorder
+$(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 endef
 
 .PHONY: test
