@@ -27,19 +27,19 @@ POOL, VAL, SEED, CALIBRATION = 13, 3, 3, 2
 BUDGET = 3
 
 
-def make_source(folder: Path) -> DatasetSource:
-    """COCO: 16 images of 40 x 32 px; one square each, but for the last, which is empty."""
+def make_source(folder: Path, num_images: int = POOL + VAL) -> DatasetSource:
+    """COCO: images of 40 x 32 px; one square each, but for the last, which is empty."""
     random = np.random.default_rng(4)
     images, annotations = [], []
     (folder / "images").mkdir(parents=True)
-    for number in range(POOL + VAL):
+    for number in range(num_images):
         pixels = random.integers(100, 140, size=(32, 40, 3)).astype(np.uint8)
-        if number < POOL + VAL - 1:
+        if number < num_images - 1:
             category = number % len(CLASSES)
             pixels[8:24, 10:26] = (250, 5)[category]
             annotations.append({"id": number, "image_id": number, "category_id": category, "bbox": [10, 8, 16, 16]})
         Image.fromarray(pixels).save(folder / "images" / f"{number:02d}.png")
-        is_empty = number == POOL + VAL - 1
+        is_empty = number == num_images - 1
         entry = {"id": number, "file_name": f"{number:02d}.png", "width": 40, "height": 32}
         images.append({**entry, "reviewed": True} if is_empty else entry)
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES)]
