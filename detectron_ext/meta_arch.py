@@ -69,12 +69,13 @@ class PerImageRCNN(GeneralizedRCNN):
         over the padding, and so does the embedding.
         """
         results: dict[int, tuple[Any, Tensor]] = {}
-        for indices in self._indices_by_padded_shape([example["image"] for example in batched_inputs]):
+        for indices in self.indices_by_padded_shape([example["image"] for example in batched_inputs]):
             group = self._detect([batched_inputs[index] for index in indices])
             results.update(zip(indices, group, strict=True))
         return [results[index] for index in range(len(batched_inputs))]
 
-    def _indices_by_padded_shape(self, images: Sequence[Tensor]) -> list[list[int]]:
+    def indices_by_padded_shape(self, images: Sequence[Tensor]) -> list[list[int]]:
+        """Group images (3, H, W) that are padded to the same shape; the indices of each group."""
         stride = max(self.backbone.size_divisibility, 1)
         indices = defaultdict(list)
         for index, image in enumerate(images):

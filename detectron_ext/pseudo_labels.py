@@ -12,6 +12,7 @@ from torch import Tensor
 
 from detectron_ext.distributed import all_reduce_mean
 from detectron_ext.losses import IGNORE_LABEL
+from detectron_ext.mean_posterior import detect_by_mean_posterior
 from detectron_ext.meta_arch import PerImageRCNN
 
 
@@ -117,15 +118,24 @@ class PseudoLabels(NamedTuple):
 
 
 @torch.no_grad()
-def pseudo_label(teacher: PerImageRCNN, weak_inputs: list[dict[str, Any]], threshold: ScoreThreshold) -> PseudoLabels:
+def pseudo_label(
+    teacher: PerImageRCNN,
+    weak_inputs: list[dict[str, Any]],
+    threshold: ScoreThreshold,
+    further_teachers: Sequence[PerImageRCNN] = (),
+) -> PseudoLabels:
     """Make targets for the strong views of the same images; an image may get none, and never an invented box.
 
     Args:
         teacher: in eval mode.
         weak_inputs: Detectron2 inputs of the weak views, at least one.
         threshold: updated by the teacher's detections.
+        further_teachers: in eval mode; their class posteriors are averaged with the teacher's.
     """
-    detections = [instances for instances, _ in teacher(weak_inputs)]
+    if further_teachers:
+        detections = detect_by_mean_posterior([teacher, *further_teachers], weak_inputs)
+    else:
+        detections = [instances for instances, _ in teacher(weak_inputs)]
     sizes = [len(instances) for instances in detections]
     # All images at once: scores and classes cross to the CPU in one copy each, and the indices go back in one.
     scores_R = torch.cat([instances.scores for instances in detections]).float().cpu()

@@ -1,5 +1,6 @@
 """Teacher-student training (docs/method.md#training): one step, and the state that a resumed run needs."""
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,8 @@ class Schedule:
     lambda_unsup: float
     ema_decay: float
     divergence_loss_ratio: float
+    further_decays: tuple[float, ...] = ()
+    """Largest decays of further moving averages of the student (docs/method.md#several-teachers)."""
 
     def learning_rate_at(self, iteration: int) -> float:
         """Return the learning rate: linear warm-up, then half a cosine down (docs/method.md#eq-21)."""
@@ -52,12 +55,15 @@ class Schedule:
             return 0.0
         return self.lambda_unsup * min((elapsed + 1) / max(self.rampup, 1), 1.0)
 
-    def teacher_decay_at(self, iteration: int) -> float:
-        """Return the decay of the teacher's average: 0 in burn-in, then growing to d (docs/method.md#eq-19)."""
+    def teacher_decay_at(self, iteration: int, largest: float | None = None) -> float:
+        """Return the decay of a teacher's average: 0 in burn-in, then growing to ``largest`` (docs/method.md#eq-19).
+
+        ``largest`` is by default that of the first teacher, ``ema_decay``.
+        """
         elapsed = iteration - self.burn_in
         if elapsed < 0:
             return 0.0
-        return min(self.ema_decay, (1 + elapsed) / (10 + elapsed))
+        return min(self.ema_decay if largest is None else largest, (1 + elapsed) / (10 + elapsed))
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,8 @@ class TeacherStudentTrainer:
     burn_in_uncertainty: dict[str, float] | None = None
     """U_j of images that the teacher scored at the end of burn-in, by image id; None before, or where it does not."""
     optimizer: torch.optim.Optimizer = field(init=False)
+    further_teachers: list[PerImageRCNN] = field(init=False)
+    """Moving averages with the schedule's ``further_decays``; they only help to make pseudo-labels."""
 
     def __post_init__(self) -> None:
         # Fused: one kernel on CUDA, and on a CPU one pass over each tensor.
@@ -127,7 +135,9 @@ class TeacherStudentTrainer:
         self.student.train()
         self.teacher.eval().requires_grad_(False)
         self._parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        self._averaged = _changing_tensors(self.student), _changing_tensors(self.student, self.teacher)
+        self.further_teachers = [copy.deepcopy(self.teacher) for _ in self.schedule.further_decays]
+        self._student_tensors = _changing_tensors(self.student)
+        self._teacher_tensors = [_changing_tensors(self.student, one) for one in (self.teacher, *self.further_teachers)]
         device = str(self.student.device)
         needs_scaler = self.mixed_precision and mixed_precision_dtype(device) is torch.float16
         self._scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=needs_scaler)
@@ -163,7 +173,7 @@ class TeacherStudentTrainer:
         nn.utils.clip_grads_with_norm_(self._parameters, self.schedule.grad_clip_norm, norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        self._update_teacher()
+        self._update_teachers()
         lambda_unsup = self.schedule.lambda_at(self.iteration) if batch.unlabeled_ids else 0.0
         self.iteration += 1
         return StepLog(self.iteration, learning_rate, loss_sup, loss_unsup, lambda_unsup, mean_weight, boxes_K)
@@ -182,7 +192,9 @@ class TeacherStudentTrainer:
         mean_weight = weight_N.new_zeros(1)
         if num_unlabeled:
             with self._autocast():
-                targets, num_boxes_K = pseudo_label(self.teacher, batch.unlabeled_weak, self.threshold)
+                targets, num_boxes_K = pseudo_label(
+                    self.teacher, batch.unlabeled_weak, self.threshold, self.further_teachers
+                )
             inputs += self._unlabeled_inputs(batch, targets)
             boxes_K = num_boxes_K / num_unlabeled
             image_weight_U = self.weighting.weights_for(batch.unlabeled_ids, self.student.device)
@@ -251,11 +263,12 @@ class TeacherStudentTrainer:
         raise TrainingDiverged(f"{where} is {norm} at iteration {self.iteration}, expected finite numbers")
 
     @torch.no_grad()
-    def _update_teacher(self) -> None:
+    def _update_teachers(self) -> None:
         """Copy the student at the end of burn-in, average after it (docs/method.md#eq-19)."""
-        decay = self.schedule.teacher_decay_at(self.iteration)
-        student_tensors, teacher_tensors = self._averaged
-        torch._foreach_lerp_(teacher_tensors, student_tensors, 1 - decay)
+        largest_decays = (self.schedule.ema_decay, *self.schedule.further_decays)
+        for largest, teacher_tensors in zip(largest_decays, self._teacher_tensors, strict=True):
+            decay = self.schedule.teacher_decay_at(self.iteration, largest)
+            torch._foreach_lerp_(teacher_tensors, self._student_tensors, 1 - decay)
 
     def _autocast(self) -> torch.autocast:
         return autocast(str(self.student.device), self.mixed_precision)
@@ -269,6 +282,7 @@ class TeacherStudentTrainer:
             "threshold": self.threshold.state_dict(),
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
+            "further_teachers": [one.state_dict() for one in self.further_teachers],
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
         }
@@ -281,6 +295,8 @@ class TeacherStudentTrainer:
         self.threshold.load_state_dict(state["threshold"])
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
+        for one, stored in zip(self.further_teachers, state["further_teachers"], strict=True):
+            one.load_state_dict(stored)
         self.optimizer.load_state_dict(state["optimizer"])
         if self._scaler.is_enabled() and state["scaler"]:  # empty where the run was not in float16
             self._scaler.load_state_dict(state["scaler"])

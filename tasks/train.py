@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectron_ext.augmentation import AugmentationConfig
+from detectron_ext.class_rebalancing import tau_normalize
 from detectron_ext.data import SemiSupervisedBatches
 from detectron_ext.distributed import is_main_process, rank, world_size
 from detectron_ext.meta_arch import cpu_state_dict
@@ -243,6 +244,7 @@ def _schedule(train_params: TrainParams, ssl: SslParams) -> Schedule:
         lambda_unsup=ssl.lambda_unsup,
         ema_decay=ssl.ema_decay,
         divergence_loss_ratio=ssl.divergence_loss_ratio,
+        further_decays=tuple(ssl.teacher_decays),
     )
 
 
@@ -278,7 +280,8 @@ def _write_outputs(
 ) -> None:
     digests = {}
     for name, network in (("teacher", trainer.teacher), ("student", trainer.student)):
-        write_state(cpu_state_dict(network), out / f"{name}.pth")
+        state = tau_normalize(cpu_state_dict(network), params.train.class_norm_tau)
+        write_state(state, out / f"{name}.pth")
         digests[f"{name}_sha256"] = files.sha256_file(out / f"{name}.pth")
     curves = [_curve_row(entry) for entry in logs]
     files.write_table(out / "curves.parquet", pa.Table.from_pylist(curves))

@@ -77,6 +77,15 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_unlabeled(self) -> Self:
+        if self.ssl.teacher_decays and self.train.unlabeled_batch_size == 0:
+            raise ValueError(
+                f"ssl.teacher_decays is {self.ssl.teacher_decays}, expected [] where train.unlabeled_batch_size is 0:"
+                " no pseudo-label is made"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_committee(self) -> Self:
         if self.select.uses_committee and self.infer.committee == "none":
             raise ValueError(

@@ -202,6 +202,9 @@ class TrainParams(Section):
     multiples of it; another number draws other anchors and regions."""
     mixed_precision: bool
     """On CUDA; without effect on a CPU."""
+    class_norm_tau: Fraction
+    """Exponent tau by which the norms of the foreground classes' score weights are made alike after the last iteration
+    (docs/method.md#tau-norm). 1: all equal; 0: as trained. Without effect with one class."""
     channels_last: bool
     """Whether weights and activations are stored with the channels innermost, which CUDA convolutions prefer."""
 
@@ -234,6 +237,10 @@ class SslParams(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     """Largest decay d of the teacher's running mean of the student, per iteration after burn-in. The decay grows to it
     from 0.1 (docs/method.md#eq-19)."""
+    teacher_decays: list[Annotated[float, Field(ge=0, lt=1)]]
+    """Decays of further moving averages of the student, whose class posteriors are averaged with the teacher's where
+    pseudo-labels are made (docs/method.md#several-teachers). Each costs a forward pass and the memory of a network.
+    Empty: the teacher alone."""
     lambda_unsup: NonNegativeFloat
     """Weight of the unsupervised loss at the end of the ramp (docs/method.md#eq-18). On small data a low weight is
     safer: other projects report NaN losses with 4."""
@@ -281,6 +288,20 @@ class SslParams(Section):
     (docs/method.md#sampling)."""
     divergence_loss_ratio: PositiveFloat
     """A running ratio of unsupervised to supervised loss above this stops the training (docs/method.md#training)."""
+
+    @model_validator(mode="after")
+    def _check_teachers(self) -> Self:
+        if self.teacher_decays and not self.enabled:
+            raise ValueError(
+                f"teacher_decays is {self.teacher_decays}, expected [] where enabled is false: no pseudo-label is made"
+            )
+        decays = [self.ema_decay, *self.teacher_decays]
+        if len(set(decays)) < len(decays):
+            raise ValueError(
+                f"teacher_decays is {self.teacher_decays}, expected each once and none equal to ema_decay:"
+                " two averages with one decay are the same teacher"
+            )
+        return self
 
 
 class EvaluateParams(Section):

@@ -64,6 +64,9 @@ def test_a_missing_parameter_is_named(tmp_path: Path, content: dict[str, Any]) -
         ("train", {"burn_in_iterations": 10**6}, "burn_in_iterations is 1000000, expected at most iterations"),
         ("model", {"long_side_px": 1}, "long_side_px is 1, expected at least short_side_px"),
         ("dwa", {"fixed_weights": [0.5, 0.5, 0.5]}, "fixed_weights sum to 1.5, expected 1"),
+        ("ssl", {"teacher_decays": [0.9]}, "teacher_decays is [0.9], expected each once and none equal to ema_decay"),
+        ("ssl", {"teacher_decays": [0.5, 0.5]}, "two averages with one decay are the same teacher"),
+        ("ssl", {"teacher_decays": [0.5], "enabled": False}, "expected [] where enabled is false"),
         ("select", {"strategy": "portfolio", "portfolio": ["committee", "random"]}, "infer.committee is 'none'"),
         ("select", {"portfolio": ["random", "random"]}, "portfolio is random, random, expected each once"),
         ("select", {"strategy": "committee"}, "infer.committee is 'none', expected 'student' or 'previous_teacher'"),
@@ -75,6 +78,14 @@ def test_a_wrong_combination_is_named(
 ) -> None:
     content[section] = {**content[section], **changes}
     assert words in error_message(tmp_path, content)
+
+
+def test_learners_of_unlabeled_images_are_refused_without_any(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["train"] = {**content["train"], "unlabeled_batch_size": 0}
+    content["ssl"] = {**content["ssl"], "teacher_decays": [0.99]}
+    assert "ssl.teacher_decays is [0.99], expected [] where train.unlabeled_batch_size is 0" in error_message(
+        tmp_path, content
+    )
 
 
 def test_a_class_named_twice_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
