@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.structures import Instances
-from torch import Tensor, nn
+from torch import Tensor
 
 from detectron_ext.meta_arch import PerImageRCNN
 
@@ -51,7 +51,7 @@ def _detect_group(teachers: Sequence[PerImageRCNN], inputs: list[dict[str, Any]]
     ]
 
 
-def _predict(teacher: nn.Module, features: dict[str, Tensor], proposals: list[Instances]) -> tuple[Tensor, Tensor]:
+def _predict(teacher: PerImageRCNN, features: dict[str, Tensor], proposals: list[Instances]) -> tuple[Tensor, Tensor]:
     """Return the class logits (R, K+1) and box deltas of the proposals."""
     heads = teacher.roi_heads
     pooled = heads.box_pooler([features[name] for name in heads.box_in_features], [p.proposal_boxes for p in proposals])
