@@ -11,11 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from detectron_ext.augmentation import Pixels
 from detectron_ext.inference import Detections
 from tasks.data import schemas
 from tasks.data.paths import Workspace
 from tasks.evaluation.coco_map import coco_map
 from tasks.evaluation.protocols import protocol_metrics
+from tasks.evaluation.slices import ImageTraits, mean_luma
 from tasks.model.detector import ImageReader, detect_all, load_detector
 from tasks.params import StageParams, load_stage_params
 from tasks.runtime.allocator import keep_freed_memory
@@ -40,10 +42,11 @@ def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, P
     rows: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
     protocols: dict[str, Any] = {}
-    for name, predictions in _predict(params, weights, truth, root).items():
+    predictions_of, traits = _predict(params, weights, truth, root)
+    for name, predictions in predictions_of.items():
         found = pa.Table.from_pylist(predictions, schemas.PREDICTIONS)
         metrics[name] = coco_map(truth, found, params.classes)
-        protocols[name] = protocol_metrics(truth, found, params.classes, params.evaluate)
+        protocols[name] = protocol_metrics(truth, found, params.classes, params.evaluate, traits)
         log.info("evaluate %s: mAP %.1f, AP50 %.1f", name, metrics[name]["mAP"], metrics[name]["AP50"])
         rows += predictions
     schema = schemas.with_class_names(schemas.PREDICTIONS, params.classes)
@@ -53,23 +56,35 @@ def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, P
 
 def _predict(
     params: StageParams, weights: dict[str, Path], truth: pa.Table, root: Path
-) -> dict[str, list[dict[str, Any]]]:
-    """Rows of PREDICTIONS by model, in the order of ``truth``; every image is decoded once for all models."""
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, ImageTraits]]:
+    """Rows of PREDICTIONS by model, in the order of ``truth``, and traits of the images where slices need them.
+
+    Every image is decoded once for all.
+    """
     images = truth.select(["image_id", "uri"]).to_pylist()
     read_image = ImageReader(root, images, prefetch_remote=True)
+    traits: dict[str, ImageTraits] = {}
+
+    def read(image: dict[str, str]) -> Pixels:
+        pixels = read_image(image["uri"])
+        if "slices" in params.evaluate.protocols:
+            traits[image["image_id"]] = ImageTraits(mean_luma(pixels), read_image.captured_hour(image["uri"]))
+        return pixels
+
     results = detect_all(
         [load_detector(params.model, len(params.classes), path) for path in weights.values()],
         images,
-        lambda image: read_image(image["uri"]),
+        read,
         params.model,
         batch_size=max(params.evaluate.batch_size // num_micro_batches(), 1),
         mixed_precision=params.train.mixed_precision,
     )
     found_of = {image["image_id"]: dict(zip(weights, found, strict=True)) for image, found in results}
-    return {
+    rows_of = {
         name: [_row(params, name, image["image_id"], found_of[image["image_id"]][name]) for image in images]
         for name in weights
     }
+    return rows_of, traits
 
 
 def _row(params: StageParams, name: str, image_id: str, found: Detections) -> dict[str, Any]:

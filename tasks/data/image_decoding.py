@@ -6,6 +6,7 @@ Imports nothing of Gleaner, because exported detectors bring this file along.
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +17,8 @@ _ALLOWED_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "AVIF")
 _HEIF = "HEIF"
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _EXIF_ORIENTATION = 0x0112
+_EXIF_DIRECTORY = 0x8769
+_EXIF_CAPTURED_AT = 0x9003
 _EXIF_INTEGER_TYPES = {1: "B", 3: "H", 4: "I"}
 _TRANSPOSE_OF_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -113,21 +116,53 @@ def exif_orientation(image: Image.Image) -> int:
     Only this tag is read, so that broken tags beside it do no harm. ``Image.getexif`` would read all of them, and the
     orientation in XMP, which browsers and label tools ignore. TIFFs and HEIC are turned on decoding: here they give 1.
     """
-    block = (image.info.get("exif") or b"").removeprefix(b"Exif\0\0")
-    byte_order = {b"II": "<", b"MM": ">"}.get(block[:2])
-    if byte_order is None:
-        return 1
+    block, byte_order = _exif_block(image)
     try:
         (directory,) = struct.unpack_from(f"{byte_order}I", block, 4)
-        (num_tags,) = struct.unpack_from(f"{byte_order}H", block, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * num_tags, 12):
-            tag, field_type = struct.unpack_from(f"{byte_order}HH", block, entry)
-            if tag == _EXIF_ORIENTATION and field_type in _EXIF_INTEGER_TYPES:
-                (value,) = struct.unpack_from(byte_order + _EXIF_INTEGER_TYPES[field_type], block, entry + 8)
-                return value if value in _TRANSPOSE_OF_ORIENTATION else 1
-    except struct.error:  # an offset or a count that leads out of the block
-        pass
-    return 1
+        field_type, entry = _find_exif_tag(block, byte_order, directory, _EXIF_ORIENTATION)
+        (value,) = struct.unpack_from(byte_order + _EXIF_INTEGER_TYPES[field_type], block, entry + 8)
+    except (struct.error, LookupError):  # an offset or a count that leads out of the block, or no such tag
+        return 1
+    return value if value in _TRANSPOSE_OF_ORIENTATION else 1
+
+
+def exif_captured_at(image: Image.Image) -> datetime | None:
+    """Return when the camera took an image, by its clock (DateTimeOriginal); None where absent or unreadable.
+
+    Read as ``exif_orientation`` is: only the tags on the way to it.
+    """
+    block, byte_order = _exif_block(image)
+    try:
+        (directory,) = struct.unpack_from(f"{byte_order}I", block, 4)
+        _, entry = _find_exif_tag(block, byte_order, directory, _EXIF_DIRECTORY)
+        (directory,) = struct.unpack_from(f"{byte_order}I", block, entry + 8)
+        _, entry = _find_exif_tag(block, byte_order, directory, _EXIF_CAPTURED_AT)
+        (position,) = struct.unpack_from(f"{byte_order}I", block, entry + 8)
+        return datetime.strptime(block[position : position + 19].decode("ascii"), "%Y:%m:%d %H:%M:%S")
+    except (struct.error, LookupError, ValueError):
+        return None
+
+
+def _exif_block(image: Image.Image) -> tuple[bytes, str]:
+    """The EXIF data and their byte order as ``struct`` writes it; without EXIF no bytes."""
+    block = (image.info.get("exif") or b"").removeprefix(b"Exif\0\0")
+    byte_order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    return (b"", "<") if byte_order is None else (block, byte_order)
+
+
+def _find_exif_tag(block: bytes, byte_order: str, directory: int, wanted: int) -> tuple[int, int]:
+    """Return type and position of the entry of a tag; orientation only counts as an integer.
+
+    Raises:
+        struct.error: an offset or a count leads out of the block.
+        LookupError: there is no such tag.
+    """
+    (num_tags,) = struct.unpack_from(f"{byte_order}H", block, directory)
+    for entry in range(directory + 2, directory + 2 + 12 * num_tags, 12):
+        tag, field_type = struct.unpack_from(f"{byte_order}HH", block, entry)
+        if tag == wanted and (tag != _EXIF_ORIENTATION or field_type in _EXIF_INTEGER_TYPES):
+            return field_type, entry
+    raise LookupError(wanted)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -18,6 +18,7 @@ from tasks.data.image_decoding import (
     MAX_PIXELS,
     TRANSPOSED_ORIENTATIONS,
     ImageProblem,
+    exif_captured_at,
     exif_orientation,
     num_frames,
     open_image,
@@ -113,6 +114,18 @@ def is_shown_by_browsers(path: Path) -> bool:
             return True
         image.load()
         return num_frames(image) == 1 and exif_orientation(image) == 1
+
+
+def captured_hour(path: Path) -> int | None:
+    """Return the hour, 0 to 23, of the camera's clock when it took an image; None: the file does not say.
+
+    Raises:
+        OSError: missing or broken.
+        ImageProblem: a pixel mode without a rule.
+    """
+    with open_image(path, MAX_PIXELS) as image:
+        captured_at = exif_captured_at(image)
+        return None if captured_at is None else captured_at.hour
 
 
 def encode_png(path: Path) -> bytes:

@@ -8,12 +8,17 @@ import pyarrow as pa
 from tasks.evaluation.confusion import confusion_matrix
 from tasks.evaluation.miss_rate import log_average_miss_rates
 from tasks.evaluation.operating_point import ALL_CLASSES, ErrorCosts, operating_points
+from tasks.evaluation.slices import ImageTraits, slice_metrics
 from tasks.evaluation.voc_map import voc_map
 from tasks.params.stages import EvaluateParams
 
 
 def protocol_metrics(
-    truth: pa.Table, predictions: pa.Table, classes: Sequence[str], params: EvaluateParams
+    truth: pa.Table,
+    predictions: pa.Table,
+    classes: Sequence[str],
+    params: EvaluateParams,
+    traits: Mapping[str, ImageTraits],
 ) -> dict[str, Any]:
     """Evaluate by each of ``evaluate.protocols``.
 
@@ -22,6 +27,7 @@ def protocol_metrics(
         predictions: of one model, rows with image_id, boxes_xyxy, scores, class_ids.
         classes: names by class index.
         params: section evaluate.
+        traits: by image id; only ``slices`` needs them.
 
     Returns:
         Metrics by protocol. ``confusion`` holds ``score_threshold`` and ``matrix``, (K + 1, K + 1).
@@ -39,6 +45,8 @@ def protocol_metrics(
             found[name] = log_average_miss_rates(truth, predictions, classes)
         elif name == "operating_point":
             found[name] = points
+        elif name == "slices":
+            found[name] = slice_metrics(truth, predictions, classes, traits)
         else:
             found[name] = _confusion(truth, predictions, len(classes), points)
     return found

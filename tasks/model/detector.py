@@ -24,7 +24,7 @@ from detectron_ext.losses import CROWD_LABEL
 from detectron_ext.meta_arch import LoadReport, PerImageRCNN, build_detector, load_pretrained, load_weights
 from detectron_ext.tiles import TileConfig, Window, detect_windows, tile_windows
 from tasks.data.image_decoding import open_rgb
-from tasks.data.images import ImageSource
+from tasks.data.images import ImageSource, captured_hour
 from tasks.data.paths import resolve_uri
 from tasks.model.pretrained_weights import read_weights
 from tasks.model.weights_download import fetch_weights, is_weights_address
@@ -284,6 +284,10 @@ class ImageReader:
                 raise
             problem = f"the image is unreadable ({error}), expected what prepare saw"
             raise UserError(uri, problem, "Restore it (dvc checkout), or run: dvc repro prepare") from None
+
+    def captured_hour(self, uri: str) -> int | None:
+        """Return the hour at which a camera took an image that was read before; None: the file does not say."""
+        return self._source.open(uri, self._id_of[uri], captured_hour)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_source": None}  # its cache holds threads and locks

@@ -311,9 +311,9 @@ class EvaluateParams(Section):
     """Images per forward pass. Without effect on the result but for rounding."""
     score_threshold: Fraction
     """Boxes with a lower score are left out of the evaluation. COCO mAP integrates over all scores: keep it low."""
-    protocols: list[Literal["voc07", "voc12", "miss_rate", "operating_point", "confusion"]]
+    protocols: list[Literal["voc07", "voc12", "miss_rate", "operating_point", "confusion", "slices"]]
     """Further measures beside COCO mAP (docs/method.md#protocols): AP of PASCAL VOC 2007 or of VOC 2010 on, log-average
-    miss rate, operating points, and a confusion matrix."""
+    miss rate, operating points, a confusion matrix, and mAP by slices of the images: size, brightness, source, time."""
     wanted_precision: Annotated[float, Field(gt=0, le=1)]
     """Share of right detections that ``operating_point`` finds the lowest threshold for."""
     false_alarm_cost: NonNegativeFloat

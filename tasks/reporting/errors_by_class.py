@@ -1,4 +1,4 @@
-"""Build the tables of the section on the teacher's errors: operating points, and which class is taken for which."""
+"""Build the tables of the section on the teacher's errors: operating points, confusions, and mAP by slice."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,3 +38,14 @@ def frequent_confusions(protocols: Mapping[str, Any], classes: Sequence[str]) ->
         if count and true != predicted
     ]
     return sorted(pairs, key=lambda pair: (-pair["count"], pair["true"], pair["predicted"]))[:CONFUSIONS_SHOWN]
+
+
+def slice_rows(protocols: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the slices that have objects with their metrics, by what they slice, the worst mAP first."""
+    rows = [
+        {"by": by, "name": name, **found}
+        for by, slices in protocols.get("slices", {}).items()
+        for name, found in slices.items()
+        if found["objects"]
+    ]
+    return sorted(rows, key=lambda row: (row["by"], row["mAP"], row["name"]))

@@ -102,6 +102,7 @@ def _errors(data: ReportData) -> dict[str, Any]:
         "matrix_rows": errors_by_class.confusion_matrix_rows(protocols, data.classes),
         "confusions": errors_by_class.frequent_confusions(protocols, data.classes),
         "confusion_threshold": protocols.get("confusion", {}).get("score_threshold"),
+        "slice_rows": errors_by_class.slice_rows(protocols),
     }
 
 

@@ -270,6 +270,13 @@ class SyntheticCampaign:
                 "by_class": by_class,
             },
             "confusion": {"score_threshold": 0.4, "matrix": matrix},
+            "slices": {
+                "brightness": {
+                    "dark": {"images": 20, "objects": 31, "mAP": 12.5, "mAP_low": 8.0, "mAP_high": 18.0},
+                    "bright": {"images": 40, "objects": 60, "mAP": 44.0, "mAP_low": 35.0, "mAP_high": 52.0},
+                },
+                "time": {"06 to 12": {"images": 2, "objects": 0, "mAP": None, "mAP_low": None, "mAP_high": None}},
+            },
         }
 
     def _pseudo_labels(self) -> dict[str, Any]:

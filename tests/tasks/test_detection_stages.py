@@ -268,6 +268,19 @@ def test_evaluation_decodes_an_image_once_for_both_networks(folder: Path, monkey
     assert table["image_id"].to_pylist() == ids * 2
 
 
+def test_slices_are_measured_where_they_are_asked_for(folder: Path) -> None:
+    """The two images of the set differ in size and brightness."""
+    run_evaluation(folder)
+    assert "slices" not in files.read_json(folder / "evaluated" / "metrics.json")["protocols"]["teacher"]
+    write_params(folder, "evaluate.protocols=[slices]")
+    run_evaluation(folder)
+    metrics = files.read_json(folder / "evaluated" / "metrics.json")
+    slices = metrics["protocols"]["teacher"]["slices"]
+    assert set(slices) == {"size", "brightness"}
+    assert [found["images"] for found in slices["size"].values()] == [1, 1]
+    assert set(slices["size"]) == {"small", "large"}
+
+
 def test_finished_shards_of_another_version_are_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params, keys = stage_params(folder), set()
     keys.add(tasks.infer._input_key(params, "digest"))

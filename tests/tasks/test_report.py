@@ -383,9 +383,21 @@ def test_errors_are_shown_by_class(synthetic_campaign):
     assert "For precision 90 %" in section
     assert section.count("all classes") == 2  # its cell and the cell's title
     num_classes = len(load_stage_params(workspace.params, "classes").classes)
-    matrix = section[section.index("Confusion matrix") :]
+    matrix = section[section.index("Confusion matrix") : section.index("mAP by slice")]
     assert matrix.count("<tr>") == num_classes + 3  # two rows of heads, one for each class, one for nothing
     assert matrix.count('style="--v: 83') == num_classes + 1  # 50 of 60
+
+
+def test_slices_with_objects_are_listed_the_worst_first(synthetic_campaign):
+    workspace = synthetic_campaign()
+    render_page(workspace)
+    page = (workspace.derived("report") / "report.html").read_text()
+    table = page[page.index("mAP by slice") :]
+    table = table[: table.index("</table>")]
+    assert table.index(">dark<") < table.index(">bright<")
+    assert ">12.5<" in table
+    assert ">8.0 to 18.0<" in table
+    assert "06 to 12" not in table
 
 
 def test_with_many_classes_the_most_frequent_confusions_are_listed():

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tasks.data import image_decoding
 from tasks.data.image_decoding import MAX_PIXELS, ImageProblem, open_rgb
-from tasks.data.images import inspect_image
+from tasks.data.images import captured_hour, inspect_image
 from tasks.params.stages import PrepareParams
 
 
@@ -104,6 +104,23 @@ def huge_png(side: int) -> bytes:
     ihdr = b"IHDR" + side.to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
     start = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + ihdr + zlib.crc32(ihdr).to_bytes(4, "big")
     return start + (1000).to_bytes(4, "big") + b"IDAT"
+
+
+@pytest.mark.parametrize(
+    ("taken_at", "hour"),
+    [("2026:11:30 17:05:59", 17), ("2026:11:30 00:00:00\0", 0), ("    :  :     :  :  ", None), (None, None)],
+)
+def test_the_hour_is_the_camera_s(tmp_path: Path, taken_at: str | None, hour: int | None) -> None:
+    exif = Image.Exif()
+    if taken_at is not None:
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = taken_at
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    assert captured_hour(tmp_path / "a.jpg") == hour
+
+
+def test_broken_exif_tells_no_hour(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    assert captured_hour(tmp_path / "a.jpg") is None
 
 
 @pytest.mark.parametrize("side", [2_000, 20_000])

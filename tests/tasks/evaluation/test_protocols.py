@@ -8,6 +8,7 @@ from tasks.evaluation.confusion import confusion_matrix
 from tasks.evaluation.miss_rate import log_average_miss_rates
 from tasks.evaluation.operating_point import ErrorCosts, operating_points
 from tasks.evaluation.protocols import protocol_metrics
+from tasks.evaluation.slices import ImageTraits, slice_metrics
 from tasks.evaluation.voc_map import voc_map
 from tasks.params import load_params
 from tests.tasks.evaluation.test_coco_map import BOX, FAR, prediction_table, truth_table
@@ -16,13 +17,15 @@ EVALUATE = load_params(Path(__file__).parents[3] / "params.yaml").evaluate
 TRUTH = truth_table((BOX, [0]), (BOX + FAR, [0, 1]), ([], []))
 FOUND = prediction_table((BOX, [0.9], [0]), (BOX + FAR, [0.8, 0.4], [1, 1]), (FAR, [0.3], [0]))
 CLASSES = ["a", "b"]
+TRAITS = {f"{n:016x}": ImageTraits(100.0 * n, n * 6) for n in range(3)}
 
 
 def test_all_protocols() -> None:
-    names = ["voc07", "voc12", "miss_rate", "operating_point", "confusion"]
-    found = protocol_metrics(TRUTH, FOUND, CLASSES, EVALUATE.model_copy(update={"protocols": names}))
+    names = ["voc07", "voc12", "miss_rate", "operating_point", "confusion", "slices"]
+    found = protocol_metrics(TRUTH, FOUND, CLASSES, EVALUATE.model_copy(update={"protocols": names}), TRAITS)
     assert list(found) == names
     assert found["voc07"] == voc_map(TRUTH, FOUND, CLASSES, eleven_points=True)
+    assert found["slices"] == slice_metrics(TRUTH, FOUND, CLASSES, TRAITS)
     assert found["voc12"] == voc_map(TRUTH, FOUND, CLASSES, eleven_points=False)
     assert found["miss_rate"] == log_average_miss_rates(TRUTH, FOUND, CLASSES)
     costs = ErrorCosts(EVALUATE.false_alarm_cost, EVALUATE.miss_cost)
@@ -35,10 +38,11 @@ def test_all_protocols() -> None:
 
 @pytest.mark.parametrize("name", ["voc12", "confusion", "operating_point"])
 def test_one_protocol_alone(name: str) -> None:
-    assert list(protocol_metrics(TRUTH, FOUND, CLASSES, EVALUATE.model_copy(update={"protocols": [name]}))) == [name]
+    params = EVALUATE.model_copy(update={"protocols": [name]})
+    assert list(protocol_metrics(TRUTH, FOUND, CLASSES, params, {})) == [name]
 
 
 def test_where_no_detection_is_worth_using_the_matrix_counts_misses_alone() -> None:
     params = EVALUATE.model_copy(update={"protocols": ["confusion"], "miss_cost": 0.0})
-    found = protocol_metrics(TRUTH, FOUND, CLASSES, params)["confusion"]
+    found = protocol_metrics(TRUTH, FOUND, CLASSES, params, {})["confusion"]
     assert found == {"score_threshold": 1.0, "matrix": [[0, 0, 2], [0, 0, 1], [0, 0, 0]]}
