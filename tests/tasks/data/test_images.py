@@ -119,8 +119,8 @@ def test_the_hour_is_the_camera_s(tmp_path: Path, taken_at: str | None, hour: in
 
 
 def test_broken_exif_tells_no_hour(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
-    assert captured_hour(tmp_path / "a.jpg") is None
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    assert captured_hour(tmp_path / "a.png") is None
 
 
 @pytest.mark.parametrize("side", [2_000, 20_000])
