@@ -1,6 +1,8 @@
 """Count which class is taken for which: a confusion matrix of detections, with background as one more class."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -8,10 +10,50 @@ import pyarrow.compute as pc
 
 from detectron_ext.detection_loss import counts_as_detection, match_detections
 from tasks.data.annotations import marked_boxes
-from tasks.evaluation.coco_matching import Integers
+from tasks.evaluation.coco_matching import Floats, Integers
+
+EXAMPLES_PER_ERROR = 4
+"""At most this many images show one kind of error."""
 
 
-def confusion_matrix(truth: pa.Table, predictions: pa.Table, num_classes: int, *, score_threshold: float) -> Integers:
+@dataclass(frozen=True)
+class Confusion:
+    """Objects of one class that were detected as another, missed, or seen where nothing is."""
+
+    matrix: Integers
+    """(K + 1, K + 1): true class by predicted class; the last row counts detections of nothing, the last column objects
+    that were missed."""
+    examples: Sequence["ConfusionExample"]
+    """Confusions of two classes, detections of nothing, and misses, the most frequent kinds first."""
+
+
+class ConfusionExample(TypedDict):
+    """One error; K stands for background."""
+
+    image_id: str
+    true_class: int
+    predicted_class: int
+    box_xyxy: list[float]
+    """The detection's, px; of a missed object its own."""
+    score: float | None
+    """Of the detection; None: a missed object."""
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Detections and missed objects of one image, n of them."""
+
+    image_id: str
+    true_class_n: Integers
+    predicted_class_n: Integers
+    boxes_n4: Floats
+    scores_n: Floats
+    """Of a missed object its area, px2."""
+
+
+def confusion(
+    truth: pa.Table, predictions: pa.Table, num_classes: int, *, score_threshold: float, num_errors: int = 0
+) -> Confusion:
     """Match detections with objects whatever their class, greedy by score at IoU 0.5, and count the pairs of classes.
 
     Args:
@@ -19,21 +61,51 @@ def confusion_matrix(truth: pa.Table, predictions: pa.Table, num_classes: int, *
         predictions: rows with image_id, boxes_xyxy, scores, class_ids.
         num_classes: K.
         score_threshold: detections below it are left out.
-
-    Returns:
-        (K + 1, K + 1): true class by predicted class; the last row counts detections of nothing, the last column
-        objects that were missed.
+        num_errors: how many of the most frequent confusions of two classes get examples, and as many classes that are
+            seen where nothing is, and as many that are missed.
     """
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
-    for true_class, predicted_class in _pairs(truth, predictions, num_classes, score_threshold):
-        np.add.at(counts, (true_class, predicted_class), 1)
-    return counts
+    pairs = list(_pairs(truth, predictions, num_classes, score_threshold))
+    for image in pairs:
+        np.add.at(counts, (image.true_class_n, image.predicted_class_n), 1)
+    errors = [error for sort in _frequent_errors(counts, num_errors) for error in sort]
+    return Confusion(counts, [example for error in errors for example in _examples(pairs, *error, num_classes)])
 
 
-def _pairs(
-    truth: pa.Table, predictions: pa.Table, num_classes: int, score_threshold: float
-) -> Iterator[tuple[Integers, Integers]]:
-    """Yield true and predicted classes of each image; K where there is no partner."""
+def _frequent_errors(counts: Integers, number: int) -> list[list[tuple[int, int]]]:
+    """True and predicted class of the most frequent confusions of classes, detections of nothing, and misses."""
+    background = len(counts) - 1
+    classes = range(background)
+    sorts = (
+        [(true, predicted) for true in classes for predicted in classes if true != predicted],
+        [(background, predicted) for predicted in classes],
+        [(true, background) for true in classes],
+    )
+    ranked = (sorted((error for error in sort if counts[error]), key=lambda error: -counts[error]) for sort in sorts)
+    return [found[:number] for found in ranked]
+
+
+def _examples(pairs: Sequence[_Pairs], true: int, predicted: int, num_classes: int) -> list[ConfusionExample]:
+    """The surest detections of a kind of error, one an image; of missed objects the largest."""
+    best: list[tuple[float, _Pairs, int]] = []
+    for image in pairs:
+        found = np.flatnonzero((image.true_class_n == true) & (image.predicted_class_n == predicted))
+        if len(found):
+            surest = int(found[image.scores_n[found].argmax()])
+            best.append((float(image.scores_n[surest]), image, surest))
+    best.sort(key=lambda entry: (-entry[0], entry[1].image_id))
+    return [
+        ConfusionExample(
+            image_id=image.image_id, true_class=true, predicted_class=predicted,
+            box_xyxy=[round(float(corner), 1) for corner in image.boxes_n4[position]],
+            score=None if predicted == num_classes else round(score, 4),
+        )
+        for score, image, position in best[:EXAMPLES_PER_ERROR]
+    ]  # fmt: skip
+
+
+def _pairs(truth: pa.Table, predictions: pa.Table, num_classes: int, score_threshold: float) -> Iterator[_Pairs]:
+    """Detections and missed objects image by image; class K where there is no partner."""
     row_of = {image_id: row for row, image_id in enumerate(predictions["image_id"].to_pylist())}
     for row in truth.to_pylist():
         marked = marked_boxes(row)
@@ -46,6 +118,12 @@ def _pairs(
         )
         matched = match_detections(boxes[kept], scores[kept], marked.boxes_xyxy)
         true_of_detection = np.where(matched >= 0, np.append(marked.class_ids, num_classes)[matched], num_classes)
-        yield true_of_detection.astype(np.int64), class_ids[kept].astype(np.int64)
         missed = np.setdiff1d(np.arange(len(marked.class_ids)), matched)
-        yield marked.class_ids[missed].astype(np.int64), np.full(len(missed), num_classes)
+        missed_boxes = marked.boxes_xyxy[missed]
+        yield _Pairs(
+            row["image_id"],
+            np.concatenate([true_of_detection, marked.class_ids[missed]]).astype(np.int64),
+            np.concatenate([class_ids[kept], np.full(len(missed), num_classes)]).astype(np.int64),
+            np.concatenate([boxes[kept], missed_boxes]),
+            np.concatenate([scores[kept], (missed_boxes[:, 2:] - missed_boxes[:, :2]).prod(axis=1)]),
+        )

@@ -5,12 +5,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.evaluation.confusion import confusion_matrix
+from tasks.evaluation.confusion import confusion
 from tasks.evaluation.miss_rate import log_average_miss_rates
 from tasks.evaluation.operating_point import ALL_CLASSES, ErrorCosts, operating_points
 from tasks.evaluation.slices import ImageTraits, slice_metrics
 from tasks.evaluation.voc_map import voc_map
 from tasks.params.stages import EvaluateParams
+
+_ERRORS_WITH_EXAMPLES = 3
 
 
 def protocol_metrics(
@@ -30,7 +32,8 @@ def protocol_metrics(
         traits: by image id; only ``slices`` needs them.
 
     Returns:
-        Metrics by protocol. ``confusion`` holds ``score_threshold`` and ``matrix``, (K + 1, K + 1).
+        Metrics by protocol. ``confusion`` holds ``score_threshold``, ``matrix``, (K + 1, K + 1), and ``examples``, a
+        list of ``ConfusionExample``.
     """
     found: dict[str, Any] = {}
     points: dict[str, Any] = {}
@@ -65,5 +68,5 @@ def _confusion(truth: pa.Table, predictions: pa.Table, num_classes: int, points:
     """Count at the threshold at which errors of all classes cost least; 1 where using no detection does."""
     threshold = points["by_class"][ALL_CLASSES]["least_cost"]["score_threshold"]
     used = 1.0 if threshold is None else threshold
-    matrix = confusion_matrix(truth, predictions, num_classes, score_threshold=used)
-    return {"score_threshold": used, "matrix": matrix.tolist()}
+    found = confusion(truth, predictions, num_classes, score_threshold=used, num_errors=_ERRORS_WITH_EXAMPLES)
+    return {"score_threshold": used, "matrix": found.matrix.tolist(), "examples": list(found.examples)}

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from tasks.data.schemas import METRICS
 from tasks.params.stages import ScoringParams
 from tasks.reporting import errors_by_class, narrative, plots, tables
+from tasks.reporting.error_crops import error_crops
 from tasks.reporting.feature_importance import importance_rows, importance_text
 from tasks.reporting.pool_map import GROUP_TEXT, draw_pool_map
 from tasks.reporting.report_data import Document, ReportData
@@ -42,7 +43,7 @@ def render(data: ReportData, history: Sequence[Document], scoring: ScoringParams
         figures=_plots(data, history, with_pictures=thumbnails > 0),
         picks=_selected(data, thumbnails),
         **_text(data, history, scoring),
-        **_tables(data, history),
+        **_tables(data, history, with_pictures=thumbnails > 0),
         **_raw(data, history),
     )
 
@@ -73,11 +74,11 @@ def _text(data: ReportData, history: Sequence[Document], scoring: ScoringParams)
     }
 
 
-def _tables(data: ReportData, history: Sequence[Document]) -> dict[str, Any]:
+def _tables(data: ReportData, history: Sequence[Document], *, with_pictures: bool) -> dict[str, Any]:
     return {
         "rounds_shown": tables.rounds_shown(history),
         "class_rows": tables.class_rows(data.classes, history),
-        **_errors(data),
+        **_errors(data, with_pictures=with_pictures),
         "pseudo_label_rows": tables.pseudo_label_rows(data.train_summary),
         "selection": data.selection.head(tables.SELECTED_SHOWN).to_dict("records"),
         "reviewed": tables.review_rows(data),
@@ -93,7 +94,7 @@ def _tables(data: ReportData, history: Sequence[Document]) -> dict[str, Any]:
     }
 
 
-def _errors(data: ReportData) -> dict[str, Any]:
+def _errors(data: ReportData, *, with_pictures: bool) -> dict[str, Any]:
     """Return the tables of the teacher's errors, each empty where its protocol is not in ``evaluate.protocols``."""
     protocols = data.metrics["protocols"]["teacher"]
     return {
@@ -102,6 +103,7 @@ def _errors(data: ReportData) -> dict[str, Any]:
         "matrix_rows": errors_by_class.confusion_matrix_rows(protocols, data.classes),
         "confusions": errors_by_class.frequent_confusions(protocols, data.classes),
         "confusion_threshold": protocols.get("confusion", {}).get("score_threshold"),
+        "error_crops": error_crops(data, protocols) if with_pictures else [],
         "slice_rows": errors_by_class.slice_rows(protocols),
     }
 

@@ -30,6 +30,8 @@ class ReportData:
 
     root: Path
     """Folder that image uris are relative to."""
+    val: Path
+    """The validation set, schemas.ANNOTATED."""
     classes: Sequence[str]
     past_rounds: Sequence[Document]
     """History entries of earlier rounds, oldest first."""
@@ -83,6 +85,7 @@ def load_report_data(workspace: Workspace, classes: Sequence[str]) -> ReportData
     selection = files.read_table(select_folder / "selection.parquet", SELECTION)
     return ReportData(
         root=workspace.root,
+        val=workspace.derived("assemble") / "val.parquet",
         classes=classes,
         past_rounds=_history(workspace.warm_start / "history.json"),
         assemble_summary=files.read_json(workspace.derived("assemble") / "summary.json"),

@@ -1,4 +1,4 @@
-"""Make thumbnails of the selected images, with their pre-drawn boxes."""
+"""Make thumbnails of images, with their pre-drawn boxes, and of parts of images."""
 
 import base64
 import io
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tasks.data.image_decoding import open_rgb
 from tasks.data.images import ImageSource
@@ -15,6 +15,10 @@ from tasks.runtime.errors import UserError
 
 _LONG_SIDE_PX = 400
 _JPEG_QUALITY, _SMALL_QUALITY = 82, 70
+_CROP_LONG_SIDE_PX = 110
+_CROP_MARGIN_FRAC = 0.35
+"""Of the longer side of the box, on each side."""
+_CROP_OUTLINE = (255, 80, 60)
 _NUM_BOX_COLORS = 7
 """Number of --box-… variables in style.css.j2; classes beyond it take colors in turn."""
 _MAX_LABELED_BOXES = 6
@@ -89,6 +93,24 @@ def small_jpeg(uri: str, image_id: str, root: Path, side_px: int) -> str:
         return image
 
     return _data_uri(uri, image_id, root, shrink, _SMALL_QUALITY)
+
+
+def crop_jpeg(uri: str, image_id: str, root: Path, box_xyxy: Sequence[float]) -> str:
+    """Return what is in and around a box, with the box drawn, as a data URI; empty where it cannot be opened here."""
+
+    def cut(path: Path) -> Image.Image:
+        image = open_rgb(path)
+        x1, y1, x2, y2 = box_xyxy
+        margin = _CROP_MARGIN_FRAC * max(x2 - x1, y2 - y1) + 1
+        left, top = max(0, int(x1 - margin)), max(0, int(y1 - margin))
+        part = image.crop((left, top, min(image.width, int(x2 + margin) + 1), min(image.height, int(y2 + margin) + 1)))
+        scale = _CROP_LONG_SIDE_PX / max(part.size)
+        shown = part.resize((max(1, round(part.width * scale)), max(1, round(part.height * scale))))
+        corners = ((x1 - left) * scale, (y1 - top) * scale, (x2 - left) * scale, (y2 - top) * scale)
+        ImageDraw.Draw(shown).rectangle(corners, outline=_CROP_OUTLINE, width=2)
+        return shown
+
+    return _data_uri(uri, image_id, root, cut, _SMALL_QUALITY)
 
 
 def _encode_jpeg(task: AnnotationTask, root: Path, size: tuple[int, int]) -> str:

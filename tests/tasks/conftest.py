@@ -269,7 +269,7 @@ class SyntheticCampaign:
                 "miss_cost": 1.0,
                 "by_class": by_class,
             },
-            "confusion": {"score_threshold": 0.4, "matrix": matrix},
+            "confusion": {"score_threshold": 0.4, "matrix": matrix, "examples": self._error_examples()},
             "slices": {
                 "brightness": {
                     "dark": {"images": 20, "objects": 31, "mAP": 12.5, "mAP_low": 8.0, "mAP_high": 18.0},
@@ -278,6 +278,21 @@ class SyntheticCampaign:
                 "time": {"06 to 12": {"images": 2, "objects": 0, "mAP": None, "mAP_low": None, "mAP_high": None}},
             },
         }
+
+    def _error_examples(self) -> list[dict[str, Any]]:
+        """A detection of another class, an object that was missed, and an image that is not here."""
+        Image.new("RGB", (200, 100), (90, 120, 150)).save(self.root / "val0.png")
+        box = [20.0, 30.0, 60.0, 50.0]
+        rows = [
+            {"image_id": name, "uri": f"{name}.png", "width_px": 200, "height_px": 100, "batch": -1}
+            for name in ("val0", "val1")
+        ]
+        files.write_table(self.workspace.derived("assemble") / "val.parquet", pa.Table.from_pylist(rows, ANNOTATED))
+        return [
+            {"image_id": "val0", "true_class": 0, "predicted_class": 1, "box_xyxy": box, "score": 0.87},
+            {"image_id": "val0", "true_class": 0, "predicted_class": len(self.classes), "box_xyxy": box, "score": None},
+            {"image_id": "val1", "true_class": len(self.classes), "predicted_class": 0, "box_xyxy": box, "score": 0.5},
+        ]
 
     def _pseudo_labels(self) -> dict[str, Any]:
         """The last class is never right; the first is measured; of the others nothing is known."""

@@ -1,5 +1,7 @@
 """The page as a whole: complete, self-contained, honest in every state a campaign can be in."""
 
+import base64
+import io
 import json
 import re
 import subprocess
@@ -9,11 +11,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tasks.data.paths import Workspace
 from tasks.params import load_stage_params
 from tasks.report import report
 from tasks.reporting.errors_by_class import confusion_matrix_rows, frequent_confusions, operating_rows
+from tasks.reporting.thumbnails import crop_jpeg
 from tasks.runtime.errors import UserError
 from tasks.storage import files
 
@@ -111,7 +115,7 @@ def test_page_shows_every_part(synthetic_campaign):
     ):
         assert part in text, part
     drawings = page.tags.count("svg")
-    assert drawings == 4 + 4 + 1 + 2 + 12  # by round, of the pool, its map, of training, thumbnails
+    assert drawings == 4 + 4 + 1 + 2 + 12 + 2  # by round, of the pool, its map, of training, thumbnails, errors
 
 
 def test_a_label_that_the_teacher_contradicts_is_listed(synthetic_campaign):
@@ -386,6 +390,29 @@ def test_errors_are_shown_by_class(synthetic_campaign):
     matrix = section[section.index("Confusion matrix") : section.index("mAP by slice")]
     assert matrix.count("<tr>") == num_classes + 3  # two rows of heads, one for each class, one for nothing
     assert matrix.count('style="--v: 83') == num_classes + 1  # 50 of 60
+
+
+def test_frequent_errors_are_shown_as_parts_of_the_validation_images(synthetic_campaign):
+    workspace = synthetic_campaign()
+    render_page(workspace)
+    page = (workspace.derived("report") / "report.html").read_text()
+    first, second = load_stage_params(workspace.params, "classes").classes[:2]
+    crops = page[page.index('<div class="crops">') :]
+    crops = crops[: crops.index("</div>")]
+    assert crops.count("<image ") == 2  # the third image is not here
+    assert f'aria-label="{first} taken for {second}: image val0, score 0.87"' in crops
+    assert f'aria-label="{first}, missed: image val0"' in crops
+    assert f"{first}, where nothing is" in crops
+
+
+def test_a_crop_shows_the_box_with_what_is_around_it(tmp_path: Path) -> None:
+    """A box of 40 x 20 px, 35 % of the longer side around it; the left border of the image cuts the margin off."""
+    Image.new("RGB", (200, 100)).save(tmp_path / "a.png")
+    uri = crop_jpeg("a.png", "a", tmp_path, [5.0, 30.0, 45.0, 50.0])
+    crop = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))))
+    left, top, right, bottom = 0, 15, 61, 66  # margins of 15 px
+    assert crop.width == 110
+    assert crop.height == round(110 * (bottom - top) / (right - left))
 
 
 def test_slices_with_objects_are_listed_the_worst_first(synthetic_campaign):

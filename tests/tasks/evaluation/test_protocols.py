@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.evaluation.confusion import confusion_matrix
+from tasks.evaluation.confusion import confusion
 from tasks.evaluation.miss_rate import log_average_miss_rates
 from tasks.evaluation.operating_point import ErrorCosts, operating_points
 from tasks.evaluation.protocols import protocol_metrics
@@ -33,7 +33,9 @@ def test_all_protocols() -> None:
     assert found["operating_point"]["by_class"] == points
     threshold = points["all classes"]["least_cost"]["score_threshold"]
     assert found["confusion"]["score_threshold"] == threshold
-    assert found["confusion"]["matrix"] == confusion_matrix(TRUTH, FOUND, 2, score_threshold=threshold).tolist()
+    counted = confusion(TRUTH, FOUND, 2, score_threshold=threshold, num_errors=3)
+    assert found["confusion"]["matrix"] == counted.matrix.tolist()
+    assert found["confusion"]["examples"] == counted.examples
 
 
 @pytest.mark.parametrize("name", ["voc12", "confusion", "operating_point"])
@@ -45,4 +47,5 @@ def test_one_protocol_alone(name: str) -> None:
 def test_where_no_detection_is_worth_using_the_matrix_counts_misses_alone() -> None:
     params = EVALUATE.model_copy(update={"protocols": ["confusion"], "miss_cost": 0.0})
     found = protocol_metrics(TRUTH, FOUND, CLASSES, params, {})["confusion"]
-    assert found == {"score_threshold": 1.0, "matrix": [[0, 0, 2], [0, 0, 1], [0, 0, 0]]}
+    assert (found["score_threshold"], found["matrix"]) == (1.0, [[0, 0, 2], [0, 0, 1], [0, 0, 0]])
+    assert {example["score"] for example in found["examples"]} == {None}
