@@ -109,6 +109,8 @@ def paste(view: dict[str, Any], targets: Instances, patch: ObjectPatch) -> tuple
         gt_classes=torch.tensor([patch.class_id], device=device),
         gt_trains_box=torch.tensor([True], device=device),
     )
+    if targets.has("gt_score"):
+        added.gt_score = torch.ones(1, device=device)
     return {**view, "image": image}, Instances.cat([targets, added])
 
 

@@ -29,6 +29,7 @@ from detectron_ext.losses import (
     per_image_mean,
     roi_class_weights,
 )
+from detectron_ext.noise_aware_loss import NoiseAwareLoss
 
 _OBJECT_WITHOUT_BOX = 2
 """Label of an anchor on an object whose box is not trained."""
@@ -124,6 +125,7 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
         if self.box_reg_loss_type != "smooth_l1":
             raise ValueError(f"ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {self.box_reg_loss_type!r}, expected 'smooth_l1'")
         self.focal_gamma = focal_gamma
+        self.noise_aware: NoiseAwareLoss | None = None
         # Not persistent: class weights belong to a round, not to the model.
         self.register_buffer("positive_weight_K", torch.ones(self.num_classes), persistent=False)
         self.register_buffer("claimed_background_weight_K", torch.ones(self.num_classes), persistent=False)
@@ -144,6 +146,8 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
         class_ids_R = cat([image.gt_classes for image in proposals])
         weight_R = roi_class_weights(logits_RK, class_ids_R, self.positive_weight_K, self.claimed_background_weight_K)
         class_loss_R = focal_loss(logits_RK, class_ids_R, self.focal_gamma, weight_R)
+        if self.noise_aware is not None:
+            class_loss_R = self.noise_aware.replace(class_loss_R, logits_RK, proposals, self.focal_gamma, weight_R)
         losses = {
             "loss_cls": per_image_mean(class_loss_R, image_index_R, num_images),
             "loss_box_reg": per_image_mean(

@@ -16,6 +16,7 @@ from detectron_ext.backbone import TimmBackbone, fold_frozen_norms, load_body_we
 from detectron_ext.config import DetectorSpec, build_cfg
 from detectron_ext.embeddings import embed_images, recorded_stages
 from detectron_ext.losses import DetectionLosses
+from detectron_ext.noise_aware_loss import NoiseAwareLoss, mark_pseudo_labeled
 
 Naming = Literal["exact", "suffix", "caffe2"]
 """How a checkpoint names its tensors: as this model does; without the model's prefixes, as an ImageNet backbone; or as
@@ -37,7 +38,7 @@ class PerImageRCNN(GeneralizedRCNN):
     """Detectron2's two-stage detector; ``forward`` in training gives ``DetectionLosses``.
 
     Inputs are Detectron2's: one dict per image with ``image`` (3, H, W) RGB in 0..255, uint8 or float32, in
-    training ``instances`` with ``gt_boxes`` and ``gt_classes``.
+    training ``instances`` with ``gt_boxes`` and ``gt_classes``, and ``is_pseudo_labeled`` where they are the teacher's.
     """
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -59,6 +60,10 @@ class PerImageRCNN(GeneralizedRCNN):
         features = self.backbone(images.tensor)
         targets = [example["instances"].to(self.device) for example in batched_inputs]
         proposals, rpn = self.proposal_generator(images, features, targets)
+        if self.roi_heads.box_predictor.noise_aware is not None:
+            for example, *both in zip(batched_inputs, targets, proposals, strict=True):
+                for instances in both:
+                    mark_pseudo_labeled(instances, example.get("is_pseudo_labeled", False))
         _, roi = self.roi_heads(images, features, proposals, targets)
         return DetectionLosses(rpn["loss_rpn_cls"], rpn["loss_rpn_loc"], roi["loss_cls"], roi["loss_box_reg"])
 
@@ -96,6 +101,10 @@ class PerImageRCNN(GeneralizedRCNN):
         predictor = self.roi_heads.box_predictor
         predictor.positive_weight_K.copy_(positive_K)
         predictor.claimed_background_weight_K.copy_(claimed_background_K)
+
+    def set_noise_aware_loss(self, loss: NoiseAwareLoss | None) -> None:
+        """Set what replaces the focal loss in images with pseudo-labels (docs/method.md#noise-aware); None: nothing."""
+        self.roi_heads.box_predictor.noise_aware = loss
 
 
 def build_detector(spec: DetectorSpec, device: str, backbone_state: Mapping[str, Tensor] | None = None) -> PerImageRCNN:

@@ -112,7 +112,8 @@ class PseudoLabels(NamedTuple):
     """Targets of the unlabeled images of a step."""
 
     targets: list[Instances]
-    """One per image, with ``gt_boxes`` in pixels of the view and ``gt_classes``, some of them ``IGNORE_LABEL``."""
+    """One per image, with ``gt_boxes`` in pixels of the view, ``gt_classes``, some of them ``IGNORE_LABEL``, and
+    ``gt_score``, the teacher's."""
     num_boxes_K: Tensor
     """Pseudo-labels of each class over all images, (K,) on the CPU; ignore regions are not counted."""
 
@@ -149,7 +150,9 @@ def pseudo_label(
     for instances, used, label in zip(detections, torch.split(used_R, sizes), torch.split(label_R, sizes), strict=True):
         kept = used.nonzero().squeeze(1)
         target = Instances(instances.image_size)
-        target.gt_boxes = Boxes(instances.pred_boxes.tensor[kept.to(device, non_blocking=True)])
+        kept_there = kept.to(device, non_blocking=True)
+        target.gt_boxes = Boxes(instances.pred_boxes.tensor[kept_there])
+        target.gt_score = instances.scores[kept_there].float()
         target.gt_classes = label[kept].to(device, non_blocking=True)
         targets.append(target)
     return PseudoLabels(targets, torch.bincount(class_ids_R[accepted_R], minlength=threshold.num_classes))

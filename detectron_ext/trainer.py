@@ -218,7 +218,7 @@ class TeacherStudentTrainer:
         for strong, own, patch in zip(batch.unlabeled_strong, targets, patches, strict=True):
             set_box_trained(own, self.pseudo_label_box_loss)
             view, all_targets = (strong, own) if patch is None else paste(strong, own, patch)
-            inputs.append({**view, "instances": all_targets})
+            inputs.append({**view, "instances": all_targets, "is_pseudo_labeled": True})
         return inputs
 
     def _backward_part(self, inputs: list[dict[str, Any]], weight_N: Tensor, lambda_N: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from detectron_ext.class_rebalancing import tau_normalize
 from detectron_ext.data import SemiSupervisedBatches
 from detectron_ext.distributed import is_main_process, rank, world_size
 from detectron_ext.meta_arch import cpu_state_dict
+from detectron_ext.noise_aware_loss import NoiseAwareLoss
 from detectron_ext.pseudo_labels import ScoreThreshold
 from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudentTrainer
 from tasks.data import schemas
@@ -204,6 +205,7 @@ def _build_trainer(
         load_weights_file(student, warm_start / "teacher.pth")
     teacher.load_state_dict(student.state_dict())
     student.set_class_weights(*_class_weights(warm_start / "class_weights.json", params.classes))
+    student.set_noise_aware_loss(_noise_aware_loss(ssl))
     if params.train.channels_last:
         student.to(memory_format=torch.channels_last)
         teacher.to(memory_format=torch.channels_last)
@@ -228,6 +230,12 @@ def _class_weights(path: Path, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
         for kind in ("positive", "claimed_background")
     )
     return positive_K, claimed_background_K
+
+
+def _noise_aware_loss(ssl: SslParams) -> NoiseAwareLoss | None:
+    if ssl.noise_aware_loss == "none":
+        return None
+    return NoiseAwareLoss(ssl.noise_aware_loss, ssl.generalized_q, ssl.noise_aware_labels)
 
 
 def _schedule(train_params: TrainParams, ssl: SslParams) -> Schedule:

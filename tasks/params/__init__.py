@@ -83,6 +83,11 @@ class Params(Section):
                 f"ssl.teacher_decays is {self.ssl.teacher_decays}, expected [] where train.unlabeled_batch_size is 0:"
                 " no pseudo-label is made"
             )
+        if self.ssl.noise_aware_loss != "none" and not (self.train.unlabeled_batch_size or self.ssl.noise_aware_labels):
+            raise ValueError(
+                f"ssl.noise_aware_loss is {self.ssl.noise_aware_loss}, expected none where train.unlabeled_batch_size"
+                " is 0 and ssl.noise_aware_labels false: no image would be trained with it"
+            )
         return self
 
     @model_validator(mode="after")

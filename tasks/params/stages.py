@@ -273,6 +273,15 @@ class SslParams(Section):
     focal_gamma: NonNegativeFloat
     """Exponent of the focal loss of the ROI classifier (docs/method.md#eq-8); 1.5 as in Unbiased Teacher. 0 is cross
     entropy."""
+    noise_aware_loss: Literal["none", "generalized", "bootstrap"]
+    """What replaces the ROI classifier's focal loss in images with pseudo-labels (docs/method.md#noise-aware).
+    ``generalized``: generalized cross entropy, which grows less where the label is contradicted. ``bootstrap``: the
+    less sure the teacher was, the more the student's own posterior is the target. ``none``: nothing."""
+    generalized_q: Annotated[float, Field(gt=0, le=1)]
+    """Exponent q of ``generalized``: towards 0 it is cross entropy, 1 is the absolute error; 0.7 in Zhang and Sabuncu
+    (2018). Without effect otherwise."""
+    noise_aware_labels: bool
+    """Whether ``generalized`` also replaces it in labeled images, whose labels are wrong now and then."""
     image_weighting: Literal["favor_uncertain", "favor_certain", "uniform"]
     """Weight W_j of an unlabeled image: sigmoid(z_j), sigmoid(-z_j), or 1 (docs/method.md#eq-17)."""
     standardize_image_weights: bool
@@ -288,6 +297,20 @@ class SslParams(Section):
     (docs/method.md#sampling)."""
     divergence_loss_ratio: PositiveFloat
     """A running ratio of unsupervised to supervised loss above this stops the training (docs/method.md#training)."""
+
+    @model_validator(mode="after")
+    def _check_noise_aware(self) -> Self:
+        if self.noise_aware_labels and self.noise_aware_loss != "generalized":
+            raise ValueError(
+                f"noise_aware_labels is true with noise_aware_loss {self.noise_aware_loss}, expected generalized:"
+                " labels have no teacher's score that bootstrap could use"
+            )
+        if self.noise_aware_loss != "none" and not (self.enabled or self.noise_aware_labels):
+            raise ValueError(
+                f"noise_aware_loss is {self.noise_aware_loss}, expected none where enabled and noise_aware_labels are"
+                " false: no image would be trained with it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_teachers(self) -> Self:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.params import load_params, load_stage_params
+from tasks.params import load_params, load_stage_params, validate_params
 from tasks.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -67,6 +67,9 @@ def test_a_missing_parameter_is_named(tmp_path: Path, content: dict[str, Any]) -
         ("ssl", {"teacher_decays": [0.9]}, "teacher_decays is [0.9], expected each once and none equal to ema_decay"),
         ("ssl", {"teacher_decays": [0.5, 0.5]}, "two averages with one decay are the same teacher"),
         ("ssl", {"teacher_decays": [0.5], "enabled": False}, "expected [] where enabled is false"),
+        ("ssl", {"noise_aware_labels": True}, "with noise_aware_loss none, expected generalized"),
+        ("ssl", {"noise_aware_loss": "bootstrap", "noise_aware_labels": True}, "labels have no teacher's score"),
+        ("ssl", {"noise_aware_loss": "generalized", "enabled": False}, "no image would be trained with it"),
         ("select", {"strategy": "portfolio", "portfolio": ["committee", "random"]}, "infer.committee is 'none'"),
         ("select", {"portfolio": ["random", "random"]}, "portfolio is random, random, expected each once"),
         ("select", {"strategy": "committee"}, "infer.committee is 'none', expected 'student' or 'previous_teacher'"),
@@ -80,12 +83,24 @@ def test_a_wrong_combination_is_named(
     assert words in error_message(tmp_path, content)
 
 
-def test_learners_of_unlabeled_images_are_refused_without_any(tmp_path: Path, content: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"teacher_decays": [0.99]}, "ssl.teacher_decays is [0.99], expected [] where train.unlabeled_batch_size is 0"),
+        ({"noise_aware_loss": "bootstrap"}, "ssl.noise_aware_loss is bootstrap, expected none where train.unlabeled"),
+    ],
+)
+def test_learners_of_unlabeled_images_are_refused_without_any(
+    tmp_path: Path, content: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
     content["train"] = {**content["train"], "unlabeled_batch_size": 0}
-    content["ssl"] = {**content["ssl"], "teacher_decays": [0.99]}
-    assert "ssl.teacher_decays is [0.99], expected [] where train.unlabeled_batch_size is 0" in error_message(
-        tmp_path, content
-    )
+    content["ssl"] = {**content["ssl"], **changes}
+    assert words in error_message(tmp_path, content)
+
+
+def test_noisy_labels_need_no_pseudo_label(content: dict[str, Any]) -> None:
+    content["ssl"] = {**content["ssl"], "enabled": False, "noise_aware_loss": "generalized", "noise_aware_labels": True}
+    assert validate_params(content, "params").ssl.noise_aware_labels
 
 
 def test_a_class_named_twice_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
