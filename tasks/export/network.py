@@ -17,6 +17,7 @@ import tasks
 from detectron_ext.export import write_onnx
 from detectron_ext.meta_arch import PerImageRCNN
 from tasks.export.quantize import IMAGES, NETWORK, QUANTIZED
+from tasks.export.runtime import openvino_core
 from tasks.runtime.errors import UserError
 
 Format = Literal["onnx", "openvino"]
@@ -90,4 +91,4 @@ def _convert_to_openvino(network: Path, target: Path) -> None:
     import openvino
 
     # Not convert_model, which reports its use to the makers.
-    openvino.save_model(openvino.Core().read_model(network), target, compress_to_fp16=False)
+    openvino.save_model(openvino_core().read_model(network), target, compress_to_fp16=False)

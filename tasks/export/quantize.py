@@ -1,7 +1,7 @@
 """Round a network to 8 bits: ``python -m tasks.export.quantize FOLDER``.
 
 Reads ``network.onnx`` and ``images.npz`` (RGB (H, W, 3), resized for the model) of the folder and writes ``int8.onnx``.
-A process of its own: one of the tests' processes, with many compiled libraries in it, died while it exported.
+A process of its own, so that its memory goes back when it ends.
 """
 
 import logging

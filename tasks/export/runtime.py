@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +106,22 @@ def _load_onnx(network: Path, num_threads: int) -> _Run:
     return lambda image: session.run(None, {"image": image})
 
 
-def _load_openvino(network: Path, num_threads: int) -> _Run:
+@cache
+def openvino_core() -> Any:
+    """Return the process's one OpenVINO core.
+
+    With several, those that go leave the main thread with a stack for signals that is unmapped (OpenVINO 2026.1), and
+    the next signal with a handler, such as that of a child that ended, ends the process.
+    """
     import openvino
 
+    return openvino.Core()
+
+
+def _load_openvino(network: Path, num_threads: int) -> _Run:
     # Without the hint it computes in bfloat16 where the processor has it, with other results.
     config = {"INFERENCE_NUM_THREADS": num_threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    model = openvino.Core().compile_model(network, "CPU", config)
+    model = openvino_core().compile_model(network, "CPU", config)
     return lambda image: [np.array(output) for output in model({"image": image}).values()]
 
 

@@ -43,6 +43,28 @@ def run_program(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", timeout=120)
 
 
+def test_signals_are_handled_after_detectors_of_openvino_are_gone(exported: Exported) -> None:
+    """The handler of a child that ended runs on the stack that pytest's faulthandler, too, sets up for signals."""
+    script = """
+import faulthandler, signal, subprocess, sys
+from pathlib import Path
+from tasks.export.runtime import ExportedDetector
+
+faulthandler.enable()
+ended = []
+signal.signal(signal.SIGCHLD, lambda *_: ended.append(1))
+first, second = (ExportedDetector(Path(sys.argv[1]), 1) for _ in range(2))
+del first
+del second
+subprocess.run(["true"])
+print(len(ended) > 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(exported.folder("openvino"))], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(8, 80), st.integers(0, 60))
 def test_images_are_resized_as_for_training(height: int, width: int, short_px: int, extra_px: int) -> None:
     pixels = np.random.default_rng(height * 301 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
