@@ -216,7 +216,7 @@ class TestRequirements:
     def test_the_locks_satisfy_the_package(self) -> None:
         runtime, development = map(self.locked, LOCKS)
         for locked, extras in (
-            (runtime, ("label-studio", "s3", "services", "ray", "export")),
+            (runtime, ("label-studio", "cvat", "s3", "services", "ray", "export")),
             (development, ("heic", "dev", "docs")),
         ):
             wrong = [
@@ -238,7 +238,7 @@ class TestRequirements:
 
     def test_the_three_packages_import_only_what_is_declared(self) -> None:
         """A wheel with all runtime extras finds each library that the code imports."""
-        runtime = self.declared("label-studio", "s3", "services", "ray", "export", "heic")
+        runtime = self.declared("label-studio", "cvat", "s3", "services", "ray", "export", "heic")
         declared = {canonicalize_name(one.name) for one in runtime} | {"detectron2"}
         providers = importlib.import_module("importlib.metadata").packages_distributions()
         undeclared: dict[str, str] = {}

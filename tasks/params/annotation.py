@@ -40,15 +40,20 @@ class LabelValidationParams(Section):
 class ProviderParams(Section):
     """Where images are labeled; read by no stage."""
 
-    kind: Annotated[str, name_or_class_path("oracle", "label_studio", "folder")]
-    """``oracle`` answers from known labels, for demos and studies; ``label_studio`` and ``folder`` deliver to people. A
-    class of one's own is named as ``package.module:ClassName`` (docs/guides/extend.md)."""
+    kind: Annotated[str, name_or_class_path("oracle", "label_studio", "cvat", "folder")]
+    """``oracle`` answers from known labels, for demos and studies; the others deliver to people. A class of one's own
+    is named as ``package.module:ClassName`` (docs/guides/extend.md)."""
     url: str
-    """Address of Label Studio, or directory or s3:// prefix of kind ``folder``; empty with ``oracle``. An own class
-    may give it any meaning."""
+    """Address of Label Studio or CVAT, or directory or s3:// prefix of kind ``folder``; empty with ``oracle``. An own
+    class may give it any meaning."""
     local_files_root: str
     """Label Studio only: the folder it serves local files from, absolute or relative to the campaign, which lies below.
     Without effect on images in an object store."""
+    cvat_organization: str
+    """CVAT only: short name of the organization that the project belongs to; empty: the token's user."""
+    images_per_job: PositiveInt
+    """CVAT only: images of a job, which one person opens, labels and finishes as a whole. A smaller number brings
+    labels sooner, and more jobs to open."""
     lease_days: PositiveFloat
     """Days after its delivery from which on the next round takes an unfinished image back, and may select it again.
     Until that round begins, annotators can still finish it."""
@@ -64,7 +69,11 @@ class ProviderParams(Section):
     @model_validator(mode="after")
     def _check_url(self) -> Self:
         if not is_class_path(self.kind) and (self.kind == "oracle") != (self.url == ""):
-            addresses = {"label_studio": "the address of Label Studio", "folder": "a directory or s3:// prefix"}
+            addresses = {
+                "label_studio": "the address of Label Studio",
+                "cvat": "the address of CVAT",
+                "folder": "a directory or s3:// prefix",
+            }
             expected = addresses.get(self.kind, "empty")
             raise ValueError(f"url is {self.url!r} with kind {self.kind}, expected {expected}")
         return self
