@@ -14,11 +14,12 @@ from detectron2.layers import ShapeSpec, batched_nms, cat
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn import functional as F
 
+from detectron_ext import sim_ota
 from detectron_ext.embeddings import describe_regions, projection
 from detectron_ext.losses import (
     focal_loss,
@@ -53,6 +54,36 @@ class PerImageRPN(RPN):
         if self.box_reg_loss_type != "smooth_l1":
             raise ValueError(f"RPN.BBOX_REG_LOSS_TYPE is {self.box_reg_loss_type!r}, expected 'smooth_l1'")
 
+    assigns_by_cost = False
+    """Whether anchors get their targets by the cost of the predictions (SimOTA) instead of by their own IoU."""
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], gt_instances: list[Instances] | None = None
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Return proposals, and in training the losses, as ``RPN`` does."""
+        if not (self.training and self.assigns_by_cost):
+            proposed: tuple[list[Instances], dict[str, Tensor]] = super().forward(images, features, gt_instances)
+            return proposed
+        assert gt_instances is not None
+        maps = [features[name] for name in self.in_features]
+        anchors = self.anchor_generator(maps)
+        logits, deltas = self.predict(maps)
+        labels, boxes = self.label_and_sample_by_cost(anchors, logits, deltas, gt_instances)
+        losses = self.losses(anchors, logits, labels, deltas, boxes)
+        return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
+
+    def predict(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return objectness logits (N, A) and box deltas (N, A, 4) of every level, in the order of its anchors."""
+        logits, deltas = self.rpn_head(maps)
+        box_dim = self.anchor_generator.box_dim
+        return (
+            [level.permute(0, 2, 3, 1).flatten(1) for level in logits],
+            [
+                level.view(len(level), -1, box_dim, *level.shape[-2:]).permute(0, 3, 4, 1, 2).flatten(1, -2)
+                for level in deltas
+            ],
+        )
+
     @torch.jit.unused
     @torch.no_grad()
     def label_and_sample_anchors(
@@ -63,6 +94,40 @@ class PerImageRPN(RPN):
         An anchor on an object whose box is not trained gets the label ``_OBJECT_WITHOUT_BOX``.
         """
         labels, boxes = super().label_and_sample_anchors(anchors, foreground(gt_instances))
+        self._mark_ignored(labels, boxes, anchors, gt_instances)
+        return labels, boxes
+
+    @torch.no_grad()
+    def label_and_sample_by_cost(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_instances: list[Instances],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Label and sample anchors as ``label_and_sample_anchors`` does, but by SimOTA (docs/method.md#sim-ota)."""
+        every = Boxes.cat(anchors)
+        levels = zip(self.anchor_generator.strides, anchors, strict=True)
+        strides_A = cat([every.tensor.new_full((len(level),), stride) for stride, level in levels])
+        logits_NA = cat(pred_objectness_logits, dim=1).float()
+        deltas_NA4 = cat(pred_anchor_deltas, dim=1).float()
+        labels, boxes = [], []
+        for logits_A, deltas_A4, targets in zip(logits_NA, deltas_NA4, foreground(gt_instances), strict=True):
+            targets_G4 = targets.gt_boxes.tensor
+            predicted_A4 = self.box2box_transform.apply_deltas(deltas_A4, every.tensor)
+            matched_A = sim_ota.assign(every.get_centers(), strides_A, logits_A, predicted_A4, targets_G4)
+            labels_A = (matched_A >= 0).to(torch.int8)
+            if self.anchor_boundary_thresh >= 0:
+                labels_A[~every.inside_box(targets.image_size, self.anchor_boundary_thresh)] = -1
+            labels.append(self._subsample_labels(labels_A))
+            boxes.append(targets_G4[matched_A.clamp(min=0)] if len(targets) else torch.zeros_like(every.tensor))
+        self._mark_ignored(labels, boxes, anchors, gt_instances)
+        return labels, boxes
+
+    def _mark_ignored(
+        self, labels: list[Tensor], boxes: list[Tensor], anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> None:
+        """Change the labels of anchors on ignore regions, and of those on objects whose box is not trained."""
         _, background_below_iou, *_ = self.anchor_matcher.thresholds
         anchor_A4 = Boxes.cat(anchors)
         for labels_A, boxes_A4, targets in zip(labels, boxes, gt_instances, strict=True):
@@ -72,7 +137,6 @@ class PerImageRPN(RPN):
                 # The matcher does not say which target an anchor was given, but that target's box is known.
                 has_trained_box_A = (boxes_A4[:, None] == trained_E4).all(dim=2).any(dim=1)
                 labels_A[(labels_A == 1) & ~has_trained_box_A] = _OBJECT_WITHOUT_BOX
-        return labels, boxes
 
     @torch.jit.unused
     def losses(

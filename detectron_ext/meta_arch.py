@@ -102,6 +102,10 @@ class PerImageRCNN(GeneralizedRCNN):
         predictor.positive_weight_K.copy_(positive_K)
         predictor.claimed_background_weight_K.copy_(claimed_background_K)
 
+    def set_anchor_assigner(self, name: Literal["iou", "sim_ota"]) -> None:
+        """Set how anchors get their targets in training: by their IoU, or by SimOTA (docs/method.md#sim-ota)."""
+        self.proposal_generator.assigns_by_cost = name == "sim_ota"
+
     def set_noise_aware_loss(self, loss: NoiseAwareLoss | None) -> None:
         """Set what replaces the focal loss in images with pseudo-labels (docs/method.md#noise-aware); None: nothing."""
         self.roi_heads.box_predictor.noise_aware = loss

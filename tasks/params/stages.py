@@ -202,6 +202,9 @@ class TrainParams(Section):
     multiples of it; another number draws other anchors and regions."""
     mixed_precision: bool
     """On CUDA; without effect on a CPU."""
+    anchor_assigner: Literal["iou", "sim_ota"]
+    """Which anchors of the proposal network learn an object: those that overlap it (``iou``), or those whose
+    predictions cost least, up to ten an object (``sim_ota``, docs/method.md#sim-ota)."""
     class_norm_tau: Fraction
     """Exponent tau by which the norms of the foreground classes' score weights are made alike after the last iteration
     (docs/method.md#tau-norm). 1: all equal; 0: as trained. Without effect with one class."""
