@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectron_ext.augmentation import Example, Pixels
-from detectron_ext.losses import CROWD_LABEL
+from detectron_ext.losses import CROWD_LABEL, set_weight
 
 MAX_COVERED_FRAC = 0.3
 """A pasted object covers at most this share of the area of any target that is there before."""
@@ -111,6 +111,8 @@ def paste(view: dict[str, Any], targets: Instances, patch: ObjectPatch) -> tuple
     )
     if targets.has("gt_score"):
         added.gt_score = torch.ones(1, device=device)
+    if targets.has("gt_weight"):
+        set_weight(added, torch.ones(1))
     return {**view, "image": image}, Instances.cat([targets, added])
 
 

@@ -28,6 +28,7 @@ from detectron_ext.losses import (
     is_foreground,
     overlaps_ignored,
     per_image_mean,
+    pseudo_label_weight,
     roi_class_weights,
 )
 from detectron_ext.noise_aware_loss import NoiseAwareLoss
@@ -209,6 +210,7 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
         image_index_R = torch.repeat_interleave(torch.arange(num_images, device=logits_RK.device), sizes_N)
         class_ids_R = cat([image.gt_classes for image in proposals])
         weight_R = roi_class_weights(logits_RK, class_ids_R, self.positive_weight_K, self.claimed_background_weight_K)
+        weight_R = weight_R * pseudo_label_weight(proposals, class_ids_R, self.num_classes)
         class_loss_R = focal_loss(logits_RK, class_ids_R, self.focal_gamma, weight_R)
         if self.noise_aware is not None:
             class_loss_R = self.noise_aware.replace(class_loss_R, logits_RK, proposals, self.focal_gamma, weight_R)
@@ -293,6 +295,11 @@ class PerImageROIHeads(StandardROIHeads):
             for image, own in zip(proposals, targets, strict=True)
         ]
         return super().label_and_sample_proposals(candidates, foreground(targets))
+
+    def region_features(self, features: dict[str, Tensor], boxes: list[Boxes]) -> list[Tensor]:
+        """Return the box head's features of boxes of each image, (R, F) each."""
+        found_RF = self.box_head(self.box_pooler([features[name] for name in self.box_in_features], boxes))
+        return list(torch.split(found_RF, [len(image) for image in boxes]))
 
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
         found = super()._forward_box(features, proposals)

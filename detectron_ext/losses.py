@@ -153,3 +153,24 @@ def is_box_trained(targets: Instances) -> Tensor:
 def set_box_trained(targets: Instances, value: bool) -> None:
     """Say for all targets of an image whether their boxes are trained."""
     targets.gt_trains_box = torch.full((len(targets),), value, device=targets.gt_classes.device)
+
+
+def set_weight(targets: Instances, weight_G: Tensor) -> None:
+    """Say how much the regions of each target of an image count, (G,) in [0, 1]."""
+    targets.gt_weight = weight_G.to(targets.gt_classes.device, torch.float32)
+
+
+def pseudo_label_weight(proposals: Sequence[Instances], class_ids_R: Tensor, num_classes: int) -> Tensor | float:
+    """Return the weight of the target of every sampled proposal, (R,): 1 for background, and for targets without one.
+
+    1.0 where no target has a weight, so that nothing is computed.
+    """
+    if not any(image.has("gt_weight") for image in proposals):
+        return 1.0
+    weight_R = torch.cat(
+        [
+            image.gt_weight if image.has("gt_weight") else torch.ones(len(image), device=class_ids_R.device)
+            for image in proposals
+        ]
+    )
+    return torch.where(class_ids_R < num_classes, weight_R, 1.0)

@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
-from detectron2.structures import ImageList
+from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 
 # These imports only register the parts under the names that build_cfg writes.
 from detectron_ext import heads as _heads  # noqa: F401
+from detectron_ext.activation_map import LEVEL, activation_energy, activation_in_boxes
 from detectron_ext.backbone import TimmBackbone, fold_frozen_norms, load_body_weights
 from detectron_ext.config import DetectorSpec, build_cfg
 from detectron_ext.embeddings import embed_images, recorded_stages
@@ -67,7 +68,45 @@ class PerImageRCNN(GeneralizedRCNN):
         _, roi = self.roi_heads(images, features, proposals, targets)
         return DetectionLosses(rpn["loss_rpn_cls"], rpn["loss_rpn_loc"], roi["loss_cls"], roi["loss_box_reg"])
 
-    def _detect_by_shape(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[Any, Tensor]]:
+    def detect_with_regions(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[Any, Tensor]]:
+        """Detect as ``forward`` does in eval mode, with ``box_features`` (N, F) and ``activation`` (N,) of detections.
+
+        These are the box head's features of the detected box, and how much more active the feature map is in it than
+        elsewhere (docs/method.md#pseudo-label-checks).
+        """
+        return self._detect_by_shape(batched_inputs, with_regions=True)
+
+    def region_features(self, batched_inputs: Sequence[dict[str, Any]], boxes: Sequence[Boxes]) -> list[Tensor]:
+        """Return the box head's features of given boxes of each image, (R, F) each."""
+        results: dict[int, Tensor] = {}
+        for indices in self.indices_by_padded_shape([example["image"] for example in batched_inputs]):
+            features = self.backbone(self.preprocess_image([batched_inputs[index] for index in indices]).tensor)
+            found = self.roi_heads.region_features(features, [boxes[index] for index in indices])
+            results.update(zip(indices, found, strict=True))
+        return [results[index] for index in range(len(batched_inputs))]
+
+    def attach_regions(self, batched_inputs: Sequence[dict[str, Any]], detections: Sequence[Any]) -> None:
+        """Add to given detections what ``detect_with_regions`` gives, for one more pass of the backbone."""
+        for indices in self.indices_by_padded_shape([example["image"] for example in batched_inputs]):
+            images = self.preprocess_image([batched_inputs[index] for index in indices])
+            self._add_regions([detections[index] for index in indices], self.backbone(images.tensor), images)
+
+    def activation_energies(self, features: Mapping[str, Tensor], images: ImageList) -> list[Tensor]:
+        """Return the energy in every cell of level p3 of each image, without the padding, (H, W) each."""
+        cell_px = self.activation_cell_px
+        return [
+            activation_energy(image_features[:, : -(-height // cell_px), : -(-width // cell_px)].float())
+            for image_features, (height, width) in zip(features[LEVEL], images.image_sizes, strict=True)
+        ]
+
+    @property
+    def activation_cell_px(self) -> int:
+        """Side of a cell of ``activation_energies``, in pixels of the model's input."""
+        return int(self.backbone.output_shape()[LEVEL].stride)
+
+    def _detect_by_shape(
+        self, batched_inputs: list[dict[str, Any]], with_regions: bool = False
+    ) -> list[tuple[Any, Tensor]]:
         """Detect in groups of images that are padded to the same shape; results in the given order.
 
         An image padded to a larger mate's shape would get other results: the group norm of the pyramid averages
@@ -75,7 +114,7 @@ class PerImageRCNN(GeneralizedRCNN):
         """
         results: dict[int, tuple[Any, Tensor]] = {}
         for indices in self.indices_by_padded_shape([example["image"] for example in batched_inputs]):
-            group = self._detect([batched_inputs[index] for index in indices])
+            group = self._detect([batched_inputs[index] for index in indices], with_regions)
             results.update(zip(indices, group, strict=True))
         return [results[index] for index in range(len(batched_inputs))]
 
@@ -88,13 +127,23 @@ class PerImageRCNN(GeneralizedRCNN):
             indices[-(-height // stride), -(-width // stride)].append(index)
         return list(indices.values())
 
-    def _detect(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[Any, Tensor]]:
+    def _detect(self, batched_inputs: list[dict[str, Any]], with_regions: bool = False) -> list[tuple[Any, Tensor]]:
         images = self.preprocess_image(batched_inputs)
         with recorded_stages(self.backbone.bottom_up) as stages:
             features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
         detections, _ = self.roi_heads(images, features, proposals, None)
+        if with_regions:
+            self._add_regions(detections, features, images)
         return list(zip(detections, embed_images(stages), strict=True))
+
+    def _add_regions(self, detections: list[Any], features: dict[str, Tensor], images: ImageList) -> None:
+        boxes = [image.pred_boxes for image in detections]
+        energies = self.activation_energies(features, images)
+        found = self.roi_heads.region_features(features, boxes)
+        for image, box_features, energy in zip(detections, found, energies, strict=True):
+            image.box_features = box_features
+            image.activation = activation_in_boxes(energy, image.pred_boxes.tensor, self.activation_cell_px)
 
     def set_class_weights(self, positive_K: Tensor, claimed_background_K: Tensor) -> None:
         """Set the factors of the ROI classification loss by class, (K,) each (docs/method.md#roi-weight)."""

@@ -11,9 +11,10 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from detectron_ext.distributed import all_reduce_mean
-from detectron_ext.losses import IGNORE_LABEL
+from detectron_ext.losses import IGNORE_LABEL, set_weight
 from detectron_ext.mean_posterior import detect_by_mean_posterior
 from detectron_ext.meta_arch import PerImageRCNN
+from detectron_ext.pseudo_label_checks import PseudoLabelCheck
 
 
 class ScoreThreshold:
@@ -112,8 +113,8 @@ class PseudoLabels(NamedTuple):
     """Targets of the unlabeled images of a step."""
 
     targets: list[Instances]
-    """One per image, with ``gt_boxes`` in pixels of the view, ``gt_classes``, some of them ``IGNORE_LABEL``, and
-    ``gt_score``, the teacher's."""
+    """One per image, with ``gt_boxes`` in pixels of the view, ``gt_classes``, some of them ``IGNORE_LABEL``,
+    ``gt_score``, the teacher's, and ``gt_weight`` where they are checked."""
     num_boxes_K: Tensor
     """Pseudo-labels of each class over all images, (K,) on the CPU; ignore regions are not counted."""
 
@@ -124,6 +125,7 @@ def pseudo_label(
     weak_inputs: list[dict[str, Any]],
     threshold: ScoreThreshold,
     further_teachers: Sequence[PerImageRCNN] = (),
+    check: PseudoLabelCheck | None = None,
 ) -> PseudoLabels:
     """Make targets for the strong views of the same images; an image may get none, and never an invented box.
 
@@ -132,11 +134,9 @@ def pseudo_label(
         weak_inputs: Detectron2 inputs of the weak views, at least one.
         threshold: updated by the teacher's detections.
         further_teachers: in eval mode; their class posteriors are averaged with the teacher's.
+        check: of the detections that the threshold accepts; None: there is none.
     """
-    if further_teachers:
-        detections = detect_by_mean_posterior([teacher, *further_teachers], weak_inputs)
-    else:
-        detections = [instances for instances, _ in teacher(weak_inputs)]
+    detections = _detect(teacher, weak_inputs, further_teachers, with_regions=check is not None)
     sizes = [len(instances) for instances in detections]
     # All images at once: scores and classes cross to the CPU in one copy each, and the indices go back in one.
     scores_R = torch.cat([instances.scores for instances in detections]).float().cpu()
@@ -144,6 +144,9 @@ def pseudo_label(
     threshold.update(scores_R, class_ids_R)
     accepted_R = threshold.accepts(scores_R, class_ids_R)
     used_R = accepted_R | threshold.ignores(scores_R, class_ids_R)
+    weight_R = None if check is None else check.weights(check.judge(detections), accepted_R)
+    if weight_R is not None:
+        accepted_R = accepted_R & (weight_R > 0)  # what is refused stays used: neither object nor background
     label_R = class_ids_R.where(accepted_R, IGNORE_LABEL)
     device = detections[0].scores.device
     targets = []
@@ -155,4 +158,24 @@ def pseudo_label(
         target.gt_score = instances.scores[kept_there].float()
         target.gt_classes = label[kept].to(device, non_blocking=True)
         targets.append(target)
+    if weight_R is not None:
+        weights = torch.split(weight_R[used_R], [len(target) for target in targets])
+        for target, weight in zip(targets, weights, strict=True):
+            set_weight(target, weight)
     return PseudoLabels(targets, torch.bincount(class_ids_R[accepted_R], minlength=threshold.num_classes))
+
+
+def _detect(
+    teacher: PerImageRCNN,
+    weak_inputs: list[dict[str, Any]],
+    further_teachers: Sequence[PerImageRCNN],
+    *,
+    with_regions: bool,
+) -> list[Instances]:
+    if further_teachers:
+        detections = detect_by_mean_posterior([teacher, *further_teachers], weak_inputs)
+        if with_regions:
+            teacher.attach_regions(weak_inputs, detections)
+        return detections
+    found = teacher.detect_with_regions(weak_inputs) if with_regions else teacher(weak_inputs)
+    return [instances for instances, _ in found]

@@ -15,6 +15,7 @@ from detectron_ext.data import StepBatch
 from detectron_ext.distributed import all_reduce_mean, average_gradients, rank, world_size
 from detectron_ext.losses import image_weight, set_box_trained
 from detectron_ext.meta_arch import PerImageRCNN, autocast, mixed_precision_dtype
+from detectron_ext.pseudo_label_checks import PseudoLabelCheck
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
 
 _RATIO_MOMENTUM = 0.9
@@ -119,6 +120,8 @@ class TeacherStudentTrainer:
     seed: int
     num_micro_batches: int = 1
     """Parts that a step's images are split into for forward and backward: less memory, the same gradient."""
+    check: PseudoLabelCheck | None = None
+    """Of the teacher's detections before they become pseudo-labels; None: there is none."""
     iteration: int = 0
     loss_ratio: float = 0.0
     burn_in_uncertainty: dict[str, float] | None = None
@@ -186,6 +189,9 @@ class TeacherStudentTrainer:
             class per unlabeled image. Zeros without unlabeled images.
         """
         num_labeled, num_unlabeled = len(batch.labeled), len(batch.unlabeled_ids)
+        if self.check is not None and self.check.is_due(self.iteration, self.schedule.burn_in):
+            with self._autocast():
+                self.check.update(self.teacher, batch.labeled, self.iteration)
         weight_N = torch.full((num_labeled + num_unlabeled,), 1 / num_labeled, device=self.student.device)
         lambda_N = torch.ones_like(weight_N)
         inputs, boxes_K = list(batch.labeled), torch.zeros(self.threshold.num_classes)
@@ -193,7 +199,7 @@ class TeacherStudentTrainer:
         if num_unlabeled:
             with self._autocast():
                 targets, num_boxes_K = pseudo_label(
-                    self.teacher, batch.unlabeled_weak, self.threshold, self.further_teachers
+                    self.teacher, batch.unlabeled_weak, self.threshold, self.further_teachers, self.check
                 )
             inputs += self._unlabeled_inputs(batch, targets)
             boxes_K = num_boxes_K / num_unlabeled
@@ -280,6 +286,7 @@ class TeacherStudentTrainer:
             "loss_ratio": self.loss_ratio,
             "burn_in_uncertainty": self.burn_in_uncertainty,
             "threshold": self.threshold.state_dict(),
+            "check": None if self.check is None else self.check.state_dict(),
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "further_teachers": [one.state_dict() for one in self.further_teachers],
@@ -293,6 +300,8 @@ class TeacherStudentTrainer:
         self.loss_ratio = state["loss_ratio"]
         self.burn_in_uncertainty = state["burn_in_uncertainty"]
         self.threshold.load_state_dict(state["threshold"])
+        if self.check is not None:
+            self.check.load_state_dict(state["check"])
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
         for one, stored in zip(self.further_teachers, state["further_teachers"], strict=True):

@@ -46,6 +46,7 @@ from tasks.training.image_weights import (
     previous_uncertainty,
     sampling_weights,
 )
+from tasks.training.pseudo_label_checks import NUM_LOOKED_AT, check_summary, new_check
 from tasks.training.pseudo_labels import assess_classes, known_outcomes, pseudo_label_summary, score_threshold
 from tasks.training.run import TrainingRun, read_unlabeled
 
@@ -109,6 +110,8 @@ def train_worker(
         assessed, params.ssl, len(unlabeled) if params.train.unlabeled_batch_size else 0
     )
     trainer = _build_trainer(params, root, warm_start, score_threshold(assessed, params.ssl))
+    if pseudo_labels["takes_part"]:
+        trainer.check = new_check(params.ssl, trainer.student, len(params.classes), params.seed)
     read = ImageReader(root, [{"uri": one.uri, "image_id": one.image_id} for one in (*labeled, *unlabeled)])
 
     def new_batches(weights: NDArray[np.float64] | None) -> SemiSupervisedBatches:
@@ -143,7 +146,8 @@ def train_worker(
             weights = sampling_weights(weighting, [one.image_id for one in unlabeled])
             weighting = ImageWeighting({}, "uniform")
         trainer.weighting = weighting
-        run.train_until(params.train.iterations, new_batches(weights))
+        batches = new_batches(weights)
+        run.train_until(params.train.iterations, batches)
     if is_main_process():
         reproducibility = _reproducibility(trainer.student.device.type, checkpoint.hardware_changed)
         description = {
@@ -152,6 +156,10 @@ def train_worker(
             "unlabeled_images": len(unlabeled),
             "pseudo_labels": pseudo_labels,
         }
+        looked_at = batches.random_unlabeled(NUM_LOOKED_AT)
+        checked = check_summary(trainer, looked_at, read, params.model, params.classes)
+        if checked is not None:
+            description["pseudo_label_check"] = checked
         _write_outputs(trainer, run.logs, params, description, out)
         checkpoint.delete()
 

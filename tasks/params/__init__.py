@@ -88,6 +88,11 @@ class Params(Section):
                 f"ssl.noise_aware_loss is {self.ssl.noise_aware_loss}, expected none where train.unlabeled_batch_size"
                 " is 0 and ssl.noise_aware_labels false: no image would be trained with it"
             )
+        if self.ssl.pseudo_label_check != "none" and self.train.unlabeled_batch_size == 0:
+            raise ValueError(
+                f"ssl.pseudo_label_check is {self.ssl.pseudo_label_check}, expected none where"
+                " train.unlabeled_batch_size is 0: no pseudo-label is made"
+            )
         return self
 
     @model_validator(mode="after")

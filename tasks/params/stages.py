@@ -268,6 +268,12 @@ class SslParams(Section):
     """Batches, newest first, whose returned labels give outcomes; earlier teachers were worse."""
     ignore_score_threshold: Fraction
     """From this score up to the threshold the teacher is unsure: neither object nor background. 1: it never is."""
+    pseudo_label_check: Literal["none", "veto", "weight"]
+    """Checks a detection that would become a pseudo-label: is the feature map active in the box, and does the region
+    look like labeled regions of its class (docs/method.md#pseudo-label-checks)? ``veto``: one below the threshold is
+    neither object nor background. ``weight``: it counts less in the classification loss (docs/guides/learners.md)."""
+    pseudo_label_check_threshold: Annotated[float, Field(gt=0, le=1)]
+    """Value of the check, in [0, 1], below which a pseudo-label is refused or counts less."""
     pseudo_label_box_loss: bool
     """Whether pseudo-boxes also train box regression; off in the paper's family of methods."""
     paste_rare_frac: Fraction
@@ -326,6 +332,15 @@ class SslParams(Section):
             raise ValueError(
                 f"teacher_decays is {self.teacher_decays}, expected each once and none equal to ema_decay:"
                 " two averages with one decay are the same teacher"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_has_pseudo_labels(self) -> Self:
+        if self.pseudo_label_check != "none" and not self.enabled:
+            raise ValueError(
+                f"pseudo_label_check is {self.pseudo_label_check}, expected none where enabled is false:"
+                " no pseudo-label is made"
             )
         return self
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from tasks.data.schemas import METRICS
 from tasks.params.stages import ScoringParams
 from tasks.reporting import errors_by_class, narrative, plots, tables
+from tasks.reporting.checked_pseudo_labels import check_text, checked_pictures
 from tasks.reporting.error_crops import error_crops
 from tasks.reporting.feature_importance import importance_rows, importance_text
 from tasks.reporting.pool_map import GROUP_TEXT, draw_pool_map
@@ -42,6 +43,7 @@ def render(data: ReportData, history: Sequence[Document], scoring: ScoringParams
     return environment.get_template("report.html.j2").render(
         figures=_plots(data, history, with_pictures=thumbnails > 0),
         picks=_selected(data, thumbnails),
+        checked=checked_pictures(data.train_summary, data.root, class_colors(data.classes), thumbnails),
         **_text(data, history, scoring),
         **_tables(data, history, with_pictures=thumbnails > 0),
         **_raw(data, history),
@@ -54,6 +56,7 @@ def _text(data: ReportData, history: Sequence[Document], scoring: ScoringParams)
         "summary": narrative.summary(data, history),
         "teacher_lag_warning": narrative.teacher_lag_warning(history[-1]),
         "pseudo_labels_verdict": narrative.pseudo_labels_verdict(data.train_summary),
+        "pseudo_label_check_text": check_text(data.train_summary),
         "pseudo_box_warning": narrative.pseudo_box_warning(data.train_summary, data.assemble_summary),
         "kpi_cards": _kpi_cards(data, history),
         "dwa_text": [narrative.dwa_verdict(data.dwa), narrative.dwa_caution(data.dwa)],

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from tasks.data.image_decoding import open_rgb
@@ -14,6 +15,9 @@ from tasks.data.schemas import AnnotationTask, Prediction
 from tasks.runtime.errors import UserError
 
 _LONG_SIDE_PX = 400
+_MAP_COLOR = (213, 94, 0)
+"""Of full activation over a picture: the palette's vermillion."""
+_MAP_OPACITY = 0.75
 _JPEG_QUALITY, _SMALL_QUALITY = 82, 70
 _CROP_LONG_SIDE_PX = 110
 _CROP_MARGIN_FRAC = 0.35
@@ -77,6 +81,34 @@ def thumbnail(task: AnnotationTask, root: Path, class_color: Mapping[str, int]) 
     return Thumbnail(
         _encode_jpeg(task, root, size), *size, text_px, boxes, _predicted_classes(task.predictions, class_color)
     )
+
+
+def map_thumbnail(
+    uri: str, image_id: str, root: Path, size_px: tuple[int, int], percent_HW: Sequence[Sequence[int]]
+) -> tuple[str, tuple[int, int]]:
+    """Draw a map over a gray picture; an image that is not here or unreadable gives an empty one.
+
+    Args:
+        uri: of the image.
+        image_id: of the image.
+        root: folder that uris are relative to.
+        size_px: width and height of the image.
+        percent_HW: rows of the map, 0 to 100.
+
+    Returns:
+        A JPEG as a data URI, and its width and height.
+    """
+    scale = min(1.0, _LONG_SIDE_PX / max(size_px))
+    size = (max(1, round(size_px[0] * scale)), max(1, round(size_px[1] * scale)))
+    opacity = Image.fromarray((np.array(percent_HW) * (_MAP_OPACITY * 2.55)).astype(np.uint8))
+
+    def draw(path: Path) -> Image.Image:
+        gray = open_rgb(path).resize(size, Image.Resampling.LANCZOS).convert("L").convert("RGB")
+        return Image.composite(
+            Image.new("RGB", size, _MAP_COLOR), gray, opacity.resize(size, Image.Resampling.BILINEAR)
+        )
+
+    return _data_uri(uri, image_id, root, draw, _JPEG_QUALITY), size
 
 
 def class_colors(classes: Sequence[str]) -> dict[str, int]:

@@ -70,6 +70,7 @@ def test_a_missing_parameter_is_named(tmp_path: Path, content: dict[str, Any]) -
         ("ssl", {"noise_aware_labels": True}, "with noise_aware_loss none, expected generalized"),
         ("ssl", {"noise_aware_loss": "bootstrap", "noise_aware_labels": True}, "labels have no teacher's score"),
         ("ssl", {"noise_aware_loss": "generalized", "enabled": False}, "no image would be trained with it"),
+        ("ssl", {"pseudo_label_check": "veto", "enabled": False}, "pseudo_label_check is veto, expected none where"),
         ("select", {"strategy": "portfolio", "portfolio": ["committee", "random"]}, "infer.committee is 'none'"),
         ("select", {"portfolio": ["random", "random"]}, "portfolio is random, random, expected each once"),
         ("select", {"strategy": "committee"}, "infer.committee is 'none', expected 'student' or 'previous_teacher'"),
@@ -88,6 +89,7 @@ def test_a_wrong_combination_is_named(
     [
         ({"teacher_decays": [0.99]}, "ssl.teacher_decays is [0.99], expected [] where train.unlabeled_batch_size is 0"),
         ({"noise_aware_loss": "bootstrap"}, "ssl.noise_aware_loss is bootstrap, expected none where train.unlabeled"),
+        ({"pseudo_label_check": "weight"}, "ssl.pseudo_label_check is weight, expected none where train.unlabeled"),
     ],
 )
 def test_learners_of_unlabeled_images_are_refused_without_any(

@@ -439,3 +439,30 @@ def test_with_many_classes_the_most_frequent_confusions_are_listed():
         {"true": "class 5", "predicted": "background", "count": 2},
     ]
     assert operating_rows(protocols) == []
+
+
+def test_checked_pseudo_labels_are_shown_with_both_values(synthetic_campaign):
+    workspace = synthetic_campaign()
+    path = workspace.derived("train") / "summary.json"
+    box = {
+        "xyxy_px": [1, 1, 9, 9],
+        "class_name": "<b>",
+        "score": 0.9,
+        "activation": 0.31,
+        "similarity": 0.42,
+        "value": 0.13,
+    }
+    shown = {
+        "image_id": "1",
+        "uri": "no.png",
+        "width_px": 40,
+        "height_px": 30,
+        "boxes": [box],
+        "map_percent": [[0, 100]],
+    }
+    check = {"mode": "veto", "threshold": 0.2, "judged": 50, "below": 10, "examples": [shown]}
+    assert "Checked pseudo-labels" not in text_of(render_page(workspace))
+    files.write_json(path, {**files.read_json(path), "pseudo_label_check": check})
+    page = render_page(workspace)
+    assert not page.unbalanced
+    assert "<b> 0.90 activation 0.31, similarity 0.42: below" in text_of(page)
