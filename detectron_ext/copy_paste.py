@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_ioa
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,6 +29,8 @@ class ObjectPatch(NamedTuple):
     box_xyxy: Tensor  # (4,) of the object, px of the patch
     class_id: int
     corners_C2: Tensor  # (C, 2) upper left corners x, y in the view, whole px, in the order to be tried
+    trains_box: bool = True  # a person's box is true; a pseudo-label's may be off
+    score: float = 1.0  # the teacher's, of a pseudo-label
 
 
 class RareObjectSampler:
@@ -72,16 +74,39 @@ def cut_out(
     Returns:
         None where the object is smaller than 4 px, or does not fit into the view.
     """
+    found = object_pixels(pixels, box_xyxy)
+    if found is None:
+        return None
+    corners_C2 = draw_corners((found[0].shape[1], found[0].shape[2]), view_size_px, rng)
+    return None if corners_C2 is None else ObjectPatch(*found, class_id, corners_C2)
+
+
+def object_pixels(pixels: Pixels, box_xyxy: NDArray[np.float32]) -> tuple[Tensor, Tensor] | None:
+    """Return the whole pixels that a box touches, (3, h, w), and the box in them, (4,); None below 4 px a side."""
     height, width = pixels.shape[:2]
     left, top = (int(max(np.floor(value), 0)) for value in box_xyxy[:2])
     right, bottom = (int(min(np.ceil(value), side)) for value, side in zip(box_xyxy[2:], (width, height), strict=True))
-    free_x, free_y = view_size_px[1] - (right - left), view_size_px[0] - (bottom - top)
-    if min(right - left, bottom - top) < _MIN_SIDE_PX or min(free_x, free_y) < 0:
+    if min(right - left, bottom - top) < _MIN_SIDE_PX:
         return None
     patch = np.ascontiguousarray(pixels[top:bottom, left:right].transpose(2, 0, 1))
-    corners_C2 = np.stack([rng.integers(0, free + 1, _NUM_PLACES) for free in (free_x, free_y)], axis=1)
     box = torch.from_numpy(np.array(box_xyxy, dtype=np.float32)) - torch.tensor([left, top, left, top])
-    return ObjectPatch(torch.from_numpy(patch), box, class_id, torch.from_numpy(corners_C2))
+    return torch.from_numpy(patch), box
+
+
+def draw_corners(
+    patch_size_px: tuple[int, int], view_size_px: tuple[int, int], rng: np.random.Generator
+) -> Tensor | None:
+    """Draw places for a patch in a view, both (height, width); None where it does not fit."""
+    free_x, free_y = view_size_px[1] - patch_size_px[1], view_size_px[0] - patch_size_px[0]
+    if min(free_x, free_y) < 0:
+        return None
+    corners_C2 = np.stack([rng.integers(0, free + 1, _NUM_PLACES) for free in (free_x, free_y)], axis=1)
+    return torch.from_numpy(corners_C2)
+
+
+def is_visible(boxes_R4: Tensor, covering_P4: Tensor) -> Tensor:
+    """Return whether none of the covering boxes hides more than 30 % of a box's area, (R,) bool."""
+    return (pairwise_ioa(Boxes(covering_P4), Boxes(boxes_R4)) <= MAX_COVERED_FRAC).all(dim=0)
 
 
 def paste(view: dict[str, Any], targets: Instances, patch: ObjectPatch) -> tuple[dict[str, Any], Instances]:
@@ -93,7 +118,7 @@ def paste(view: dict[str, Any], targets: Instances, patch: ObjectPatch) -> tuple
         patch: fits into the view.
 
     Returns:
-        The view with the object's pixels, and the targets with one more, whose box is trained.
+        The view with the object's pixels, and the targets with one more.
     """
     height, width = patch.pixels.shape[1:]
     corner = _first_free_corner(targets.gt_boxes.tensor.cpu(), patch)
@@ -107,10 +132,10 @@ def paste(view: dict[str, Any], targets: Instances, patch: ObjectPatch) -> tuple
         targets.image_size,
         gt_boxes=Boxes((patch.box_xyxy + torch.tensor([x, y, x, y]))[None].to(device)),
         gt_classes=torch.tensor([patch.class_id], device=device),
-        gt_trains_box=torch.tensor([True], device=device),
+        gt_trains_box=torch.tensor([patch.trains_box], device=device),
     )
     if targets.has("gt_score"):
-        added.gt_score = torch.ones(1, device=device)
+        added.gt_score = torch.tensor([patch.score], device=device)
     if targets.has("gt_weight"):
         set_weight(added, torch.ones(1))
     return {**view, "image": image}, Instances.cat([targets, added])

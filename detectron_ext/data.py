@@ -166,8 +166,8 @@ class StepBatch:
     unlabeled_ids: list[str]
     unlabeled_weak: list[dict[str, Any]]
     unlabeled_strong: list[dict[str, Any]]
-    patches: list[ObjectPatch | None] = field(default_factory=list)
-    """An object to paste into each strong view, or None; empty where nothing is pasted."""
+    patches: list[tuple[ObjectPatch, ...]] = field(default_factory=list)
+    """Objects to paste into each strong view; empty where nothing is pasted into any."""
 
     def pin_memory(self) -> "StepBatch":
         """Return the batch with its pixels in page-locked memory, from where a GPU copies without waiting."""
@@ -195,6 +195,7 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
         world_size: int = 1,
         sampling_weights: NDArray[np.float64] | None = None,
         paste_rare_frac: float = 0.0,
+        paste_objects_per_view: int = 1,
     ) -> None:
         """Prepare; nothing is read yet.
 
@@ -210,7 +211,8 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
             world_size: processes that train as one.
             sampling_weights: one for each unlabeled image, which is drawn in proportion to it
                 (docs/method.md#sampling). None: every image once per pass.
-            paste_rare_frac: share of the strong views that an object is pasted into (docs/method.md#copy-paste).
+            paste_rare_frac: share of the strong views that objects are pasted into (docs/method.md#copy-paste).
+            paste_objects_per_view: objects that are drawn for such a view.
 
         Raises:
             ValueError: no labeled example, or a batch that does not divide evenly among the processes.
@@ -225,6 +227,7 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
         self._num_labeled, self._num_unlabeled = batch_sizes[0], batch_sizes[1] if unlabeled else 0
         self._burn_in, self._rank, self._world_size = burn_in_iterations, rank, world_size
         self._paste_rare_frac, self._rare_objects = paste_rare_frac, RareObjectSampler(labeled)
+        self._paste_objects_per_view = paste_objects_per_view
         labeled_classes, unlabeled_classes = (
             [example.shape_class for example in examples] for examples in (labeled, unlabeled)
         )
@@ -255,7 +258,7 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
             weak.append(model_input(pixels))
             strong.append(model_input(strong_augment(pixels, self._augmentation, rng)))
             if self._paste_rare_frac:
-                patches.append(self._draw_patch((pixels.shape[0], pixels.shape[1]), self._rng(5, iteration, slot)))
+                patches.append(self._draw_patches((pixels.shape[0], pixels.shape[1]), self._rng(5, iteration, slot)))
         return StepBatch(labeled, ids, weak, strong, patches)
 
     def _unlabeled_items(self, number: int) -> list[int]:
@@ -266,9 +269,15 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
 
         return self._unlabeled_order.batch(match_shapes(self._unlabeled_order, number, labeled_shape))
 
+    def _draw_patches(self, view_size_px: tuple[int, int], rng: np.random.Generator) -> tuple[ObjectPatch, ...]:
+        """Cut objects out of weak views of labeled images, in ``paste_rare_frac`` of all calls."""
+        if rng.random() >= self._paste_rare_frac:
+            return ()
+        drawn = [self._draw_patch(view_size_px, rng) for _ in range(self._paste_objects_per_view)]
+        return tuple(patch for patch in drawn if patch is not None)
+
     def _draw_patch(self, view_size_px: tuple[int, int], rng: np.random.Generator) -> ObjectPatch | None:
-        """Cut an object out of a weak view of a labeled image, in ``paste_rare_frac`` of all calls."""
-        drawn = self._rare_objects.draw(rng) if rng.random() < self._paste_rare_frac else None
+        drawn = self._rare_objects.draw(rng)
         if drawn is None:
             return None
         image, box = drawn

@@ -28,20 +28,23 @@ MIN_CLAIM_PROBABILITY = 0.05
 
 
 class DetectionLosses(NamedTuple):
-    """The four Faster R-CNN losses, each (N,) with one value per image."""
+    """The four Faster R-CNN losses, and that of relations, each (N,) with one value per image."""
 
     objectness_N: Tensor
     rpn_boxes_N: Tensor
     classes_N: Tensor
     roi_boxes_N: Tensor
+    relations_N: Tensor | None = None
+    """Of docs/method.md#relations, before its weight; None where no image has regions to compare."""
 
     def classification(self) -> Tensor:
         """Add RPN objectness and ROI classification, (N,)."""
         return self.objectness_N + self.classes_N
 
-    def total(self) -> Tensor:
-        """Add all four losses, (N,)."""
-        return self.classification() + self.rpn_boxes_N + self.roi_boxes_N
+    def total(self, relation_weight: float = 0.0) -> Tensor:
+        """Add all four losses, and that of relations with its weight, (N,)."""
+        total_N = self.classification() + self.rpn_boxes_N + self.roi_boxes_N
+        return total_N if self.relations_N is None else total_N + relation_weight * self.relations_N
 
 
 def focal_loss(logits_RK: Tensor, class_ids_R: Tensor, gamma: float, weight_R: Tensor) -> Tensor:

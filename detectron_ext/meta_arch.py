@@ -18,6 +18,7 @@ from detectron_ext.config import DetectorSpec, build_cfg
 from detectron_ext.embeddings import embed_images, recorded_stages
 from detectron_ext.losses import DetectionLosses
 from detectron_ext.noise_aware_loss import NoiseAwareLoss, mark_pseudo_labeled
+from detectron_ext.relations import TeacherRegions, relation_loss
 
 Naming = Literal["exact", "suffix", "caffe2"]
 """How a checkpoint names its tensors: as this model does; without the model's prefixes, as an ImageNet backbone; or as
@@ -66,7 +67,24 @@ class PerImageRCNN(GeneralizedRCNN):
                 for instances in both:
                     mark_pseudo_labeled(instances, example.get("is_pseudo_labeled", False))
         _, roi = self.roi_heads(images, features, proposals, targets)
-        return DetectionLosses(rpn["loss_rpn_cls"], rpn["loss_rpn_loc"], roi["loss_cls"], roi["loss_box_reg"])
+        relations_N = self._relation_losses(batched_inputs, features)
+        return DetectionLosses(
+            rpn["loss_rpn_cls"], rpn["loss_rpn_loc"], roi["loss_cls"], roi["loss_box_reg"], relations_N
+        )
+
+    def _relation_losses(self, batched_inputs: list[dict[str, Any]], features: dict[str, Tensor]) -> Tensor | None:
+        """Compare regions with what a teacher saw of them (``regions`` of an input), (N,); None where none has any."""
+        regions: list[TeacherRegions | None] = [example.get("regions") for example in batched_inputs]
+        if all(one is None for one in regions):
+            return None
+        boxes = [Boxes(features["p3"].new_zeros(0, 4)) if one is None else one.boxes for one in regions]
+        found = self.roi_heads.region_features(features, boxes)
+        return torch.stack(
+            [
+                relation_loss(own_RF, own_RF if one is None else one.features_RF)
+                for own_RF, one in zip(found, regions, strict=True)
+            ]
+        )
 
     def detect_with_regions(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[Any, Tensor]]:
         """Detect as ``forward`` does in eval mode, with ``box_features`` (N, F) and ``activation`` (N,) of detections.

@@ -15,6 +15,7 @@ from detectron_ext.losses import IGNORE_LABEL, set_weight
 from detectron_ext.mean_posterior import detect_by_mean_posterior
 from detectron_ext.meta_arch import PerImageRCNN
 from detectron_ext.pseudo_label_checks import PseudoLabelCheck
+from detectron_ext.relations import MAX_REGIONS, TeacherRegions
 
 
 class ScoreThreshold:
@@ -117,6 +118,8 @@ class PseudoLabels(NamedTuple):
     ``gt_score``, the teacher's, and ``gt_weight`` where they are checked."""
     num_boxes_K: Tensor
     """Pseudo-labels of each class over all images, (K,) on the CPU; ignore regions are not counted."""
+    regions: list[TeacherRegions] | None
+    """The teacher's best detections of each image with their features, whatever their scores; None: not wanted."""
 
 
 @torch.no_grad()
@@ -126,6 +129,8 @@ def pseudo_label(
     threshold: ScoreThreshold,
     further_teachers: Sequence[PerImageRCNN] = (),
     check: PseudoLabelCheck | None = None,
+    *,
+    wants_regions: bool = False,
 ) -> PseudoLabels:
     """Make targets for the strong views of the same images; an image may get none, and never an invented box.
 
@@ -135,8 +140,9 @@ def pseudo_label(
         threshold: updated by the teacher's detections.
         further_teachers: in eval mode; their class posteriors are averaged with the teacher's.
         check: of the detections that the threshold accepts; None: there is none.
+        wants_regions: whether to return regions of each image.
     """
-    detections = _detect(teacher, weak_inputs, further_teachers, with_regions=check is not None)
+    detections = _detect(teacher, weak_inputs, further_teachers, with_regions=wants_regions or check is not None)
     sizes = [len(instances) for instances in detections]
     # All images at once: scores and classes cross to the CPU in one copy each, and the indices go back in one.
     scores_R = torch.cat([instances.scores for instances in detections]).float().cpu()
@@ -162,7 +168,10 @@ def pseudo_label(
         weights = torch.split(weight_R[used_R], [len(target) for target in targets])
         for target, weight in zip(targets, weights, strict=True):
             set_weight(target, weight)
-    return PseudoLabels(targets, torch.bincount(class_ids_R[accepted_R], minlength=threshold.num_classes))
+    num_boxes_K = torch.bincount(class_ids_R[accepted_R], minlength=threshold.num_classes)
+    best = [instances[:MAX_REGIONS] for instances in detections]  # they come by falling score
+    regions = [TeacherRegions(image.pred_boxes, image.box_features) for image in best] if wants_regions else None
+    return PseudoLabels(targets, num_boxes_K, regions)
 
 
 def _detect(

@@ -2,21 +2,23 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from detectron_ext.copy_paste import paste
+from detectron_ext.copy_paste import ObjectPatch, is_visible, paste
 from detectron_ext.data import StepBatch
 from detectron_ext.distributed import all_reduce_mean, average_gradients, rank, world_size
+from detectron_ext.foreground_bank import ForegroundBank
 from detectron_ext.losses import image_weight, set_box_trained
 from detectron_ext.meta_arch import PerImageRCNN, autocast, mixed_precision_dtype
 from detectron_ext.pseudo_label_checks import PseudoLabelCheck
-from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
+from detectron_ext.pseudo_labels import PseudoLabels, ScoreThreshold, pseudo_label
+from detectron_ext.relations import TeacherRegions
 
 _RATIO_MOMENTUM = 0.9
 _BODY_PREFIX = "backbone.bottom_up."
@@ -122,6 +124,10 @@ class TeacherStudentTrainer:
     """Parts that a step's images are split into for forward and backward: less memory, the same gradient."""
     check: PseudoLabelCheck | None = None
     """Of the teacher's detections before they become pseudo-labels; None: there is none."""
+    relation_weight: float = 0.0
+    """Of the loss that compares relations between regions (docs/method.md#relations); 0: it is not computed."""
+    bank: ForegroundBank | None = None
+    """Of trusted pseudo-labels, pasted in place of labeled objects; None: there is none."""
     iteration: int = 0
     loss_ratio: float = 0.0
     burn_in_uncertainty: dict[str, float] | None = None
@@ -198,11 +204,18 @@ class TeacherStudentTrainer:
         mean_weight = weight_N.new_zeros(1)
         if num_unlabeled:
             with self._autocast():
-                targets, num_boxes_K = pseudo_label(
-                    self.teacher, batch.unlabeled_weak, self.threshold, self.further_teachers, self.check
+                found = pseudo_label(
+                    self.teacher,
+                    batch.unlabeled_weak,
+                    self.threshold,
+                    self.further_teachers,
+                    self.check,
+                    wants_regions=self.relation_weight > 0,
                 )
-            inputs += self._unlabeled_inputs(batch, targets)
-            boxes_K = num_boxes_K / num_unlabeled
+            inputs += self._unlabeled_inputs(batch, found)
+            if self.bank is not None:
+                self.bank.add(batch.unlabeled_weak, found.targets)
+            boxes_K = found.num_boxes_K / num_unlabeled
             image_weight_U = self.weighting.weights_for(batch.unlabeled_ids, self.student.device)
             mean_weight = image_weight_U.mean().reshape(1)
             weight_N[num_labeled:] = image_weight_U / num_unlabeled
@@ -217,21 +230,35 @@ class TeacherStudentTrainer:
         boxes_K = boxes_K.to(self.student.device, non_blocking=True)
         return torch.cat([torch.stack([loss_sup, loss_unsup]), mean_weight, boxes_K]).double()
 
-    def _unlabeled_inputs(self, batch: StepBatch, targets: list[Instances]) -> list[dict[str, Any]]:
+    def _unlabeled_inputs(self, batch: StepBatch, found: PseudoLabels) -> list[dict[str, Any]]:
         """Return the strong views with their pseudo-labels, and with the objects that are pasted into them."""
         inputs = []
-        patches = batch.patches or [None] * len(targets)
-        for strong, own, patch in zip(batch.unlabeled_strong, targets, patches, strict=True):
+        for slot, (strong, own) in enumerate(zip(batch.unlabeled_strong, found.targets, strict=True)):
             set_box_trained(own, self.pseudo_label_box_loss)
-            view, all_targets = (strong, own) if patch is None else paste(strong, own, patch)
-            inputs.append({**view, "instances": all_targets, "is_pseudo_labeled": True})
+            view, targets = strong, own
+            for patch in self._patches(batch, slot):
+                view, targets = paste(view, targets, patch)
+            example = {**view, "instances": targets, "is_pseudo_labeled": True}
+            if found.regions is not None:
+                boxes, features_RF = found.regions[slot]
+                is_visible_R = is_visible(boxes.tensor, targets.gt_boxes.tensor[len(own) :])
+                example["regions"] = TeacherRegions(boxes[is_visible_R], features_RF[is_visible_R])
+            inputs.append(example)
         return inputs
+
+    def _patches(self, batch: StepBatch, slot: int) -> Sequence[ObjectPatch]:
+        """Return the objects to paste into one of the step's strong views."""
+        patches = batch.patches[slot] if batch.patches else ()
+        if self.bank is None or not patches:
+            return patches
+        height, width = batch.unlabeled_strong[slot]["image"].shape[1:]
+        return self.bank.swap(patches, (height, width), (self.iteration, rank(), slot))
 
     def _backward_part(self, inputs: list[dict[str, Any]], weight_N: Tensor, lambda_N: Tensor) -> Tensor:
         """Add the gradients of some images; return the weighted loss of each before lambda, (N,)."""
         with self._autocast():
             losses = self.student(inputs)
-        loss_N = weight_N * losses.total()
+        loss_N = weight_N * losses.total(self.relation_weight)
         self._scaler.scale((lambda_N * loss_N).sum()).backward()
         return loss_N.detach()
 
@@ -287,6 +314,7 @@ class TeacherStudentTrainer:
             "burn_in_uncertainty": self.burn_in_uncertainty,
             "threshold": self.threshold.state_dict(),
             "check": None if self.check is None else self.check.state_dict(),
+            "bank": None if self.bank is None else self.bank.state_dict(),
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "further_teachers": [one.state_dict() for one in self.further_teachers],
@@ -302,6 +330,8 @@ class TeacherStudentTrainer:
         self.threshold.load_state_dict(state["threshold"])
         if self.check is not None:
             self.check.load_state_dict(state["check"])
+        if self.bank is not None:
+            self.bank.load_state_dict(state["bank"])
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
         for one, stored in zip(self.further_teachers, state["further_teachers"], strict=True):

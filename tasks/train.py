@@ -40,6 +40,7 @@ from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import num_micro_batches, stage_main
 from tasks.storage import files
 from tasks.training import image_weights
+from tasks.training.foreground_bank import new_bank
 from tasks.training.image_weights import (
     image_weighting,
     previous_metric_weights,
@@ -112,6 +113,8 @@ def train_worker(
     trainer = _build_trainer(params, root, warm_start, score_threshold(assessed, params.ssl))
     if pseudo_labels["takes_part"]:
         trainer.check = new_check(params.ssl, trainer.student, len(params.classes), params.seed)
+        trainer.relation_weight = params.ssl.relation_weight
+        trainer.bank = new_bank(params.ssl, len(params.classes), params.seed)
     read = ImageReader(root, [{"uri": one.uri, "image_id": one.image_id} for one in (*labeled, *unlabeled)])
 
     def new_batches(weights: NDArray[np.float64] | None) -> SemiSupervisedBatches:
@@ -132,6 +135,7 @@ def train_worker(
             world_size=world_size(),
             sampling_weights=weights,
             paste_rare_frac=params.ssl.paste_rare_frac,
+            paste_objects_per_view=params.ssl.paste_objects_per_view,
         )
 
     checkpoint = Checkpoint(scratch, _input_key(params, assembled, warm_start, pseudo_labels), _hardware(trainer))

@@ -277,8 +277,18 @@ class SslParams(Section):
     pseudo_label_box_loss: bool
     """Whether pseudo-boxes also train box regression; off in the paper's family of methods."""
     paste_rare_frac: Fraction
-    """Share of the strong views that a labeled object is pasted into, its class drawn in inverse proportion to the
+    """Share of the strong views that labeled objects are pasted into, their classes drawn in inverse proportion to the
     labeled boxes of the class (docs/method.md#copy-paste)."""
+    paste_objects_per_view: PositiveInt
+    """Objects that are drawn for such a view; fewer are pasted where they would hide others."""
+    paste_pseudo_frac: Fraction
+    """Chance that a trusted pseudo-label of the same class takes the place of a labeled object that is pasted
+    (docs/method.md#copy-paste). 0: only labeled objects are pasted."""
+    paste_pseudo_score: Fraction
+    """Score of the teacher from which a pseudo-label is trusted."""
+    relation_weight: NonNegativeFloat
+    """Weight of the loss that asks the student to relate the regions of a strong view to each other as the teacher
+    relates those of the weak view (docs/method.md#relations). 0: it is not computed."""
     focal_gamma: NonNegativeFloat
     """Exponent of the focal loss of the ROI classifier (docs/method.md#eq-8); 1.5 as in Unbiased Teacher. 0 is cross
     entropy."""
@@ -332,6 +342,26 @@ class SslParams(Section):
             raise ValueError(
                 f"teacher_decays is {self.teacher_decays}, expected each once and none equal to ema_decay:"
                 " two averages with one decay are the same teacher"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_dense_information(self) -> Self:
+        if self.paste_rare_frac == 0 and (self.paste_objects_per_view > 1 or self.paste_pseudo_frac > 0):
+            raise ValueError(
+                f"paste_objects_per_view is {self.paste_objects_per_view} and paste_pseudo_frac"
+                f" {self.paste_pseudo_frac:g} with paste_rare_frac 0, expected 1 and 0: nothing is pasted"
+            )
+        is_fixed = self.pseudo_label_threshold_mode == "fixed"
+        if self.paste_pseudo_frac > 0 and is_fixed and self.paste_pseudo_score < self.pseudo_label_threshold:
+            raise ValueError(
+                f"paste_pseudo_score is {self.paste_pseudo_score:g}, expected at least pseudo_label_threshold"
+                f" {self.pseudo_label_threshold:g}: below it there are no pseudo-labels"
+            )
+        if self.relation_weight > 0 and not self.enabled:
+            raise ValueError(
+                f"relation_weight is {self.relation_weight:g}, expected 0 where enabled is false:"
+                " no image has two views"
             )
         return self
 

@@ -122,20 +122,20 @@ def test_the_views_do_not_depend_on_what_is_pasted_and_a_batch_repeats() -> None
     assert off.patches == []
     for one, two in zip(off.labeled + off.unlabeled_strong, on.labeled + on.unlabeled_strong, strict=True):
         assert torch.equal(one["image"], two["image"])
-    pasted = [patch for number in range(40) for patch in make_batches(0.5)[number].patches]
-    assert sum(patch is not None for patch in pasted) / len(pasted) == pytest.approx(0.5, abs=0.12)
+    pasted = [patches for number in range(40) for patches in make_batches(0.5)[number].patches]
+    assert sum(len(patches) for patches in pasted) / len(pasted) == pytest.approx(0.5, abs=0.12)
     for one, two in zip(on.patches, again.patches, strict=True):
-        assert (one is None) == (two is None)
-        if one is not None and two is not None:
-            assert torch.equal(one.pixels, two.pixels)
-            assert torch.equal(one.corners_C2, two.corners_C2)
+        for own, other in zip(one, two, strict=True):
+            assert torch.equal(own.pixels, other.pixels)
+            assert torch.equal(own.corners_C2, other.corners_C2)
 
 
 def test_only_the_box_of_a_pasted_object_is_trained(batch_of: Callable[[int], StepBatch]) -> None:
     """No labeled boxes here: regression has a gradient from what is pasted, and from nothing else."""
     for patch in (None, patch_at((20, 20))):
         run = new_trainer(replace(SCHEDULE, burn_in=0, rampup=0), threshold=0.5)
-        batch = replace(batch_of(2), labeled=batch_of(2).labeled[1:], patches=[patch, None])
+        patches = [() if patch is None else (patch,), ()]
+        batch = replace(batch_of(2), labeled=batch_of(2).labeled[1:], patches=patches)
         log = run.step(batch)
         assert np.isfinite(log.loss_unsup)
         for layer in (
@@ -148,7 +148,7 @@ def test_only_the_box_of_a_pasted_object_is_trained(batch_of: Callable[[int], St
 def test_without_a_patch_every_bit_is_as_without_pasting(batch_of: Callable[[int], StepBatch]) -> None:
     runs = [new_trainer(replace(SCHEDULE, burn_in=0, rampup=0)) for _ in range(2)]
     logs: list[Any] = [
-        run.step(replace(batch_of(2), patches=patches)) for run, patches in zip(runs, ([], [None, None]), strict=True)
+        run.step(replace(batch_of(2), patches=patches)) for run, patches in zip(runs, ([], [(), ()]), strict=True)
     ]
     assert logs[0] == logs[1]
     for one, two in zip(runs[0].student.parameters(), runs[1].student.parameters(), strict=True):

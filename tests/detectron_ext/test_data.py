@@ -208,6 +208,6 @@ def test_without_tiles_no_random_number_is_drawn_for_them() -> None:
 def test_pasted_objects_have_the_size_they_have_in_tiles() -> None:
     def largest_side(**changes: float) -> int:
         batches = batches_of(paste_rare_frac=1.0, **changes)
-        return max(max(p.pixels.shape[1:]) for step in range(2, 9) for p in batches[step].patches if p is not None)
+        return max(max(p.pixels.shape[1:]) for step in range(2, 9) for ps in batches[step].patches for p in ps)
 
     assert largest_side(tile_side_px=24, tile_probability=1.0) > 1.3 * largest_side()

@@ -71,6 +71,14 @@ def test_a_missing_parameter_is_named(tmp_path: Path, content: dict[str, Any]) -
         ("ssl", {"noise_aware_loss": "bootstrap", "noise_aware_labels": True}, "labels have no teacher's score"),
         ("ssl", {"noise_aware_loss": "generalized", "enabled": False}, "no image would be trained with it"),
         ("ssl", {"pseudo_label_check": "veto", "enabled": False}, "pseudo_label_check is veto, expected none where"),
+        ("ssl", {"paste_objects_per_view": 3}, "paste_objects_per_view is 3 and paste_pseudo_frac 0 with paste_rare"),
+        ("ssl", {"paste_pseudo_frac": 0.5}, "paste_pseudo_frac 0.5 with paste_rare_frac 0, expected 1 and 0"),
+        (
+            "ssl",
+            {"paste_rare_frac": 0.5, "paste_pseudo_frac": 0.5, "paste_pseudo_score": 0.6},
+            "paste_pseudo_score is 0.6, expected at least pseudo_label_threshold 0.7",
+        ),
+        ("ssl", {"relation_weight": 1.0, "enabled": False}, "relation_weight is 1, expected 0 where enabled is false"),
         ("select", {"strategy": "portfolio", "portfolio": ["committee", "random"]}, "infer.committee is 'none'"),
         ("select", {"portfolio": ["random", "random"]}, "portfolio is random, random, expected each once"),
         ("select", {"strategy": "committee"}, "infer.committee is 'none', expected 'student' or 'previous_teacher'"),
@@ -90,6 +98,7 @@ def test_a_wrong_combination_is_named(
         ({"teacher_decays": [0.99]}, "ssl.teacher_decays is [0.99], expected [] where train.unlabeled_batch_size is 0"),
         ({"noise_aware_loss": "bootstrap"}, "ssl.noise_aware_loss is bootstrap, expected none where train.unlabeled"),
         ({"pseudo_label_check": "weight"}, "ssl.pseudo_label_check is weight, expected none where train.unlabeled"),
+        ({"relation_weight": 1.0}, "ssl.relation_weight is 1, expected 0 where train.unlabeled_batch_size is 0"),
     ],
 )
 def test_learners_of_unlabeled_images_are_refused_without_any(
