@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -193,6 +194,7 @@ class CvatProvider:
         """Replace reason and boxes of images in jobs that nobody has begun; their order in the job stays."""
         newest = {task.image_id: task for task in tasks}
         refreshed: set[str] = set()
+        outdated: set[str] = set()
         with self._client() as client:
             project = self._find_project(client)
             if project is None:  # the next collection offers its images again
@@ -211,7 +213,8 @@ class CvatProvider:
                     client.write_annotations(job, with_other_frames(new, annotations, set(old)))
                     old = {}
                 refreshed |= {task.image_id for number, task in wanted.items() if number not in old}
-        return refreshed
+                outdated |= {task.image_id for task in old.values()}
+        return refreshed - outdated  # two people may have found different boxes
 
     def _client(self) -> CvatClient:
         """Open a client.
@@ -348,11 +351,11 @@ class CvatProvider:
         A job that is handed to a reviewer changes its assignee. That makes nobody else the annotator.
         """
         store = read_labels(self._workspace.labels)
-        offered = [frame.image_id for job in jobs for frame in job.frames]
+        offered = Counter(frame.image_id for job in jobs for frame in job.frames)
         first: dict[str, str] = {}
         for answers in store.all_answers.values():
             for label in answers:
-                if label.offered_batch == delivery.batch and offered.count(label.image_id) == 1:
+                if label.offered_batch == delivery.batch and offered[label.image_id] == 1:
                     first.setdefault(label.image_id, label.annotator)
         return first
 

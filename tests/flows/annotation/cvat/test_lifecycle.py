@@ -162,6 +162,16 @@ def test_a_share_of_the_images_is_in_two_jobs(team: Team) -> None:
     assert len(team.fake.tasks) == 2
 
 
+def test_an_image_of_which_one_annotator_saw_older_boxes_is_not_refreshed(team: Team) -> None:
+    team.settings["double_annotation_frac"] = 1.0
+    delivery = team.deliver(team.make_batch(1, range(2)))
+    team.fake.draw(delivery.image_ids[0])
+    newest = team.tasks(range(2), teacher="b" * 64, box=1)
+    assert team.provider.refresh(delivery, newest) == set()
+    job, _ = team.fake.job_of(delivery.image_ids[0], second_look=True)
+    assert job.annotations["shapes"][0]["points"] == list(BOXES[0])
+
+
 def test_ground_truth_jobs_and_replicas_are_no_answers(team: Team) -> None:
     delivery = team.deliver(team.make_batch(1, range(2)))
     team.fake.add_job("ground_truth")
