@@ -1,5 +1,6 @@
 """Open tasks get the newest teacher's rank and boxes in a real Label Studio; what people have begun stays."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from flows.annotation.batches import read_manifest
 from flows.annotation.providers.base import AnnotationBatch
 from tasks.data.schemas import AnnotationTask
+from tests.flows.annotation.providers.browser import label_stream, screenshot
 from tests.flows.annotation.providers.conftest import LabelStudioServer
 from tests.flows.annotation.providers.label_studio_users import (
     BOXES,
@@ -103,3 +105,40 @@ def test_a_task_loses_boxes_that_the_newer_teacher_does_not_see(team: Team, labe
     assert set(team.provider.refresh(delivery, redrawn(delivery))) == set(delivery.image_ids)
     tasks = read_tasks(label_studio.owner, delivery)
     assert [len(drawn_x(tasks[image])) for image in delivery.image_ids] == [0, 1]
+
+
+def begin_in_browser(annotator: Annotator, project: int, picture: Path) -> None:
+    """Delete the second pre-drawn box of the first task, without submitting; Label Studio keeps that as a draft."""
+    with label_stream(annotator, project) as page:
+        page.get_by_text("Batch 1, rank 1: ").wait_for()
+        page.wait_for_function("[...document.images].some(image => image.naturalWidth === 320)")
+        page.get_by_text("0.40").click()  # in the list of regions
+        with page.expect_response(lambda response: "/drafts" in response.url and response.request.method == "POST"):
+            page.keyboard.press("Backspace")
+        screenshot(page, picture)
+
+
+def test_an_annotator_keeps_what_they_began_and_then_gets_the_newest_order(
+    team: Team, label_studio: LabelStudioServer, artifacts: Path
+) -> None:
+    """In a browser, as annotators see it."""
+    delivery = team.deliver(team.make_batch(1, range(3)))
+    project, numbers = project_id(delivery), task_ids(label_studio.owner, delivery)
+    begun, _, last = delivery.image_ids
+    begin_in_browser(label_studio.second, project, artifacts / "begun.png")
+    address = f"/api/tasks/{numbers[begun]}"
+    before = label_studio.second.request("GET", address)["drafts"]
+    assert len(before) == 1
+    team.provider.refresh(delivery, redrawn(delivery))
+    assert label_studio.second.request("GET", address)["drafts"] == before
+    with label_stream(label_studio.second, project) as page:
+        page.get_by_text("Batch 1, rank 1: uncertainty").wait_for()
+        page.get_by_text("0.90").wait_for()
+        assert page.get_by_text("0.40").count() == 0
+        screenshot(page, artifacts / "kept.png")
+        page.get_by_role("button", name="Submit", exact=False).first.click()
+        page.get_by_text("Batch 1, rank 1: newer").wait_for()
+        screenshot(page, artifacts / "newest.png")
+    (answer,) = team.provider.collect(delivery)
+    assert (answer["image_id"], len(answer["boxes"])) == (begun, 1)
+    assert read_tasks(label_studio.owner, delivery)[last]["data"]["rank"] == 1
