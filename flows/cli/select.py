@@ -1,9 +1,9 @@
-"""Command ``gleaner select``: show the newest batch, and explain where an image stands."""
+"""Command ``gleaner select``: show the newest batch, explain where an image stands, and find images like one."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -13,6 +13,9 @@ from rich.table import Table
 
 from flows.cli.options import JsonOption, WorkspaceOption
 from tasks.runtime.formatting import pluralize
+
+if TYPE_CHECKING:
+    from tasks.data.paths import Workspace
 
 _MISSING = "-"
 
@@ -24,16 +27,30 @@ def select(
             "--explain", metavar="ID", help="Say why an image was selected or not; the beginning of its id is enough."
         ),
     ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like",
+            metavar="IMAGE",
+            help="List the unlabeled images that are most like this one: the beginning of an id, or an image file.",
+        ),
+    ] = None,
+    number: Annotated[int, typer.Option("--number", min=1, help="With --like: images to list.")] = 20,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Show the batch that was selected last, or why an image is or is not in it. Changes nothing."""
+    """Show the batch that was selected last, why an image is or is not in it, or images like one. Changes nothing."""
     from flows.workspace.run_lock import require_workspace
     from tasks.selection import explanation
 
+    if like is not None and explain is not None:
+        raise typer.BadParameter("it cannot be combined with --explain", param_hint="--like")
     campaign = require_workspace(workspace)
     document: Any
-    if explain is None:
+    if like is not None:
+        document = _similar(campaign, like, number)
+        shown = similar_table(document)
+    elif explain is None:
         document = explanation.read_selection(campaign)
         shown: RenderableType = batch_table(document)
     else:
@@ -43,6 +60,32 @@ def select(
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         Console(soft_wrap=True).print(shown)
+
+
+def _similar(campaign: "Workspace", like: str, number: int) -> list[dict[str, Any]]:
+    """Find images like one of the campaign, or like an image file, which the newest teacher describes first."""
+    from tasks.selection.similar import find_similar
+
+    if not Path(like).is_file():
+        return find_similar(campaign, like, number)
+    import numpy as np
+
+    from flows.autolabel import run_module
+
+    described = campaign.scratch("like") / "embedding.npy"
+    run_module(campaign, "tasks.selection.embed_image", (str(Path(like).resolve()), str(described)), lambda _: None)
+    return find_similar(campaign, "", number, np.load(described, allow_pickle=False))
+
+
+def similar_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a line for each image, the most similar first."""
+    table = Table(box=SIMPLE_HEAD, caption="similarity: cosine of image embeddings, at most 1", caption_justify="left")
+    table.add_column("image")
+    table.add_column("file")
+    table.add_column("similarity", justify="right")
+    for row in rows:
+        table.add_row(row["image_id"], escape(row["file_name"] or _MISSING), f"{row['similarity']:.2f}")
+    return table
 
 
 def batch_table(rows: Sequence[Mapping[str, Any]]) -> Table:

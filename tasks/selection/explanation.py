@@ -50,7 +50,7 @@ def explain(workspace: Workspace, image_id: str) -> Document:
         UserError: the id is unknown or of several images, or a table is missing.
     """
     params = load_params(workspace.params)
-    inputs = _read_workspace(workspace, params)
+    inputs = read_workspace(workspace, params)
     state, image = _resolve(workspace, inputs.pool, image_id)
     if state != "candidate":
         return {"image_id": image, "state": state}
@@ -77,7 +77,12 @@ def explain(workspace: Workspace, image_id: str) -> Document:
     }
 
 
-def _read_workspace(workspace: Workspace, params: Params) -> SelectionInputs:
+def read_workspace(workspace: Workspace, params: Params) -> SelectionInputs:
+    """Read what the stage ``select`` reads.
+
+    Raises:
+        UserError: a table is missing.
+    """
     read_picks = earlier_picks_of(workspace, params.classes, params.dwa.focal_gamma)
     return read_inputs(params.budget, **input_paths(workspace), earlier_picks=read_picks)
 

@@ -1,23 +1,25 @@
-"""Why an image is, or is not, in the batch: figures of the stage's own tables, and what is nearest."""
+"""Why an image is, or is not, in the batch: figures of the stage's own tables, what is nearest, and what is similar."""
 
 import io
 import json
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 import tasks.select
 from flows.cli.app import app
-from flows.cli.select import batch_table, explanation_view
+from flows.cli.select import batch_table, explanation_view, similar_table
 from infra.bench.selection import write_inputs
 from tasks.data.detections import read_shards
 from tasks.data.paths import Workspace
-from tasks.data.schemas import SCORES, UNCERTAINTY
+from tasks.data.schemas import INDEX, SCORES, UNCERTAINTY
 from tasks.runtime.errors import UserError
 from tasks.selection.explanation import explain, read_selection
+from tasks.selection.similar import find_similar
 from tasks.storage import files
 
 
@@ -29,6 +31,9 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     text = workspace.params.read_text().replace("amount: 1000", "amount: 20")
     workspace.params.write_text(text)
     tasks.select._body(workspace)
+    ids = [row["image_id"] for shard in read_shards(workspace.derived("infer")) for row in shard.to_pylist()]
+    rows = [{"image_id": image, "uri": image, "file_name": f"camera/{image}.jpg"} for image in ids]
+    files.write_table(workspace.index, pa.Table.from_pylist(rows, INDEX))
     return workspace
 
 
@@ -153,3 +158,40 @@ def test_the_command_prints_json(campaign: Workspace, monkeypatch: pytest.Monkey
         assert json.loads(done.stdout) == expected
     done = CliRunner().invoke(app, ["select", "--explain", image, "--workspace", str(campaign.root)])
     assert "number 1 of the batch" in done.stdout
+
+
+def image_embeddings(campaign: Workspace, kind: Literal["pool", "labeled"]) -> dict[str, Any]:
+    shards = read_shards(campaign.derived("infer"), kind)
+    return {row["image_id"]: np.array(row["embedding"], np.float64) for shard in shards for row in shard.to_pylist()}
+
+
+@pytest.mark.parametrize("kind", ["pool", "labeled"])
+def test_similar_images_by_cosine_written_out(campaign: Workspace, kind: Literal["pool", "labeled"]) -> None:
+    pool, labeled = image_embeddings(campaign, "pool"), image_embeddings(campaign, "labeled")
+    mean = np.mean([*pool.values(), *labeled.values()], axis=0)
+    image = list(image_embeddings(campaign, kind))[5]
+    own = (pool | labeled)[image] - mean
+
+    def cosine(other: str) -> float:
+        vector = pool[other] - mean
+        return float(vector @ own / np.linalg.norm(vector) / np.linalg.norm(own))
+
+    expected = sorted((other for other in pool if other != image), key=cosine, reverse=True)[:7]
+    found = find_similar(campaign, image, 7)
+    assert [row["image_id"] for row in found] == expected
+    assert [row["similarity"] for row in found] == pytest.approx([cosine(other) for other in expected], abs=1e-4)
+    assert found[0]["file_name"] == f"camera/{expected[0]}.jpg"
+    assert all(other in printed(similar_table(found)) for other in expected)
+
+
+def test_an_image_from_outside_is_compared_by_its_embedding(campaign: Workspace) -> None:
+    image, embedding = list(image_embeddings(campaign, "pool").items())[3]
+    found = find_similar(campaign, "", 200, embedding.astype(np.float32))
+    assert len(found) == 120
+    assert (found[0]["image_id"], found[0]["similarity"]) == (image, pytest.approx(1, abs=1e-3))
+
+
+def test_an_image_that_is_neither_known_nor_a_file_is_named(campaign: Workspace) -> None:
+    with pytest.raises(UserError, match=r"begins with 'nothing\.jpg' are 0, expected 1, or an image file"):
+        find_similar(campaign, "nothing.jpg", 7)
+    assert CliRunner().invoke(app, ["select", "--like", "0", "--explain", "0"]).exit_code == 2

@@ -24,6 +24,8 @@ from tasks.model.engines import detection_job
 from tasks.model.fingerprint import software_fingerprint
 from tasks.params import StageParams, load_stage_params
 from tasks.params.template import render_params
+from tasks.runtime.errors import UserError
+from tasks.selection.embed_image import embed_image
 from tasks.storage import files
 
 pytestmark = pytest.mark.integration
@@ -101,6 +103,22 @@ def test_all_images_are_detected_in_the_order_of_their_ids(folder: Path) -> None
     [labeled] = read_shards(folder / "out", "labeled")
     expected = files.read_table(folder / "labeled.parquet", schemas.ANNOTATED)["image_id"].to_pylist()
     assert labeled["image_id"].to_pylist() == expected
+
+
+def test_an_image_file_is_described_as_in_the_pool(folder: Path) -> None:
+    run_inference(folder)
+    workspace = Workspace(folder)
+    workspace.derived("train").mkdir(parents=True)
+    (workspace.derived("train") / "teacher.pth").symlink_to(folder / "teacher.pth")
+    [row] = files.read_table(folder / "unlabeled.parquet", schemas.UNLABELED).to_pylist()[:1]
+    embed_image(workspace, folder / row["uri"], folder / "like" / "embedding.npy")
+    shards = (shard for shard in read_shards(folder / "out"))
+    stored = {one["image_id"]: one["embedding"] for shard in shards for one in shard.to_pylist()}
+    described = np.load(folder / "like" / "embedding.npy")
+    np.testing.assert_allclose(described, np.array(stored[row["image_id"]], dtype=np.float32), atol=2e-3)
+    (folder / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"broken\.png: the image is unreadable"):
+        embed_image(workspace, folder / "broken.png", folder / "like" / "embedding.npy")
 
 
 def test_batch_size_and_shards_change_no_detection(folder: Path) -> None:
