@@ -47,12 +47,13 @@ def select(
         raise typer.BadParameter("it cannot be combined with --explain", param_hint="--like")
     campaign = require_workspace(workspace)
     document: Any
+    shown: RenderableType
     if like is not None:
         document = _similar(campaign, like, number)
         shown = similar_table(document)
     elif explain is None:
         document = explanation.read_selection(campaign)
-        shown: RenderableType = batch_table(document)
+        shown = batch_table(document)
     else:
         document = explanation.explain(campaign, explain)
         shown = explanation_view(document)

@@ -41,7 +41,7 @@ def find_similar(
     known = [*candidate_ids, *labeled_ids]
     row = len(known) if embedding_C is not None else known.index(_resolve(known, image_id))
     candidates = pool.embeddings()
-    others = labeled.reshape(-1, candidates.shape[1])
+    others: Embeddings = labeled.reshape(-1, candidates.shape[1])
     if embedding_C is not None:
         others = np.concatenate([others, embedding_C[None]])
     similarity_P = _similarities(candidates, others, row)
