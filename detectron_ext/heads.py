@@ -32,6 +32,7 @@ from detectron_ext.losses import (
     roi_class_weights,
 )
 from detectron_ext.noise_aware_loss import NoiseAwareLoss
+from detectron_ext.objectness_doubt import LEVEL_INDEX, background_weights, objectness_entropy
 
 _OBJECT_WITHOUT_BOX = 2
 """Label of an anchor on an object whose box is not trained."""
@@ -54,6 +55,25 @@ class PerImageRPN(RPN):
         super().__init__(**kwargs)
         if self.box_reg_loss_type != "smooth_l1":
             raise ValueError(f"RPN.BBOX_REG_LOSS_TYPE is {self.box_reg_loss_type!r}, expected 'smooth_l1'")
+
+    background_doubt: list[Tensor | None] | None = None
+    """Maps (H, W) of where a teacher is in doubt on each image, or None (docs/method.md#objectness-doubt)."""
+
+    def objectness_doubt(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """Return the entropy of objectness on level p3 of each image, (H, W) in [0, 1]."""
+        logits, _ = self.rpn_head([features[name] for name in self.in_features])
+        return [objectness_entropy(logits_CHW) for logits_CHW in logits[LEVEL_INDEX]]
+
+    def _background_weights(self, anchors: list[Boxes], labels_NA: Tensor, doubt: list[Tensor | None]) -> Tensor:
+        """(N, A) 1 - H for background anchors of images with a map, else 1."""
+        anchors_A4, cell_px = Boxes.cat(anchors).tensor, self.anchor_generator.strides[LEVEL_INDEX]
+        weight_NA = torch.stack(
+            [
+                anchors_A4.new_ones(len(anchors_A4)) if own is None else background_weights(own, anchors_A4, cell_px)
+                for own in doubt
+            ]
+        )
+        return torch.where(labels_NA == 0, weight_NA, 1.0)
 
     assigns_by_cost = False
     """Whether anchors get their targets by the cost of the predictions (SimOTA) instead of by their own IoU."""
@@ -156,6 +176,8 @@ class PerImageRPN(RPN):
         labels_NA = torch.stack(gt_labels)
         logits_NA = cat(pred_objectness_logits, dim=1).float()
         objectness_NA = F.binary_cross_entropy_with_logits(logits_NA, labels_NA.clamp(0, 1).float(), reduction="none")
+        if self.background_doubt is not None:
+            objectness_NA = objectness_NA * self._background_weights(anchors, labels_NA, self.background_doubt)
         objectness_N = (objectness_NA * (labels_NA >= 0)).sum(dim=1)
 
         positive_NA = labels_NA == 1

@@ -61,6 +61,8 @@ class PerImageRCNN(GeneralizedRCNN):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         targets = [example["instances"].to(self.device) for example in batched_inputs]
+        doubt = [example.get("objectness_doubt") for example in batched_inputs]
+        self.proposal_generator.background_doubt = None if all(one is None for one in doubt) else doubt
         proposals, rpn = self.proposal_generator(images, features, targets)
         if self.roi_heads.box_predictor.noise_aware is not None:
             for example, *both in zip(batched_inputs, targets, proposals, strict=True):
@@ -108,6 +110,15 @@ class PerImageRCNN(GeneralizedRCNN):
         for indices in self.indices_by_padded_shape([example["image"] for example in batched_inputs]):
             images = self.preprocess_image([batched_inputs[index] for index in indices])
             self._add_regions([detections[index] for index in indices], self.backbone(images.tensor), images)
+
+    @torch.no_grad()
+    def objectness_doubt(self, batched_inputs: Sequence[dict[str, Any]]) -> list[Tensor]:
+        """Return where the proposal network is in doubt, (H, W) of each image (docs/method.md#objectness-doubt)."""
+        results: dict[int, Tensor] = {}
+        for indices in self.indices_by_padded_shape([example["image"] for example in batched_inputs]):
+            features = self.backbone(self.preprocess_image([batched_inputs[index] for index in indices]).tensor)
+            results.update(zip(indices, self.proposal_generator.objectness_doubt(features), strict=True))
+        return [results[index] for index in range(len(batched_inputs))]
 
     def activation_energies(self, features: Mapping[str, Tensor], images: ImageList) -> list[Tensor]:
         """Return the energy in every cell of level p3 of each image, without the padding, (H, W) each."""

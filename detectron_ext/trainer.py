@@ -126,6 +126,8 @@ class TeacherStudentTrainer:
     """Of the teacher's detections before they become pseudo-labels; None: there is none."""
     relation_weight: float = 0.0
     """Of the loss that compares relations between regions (docs/method.md#relations); 0: it is not computed."""
+    spares_doubtful_background: bool = False
+    """Whether background counts less where the teacher's proposal network is in doubt."""
     bank: ForegroundBank | None = None
     """Of trusted pseudo-labels, pasted in place of labeled objects; None: there is none."""
     iteration: int = 0
@@ -212,7 +214,11 @@ class TeacherStudentTrainer:
                     self.check,
                     wants_regions=self.relation_weight > 0,
                 )
-            inputs += self._unlabeled_inputs(batch, found)
+                doubt = self.teacher.objectness_doubt(batch.unlabeled_weak) if self.spares_doubtful_background else []
+            unlabeled = self._unlabeled_inputs(batch, found)
+            for example, own in zip(unlabeled, doubt, strict=False):
+                example["objectness_doubt"] = own
+            inputs += unlabeled
             if self.bank is not None:
                 self.bank.add(batch.unlabeled_weak, found.targets)
             boxes_K = found.num_boxes_K / num_unlabeled

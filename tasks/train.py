@@ -114,6 +114,7 @@ def train_worker(
     if pseudo_labels["takes_part"]:
         trainer.check = new_check(params.ssl, trainer.student, len(params.classes), params.seed)
         trainer.relation_weight = params.ssl.relation_weight
+        trainer.spares_doubtful_background = params.ssl.objectness_doubt
         trainer.bank = new_bank(params.ssl, len(params.classes), params.seed)
     read = ImageReader(root, [{"uri": one.uri, "image_id": one.image_id} for one in (*labeled, *unlabeled)])
 

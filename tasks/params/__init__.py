@@ -93,6 +93,11 @@ class Params(Section):
                 f"ssl.pseudo_label_check is {self.ssl.pseudo_label_check}, expected none where"
                 " train.unlabeled_batch_size is 0: no pseudo-label is made"
             )
+        if self.ssl.objectness_doubt and self.train.unlabeled_batch_size == 0:
+            raise ValueError(
+                "ssl.objectness_doubt is true, expected false where train.unlabeled_batch_size is 0:"
+                " no unlabeled image is trained on"
+            )
         if self.ssl.relation_weight > 0 and self.train.unlabeled_batch_size == 0:
             raise ValueError(
                 f"ssl.relation_weight is {self.ssl.relation_weight:g}, expected 0 where train.unlabeled_batch_size"

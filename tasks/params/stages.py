@@ -286,6 +286,9 @@ class SslParams(Section):
     (docs/method.md#copy-paste). 0: only labeled objects are pasted."""
     paste_pseudo_score: Fraction
     """Score of the teacher from which a pseudo-label is trusted."""
+    objectness_doubt: bool
+    """Whether background of unlabeled images counts less in the proposal network's loss where the teacher cannot tell
+    object from background (docs/method.md#objectness-doubt)."""
     relation_weight: NonNegativeFloat
     """Weight of the loss that asks the student to relate the regions of a strong view to each other as the teacher
     relates those of the weak view (docs/method.md#relations). 0: it is not computed."""
@@ -357,6 +360,10 @@ class SslParams(Section):
             raise ValueError(
                 f"paste_pseudo_score is {self.paste_pseudo_score:g}, expected at least pseudo_label_threshold"
                 f" {self.pseudo_label_threshold:g}: below it there are no pseudo-labels"
+            )
+        if self.objectness_doubt and not self.enabled:
+            raise ValueError(
+                "objectness_doubt is true, expected false where enabled is false: no unlabeled image is trained on"
             )
         if self.relation_weight > 0 and not self.enabled:
             raise ValueError(

@@ -78,6 +78,7 @@ def test_a_missing_parameter_is_named(tmp_path: Path, content: dict[str, Any]) -
             {"paste_rare_frac": 0.5, "paste_pseudo_frac": 0.5, "paste_pseudo_score": 0.6},
             "paste_pseudo_score is 0.6, expected at least pseudo_label_threshold 0.7",
         ),
+        ("ssl", {"objectness_doubt": True, "enabled": False}, "objectness_doubt is true, expected false where enabled"),
         ("ssl", {"relation_weight": 1.0, "enabled": False}, "relation_weight is 1, expected 0 where enabled is false"),
         ("select", {"strategy": "portfolio", "portfolio": ["committee", "random"]}, "infer.committee is 'none'"),
         ("select", {"portfolio": ["random", "random"]}, "portfolio is random, random, expected each once"),
@@ -98,6 +99,7 @@ def test_a_wrong_combination_is_named(
         ({"teacher_decays": [0.99]}, "ssl.teacher_decays is [0.99], expected [] where train.unlabeled_batch_size is 0"),
         ({"noise_aware_loss": "bootstrap"}, "ssl.noise_aware_loss is bootstrap, expected none where train.unlabeled"),
         ({"pseudo_label_check": "weight"}, "ssl.pseudo_label_check is weight, expected none where train.unlabeled"),
+        ({"objectness_doubt": True}, "ssl.objectness_doubt is true, expected false where train.unlabeled_batch_size"),
         ({"relation_weight": 1.0}, "ssl.relation_weight is 1, expected 0 where train.unlabeled_batch_size is 0"),
     ],
 )

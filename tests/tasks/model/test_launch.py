@@ -110,7 +110,7 @@ def test_a_run_that_is_killed_around_the_end_of_burn_in_ends_as_if_it_had_not_be
     settings += ["ssl.teacher_decays=[0.05]", "train.class_norm_tau=0.5", "ssl.noise_aware_loss=bootstrap"]
     settings += ["train.anchor_assigner=sim_ota"]
     settings += ["ssl.pseudo_label_check=weight", "ssl.paste_objects_per_view=2", "ssl.paste_pseudo_frac=0.5"]
-    settings += ["ssl.relation_weight=0.5"]
+    settings += ["ssl.relation_weight=0.5", "ssl.objectness_doubt=true"]
     text = (REPOSITORY / "params.yaml").read_text()
     (workspace / "params.yaml").write_text(render_params(text, classes=["square", "disc"], overrides=settings))
     sections = load_stage_params(workspace / "params.yaml", *SECTIONS)

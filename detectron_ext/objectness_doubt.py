@@ -1,0 +1,37 @@
+"""Where the teacher's proposal network cannot tell object from background, and what that takes off background there.
+
+Shape shorthand: C anchors per cell, A anchors of one image over all levels; a map of (H, W) cells.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LEVEL_INDEX = 1
+"""Of the map among the proposal network's levels: p3, 8 px a cell."""
+
+
+@torch.no_grad()
+def objectness_entropy(logits_CHW: Tensor) -> Tensor:
+    """Return the entropy of the likeliest object in every cell, (H, W) in [0, 1]: 1 bit at a probability of 0.5."""
+    logits_HW = logits_CHW.float().amax(dim=0)
+    p_HW = torch.sigmoid(logits_HW)
+    return (p_HW * F.softplus(-logits_HW) + (1 - p_HW) * F.softplus(logits_HW)) / math.log(2)
+
+
+def background_weights(entropy_HW: Tensor, anchors_A4: Tensor, cell_px: int) -> Tensor:
+    """Return ``1 - H`` of the cell that holds an anchor's center, (A,) in [0, 1]; of the nearest one outside the map.
+
+    Args:
+        entropy_HW: see ``objectness_entropy``.
+        anchors_A4: corners in pixels.
+        cell_px: side of a cell.
+    """
+    height, width = entropy_HW.shape
+    column_A, row_A = (
+        ((anchors_A4[:, axis] + anchors_A4[:, axis + 2]) / 2 / cell_px).floor().long().clamp(0, last)
+        for axis, last in ((0, width - 1), (1, height - 1))
+    )
+    return 1 - entropy_HW[row_A, column_A]
