@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +9,14 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from detectron_ext.copy_paste import ObjectPatch, is_visible, paste
 from detectron_ext.data import StepBatch
 from detectron_ext.distributed import all_reduce_mean, average_gradients, rank, world_size
 from detectron_ext.foreground_bank import ForegroundBank
 from detectron_ext.losses import image_weight, set_box_trained
 from detectron_ext.meta_arch import PerImageRCNN, autocast, mixed_precision_dtype
 from detectron_ext.pseudo_label_checks import PseudoLabelCheck
-from detectron_ext.pseudo_labels import PseudoLabels, ScoreThreshold, pseudo_label
-from detectron_ext.relations import TeacherRegions
+from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
+from detectron_ext.unlabeled_views import with_pseudo_labels
 
 _RATIO_MOMENTUM = 0.9
 _BODY_PREFIX = "backbone.bottom_up."
@@ -205,23 +203,9 @@ class TeacherStudentTrainer:
         inputs, boxes_K = list(batch.labeled), torch.zeros(self.threshold.num_classes)
         mean_weight = weight_N.new_zeros(1)
         if num_unlabeled:
-            with self._autocast():
-                found = pseudo_label(
-                    self.teacher,
-                    batch.unlabeled_weak,
-                    self.threshold,
-                    self.further_teachers,
-                    self.check,
-                    wants_regions=self.relation_weight > 0,
-                )
-                doubt = self.teacher.objectness_doubt(batch.unlabeled_weak) if self.spares_doubtful_background else []
-            unlabeled = self._unlabeled_inputs(batch, found)
-            for example, own in zip(unlabeled, doubt, strict=False):
-                example["objectness_doubt"] = own
+            unlabeled, num_boxes_K = self._view_unlabeled(batch)
             inputs += unlabeled
-            if self.bank is not None:
-                self.bank.add(batch.unlabeled_weak, found.targets)
-            boxes_K = found.num_boxes_K / num_unlabeled
+            boxes_K = num_boxes_K / num_unlabeled
             image_weight_U = self.weighting.weights_for(batch.unlabeled_ids, self.student.device)
             mean_weight = image_weight_U.mean().reshape(1)
             weight_N[num_labeled:] = image_weight_U / num_unlabeled
@@ -236,29 +220,26 @@ class TeacherStudentTrainer:
         boxes_K = boxes_K.to(self.student.device, non_blocking=True)
         return torch.cat([torch.stack([loss_sup, loss_unsup]), mean_weight, boxes_K]).double()
 
-    def _unlabeled_inputs(self, batch: StepBatch, found: PseudoLabels) -> list[dict[str, Any]]:
-        """Return the strong views with their pseudo-labels, and with the objects that are pasted into them."""
-        inputs = []
-        for slot, (strong, own) in enumerate(zip(batch.unlabeled_strong, found.targets, strict=True)):
-            set_box_trained(own, self.pseudo_label_box_loss)
-            view, targets = strong, own
-            for patch in self._patches(batch, slot):
-                view, targets = paste(view, targets, patch)
-            example = {**view, "instances": targets, "is_pseudo_labeled": True}
-            if found.regions is not None:
-                boxes, features_RF = found.regions[slot]
-                is_visible_R = is_visible(boxes.tensor, targets.gt_boxes.tensor[len(own) :])
-                example["regions"] = TeacherRegions(boxes[is_visible_R], features_RF[is_visible_R])
-            inputs.append(example)
-        return inputs
-
-    def _patches(self, batch: StepBatch, slot: int) -> Sequence[ObjectPatch]:
-        """Return the objects to paste into one of the step's strong views."""
-        patches = batch.patches[slot] if batch.patches else ()
-        if self.bank is None or not patches:
-            return patches
-        height, width = batch.unlabeled_strong[slot]["image"].shape[1:]
-        return self.bank.swap(patches, (height, width), (self.iteration, rank(), slot))
+    def _view_unlabeled(self, batch: StepBatch) -> tuple[list[dict[str, Any]], Tensor]:
+        """Return the strong views with all that the teacher says of them, and the number of pseudo-boxes (K,)."""
+        with self._autocast():
+            found = pseudo_label(
+                self.teacher,
+                batch.unlabeled_weak,
+                self.threshold,
+                self.further_teachers,
+                self.check,
+                wants_regions=self.relation_weight > 0,
+            )
+            doubt = self.teacher.objectness_doubt(batch.unlabeled_weak) if self.spares_doubtful_background else None
+        for targets in found.targets:
+            set_box_trained(targets, self.pseudo_label_box_loss)
+        views = with_pseudo_labels(batch, found, self.bank, self.iteration)
+        for view, own in zip(views, doubt or (), strict=doubt is not None):
+            view["objectness_doubt"] = own
+        if self.bank is not None:
+            self.bank.add(batch.unlabeled_weak, found.targets)
+        return views, found.num_boxes_K
 
     def _backward_part(self, inputs: list[dict[str, Any]], weight_N: Tensor, lambda_N: Tensor) -> Tensor:
         """Add the gradients of some images; return the weighted loss of each before lambda, (N,)."""
