@@ -51,7 +51,7 @@ def stop_path(study: Study, seed: int, arm: str) -> Path:
 
 
 def part_key(study: Study, seed: int, arm: str) -> str:
-    """Return the digest of what a part depends on: data, seed, sizes, the arm's settings, trainings per point."""
+    """Return the digest of what a part depends on: data, seed, sizes, settings and wrong labels of the arm."""
     plan = study.plan
     settings = (plan.full or []) if arm == FULL_LABELS else plan.arms[arm]
     return files.sha256_json(
@@ -62,6 +62,7 @@ def part_key(study: Study, seed: int, arm: str) -> str:
             plan.calibration_images,
             [*plan.settings, *settings],
             plan.trainings_per_point,
+            *([plan.wrong_classes[arm]] if arm in plan.wrong_classes else []),
         ]
     )
 

@@ -27,6 +27,7 @@ from tasks.demo import DIGITS_PARAMS_FILE, generate_dataset, load_digits_params
 from tasks.params import load_params
 from tasks.runtime.errors import UserError
 from tasks.storage import files
+from tasks.study.label_noise import plant_wrong_classes
 from tasks.study.plan import StudyConfig, StudySource, arm_params, render_arm_params
 
 FULL_LABELS = "full"
@@ -104,9 +105,18 @@ def create_arm_workspace(study: Study, seed: int, arm: str) -> Workspace:
         UserError: it has others.
     """
     base = study.base_workspace(seed)
-    text = arm_params(study.plan, arm, seed, _params_template(), load_params(base.params).classes)
+    classes = load_params(base.params).classes
+    text = arm_params(study.plan, arm, seed, _params_template(), classes)
+    message = f"Start arm {arm} of study {study.plan.name}, seed {seed}"
+    wrong_frac = study.plan.wrong_classes.get(arm)
+    if wrong_frac is None:
+        return _build_from_base(base, study.workspace(seed, arm), text, message)
     return _build_from_base(
-        base, study.workspace(seed, arm), text, f"Start arm {arm} of study {study.plan.name}, seed {seed}"
+        base,
+        study.workspace(seed, arm),
+        text,
+        message,
+        lambda made: _use_wrong_classes(made, classes, wrong_frac, seed),
     )
 
 
@@ -170,6 +180,12 @@ def _use_all_labels(workspace: Workspace, classes: Sequence[str]) -> None:
     ]
     images = tuple(sorted((*seed_batch.images, *oracle_labels), key=lambda image: image.image_id))
     files.write_json(path, seed_batch.model_copy(update={"images": images}).model_dump(mode="json"))
+
+
+def _use_wrong_classes(workspace: Workspace, classes: Sequence[str], frac: float, seed: int) -> None:
+    path = workspace.label_batch(0)
+    seed_batch = LabelBatch.model_validate(files.read_json(path))
+    files.write_json(path, plant_wrong_classes(seed_batch, classes, frac, seed).model_dump(mode="json"))
 
 
 @contextmanager

@@ -89,6 +89,9 @@ class StudyConfig(Section):
     arms: dict[ArmName, Settings]
     baselines: list[ArmName] = Field(default_factory=list)
     """Arms that all others are compared with, besides ``random`` and ``equal``."""
+    wrong_classes: dict[ArmName, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
+    """Arms in whose seed labels a share of the boxes has another class, and that share: what a learner makes of wrong
+    labels. Arms of one seed and one share have the same wrong boxes. Validation images stay as they are."""
     full: Settings | None = None
     """Train once per seed on all labels, with these settings besides the common ones; None: do not."""
     added: list[ArmName] = Field(default_factory=list)
@@ -101,6 +104,13 @@ class StudyConfig(Section):
         for name in self.baselines:
             if name not in self.arms and name not in _REQUIRED_ARMS:
                 raise ValueError(f"baselines names {name!r}, expected one of the arms {list(self.arms)}")
+        for name in self.wrong_classes:
+            if name not in self.arms and name not in _REQUIRED_ARMS:
+                raise ValueError(f"wrong_classes names {name!r}, expected one of the arms {list(self.arms)}")
+        if self.wrong_classes and self.rounds:
+            raise ValueError(
+                f"rounds is {self.rounds}, expected 0 with wrong_classes: labels of later batches come from the source"
+            )
         return self
 
     @property

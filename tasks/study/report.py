@@ -310,7 +310,9 @@ def _learned_text(rankings: Sequence[RuleRanking]) -> Iterable[str]:
 def _settings_table(results: StudyResults) -> str:
     common = ", ".join(f"`{setting}`" for setting in results.config.settings) or "those of Gleaner"
     rows = [[name, " ".join(f"`{setting}`" for setting in arm.settings)] for name, arm in results.arms.items()]
-    return f"Common settings: {common}.\n\n{_markdown_table(['arm', 'its own settings'], rows)}"
+    planted = [f"{frac:.0%} in `{name}`" for name, frac in results.config.wrong_classes.items()]
+    wrong = f" Boxes of the seed labels with a planted wrong class: {', '.join(planted)}." if planted else ""
+    return f"Common settings: {common}.{wrong}\n\n{_markdown_table(['arm', 'its own settings'], rows)}"
 
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

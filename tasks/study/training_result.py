@@ -16,7 +16,8 @@ _BOOTSTRAP_SEED = 0  # the same draws of the validation images for all arms, see
 _DIGITS = 2
 MODELS = ("teacher", "student")
 Training = Mapping[str, Mapping[str, Any]]
-"""By model: ``map`` and ``ap50`` in percent, and ``bootstrap_map``, mAP on resamples of the validation images."""
+"""By model: ``map``, ``ap50`` and ``ap_by_class`` (None: no object of the class) in percent, and ``bootstrap_map``, mAP
+on resamples of the validation images."""
 
 
 def measure_training(workspace: Workspace, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -31,6 +32,7 @@ def measure_training(workspace: Workspace, classes: Sequence[str]) -> dict[str, 
         found[model] = {
             "map": metrics[model]["mAP"],
             "ap50": metrics[model]["AP50"],
+            "ap_by_class": metrics[model]["per_class"],
             "bootstrap_map": [round(value, _DIGITS) for value in draws.tolist()],
         }
     return found

@@ -151,6 +151,32 @@ def test_the_ready_studies_are_sound(name: str, arms: set[str]) -> None:
     assert arms <= set(plan.arms)
 
 
+def test_wrong_classes_are_of_an_arm_and_of_a_study_without_rounds(tmp_path: Path) -> None:
+    assert load_config(tmp_path, rounds=0, wrong_classes={"mine": 0.4, "random": 0.2}).wrong_classes["mine"] == 0.4
+    for changes, words in (
+        ({"rounds": 0, "wrong_classes": {"yours": 0.4}}, "wrong_classes names 'yours', expected one of the arms"),
+        ({"rounds": 1, "wrong_classes": {"mine": 0.4}}, "rounds is 1, expected 0 with wrong_classes"),
+        ({"rounds": 0, "wrong_classes": {"mine": 1.5}}, "wrong_classes.mine is 1.5, expected less than or equal to 1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_config(tmp_path, **changes)  # type: ignore[arg-type]
+
+
+LEARNERS = {"random", "teachers", "tau-norm", "generalized", "bootstrap", "sim-ota", "check-veto", "check-weight"}
+
+
+@pytest.mark.parametrize(("name", "arms"), [("learners-bccd", LEARNERS), ("learners-noise-bccd", {"noise40"})])
+def test_arms_of_the_studies_of_learners_differ_by_what_they_are_named_for(name: str, arms: set[str]) -> None:
+    plan = load_study(ROOT / "docs" / "studies" / f"{name}.yaml", TEMPLATE, own_data_settings=())
+    assert arms <= set(plan.arms)
+    assert plan.rounds == 0
+    base = validate_params(yaml.safe_load(arm_params(plan, "random", 1, TEMPLATE, ["a", "b"])), "random")
+    for arm in set(plan.arms) - set(plan.added) - {"random"}:
+        params = validate_params(yaml.safe_load(arm_params(plan, arm, 1, TEMPLATE, ["a", "b"])), arm)
+        assert (params != base) or arm in plan.wrong_classes
+        assert (params.train.iterations, params.model) == (base.train.iterations, base.model)
+
+
 DATA_SETS = ("bccd", "demo", "deep-pcb", "medical-waste", "paddy-disease")
 
 
