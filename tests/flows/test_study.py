@@ -24,10 +24,12 @@ from flows.study.workspaces import Study, create_arm_workspace, create_base_work
 from flows.workspace import git
 from flows.workspace.rounds import RunResult, last_published_round, skipped_stages, stage_log
 from tasks.data.paths import Workspace
+from tasks.data.schemas import LabelBatch
 from tasks.params import load_params
 from tasks.params.profiles import CPU_OVERRIDES
 from tasks.runtime.errors import GuardRailError, UserError
 from tasks.storage import files
+from tasks.study.label_noise import plant_wrong_classes
 from tasks.study.plan import load_study
 from tasks.study.results import RESULTS
 from tests.flows.cli_runner import wait_until
@@ -285,6 +287,23 @@ def test_an_arm_of_other_parameters_is_not_mixed_in(completed_study: CompletedSt
     changed = write_study(completed_study.path.parent, STUDY.replace("seed_labels: 3", "seed_labels: 2"))
     with pytest.raises(UserError, match="seed_labels is 3, expected 2"):
         create_base_workspace(load_test_study(changed, completed_study.study.out), 1)
+
+
+@pytest.mark.integration
+def test_an_arm_with_wrong_classes_has_them_in_its_seed_labels_alone(tmp_path: Path, isolated_git_config: None) -> None:
+    make_source(tmp_path / "source")
+    text = STUDY.replace("rounds: 1", "rounds: 0").replace("full: [ssl.enabled=false]", "")
+    plain = load_test_study(write_study(tmp_path, text), tmp_path / "out")
+    study = load_test_study(write_study(tmp_path, text + "wrong_classes: {supervised: 0.5}\n"), tmp_path / "out")
+    base = create_base_workspace(study, 1)
+    clean, noisy = (create_arm_workspace(study, 1, arm) for arm in ("random", "supervised"))
+    classes = load_params(base.params).classes
+    assert clean.label_batch(0).read_bytes() == base.label_batch(0).read_bytes()
+    truth = LabelBatch.model_validate(files.read_json(base.label_batch(0)))
+    expected = plant_wrong_classes(truth, classes, 0.5, seed=1)
+    assert LabelBatch.model_validate(files.read_json(noisy.label_batch(0))) == expected != truth
+    assert part_key(study, 1, "random") == part_key(plain, 1, "random")
+    assert part_key(study, 1, "supervised") != part_key(plain, 1, "supervised")
 
 
 @pytest.mark.integration

@@ -162,7 +162,8 @@ def test_wrong_classes_are_of_an_arm_and_of_a_study_without_rounds(tmp_path: Pat
             load_config(tmp_path, **changes)  # type: ignore[arg-type]
 
 
-LEARNERS = {"random", "teachers", "tau-norm", "generalized", "bootstrap", "sim-ota", "check-veto", "check-weight"}
+LEARNERS = {"random", "teachers", "tau-norm", "generalized", "bootstrap", "sim-ota"}
+LEARNERS |= {"check-veto", "check-weight", "dense-paste", "relations"}
 
 
 @pytest.mark.parametrize(("name", "arms"), [("learners-bccd", LEARNERS), ("learners-noise-bccd", {"noise40"})])
