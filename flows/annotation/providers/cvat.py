@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from flows.annotation.batches import offered_tasks, open_images
+from flows.annotation.batches import offered_tasks
 from flows.annotation.providers.base import (
     AnnotationBatch,
     LabelingProgress,
@@ -48,7 +48,15 @@ from flows.annotation.providers.cvat_client import (
     Project,
     file_name,
 )
-from flows.workspace import git
+from flows.annotation.providers.projects import (
+    offer_again,
+    owner_line,
+    project_marker,
+    project_name,
+    stated_owner,
+    unfinished_images,
+    without_owner_line,
+)
 from tasks.data.image_decoding import ImageProblem
 from tasks.data.images import ImageSource, encode_png, is_shown_by_browsers
 from tasks.data.label_store import read_labels
@@ -63,12 +71,10 @@ ALLOW_HTTP = "CVAT_ALLOW_HTTP"
 """Environment variable that allows to send the token unencrypted to another machine."""
 UNASSIGNED = "unassigned"
 """Annotator of a job that was assigned to nobody."""
-_SHORT_ID_LENGTH, _SHORT_KEY_LENGTH, _MAX_NAME_LENGTH = 8, 12, 50
+_SHORT_KEY_LENGTH = 12
 _SECOND_LOOK = ", second look"
 _KEY = re.compile(r"\[([0-9a-f]{12})\]")
 """In the name of a task: beginning of the delivery's key."""
-_OWNER = re.compile(r"Owner: ([0-9a-f]{32}), (.*)")
-"""Line of the project's guide: the folder of the campaign that works with it."""
 _SENT_AS_THEY_ARE = frozenset({".jpg", ".jpeg", ".png"})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _log = logging.getLogger(__name__)
@@ -114,10 +120,10 @@ class CvatProvider:
             if project is None or own is None:
                 return None
             guide = client.read_guide(project)
-            former_id, former_place = _stated_owner(guide)
+            former_id, former_place = stated_owner(guide)
             if former_id == own.owner_id:
                 return None
-            client.write_guide(project, f"{_OWNER.sub('', guide).rstrip()}\n\n{self._owner_line()}")
+            client.write_guide(project, f"{without_owner_line(guide)}\n\n{owner_line(self._workspace.root)}")
             return None if former_id is None else former_place
 
     def deliver(self, delivery: AnnotationBatch) -> str:
@@ -155,7 +161,8 @@ class CvatProvider:
         with self._client() as client:
             project = self._find_project(client)
             if project is None:
-                return self._recreate_project(delivery)
+                offer_again(client.where, self._workspace, delivery, self.deliver)
+                return []
             labels = self._require_labels(client, project)
             jobs = self._jobs(client, project, delivery)
             self._reupload_deleted(delivery, project, {frame.image_id for job in jobs for frame in job.frames})
@@ -242,32 +249,24 @@ class CvatProvider:
         project = self._search_project(client)
         if project is not None:
             where = f"project {project.name!r} in CVAT"
-            require_provider_owner(where, *_stated_owner(client.read_guide(project)), own_folder(self._workspace.root))
+            require_provider_owner(where, *stated_owner(client.read_guide(project)), own_folder(self._workspace.root))
         return project
 
     def _search_project(self, client: CvatClient) -> Project | None:
         """Find the campaign's project by the id at the end of its name."""
-        return next((found for found in client.list_projects() if found.name.endswith(self._project_marker())), None)
+        marker = project_marker(self._workspace.root)
+        return next((found for found in client.list_projects() if found.name.endswith(marker)), None)
 
     def _create_project(self, client: CvatClient) -> Project:
-        marker = self._project_marker()
-        name = self._workspace.root.resolve().name[: _MAX_NAME_LENGTH - len(marker)] + marker
-        return client.create_project(name, label_specs(self._classes))
-
-    def _project_marker(self) -> str:
-        return f" ({git.campaign_id(self._workspace.root)[:_SHORT_ID_LENGTH]})"
+        return client.create_project(project_name(self._workspace.root), label_specs(self._classes))
 
     def _guide(self) -> str:
         return (
             "Correct, add or delete boxes until every object has one.\n\n"
             f"An image that nobody can judge gets the tag *{SKIP}*. An image without objects stays without boxes.\n\n"
             "When all images of the job are done: *Menu > Finish the job*. Only finished jobs are collected.\n\n"
-            f"{self._owner_line()}"
+            f"{owner_line(self._workspace.root)}"
         )
-
-    def _owner_line(self) -> str:
-        own = own_folder(self._workspace.root)
-        return "" if own is None else f"Owner: {own.owner_id}, {own.place}"
 
     def _require_labels(self, client: CvatClient, project: Project) -> list[Label]:
         """Return the labels; refuse a project without one of them: unlabeled objects would be trained on as background.
@@ -322,28 +321,13 @@ class CvatProvider:
             if wanted and job.is_untouched and is_blank(client.read_annotations(job)):
                 client.write_annotations(job, to_annotations(wanted, delivery, labels))
 
-    def _recreate_project(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
-        """Offer the open images in a new project, and report that; a finished delivery needs none.
-
-        Raises:
-            ProviderError: that the project was deleted.
-        """
-        unfinished = self._unfinished(delivery)
-        if not unfinished:
-            return []
-        url = self.deliver(replace(delivery, image_ids=unfinished))
-        problem = f"the campaign's project was deleted with {count(len(unfinished), 'image')} of batch {delivery.batch}"
-        fix = f"They are offered again, in {url}. Annotations that no run had collected are lost."
-        raise ProviderError(f"CVAT at {self._params.url}", problem, fix)
-
     def _reupload_deleted(self, delivery: AnnotationBatch, project: Project, present: Collection[str]) -> None:
-        if deleted := tuple(image_id for image_id in self._unfinished(delivery) if image_id not in present):
+        if deleted := tuple(
+            image_id for image_id in unfinished_images(self._workspace, delivery) if image_id not in present
+        ):
             self.deliver(replace(delivery, image_ids=deleted))
             message = "Batch %d: the task with %s was deleted in %s; offered again. To exclude an image, tag it %r."
             _log.warning(message, delivery.batch, count(len(deleted), "image"), project.url, SKIP)
-
-    def _unfinished(self, delivery: AnnotationBatch) -> tuple[str, ...]:
-        return open_images(delivery, read_labels(self._workspace.labels))
 
     def _first_annotators(self, delivery: AnnotationBatch, jobs: Sequence[Job]) -> Mapping[str, str]:
         """Return who answered an image of one job when it was first collected, by image id.
@@ -410,9 +394,3 @@ def _is_ours(task: CvatTask) -> bool:
 
 def _is_second_look(job: Job) -> bool:
     return _SECOND_LOOK in job.task.name
-
-
-def _stated_owner(guide: str) -> tuple[str | None, str]:
-    """Return owner id and place in the project's guide; None where a person has removed them."""
-    match = _OWNER.search(guide)
-    return (match[1], match[2]) if match else (None, "another folder")

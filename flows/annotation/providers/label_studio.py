@@ -6,13 +6,12 @@ task leaves the label stream but is not deleted, so that an annotation in progre
 
 import logging
 import os
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import httpx
 
-from flows.annotation.batches import offered_tasks, open_images
+from flows.annotation.batches import offered_tasks
 from flows.annotation.providers.base import (
     AnnotationBatch,
     LabelingProgress,
@@ -33,8 +32,15 @@ from flows.annotation.providers.label_studio_tasks import (
     to_prediction,
     to_task,
 )
+from flows.annotation.providers.projects import (
+    offer_again,
+    owner_line,
+    project_marker,
+    project_name,
+    stated_owner,
+    unfinished_images,
+)
 from flows.workspace import git
-from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
 from tasks.data.schemas import AnnotationTask
 from tasks.params.annotation import ProviderParams
@@ -42,11 +48,8 @@ from tasks.runtime.errors import UserError
 from tasks.runtime.formatting import count
 
 _IMPORT_CHUNK_SIZE = 100
-_SHORT_ID_LENGTH, _MAX_TITLE_LENGTH = 8, 50
 _SINGLE_OVERLAP, _DOUBLE_OVERLAP = 1, 2
 _VIEW_TITLE, _VIEW_ORDER = "by priority", "tasks:data.priority"
-_OWNER = re.compile(r"Owner: ([0-9a-f]{32}), (.*)")
-"""Line of the project's description: the folder of the campaign that works with it."""
 _log = logging.getLogger(__name__)
 
 
@@ -95,7 +98,7 @@ class LabelStudioProvider:
             project = self._search_project(client)
             if project is None or own is None:
                 return None
-            former_id, former_place = _described_owner(project)
+            former_id, former_place = stated_owner(project.description)
             if former_id == own.owner_id:
                 return None
             client.set_description(project, self._description())
@@ -136,7 +139,8 @@ class LabelStudioProvider:
         with self._client() as client:
             project = self._find_project(client)
             if project is None:
-                return self._recreate_project(delivery)
+                offer_again(f"Label Studio at {self._params.url}", self._workspace, delivery, self.deliver)
+                return []
             self._require_classes(project)
             tasks = client.list_tasks(project, delivery.key)
             self._reimport_deleted(delivery, project, {task.image_id for task in tasks})
@@ -195,28 +199,25 @@ class LabelStudioProvider:
         project = self._search_project(client)
         if project is not None:
             where = f"project {project.title!r} in Label Studio"
-            require_provider_owner(where, *_described_owner(project), own_folder(self._workspace.root))
+            require_provider_owner(where, *stated_owner(project.description), own_folder(self._workspace.root))
         return project
 
     def _search_project(self, client: LabelStudioClient) -> Project | None:
         """Find the campaign's project by the id in its description or, if that was edited, in its title."""
-        campaign = self._campaign_id()
+        campaign, marker = self._campaign_id(), project_marker(self._workspace.root)
         projects = sorted(client.list_projects(), key=lambda project: project.number)
         for project in projects:
-            if campaign in project.description or project.title.endswith(_project_marker(campaign)):
+            if campaign in project.description or project.title.endswith(marker):
                 return project
         return None
 
     def _create_project(self, client: LabelStudioClient) -> Project:
-        campaign = self._campaign_id()
-        marker = _project_marker(campaign)
-        title = self._workspace.root.resolve().name[: _MAX_TITLE_LENGTH - len(marker)] + marker
+        title = project_name(self._workspace.root)
         return client.create_project(title, self._description(), labeling_config(self._classes))
 
     def _description(self) -> str:
-        own = own_folder(self._workspace.root)
-        owner = "" if own is None else f"\nOwner: {own.owner_id}, {own.place}"
-        return f"Gleaner finds this project by the id of its campaign: {self._campaign_id()}{owner}"
+        text = f"Gleaner finds this project by the id of its campaign: {self._campaign_id()}"
+        return f"{text}\n{owner_line(self._workspace.root)}".rstrip()
 
     def _campaign_id(self) -> str:
         return git.campaign_id(self._workspace.root)
@@ -234,22 +235,10 @@ class LabelStudioProvider:
             )
             raise ProviderError(f"project {project.title!r} in Label Studio", problem, fix)
 
-    def _recreate_project(self, delivery: AnnotationBatch) -> Sequence[RawAnnotation]:
-        """Offer the open images in a new project, and report that; a finished delivery needs none.
-
-        Raises:
-            ProviderError: that the project was deleted.
-        """
-        unfinished = self._unfinished(delivery)
-        if not unfinished:
-            return []
-        url = self.deliver(replace(delivery, image_ids=unfinished))
-        problem = f"the campaign's project was deleted with {count(len(unfinished), 'image')} of batch {delivery.batch}"
-        fix = f"They are offered again, in {url}. Annotations that no run had collected are lost."
-        raise ProviderError(f"Label Studio at {self._params.url}", problem, fix)
-
     def _reimport_deleted(self, delivery: AnnotationBatch, project: Project, present: Collection[str]) -> None:
-        if deleted := tuple(image_id for image_id in self._unfinished(delivery) if image_id not in present):
+        if deleted := tuple(
+            image_id for image_id in unfinished_images(self._workspace, delivery) if image_id not in present
+        ):
             self.deliver(replace(delivery, image_ids=deleted))
             message = "Batch %d: %s deleted in %s, offered again. To exclude an image, skip it instead."
             _log.warning(message, delivery.batch, count(len(deleted), "task"), project.url)
@@ -258,7 +247,7 @@ class LabelStudioProvider:
         self, client: LabelStudioClient, project: Project, delivery: AnnotationBatch, listed: Sequence[OpenTask]
     ) -> None:
         """Make deleted copies of open images again, and correct the address of images whose folder has moved."""
-        unfinished = set(self._unfinished(delivery))
+        unfinished = set(unfinished_images(self._workspace, delivery))
         if not unfinished:
             return
         tasks = {task.image_id: task for task in offered_tasks(delivery) if task.image_id in unfinished}
@@ -273,9 +262,6 @@ class LabelStudioProvider:
             self._images.grant_access(client, project, [tasks[open_task.image_id] for open_task in moved])
         for open_task in moved:
             client.update_data(open_task, {"image": self._images.url(tasks[open_task.image_id])})
-
-    def _unfinished(self, delivery: AnnotationBatch) -> tuple[str, ...]:
-        return open_images(delivery, read_labels(self._workspace.labels))
 
     def _import_missing(
         self, client: LabelStudioClient, project: Project, delivery: AnnotationBatch, tasks: Sequence[AnnotationTask]
@@ -319,13 +305,3 @@ class LabelStudioProvider:
 
 def _is_drawn_by(open_task: OpenTask, task: AnnotationTask) -> bool:
     return open_task.data.get("teacher") == short_digest(task) and open_task.data.get("rank") == task.rank
-
-
-def _described_owner(project: Project) -> tuple[str | None, str]:
-    """Return owner id and place in the project's description; None where a person has removed them."""
-    match = _OWNER.search(project.description)
-    return (match[1], match[2]) if match else (None, "another folder")
-
-
-def _project_marker(campaign: str) -> str:
-    return f" ({campaign[:_SHORT_ID_LENGTH]})"
