@@ -34,7 +34,7 @@ from tasks.model.engines.ray_train import train_on_ray
 from tasks.model.fingerprint import software_fingerprint
 from tasks.model.launch import launch
 from tasks.params import StageParams, load_stage_params
-from tasks.params.stages import SslParams, TrainParams
+from tasks.params.training import SslParams, TrainParams
 from tasks.runtime.allocator import keep_freed_memory
 from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import num_micro_batches, stage_main

@@ -52,7 +52,7 @@ def check_parameters(context: CheckContext) -> Finding:
     except UserError as error:
         missing = _missing_keys(context.raw_params) if context.raw_params else []
         fix = "\n  ".join(["Add to params.yaml, as in the shipped file:", *missing]) if missing else error.fix
-        return failed(error.problem, fix or "Correct it in params.yaml; tasks/params/stages.py has meaning and range.")
+        return failed(error.problem, fix or "Correct it in params.yaml; tasks/params has meaning and range.")
     # Found now, not hours later by the stage; the class is code of the campaign.
     if is_class_path(params.select.strategy) and is_trusted(context.workspace.root):
         from tasks.selection.strategies.registry import create_strategy

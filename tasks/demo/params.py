@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tasks.params import format_validation_error, read_params_file
-from tasks.params.stages import NonNegativeInt, PositiveInt, Section
+from tasks.params.base import NonNegativeInt, PositiveInt, Section
 from tasks.runtime.errors import UserError
 
 DIGITS_PARAMS_FILE = "examples/digits/params.yaml"

@@ -28,7 +28,7 @@ from tasks.data.images import ImageSource, captured_hour
 from tasks.data.paths import resolve_uri
 from tasks.model.pretrained_weights import read_weights
 from tasks.model.weights_download import fetch_weights, is_weights_address
-from tasks.params.stages import ModelParams
+from tasks.params.training import ModelParams
 from tasks.runtime.errors import UserError
 from tasks.runtime.resource_errors import is_disk_full
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 from filelock import FileLock
 
-from tasks.params.stages import WEIGHTS_ADDRESS
+from tasks.params.training import WEIGHTS_ADDRESS
 from tasks.runtime.errors import EXIT_UNREACHABLE, UserError
 from tasks.storage import files
 

@@ -12,28 +12,24 @@ from pydantic import Field, ValidationError, model_validator
 
 from tasks.params.annotation import AnnotatorModelParams, LabelValidationParams, ProviderParams
 from tasks.params.autolabel import AutolabelParams
+from tasks.params.base import ClassName, Section
 from tasks.params.promotion import AuditParams, ExportParams, PromotionParams
 from tasks.params.stages import (
     AssembleParams,
-    AugmentationParams,
     BudgetParams,
-    ClassName,
     DwaParams,
     EvaluateParams,
     InferParams,
-    ModelParams,
     NightlyParams,
     PoolParams,
     PreannotationParams,
     PrepareParams,
     ReportParams,
     ScoringParams,
-    Section,
     SelectParams,
-    SslParams,
     StoppingParams,
-    TrainParams,
 )
+from tasks.params.training import AugmentationParams, ModelParams, SslParams, TrainParams
 from tasks.runtime.errors import UserError
 from tasks.runtime.extensions import ValueNotAllowedError
 

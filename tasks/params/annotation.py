@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from tasks.params.stages import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from tasks.params.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from tasks.runtime.extensions import is_class_path, name_or_class_path
 
 

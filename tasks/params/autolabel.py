@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.params.stages import NonNegativeInt, PositiveInt, Section
+from tasks.params.base import NonNegativeInt, PositiveInt, Section
 
 _Share = Annotated[float, Field(gt=0, lt=1)]
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.params.stages import NonNegativeFloat, PositiveInt, Section
+from tasks.params.base import NonNegativeFloat, PositiveInt, Section
 
 
 class PromotionParams(Section):

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from tasks.data.seed_draw import BoxesPerClass, ImagePercent, SeedSize
 from tasks.params import Params, format_validation_error, validate_params
-from tasks.params.stages import NonNegativeInt, PositiveInt, Section
+from tasks.params.base import NonNegativeInt, PositiveInt, Section
 from tasks.params.template import render_params
 from tasks.runtime.errors import UserError
 

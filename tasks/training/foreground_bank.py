@@ -1,7 +1,7 @@
 """The bank of trusted pseudo-labels as training uses it."""
 
 from detectron_ext.foreground_bank import ForegroundBank
-from tasks.params.stages import SslParams
+from tasks.params.training import SslParams
 
 
 def new_bank(ssl: SslParams, num_classes: int, seed: int) -> ForegroundBank | None:

@@ -22,7 +22,8 @@ from detectron_ext.uncertainty_metrics import (
 )
 from tasks.data.schemas import PREVIOUS_UNCERTAINTY
 from tasks.model.detector import ImageReader, detect_all
-from tasks.params.stages import ModelParams, ScoringParams, SslParams
+from tasks.params.stages import ScoringParams
+from tasks.params.training import ModelParams, SslParams
 from tasks.storage import files
 
 CHUNK_IMAGES = 64

@@ -13,7 +13,7 @@ from detectron_ext.meta_arch import PerImageRCNN
 from detectron_ext.pseudo_label_checks import PseudoLabelCheck, RegionPrototypes
 from detectron_ext.trainer import TeacherStudentTrainer
 from tasks.model.detector import ImageReader, resize_config
-from tasks.params.stages import ModelParams, SslParams
+from tasks.params.training import ModelParams, SslParams
 
 NUM_SHOWN = 6
 NUM_LOOKED_AT = 48

@@ -10,7 +10,7 @@ from detectron_ext.pseudo_label_precision import ClassPrecision, assess_class
 from detectron_ext.pseudo_labels import ScoreThreshold
 from tasks.data import schemas
 from tasks.data.detection_outcomes import returned_outcomes
-from tasks.params.stages import SslParams
+from tasks.params.training import SslParams
 from tasks.storage import files
 
 

@@ -18,7 +18,7 @@ from tasks.data import schemas
 from tasks.model.checkpoint import Checkpoint
 from tasks.model.detector import ImageReader, to_examples
 from tasks.params import StageParams
-from tasks.params.stages import TrainParams
+from tasks.params.training import TrainParams
 from tasks.runtime.errors import GuardRailError
 from tasks.runtime.stage_main import num_micro_batches
 from tasks.storage import files

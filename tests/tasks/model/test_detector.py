@@ -15,7 +15,7 @@ from tasks.data import schemas
 from tasks.model.detector import detect, load_detector, load_weights_file, new_detector, to_examples
 from tasks.model.pretrained_weights import read_weights
 from tasks.params import load_params
-from tasks.params.stages import ModelParams
+from tasks.params.training import ModelParams
 from tasks.runtime.errors import UserError
 from tasks.storage.files import sha256_file
 

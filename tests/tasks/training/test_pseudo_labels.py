@@ -11,7 +11,7 @@ from tasks.data import schemas
 from tasks.data.detection_outcomes import calibration_outcomes, returned_outcomes
 from tasks.data.schemas import Box, LabelBatch, LabeledImage
 from tasks.params import load_params
-from tasks.params.stages import SslParams
+from tasks.params.training import SslParams
 from tasks.storage import files
 from tasks.training.pseudo_labels import assess_classes, known_outcomes, pseudo_label_summary, score_threshold
 
