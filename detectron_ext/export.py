@@ -73,14 +73,8 @@ class SingleImageDetector(nn.Module):
         """Return the proposals (R, 4) of the region proposal network."""
         rpn = self.model.proposal_generator
         maps = [features[name] for name in rpn.in_features]
-        logits, deltas = rpn.rpn_head(maps)
-        # (1, A, H, W) and (1, 4 A, H, W) to one row for each anchor, in the order of the anchors
-        scores = [level.permute(0, 2, 3, 1).flatten(1) for level in logits]
-        offsets = [
-            level.view(1, -1, 4, level.shape[-2], level.shape[-1]).permute(0, 3, 4, 1, 2).flatten(1, -2)
-            for level in deltas
-        ]
-        [proposals] = rpn.predict_proposals(rpn.anchor_generator(maps), scores, offsets, [size_px])
+        logits, deltas = rpn.predict(maps)
+        [proposals] = rpn.predict_proposals(rpn.anchor_generator(maps), logits, deltas, [size_px])
         boxes: Tensor = proposals.proposal_boxes.tensor
         return boxes
 

@@ -45,6 +45,12 @@ class PerImageRPN(RPN):
     Shape shorthand: N images, A anchors of one image over all levels.
     """
 
+    background_doubt: list[Tensor | None] | None = None
+    """Maps (H, W) of where a teacher is in doubt on each image, or None (docs/method.md#objectness-doubt)."""
+
+    assigns_by_cost = False
+    """Whether anchors get their targets by the cost of the predictions (SimOTA) instead of by their own IoU."""
+
     @configurable
     def __init__(self, **kwargs: Any) -> None:
         """Build as ``RPN`` does.
@@ -55,9 +61,6 @@ class PerImageRPN(RPN):
         super().__init__(**kwargs)
         if self.box_reg_loss_type != "smooth_l1":
             raise ValueError(f"RPN.BBOX_REG_LOSS_TYPE is {self.box_reg_loss_type!r}, expected 'smooth_l1'")
-
-    background_doubt: list[Tensor | None] | None = None
-    """Maps (H, W) of where a teacher is in doubt on each image, or None (docs/method.md#objectness-doubt)."""
 
     def objectness_doubt(self, features: dict[str, Tensor]) -> list[Tensor]:
         """Return the entropy of objectness on level p3 of each image, (H, W) in [0, 1]."""
@@ -74,9 +77,6 @@ class PerImageRPN(RPN):
             ]
         )
         return torch.where(labels_NA == 0, weight_NA, 1.0)
-
-    assigns_by_cost = False
-    """Whether anchors get their targets by the cost of the predictions (SimOTA) instead of by their own IoU."""
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], gt_instances: list[Instances] | None = None

@@ -24,11 +24,9 @@ def detect_by_mean_posterior(teachers: Sequence[PerImageRCNN], inputs: list[dict
         teachers: in eval mode, of one architecture; at least one.
         inputs: Detectron2 inputs, at least one.
     """
-    results: dict[int, Instances] = {}
-    for indices in teachers[0].indices_by_padded_shape([example["image"] for example in inputs]):
-        group = _detect_group(teachers, [inputs[index] for index in indices])
-        results.update(zip(indices, group, strict=True))
-    return [results[index] for index in range(len(inputs))]
+    return teachers[0].map_by_padded_shape(
+        inputs, lambda indices: _detect_group(teachers, [inputs[index] for index in indices])
+    )
 
 
 def _detect_group(teachers: Sequence[PerImageRCNN], inputs: list[dict[str, Any]]) -> list[Instances]:

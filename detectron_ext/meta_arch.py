@@ -1,8 +1,8 @@
 """Faster R-CNN that reports losses per image in training and full posteriors in inference."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
@@ -20,6 +20,7 @@ from detectron_ext.losses import DetectionLosses
 from detectron_ext.noise_aware_loss import NoiseAwareLoss, mark_pseudo_labeled
 from detectron_ext.relations import TeacherRegions, relation_loss
 
+_Result = TypeVar("_Result")
 Naming = Literal["exact", "suffix", "caffe2"]
 """How a checkpoint names its tensors: as this model does; without the model's prefixes, as an ImageNet backbone; or as
 Detectron and Caffe2 did."""
@@ -57,12 +58,13 @@ class PerImageRCNN(GeneralizedRCNN):
         Detections are in pixels of the given image, and do not depend on the other images of the batch.
         """
         if not self.training:
-            return self._detect_by_shape(batched_inputs)
+            return self._detect_all(batched_inputs)
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         targets = [example["instances"].to(self.device) for example in batched_inputs]
         doubt = [example.get("objectness_doubt") for example in batched_inputs]
-        self.proposal_generator.background_doubt = None if all(one is None for one in doubt) else doubt
+        is_known = any(doubt_HW is not None for doubt_HW in doubt)
+        self.proposal_generator.background_doubt = doubt if is_known else None
         proposals, rpn = self.proposal_generator(images, features, targets)
         if self.roi_heads.box_predictor.noise_aware is not None:
             for example, *both in zip(batched_inputs, targets, proposals, strict=True):
@@ -94,31 +96,39 @@ class PerImageRCNN(GeneralizedRCNN):
         These are the box head's features of the detected box, and how much more active the feature map is in it than
         elsewhere (docs/method.md#pseudo-label-checks).
         """
-        return self._detect_by_shape(batched_inputs, with_regions=True)
+        return self._detect_all(batched_inputs, with_regions=True)
 
     def region_features(self, batched_inputs: Sequence[dict[str, Any]], boxes: Sequence[Boxes]) -> list[Tensor]:
         """Return the box head's features of given boxes of each image, (R, F) each."""
-        results: dict[int, Tensor] = {}
-        for indices in self.indices_by_padded_shape([example["image"] for example in batched_inputs]):
+
+        def describe(indices: list[int]) -> list[Tensor]:
             features = self.backbone(self.preprocess_image([batched_inputs[index] for index in indices]).tensor)
-            found = self.roi_heads.region_features(features, [boxes[index] for index in indices])
-            results.update(zip(indices, found, strict=True))
-        return [results[index] for index in range(len(batched_inputs))]
+            found: list[Tensor] = self.roi_heads.region_features(features, [boxes[index] for index in indices])
+            return found
+
+        return self.map_by_padded_shape(batched_inputs, describe)
 
     def attach_regions(self, batched_inputs: Sequence[dict[str, Any]], detections: Sequence[Any]) -> None:
         """Add to given detections what ``detect_with_regions`` gives, for one more pass of the backbone."""
-        for indices in self.indices_by_padded_shape([example["image"] for example in batched_inputs]):
+
+        def attach(indices: list[int]) -> list[Any]:
             images = self.preprocess_image([batched_inputs[index] for index in indices])
-            self._add_regions([detections[index] for index in indices], self.backbone(images.tensor), images)
+            own = [detections[index] for index in indices]
+            self._add_regions(own, self.backbone(images.tensor), images)
+            return own
+
+        self.map_by_padded_shape(batched_inputs, attach)
 
     @torch.no_grad()
     def objectness_doubt(self, batched_inputs: Sequence[dict[str, Any]]) -> list[Tensor]:
         """Return where the proposal network is in doubt, (H, W) of each image (docs/method.md#objectness-doubt)."""
-        results: dict[int, Tensor] = {}
-        for indices in self.indices_by_padded_shape([example["image"] for example in batched_inputs]):
+
+        def doubt(indices: list[int]) -> list[Tensor]:
             features = self.backbone(self.preprocess_image([batched_inputs[index] for index in indices]).tensor)
-            results.update(zip(indices, self.proposal_generator.objectness_doubt(features), strict=True))
-        return [results[index] for index in range(len(batched_inputs))]
+            found: list[Tensor] = self.proposal_generator.objectness_doubt(features)
+            return found
+
+        return self.map_by_padded_shape(batched_inputs, doubt)
 
     def activation_energies(self, features: Mapping[str, Tensor], images: ImageList) -> list[Tensor]:
         """Return the energy in every cell of level p3 of each image, without the padding, (H, W) each."""
@@ -133,28 +143,28 @@ class PerImageRCNN(GeneralizedRCNN):
         """Side of a cell of ``activation_energies``, in pixels of the model's input."""
         return int(self.backbone.output_shape()[LEVEL].stride)
 
-    def _detect_by_shape(
-        self, batched_inputs: list[dict[str, Any]], with_regions: bool = False
-    ) -> list[tuple[Any, Tensor]]:
-        """Detect in groups of images that are padded to the same shape; results in the given order.
+    def map_by_padded_shape(
+        self, batched_inputs: Sequence[dict[str, Any]], function: Callable[[list[int]], Sequence[_Result]]
+    ) -> list[_Result]:
+        """Call ``function`` with the indices of the images that are padded to the same shape; one result an image.
 
         An image padded to a larger mate's shape would get other results: the group norm of the pyramid averages
         over the padding, and so does the embedding.
         """
-        results: dict[int, tuple[Any, Tensor]] = {}
-        for indices in self.indices_by_padded_shape([example["image"] for example in batched_inputs]):
-            group = self._detect([batched_inputs[index] for index in indices], with_regions)
-            results.update(zip(indices, group, strict=True))
+        stride = max(self.backbone.size_divisibility, 1)
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, example in enumerate(batched_inputs):
+            height, width = example["image"].shape[-2:]
+            groups[-(-height // stride), -(-width // stride)].append(index)
+        results: dict[int, _Result] = {}
+        for indices in groups.values():
+            results.update(zip(indices, function(indices), strict=True))
         return [results[index] for index in range(len(batched_inputs))]
 
-    def indices_by_padded_shape(self, images: Sequence[Tensor]) -> list[list[int]]:
-        """Group images (3, H, W) that are padded to the same shape; the indices of each group."""
-        stride = max(self.backbone.size_divisibility, 1)
-        indices = defaultdict(list)
-        for index, image in enumerate(images):
-            height, width = image.shape[-2:]
-            indices[-(-height // stride), -(-width // stride)].append(index)
-        return list(indices.values())
+    def _detect_all(self, batched_inputs: list[dict[str, Any]], with_regions: bool = False) -> list[tuple[Any, Tensor]]:
+        return self.map_by_padded_shape(
+            batched_inputs, lambda indices: self._detect([batched_inputs[index] for index in indices], with_regions)
+        )
 
     def _detect(self, batched_inputs: list[dict[str, Any]], with_regions: bool = False) -> list[tuple[Any, Tensor]]:
         images = self.preprocess_image(batched_inputs)

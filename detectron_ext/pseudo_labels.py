@@ -169,9 +169,13 @@ def pseudo_label(
         for target, weight in zip(targets, weights, strict=True):
             set_weight(target, weight)
     num_boxes_K = torch.bincount(class_ids_R[accepted_R], minlength=threshold.num_classes)
-    best = [instances[:MAX_REGIONS] for instances in detections]  # they come by falling score
-    regions = [TeacherRegions(image.pred_boxes, image.box_features) for image in best] if wants_regions else None
-    return PseudoLabels(targets, num_boxes_K, regions)
+    return PseudoLabels(targets, num_boxes_K, _best_regions(detections) if wants_regions else None)
+
+
+def _best_regions(detections: Sequence[Instances]) -> list[TeacherRegions]:
+    """The first detections of each image: they come by falling score."""
+    best = (instances[:MAX_REGIONS] for instances in detections)
+    return [TeacherRegions(image.pred_boxes, image.box_features) for image in best]
 
 
 def _detect(

@@ -75,7 +75,7 @@ def _similar(campaign: "Workspace", like: str, number: int) -> list[dict[str, An
 
     described = campaign.scratch("like") / "embedding.npy"
     run_module(campaign, "tasks.selection.embed_image", (str(Path(like).resolve()), str(described)), lambda _: None)
-    return find_similar(campaign, "", number, np.load(described, allow_pickle=False))
+    return find_similar(campaign, np.load(described, allow_pickle=False), number)
 
 
 def similar_table(rows: Sequence[Mapping[str, Any]]) -> Table:

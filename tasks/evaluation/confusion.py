@@ -68,11 +68,11 @@ def confusion(
     pairs = list(_pairs(truth, predictions, num_classes, score_threshold))
     for image in pairs:
         np.add.at(counts, (image.true_class_n, image.predicted_class_n), 1)
-    errors = [error for sort in _frequent_errors(counts, num_errors) for error in sort]
+    errors = _frequent_errors(counts, num_errors)
     return Confusion(counts, [example for error in errors for example in _examples(pairs, *error, num_classes)])
 
 
-def _frequent_errors(counts: Integers, number: int) -> list[list[tuple[int, int]]]:
+def _frequent_errors(counts: Integers, number: int) -> list[tuple[int, int]]:
     """True and predicted class of the most frequent confusions of classes, detections of nothing, and misses."""
     background = len(counts) - 1
     classes = range(background)
@@ -81,8 +81,9 @@ def _frequent_errors(counts: Integers, number: int) -> list[list[tuple[int, int]
         [(background, predicted) for predicted in classes],
         [(true, background) for true in classes],
     )
-    ranked = (sorted((error for error in sort if counts[error]), key=lambda error: -counts[error]) for sort in sorts)
-    return [found[:number] for found in ranked]
+    return [
+        error for sort in sorts for error in sorted(sort, key=lambda error: -counts[error])[:number] if counts[error]
+    ]
 
 
 def _examples(pairs: Sequence[_Pairs], true: int, predicted: int, num_classes: int) -> list[ConfusionExample]:

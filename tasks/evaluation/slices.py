@@ -76,7 +76,7 @@ def slice_metrics(
     found: dict[str, dict[str, SliceMetrics]] = {}
     for name, slice_of_image in image_slices(truth, traits).items():
         found[name] = {}
-        for label in dict.fromkeys(sorted(slice_of_image, key=_order)):
+        for label in sorted(set(slice_of_image), key=_order):
             members = np.flatnonzero(np.array(slice_of_image) == label)
             ap = average_precisions(matches, _counts(members, truth.num_rows)).mean(axis=2)
             found[name][label] = _metrics(mean_over_classes(100 * ap), len(members), int(objects_I[members].sum()))

@@ -74,30 +74,12 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _check_unlabeled(self) -> Self:
-        if self.ssl.teacher_decays and self.train.unlabeled_batch_size == 0:
-            raise ValueError(
-                f"ssl.teacher_decays is {self.ssl.teacher_decays}, expected [] where train.unlabeled_batch_size is 0:"
-                " no pseudo-label is made"
-            )
+        if self.train.unlabeled_batch_size == 0:
+            self.ssl.require_no_unlabeled("train.unlabeled_batch_size is 0", "ssl.")
         if self.ssl.noise_aware_loss != "none" and not (self.train.unlabeled_batch_size or self.ssl.noise_aware_labels):
             raise ValueError(
                 f"ssl.noise_aware_loss is {self.ssl.noise_aware_loss}, expected none where train.unlabeled_batch_size"
                 " is 0 and ssl.noise_aware_labels false: no image would be trained with it"
-            )
-        if self.ssl.pseudo_label_check != "none" and self.train.unlabeled_batch_size == 0:
-            raise ValueError(
-                f"ssl.pseudo_label_check is {self.ssl.pseudo_label_check}, expected none where"
-                " train.unlabeled_batch_size is 0: no pseudo-label is made"
-            )
-        if self.ssl.objectness_doubt and self.train.unlabeled_batch_size == 0:
-            raise ValueError(
-                "ssl.objectness_doubt is true, expected false where train.unlabeled_batch_size is 0:"
-                " no unlabeled image is trained on"
-            )
-        if self.ssl.relation_weight > 0 and self.train.unlabeled_batch_size == 0:
-            raise ValueError(
-                f"ssl.relation_weight is {self.ssl.relation_weight:g}, expected 0 where train.unlabeled_batch_size"
-                " is 0: no image has two views"
             )
         return self
 

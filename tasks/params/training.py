@@ -245,10 +245,6 @@ class SslParams(Section):
 
     @model_validator(mode="after")
     def _check_teachers(self) -> Self:
-        if self.teacher_decays and not self.enabled:
-            raise ValueError(
-                f"teacher_decays is {self.teacher_decays}, expected [] where enabled is false: no pseudo-label is made"
-            )
         decays = [self.ema_decay, *self.teacher_decays]
         if len(set(decays)) < len(decays):
             raise ValueError(
@@ -270,22 +266,41 @@ class SslParams(Section):
                 f"paste_pseudo_score is {self.paste_pseudo_score:g}, expected at least pseudo_label_threshold"
                 f" {self.pseudo_label_threshold:g}: below it there are no pseudo-labels"
             )
-        if self.objectness_doubt and not self.enabled:
-            raise ValueError(
-                "objectness_doubt is true, expected false where enabled is false: no unlabeled image is trained on"
-            )
-        if self.relation_weight > 0 and not self.enabled:
-            raise ValueError(
-                f"relation_weight is {self.relation_weight:g}, expected 0 where enabled is false:"
-                " no image has two views"
-            )
         return self
 
     @model_validator(mode="after")
-    def _check_has_pseudo_labels(self) -> Self:
-        if self.pseudo_label_check != "none" and not self.enabled:
-            raise ValueError(
-                f"pseudo_label_check is {self.pseudo_label_check}, expected none where enabled is false:"
-                " no pseudo-label is made"
-            )
+    def _check_enabled(self) -> Self:
+        if not self.enabled:
+            self.require_no_unlabeled("enabled is false")
         return self
+
+    def require_no_unlabeled(self, where: str, prefix: str = "") -> None:
+        """Refuse what needs unlabeled images.
+
+        Args:
+            where: why there are none, for the message.
+            prefix: of the parameters' names, for the message.
+
+        Raises:
+            ValueError: a parameter asks for it.
+        """
+        for name, (off, reason) in _NEEDS_UNLABELED.items():
+            value = getattr(self, name)
+            if value != off:
+                problem = f"{prefix}{name} is {_as_yaml(value)}, expected {_as_yaml(off)} where {where}"
+                raise ValueError(f"{problem}: {reason}")
+
+
+_NEEDS_UNLABELED: dict[str, tuple[object, str]] = {
+    "teacher_decays": ([], "no pseudo-label is made"),
+    "pseudo_label_check": ("none", "no pseudo-label is made"),
+    "objectness_doubt": (False, "no unlabeled image is trained on"),
+    "relation_weight": (0.0, "no image has two views"),
+}
+"""Parameters of section ssl that need unlabeled images: the value without effect, and what is missing."""
+
+
+def _as_yaml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

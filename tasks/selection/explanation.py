@@ -1,6 +1,6 @@
 """Say why an image is, or is not, in the batch that the stage ``select`` wrote."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,13 +94,27 @@ def _resolve(workspace: Workspace, pool: PoolView, beginning: str) -> tuple[str,
         states[image] = f"{answer.label.status} in batch {answer.batch}"
     leased = files.read_json(workspace.derived("assemble") / "leased.json")
     states |= dict.fromkeys(leased, "with the annotators") | dict.fromkeys(pool.image_ids, "candidate")
-    found = [image for image in states if image.startswith(beginning)]
-    if beginning in states:
-        found = [beginning]
+    image = resolve_image_id(states, beginning, "--explain")
+    return states[image], image
+
+
+def resolve_image_id(known: Collection[str], beginning: str, option: str, otherwise: str = "") -> str:
+    """Return the one image whose id begins so.
+
+    Args:
+        known: ids of the images that may be meant.
+        beginning: of an id, or a whole one.
+        option: that it was given for, for the message.
+        otherwise: what else the option takes, for the message.
+
+    Raises:
+        UserError: the id is unknown or of several images.
+    """
+    found = [beginning] if beginning in known else [image for image in known if image.startswith(beginning)]
     if len(found) != 1:
-        problem = f"images whose id begins with {beginning!r} are {len(found)}, expected 1"
-        raise UserError("--explain", problem, "gleaner select lists the batch; labeled images are in data/labels.")
-    return states[found[0]], found[0]
+        problem = f"images whose id begins with {beginning!r} are {len(found)}, expected 1{otherwise}"
+        raise UserError(option, problem, "gleaner select lists the batch; labeled images are in data/labels.")
+    return found[0]
 
 
 def _metrics(candidate: pd.Series) -> dict[str, Document]:

@@ -10,24 +10,18 @@ from numpy.typing import NDArray
 from tasks.data.paths import Workspace
 from tasks.data.schemas import INDEX
 from tasks.params import load_params
-from tasks.runtime.errors import UserError
 from tasks.selection.embeddings import IMAGE, Embeddings, centered, read_labeled_embeddings
-from tasks.selection.explanation import read_workspace
+from tasks.selection.explanation import read_workspace, resolve_image_id
 from tasks.storage import files
 
-_OPTION = "--like"
 
-
-def find_similar(
-    workspace: Workspace, image_id: str, number: int, embedding_C: NDArray[np.float32] | None = None
-) -> list[dict[str, Any]]:
+def find_similar(workspace: Workspace, query: str | NDArray[np.float32], number: int) -> list[dict[str, Any]]:
     """Return the images that may be selected next and are most like an image, the most similar first.
 
     Args:
         workspace: a campaign whose stage ``infer`` has run.
-        image_id: of a candidate or a labeled image, or the beginning of the id. Not looked at with ``embedding_C``.
+        query: id of a candidate or a labeled image, or its beginning; or the image embedding (C,) of any image.
         number: of images to return, at most.
-        embedding_C: image embedding of an image that need not be in the campaign.
 
     Returns:
         ``image_id``, ``file_name`` and ``similarity``: cosine of the embeddings less their mean, [-1, 1].
@@ -39,11 +33,12 @@ def find_similar(
     candidate_ids = [str(image) for image in pool.image_ids]
     labeled_ids, labeled = read_labeled_embeddings(pool.infer, IMAGE)
     known = [*candidate_ids, *labeled_ids]
-    row = len(known) if embedding_C is not None else known.index(_resolve(known, image_id))
     candidates = pool.embeddings()
     others: Embeddings = labeled.reshape(-1, candidates.shape[1])
-    if embedding_C is not None:
-        others = np.concatenate([others, embedding_C[None]])
+    if isinstance(query, str):
+        row = known.index(resolve_image_id(known, query, "--like", ", or an image file"))
+    else:
+        row, others = len(known), np.concatenate([others, query[None]])
     similarity_P = _similarities(candidates, others, row)
     order = [p for p in np.argsort(-similarity_P, kind="stable") if p != row][:number]
     names = _file_names(workspace.index, [candidate_ids[p] for p in order])
@@ -58,14 +53,6 @@ def _similarities(candidates_PC: Embeddings, others_LC: Embeddings, row: int) ->
     candidates, others = centered(candidates_PC, others_LC)
     query_C = candidates[row] if row < len(candidates) else others[row - len(candidates)]
     return np.asarray(candidates @ query_C)
-
-
-def _resolve(known: Sequence[str], beginning: str) -> str:
-    found = [beginning] if beginning in known else [image for image in known if image.startswith(beginning)]
-    if len(found) != 1:
-        problem = f"images whose id begins with {beginning!r} are {len(found)}, expected 1, or an image file"
-        raise UserError(_OPTION, problem, "gleaner select lists the batch; labeled images are in data/labels.")
-    return found[0]
 
 
 def _file_names(index: Path, image_ids: Sequence[str]) -> dict[str, str]:

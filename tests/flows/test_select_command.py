@@ -186,7 +186,7 @@ def test_similar_images_by_cosine_written_out(campaign: Workspace, kind: Literal
 
 def test_an_image_from_outside_is_compared_by_its_embedding(campaign: Workspace) -> None:
     image, embedding = list(image_embeddings(campaign, "pool").items())[3]
-    found = find_similar(campaign, "", 200, embedding.astype(np.float32))
+    found = find_similar(campaign, embedding.astype(np.float32), 200)
     assert len(found) == 120
     assert (found[0]["image_id"], found[0]["similarity"]) == (image, pytest.approx(1, abs=1e-3))
 
