@@ -1,7 +1,6 @@
 """What ``gleaner autolabel`` needs of the campaign's history and of people: a model's detections, and audit answers."""
 
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,7 @@ from flows.annotation.providers.folder import read_inbox
 from flows.annotation.providers.folder_outbox import offered_images, publish_batch
 from flows.annotation.providers.oracle import OracleProvider
 from flows.provenance.snapshot import RoundSnapshot, load_snapshots, resolve_model_ref
-from flows.runtime.subprocess import run_streaming
-from flows.workspace.dvc import dvc_env
+from flows.workspace.module_runner import run_module
 from tasks.autolabel.evidence import ModelRef, find_stored_detections
 from tasks.autolabel.run import AutolabelResult
 from tasks.data.annotations import MarkedBoxes, labeled_boxes
@@ -95,25 +93,6 @@ def detections_of(workspace: Workspace, params: Params, found: FoundModel, on_li
 def _detect(workspace: Workspace, teacher: Path, folder: Path, on_line: Callable[[str], None]) -> None:
     arguments = (str(teacher), str(folder / "params.yaml"), str(folder / "infer"))
     run_module(workspace, "tasks.autolabel.detect", arguments, on_line)
-
-
-def run_module(workspace: Workspace, module: str, arguments: Sequence[str], on_line: Callable[[str], None]) -> None:
-    """Run ``python -m module`` in the campaign, as DVC runs a stage.
-
-    Raises:
-        UserError: it failed; carries its last line.
-    """
-    lines: list[str] = []
-
-    def handle_line(line: str) -> None:
-        lines.append(line)
-        on_line(line)
-
-    command = [sys.executable, "-m", module, *arguments]
-    code = run_streaming(command, cwd=workspace.root, env=dvc_env(), on_line=handle_line)
-    if code:
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-        raise UserError(module, f"it ended with code {code} ({last}), expected 0")
 
 
 def publish_audit(workspace: Workspace, result: AutolabelResult, folder: Path) -> None:

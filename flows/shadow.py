@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from flows.autolabel import FoundModel, detections_of, find_model, run_module
+from flows.autolabel import FoundModel, detections_of, find_model
 from flows.pool_sync import list_source, sync_pool
+from flows.workspace.module_runner import run_module
 from flows.workspace.promotion_log import promotions
 from flows.workspace.run_lock import run_lock
 from tasks.data.image_decoding import ImageProblem

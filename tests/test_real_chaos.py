@@ -12,7 +12,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import suppress
@@ -32,8 +31,8 @@ from flows.workspace.scaffold import create_workspace
 from tasks.data.label_store import read_batch
 from tasks.data.paths import STAGES, Workspace
 from tasks.storage import files
-from tests.flows.cli_runner import process_commands
-from tests.flows.small_campaign import make_source, run_gleaner, subprocess_env, workspace_config
+from tests.flows.cli_runner import process_commands, stage_processes, start_cli_run
+from tests.flows.small_campaign import make_source, run_gleaner, workspace_config
 from tests.test_real_round import SETTINGS
 
 NIGHTS = int(os.environ.get("GLEANER_REAL_NIGHTS", "1"))
@@ -90,10 +89,11 @@ class Nights:
         deadline_s = time.monotonic() + self.draws.uniform(2, self.duration_s)
         killed = "nothing"
         while night.poll() is None:
-            if time.monotonic() > deadline_s and killed == "nothing" and (running := self._stage_processes()):
-                killed = running[0].cmdline()[-1]
+            is_due = time.monotonic() > deadline_s and killed == "nothing"
+            for process in stage_processes(self.workspace.root)[:1] if is_due else ():
                 with suppress(psutil.NoSuchProcess):
-                    running[0].kill()
+                    killed = process.cmdline()[-1]
+                    process.kill()
             time.sleep(0.02)
         assert "Traceback" not in self._output(), self._output()
         self._wait_for_processes()
@@ -138,25 +138,17 @@ class Nights:
 
     def _start(self) -> "subprocess.Popen[str]":
         with (self.folder / "night.log").open("w") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", "run"], cwd=self.workspace.root, env=subprocess_env(),
-                stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            )  # fmt: skip
+            return start_cli_run(self.workspace.root, log)
 
     def _output(self) -> str:
         return (self.folder / "night.log").read_text()
 
-    def _stage_processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
-                command = process.cmdline()
-                if command[1:3] == ["-m", "tasks"] and Path(process.cwd()) == self.workspace.root:
-                    found.append(process)
-        return found
-
     def _running_stages(self) -> list[str]:
-        return [process.cmdline()[-1] for process in self._stage_processes() if process.is_running()]
+        names = []
+        for process in stage_processes(self.workspace.root):
+            with suppress(psutil.Error):  # it ended meanwhile
+                names.append(process.cmdline()[-1])
+        return names
 
     def _wait_for_processes(self) -> None:
         deadline_s = time.monotonic() + 60

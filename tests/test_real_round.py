@@ -4,12 +4,9 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -19,7 +16,8 @@ from flows.workspace.rounds import stage_log
 from flows.workspace.scaffold import create_workspace
 from tasks.data.paths import STAGES, Workspace
 from tasks.export.package import file_digests
-from tests.flows.small_campaign import make_source, run_gleaner, subprocess_env, workspace_config
+from tests.flows.cli_runner import stage_processes, start_cli_run
+from tests.flows.small_campaign import make_source, run_gleaner, workspace_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -51,14 +49,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 def kill_during_stage(workspace: Workspace, stage: str, marker: Path) -> None:
     """SIGKILL a night as soon as ``marker`` stands on the disk, and see that nothing of it lives on."""
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run"],
-        cwd=workspace.root,
-        env=subprocess_env(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    killed = start_cli_run(workspace.root, subprocess.DEVNULL)
     deadline_s = time.monotonic() + 300
     while not list(marker.parent.glob(marker.name)):
         assert killed.poll() is None, f"the night ended before it was killed in {stage}"
@@ -67,19 +58,9 @@ def kill_during_stage(workspace: Workspace, stage: str, marker: Path) -> None:
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     deadline_s = time.monotonic() + 30
-    while running_stages(workspace.root):
+    while stage_processes(workspace.root):
         assert time.monotonic() < deadline_s, f"{stage} outlived its night"
         time.sleep(0.2)
-
-
-def running_stages(folder: Path) -> list[str]:
-    """Stages that run in ``folder``."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if "tasks" in process.cmdline() and Path(process.cwd()) == folder:
-                found.append(process.name())
-    return found
 
 
 def run_round(workspace: Workspace) -> None:

@@ -71,7 +71,7 @@ def _similar(campaign: "Workspace", like: str, number: int) -> list[dict[str, An
         return find_similar(campaign, like, number)
     import numpy as np
 
-    from flows.autolabel import run_module
+    from flows.workspace.module_runner import run_module
 
     described = campaign.scratch("like") / "embedding.npy"
     run_module(campaign, "tasks.selection.embed_image", (str(Path(like).resolve()), str(described)), lambda _: None)

@@ -160,6 +160,22 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
+def translate_image_errors(uri: str) -> Iterator[None]:
+    """Name the image that cannot be shown to people.
+
+    Raises:
+        UserError: it is missing, broken, or of a pixel mode without a rule.
+    """
+    try:
+        yield
+    except ImageProblem as problem:
+        raise UserError(uri, str(problem), "Run: dvc repro prepare") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(uri, f"the image cannot be read ({reason})", "Run: dvc checkout") from None
+
+
+@contextmanager
 def translate_worker_errors(stage: str) -> Iterator[None]:
     """Raise an error about an image with its class, which PyTorch turns into text when a loader process raises it.
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -29,13 +30,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def start_cli_run(root: Path, **changes: str) -> subprocess.Popen[str]:
-    """``gleaner run`` as somebody types it in ``root``; its stdout is everything it says."""
+def start_cli_run(root: Path, output: int | IO[str] = subprocess.PIPE, **changes: str) -> subprocess.Popen[str]:
+    """``gleaner run`` as somebody types it in ``root``; ``output`` gets everything it says."""
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run"],
         cwd=root,
         env=subprocess_env(**changes),
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
@@ -96,6 +97,16 @@ def _is_running(process: multiprocessing.process.BaseProcess, root: Path) -> boo
     """Whether it holds the campaign, and has said which of Prefect's flow runs it is."""
     holder = read_owner(Workspace(root).lock.with_name("lock.owner"))
     return holder is not None and holder.identity.pid == process.pid and bool(holder.notes)
+
+
+def stage_processes(root: Path) -> list[psutil.Process]:
+    """Stages that run in ``root``."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if "tasks" in process.cmdline() and Path(process.cwd()) == root:
+                found.append(process)
+    return found
 
 
 def process_commands(root: Path) -> list[str]:

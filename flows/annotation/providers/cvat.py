@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from flows.annotation.batches import offered_tasks
 from flows.annotation.providers.base import (
     AnnotationBatch,
     LabelingProgress,
@@ -24,7 +23,6 @@ from flows.annotation.providers.base import (
     RawAnnotation,
     own_folder,
     require_provider_owner,
-    sample_for_double_annotation,
 )
 from flows.annotation.providers.cvat_annotations import (
     SKIP,
@@ -49,16 +47,17 @@ from flows.annotation.providers.cvat_client import (
     file_name,
 )
 from flows.annotation.providers.projects import (
+    deleted_images,
     offer_again,
     owner_line,
     project_marker,
     project_name,
     stated_owner,
-    unfinished_images,
+    take_over_project,
+    tasks_to_offer,
     without_owner_line,
 )
-from tasks.data.image_decoding import ImageProblem
-from tasks.data.images import ImageSource, encode_png, is_shown_by_browsers
+from tasks.data.images import ImageSource, encode_png, is_shown_by_browsers, translate_image_errors
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
 from tasks.data.schemas import AnnotationTask
@@ -114,24 +113,18 @@ class CvatProvider:
 
     def take_over(self) -> str | None:
         """Enter this folder as owner into the guide of the campaign's project."""
-        own = own_folder(self._workspace.root)
+        root = self._workspace.root
         with self._client() as client:
             project = self._search_project(client)
-            if project is None or own is None:
+            if project is None:
                 return None
             guide = client.read_guide(project)
-            former_id, former_place = stated_owner(guide)
-            if former_id == own.owner_id:
-                return None
-            client.write_guide(project, f"{without_owner_line(guide)}\n\n{owner_line(self._workspace.root)}")
-            return None if former_id is None else former_place
+            renewed = f"{without_owner_line(guide)}\n\n{owner_line(root)}"
+            return take_over_project(root, guide, lambda: client.write_guide(project, renewed))
 
     def deliver(self, delivery: AnnotationBatch) -> str:
         """Upload the images that are missing, create the project if necessary, and return its address."""
-        manifest = offered_tasks(delivery)
-        tasks = [task for task in manifest if task.image_id in delivery.image_ids]
-        new_ids = [task.image_id for task in manifest if task.checks_batch is None and not task.is_honeypot]
-        second_look = sample_for_double_annotation(new_ids, self._params.double_annotation_frac, delivery.key)
+        tasks, second_look = tasks_to_offer(delivery, self._params.double_annotation_frac)
         with self._client() as client:
             project = self._find_project(client) or self._create_project(client)
             if project.guide is None:
@@ -322,9 +315,7 @@ class CvatProvider:
                 client.write_annotations(job, to_annotations(wanted, delivery, labels))
 
     def _reupload_deleted(self, delivery: AnnotationBatch, project: Project, present: Collection[str]) -> None:
-        if deleted := tuple(
-            image_id for image_id in unfinished_images(self._workspace, delivery) if image_id not in present
-        ):
+        if deleted := deleted_images(self._workspace, delivery, present):
             self.deliver(replace(delivery, image_ids=deleted))
             message = "Batch %d: the task with %s was deleted in %s; offered again. To exclude an image, tag it %r."
             _log.warning(message, delivery.batch, count(len(deleted), "image"), project.url, SKIP)
@@ -370,16 +361,11 @@ def _lay_out(source: ImageSource, task: AnnotationTask, folder: Path) -> Path:
         shutil.copyfile(path, target)
         return target
 
-    try:
+    with translate_image_errors(task.uri):
         kept = source.open(task.uri, task.image_id, keep)
         if kept is None:
             kept = folder / file_name(task.rank, task.image_id, ".png")
             files.write_bytes(kept, source.open(task.uri, task.image_id, encode_png))
-    except ImageProblem as problem:
-        raise UserError(task.uri, str(problem), "Run: dvc repro prepare") from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(task.uri, f"the image cannot be read ({reason})", "Run: dvc checkout") from None
     return kept
 
 

@@ -19,7 +19,6 @@ from flows.annotation.providers.base import (
     RawAnnotation,
     own_folder,
     require_provider_owner,
-    sample_for_double_annotation,
 )
 from flows.annotation.providers.label_studio_client import TOKEN, LabelStudioClient, OpenTask, Project
 from flows.annotation.providers.label_studio_tasks import (
@@ -33,11 +32,14 @@ from flows.annotation.providers.label_studio_tasks import (
     to_task,
 )
 from flows.annotation.providers.projects import (
+    deleted_images,
     offer_again,
     owner_line,
     project_marker,
     project_name,
     stated_owner,
+    take_over_project,
+    tasks_to_offer,
     unfinished_images,
 )
 from flows.workspace import git
@@ -93,23 +95,19 @@ class LabelStudioProvider:
 
     def take_over(self) -> str | None:
         """Enter this folder as owner into the description of the campaign's project."""
-        own = own_folder(self._workspace.root)
         with self._client() as client:
             project = self._search_project(client)
-            if project is None or own is None:
+            if project is None:
                 return None
-            former_id, former_place = stated_owner(project.description)
-            if former_id == own.owner_id:
-                return None
-            client.set_description(project, self._description())
-            return None if former_id is None else former_place
+            return take_over_project(
+                self._workspace.root,
+                project.description,
+                lambda: client.set_description(project, self._description()),
+            )
 
     def deliver(self, delivery: AnnotationBatch) -> str:
         """Import the tasks that are missing, create the project if necessary, and return its address."""
-        manifest = offered_tasks(delivery)
-        tasks = [task for task in manifest if task.image_id in delivery.image_ids]
-        new_ids = [task.image_id for task in manifest if task.checks_batch is None and not task.is_honeypot]
-        double_annotated = sample_for_double_annotation(new_ids, self._params.double_annotation_frac, delivery.key)
+        tasks, double_annotated = tasks_to_offer(delivery, self._params.double_annotation_frac)
         with self._client() as client:
             project = self._find_project(client) or self._create_project(client)
             self._require_classes(project)
@@ -236,9 +234,7 @@ class LabelStudioProvider:
             raise ProviderError(f"project {project.title!r} in Label Studio", problem, fix)
 
     def _reimport_deleted(self, delivery: AnnotationBatch, project: Project, present: Collection[str]) -> None:
-        if deleted := tuple(
-            image_id for image_id in unfinished_images(self._workspace, delivery) if image_id not in present
-        ):
+        if deleted := deleted_images(self._workspace, delivery, present):
             self.deliver(replace(delivery, image_ids=deleted))
             message = "Batch %d: %s deleted in %s, offered again. To exclude an image, skip it instead."
             _log.warning(message, delivery.batch, count(len(deleted), "task"), project.url)

@@ -19,8 +19,7 @@ from urllib.parse import quote, urlsplit
 from flows.annotation.providers.base import AnnotationBatch, ProviderError, RawAnnotation, to_raw_annotation
 from flows.annotation.providers.label_studio_client import LabelStudioClient, Project
 from tasks.data.formats.label_studio import parse_tasks
-from tasks.data.image_decoding import ImageProblem
-from tasks.data.images import ImageSource, encode_png, is_shown_by_browsers
+from tasks.data.images import ImageSource, encode_png, is_shown_by_browsers, translate_image_errors
 from tasks.data.paths import Workspace, resolve_uri
 from tasks.data.schemas import AnnotationTask, Prediction
 from tasks.runtime.errors import UserError
@@ -329,15 +328,10 @@ class TaskImages:
         converted = self._converted_folder / f"{task.image_id}.png"
         if converted.is_file():  # written at once, and the name is the digest
             return converted
-        try:
+        with translate_image_errors(task.uri):
             if self._source.open(task.uri, task.image_id, is_shown_by_browsers):
                 return None if is_object else resolve_uri(self._root, task.uri)
             files.write_bytes(converted, self._source.open(task.uri, task.image_id, encode_png))
-        except ImageProblem as problem:
-            raise UserError(task.uri, str(problem), "Run: dvc repro prepare") from None
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(task.uri, f"the image cannot be read ({reason})", "Run: dvc checkout") from None
         return converted
 
     def _folder(self, path: Path) -> Path:

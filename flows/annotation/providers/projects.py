@@ -1,15 +1,21 @@
 """The project of a campaign on an annotation server: its name, whom it belongs to, and what people delete of it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from flows.annotation.batches import open_images
-from flows.annotation.providers.base import AnnotationBatch, ProviderError, own_folder
+from flows.annotation.batches import offered_tasks, open_images
+from flows.annotation.providers.base import (
+    AnnotationBatch,
+    ProviderError,
+    own_folder,
+    sample_for_double_annotation,
+)
 from flows.workspace import git
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
+from tasks.data.schemas import AnnotationTask
 from tasks.runtime.formatting import count
 
 _SHORT_ID_LENGTH, _MAX_NAME_LENGTH = 8, 50
@@ -45,9 +51,47 @@ def without_owner_line(text: str) -> str:
     return _OWNER.sub("", text).rstrip()
 
 
+def take_over_project(root: Path, text: str, write: Callable[[], None]) -> str | None:
+    """Enter a folder as owner, unless it is the owner already.
+
+    Args:
+        root: of the campaign.
+        text: of the project, with the owner line of the former owner.
+        write: writes the new owner line to the server.
+
+    Returns:
+        Place of the former owner; None where there was none, or this folder was it.
+    """
+    own = own_folder(root)
+    former_id, former_place = stated_owner(text)
+    if own is None or former_id == own.owner_id:
+        return None
+    write()
+    return None if former_id is None else former_place
+
+
+def tasks_to_offer(
+    delivery: AnnotationBatch, double_annotation_frac: float
+) -> tuple[list[AnnotationTask], frozenset[str]]:
+    """Return the tasks of the delivery's images, and the images of the whole batch that two people label.
+
+    Raises:
+        UserError: the manifest is missing or unreadable.
+    """
+    manifest = offered_tasks(delivery)
+    tasks = [task for task in manifest if task.image_id in delivery.image_ids]
+    new_ids = [task.image_id for task in manifest if task.checks_batch is None and not task.is_honeypot]
+    return tasks, sample_for_double_annotation(new_ids, double_annotation_frac, delivery.key)
+
+
 def unfinished_images(workspace: Workspace, delivery: AnnotationBatch) -> tuple[str, ...]:
     """Return the ids of a batch's images that have no label yet and are not taken back."""
     return open_images(delivery, read_labels(workspace.labels))
+
+
+def deleted_images(workspace: Workspace, delivery: AnnotationBatch, present: Collection[str]) -> tuple[str, ...]:
+    """Return the unfinished images of a batch that are not on the server any more."""
+    return tuple(image_id for image_id in unfinished_images(workspace, delivery) if image_id not in present)
 
 
 def offer_again(
