@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from detectron_ext.augmentation import (
     AugmentationConfig,
@@ -320,7 +321,7 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
         Close the generator where the loop may end early: the workers end with it, and a process that fails would
         wait for them forever, since they ignore the signal that multiprocessing sends them at its end.
         """
-        yield from DataLoader(
+        loader: DataLoader[StepBatch] = DataLoader(
             self,
             batch_size=None,
             sampler=range(start, stop),
@@ -328,6 +329,14 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
             worker_init_fn=_ignore_signals,
             pin_memory=torch.cuda.is_available(),
         )
+        batches = iter(loader)
+        try:
+            yield from batches
+        finally:
+            # torch offers no public way, and ends workers when the last reference is gone. The traceback of an error
+            # keeps references: the garbage collector would free the queues first, and no worker would hear of the end.
+            if isinstance(batches, _MultiProcessingDataLoaderIter):
+                batches._shutdown_workers()
 
 
 def _ignore_signals(_worker: int) -> None:

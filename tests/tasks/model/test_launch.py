@@ -1,5 +1,6 @@
 """The training stage as two processes: one outcome, written once."""
 
+import multiprocessing
 import pickle
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,15 @@ def test_two_processes_leave_one_outcome(workspace: Path) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_image_that_training_cannot_read_any_more_is_named(workspace: Path, num_workers: int) -> None:
+    """The processes that read ahead have ended by then, though the error and its traceback are still held."""
     params = workspace / "params.yaml"
     params.write_text(params.read_text().replace("num_workers: 0", f"num_workers: {num_workers}"))
     for name in ("0.png", "1.png"):
         (workspace / name).write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"[01]\.png: the image is unreadable .+expected what prepare saw"):
+    with pytest.raises(UserError, match=r"[01]\.png: the image is unreadable .+expected what prepare saw") as raised:
         run_worker(0, workspace)
+    assert raised.tb is not None
+    assert multiprocessing.active_children() == []
 
 
 class Killed(Exception):
