@@ -1,5 +1,6 @@
 """Whole rounds with a real Label Studio, and annotators between them: one in a browser, the others by its API."""
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from flows.workspace import git
 from flows.workspace.rounds import newest_round
 from flows.workspace.scaffold import WorkspaceConfig, create_workspace
 from tasks.data.dataset_source import DatasetSource
+from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace
 from tasks.storage import files
 from tests.faulty_proxy import faulty_proxy
@@ -37,7 +39,7 @@ PREANNOTATION = (4.0, 4.0, 20.0, 20.0)
 """The box that the fake teacher predicts on every image."""
 
 
-def make_campaign(server: LabelStudioServer, name: str) -> Workspace:
+def make_campaign(server: LabelStudioServer, name: str, *overrides: str) -> Workspace:
     """Create a campaign of 22 images: 3 validation, 2 calibration, 3 seed, 14 to select from, 6 per round."""
     source = server.files.with_name(f"{name}-source")
     make_source(source / "images", source / "annotations.json", IMAGES, IMAGES)
@@ -51,7 +53,7 @@ def make_campaign(server: LabelStudioServer, name: str) -> Workspace:
             calibration_images=2,
             val_frac=3 / IMAGES,
             oracle=False,
-            overrides=settings,
+            overrides=(*settings, *overrides),
             imported_at="2026-01-01T00:00:00+00:00",
         ),
     )
@@ -218,3 +220,34 @@ def test_a_refused_token_and_a_deleted_project_are_reported_and_the_next_run_rec
         label_studio.owner.annotate(number, make_region(CLASSES[0], *BOXES[0]))
     nightly(workspace.root)
     assert len(labels_by_image(workspace, 1)) == BUDGET
+
+
+def test_honeypots_measure_annotators_and_change_no_label(
+    label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One annotator answers a seed image as its label says, the other draws one of its two boxes."""
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
+    workspace = make_campaign(label_studio, "honeypots", "provider.honeypot_frac=0.34")
+    nightly(workspace.root)
+    seeds = labels_by_image(workspace, 0)
+    delivery = read_annotation_batch(workspace, 1)
+    assert delivery is not None
+    assert len(delivery.checked_ids) == 2
+    assert set(delivery.checked_ids) < set(seeds)
+    project, tasks = tasks_by_image(label_studio, workspace, 1)
+    shown = [label_studio.owner.sdk.tasks.get(id=number).data for number in tasks.values()]
+    assert len({frozenset(data) for data in shown}) == 1  # nothing tells an annotator which task is one
+    both = [make_region(name, *box) for name, box in zip(CLASSES, BOXES, strict=True)]
+    right, partly = delivery.checked_ids
+    label_studio.owner.annotate(tasks[partly], both[0], lead_time=4.0)
+    for image_id in (*delivery.new_ids, right):
+        label_studio.second.annotate(tasks[image_id], *both, lead_time=8.5)
+    nightly(workspace.root)
+    batch = read_batch(workspace.label_batch(1))
+    assert {label.image_id for label in batch.honeypots} == {right, partly}
+    assert {label.image_id for label in batch.images} == set(delivery.new_ids)
+    assert labels_by_image(workspace, 0) == seeds
+    done = run_gleaner("people", "--json", cwd=workspace.root)
+    people = {person["annotator"]: person["honeypots"] for person in json.loads(done.stdout)}
+    assert people[label_studio.second.email]["accuracy_f1"] == 1.0
+    assert people[label_studio.owner.email]["accuracy_f1"] == pytest.approx(2 / 3, abs=1e-4)
