@@ -234,7 +234,7 @@ def test_honeypots_measure_annotators_and_change_no_label(
     assert delivery is not None
     assert len(delivery.checked_ids) == 2
     assert set(delivery.checked_ids) < set(seeds)
-    project, tasks = tasks_by_image(label_studio, workspace, 1)
+    _, tasks = tasks_by_image(label_studio, workspace, 1)
     shown = [label_studio.owner.sdk.tasks.get(id=number).data for number in tasks.values()]
     assert len({frozenset(data) for data in shown}) == 1  # nothing tells an annotator which task is one
     both = [make_region(name, *box) for name, box in zip(CLASSES, BOXES, strict=True)]
