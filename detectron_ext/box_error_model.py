@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 from detectron_ext.detection_loss import Ints, match_detections
 from detectron_ext.uncertainty_metrics import (
@@ -254,6 +252,8 @@ def fit_box_error_model(data: LabeledDetections) -> BoxErrorModel:
         wrong_frac = (is_wrong_B.sum() + 1) / (len(is_wrong_B) + 2)
         intercept = float(np.log(wrong_frac / (1 - wrong_frac)))
     if is_wrong_B.any() and not is_wrong_B.all():
+        from sklearn.linear_model import LogisticRegression  # seconds to import, so only where something is fitted
+
         regression = LogisticRegression(C=1 / _L2_STRENGTH, max_iter=1000)
         regression.fit((data.features_BF - mean_F) / std_F, is_wrong_B)
         coefficients_F, intercept = regression.coef_[0], float(regression.intercept_[0])
@@ -330,11 +330,16 @@ def calibrate(
     spearman_by_rule = {name: _spearman(score_P, loss_P, data.group_P) for name, score_P in rivals.items()}
     known = {name: found for name, found in spearman_by_rule.items() if found is not None}
     rival = max(known, key=lambda name: known[name]) if known else None
+    auc = None
+    if wrong_frac and wrong_frac < 1:
+        from sklearn.metrics import roc_auc_score  # as above
+
+        auc = float(roc_auc_score(is_wrong_B, p_wrong_B))
     return Calibration(
         num_images=len(data),
         num_detections=len(is_wrong_B),
         wrong_frac=wrong_frac,
-        auc=float(roc_auc_score(is_wrong_B, p_wrong_B)) if wrong_frac and wrong_frac < 1 else None,
+        auc=auc,
         brier=float(np.mean((p_wrong_B - is_wrong_B) ** 2)) if len(is_wrong_B) else None,
         brier_constant=None if wrong_frac is None else wrong_frac * (1 - wrong_frac),
         expected_misses=float(misses_P.sum()),

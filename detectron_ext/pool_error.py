@@ -6,7 +6,7 @@ Shape shorthand: n drawn images, over all draws.
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from detectron_ext.uncertainty_metrics import Floats
 
@@ -53,7 +53,7 @@ def estimate_mean(values_n: Floats, weights_n: Floats, *, level: float) -> MeanE
 
 def _hall_quantile(probability: float, skewness: float, count: int) -> float:
     """Return the quantile of the studentized mean of ``count`` values: Student's, moved by the cubic transformation."""
-    quantile = float(stats.t.ppf(probability, count - 1))
+    quantile = float(stdtrit(count - 1, probability))
     shift = skewness / (6 * np.sqrt(count))
     if abs(shift) < 1e-9:
         return quantile

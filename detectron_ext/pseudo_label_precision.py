@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from detectron_ext.detection_loss import Floats, Ints, match_detections
 
@@ -64,7 +64,7 @@ def precision_threshold(scores_T: Floats, right_T: Bools, target: float) -> floa
 
 def lower_bound(num_right: int, num_terms: int) -> float:
     """Return the one-sided lower confidence bound on a share (Clopper and Pearson 1934); 0 for none right."""
-    return float(beta.ppf(1 - CONFIDENCE, num_right, num_terms - num_right + 1)) if num_right else 0.0
+    return float(betaincinv(num_right, num_terms - num_right + 1, 1 - CONFIDENCE)) if num_right else 0.0
 
 
 def assess_class(

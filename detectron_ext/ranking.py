@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
-from detectron_ext.uncertainty_metrics import Floats
+from detectron_ext.uncertainty_metrics import Floats, average_ranks
 
 MAX_PAIRS = 4096
 """Pairs that one network learns from; more samples than 91 of one teacher have more, and these are drawn."""
@@ -70,7 +69,7 @@ def _pairs_of_one(loss_B: Floats, group_B: NDArray[np.int64], training: NDArray[
             second = (first + rng.integers(1, len(index), size=count)) % len(index)
         else:
             first, second = np.triu_indices(len(index), k=1)
-        rank = rankdata(loss_B[index])
+        rank = average_ranks(loss_B[index])
         gap = rank[first] - rank[second]
         harder, easier = np.where(gap > 0, first, second), np.where(gap > 0, second, first)
         total = np.abs(gap).sum()
@@ -97,9 +96,9 @@ def rank_correlations(score_RB: Floats, loss_B: Floats, group_B: NDArray[np.int6
         index = np.flatnonzero(group_B == group)
         if len(index) < _MIN_GROUP_SIZE or np.ptp(loss_B[index]) == 0:
             continue
-        loss_rank_G = rankdata(loss_B[index])
+        loss_rank_G = average_ranks(loss_B[index])
         loss_rank_G -= loss_rank_G.mean()
-        score_rank_RG = rankdata(score_RB[:, index], axis=1)
+        score_rank_RG = np.apply_along_axis(average_ranks, 1, score_RB[:, index])
         score_rank_RG -= score_rank_RG.mean(axis=1, keepdims=True)
         norm_R = np.linalg.norm(score_rank_RG, axis=1) * np.linalg.norm(loss_rank_G)
         product_R = score_rank_RG @ loss_rank_G

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 Floats = NDArray[np.floating[Any]]
 
@@ -172,6 +171,15 @@ def _iou_within_images(boxes_MN4: Floats) -> Floats:
     return iou_MNN
 
 
+def average_ranks(values_N: Floats) -> Floats:
+    """Return the rank of each value from 1 on, (N,); equal values share the mean of their ranks.
+
+    As ``scipy.stats.rankdata``, whose import takes longer than most stages.
+    """
+    ordered_N = np.sort(values_N)
+    return (np.searchsorted(ordered_N, values_N) + np.searchsorted(ordered_N, values_N, side="right") + 1) / 2
+
+
 def normalize(raw_P: Floats, mode: str) -> Floats:
     """Scale one metric to [0, 1] over the pool (docs/method.md#eq-6).
 
@@ -191,8 +199,8 @@ def normalize(raw_P: Floats, mode: str) -> Floats:
     if high == low:
         return np.zeros_like(raw)
     if mode == "quantile":
-        ranks = rankdata(raw, method="min") - 1
-        return np.asarray(ranks / (len(raw) - 1))
+        num_smaller_P = np.searchsorted(np.sort(raw), raw)
+        return np.asarray(num_smaller_P / (len(raw) - 1))
     return (raw - low) / (high - low) if mode == "minmax" else raw / high
 
 
@@ -257,6 +265,6 @@ def grouped_spearman(groups: Sequence[tuple[Floats, Floats]]) -> float | None:
     for first, second in groups:
         if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
             continue
-        ranks = np.corrcoef(rankdata(first), rankdata(second))[0, 1]
+        ranks = np.corrcoef(average_ranks(first), average_ranks(second))[0, 1]
         total, weight = total + float(ranks) * len(first), weight + len(first)
     return total / weight if weight else None

@@ -173,6 +173,15 @@ def test_the_light_modules_stay_light() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
+def test_stages_start_without_libraries_that_only_some_rounds_need() -> None:
+    """These four together took longer to import than most stages work."""
+    heavy = ("torch", "sklearn", "scipy.stats", "matplotlib")
+    stages = ", ".join(f"tasks.{name}" for name in ("prepare", "assemble", "score", "select", "handoff"))
+    script = f"import sys, flows.nightly, {stages}; print([m for m in {heavy} if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
 class TestRequirements:
     """pyproject.toml says what a wheel needs, requirements.in why, the locks which versions."""
 

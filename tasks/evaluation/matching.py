@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from detectron_ext.uncertainty_metrics import Floats, pairwise_iou
 from tasks.data.schemas import Box
@@ -41,6 +40,8 @@ def match_boxes(first: Sequence[Box], second: Sequence[Box]) -> list[BoxPair]:
 
 
 def _assign(score_AB: Floats, *, same_class: bool) -> list[BoxPair]:
+    from scipy.optimize import linear_sum_assignment  # half a second to import, so only where it is used
+
     rows, columns = linear_sum_assignment(score_AB, maximize=True)
     return [
         BoxPair(int(a), int(b), float(score_AB[a, b]), same_class)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear
-from sklearn.linear_model import QuantileRegressor
 
 from tasks.data.schemas import MAX_SECONDS_SPENT, LabeledImage
 from tasks.params.stages import BudgetParams
@@ -68,6 +66,8 @@ def fit_annotation_cost(annotations: Iterable[LabeledImage], budget: BudgetParam
     plausible_N = _is_plausible_duration(boxes_N, minutes_N)
     if not _is_informative(boxes_N[plausible_N]):
         return _from_params(budget, num_timed, too_similar)
+    from scipy.optimize import lsq_linear  # as below
+
     num_plausible = int(plausible_N.sum())
     terms_N2 = np.column_stack([np.ones(num_plausible), boxes_N[plausible_N]])
     fit = lsq_linear(terms_N2, minutes_N[plausible_N], bounds=([_MIN_MINUTES, 0.0], [np.inf, np.inf]), method="bvls")
@@ -104,6 +104,8 @@ def _is_informative(boxes_N: Floats) -> bool:
 
 def _is_plausible_duration(boxes_N: Floats, minutes_N: Floats) -> NDArray[np.bool_]:
     """Return False where the clock was left running."""
+    from sklearn.linear_model import QuantileRegressor  # seconds to import, so only where something is fitted
+
     median = QuantileRegressor(quantile=0.5, alpha=0.0).fit(boxes_N[:, None], minutes_N)
     expected_N = np.maximum(median.predict(boxes_N[:, None]), _MIN_MINUTES)
     log_ratio_N = np.log(np.maximum(minutes_N, _MIN_MINUTES) / expected_N)

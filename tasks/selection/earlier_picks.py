@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from detectron_ext.uncertainty_metrics import pairwise_iou
 from tasks.data.dwa_samples import ReviewedImage, realized_loss_of, reviewed_batch_images
@@ -85,6 +84,8 @@ def localization_loss(boxes_N4: NDArray[np.floating[Any]], gt_boxes_G4: NDArray[
 
     What was missed altogether is a classification loss, not one of place.
     """
+    from scipy.optimize import linear_sum_assignment  # half a second to import, so only where it is used
+
     iou_NG = pairwise_iou(boxes_N4, gt_boxes_G4)
     rows, columns = linear_sum_assignment(np.where(iou_NG >= _MIN_PAIR_IOU, iou_NG, 0.0), maximize=True)
     iou = iou_NG[rows, columns]

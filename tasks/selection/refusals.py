@@ -6,7 +6,6 @@ Shape letters: N images of a neighborhood graph, D dimensions of an embedding.
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, diags
-from sklearn.neighbors import NearestNeighbors
 
 from tasks.data.label_store import LabelStore
 from tasks.selection.embeddings import Embeddings
@@ -44,6 +43,8 @@ def spread_refusals(vectors_ND: Embeddings, state_N: NDArray[np.int64]) -> NDArr
     is_unknown_N = state_N == UNKNOWN
     if not result.any() or not is_unknown_N.any():
         return result
+    from sklearn.neighbors import NearestNeighbors  # seconds to import, so only where it is used
+
     unknown = vectors_ND[is_unknown_N]
     count = min(_NEIGHBORS + 1, len(vectors_ND))
     neighbors = NearestNeighbors(n_neighbors=count).fit(vectors_ND).kneighbors(unknown, return_distance=False)

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
+from detectron_ext.uncertainty_metrics import average_ranks
 from tasks.data.detections import read_shards
 from tasks.shadow.drift import LEVEL, Drift, measure_drift, novelty_p_values
 
@@ -46,7 +46,7 @@ def compare_stream(stream: pa.Table, pool: pa.Table, classes: Sequence[str], see
     table["disagreement"] = table["box_disagreement"] + table["class_disagreement"]
     table["p_value"] = novelty_p_values(_matrix(pool), _matrix(stream), seed) if len(table) else np.zeros(0)
     table["num_boxes"] = [len(scores) for scores in stream["scores"].to_pylist()]
-    rank = (rankdata(table["disagreement"]) - 1) / max(len(table) - 1, 1)
+    rank = (average_ranks(table["disagreement"].to_numpy()) - 1) / max(len(table) - 1, 1)
     rank[table["disagreement"] == 0] = 0.0  # agreement is no reason, whatever its rank
     table["priority"] = np.maximum(rank, 1 - table["p_value"])
     table["reason"] = [

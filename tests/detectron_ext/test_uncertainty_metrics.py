@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import rankdata
 
 from detectron_ext import uncertainty_metrics
 
@@ -86,6 +87,13 @@ def test_an_all_equal_metric_takes_no_part(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["quantile", "minmax", "max", "none"])
 def test_an_empty_pool_is_no_error(mode: str) -> None:
     assert len(uncertainty_metrics.normalize(np.zeros(0), mode)) == 0
+
+
+def test_average_ranks_are_those_of_scipy() -> None:
+    values = np.random.default_rng(3).integers(0, 9, 40).astype(np.float64)
+    assert np.array_equal(uncertainty_metrics.average_ranks(values), rankdata(values))
+    assert uncertainty_metrics.average_ranks(np.array([0.2, 0.1, 0.2])).tolist() == [2.5, 1.0, 2.5]
+    assert uncertainty_metrics.average_ranks(np.zeros(0)).tolist() == []
 
 
 def test_quantile_is_the_rank_whatever_the_outlier() -> None:

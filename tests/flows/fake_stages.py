@@ -29,10 +29,7 @@ from tasks.data.schemas import (
     UNLABELED,
     with_class_names,
 )
-from tasks.evaluation.coco_map import coco_map
 from tasks.params import load_params
-from tasks.reporting.agreement import agreement_metrics
-from tasks.reporting.history import with_stopping_advice
 from tasks.runtime.stage_main import num_micro_batches, set_pdeathsig
 from tasks.storage import files
 
@@ -59,6 +56,8 @@ def train(workspace: Workspace, classes: list[str]) -> None:
 
 def evaluate(workspace: Workspace, classes: list[str]) -> None:
     """Boxes beside the true ones, the nearer the more labels there are; ``worse <class>`` loses that class."""
+    from tasks.evaluation.coco_map import coco_map  # the other stages start without it
+
     assembled = workspace.derived("assemble")
     labels = files.read_json(assembled / "summary.json")["labels"]
     fault = workspace.root / ".gleaner" / "fault-evaluate"
@@ -134,6 +133,9 @@ def weigh(workspace: Workspace, classes: list[str]) -> None:
 
 
 def report(workspace: Workspace, classes: list[str]) -> None:
+    from tasks.reporting.agreement import agreement_metrics  # the other stages start without them
+    from tasks.reporting.history import with_stopping_advice
+
     summary = files.read_json(workspace.derived("assemble") / "summary.json")
     metrics = files.read_json(workspace.derived("evaluate") / "metrics.json")
     all_annotations = read_labels(workspace.labels).all_annotations

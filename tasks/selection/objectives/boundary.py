@@ -4,9 +4,6 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import SpectralClustering
-from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 
 from tasks.selection.objectives.base import Values
 from tasks.selection.pool_view import PoolView
@@ -47,6 +44,8 @@ def boundary_values(vectors_PD: NDArray[np.floating], num_groups: int, seed: int
     num_groups = min(num_groups, len(vectors_PD) // 10)
     if num_groups < 2:
         return np.zeros(len(vectors_PD))
+    from sklearn.decomposition import PCA  # seconds to import, so only where it is used
+
     grouped = np.sort(np.random.default_rng(seed).permutation(len(vectors_PD))[:_MAX_GROUPED])
     pca = PCA(min(_COMPONENTS, *vectors_PD[grouped].shape), svd_solver="full").fit(vectors_PD[grouped])
     reduced = np.asarray(pca.transform(vectors_PD), dtype=np.float64)
@@ -63,6 +62,8 @@ def boundary_values(vectors_PD: NDArray[np.floating], num_groups: int, seed: int
 
 def spectral_groups(points_ND: Values, num_groups: int, seed: int) -> NDArray[np.int64]:
     """Return the group of each point, (N,): spectral clustering of the graph of nearest neighbors."""
+    from sklearn.cluster import SpectralClustering  # as above
+
     clustering = SpectralClustering(
         num_groups,
         affinity="nearest_neighbors",
@@ -77,6 +78,8 @@ def spectral_groups(points_ND: Values, num_groups: int, seed: int) -> NDArray[np
 
 def _mean_distance(points_PD: Values, members: NDArray[np.int64]) -> Values:
     """Mean distance of each point to its nearest members of a group other than itself, (P,), above 0."""
+    from sklearn.neighbors import NearestNeighbors  # as above
+
     count = min(_NEIGHBORS + 1, len(members))
     distance_PK = NearestNeighbors(n_neighbors=count).fit(points_PD[members]).kneighbors(points_PD)[0]
     is_member_P = np.zeros(len(points_PD), dtype=bool)

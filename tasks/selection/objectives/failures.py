@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import NearestNeighbors
 
 from tasks.selection.earlier_picks import EarlierPick
 from tasks.selection.objectives.base import Values
@@ -29,6 +28,8 @@ class Failures:
         is_known = (rows >= 0) & (len(pool.labeled_image_ids) == len(labeled))
         if not is_known.any():
             return np.zeros(len(candidates))
+        from sklearn.neighbors import NearestNeighbors  # seconds to import, so only where it is used
+
         known = labeled[rows[is_known]]
         losses = np.array(list(loss_of.values()))[is_known]
         count = min(_NEIGHBORS, len(known))

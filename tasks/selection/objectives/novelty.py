@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
 
 from tasks.selection.objectives.base import Values
 from tasks.selection.pool_view import PoolView
@@ -28,6 +27,8 @@ class Novelty:
         candidates, labeled = pool.content
         if len(labeled) < 2:
             return np.asarray(np.linalg.norm(candidates.astype(np.float64), axis=1))
+        from sklearn.neighbors import NearestNeighbors  # seconds to import, so only where it is used
+
         neighbors = min(_NEIGHBORS, len(labeled) - 1)
         index = NearestNeighbors(n_neighbors=neighbors).fit(labeled)
         own_distance_L = index.kneighbors()[0].mean(axis=1)  # of a labeled image to the others
