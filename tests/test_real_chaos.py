@@ -79,10 +79,8 @@ class Nights:
             night.send_signal(signal_number)
         code = night.wait(NIGHT_TIMEOUT_S)
         if signal_number == signal.SIGTERM:
-            assert code in (0, 1, 3, 130, 143, -signal.SIGTERM), (
-                code,
-                self._output(),
-            )  # the last: Prefect passes it on
+            endings = (0, 1, 3, 130, 143, -signal.SIGTERM)  # the last: Prefect passes the signal on
+            assert code in endings, (code, self._output())
         self._wait_for_processes()
         return f"in {moment}, exit code {code}"
 
