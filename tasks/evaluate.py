@@ -1,6 +1,7 @@
 """Measure teacher and student on the fixed validation set.
 
-Reads  data/images, derived/assemble/val.parquet, derived/train/teacher.pth, derived/train/student.pth
+Reads  data/images, data/val_names.parquet, derived/assemble/val.parquet,
+       derived/train/teacher.pth, derived/train/student.pth
 Writes derived/evaluate/predictions.parquet, derived/evaluate/metrics.json
 Params classes, model, evaluate, train.mixed_precision
 """
@@ -28,13 +29,16 @@ log = logging.getLogger(__name__)
 MODELS = ("teacher", "student")
 
 
-def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, Path], out: Path) -> None:
+def evaluate(
+    params: StageParams, *, root: Path, val: Path, val_names: Path, weights: dict[str, Path], out: Path
+) -> None:
     """Write every validation prediction, and of each model the COCO metrics and those of further protocols.
 
     Args:
         params: sections classes, model, evaluate and train.
         root: folder that image uris are relative to.
         val: schemas.ANNOTATED.
+        val_names: schemas.FILE_NAMES of these images; only the protocol ``slices`` reads it.
         weights: state file by model name, teacher and student.
         out: output folder.
     """
@@ -42,7 +46,7 @@ def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, P
     rows: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
     protocols: dict[str, Any] = {}
-    predictions_of, traits = _predict(params, weights, truth, root)
+    predictions_of, traits = _predict(params, weights, truth, root, val_names)
     for name, predictions in predictions_of.items():
         found = pa.Table.from_pylist(predictions, schemas.PREDICTIONS)
         metrics[name] = coco_map(truth, found, params.classes)
@@ -55,7 +59,7 @@ def evaluate(params: StageParams, *, root: Path, val: Path, weights: dict[str, P
 
 
 def _predict(
-    params: StageParams, weights: dict[str, Path], truth: pa.Table, root: Path
+    params: StageParams, weights: dict[str, Path], truth: pa.Table, root: Path, val_names: Path
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, ImageTraits]]:
     """Rows of PREDICTIONS by model, in the order of ``truth``, and traits of the images where slices need them.
 
@@ -64,11 +68,14 @@ def _predict(
     images = truth.select(["image_id", "uri"]).to_pylist()
     read_image = ImageReader(root, images, prefetch_remote=True)
     traits: dict[str, ImageTraits] = {}
+    with_slices = "slices" in params.evaluate.protocols
+    names = _file_names(val_names) if with_slices else {}
 
     def read(image: dict[str, str]) -> Pixels:
         pixels = read_image(image["uri"])
-        if "slices" in params.evaluate.protocols:
-            traits[image["image_id"]] = ImageTraits(mean_luma(pixels), read_image.captured_hour(image["uri"]))
+        if with_slices:
+            image_id, hour = image["image_id"], read_image.captured_hour(image["uri"])
+            traits[image_id] = ImageTraits(mean_luma(pixels), hour, names.get(image_id, ""))
         return pixels
 
     results = detect_all(
@@ -85,6 +92,12 @@ def _predict(
         for name in weights
     }
     return rows_of, traits
+
+
+def _file_names(path: Path) -> dict[str, str]:
+    """The users' own names by image id."""
+    rows = files.read_table(path, schemas.FILE_NAMES).to_pylist()
+    return {row["image_id"]: row["file_name"] for row in rows}
 
 
 def _row(params: StageParams, name: str, image_id: str, found: Detections) -> dict[str, Any]:
@@ -104,6 +117,7 @@ def _body(workspace: Workspace) -> None:
         load_stage_params(workspace.params, "classes", "model", "evaluate", "train"),
         root=workspace.root,
         val=workspace.derived("assemble") / "val.parquet",
+        val_names=workspace.val_names,
         weights={name: workspace.derived("train") / f"{name}.pth" for name in MODELS},
         out=workspace.derived("evaluate"),
     )

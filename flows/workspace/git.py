@@ -29,7 +29,7 @@ ALL_PATHS = (*DERIVED_PATHS, "rounds", "promotions.jsonl", "exports.jsonl", "own
 _COMMITTED = re.compile(
     r"\.dvc/(\.gitignore|config)|\.dvcignore|\.gitignore|params\.yaml|dvc\.(yaml|lock)|code_versions\.json"
     r"|(promotions|exports|owners)\.jsonl|rounds/round-\d{4,}\.json"
-    r"|data/\.gitignore|data/(val|calibration)\.parquet|data/import_report\.json|data/labels/batch-\d{4,}\.json"
+    r"|data/\.gitignore|data/(val|val_names|calibration)\.parquet|data/import_report\.json|data/labels/batch-\d{4,}\.json"
     r"|data/(images|index\.parquet|detections_at_selection|warm_start)\.dvc"
     r"|derived/([^/]+/)?\.gitignore|derived/[^/]+/[^/]+\.json|quarantine/[^/]+\.json"
     r"|deliveries/batch-\d{4,}/(delivery\.json|(manifest|refreshed)\.jsonl)"

@@ -16,7 +16,15 @@ from tasks.data.dataset_source import DatasetSource
 from tasks.data.image_record import NO_BOXES, BoxFate, ImageRecord
 from tasks.data.import_report import Account, ImportReport, Reason
 from tasks.data.paths import Workspace
-from tasks.data.schemas import ANNOTATED, DETECTIONS_AT_SELECTION, INDEX, PREVIOUS_UNCERTAINTY, LabelBatch, LabeledImage
+from tasks.data.schemas import (
+    ANNOTATED,
+    DETECTIONS_AT_SELECTION,
+    FILE_NAMES,
+    INDEX,
+    PREVIOUS_UNCERTAINTY,
+    LabelBatch,
+    LabeledImage,
+)
 from tasks.data.seed_draw import SeedSize, draw_seed
 from tasks.runtime.errors import UserError
 from tasks.runtime.progress import track
@@ -228,6 +236,8 @@ def _copy_images(records: Sequence[ImageRecord], workspace: Workspace) -> None:
 
 def _write_sets(splits: _Splits, plan: CampaignPlan, classes: Sequence[str], workspace: Workspace) -> None:
     _write_annotated(workspace.val, splits.val, classes)
+    names = [{"image_id": record.image_id, "file_name": record.file_name} for record in splits.val]
+    files.write_table(workspace.val_names, pa.Table.from_pylist(names, schema=FILE_NAMES))
     _write_annotated(workspace.calibration, splits.calibration, classes)
     if plan.oracle:
         _write_annotated(workspace.oracle, splits.remaining, classes)

@@ -96,6 +96,11 @@ class Workspace:
         return self.root / "data" / "val.parquet"
 
     @property
+    def val_names(self) -> Path:
+        """The users' own names of the validation images: schemas.FILE_NAMES."""
+        return self.root / "data" / "val_names.parquet"
+
+    @property
     def calibration(self) -> Path:
         """Labeled images that are never trained on, for the DWA network: schemas.ANNOTATED."""
         return self.root / "data" / "calibration.parquet"

@@ -38,6 +38,7 @@ POOL = pa.schema(
         ("file_name", pa.string()),
     ]
 )
+FILE_NAMES = pa.schema([("image_id", pa.string()), ("file_name", pa.string())])
 ANNOTATED = pa.schema(
     [
         ("image_id", pa.string()),

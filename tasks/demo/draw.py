@@ -1,7 +1,7 @@
 """Draw the demo campaign of a checkout, so that `dvc repro` has data to work on: the stage of examples/digits/dvc.yaml.
 
 Reads  nothing
-Writes data/images, data/index.parquet, data/val.parquet, data/calibration.parquet, data/import_report.json, data/labels, data/detections_at_selection, data/warm_start, oracle/annotations.parquet
+Writes data/images, data/index.parquet, data/val.parquet, data/val_names.parquet, data/calibration.parquet, data/import_report.json, data/labels, data/detections_at_selection, data/warm_start, oracle/annotations.parquet
 Params seed, classes, examples/digits/params.yaml
 """  # noqa: E501
 
@@ -65,6 +65,7 @@ def _clear(workspace: Workspace) -> None:
     for file in (
         workspace.index,
         workspace.val,
+        workspace.val_names,
         workspace.calibration,
         workspace.import_report,
         workspace.oracle,

@@ -37,6 +37,8 @@ class ImageTraits:
     """Mean luma, [0, 255]."""
     captured_hour: int | None
     """Hour of the camera's clock, 0 to 23; None: the file does not say."""
+    file_name: str = ""
+    """The user's own name, with the folders of the data set that was imported; empty: unknown."""
 
 
 class SliceMetrics(TypedDict):
@@ -90,7 +92,7 @@ def image_slices(truth: pa.Table, traits: Mapping[str, ImageTraits]) -> dict[str
     slices = {
         "size": _thirds(area_px2, SIZES),
         "brightness": _thirds(np.array([image.brightness for image in of_images]), BRIGHTNESSES),
-        "source": _sources(truth["uri"].to_pylist()),
+        "source": _sources(truth["uri"].to_pylist(), [image.file_name for image in of_images]),
         "time": [_part_of_day(image.captured_hour) for image in of_images],
     }
     return {name: labels for name, labels in slices.items() if len(set(labels)) > 1}
@@ -102,11 +104,18 @@ def _thirds(values_I: NDArray[np.float64] | Integers, labels: Sequence[str]) -> 
     return [labels[position] for position in np.searchsorted(borders, values_I, side="left")]
 
 
-def _sources(uris: Sequence[str]) -> list[str]:
-    """Folders of the images; those that were copied into the campaign do not say where they came from."""
-    folders = [PurePosixPath(uri).parent.as_posix().replace("s3:/", "s3://") for uri in uris]
+def _sources(uris: Sequence[str], file_names: Sequence[str]) -> list[str]:
+    """Folders of the images; of those that were copied into the campaign, the folders that they came from."""
+    folders = [_folder(uri, file_name) for uri, file_name in zip(uris, file_names, strict=True)]
     kept = {name for name, _ in Counter(folders).most_common(MAX_SOURCES)}
-    return ["campaign" if name == _CAMPAIGN_IMAGES else name if name in kept else OTHER_SOURCES for name in folders]
+    return [name if name in kept else OTHER_SOURCES for name in folders]
+
+
+def _folder(uri: str, file_name: str) -> str:
+    folder = PurePosixPath(uri).parent.as_posix().replace("s3:/", "s3://")
+    if folder != _CAMPAIGN_IMAGES:
+        return folder
+    return PurePosixPath(file_name).parent.as_posix() if "/" in file_name else "campaign"
 
 
 def _part_of_day(hour: int | None) -> str:

@@ -57,6 +57,8 @@ def folder(tmp_path: Path) -> Path:
     annotated = pa.Table.from_pylist([image | boxes for image in images[5:]], schemas.ANNOTATED)
     files.write_table(tmp_path / "annotated.parquet", annotated)
     files.write_table(tmp_path / "labeled.parquet", annotated.slice(1))
+    names = [{"image_id": image["image_id"], "file_name": f"camera/{image['uri']}"} for image in images[5:]]
+    files.write_table(tmp_path / "names.parquet", pa.Table.from_pylist(names, schemas.FILE_NAMES))
     return tmp_path
 
 
@@ -264,6 +266,7 @@ def run_evaluation(folder: Path) -> None:
         stage_params(folder),
         root=folder,
         val=folder / "annotated.parquet",
+        val_names=folder / "names.parquet",
         weights={name: folder / f"{name}.pth" for name in ("teacher", "student")},
         out=folder / "evaluated",
     )
@@ -344,9 +347,8 @@ def test_inference_and_evaluation_detect_large_pictures_by_tiles(folder: Path) -
         run_inference(folder)
         stored = {one.image_id: len(one.scores) for one in read_detections(folder / "out")}
         weights = {name: folder / f"{name}.pth" for name in ("teacher", "student")}
-        evaluate(
-            stage_params(folder), root=folder, val=folder / "annotated.parquet", weights=weights, out=folder / "ev"
-        )
+        places = {"val": folder / "annotated.parquet", "val_names": folder / "names.parquet", "out": folder / "ev"}
+        evaluate(stage_params(folder), root=folder, weights=weights, **places)
         found = files.read_table(folder / "ev" / "predictions.parquet", schemas.PREDICTIONS)
         return stored, sum(map(len, found["scores"].to_pylist()))
 

@@ -47,6 +47,7 @@ def test_a_new_campaign_is_committed_whole(small_campaign: Workspace) -> None:
         "data/detections_at_selection.dvc",
         "data/warm_start.dvc",
         "data/val.parquet",
+        "data/val_names.parquet",
         "data/calibration.parquet",
         "data/import_report.json",
         "data/labels/batch-0000.json",

@@ -14,7 +14,7 @@ from tasks.data.dataset_source import DatasetSource
 from tasks.data.import_policy import ImportPolicy
 from tasks.data.initial_split import CampaignPlan, create_campaign_data, examine_source
 from tasks.data.paths import Workspace, image_id_from_sha256
-from tasks.data.schemas import ANNOTATED, DETECTIONS_AT_SELECTION, INDEX, PREVIOUS_UNCERTAINTY, LabelBatch
+from tasks.data.schemas import ANNOTATED, DETECTIONS_AT_SELECTION, FILE_NAMES, INDEX, PREVIOUS_UNCERTAINTY, LabelBatch
 from tasks.data.seed_draw import BoxesPerClass, ImagePercent
 from tasks.runtime.errors import UserError
 from tasks.storage import files
@@ -49,6 +49,14 @@ def test_images_keep_their_bytes_under_their_digest(tiny_campaign: Workspace, ti
     assert len(list(tiny_campaign.images.iterdir())) == 12
     shared = [p for p in tiny_campaign.images.iterdir() if p.stat().st_nlink > 1 or p.is_symlink()]
     assert not shared  # DVC would make the user's own files read-only through a link
+
+
+def test_validation_images_keep_their_names(tiny_campaign: Workspace, tiny_source: DatasetSource) -> None:
+    names = files.read_table(tiny_campaign.val_names, FILE_NAMES).to_pylist()
+    assert [row["image_id"] for row in names] == files.read_table(tiny_campaign.val, ANNOTATED)["image_id"].to_pylist()
+    for row in names:
+        digest = files.sha256_file(tiny_source.images / row["file_name"])
+        assert row["image_id"] == image_id_from_sha256(digest)
 
 
 def test_boxes_travel_unchanged(tiny_campaign: Workspace, tiny_source: DatasetSource) -> None:

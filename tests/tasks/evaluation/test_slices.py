@@ -20,7 +20,7 @@ def truth_table(*images: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(rows, ANNOTATED)
 
 
-def traits_of(truth: pa.Table, values: list[tuple[float, int | None]]) -> dict[str, ImageTraits]:
+def traits_of(truth: pa.Table, values: list[tuple[Any, ...]]) -> dict[str, ImageTraits]:
     return {
         image_id: ImageTraits(*value) for image_id, value in zip(truth["image_id"].to_pylist(), values, strict=True)
     }
@@ -38,6 +38,13 @@ def test_images_are_sliced_by_size_brightness_source_and_time() -> None:
         "source": ["s3://bucket/north", "s3://bucket/south", "campaign"],
         "time": ["00 to 06", "18 to 24", "unknown"],
     }
+
+
+def test_images_that_were_copied_belong_to_the_folder_they_came_from() -> None:
+    truth = truth_table(*({"uri": f"data/images/{n}.jpg"} for n in range(4)), {"uri": "s3://bucket/north/1.jpg"})
+    names = ["day/cam 1/a.jpg", "day/cam 2/a.jpg", "b.jpg", "", "other/c.jpg"]
+    sources = image_slices(truth, traits_of(truth, [(0.0, None, name) for name in names]))["source"]
+    assert sources == ["day/cam 1", "day/cam 2", "campaign", "campaign", "s3://bucket/north"]
 
 
 def test_what_does_not_tell_images_apart_is_left_out() -> None:
