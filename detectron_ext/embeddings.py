@@ -9,8 +9,9 @@ the same for all images there. On the demo's digits 97 % of the variance of the 
 ratio.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_Stage = TypeVar("_Stage")
 REGION_DIM = 64
 _PROJECTION_SEED = 0
 
@@ -48,10 +50,15 @@ def describe_regions(
     sizes = [len(image) for image in instances]
     features = torch.split(region_features_RF.float() @ projection_FD, sizes)
     for image, image_features, refined in zip(instances, features, torch.split(refined_boxes_R4, sizes), strict=True):
-        boxes = Boxes(refined.clone())
-        boxes.clip(image.image_size)
-        image.region_features = image_features
-        image.stability = matched_pairwise_iou(image.pred_boxes, boxes)
+        describe_image_regions(image, image_features, refined)
+
+
+def describe_image_regions(image: Instances, projected_ND: Tensor, refined_boxes_N4: Tensor) -> None:
+    """Add what ``describe_regions`` adds to the detections of one image, whose features are projected already."""
+    boxes = Boxes(refined_boxes_N4.clone())
+    boxes.clip(image.image_size)
+    image.region_features = projected_ND
+    image.stability = matched_pairwise_iou(image.pred_boxes, boxes)
 
 
 def sum_by_class(
@@ -87,16 +94,23 @@ def recorded_stages(body: nn.Module) -> Iterator[dict[str, Tensor]]:
         handle.remove()
 
 
-def embed_images(stages: Mapping[str, Tensor]) -> Tensor:
+def embed_images(stages: Mapping[str, Tensor], projection_of: Callable[[int], Tensor] = projection) -> Tensor:
     """Average each of the three coarsest stages over the image, scale it to length 1 and project it, (N, 3 D).
 
     Each stage has the same share, whatever its channels and the size of its values.
 
     Args:
         stages: maps (N, C, H, W), from fine to coarse, of images that are padded alike.
+        projection_of: gives the matrix (C, D) of a number of channels: ``projection``, or what it gave before, which a
+            trace needs.
     """
     shares = []
-    for stage in list(stages.values())[-_NUM_STAGES:]:
+    for stage in described_stages(list(stages.values())):
         mean_NC = F.normalize(stage.float().mean(dim=(2, 3)), dim=1)
-        shares.append(mean_NC @ projection(mean_NC.shape[1]).to(mean_NC.device))
+        shares.append(mean_NC @ projection_of(int(mean_NC.shape[1])).to(mean_NC.device))
     return torch.cat(shares, dim=1)
+
+
+def described_stages(stages: Sequence[_Stage]) -> Sequence[_Stage]:
+    """Return those of the stages, ordered from fine to coarse, that have a share in an embedding."""
+    return stages[-_NUM_STAGES:]

@@ -3,7 +3,8 @@
 The graph is traced with one image. What depends on the image's size is computed inside the graph, so that images of any
 size may follow; what the size of an image does not change, such as how a convolution of stride 2 pads, is fixed.
 
-Shape shorthand: H, W pixels of the resized image; N detections, R proposals, K foreground classes.
+Shape shorthand: H, W pixels of the resized image; N detections, R proposals, K foreground classes; F features of the
+box head, D dimensions of a region feature.
 """
 
 import copy
@@ -12,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detectron_ext.backbone import FoldedConv2d
+from detectron_ext.embeddings import describe_image_regions, described_stages, embed_images, projection, recorded_stages
 from detectron_ext.meta_arch import PerImageRCNN
 
 INPUT_NAME = "image"
 OUTPUT_NAMES = ("boxes_xyxy", "scores", "class_ids", "class_probs")
+DESCRIPTION_NAMES = ("embedding", "stability", "region_features")
+"""Further outputs of a graph that describes what it sees, as a teacher does for the pool."""
 OPSET = 17
 """ONNX operators that the graph may use; onnxruntime from 1.12 and OpenVINO from 2022.3 have them."""
 _TRACED_SIZE_PX = (160, 224)
@@ -29,13 +33,21 @@ _TRACED_SIZE_PX = (160, 224)
 class SingleImageDetector(nn.Module):
     """The detector of one resized image, without the containers of Detectron2 that a trace cannot follow."""
 
-    def __init__(self, model: PerImageRCNN) -> None:
-        """Copy ``model``, which stays as it is; the copy has constant kernels."""
+    def __init__(self, model: PerImageRCNN, *, describes: bool = False) -> None:
+        """Copy ``model``, which stays as it is; the copy has constant kernels.
+
+        Args:
+            model: a detector.
+            describes: whether ``DESCRIPTION_NAMES`` follow ``OUTPUT_NAMES``.
+        """
         super().__init__()
         self.model = copy.deepcopy(model).cpu().eval()
         _fix_kernels(self.model.backbone)
+        self.embedding_projection = _EmbeddingProjection(self.model.backbone.bottom_up) if describes else None
+        num_features = self.model.roi_heads.box_head.output_shape.channels
+        self.region_projection = _RegionProjection(num_features) if describes else None
 
-    def forward(self, image_HW3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, image_HW3: Tensor) -> tuple[Tensor, ...]:
         """Detect objects, by descending score.
 
         Args:
@@ -43,18 +55,33 @@ class SingleImageDetector(nn.Module):
 
         Returns:
             Boxes (N, 4) in pixels of the given image, scores (N,), class ids (N,), and class posteriors (N, K+1) with
-            background last.
+            background last; where it describes, the image's embedding (``EMBEDDING_DIM``,), and stability (N,) and
+            features (N, D) of the detected regions.
         """
         model = self.model
         size_px = image_HW3.shape[0], image_HW3.shape[1]
-        features = model.backbone(self._normalize(image_HW3))
+        with recorded_stages(model.backbone.bottom_up) as stages:
+            features = model.backbone(self._normalize(image_HW3))
         proposals_R4 = self._propose(features, size_px)
-        roi_heads = model.roi_heads
-        pooled = roi_heads.box_pooler([features[name] for name in roi_heads.box_in_features], [Boxes(proposals_R4)])
-        logits_RK, deltas = roi_heads.box_predictor(roi_heads.box_head(pooled))
-        boxes = roi_heads.box_predictor.box2box_transform.apply_deltas(deltas, proposals_R4)
-        found, _ = roi_heads.box_predictor.keep_best(boxes, logits_RK.softmax(dim=1), size_px)
-        return found.pred_boxes.tensor, found.scores, found.pred_classes, found.class_probs
+        predictor = model.roi_heads.box_predictor
+        logits_RK, deltas = predictor(self._box_features(features, proposals_R4))
+        boxes = predictor.box2box_transform.apply_deltas(deltas, proposals_R4)
+        found, _ = predictor.keep_best(boxes, logits_RK.softmax(dim=1), size_px)
+        detections = found.pred_boxes.tensor, found.scores, found.pred_classes, found.class_probs
+        if self.region_projection is None or self.embedding_projection is None:
+            return detections
+        features_NF = self._box_features(features, found.pred_boxes.tensor)
+        _, deltas = predictor(features_NF)
+        refined = predictor.box2box_transform.apply_deltas(deltas, found.pred_boxes.tensor)
+        self.region_projection(found, features_NF, predictor.select_class_rows(refined, found.pred_classes))
+        return *detections, self.embedding_projection(stages), found.stability, found.region_features
+
+    def _box_features(self, features: dict[str, Tensor], boxes_N4: Tensor) -> Tensor:
+        """Return the features (N, F) of the box head, pooled from boxes."""
+        roi_heads = self.model.roi_heads
+        pooled = roi_heads.box_pooler([features[name] for name in roi_heads.box_in_features], [Boxes(boxes_N4)])
+        found: Tensor = roi_heads.box_head(pooled)
+        return found
 
     def _normalize(self, image_HW3: Tensor) -> Tensor:
         """Normalize and pad as ``PerImageRCNN.preprocess_image``, (1, 3, H', W')."""
@@ -77,6 +104,29 @@ class SingleImageDetector(nn.Module):
         [proposals] = rpn.predict_proposals(rpn.anchor_generator(maps), logits, deltas, [size_px])
         boxes: Tensor = proposals.proposal_boxes.tensor
         return boxes
+
+
+class _EmbeddingProjection(nn.Module):
+    """``embed_images`` with constant matrices; a module, so that the graph's nodes carry its name: int8 skips them."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        channels = [stage.channels for stage in described_stages(list(body.output_shape().values()))]
+        self._matrices = {number: projection(number) for number in channels}
+
+    def forward(self, stages: dict[str, Tensor]) -> Tensor:
+        return embed_images(stages, self._matrices.__getitem__)[0]
+
+
+class _RegionProjection(nn.Module):
+    """``describe_regions`` of one image with a constant matrix; a module for the same reason."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self._matrix_FD = projection(num_features)
+
+    def forward(self, found: Instances, features_NF: Tensor, refined_N4: Tensor) -> None:
+        describe_image_regions(found, features_NF @ self._matrix_FD, refined_N4)
 
 
 class FixedConv2d(nn.Conv2d):
@@ -123,21 +173,30 @@ def _fix_kernels(module: nn.Module) -> None:
             module.set_submodule(name, FixedConv2d(child))
 
 
-def write_onnx(model: PerImageRCNN, path: Path, traced_size_px: tuple[int, int] = _TRACED_SIZE_PX) -> None:
+def write_onnx(
+    model: PerImageRCNN,
+    path: Path,
+    traced_size_px: tuple[int, int] = _TRACED_SIZE_PX,
+    *,
+    describes: bool = False,
+) -> None:
     """Write ``model`` as an ONNX file with the input ``INPUT_NAME`` and the outputs ``OUTPUT_NAMES``.
 
     Args:
         model: a detector; it is not changed.
         path: the file to write.
+        describes: whether ``DESCRIPTION_NAMES`` follow, for a second pass of the box head over the detections.
         traced_size_px: height and width of the image that the trace follows; any image with objects in it will do.
     """
-    detector = SingleImageDetector(model)
+    detector = SingleImageDetector(model, describes=describes)
+    names = [*OUTPUT_NAMES, *(DESCRIPTION_NAMES if describes else ())]
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (*traced_size_px, 3), generator=generator, dtype=torch.uint8)
-    axes = {INPUT_NAME: {0: "height", 1: "width"}, **{name: {0: "detections"} for name in OUTPUT_NAMES}}
+    axes = {INPUT_NAME: {0: "height", 1: "width"}}
+    axes |= {name: {0: "detections"} for name in names if name != "embedding"}
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the tracer names every Python number; those of Detectron2 do not vary
         torch.onnx.export(
-            detector, (image,), str(path), input_names=[INPUT_NAME], output_names=list(OUTPUT_NAMES),
+            detector, (image,), str(path), input_names=[INPUT_NAME], output_names=names,
             dynamic_axes=axes, opset_version=OPSET, dynamo=False,
         )  # fmt: skip

@@ -3,14 +3,15 @@
 Reads  data/images, derived/assemble/unlabeled.parquet, derived/assemble/calibration.parquet,
        derived/assemble/labeled.parquet, derived/train/teacher.pth, derived/train/student.pth, data/warm_start
 Writes derived/infer
-Params classes, model, infer.batch_size, infer.shard_size, infer.score_threshold, infer.committee,
-       train.mixed_precision
+Params classes, model, infer.batch_size, infer.shard_size, infer.score_threshold, infer.committee, infer.backend,
+       infer.backend_precision, infer.backend_calibration_images, train.mixed_precision
 """
 
 import logging
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from tasks.data import schemas
 from tasks.data.detections import SHARD_PREFIX, ShardKind
 from tasks.data.paths import Workspace
 from tasks.model.detector import default_device
-from tasks.model.engines.detection_job import DetectionJob, Piece, job_fingerprint, run_local
+from tasks.model.engines.detection_job import DetectionJob, Piece, job_fingerprint, load_members, run_local
+from tasks.model.engines.program import require_backend, write_program
 from tasks.model.engines.ray_pool import run_on_ray
 from tasks.params import StageParams, load_stage_params
 from tasks.params.stages import InferParams
@@ -32,7 +34,10 @@ log = logging.getLogger(__name__)
 _PLAN = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
 PIECE_IMAGES = 512
 """Images that are detected between two writes: some seconds of a GPU, some ten of a CPU."""
-_RESULT_PARAMS = ("batch_size", "shard_size", "score_threshold", "committee")
+_RESULT_PARAMS = (
+    *("batch_size", "shard_size", "score_threshold", "committee"),
+    *("backend", "backend_precision", "backend_calibration_images"),
+)
 """Those of section infer that the files depend on; dvc.yaml names them. The engine changes no byte."""
 
 
@@ -80,12 +85,27 @@ def infer(
     if missing:
         members = [(teacher.resolve(), digest), *([(second.resolve(), second_digest)] if second is not None else [])]
         batch_size = max(params.infer.batch_size // num_micro_batches(), 1)
-        _run(params.infer, DetectionJob(params, root.resolve(), tuple(members), batch_size), missing)
+        job = DetectionJob(params, root.resolve(), tuple(members), batch_size)
+        if params.infer.backend != "torch":
+            job = _with_programs(job, missing[0].rows, calibration, finished_folder.resolve())
+        _run(params.infer, job, missing)
     out.mkdir(parents=True, exist_ok=True)
     for shard in shards:
         shard.join_pieces()
         _link_or_copy(shard.path, out / shard.name)
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _with_programs(job: DetectionJob, images: pa.Table, calibration: Path, folder: Path) -> DetectionJob:
+    """Write the programs of the members that an earlier run has not written, and return the job that uses them."""
+    require_backend(job.params.infer)
+    paths = [folder / f"program-{digest[:16]}.onnx" for _, digest in job.members]
+    calibration_images = _read_plan(calibration, schemas.ANNOTATED)
+    for path, (weights, _) in zip(paths, job.members, strict=True):
+        if not path.is_file():
+            [detector] = load_members(job.params, [weights])
+            write_program(job.params, detector, job.root, images, calibration_images, path)
+    return replace(job, programs=tuple((path, files.sha256_file(path)) for path in paths))
 
 
 def _run(infer_params: InferParams, job: DetectionJob, pieces: Sequence[Piece]) -> None:
@@ -133,16 +153,19 @@ def _input_key(params: StageParams, teacher_digest: str) -> str:
     """Digest of everything that decides the detections of an image."""
     infer_section = params.infer.model_dump(include=set(_RESULT_PARAMS))
     sections = [params.classes, params.model.model_dump(), infer_section, params.train.mixed_precision]
-    return files.sha256_json([teacher_digest, sections, default_device(), job_fingerprint()])[:16]
+    return files.sha256_json([teacher_digest, sections, default_device(), job_fingerprint(params.infer)])[:16]
 
 
 def _shards(kind: ShardKind, tables: Sequence[tuple[Path, pa.Schema]], shard_size: int) -> list[tuple[str, pa.Table]]:
     """File names of the shards, each with its images: ``image_id`` and ``uri``."""
-    columns = ["image_id", "uri"]
-    parts = [files.read_table(path, schema, columns=columns).cast(_PLAN) for path, schema in tables]
+    parts = [_read_plan(path, schema) for path, schema in tables]
     rows = pa.concat_tables(parts).sort_by("image_id").combine_chunks()
     firsts = range(0, len(rows), shard_size)
     return [(shard_name(n, kind), rows.slice(first, shard_size)) for n, first in enumerate(firsts)]
+
+
+def _read_plan(path: Path, schema: pa.Schema) -> pa.Table:
+    return files.read_table(path, schema, columns=_PLAN.names).cast(_PLAN)
 
 
 def _ids_digest(images: pa.Table) -> str:

@@ -19,6 +19,7 @@ CHECKS = (
     Check("pool", campaign.check_pool, _FAST_LIMIT_S),
     Check("detector", services.check_detector, services.DETECTOR_LIMIT_S),
     Check("cluster", services.check_cluster, services.CLUSTER_LIMIT_S),
+    Check("backend", machine.check_backend, _FAST_LIMIT_S, quick=True),
     Check("disk", machine.check_disk, _FAST_LIMIT_S, quick=True),
     Check("memory", machine.check_memory, _FAST_LIMIT_S, quick=True),
     Check("GPU", machine.check_gpu, _FAST_LIMIT_S, quick=True),

@@ -13,13 +13,16 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from flows.annotation.batches import all_annotation_batches
-from flows.preflight.runner import CheckContext, Finding, failed, passed, warned
+from flows.preflight.runner import CheckContext, CheckSkipped, Finding, failed, passed, warned
 from flows.workspace import git
 from flows.workspace.dvc import locked_stages, packaged_file, stale_stages
 from flows.workspace.rounds import all_ledgers
 from tasks.data.label_store import read_batch
 from tasks.data.paths import Workspace
+from tasks.data.schemas import ANNOTATED
+from tasks.export.packages import missing_packages, needed_packages
 from tasks.runtime.errors import UserError
+from tasks.storage import files
 
 _GIB = 1 << 30
 _MODEL_COPIES_IN_CHECKPOINT = 4  # a checkpoint: student, teacher and AdamW's two moments
@@ -124,6 +127,37 @@ def check_gpu(context: CheckContext) -> Finding:
     if result.returncode or not lines:
         return failed(f"the output of nvidia-smi is: {lines[0] if lines else 'nothing'}", fix)
     return _gpu_finding([[part.strip() for part in line.split(",")] for line in lines])
+
+
+def check_backend(context: CheckContext) -> Finding:
+    """Check that ``infer.backend`` can run: its packages, images for int8, and no GPU, which it would leave idle."""
+    try:
+        params = context.params.infer
+    except UserError:
+        raise CheckSkipped("params.yaml is broken") from None
+    if params.backend == "torch":
+        return passed("infer.backend is torch")
+    missing = missing_packages(needed_packages(params.backend, params.backend_precision))
+    if missing:
+        fix = "Run: pip install 'gleaner[export]'. Or set infer.backend to torch."
+        return failed(f"infer.backend is {params.backend} and the package {missing[0]} is not installed", fix)
+    if params.backend_precision == "int8" and not _num_calibration_images(context.workspace):
+        fix = "Import some: gleaner init --calibration-images N. Or set infer.backend_precision to fp32."
+        return failed("infer.backend_precision is int8 and the number of calibration images is 0", fix)
+    if _has_gpu():
+        fix = "Set infer.backend to torch: inference is refused where torch sees the GPU."
+        return warned(f"infer.backend is {params.backend} on a machine with a GPU", fix)
+    return passed(f"infer.backend is {params.backend}, {params.backend_precision}")
+
+
+def _has_gpu() -> bool:
+    return bool(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def _num_calibration_images(workspace: Workspace) -> int:
+    if not workspace.calibration.is_file():
+        return 0
+    return int(files.read_table(workspace.calibration, ANNOTATED, columns=["image_id"]).num_rows)
 
 
 def check_versions(context: CheckContext) -> Finding:

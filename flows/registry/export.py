@@ -36,8 +36,9 @@ from flows.workspace.owner import require_own_folder
 from flows.workspace.promotion_log import model_record
 from tasks.data.paths import Workspace
 from tasks.data.schemas import ANNOTATED
-from tasks.export.network import NETWORK_FILES, Format, Precision
+from tasks.export.network import NETWORK_FILES
 from tasks.export.package import ExportImages, ExportRequest, file_digests, write_export
+from tasks.export.packages import Format, Precision
 from tasks.export.runtime import METADATA_FILE
 from tasks.model.detector import load_detector
 from tasks.params import StageParams, read_params_file, validate_params

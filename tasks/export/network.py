@@ -1,6 +1,5 @@
 """Write the network of an export: ONNX or OpenVINO, in fp32 or in int8 calibrated on images."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -8,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,32 +14,16 @@ from numpy.typing import NDArray
 import tasks
 from detectron_ext.export import write_onnx
 from detectron_ext.meta_arch import PerImageRCNN
+from tasks.export.packages import Format
 from tasks.export.quantize import IMAGES, NETWORK, QUANTIZED
 from tasks.export.runtime import openvino_core
 from tasks.runtime.errors import UserError
 
-Format = Literal["onnx", "openvino"]
-Precision = Literal["fp32", "int8"]
 NETWORK_FILES: dict[Format, tuple[str, ...]] = {
     "onnx": ("network.onnx",),
     "openvino": ("network.xml", "network.bin"),
 }
 """Files of the network by format; the first is the one to load."""
-RUNTIME_PACKAGES: dict[Format, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
-
-
-def require_packages(export_format: Format, precision: Precision) -> None:
-    """Check that what an export needs is installed.
-
-    Raises:
-        UserError: it is not.
-    """
-    needed = ["onnx", "onnxruntime" if export_format == "onnx" else "openvino"]  # torch writes ONNX with the first
-    needed += ["onnxruntime"] if precision == "int8" else []
-    for name in needed:
-        if importlib.util.find_spec(name) is None:
-            fix = "Run: pip install 'gleaner[export]'"
-            raise UserError("gleaner export", f"the package {name} is not installed", fix)
 
 
 def write_network(
@@ -59,15 +41,19 @@ def write_network(
         path = Path(scratch) / NETWORK
         write_onnx(model, path)
         if images is not None:
-            path = _quantize(path, images)
+            path = quantize_network(path, images)
         if export_format == "onnx":
             shutil.copyfile(path, folder / NETWORK_FILES["onnx"][0])
         else:
             _convert_to_openvino(path, folder / NETWORK_FILES["openvino"][0])
 
 
-def _quantize(network: Path, images: Sequence[NDArray[np.uint8]]) -> Path:
+def quantize_network(network: Path, images: Sequence[NDArray[np.uint8]]) -> Path:
     """Round the network to 8 bits in a process of its own, and return the new file beside it.
+
+    Args:
+        network: ``NETWORK`` of a folder that may be written to.
+        images: RGB (H, W, 3), resized for the model, for the ranges.
 
     Raises:
         UserError: the process failed; carries its last line.

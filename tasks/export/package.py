@@ -19,7 +19,8 @@ from detectron_ext.meta_arch import PerImageRCNN
 from tasks.data.image_decoding import open_rgb
 from tasks.data.images import ImageSource
 from tasks.export.measure import MATCHED_IOU, Accuracy, Speed, measure_accuracy, measure_speed, original_detector
-from tasks.export.network import NETWORK_FILES, RUNTIME_PACKAGES, Format, Precision, require_packages, write_network
+from tasks.export.network import NETWORK_FILES, write_network
+from tasks.export.packages import RUNTIME_PACKAGES, Format, Precision, require_packages
 from tasks.export.runtime import METADATA_FILE, ExportedDetector, resize
 from tasks.params import StageParams
 from tasks.params.promotion import ExportParams
@@ -213,7 +214,9 @@ def _write_texts(request: ExportRequest, folder: Path, measured: Measured) -> No
     pins = "".join(f"{name}=={importlib.metadata.version(name)}\n" for name in needed)
     files.write_bytes(folder / "requirements.txt", pins.encode())
     templates = jinja2.Environment(  # noqa: S701 (Markdown, of names that our own parameters allow)
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
     text = templates.get_template("readme.md.j2").render(
         request=request, measured=measured, program=PROGRAM, metadata_file=METADATA_FILE, iou=MATCHED_IOU

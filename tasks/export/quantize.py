@@ -17,8 +17,11 @@ NETWORK, IMAGES, QUANTIZED = "network.onnx", "images.npz", "int8.onnx"
 _INPUT_NAME = "image"
 """That of ``detectron_ext.export``, which would bring torch into this process."""
 _OPERATORS = ("Conv", "Gemm", "MatMul")
-_OUTPUT_LAYERS = ("anchor_deltas", "objectness_logits", "bbox_pred", "cls_score")
-"""Detectron2's names."""
+_EXACT_PARTS = (
+    *("anchor_deltas", "objectness_logits", "bbox_pred", "cls_score"),
+    *("embedding_projection", "region_projection"),
+)
+"""Layers of scores and offsets of boxes by Detectron2's names, and what describes images and regions."""
 
 
 def quantize(folder: Path) -> None:
@@ -57,7 +60,7 @@ def _exact_layers(network: Path) -> list[str]:
 
     nodes = [node for node in onnx.load(network).graph.node if node.op_type in _OPERATORS]
     first = next(node.name for node in nodes if node.op_type == "Conv")
-    outputs = [node.name for node in nodes if any(f"/{part}" in node.name for part in _OUTPUT_LAYERS)]
+    outputs = [node.name for node in nodes if any(f"/{part}" in node.name for part in _EXACT_PARTS)]
     depthwise = [node.name for node in nodes if any(item.name == "group" and item.i > 1 for item in node.attribute)]
     return [first, *depthwise, *outputs]
 

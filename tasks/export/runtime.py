@@ -59,8 +59,7 @@ class ExportedDetector:
         self.metadata: dict[str, Any] = json.loads((folder / METADATA_FILE).read_text("utf-8"))
         self.classes: list[str] = self.metadata["classes"]
         threads = num_threads or len(os.sched_getaffinity(0))
-        load = _load_onnx if self.metadata["format"] == "onnx" else _load_openvino
-        self._run = load(folder / self.metadata["network"], threads)
+        self._run = load_network(folder / self.metadata["network"], self.metadata["format"], threads)
 
     def detect(self, image: bytes | Path | NDArray[np.uint8], min_score: float | None = None) -> FoundObjects:
         """Detect objects on one image.
@@ -94,6 +93,17 @@ def resize(pixels: NDArray[np.uint8], short_side_px: int, long_side_px: int) -> 
 
 def _decode(image: bytes | Path) -> NDArray[np.uint8]:
     return np.asarray(open_rgb(io.BytesIO(image) if isinstance(image, bytes) else image))
+
+
+def load_network(network: Path, network_format: str, num_threads: int) -> _Run:
+    """Load a network, and return the function from a resized RGB image (H, W, 3) to its outputs.
+
+    Args:
+        network: a file of the format; OpenVINO loads ONNX, too.
+        network_format: ``onnx`` or ``openvino``.
+        num_threads: processor threads of one image.
+    """
+    return (_load_onnx if network_format == "onnx" else _load_openvino)(network, num_threads)
 
 
 def _load_onnx(network: Path, num_threads: int) -> _Run:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from detectron_ext.augmentation import AugmentationConfig, Example, Pixels
+from detectron_ext.compiled_detector import CompiledDetector
 from detectron_ext.config import DetectorSpec
 from detectron_ext.data import shape_class
 from detectron_ext.inference import Detections, PreparedImage, prepare_image
@@ -35,6 +36,7 @@ from tasks.runtime.resource_errors import is_disk_full
 log = logging.getLogger(__name__)
 _Image = TypeVar("_Image")
 _Prepared = TypeVar("_Prepared")
+AnyDetector = PerImageRCNN | CompiledDetector
 _BATCHES_AHEAD = 4
 _TILED_AHEAD = 4
 """Pictures that are decoded ahead where some are cut into tiles."""
@@ -140,7 +142,7 @@ def detect(
 
 
 def detect_all(
-    detectors: Sequence[PerImageRCNN],
+    detectors: Sequence[AnyDetector],
     images: Sequence[_Image],
     read: Callable[[_Image], Pixels],
     model: ModelParams,
@@ -154,7 +156,7 @@ def detect_all(
     ahead, because they are held as they are.
 
     Args:
-        detectors: in eval mode; each sees every image.
+        detectors: compiled, or in eval mode; each sees every image.
         images: what ``read`` takes.
         read: gives the pixels of an image; called from several threads.
         model: sizes at which the detectors see an image.
@@ -166,7 +168,7 @@ def detect_all(
         Each image with one result per detector, in an order that depends on the shapes.
     """
     config = resize_config(model)
-    stride = max(max(detector.backbone.size_divisibility, 1) for detector in detectors)
+    stride = max(map(_size_divisibility, detectors))
     pending: dict[tuple[int, int], list[tuple[_Image, PreparedImage]]] = defaultdict(list)
 
     tiling = tile_config(model)
@@ -179,7 +181,7 @@ def detect_all(
 
     def run(batch: list[tuple[_Image, PreparedImage]]) -> Iterator[tuple[_Image, list[Detections]]]:
         inputs = [prepared for _, prepared in batch]
-        found = [detect_prepared(detector, inputs, mixed_precision) for detector in detectors]
+        found = [_detect_batch(detector, inputs, mixed_precision) for detector in detectors]
         yield from zip((image for image, _ in batch), map(list, zip(*found, strict=True)), strict=True)
 
     for image, prepared in _map_ahead(prepare, images, num_ahead):
@@ -197,6 +199,17 @@ def detect_all(
         yield from run(batch)
 
 
+def _size_divisibility(detector: AnyDetector) -> int:
+    """Multiple that sides are padded to within a batch; 1 for a detector that knows no batches."""
+    return 1 if isinstance(detector, CompiledDetector) else max(detector.backbone.size_divisibility, 1)
+
+
+def _detect_batch(detector: AnyDetector, images: Sequence[PreparedImage], mixed_precision: bool) -> list[Detections]:
+    if isinstance(detector, CompiledDetector):
+        return detector.detect(images)
+    return detect_prepared(detector, images, mixed_precision)
+
+
 @dataclass(frozen=True)
 class TiledImage:
     """A picture that is detected by parts."""
@@ -206,14 +219,14 @@ class TiledImage:
 
 
 def _detect_by_tiles(
-    detectors: Sequence[PerImageRCNN], image: TiledImage, model: ModelParams, batch_size: int, mixed_precision: bool
+    detectors: Sequence[AnyDetector], image: TiledImage, model: ModelParams, batch_size: int, mixed_precision: bool
 ) -> list[Detections]:
     """One result per detector."""
     config = resize_config(model)
 
     def detect_parts(parts: Sequence[Pixels]) -> list[list[Detections]]:
         prepared = [prepare_image(part, config) for part in parts]
-        found = [detect_prepared(detector, prepared, mixed_precision) for detector in detectors]
+        found = [_detect_batch(detector, prepared, mixed_precision) for detector in detectors]
         return list(map(list, zip(*found, strict=True)))
 
     return detect_windows(

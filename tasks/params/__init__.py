@@ -91,6 +91,15 @@ class Params(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_backend(self) -> Self:
+        if self.infer.backend != "torch" and self.model.architecture != "timm_fpn":
+            raise ValueError(
+                f"infer.backend is {self.infer.backend}, expected torch where model.architecture is"
+                f" {self.model.architecture}: only the graph of timm_fpn has been compared with torch's detections"
+            )
+        return self
+
 
 class StageParams:
     """The sections that one stage declared; access to any other raises, so that DVC knows every dependency."""

@@ -128,6 +128,14 @@ class InferParams(Section):
     """A second detector whose disagreement with the teacher is measured on every image, for objective ``committee``
     (docs/method.md#committee): the student of the round, or the teacher of the round before (in the first round, the
     student). It costs a second forward pass."""
+    backend: Literal["torch", "onnx", "openvino"]
+    """What runs the detector (docs/guides/export.md#backend): torch, or ONNX Runtime or OpenVINO (extra ``export``),
+    which are for machines without a GPU and for ``model.architecture: timm_fpn``. A part of the result, unlike
+    ``engine``."""
+    backend_precision: Literal["fp32", "int8"]
+    """Numbers that ``onnx`` and ``openvino`` compute with; int8 is faster, and moves boxes and scores."""
+    backend_calibration_images: PositiveInt
+    """Images of the calibration set, at most, from which int8 takes the ranges of its values; with tiles, tiles."""
     engine: Literal["local", "ray"]
     """Where the pool is detected: on this machine's devices, or on the nodes of a Ray cluster (docs/guides/scale.md).
     Neither this nor the next four change a byte of the result, so no stage declares them."""
@@ -142,6 +150,12 @@ class InferParams(Section):
     engine_timeout_minutes: PositiveFloat
     """With ``ray``: minutes without a finished piece of 512 images after which the stage ends with what is known of the
     cluster. A piece that is open half as long is given to another actor."""
+
+    @model_validator(mode="after")
+    def _check_backend(self) -> Self:
+        if self.backend == "torch" and self.backend_precision != "fp32":
+            raise ValueError(f"backend_precision is {self.backend_precision}, expected fp32 where backend is torch")
+        return self
 
 
 class ScoringParams(Section):

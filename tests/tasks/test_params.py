@@ -80,6 +80,8 @@ def test_a_missing_parameter_is_named(tmp_path: Path, content: dict[str, Any]) -
         ),
         ("ssl", {"objectness_doubt": True, "enabled": False}, "objectness_doubt is true, expected false where enabled"),
         ("ssl", {"relation_weight": 1.0, "enabled": False}, "relation_weight is 1, expected 0 where enabled is false"),
+        ("infer", {"backend": "tensorrt"}, "infer.backend is 'tensorrt', expected 'torch', 'onnx' or 'openvino'"),
+        ("infer", {"backend_precision": "int8"}, "backend_precision is int8, expected fp32 where backend is torch"),
         ("select", {"strategy": "portfolio", "portfolio": ["committee", "random"]}, "infer.committee is 'none'"),
         ("select", {"portfolio": ["random", "random"]}, "portfolio is random, random, expected each once"),
         ("select", {"strategy": "committee"}, "infer.committee is 'none', expected 'student' or 'previous_teacher'"),
@@ -90,6 +92,16 @@ def test_a_wrong_combination_is_named(
     tmp_path: Path, content: dict[str, Any], section: str, changes: dict[str, Any], words: str
 ) -> None:
     content[section] = {**content[section], **changes}
+    assert words in error_message(tmp_path, content)
+
+
+def test_a_backend_that_nobody_compared_with_the_architecture_is_refused(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    content["infer"]["backend"] = "onnx"
+    assert validate_params(content, "here").infer.backend == "onnx"
+    content["model"]["architecture"] = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"
+    words = "infer.backend is onnx, expected torch where model.architecture is COCO-Detection/faster_rcnn"
     assert words in error_message(tmp_path, content)
 
 

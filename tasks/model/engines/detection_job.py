@@ -15,10 +15,12 @@ from detectron_ext.embeddings import sum_by_class
 from detectron_ext.inference import Detections
 from detectron_ext.meta_arch import PerImageRCNN
 from tasks.data import schemas
-from tasks.model.detector import ImageReader, detect_all, load_detector
+from tasks.model.detector import AnyDetector, ImageReader, detect_all, load_detector
+from tasks.model.engines.program import load_program, program_fingerprint
 from tasks.model.fingerprint import software_fingerprint
 from tasks.model.launch import launch
 from tasks.params import StageParams
+from tasks.params.stages import InferParams
 from tasks.storage import files
 
 
@@ -46,17 +48,24 @@ class DetectionJob:
         members: state file and sha256 of the teacher, and of the committee's second member, if there is one. The
             teacher's digest is written beside every detection.
         batch_size: images per forward pass.
+        programs: file and sha256 of each member's program, where ``infer.backend`` is not torch.
     """
 
     params: StageParams
     root: Path
     members: tuple[tuple[Path, str], ...]
     batch_size: int
+    programs: tuple[tuple[Path, str], ...] = ()
 
     def load(self) -> Callable[[Piece], None]:
         """Load the detectors, and return the function that detects and writes a piece."""
-        detectors = load_members(self.params, [path for path, _ in self.members])
+        detectors = self._load_detectors()
         return lambda piece: files.write_table(piece.path, detect_images(self, detectors, piece.images))
+
+    def _load_detectors(self) -> Sequence[AnyDetector]:
+        if self.programs:
+            return [load_program(path, self.params.infer) for path, _ in self.programs]
+        return load_members(self.params, [path for path, _ in self.members])
 
 
 def load_members(params: StageParams, weights: Sequence[Path]) -> list[PerImageRCNN]:
@@ -66,9 +75,12 @@ def load_members(params: StageParams, weights: Sequence[Path]) -> list[PerImageR
     return detectors
 
 
-def job_fingerprint() -> str:
-    """Return the digest of the software that decides what is in a piece's file."""
-    return software_fingerprint(Path(__file__))
+def job_fingerprint(params: InferParams | None = None) -> str:
+    """Return the digest of the software that decides what is in a piece's file; without ``params`` by torch."""
+    by_torch = software_fingerprint(Path(__file__))
+    if params is None or params.backend == "torch":
+        return by_torch
+    return files.sha256_json([by_torch, program_fingerprint(params)])
 
 
 def detect_images(job: DetectionJob, detectors: Sequence[Any], images: Sequence[dict[str, str]]) -> pa.Table:

@@ -91,14 +91,14 @@ class DetectionActor:
             UserError: this node has other code or another teacher.
         """
         name = socket.gethostname()
-        for path, sha256 in self._job.members:
+        for path, sha256 in (*self._job.members, *self._job.programs):
             if not path.is_file() or files.sha256_file(path) != sha256:
                 raise UserError(
                     path,
                     f"the weights on node {name} are missing or others, expected the same folder on all nodes",
                     "Put the campaign on a folder that all nodes share, at the same path.",
                 )
-        if job_fingerprint() != fingerprint:
+        if job_fingerprint(self._job.params.infer) != fingerprint:
             raise UserError(
                 "infer.engine",
                 f"the code or the libraries of node {name} are others, expected those of this machine",
@@ -135,7 +135,7 @@ class RayBackend:
         self._ray = ray
         self._job = ray.put(job)
         self._num_threads = torch.get_num_threads()
-        self._fingerprint = job_fingerprint()
+        self._fingerprint = job_fingerprint(None if job is None else job.params.infer)
         self._cpus_per_worker = cpus_per_worker
         self._on_gpus = any(node.num_gpus for node in nodes(ray))
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from detectron_ext.distributed import barrier, is_main_process
-from tasks.model.engines.detection_job import job_fingerprint
 from tasks.model.engines.ray_cluster import connected, describe, nodes
+from tasks.model.fingerprint import software_fingerprint
 from tasks.runtime.errors import UserError
 from tasks.runtime.resource_errors import as_user_error
 
@@ -75,7 +75,12 @@ def train_on_ray(
         on_gpus = any(node.num_gpus for node in found)
         _require_room(found, num_workers, on_gpus)
         journal = ray.remote(Journal).options(num_cpus=0).remote()
-        config = {"journal": journal, "fingerprint": job_fingerprint(), "function": (module, function), "args": args}
+        config = {
+            "journal": journal,
+            "fingerprint": software_fingerprint(),
+            "function": (module, function),
+            "args": args,
+        }
         trainer = TorchTrainer(
             _run_worker,
             train_loop_config=config,
@@ -157,7 +162,7 @@ def _run_worker(config: dict[str, Any]) -> None:
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
     try:
-        if job_fingerprint() != config["fingerprint"]:
+        if software_fingerprint() != config["fingerprint"]:
             problem = "the code or the libraries of a node are others, expected those of this machine"
             raise UserError("train.engine", problem, "Use the same image on all nodes.")
         module, function = config["function"]

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detectron_ext.meta_arch import PerImageRCNN
-from tasks.export.network import Format
 from tasks.export.package import ExportImages, ExportRequest
+from tasks.export.packages import Format
 from tasks.params import StageParams
 
 LINEAGE = {"model": "tiny-1234", "version": 3, "tag": "round-0002", "teacher_sha256": "ab" * 32}

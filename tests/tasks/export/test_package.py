@@ -8,8 +8,9 @@ import pytest
 
 from tasks.export import package
 from tasks.export.measure import Accuracy, measure_accuracy, original_detector
-from tasks.export.network import NETWORK_FILES, Format
+from tasks.export.network import NETWORK_FILES
 from tasks.export.package import ExportImages, ExportRefusedError, write_export
+from tasks.export.packages import Format
 from tasks.export.runtime import METADATA_FILE, ExportedDetector, FoundObjects
 from tasks.runtime.errors import UserError
 from tests.tasks.export.exports import LINEAGE, Exported

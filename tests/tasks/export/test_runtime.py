@@ -15,8 +15,8 @@ from PIL import Image
 from detectron_ext.augmentation import AugmentationConfig
 from detectron_ext.augmentation import resize as resize_for_training
 from tasks.export.measure import measure_speed
-from tasks.export.network import Format
 from tasks.export.package import PROGRAM, file_digests
+from tasks.export.packages import Format
 from tasks.export.runtime import ExportedDetector, resize
 from tasks.model.detector import detect
 from tests.tasks.export.exports import Exported
