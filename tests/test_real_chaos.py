@@ -122,9 +122,14 @@ class Nights:
         return self.undisturbed()
 
     def renamed(self) -> str:
+        """MLflow records where the artifacts were, so the next run stops until somebody says that this is the place."""
         target = self.folder / f"campaign-{sum(self.counts.values())}"
         self.workspace.root.rename(target)
         self.workspace = Workspace(target)
+        stopped = run_gleaner("run", cwd=target, timeout_s=NIGHT_TIMEOUT_S)
+        assert "gleaner adopt" in stopped.stderr, stopped.stderr
+        adopted = run_gleaner("adopt", "--reason", "renamed", cwd=target)
+        assert adopted.returncode == 0, adopted.stderr
         return self.undisturbed()
 
     def copied(self) -> str:
