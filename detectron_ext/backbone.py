@@ -125,7 +125,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     )
 
 
-_FROZEN_NORMS = (FrozenBatchNormAct2d, FrozenBatchNorm2d, Detectron2FrozenNorm)
+FROZEN_NORMS = (FrozenBatchNormAct2d, FrozenBatchNorm2d, Detectron2FrozenNorm)
 
 
 def fold_frozen_norms(body: nn.Module) -> int:
@@ -220,7 +220,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         del module_qualified_name
-        return isinstance(m, (nn.Conv2d, *_FROZEN_NORMS)) or next(m.children(), None) is None
+        return isinstance(m, (nn.Conv2d, *FROZEN_NORMS)) or next(m.children(), None) is None
 
 
 def _traced_pairs(body: nn.Module) -> Iterator[tuple[str, str]]:
@@ -231,7 +231,7 @@ def _traced_pairs(body: nn.Module) -> Iterator[tuple[str, str]]:
         return
     modules = dict(body.named_modules())
     for node in nodes:
-        if node.op != "call_module" or not isinstance(modules[node.target], _FROZEN_NORMS):
+        if node.op != "call_module" or not isinstance(modules[node.target], FROZEN_NORMS):
             continue
         source = node.args[0]
         if source.op == "call_module" and len(source.users) == 1 and _is_foldable(modules[source.target]):
@@ -241,7 +241,7 @@ def _traced_pairs(body: nn.Module) -> Iterator[tuple[str, str]]:
 def _pairs_in_wrappers(body: nn.Module) -> Iterator[tuple[str, str]]:
     """Names of Detectron2's convolutions that hold their norm, and of these norms."""
     for name, module in body.named_modules():
-        if type(module) is Detectron2Conv2d and isinstance(module.norm, _FROZEN_NORMS):
+        if type(module) is Detectron2Conv2d and isinstance(module.norm, FROZEN_NORMS):
             yield name, f"{name}.norm"
 
 

@@ -41,6 +41,14 @@ def export(
     precision: Annotated[
         ExportPrecision, typer.Option(help="int8 is smaller and faster; its ranges come from the calibration images.")
     ] = ExportPrecision.fp32,
+    prune: Annotated[
+        float,
+        typer.Option(
+            metavar="FRACTION",
+            help="Remove this fraction of the channels, and train what is left for export.prune_finetune_iterations; "
+            "from 0 to below 0.9.",
+        ),
+    ] = 0.0,
     workspace: WorkspaceOption = Path(),
 ) -> None:
     """Write a model as a folder that detects objects without torch, measure it, and register it beside its parent.
@@ -61,7 +69,7 @@ def export(
     with run_lock(campaign), console.status("exporting ...") as status, translate_service_errors("MLflow"):
         result = export_model(
             campaign, model, folder.absolute(), export_format.value, precision.value,
-            on_step=lambda line: status.update(escape(line)),
+            on_step=lambda line: status.update(escape(line)), prune_frac=prune,
         )  # fmt: skip
     _print_result(result, folder, console)
 

@@ -173,9 +173,23 @@ def _decisions(workspace: Workspace, version: int) -> list[dict[str, Any]]:
 
 
 def _exports(workspace: Workspace, round_number: int) -> list[dict[str, Any]]:
-    fields = {"name", "version", "format", "precision", "timestamp", "author", "map_export", "sha256_by_file"}
+    fields = {
+        "name",
+        "version",
+        "format",
+        "precision",
+        "timestamp",
+        "author",
+        "map_export",
+        "sha256_by_file",
+        "prune_frac",
+    }
     exports = read_exports(workspace)
-    return [record.model_dump(include=fields) for record in exports if record.model.round == round_number]
+    return [
+        record.model_dump(include=fields, exclude_defaults=True)
+        for record in exports
+        if record.model.round == round_number
+    ]
 
 
 def image_lineage(workspace: Workspace, image_id_prefix: str) -> dict[str, Any]:

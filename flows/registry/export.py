@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,11 @@ from flows.workspace.export_log import ExportRecord, append_export, read_exports
 from flows.workspace.owner import require_own_folder
 from flows.workspace.promotion_log import model_record
 from tasks.data.paths import Workspace
-from tasks.data.schemas import ANNOTATED
+from tasks.data.schemas import ANNOTATED, UNLABELED
 from tasks.export.network import NETWORK_FILES
 from tasks.export.package import ExportImages, ExportRequest, file_digests, write_export
 from tasks.export.packages import Format, Precision
+from tasks.export.prune import SECTIONS, PrunedDetector, PruneImages, prune_detector, require_prune_frac
 from tasks.export.runtime import METADATA_FILE
 from tasks.model.detector import load_detector
 from tasks.params import StageParams, read_params_file, validate_params
@@ -67,6 +68,7 @@ def export_model(
     export_format: Format,
     precision: Precision,
     on_step: Callable[[str], None],
+    prune_frac: float = 0.0,
 ) -> ExportResult:
     """Write the folder ``target`` and register it.
 
@@ -77,16 +79,19 @@ def export_model(
         export_format: of the network.
         precision: of its numbers.
         on_step: called with a line of text before each step.
+        prune_frac: fraction of channels to remove before, in [0, 0.9).
 
     Raises:
         ExportRefusedError: the mAP falls by more than ``export.map_tolerance_points``.
-        UserError: there is no such model, a file of the round is missing, or something else is at ``target``.
+        UserError: the fraction is out of range, there is no such model, a file of the round is missing, or something
+            else is at ``target``.
     """
+    require_prune_frac(prune_frac)
     snapshot = load_snapshots(workspace)[resolve_model_ref(workspace, model_ref)]
     is_new = not target.exists()
     if is_new:
-        _write(workspace, snapshot, target, export_format, precision, on_step)
-    metadata = _read_metadata(target, snapshot, export_format, precision)
+        _write(workspace, snapshot, target, export_format, precision, on_step, prune_frac)
+    metadata = _read_metadata(target, snapshot, export_format, precision, prune_frac)
     on_step("registering in MLflow")
     record = _register(workspace, snapshot, target, metadata)
     append_export(workspace, record)
@@ -103,6 +108,7 @@ def _write(
     export_format: Format,
     precision: Precision,
     on_step: Callable[[str], None],
+    prune_frac: float,
 ) -> None:
     params = _params_of_round(workspace, snapshot)
     if params.model.tile_side_px:
@@ -119,9 +125,29 @@ def _write(
         lineage=_lineage(snapshot),
         operating_points=metrics.get("protocols", {}).get("teacher", {}).get("operating_point", {}),
     )
+    if prune_frac:
+        request = replace(request, pruned=_prune(workspace, snapshot, request, prune_frac, on_step))
     calibration = files.read_table(snapshot.cached_path("derived/assemble/calibration.parquet"), ANNOTATED)
     images = ExportImages(workspace.root, calibration, snapshot.validation_images())
     write_export(request, images, target, on_step)
+
+
+def _prune(
+    workspace: Workspace,
+    snapshot: RoundSnapshot,
+    request: ExportRequest,
+    prune_frac: float,
+    on_step: Callable[[str], None],
+) -> PrunedDetector:
+    """Train on what the round's training had: its labels, and the pool as it was."""
+    labeled, unlabeled = (
+        files.read_table(snapshot.cached_path(f"derived/assemble/{name}.parquet"), schema)
+        for name, schema in (("labeled", ANNOTATED), ("unlabeled", UNLABELED))
+    )
+    return prune_detector(
+        request.model, request.params, PruneImages(workspace.root, labeled, unlabeled), prune_frac,
+        model_sha256=request.lineage["teacher_sha256"], scratch=workspace.scratch("export"), on_step=on_step,
+    )  # fmt: skip
 
 
 def _params_of_round(workspace: Workspace, snapshot: RoundSnapshot) -> StageParams:
@@ -130,7 +156,7 @@ def _params_of_round(workspace: Workspace, snapshot: RoundSnapshot) -> StagePara
     of_round = yaml.safe_load(snapshot.read_blob("params.yaml"))
     sections = {name: {**content[name], **of_round[name]} for name in _SECTIONS_OF_ROUND if name != "classes"}
     merged = {**content, **sections, "classes": of_round["classes"]}
-    return StageParams(validate_params(merged, workspace.params), (*_SECTIONS_OF_ROUND, "export"))
+    return StageParams(validate_params(merged, workspace.params), tuple({*_SECTIONS_OF_ROUND, *SECTIONS}))
 
 
 def _lineage(snapshot: RoundSnapshot) -> dict[str, Any]:
@@ -147,7 +173,7 @@ def _lineage(snapshot: RoundSnapshot) -> dict[str, Any]:
 
 
 def _read_metadata(
-    target: Path, snapshot: RoundSnapshot, export_format: Format, precision: Precision
+    target: Path, snapshot: RoundSnapshot, export_format: Format, precision: Precision, prune_frac: float
 ) -> Mapping[str, Any]:
     """Read the metadata of the folder.
 
@@ -157,14 +183,22 @@ def _read_metadata(
     fix = "Name another folder."
     try:
         metadata: dict[str, Any] = json.loads((target / METADATA_FILE).read_text("utf-8"))
-        found = metadata["lineage"]["teacher_sha256"], metadata["format"], metadata["precision"]
+        found = metadata["lineage"]["teacher_sha256"], metadata["format"], metadata["precision"], _prune_frac(metadata)
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(target, "the place is taken, expected a free one or an earlier export", fix) from None
-    expected = snapshot.ledger["teacher"]["sha256"], export_format, precision
+    expected = snapshot.ledger["teacher"]["sha256"], export_format, precision, prune_frac
     if found != expected:
-        described, wanted = (f"{sha256[:12]} as {form}, {bits}" for sha256, form, bits in (found, expected))
+        described, wanted = (
+            f"{sha256[:12]} as {form}, {bits}" + (f", pruned by {fraction:g}" if fraction else "")
+            for sha256, form, bits, fraction in (found, expected)
+        )
         raise UserError(target, f"the folder is the export of teacher {described}, expected {wanted}", fix)
     return metadata
+
+
+def _prune_frac(metadata: Mapping[str, Any]) -> float:
+    pruning = metadata.get("pruning", {"fraction": 0.0})
+    return float(pruning["fraction"])
 
 
 def _register(workspace: Workspace, snapshot: RoundSnapshot, target: Path, metadata: Mapping[str, Any]) -> ExportRecord:
@@ -190,6 +224,7 @@ def _register(workspace: Workspace, snapshot: RoundSnapshot, target: Path, metad
         map_export=accuracy["map_export"],
         name=version.name,
         version=int(version.version),
+        prune_frac=_prune_frac(metadata),
     )
 
 
@@ -200,6 +235,7 @@ def _register_version(
     experiment_id, _ = find_or_create_experiment(client, workspace, git.campaign_id(workspace.root), owner)
     parent = snapshot.ledger["mlflow"]
     name = f"{parent['model_name']}-{metadata['format']}-{metadata['precision']}"
+    name += "-pruned" if _prune_frac(metadata) else ""
     existing = _find_version(client, name, key)
     if existing is not None:
         return existing

@@ -34,6 +34,8 @@ class ExportRecord(BaseModel):
     """Registered model in MLflow."""
     version: int
     """Its version."""
+    prune_frac: float = 0.0
+    """Fraction of channels that was removed; written where it is not 0."""
 
 
 def read_exports(workspace: Workspace) -> list[ExportRecord]:
@@ -58,5 +60,5 @@ def append_export(workspace: Workspace, record: ExportRecord) -> None:
     """Append a record unless the log has its key; the file is replaced atomically."""
     records = read_exports(workspace)
     if all(earlier.key != record.key for earlier in records):
-        content = "".join(f"{entry.model_dump_json()}\n" for entry in (*records, record))
+        content = "".join(f"{entry.model_dump_json(exclude_defaults=True)}\n" for entry in (*records, record))
         files.write_bytes(workspace.exports, content.encode())

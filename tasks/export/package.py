@@ -21,6 +21,7 @@ from tasks.data.images import ImageSource
 from tasks.export.measure import MATCHED_IOU, Accuracy, Speed, measure_accuracy, measure_speed, original_detector
 from tasks.export.network import NETWORK_FILES, write_network
 from tasks.export.packages import RUNTIME_PACKAGES, Format, Precision, require_packages
+from tasks.export.prune import PrunedDetector
 from tasks.export.runtime import METADATA_FILE, ExportedDetector, resize
 from tasks.params import StageParams
 from tasks.params.promotion import ExportParams
@@ -62,6 +63,8 @@ class ExportRequest:
     """Names and digests by which the model is found again; goes into the metadata as it is."""
     operating_points: Mapping[str, Any]
     """Of the validation set by class; goes into the metadata as it is."""
+    pruned: PrunedDetector | None = None
+    """What is exported in place of ``model``, which it is measured beside; None: ``model`` itself."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def write_export(
         _write_program(draft / PROGRAM)
         files.write_json(draft / METADATA_FILE, _metadata(request, images, None))
         measured = _measure(request, images, draft, on_step)
-        _require_accuracy(measured.accuracy, request.limits)
+        _require_accuracy(measured.accuracy, request)
         files.write_json(draft / METADATA_FILE, _metadata(request, images, measured))
         _write_texts(request, draft, measured)
     return measured
@@ -125,7 +128,8 @@ def _write_network(request: ExportRequest, images: ExportImages, folder: Path) -
     calibration = None
     if request.precision == "int8":
         calibration = _calibration_images(request, images)
-    write_network(request.model, folder, request.export_format, calibration)
+    model = request.model if request.pruned is None else request.pruned.model
+    write_network(model, folder, request.export_format, calibration)
 
 
 def _calibration_images(request: ExportRequest, images: ExportImages) -> list[NDArray[np.uint8]]:
@@ -169,14 +173,17 @@ def _measure(request: ExportRequest, images: ExportImages, folder: Path, on_step
     return Measured(size_bytes / 1e6, weights_bytes / 1e6, accuracy, speed)
 
 
-def _require_accuracy(accuracy: Accuracy, limits: ExportParams) -> None:
-    loss = accuracy.map_original - accuracy.map_export
+def _require_accuracy(accuracy: Accuracy, request: ExportRequest) -> None:
+    limits, loss = request.limits, accuracy.map_original - accuracy.map_export
+    fix = "Export fp32, or give int8 more calibration images."
+    if request.pruned is not None:
+        fix = "Prune less, or train longer after it (export.prune_finetune_iterations)."
     if loss > limits.map_tolerance_points:
         raise ExportRefusedError(
             "gleaner export",
             f"the mAP of the export is {accuracy.map_export:.2f} against {accuracy.map_original:.2f} of the original, "
             f"expected a loss of at most {limits.map_tolerance_points:g} points (export.map_tolerance_points)",
-            "Export fp32, or give int8 more calibration images.",
+            fix,
         )
 
 
@@ -198,6 +205,7 @@ def _metadata(request: ExportRequest, images: ExportImages, measured: Measured |
         "operating_points": dict(request.operating_points),
         "calibration_images": used,
         "lineage": dict(request.lineage),
+        **({} if request.pruned is None else {"pruning": request.pruned.record}),
         "made_with": {name: importlib.metadata.version(name) for name in _packages(request)},
         "machine": {"processor": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0))},
         "measured": None if measured is None else asdict(measured),

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.params.base import NonNegativeFloat, PositiveInt, Section
+from tasks.params.base import NonNegativeFloat, NonNegativeInt, PositiveInt, Section
 
 
 class PromotionParams(Section):
@@ -40,3 +40,9 @@ class ExportParams(Section):
     """Images of the calibration set, at most, from which int8 takes the ranges of its values."""
     timed_images: PositiveInt
     """Validation images, at most, that latency is measured on."""
+    prune_importance_images: PositiveInt
+    """Labeled training images, at least, from which ``--prune`` takes the importance of channels; rounded up to whole
+    batches of ``train.labeled_batch_size``. An image may come more than once, in another view."""
+    prune_finetune_iterations: NonNegativeInt
+    """Optimizer steps after ``--prune``, with the learning rates of ``train``, on people's labels and on detections
+    from ``ssl.pseudo_label_threshold`` on. 0: the network stays as the removal left it."""

@@ -16,7 +16,7 @@ from tests.tasks.export.exports import Exported
 
 REPOSITORY = Path(__file__).parents[3]
 CLASSES = ["square", "disk"]
-SECTIONS = ("classes", "model", "evaluate", "preannotation", "export")
+SECTIONS = ("seed", "classes", "model", "train", "augmentation", "ssl", "evaluate", "preannotation", "export")
 
 
 def _rows(root: Path, names: list[str]) -> pa.Table:
