@@ -356,7 +356,10 @@ def _link_inputs(snapshot: RoundSnapshot, folder: Path) -> str:
     for path in _evaluation_inputs(snapshot):
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(snapshot.cached_path(path))
+        if _is_in_git(snapshot, path):
+            files.write_bytes(target, snapshot.read_blob(path))
+        else:
+            target.symlink_to(snapshot.cached_path(path))
     return str(stage["cmd"])
 
 
