@@ -109,7 +109,7 @@ def check_gpu(context: CheckContext) -> Finding:
     """Check that the driver answers and the GPU is free; without a GPU training runs on the CPU."""
     del context
     program = shutil.which("nvidia-smi")
-    devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    devices = _gpu_devices()
     if program is None:
         if devices:
             fix = "Install the driver's programs; in a container, start it with --gpus all."
@@ -144,14 +144,14 @@ def check_backend(context: CheckContext) -> Finding:
     if params.backend_precision == "int8" and not _num_calibration_images(context.workspace):
         fix = "Import some: gleaner init --calibration-images N. Or set infer.backend_precision to fp32."
         return failed("infer.backend_precision is int8 and the number of calibration images is 0", fix)
-    if _has_gpu():
+    if _gpu_devices():
         fix = "Set infer.backend to torch: inference is refused where torch sees the GPU."
         return warned(f"infer.backend is {params.backend} on a machine with a GPU", fix)
     return passed(f"infer.backend is {params.backend}, {params.backend_precision}")
 
 
-def _has_gpu() -> bool:
-    return bool(list(Path("/dev").glob("nvidia[0-9]*")))
+def _gpu_devices() -> list[Path]:
+    return sorted(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _num_calibration_images(workspace: Workspace) -> int:

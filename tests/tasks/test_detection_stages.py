@@ -167,21 +167,28 @@ def read_all(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
 
 
+def kill_at_third_piece(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Interrupt the third piece, once; return the list that gets the number of images of each piece."""
+    detect_images = detection_job.detect_images
+    numbers: list[int] = []
+
+    def detect_or_die(*args: Any) -> pa.Table:
+        numbers.append(len(args[2]))
+        if len(numbers) == 3:
+            raise KeyboardInterrupt
+        return detect_images(*args)
+
+    monkeypatch.setattr(detection_job, "detect_images", detect_or_die)
+    return numbers
+
+
 def test_a_killed_inference_repeats_one_piece_and_ends_with_the_same_files(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks.infer, "PIECE_IMAGES", 2)
     run_inference(folder)
     expected = read_all(folder)
-    detect_images, numbers = detection_job.detect_images, []
-
-    def kill_at_third(*args: Any) -> pa.Table:
-        numbers.append(len(args[2]))
-        if len(numbers) == 3:
-            raise KeyboardInterrupt
-        return detect_images(*args)
-
-    monkeypatch.setattr(detection_job, "detect_images", kill_at_third)
+    numbers = kill_at_third_piece(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_inference(folder)
     run_inference(folder)

@@ -20,7 +20,7 @@ from tasks.data import schemas
 from tasks.data.detections import read_shards
 from tasks.data.paths import Workspace
 from tasks.model.detector import new_detector
-from tasks.model.engines import detection_job, program
+from tasks.model.engines import program
 from tasks.params.template import render_params
 from tasks.runtime.errors import UserError
 from tasks.storage import files
@@ -125,18 +125,10 @@ def test_a_killed_run_goes_on_with_the_program_that_it_has_written(
     monkeypatch.setattr(tasks.infer, "PIECE_IMAGES", 2)
     rows_by(folder, "infer.backend=onnx")
     expected = stages.read_all(folder)
-    detect_images, numbers = detection_job.detect_images, []
     written: list[Path] = []
     write_program = tasks.infer.write_program
     monkeypatch.setattr(tasks.infer, "write_program", lambda *args: written.append(args[-1]) or write_program(*args))
-
-    def kill_at_third(*args: Any) -> pa.Table:
-        numbers.append(len(args[2]))
-        if len(numbers) == 3:
-            raise KeyboardInterrupt
-        return detect_images(*args)
-
-    monkeypatch.setattr(detection_job, "detect_images", kill_at_third)
+    numbers = stages.kill_at_third_piece(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         stages.run_inference(folder)
     stages.run_inference(folder)
