@@ -7,6 +7,7 @@ pixels. So a batch has images of one shape class where possible, and still every
 import math
 import signal
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -335,8 +336,10 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
         finally:
             # torch offers no public way, and ends workers when the last reference is gone. The traceback of an error
             # keeps references: the garbage collector would free the queues first, and no worker would hear of the end.
+            # A worker that fails while it ends has nothing left to give: that error must not hide the one before it.
             if isinstance(batches, _MultiProcessingDataLoaderIter):
-                batches._shutdown_workers()
+                with suppress(RuntimeError):
+                    batches._shutdown_workers()
 
 
 def _ignore_signals(_worker: int) -> None:

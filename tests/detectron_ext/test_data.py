@@ -1,6 +1,10 @@
 """Views and batches: boxes follow the pixels, every image gets its turn, an iteration always sees the same."""
 
+import io
 import multiprocessing
+import os
+import sys
+import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
@@ -8,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from detectron_ext.augmentation import AugmentationConfig, Example, resize, strong_augment, weak_augment
@@ -164,6 +169,31 @@ def test_workers_end_when_the_loop_ends_early() -> None:
     with closing(make_batches().iterate(0, 5, num_workers=1)) as read_ahead:
         next(read_ahead)
         assert multiprocessing.active_children()
+    assert not multiprocessing.active_children()
+
+
+class BrokenStream(io.StringIO):
+    """A standard output whose flush fails: the last step of a process, which then ends with exit code 1."""
+
+    def flush(self) -> None:
+        raise OSError("the stream is broken")
+
+
+def fail_to_read(_uri: str) -> NDArray[np.uint8]:
+    """Fail, in a worker that fails again at its end; a child keeps the pipe open that would tell of a quiet end."""
+    sys.stdout = BrokenStream()
+    if not os.fork():
+        time.sleep(2)
+        os._exit(0)
+    raise RuntimeError("the image is gone")
+
+
+def test_a_worker_that_fails_at_its_end_does_not_hide_why_reading_failed() -> None:
+    batches = SemiSupervisedBatches(
+        [make_example(1)], [], fail_to_read, AUGMENTATION, batch_sizes=(1, 0), burn_in_iterations=5, seed=1
+    )
+    with pytest.raises(RuntimeError, match="the image is gone"):
+        list(batches.iterate(0, 5, num_workers=1))
     assert not multiprocessing.active_children()
 
 
