@@ -28,7 +28,8 @@ part of an accepted annotation was left out, or its annotator has changed it sin
 _MAX_ID_LENGTH = 100
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_REPR_LENGTH = 100
-_MAX_PROBLEM_LENGTH = 1000
+_MAX_REASON_LENGTH = 1200
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MAX_ANNOTATOR_LENGTH = 200
 _FIRST_YEAR = 1990
 _MAX_JSON_INT = 1 << 63
@@ -125,10 +126,17 @@ class ImplausibleAnnotation(InvalidAnnotation):
 
 
 def reject(kind: RejectionKind, batch: int, reason: str, raw: RawAnnotation) -> Rejection:
-    """Build a rejection; the annotation is converted to JSON values."""
+    """Build a rejection; the annotation is converted to JSON values.
+
+    The reason may quote what the annotation holds: it is cut to a length and written without control characters.
+    """
     raw_json = to_json_value(raw)
     item = f"image {str(raw_json.get('image_id'))[:_MAX_ID_LENGTH]}"
-    return Rejection(kind, batch, Quarantined(item=item, reason=reason), raw_json)
+    return Rejection(kind, batch, Quarantined(item=item, reason=_one_line(reason[:_MAX_REASON_LENGTH])), raw_json)
+
+
+def _one_line(text: str) -> str:
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], _utf8_text(text))
 
 
 def annotation_digest(batch: int, raw: Mapping[str, Any]) -> str:
@@ -167,7 +175,7 @@ def parse_annotation(raw: RawAnnotation, context: ValidationContext) -> tuple[La
     problem = raw.get("problem")
     if problem:  # the provider could not read it, or an annotator's own field has this name
         text = problem if isinstance(problem, str) else _repr(problem)
-        raise InvalidAnnotation(_utf8_text(text[:_MAX_PROBLEM_LENGTH]))
+        raise InvalidAnnotation(text)
     task = context.tasks.get(_image_id(raw))
     if task is None:
         raise InvalidAnnotation(f"image_id is {_repr(raw.get('image_id'))}, expected one of this batch")
@@ -248,9 +256,10 @@ def _check_size(size_px: Any, task: AnnotationTask) -> None:
     width_px, height_px = size_px
     if (width_px, height_px) == expected:
         return
+    found = f"{_repr(width_px)} x {_repr(height_px)} px"
     hint = " (was it labeled before the turn that its EXIF tag asks for?)" if expected == (height_px, width_px) else ""
     raise InvalidAnnotation(
-        f"the size of the labeled image is {width_px} x {height_px} px, expected {expected[0]} x {expected[1]} px{hint}"
+        f"the size of the labeled image is {found}, expected {expected[0]} x {expected[1]} px{hint}"
     )
 
 

@@ -6,6 +6,7 @@
 import io
 import json
 import os
+import unicodedata
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ keys = st.sampled_from([
 @example(changes={"problem": "\ud800x"}, dropped=set())
 @example(changes={"problem": "9" * 5000}, dropped=set())
 @example(changes={"problem": 10**4999}, dropped=set())
+@example(changes={"problem": "a\x1b[2Jb\nc"}, dropped=set())
+@example(changes={"image_size_px": [None, "9" * 5000]}, dropped=set())
+@example(changes={"image_size_px": ["\ud800x", 10**4999]}, dropped=set())
 def test_an_answer_is_taken_or_refused_beside_a_good_one(changes: dict[str, Any], dropped: set[str]) -> None:
     raw = {key: value for key, value in make_annotation(**changes).items() if key not in dropped}
     good = make_annotation(image_id="b" * 16, annotator="somebody else")
@@ -62,6 +66,7 @@ def test_an_answer_is_taken_or_refused_beside_a_good_one(changes: dict[str, Any]
         json.dumps(rejection.raw_annotation, allow_nan=False).encode()
         rejection.quarantined.reason.encode()
         assert len(rejection.quarantined.reason) < 2000
+        assert not any(unicodedata.category(character) == "Cc" for character in rejection.quarantined.reason)
     json.dumps(to_json_value(raw), allow_nan=False).encode()
     assert annotation_digest(3, raw) == annotation_digest(3, raw)
 
