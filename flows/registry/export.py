@@ -111,9 +111,6 @@ def _write(
     prune_frac: float,
 ) -> None:
     params = _params_of_round(workspace, snapshot)
-    if params.model.tile_side_px:
-        side_px = params.model.tile_side_px
-        raise UserError(snapshot.tag, f"model.tile_side_px is {side_px}, expected 0: an export does not cut pictures")
     weights = snapshot.cached_path("derived/train/teacher.pth")
     metrics = json.loads(snapshot.read_blob("derived/evaluate/metrics.json"))
     request = ExportRequest(

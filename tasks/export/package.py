@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 import tasks
 from detectron_ext.meta_arch import PerImageRCNN
-from tasks.data.image_decoding import open_rgb
 from tasks.data.images import ImageSource
+from tasks.export.calibration import calibration_inputs
 from tasks.export.measure import MATCHED_IOU, Accuracy, Speed, measure_accuracy, measure_speed, original_detector
 from tasks.export.network import NETWORK_FILES, write_network
 from tasks.export.packages import RUNTIME_PACKAGES, Format, Precision, require_packages
 from tasks.export.prune import PrunedDetector
-from tasks.export.runtime import METADATA_FILE, ExportedDetector, resize
+from tasks.export.runtime import METADATA_FILE, ExportedDetector
+from tasks.model.detector import tile_config
 from tasks.params import StageParams
 from tasks.params.promotion import ExportParams
 from tasks.runtime.errors import UserError
@@ -30,13 +29,15 @@ from tasks.storage import files
 
 PROGRAM = "detect.pyz"
 _PROGRAM_SOURCES = (
-    "__init__.py",
-    "data/__init__.py",
-    "data/image_decoding.py",
-    "export/__init__.py",
-    "export/runtime.py",
+    "detectron_ext/__init__.py",
+    "detectron_ext/tile_windows.py",
+    "tasks/__init__.py",
+    "tasks/data/__init__.py",
+    "tasks/data/image_decoding.py",
+    "tasks/export/__init__.py",
+    "tasks/export/runtime.py",
 )
-"""Relative to the package ``tasks``."""
+"""Relative to the folder that holds our packages."""
 _PROGRAM_MAIN = "from tasks.export.runtime import main\n\nmain()\n"
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 """The same in every program, so that the same sources give the same bytes."""
@@ -127,28 +128,18 @@ def file_digests(folder: Path) -> dict[str, str]:
 def _write_network(request: ExportRequest, images: ExportImages, folder: Path) -> None:
     calibration = None
     if request.precision == "int8":
-        calibration = _calibration_images(request, images)
+        limit = request.limits.calibration_images
+        calibration = calibration_inputs(
+            images.root, images.calibration, request.params.model, limit, without_int8="export fp32"
+        )
     model = request.model if request.pruned is None else request.pruned.model
     write_network(model, folder, request.export_format, calibration)
 
 
-def _calibration_images(request: ExportRequest, images: ExportImages) -> list[NDArray[np.uint8]]:
-    rows = images.calibration.select(["image_id", "uri"]).to_pylist()[: request.limits.calibration_images]
-    if not rows:
-        fix = "Import some: gleaner init --calibration-images N. Or export fp32."
-        raise UserError("data/calibration.parquet", "the number of images is 0, expected some for int8", fix)
-    source, model = ImageSource(images.root), request.params.model
-
-    def read(path: Path) -> NDArray[np.uint8]:
-        return resize(np.asarray(open_rgb(path)), model.short_side_px, model.long_side_px)
-
-    return [source.open(row["uri"], row["image_id"], read) for row in rows]
-
-
 def _write_program(path: Path) -> None:
     """Write the program as one file that Python runs and can import from."""
-    package = Path(tasks.__file__).parent
-    contents = {f"tasks/{name}": (package / name).read_bytes() for name in _PROGRAM_SOURCES}
+    packages = Path(tasks.__file__).parents[1]
+    contents = {name: (packages / name).read_bytes() for name in _PROGRAM_SOURCES}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in {**contents, "__main__.py": _PROGRAM_MAIN.encode()}.items():
             archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), content)
@@ -195,12 +186,15 @@ def _metadata(request: ExportRequest, images: ExportImages, measured: Measured |
         "format": request.export_format,
         "precision": request.precision,
         "network": NETWORK_FILES[request.export_format][0],
-        "input": "image: RGB uint8 (height, width, 3), resized to short_side_px within long_side_px",
+        "input": "image, or a tile of one larger than tiles.side_px: RGB uint8 (height, width, 3), resized to "
+        "short_side_px within long_side_px",
         "outputs": "boxes_xyxy (N, 4) in pixels of the input, scores (N), class_ids (N), "
         "class_probs (N, K+1) with background last",
         "classes": list(request.params.classes),
         "short_side_px": model.short_side_px,
         "long_side_px": model.long_side_px,
+        "tiles": asdict(tile_config(model)),
+        "nms_iou_threshold": model.nms_iou_threshold,
         "score_threshold": request.params.preannotation.score_threshold,
         "operating_points": dict(request.operating_points),
         "calibration_images": used,

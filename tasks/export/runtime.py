@@ -1,7 +1,7 @@
 """Detect objects with an exported detector: ``python detect.pyz IMAGE...`` in the folder of the export.
 
-Needs NumPy, Pillow and the runtime of the export's format, onnxruntime or OpenVINO. This file and
-``image_decoding.py`` are all of Gleaner that ``detect.pyz`` holds.
+Needs NumPy, Pillow and the runtime of the export's format, onnxruntime or OpenVINO. This file,
+``image_decoding.py`` and ``tile_windows.py`` are all of Gleaner that ``detect.pyz`` holds.
 
 Shape shorthand: N detections of one image, K foreground classes.
 """
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from detectron_ext.tile_windows import TileConfig, Window, merge_boxes, tile_windows
 from tasks.data.image_decoding import ImageProblem, open_rgb
 
 METADATA_FILE = "metadata.json"
@@ -40,6 +41,10 @@ class FoundObjects:
     """(N,) of ``ExportedDetector.classes``."""
     class_probs: NDArray[np.float32]
     """(N, K+1) posteriors, background last."""
+
+    def rows(self, kept: NDArray[np.int64]) -> "FoundObjects":
+        """Return some of the detections, by their numbers."""
+        return FoundObjects(self.boxes_xyxy_px[kept], self.scores[kept], self.class_ids[kept], self.class_probs[kept])
 
 
 class ExportedDetector:
@@ -73,14 +78,30 @@ class ExportedDetector:
             ImageProblem: it has too many pixels, or a pixel mode without a rule.
         """
         pixels = image if isinstance(image, np.ndarray) else _decode(image)
+        windows = tile_windows(pixels.shape[0], pixels.shape[1], TileConfig(**self.metadata["tiles"]))
+        found = self._detect_by_tiles(pixels, windows) if windows else self._detect_part(pixels)
+        least = self.metadata["score_threshold"] if min_score is None else min_score
+        return found.rows(np.flatnonzero(found.scores >= least))
+
+    def _detect_part(self, pixels: NDArray[np.uint8]) -> FoundObjects:
+        """Detect on one part, which is resized as a whole; every score."""
         height_px, width_px = pixels.shape[:2]
         resized = resize(pixels, self.metadata["short_side_px"], self.metadata["long_side_px"])
         boxes, scores, class_ids, class_probs = self._run(resized)
         scale = np.array([width_px / resized.shape[1], height_px / resized.shape[0]] * 2, dtype=np.float32)
         boxes_N4 = np.clip(boxes * scale, 0, np.array([width_px, height_px] * 2, dtype=np.float32))
-        is_kept = (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(axis=1)
-        is_kept &= scores >= (self.metadata["score_threshold"] if min_score is None else min_score)
-        return FoundObjects(boxes_N4[is_kept], scores[is_kept], class_ids[is_kept], class_probs[is_kept])
+        has_area = np.flatnonzero((boxes_N4[:, 2:] > boxes_N4[:, :2]).all(axis=1))
+        return FoundObjects(boxes_N4, scores, class_ids, class_probs).rows(has_area)
+
+    def _detect_by_tiles(self, pixels: NDArray[np.uint8], windows: Sequence[Window]) -> FoundObjects:
+        found = [self._detect_part(np.ascontiguousarray(window.cut(pixels))) for window in windows]
+        scores, class_ids, class_probs = (
+            np.concatenate([getattr(part, name) for part in found]) for name in ("scores", "class_ids", "class_probs")
+        )
+        boxes_by_part = [part.boxes_xyxy_px for part in found]
+        size_px, threshold = (pixels.shape[0], pixels.shape[1]), self.metadata["nms_iou_threshold"]
+        boxes, kept = merge_boxes(boxes_by_part, scores, class_ids, windows, size_px, threshold)
+        return FoundObjects(boxes, scores, class_ids, class_probs).rows(kept)
 
 
 def resize(pixels: NDArray[np.uint8], short_side_px: int, long_side_px: int) -> NDArray[np.uint8]:

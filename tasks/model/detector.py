@@ -23,7 +23,8 @@ from detectron_ext.inference import Detections, PreparedImage, prepare_image
 from detectron_ext.inference import detect as detect_prepared
 from detectron_ext.losses import CROWD_LABEL
 from detectron_ext.meta_arch import LoadReport, PerImageRCNN, build_detector, load_pretrained, load_weights
-from detectron_ext.tiles import TileConfig, Window, detect_windows, tile_windows
+from detectron_ext.tile_windows import TileConfig, Window, tile_windows
+from detectron_ext.tiles import detect_windows
 from tasks.data.image_decoding import open_rgb
 from tasks.data.images import ImageSource, captured_hour
 from tasks.data.paths import resolve_uri

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from detectron_ext.augmentation import Example
 from detectron_ext.inference import Detections
 from detectron_ext.losses import CROWD_LABEL
-from detectron_ext.tiles import TileConfig, Window, detect_windows, merge, random_tile, tile_windows, tile_with_object
+from detectron_ext.tile_windows import TileConfig, Window, tile_windows
+from detectron_ext.tiles import detect_windows, merge, random_tile, tile_with_object
 
 SIZE = (100, 160)
 LEFT, RIGHT = Window(0, 0, 100, 100), Window(60, 0, 160, 100)

@@ -12,21 +12,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 import tasks.export
 from detectron_ext.augmentation import Pixels
 from detectron_ext.compiled_detector import CompiledDetector
 from detectron_ext.export import write_onnx
-from detectron_ext.inference import Detections, prepare_image
+from detectron_ext.inference import Detections
 from detectron_ext.meta_arch import PerImageRCNN
-from detectron_ext.tiles import tile_windows
 from detectron_ext.uncertainty_metrics import pairwise_iou
+from tasks.export.calibration import calibration_inputs
 from tasks.export.network import quantize_network
 from tasks.export.packages import Format, installed_versions, needed_packages, require_packages
 from tasks.export.quantize import NETWORK
 from tasks.export.runtime import load_network
-from tasks.model.detector import ImageReader, default_device, detect_all, resize_config, tile_config
+from tasks.model.detector import ImageReader, default_device, detect_all
 from tasks.params import StageParams
 from tasks.params.stages import InferParams
 from tasks.runtime.errors import UserError
@@ -37,7 +36,7 @@ COMPARED_IMAGES = 4
 """Images on which a new program is compared with torch, before it is rounded to int8."""
 _MATCHED_IOU = 0.99
 _MIN_MATCHED_FRAC = 0.9
-_EXPORT_MODULES = ("network.py", "packages.py", "quantize.py", "runtime.py")
+_EXPORT_MODULES = ("calibration.py", "network.py", "packages.py", "quantize.py", "runtime.py")
 
 
 def require_backend(params: InferParams) -> None:
@@ -93,7 +92,11 @@ def write_program(
         compared = _read(root, images.slice(0, COMPARED_IMAGES))
         _require_same_boxes(detector, load_program(network, infer), compared, params)
         if infer.backend_precision == "int8":
-            network = quantize_network(network, _calibration_inputs(params, root, calibration))
+            inputs = calibration_inputs(
+                root, calibration, params.model, infer.backend_calibration_images,
+                without_int8="set infer.backend_precision to fp32",
+            )  # fmt: skip
+            network = quantize_network(network, inputs)
         files.write_bytes(target, network.read_bytes())
 
 
@@ -149,17 +152,3 @@ def _matched_frac(pairs: Iterable[tuple[Detections, Detections]]) -> float:
         is_class = one.class_ids[:, None] == other.class_ids[None]
         best += (pairwise_iou(one.boxes_xyxy, other.boxes_xyxy) * is_class).max(axis=1, initial=0.0).tolist()
     return float(np.mean(np.array(best) >= _MATCHED_IOU)) if best else 1.0
-
-
-def _calibration_inputs(params: StageParams, root: Path, calibration: pa.Table) -> list[NDArray[np.uint8]]:
-    """Return what the network sees of calibration images: the images, or the tiles of large ones; (H, W, 3) each."""
-    limit, inputs = params.infer.backend_calibration_images, list[NDArray[np.uint8]]()
-    for pixels in _read(root, calibration.slice(0, limit)):
-        windows = tile_windows(pixels.shape[0], pixels.shape[1], tile_config(params.model))
-        parts = [window.cut(pixels) for window in windows] or [pixels]
-        prepared = [prepare_image(part, resize_config(params.model)).model_input["image"] for part in parts]
-        inputs += [image.permute(1, 2, 0).numpy() for image in prepared]
-    if not inputs:
-        fix = "Import some: gleaner init --calibration-images N. Or set infer.backend_precision to fp32."
-        raise UserError("data/calibration.parquet", "the number of images is 0, expected some for int8", fix)
-    return inputs[:limit]

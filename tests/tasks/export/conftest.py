@@ -11,12 +11,7 @@ from PIL import Image
 from tasks.data.schemas import ANNOTATED
 from tasks.export.package import ExportImages, write_export
 from tasks.model.detector import new_detector
-from tasks.params import StageParams, load_params
-from tests.tasks.export.exports import Exported
-
-REPOSITORY = Path(__file__).parents[3]
-CLASSES = ["square", "disk"]
-SECTIONS = ("seed", "classes", "model", "train", "augmentation", "ssl", "evaluate", "preannotation", "export")
+from tests.tasks.export.exports import CLASSES, Exported, small_params
 
 
 def _rows(root: Path, names: list[str]) -> pa.Table:
@@ -37,18 +32,14 @@ def _rows(root: Path, names: list[str]) -> pa.Table:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Real exports in fp32; nobody changes them."""
     root = tmp_path_factory.mktemp("exports")
-    params = load_params(REPOSITORY / "params.yaml")
-    small = {"fpn_channels": 32, "short_side_px": 64, "long_side_px": 96, "pretrained_weights": "none"}
-    params = params.model_copy(
-        update={"classes": CLASSES, "model": params.model.model_copy(update=small)},
-    )
+    params = small_params()
     torch.manual_seed(0)
     model = new_detector(params.model, len(CLASSES), 1.5, root, "cpu").eval()
     with torch.no_grad():  # spread scores: the order of detections must not hang on rounding
         model.roi_heads.box_predictor.cls_score.weight.mul_(30)
     val, calibration = _rows(root, ["val0", "val1", "val2"]), _rows(root, ["calibration0", "calibration1"])
     images = ExportImages(root, calibration, val)
-    whole = Exported(model, StageParams(params, SECTIONS), images, [root / uri for uri in val["uri"].to_pylist()], root)
+    whole = Exported(model, params, images, [root / uri for uri in val["uri"].to_pylist()], root)
     for export_format in ("onnx", "openvino"):
         write_export(whole.request(export_format, "fp32"), images, whole.folder(export_format))
     return whole

@@ -6,9 +6,20 @@ from pathlib import Path
 from detectron_ext.meta_arch import PerImageRCNN
 from tasks.export.package import ExportImages, ExportRequest
 from tasks.export.packages import Format
-from tasks.params import StageParams
+from tasks.params import StageParams, load_params
 
+REPOSITORY = Path(__file__).parents[3]
+CLASSES = ["square", "disk"]
+SECTIONS = ("seed", "classes", "model", "train", "augmentation", "ssl", "evaluate", "preannotation", "export")
 LINEAGE = {"model": "tiny-1234", "version": 3, "tag": "round-0002", "teacher_sha256": "ab" * 32}
+
+
+def small_params(**changes: object) -> StageParams:
+    """Parameters of a network that is quick to run; ``changes`` are of section model."""
+    params = load_params(REPOSITORY / "params.yaml")
+    small = {"fpn_channels": 32, "short_side_px": 64, "long_side_px": 96, "pretrained_weights": "none", **changes}
+    sections = {"classes": CLASSES, "model": params.model.model_copy(update=small)}
+    return StageParams(params.model_copy(update=sections), SECTIONS)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 
 from detectron_ext.data import StepBatch
 from detectron_ext.trainer import StepLog, TeacherStudentTrainer
+from tasks.data.image_decoding import open_rgb
 from tasks.data.schemas import UNLABELED
 from tasks.export import package
 from tasks.export.measure import Accuracy
@@ -83,7 +84,7 @@ def test_a_pruned_export_is_smaller_and_says_what_was_removed_and_trained(
     detector = ExportedDetector(tmp_path / "export", 1)
     for path in exported.val_paths:
         found = detector.detect(path, 0.0)
-        pixels = np.asarray(package.open_rgb(path))
+        pixels = np.asarray(open_rgb(path))
         [expected] = detect(pruned.model, [pixels], exported.params.model, mixed_precision=False)
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
 

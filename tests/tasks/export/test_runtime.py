@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from PIL import Image
 from detectron_ext.augmentation import AugmentationConfig
 from detectron_ext.augmentation import resize as resize_for_training
 from tasks.export.measure import measure_speed
-from tasks.export.package import PROGRAM, file_digests
+from tasks.export.package import PROGRAM, file_digests, write_export
 from tasks.export.packages import Format
 from tasks.export.runtime import ExportedDetector, resize
 from tasks.model.detector import detect
-from tests.tasks.export.exports import Exported
+from tests.tasks.export.exports import Exported, small_params
 
 pytestmark = pytest.mark.integration
-BLOCKED = ("torch", "torchvision", "detectron2", "detectron_ext", "flows", "pyarrow", "mlflow", "pydantic")
+BLOCKED = ("torch", "torchvision", "detectron2", "flows", "pyarrow", "mlflow", "pydantic")
 _RUN_BLOCKED = f"""
 import runpy, sys
 
@@ -88,6 +89,24 @@ def test_the_program_finds_what_the_detector_finds(exported: Exported, export_fo
         assert found["score"] == pytest.approx(float(score), abs=1e-3)
         assert found["class"] == exported.params.classes[class_id]
         assert sum(found["posteriors"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_large_picture_is_detected_by_the_tiles_of_the_campaign(exported: Exported, tmp_path: Path) -> None:
+    """All 300 px of it at once are reduced to a third; the program reads how to cut it from the metadata."""
+    pixels = np.random.default_rng(8).integers(0, 256, (210, 300, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    tiled = replace(exported, params=small_params(tile_side_px=96, tile_overlap_frac=0.25))
+    write_export(tiled.request("onnx", "fp32"), exported.images, tmp_path / "tiled")
+
+    done = run_program(tmp_path / "tiled", "--min-score", "0.05", str(tmp_path / "large.png"))
+    assert done.returncode == 0, done.stderr
+    objects = json.loads(done.stdout)["objects"]
+    [expected] = detect(exported.model, [pixels], tiled.params.model, mixed_precision=False)
+    expected = expected.filter_by_score(0.05)
+    [whole] = detect(exported.model, [pixels], exported.params.model, mixed_precision=False)
+    assert len(objects) == len(expected.scores) > len(whole.filter_by_score(0.05).scores) > 0
+    np.testing.assert_allclose([found["box_xyxy_px"] for found in objects], expected.boxes_xyxy, atol=0.05)
+    np.testing.assert_allclose([found["score"] for found in objects], expected.scores, atol=1e-3)
 
 
 def test_an_unreadable_image_is_named_and_the_others_are_done(exported: Exported, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from detectron_ext.inference import Detections
 from detectron_ext.meta_arch import PerImageRCNN
-from detectron_ext.tiles import TileConfig, merge, tile_windows
+from detectron_ext.tile_windows import TileConfig, tile_windows
+from detectron_ext.tiles import merge
 from tasks.model.detector import detect, detect_all, new_detector
 from tests.tasks.model.test_detector import model_params
 
