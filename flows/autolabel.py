@@ -77,7 +77,7 @@ def detections_of(workspace: Workspace, params: Params, found: FoundModel, on_li
     if list(raw_params["classes"]) != list(params.classes):
         problem = f"the classes of {found.snapshot.tag} are {raw_params['classes']}, expected {list(params.classes)}"
         raise UserError("MODEL", problem, "Name a model that was trained on today's classes: --model @candidate")
-    document = yaml.safe_load(workspace.params.read_text(encoding="utf-8")) | {"model": raw_params["model"]}
+    document = files.parse_yaml(workspace.params.read_text(encoding="utf-8")) | {"model": raw_params["model"]}
     validate_params(document, f"params.yaml of {found.snapshot.tag}")
     assembled = workspace.derived("assemble")
     tables = [files.sha256_file(assembled / f"{name}.parquet") for name in ("unlabeled", "calibration", "labeled")]

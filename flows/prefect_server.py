@@ -85,6 +85,7 @@ def _start(log: Path) -> tuple[subprocess.Popen[bytes], int]:
                 "PREFECT__SERVER_EPHEMERAL": "1",
                 "PREFECT__SERVER_FINAL": "1",
                 "PREFECT_UI_ENABLED": "0",
+                "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",  # a second of its start, and no flow uses one
             },
         )
         return server, listening.getsockname()[1]

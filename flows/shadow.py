@@ -156,7 +156,9 @@ def _compare(
     on_line: Callable[[str], None],
 ) -> Comparison:
     pool = read_pool(detections_of(workspace, params, champion, on_line))
-    document = yaml.safe_load(workspace.params.read_text("utf-8")) | {"model": champion.snapshot.raw_params()["model"]}
+    document = files.parse_yaml(workspace.params.read_text("utf-8")) | {
+        "model": champion.snapshot.raw_params()["model"]
+    }
     validate_params(document, f"params.yaml of {champion.snapshot.tag}")
     image_ids = sorted(stream.names)
     key = files.sha256_json(

@@ -93,7 +93,7 @@ def check_classes(context: CheckContext) -> Finding:
 
 def _missing_keys(content: dict[str, Any]) -> list[str]:
     """List the keys of the shipped params.yaml that the campaign's lacks, one line of YAML each."""
-    shipped: dict[str, Any] = yaml.safe_load(packaged_file("params.yaml").read_text(encoding="utf-8"))
+    shipped: dict[str, Any] = files.parse_yaml(packaged_file("params.yaml").read_text(encoding="utf-8"))
     lines = []
     for section, values in shipped.items():
         if section not in content:
@@ -115,7 +115,7 @@ def _classes_of_last_round(context: CheckContext) -> list[str] | None:
     if number < 0:
         return None
     text = git.run_git(context.workspace.root, "show", f"{git.round_tag(number)}:params.yaml")
-    classes: list[str] = yaml.safe_load(text)["classes"]
+    classes: list[str] = files.parse_yaml(text)["classes"]
     return classes
 
 

@@ -43,7 +43,7 @@ class CheckContext:
     def raw_params(self) -> dict[str, Any]:
         """Return params.yaml without validation; empty if it is not YAML."""
         try:
-            content = yaml.safe_load(self.workspace.params.read_text(encoding="utf-8"))
+            content = files.parse_yaml(self.workspace.params.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             return {}
         return content if isinstance(content, dict) else {}

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from flows.annotation.batches import MANIFEST
 from flows.tracking.mlflow_run import CANDIDATE, CHAMPION
@@ -129,7 +128,7 @@ class RoundSnapshot:
 
     def raw_params(self) -> dict[str, Any]:
         """Read the round's params.yaml without validation: this version of Gleaner may have other parameters."""
-        content: dict[str, Any] = yaml.safe_load(self.read_blob("params.yaml"))
+        content: dict[str, Any] = files.parse_yaml(self.read_blob("params.yaml"))
         return content
 
     def classes(self) -> list[str]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import yaml
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
@@ -29,6 +28,7 @@ from flows.tracking.mlflow_run import (
     find_or_create_experiment,
     silence_mlflow,
     use_tracking_uri,
+    without_requirement_check,
 )
 from flows.workspace import git
 from flows.workspace.export_log import ExportRecord, append_export, read_exports
@@ -150,7 +150,7 @@ def _prune(
 def _params_of_round(workspace: Workspace, snapshot: RoundSnapshot) -> StageParams:
     """Combine the round's detector with today's limits: the round may be older than a parameter."""
     content: Any = read_params_file(workspace.params)
-    of_round = yaml.safe_load(snapshot.read_blob("params.yaml"))
+    of_round = files.parse_yaml(snapshot.read_blob("params.yaml"))
     sections = {name: {**content[name], **of_round[name]} for name in _SECTIONS_OF_ROUND if name != "classes"}
     merged = {**content, **sections, "classes": of_round["classes"]}
     return StageParams(validate_params(merged, workspace.params), tuple({*_SECTIONS_OF_ROUND, *SECTIONS}))
@@ -245,13 +245,14 @@ def _register_version(
     run_name = f"{name} of {snapshot.tag}"
     with mlflow.start_run(experiment_id=experiment_id, run_name=run_name, tags={**tags, OWNER_TAG: owner.owner_id}):
         mlflow.log_metrics({f"export/{metric}": float(value) for metric, value in accuracy.items()})
-        logged = mlflow.pyfunc.log_model(
-            name="export",
-            python_model=str(Path(tasks.__file__).parent / "export" / "pyfunc_model.py"),
-            artifacts={"export": str(target)},
-            pip_requirements=(target / "requirements.txt").read_text("utf-8").split(),
-            tags={EXPORT_KEY_TAG: key},
-        )
+        with without_requirement_check():
+            logged = mlflow.pyfunc.log_model(
+                name="export",
+                python_model=str(Path(tasks.__file__).parent / "export" / "pyfunc_model.py"),
+                artifacts={"export": str(target)},
+                pip_requirements=(target / "requirements.txt").read_text("utf-8").split(),
+                tags={EXPORT_KEY_TAG: key},
+            )
         with redirect_stderr(io.StringIO()):  # MLflow prints its progress to stderr
             mlflow.register_model(f"models:/{logged.model_id}", name, tags=tags)
     claim_model(client, name, owner)

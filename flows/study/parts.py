@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flows.runtime.subprocess import run_streaming
 from flows.study.workspaces import FULL_LABELS, Study
 from flows.workspace.dvc import dvc_env
@@ -179,7 +177,7 @@ def _repeated_training(
     if not result.is_file():
         copy = Workspace(study.out / "trainings" / f"{_training_key(ledger)}-{repeat}")
         _link_training_inputs(workspace, copy, repeat)
-        stages = yaml.safe_load(workspace.dvc_yaml.read_text("utf-8"))["stages"]
+        stages = files.parse_yaml(workspace.dvc_yaml.read_text("utf-8"))["stages"]
         for stage in ("train", "evaluate"):
             run_command(copy.root, [sys.executable, *stages[stage]["cmd"].split()[1:]])  # python -m tasks train
         files.write_json(result, measure_training(copy, classes))

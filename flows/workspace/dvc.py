@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import tasks
 from flows.runtime.subprocess import run_streaming
 from flows.workspace import git
@@ -137,7 +135,7 @@ def locked_stages(workspace: Workspace) -> Mapping[str, Any]:
     path = workspace.root / "dvc.lock"
     if not path.is_file():
         return {}
-    content: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    content: Mapping[str, Any] = files.parse_yaml(path.read_text(encoding="utf-8"))["stages"]
     return content
 
 
@@ -166,7 +164,7 @@ def packaged_file(name: str) -> Path:
 
 def packaged_stages() -> dict[str, Any]:
     """Return ``stages`` of the repository's dvc.yaml, in order."""
-    stages: dict[str, Any] = yaml.safe_load(packaged_file("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages: dict[str, Any] = files.parse_yaml(packaged_file("dvc.yaml").read_text(encoding="utf-8"))["stages"]
     return stages
 
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from dvc.config import NoRemoteError
 from dvc.repo import Repo
 from dvc_data.hashfile.db import get_index
@@ -32,6 +31,7 @@ from flows.workspace.git import list_paths, read_blob
 from flows.workspace.trust import TRUST_HINT, harmful_settings, is_trusted
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
+from tasks.storage import files
 
 _FOLDER_SUFFIX = ".dir"
 _WORKTREE = ""
@@ -253,9 +253,9 @@ def _pointer_md5s(workspace: Workspace, revision: str) -> dict[str, str]:
         lock = read_blob(root, revision, "dvc.lock") or b""
     found: dict[str, str] = {}
     for parent, text in texts:
-        for out in (yaml.safe_load(text) or {}).get("outs", ()):
+        for out in (files.parse_yaml(text) or {}).get("outs", ()):
             found[(parent / out["path"]).as_posix()] = out["md5"]
-    stages: Mapping[str, Any] = (yaml.safe_load(lock) or {}).get("stages", {})
+    stages: Mapping[str, Any] = (files.parse_yaml(lock) or {}).get("stages", {})
     for entry in stages.values():
         for item in (*entry.get("deps", ()), *entry.get("outs", ())):
             found[item["path"]] = item["md5"]

@@ -22,6 +22,7 @@ from flows.workspace import git
 from flows.workspace.lock import Lock, LockOwner, acquire, write_owner
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
+from tasks.storage import files
 
 WORKSPACE_ENV = "GLEANER_WORKSPACE_OF_PROCESS"
 """Environment variable of every process that a run starts: the folder of its campaign."""
@@ -153,7 +154,7 @@ def _restore_corrupt_lock_file(root: Path) -> None:
 
 def _is_valid_lock_file(path: Path) -> bool:
     try:
-        stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+        stages: dict[str, Any] = files.parse_yaml(path.read_text(encoding="utf-8"))["stages"]
         items = [item for entry in stages.values() for kind in ("deps", "outs") for item in entry.get(kind, ())]
         return all({"cmd", "outs"} <= set(entry) for entry in stages.values()) and all(
             {"path", "md5"} <= set(item) for item in items

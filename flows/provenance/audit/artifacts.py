@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
 
 from flows.provenance.audit import AuditScope, Check, count_rounds, make_check
 from flows.provenance.audit.records import stage_record_findings
@@ -180,7 +179,7 @@ def _params_and_code_findings(snapshot: RoundSnapshot) -> Iterator[str]:
     actual = hashlib.sha256(snapshot.read_blob("params.yaml")).hexdigest()
     if actual != recorded:
         yield f"params.yaml at {snapshot.tag}: SHA-256 is {actual}, expected {recorded}"
-    code_versions = yaml.safe_load(snapshot.read_blob("code_versions.json"))
+    code_versions = files.parse_yaml(snapshot.read_blob("code_versions.json"))
     if code_versions != snapshot.ledger["code"]:
         yield f"code_versions.json at {snapshot.tag}: digests are {code_versions}, expected {snapshot.ledger['code']}"
 
@@ -214,10 +213,10 @@ def _head_md5s(scope: AuditScope) -> dict[str, str]:
     pointers = [path for path in list_paths(root, "HEAD", "data") if path.endswith(".dvc")]
     current: dict[str, str] = {}
     for pointer in pointers:
-        out = yaml.safe_load(read_blob(root, "HEAD", pointer) or b"outs: []")["outs"][0]
+        out = files.parse_yaml(read_blob(root, "HEAD", pointer) or b"outs: []")["outs"][0]
         current[(Path(pointer).parent / out["path"]).as_posix()] = out["md5"]
     if not scope.is_deriving:
-        stages = yaml.safe_load(read_blob(root, "HEAD", "dvc.lock") or b"stages: {}")["stages"]
+        stages = files.parse_yaml(read_blob(root, "HEAD", "dvc.lock") or b"stages: {}")["stages"]
         current |= {out["path"]: out["md5"] for entry in stages.values() for out in entry.get("outs", ())}
     return current
 
@@ -350,7 +349,7 @@ def _recompute_findings(snapshot: RoundSnapshot) -> list[str]:
 
 def _link_inputs(snapshot: RoundSnapshot, folder: Path) -> str:
     """Link the inputs of evaluate into ``folder`` and return the stage's command."""
-    stage = yaml.safe_load(snapshot.read_blob("dvc.yaml"))["stages"]["evaluate"]
+    stage = files.parse_yaml(snapshot.read_blob("dvc.yaml"))["stages"]["evaluate"]
     files.write_bytes(folder / "params.yaml", snapshot.read_blob("params.yaml"))
     files.write_bytes(folder / "code_versions.json", snapshot.read_blob("code_versions.json"))
     for path in _evaluation_inputs(snapshot):

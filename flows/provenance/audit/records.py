@@ -199,7 +199,7 @@ def stage_record_findings(snapshot: RoundSnapshot) -> Iterator[str]:
         MissingDataError: git has no dvc.lock there.
     """
     name, ledger = snapshot.tag, snapshot.ledger
-    locked: dict[str, Any] = yaml.safe_load(snapshot.read_blob("dvc.lock"))["stages"]
+    locked: dict[str, Any] = files.parse_yaml(snapshot.read_blob("dvc.lock"))["stages"]
     fingerprint = files.sha256_json(locked)
     if fingerprint != ledger["derivation_sha256"]:
         yield f"dvc.lock at {name}: fingerprint is {fingerprint}, expected {ledger['derivation_sha256']}"
@@ -274,7 +274,7 @@ def _is_same_value(one: str, other: str) -> bool:
     if one == other:
         return True
     try:
-        return bool(yaml.safe_load(one) == yaml.safe_load(other))
+        return bool(files.parse_yaml(one) == files.parse_yaml(other))
     except yaml.YAMLError:
         return False
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
-import yaml
 from pydantic import ValidationError
 
 from flows.provenance.audit import AuditScope, Check, make_check
@@ -103,7 +102,7 @@ def _audit_params(workspace: Workspace) -> AuditParams:
     The other sections are not read, so that their state cannot prevent an audit.
     """
     committed = read_blob(workspace.root, "HEAD", "params.yaml")  # None where git's own copy is damaged
-    content = yaml.safe_load(workspace.params.read_bytes() if committed is None else committed) or {}
+    content = files.parse_yaml(workspace.params.read_bytes() if committed is None else committed) or {}
     try:
         return AuditParams.model_validate(content.get("audit", {}))
     except ValidationError as error:
