@@ -3,6 +3,7 @@
 The command line opens a run with ``flows.run_context.prepared_run``, starts the flow, and shows what it logs.
 """
 
+import gc
 import importlib
 import os
 from collections import Counter
@@ -83,15 +84,26 @@ def _run_flow(folder: Path, start_flow: Callable[[Path], object]) -> None:
     with prepared_run(folder) as workspace:
         from flows.prefect_server import ensure_prefect_api
 
-        # The import takes seconds of one core, as the server's start does; it also sets up Prefect's logging, which
-        # `live_progress` changes.
-        ensure_prefect_api(workspace.root, meanwhile=lambda: importlib.import_module("flows.nightly"))
+        ensure_prefect_api(workspace.root, meanwhile=_import_flow)
         from flows.monitoring.progress import live_progress
         from flows.runtime.retries import translate_service_errors
 
         with live_progress(_out, lambda _: _print_rounds(workspace)), translate_service_errors("Prefect"):
             start_flow(workspace.root)
     _print_locations(workspace)
+
+
+def _import_flow() -> None:
+    """Import Prefect, MLflow and the flow, which takes seconds of a core, as the server's start does.
+
+    It also sets up Prefect's logging, which `live_progress` changes. Without the garbage collector, which would search
+    through the libraries again and again, it takes a fifth less.
+    """
+    gc.disable()
+    try:
+        importlib.import_module("flows.nightly")
+    finally:
+        gc.enable()
 
 
 def _run_rounds(root: Path, rounds: int) -> None:

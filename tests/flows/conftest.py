@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Prefect reads these when it is imported. Without the two services there are no 503s under parallel writes;
@@ -16,6 +16,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import pytest
+from filelock import FileLock
 
 from tasks.data.paths import Workspace
 from tests.flows.small_campaign import make_small_campaign
@@ -47,6 +48,16 @@ def prefect_test_server(isolated_git_config: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def shared_prefect_server(prefect_test_server: None) -> dict[str, str]:
+    """The environment of commands that need no server of their own, whose start takes 12 s of a core."""
+    from prefect.settings import PREFECT_API_URL
+
+    api_url = PREFECT_API_URL.value()
+    assert api_url is not None
+    return {"PREFECT_API_URL": api_url}
+
+
+@pytest.fixture(scope="session")
 def small_campaign_template(tmp_path_factory: pytest.TempPathFactory, isolated_git_config: None) -> Workspace:
     """A new campaign nobody touches."""
     return make_small_campaign(tmp_path_factory.mktemp("template"))
@@ -59,29 +70,45 @@ def two_rounds(
     """A campaign after two real nights, batch 2 delivered; nobody touches it either."""
     from flows.nightly import run_rounds
 
-    workspace = Workspace(tmp_path_factory.mktemp("two_rounds") / "two-rounds")
-    shutil.copytree(small_campaign_template.root, workspace.root)
-    results = run_rounds(workspace.root, 2)
-    assert [result.outcome for result in results] == ["completed", "completed"]
-    return workspace
+    def build(root: Path) -> None:
+        shutil.copytree(small_campaign_template.root, root)
+        results = run_rounds(root, 2)
+        assert [result.outcome for result in results] == ["completed", "completed"]
+
+    built = _build_once(tmp_path_factory, "two-rounds", build)
+    return _copy(Workspace(built), tmp_path_factory.mktemp("two_rounds") / "two-rounds")
+
+
+def _build_once(tmp_path_factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """Build a folder in the first of the test processes that asks; the others wait, and copy it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    root, finished = shared / "built" / name, shared / f"{name}.finished"
+    with FileLock(shared / f"{name}.lock"):
+        if not finished.exists():
+            root.parent.mkdir(exist_ok=True)
+            build(root)
+            finished.touch()
+    return root
 
 
 @pytest.fixture
 def small_campaign(small_campaign_template: Workspace, tmp_path: Path) -> Workspace:
     """A new campaign of one's own."""
-    return _copy(small_campaign_template, tmp_path)
+    return _copy(small_campaign_template, tmp_path / "tiny")
 
 
 @pytest.fixture
 def after_two_rounds(two_rounds: Workspace, tmp_path: Path) -> Workspace:
     """A copy of ``two_rounds`` of one's own."""
-    return _copy(two_rounds, tmp_path)
+    return _copy(two_rounds, tmp_path / "tiny")
 
 
-def _copy(original: Workspace, folder: Path) -> Workspace:
+def _copy(original: Workspace, root: Path) -> Workspace:
     from tests.flows.copies import copy_as_own  # takes seconds to import
 
-    return copy_as_own(original, folder / "tiny")
+    return copy_as_own(original, root)
 
 
 @pytest.fixture

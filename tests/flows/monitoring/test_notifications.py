@@ -66,7 +66,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 
 
 def send(**limits: Any) -> bool:
-    return notify(NOTICE, **{"timeout_s": 2.0, "delays_s": (0.0, 0.0), **limits})
+    return notify(NOTICE, **{"timeout_s": 20.0, "delays_s": (0.0, 0.0), **limits})
 
 
 def test_a_notice_says_where_what_and_when(receiver: Receiver) -> None:

@@ -6,13 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from flows.preflight.probes import probe_tracking
 from flows.registry.adopt import adopt, needs_adoption
 from flows.run_hooks import require_owned_tracking
 from flows.tracking.mlflow_owner import SUPERSEDED_TAG, connect, find_experiment
-from flows.tracking.mlflow_run import silence_mlflow
 from flows.workspace import git
 from flows.workspace.owner import OWNERS_LOG, OwnerError, require_own_folder
 from tasks.data.paths import Workspace
@@ -21,15 +19,6 @@ from tests.flows.tracking_campaign import champion, load_champion, make_tracked_
 
 pytestmark = pytest.mark.integration
 PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new database of MLflow: its tables take seconds to make."""
-    silence_mlflow()
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture

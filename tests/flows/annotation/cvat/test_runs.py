@@ -26,20 +26,22 @@ def use_cvat(workspace: Workspace, fake: FakeCvat) -> None:
     workspace.params.write_text(yaml.safe_dump(params, sort_keys=False))
 
 
-def run(workspace: Workspace, *arguments: str) -> str:
+def run(workspace: Workspace, *arguments: str, **changes: str) -> str:
     """Run a command of the campaign, which must succeed, with the token in its environment."""
-    done = run_gleaner(*arguments, cwd=workspace.root, timeout_s=900, CVAT_ACCESS_TOKEN=fake_server.TOKEN)
+    done = run_gleaner(*arguments, cwd=workspace.root, timeout_s=900, CVAT_ACCESS_TOKEN=fake_server.TOKEN, **changes)
     assert fake_server.TOKEN not in done.stdout + done.stderr
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_a_batch_is_handed_out_labeled_and_collected(small_campaign: Workspace) -> None:
+def test_a_batch_is_handed_out_labeled_and_collected(
+    small_campaign: Workspace, shared_prefect_server: dict[str, str]
+) -> None:
     known = read_annotated(small_campaign.oracle, CLASSES)
     truth = {image.image_id: [(box.category, tuple(box.xyxy_px)) for box in image.boxes] for image in known}
     with running_cvat() as fake:
         use_cvat(small_campaign, fake)
-        run(small_campaign, "run")
+        run(small_campaign, "run", **shared_prefect_server)
         delivery = read_annotation_batch(small_campaign, 1)
         assert delivery is not None
         assert len(delivery.image_ids) == BUDGET + 1
@@ -51,7 +53,7 @@ def test_a_batch_is_handed_out_labeled_and_collected(small_campaign: Workspace) 
         fake.draw(polygon, ("dark", (1.0, 1.0, 20.0, 1.0, 9.0, 25.0)), type="polygon")
         for image_id in delivery.image_ids:
             fake.finish(image_id)
-        run(small_campaign, "run")
+        run(small_campaign, "run", **shared_prefect_server)
         batch = read_batch(small_campaign.label_batch(1))
         status = {label.image_id: label.status for label in batch.images}
         assert (batch.provider, len(status), status[skipped]) == ("cvat", BUDGET - 1, "skipped")
@@ -65,7 +67,7 @@ def test_a_batch_is_handed_out_labeled_and_collected(small_campaign: Workspace) 
         people = json.loads(run(small_campaign, "people", "--json"))
         assert "ann" in json.dumps(people)
         assert sorted(task.name.split(" [")[0] for task in fake.tasks.values()) == ["Batch 1", "Batch 2"]
-        run(small_campaign, "run")
+        run(small_campaign, "run", **shared_prefect_server)
         late = read_batch(small_campaign.label_batch(2))
         assert [(label.image_id, label.offered_batch) for label in late.images] == [(polygon, 1)]
     doctor = run_gleaner("doctor", cwd=small_campaign.root, CVAT_ACCESS_TOKEN=fake_server.TOKEN)

@@ -172,13 +172,13 @@ def test_three_rounds_with_annotators_between_them(
 
 
 def test_the_command_reports_that_label_studio_is_down_and_the_next_one_recovers(
-    label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch
+    label_studio: LabelStudioServer, shared_prefect_server: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.owner.token)
     with faulty_proxy(label_studio.url) as proxy:
         workspace = make_campaign(replace(label_studio, url=proxy.url), "down")
         proxy.inject("refused")
-        alone = run_gleaner("run", cwd=workspace.root)
+        alone = run_gleaner("run", cwd=workspace.root, **shared_prefect_server)
         assert alone.returncode == 1, alone.stderr
         assert "Traceback" not in alone.stdout + alone.stderr
         last = alone.stderr.splitlines()[-1]
@@ -187,7 +187,7 @@ def test_the_command_reports_that_label_studio_is_down_and_the_next_one_recovers
         assert git.has_tag(workspace.root, "round-0000")  # everything that needs no annotators is done
         assert not workspace.label_batch(1).exists()
         proxy.inject("none")
-        recovered = run_gleaner("run", cwd=workspace.root)
+        recovered = run_gleaner("run", cwd=workspace.root, **shared_prefect_server)
         assert recovered.returncode == 0, recovered.stderr
         assert f"Batch 1: {BUDGET} images are out for labeling (label_studio)." in recovered.stdout
         _, tasks = tasks_by_image(label_studio, workspace, 1)
