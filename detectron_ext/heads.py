@@ -13,8 +13,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, batched_nms, cat
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn import functional as F
@@ -264,6 +265,16 @@ class PerImageBoxPredictor(FastRCNNOutputLayers):
             return deltas
         return deltas.view(len(deltas), -1, 4)[torch.arange(len(deltas), device=deltas.device), class_ids_R]
 
+    def iou_with_targets(self, boxes_R4: Tensor, deltas: Tensor, targets: Instances) -> Tensor:
+        """Return the IoU of each target with the box predicted for each region and the target's class, (G, R)."""
+        iou_GR = boxes_R4.new_zeros(len(targets), len(boxes_R4))
+        for class_id in targets.gt_classes.unique():
+            own_G = targets.gt_classes == class_id
+            rows_R4 = self.select_class_rows(deltas, class_id.expand(len(boxes_R4)))
+            predicted = Boxes(self.box2box_transform.apply_deltas(rows_R4, boxes_R4))
+            iou_GR[own_G] = pairwise_iou(targets.gt_boxes[own_G], predicted)
+        return iou_GR
+
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
@@ -308,15 +319,74 @@ class PerImageROIHeads(StandardROIHeads):
     describes_regions = False
     """Whether detections come with ``region_features`` and ``stability``: a second pass of the box head over them."""
 
+    assigns_by_cost = False
+    """Whether regions get their targets by the cost of the predictions (SimOTA) instead of by their own IoU."""
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Return detections, or in training the sampled proposals and the losses, as ``StandardROIHeads`` does."""
+        if not (self.training and self.assigns_by_cost):
+            found: tuple[list[Instances], dict[str, Tensor]] = super().forward(images, features, proposals, targets)
+            return found
+        assert targets is not None
+        sampled = self.label_and_sample_by_cost(features, proposals, targets)
+        return sampled, self._forward_box(features, sampled)
+
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         """Sample proposals as ``ROIHeads`` does, but none on an ignore region."""
+        return super().label_and_sample_proposals(self._without_ignored(proposals, targets), foreground(targets))
+
+    @torch.no_grad()
+    def label_and_sample_by_cost(
+        self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """Sample proposals as ``label_and_sample_proposals`` does, but matched by SimOTA (docs/method.md#sim-ota)."""
+        candidates, objects = self._without_ignored(proposals, targets), foreground(targets)
+        if self.proposal_append_gt:
+            candidates = add_ground_truth_to_proposals(objects, candidates)
+        boxes = [image.proposal_boxes for image in candidates]
+        logits_RK, deltas = self.box_predictor(torch.cat(self.region_features(features, boxes)))
+        sizes = [len(image) for image in candidates]
+        predictions = zip(logits_RK.float().split(sizes), deltas.float().split(sizes), strict=True)
+        return [
+            self._sample_by_cost(image, own, logits, rows)
+            for image, own, (logits, rows) in zip(candidates, objects, predictions, strict=True)
+        ]
+
+    def _sample_by_cost(self, image: Instances, targets: Instances, logits_RK: Tensor, deltas: Tensor) -> Instances:
+        boxes_R4 = image.proposal_boxes.tensor
+        matched_R = sim_ota.assign_regions(
+            image.proposal_boxes.get_centers(),
+            F.log_softmax(logits_RK, dim=1),
+            self.box_predictor.iou_with_targets(boxes_R4, deltas, targets),
+            targets.gt_boxes.tensor,
+            targets.gt_classes,
+        )
+        labels_R = (matched_R >= 0).to(torch.int8)
+        if len(targets):
+            *_, object_from_iou, _ = self.proposal_matcher.thresholds
+            own_iou_R = pairwise_iou(targets.gt_boxes, image.proposal_boxes).max(dim=0).values
+            labels_R[(labels_R == 0) & (own_iou_R >= object_from_iou)] = -1
+        sampled, class_ids = self._sample_proposals(matched_R.clamp(min=0), labels_R, targets.gt_classes)
+        image = image[sampled]
+        image.gt_classes = class_ids
+        for name, values in targets.get_fields().items() if len(targets) else ():
+            if name.startswith("gt_") and not image.has(name):
+                image.set(name, values[matched_R[sampled].clamp(min=0)])
+        return image
+
+    def _without_ignored(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         _, background_below_iou, *_ = self.proposal_matcher.thresholds
-        candidates = [
+        return [
             image[~overlaps_ignored(image.proposal_boxes, own, background_below_iou)]
             for image, own in zip(proposals, targets, strict=True)
         ]
-        return super().label_and_sample_proposals(candidates, foreground(targets))
 
     def region_features(self, features: dict[str, Tensor], boxes: list[Boxes]) -> list[Tensor]:
         """Return the box head's features of boxes of each image, (R, F) each."""

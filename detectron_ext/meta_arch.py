@@ -194,6 +194,10 @@ class PerImageRCNN(GeneralizedRCNN):
         """Set how anchors get their targets in training: by their IoU, or by SimOTA (docs/method.md#sim-ota)."""
         self.proposal_generator.assigns_by_cost = name == "sim_ota"
 
+    def set_roi_assigner(self, name: Literal["iou", "sim_ota"]) -> None:
+        """Set how regions of the second stage get their targets in training, as ``set_anchor_assigner`` does."""
+        self.roi_heads.assigns_by_cost = name == "sim_ota"
+
     def set_noise_aware_loss(self, loss: NoiseAwareLoss | None) -> None:
         """Set what replaces the focal loss in images with pseudo-labels (docs/method.md#noise-aware); None: nothing."""
         self.roi_heads.box_predictor.noise_aware = loss

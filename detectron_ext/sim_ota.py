@@ -1,8 +1,9 @@
-"""SimOTA: the anchors that learn an object are those whose predictions cost least (docs/method.md#sim-ota).
+"""SimOTA: the anchors or regions that learn an object are those whose predictions cost least (docs/method.md#sim-ota).
 
 As in YOLOX (Ge et al. 2021), with the objectness of a proposal network as its only class.
 
-Shape shorthand: A anchors of one image over all levels, C of them candidates, G targets.
+Shape shorthand: A anchors of one image over all levels, R regions of one image, C of either that are candidates, G
+targets, K foreground classes.
 """
 
 import torch
@@ -32,30 +33,59 @@ def assign(centers_A2: Tensor, strides_A: Tensor, logits_A: Tensor, predicted_A4
     Returns:
         Index of each anchor's target, (A,) int64; -1 for background.
     """
-    matched_A = torch.full((len(centers_A2),), -1, dtype=torch.int64, device=centers_A2.device)
-    inside_GA, central_GA = _places(centers_A2, strides_A, targets_G4)
+    inside_GA = _is_inside(centers_A2, targets_G4)
+    distance_GA2 = (centers_A2 - (targets_G4[:, None, :2] + targets_G4[:, None, 2:]) / 2).abs()
+    central_GA = (distance_GA2 < CENTER_RADIUS_STRIDES * strides_A[:, None]).all(dim=2)
     candidates = (inside_GA | central_GA).any(dim=0).nonzero().squeeze(1)
-    if not len(candidates):
-        return matched_A
     iou_GC = pairwise_iou(Boxes(targets_G4), Boxes(predicted_A4[candidates]))
     cost_GC = F.softplus(-logits_A[candidates]) - IOU_COST_WEIGHT * (iou_GC + _MIN_IOU).log()
     cost_GC += _OUTSIDE_COST * ~(inside_GA & central_GA)[:, candidates]
-    chosen_GC = _cheapest(cost_GC, _num_anchors(iou_GC))
+    return _match(len(centers_A2), candidates, cost_GC, iou_GC)
+
+
+@torch.no_grad()
+def assign_regions(
+    centers_R2: Tensor, log_probs_RK: Tensor, iou_GR: Tensor, targets_G4: Tensor, class_ids_G: Tensor
+) -> Tensor:
+    """Give every target some regions of the second stage, and every region one target at most.
+
+    Args:
+        centers_R2: x and y of the regions' centers, in pixels.
+        log_probs_RK: logarithms of the predicted posteriors, (R, K+1) with background last.
+        iou_GR: of each target with the box that is predicted for the region and the target's class.
+        targets_G4: corners in pixels.
+        class_ids_G: in [0, K).
+
+    Returns:
+        Index of each region's target, (R,) int64; -1 for none.
+    """
+    inside_GR = _is_inside(centers_R2, targets_G4)
+    candidates = inside_GR.any(dim=0).nonzero().squeeze(1)
+    iou_GC = iou_GR[:, candidates]
+    cost_GC = -log_probs_RK[candidates][:, class_ids_G].T - IOU_COST_WEIGHT * (iou_GC + _MIN_IOU).log()
+    cost_GC += _OUTSIDE_COST * ~inside_GR[:, candidates]
+    return _match(len(centers_R2), candidates, cost_GC, iou_GC)
+
+
+def _match(total: int, candidates: Tensor, cost_GC: Tensor, iou_GC: Tensor) -> Tensor:
+    """Let every target choose its cheapest candidates; index of the target for each of all anchors, -1 for none."""
+    matched_A = torch.full((total,), -1, dtype=torch.int64, device=candidates.device)
+    if not len(candidates):
+        return matched_A
+    chosen_GC = _cheapest(cost_GC, _num_chosen(iou_GC))
     is_chosen_C = chosen_GC.any(dim=0)
-    # An anchor that several targets chose goes to the one it costs least with.
+    # What several targets chose goes to the one it costs least with.
     target_C = torch.where(chosen_GC.sum(dim=0) > 1, cost_GC.argmin(dim=0), chosen_GC.int().argmax(dim=0))
     matched_A[candidates[is_chosen_C]] = target_C[is_chosen_C]
     return matched_A
 
 
-def _places(centers_A2: Tensor, strides_A: Tensor, targets_G4: Tensor) -> tuple[Tensor, Tensor]:
-    """Return whether an anchor's center lies inside a target, and whether near its center, (G, A) each."""
-    inside_GA2 = (centers_A2 > targets_G4[:, None, :2]) & (centers_A2 < targets_G4[:, None, 2:])
-    distance_GA2 = (centers_A2 - (targets_G4[:, None, :2] + targets_G4[:, None, 2:]) / 2).abs()
-    return inside_GA2.all(dim=2), (distance_GA2 < CENTER_RADIUS_STRIDES * strides_A[:, None]).all(dim=2)
+def _is_inside(centers_A2: Tensor, targets_G4: Tensor) -> Tensor:
+    """Return whether a center lies inside a target, (G, A)."""
+    return ((centers_A2 > targets_G4[:, None, :2]) & (centers_A2 < targets_G4[:, None, 2:])).all(dim=2)
 
 
-def _num_anchors(iou_GC: Tensor) -> Tensor:
+def _num_chosen(iou_GC: Tensor) -> Tensor:
     """Return k of every target, (G,): its largest IoUs added up and rounded down, at least 1."""
     num_candidates = iou_GC.shape[1]
     largest_GT = iou_GC.topk(min(NUM_SUMMED_IOUS, num_candidates), dim=1).values

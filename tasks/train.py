@@ -219,6 +219,7 @@ def _build_trainer(
     teacher.load_state_dict(student.state_dict())
     student.set_class_weights(*_class_weights(warm_start / "class_weights.json", params.classes))
     student.set_anchor_assigner(params.train.anchor_assigner)
+    student.set_roi_assigner(params.train.roi_assigner)
     student.set_noise_aware_loss(_noise_aware_loss(ssl))
     if params.train.channels_last:
         student.to(memory_format=torch.channels_last)

@@ -114,6 +114,8 @@ class TrainParams(Section):
     anchor_assigner: Literal["iou", "sim_ota"]
     """Which anchors of the proposal network learn an object: those that overlap it (``iou``), or those whose
     predictions cost least, up to ten an object (``sim_ota``, docs/method.md#sim-ota)."""
+    roi_assigner: Literal["iou", "sim_ota"]
+    """The same for the regions of the second stage; ``sim_ota`` passes all proposals through the box head first."""
     class_norm_tau: Fraction
     """Exponent tau by which the norms of the foreground classes' score weights are made alike after the last iteration
     (docs/method.md#tau-norm). 1: all equal; 0: as trained. Without effect with one class."""

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from detectron_ext.data import StepBatch
 from detectron_ext.losses import IGNORE_LABEL, set_box_trained
 from detectron_ext.meta_arch import PerImageRCNN
-from detectron_ext.sim_ota import assign
+from detectron_ext.sim_ota import assign, assign_regions
 from detectron_ext.trainer import TeacherStudentTrainer
 from tests.detectron_ext.tiny_run import SCHEDULE, new_trainer, run_steps
 
@@ -109,6 +109,63 @@ def test_the_better_predictions_are_chosen() -> None:
     assert assign(centers, strides, torch.tensor([0.0, 2.0, 1.0]), same, target).tolist() == [-1, 0, -1]
 
 
+def assign_regions_by_loop(
+    regions: list[list[float]],
+    log_probs: list[list[float]],
+    overlaps: list[list[float]],
+    targets: list[list[float]],
+    classes: list[int],
+) -> list[int]:
+    """The rule for regions, one region and one target at a time; ``overlaps`` by target and region."""
+    cost, candidates = {}, set()
+    for r, (left, top, right, bottom) in enumerate(regions):
+        x, y = (left + right) / 2, (top + bottom) / 2
+        for g, target in enumerate(targets):
+            inside = target[0] < x < target[2] and target[1] < y < target[3]
+            if inside:
+                candidates.add(r)
+            cost[r, g] = -log_probs[r][classes[g]] - 3 * math.log(overlaps[g][r] + 1e-8) + (0 if inside else 1e5)
+    wanted_by: dict[int, list[int]] = {r: [] for r in candidates}
+    for g in range(len(targets)):
+        k = max(int(sum(sorted((overlaps[g][r] for r in candidates), reverse=True)[:10])), 1)
+        for r in sorted(candidates, key=lambda r: (cost[r, g], r))[:k]:
+            wanted_by[r].append(g)
+    matched = [-1] * len(regions)
+    for r, wanting in wanted_by.items():
+        if wanting:
+            matched[r] = wanting[0] if len(wanting) == 1 else min(range(len(targets)), key=lambda g: cost[r, g])
+    return matched
+
+
+def made_regions(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """40 regions around 5 overlapping targets of 3 classes: regions, log posteriors, targets, classes."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = 40 * torch.rand(5, 2, generator=generator)
+    targets = torch.cat([corners, corners + 8 + 16 * torch.rand(5, 2, generator=generator)], dim=1)
+    regions = targets[torch.randint(5, (40,), generator=generator)] + 4 * torch.randn(40, 4, generator=generator)
+    regions[:, 2:] = torch.maximum(regions[:, 2:], regions[:, :2] + 1)
+    log_probs = (3 * torch.randn(40, 4, generator=generator)).log_softmax(dim=1)
+    return regions, log_probs, targets, torch.randint(3, (5,), generator=generator)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_regions_equal_a_loop(seed: int) -> None:
+    regions, log_probs, targets, classes = made_regions(seed)
+    overlaps = torch.tensor([[iou(target, region) for region in regions.tolist()] for target in targets.tolist()])
+    got = assign_regions(Boxes(regions).get_centers(), log_probs, overlaps, targets, classes).tolist()
+    assert got == assign_regions_by_loop(
+        regions.tolist(), log_probs.tolist(), overlaps.tolist(), targets.tolist(), classes.tolist()
+    )
+    assert max(got.count(g) for g in range(5)) > 1
+
+
+def test_regions_far_from_every_target_and_images_without_targets_match_nothing() -> None:
+    regions, log_probs, targets, classes = made_regions(0)
+    far = Boxes(regions + 500).get_centers()
+    assert (assign_regions(far, log_probs, torch.zeros(5, 40), targets, classes) == -1).all()
+    assert (assign_regions(far, log_probs, torch.zeros(0, 40), targets[:0], classes[:0]) == -1).all()
+
+
 @pytest.fixture
 def by_cost(detector: PerImageRCNN) -> PerImageRCNN:
     detector.set_anchor_assigner("sim_ota")
@@ -173,14 +230,55 @@ def test_unsure_places_and_untrained_boxes_are_as_with_iou(by_cost: PerImageRCNN
     assert set(nothing.tolist()) == {0, -1}
 
 
-def cost_trainer() -> TeacherStudentTrainer:
+def test_the_second_stage_labels_by_its_own_predictions(by_cost: PerImageRCNN) -> None:
+    """Chosen regions have their target's class and box; others on an object are left out, the rest is background."""
+    heads = by_cost.roi_heads
+    objects, classes = [[5.0, 5, 25, 25], [30.0, 20, 60, 50]], [1, 0]
+    targets = targets_of(objects, classes)
+    random = torch.Generator().manual_seed(1)
+    near = torch.tensor(objects * 20) + 3 * torch.randn(40, 4, generator=random)
+    away = torch.tensor([[2.0, 45, 12, 60], [45.0, 2, 60, 12]])
+    proposals = Instances((64, 64))
+    proposals.proposal_boxes = Boxes(torch.cat([near, away]))
+    proposals.objectness_logits = torch.zeros(42)
+    features = {name: torch.randn(1, 32, 64 // stride, 64 // stride, generator=random) for name, stride in
+                zip(heads.box_in_features, (4, 8, 16, 32), strict=True)}  # fmt: skip
+    with EventStorage():
+        [sampled] = heads.label_and_sample_by_cost(features, [proposals], [targets])
+
+    boxes = torch.cat([near, away, torch.tensor(objects)])  # the objects' own boxes are proposals, too
+    with torch.no_grad():
+        logits, deltas = heads.box_predictor(heads.region_features(features, [Boxes(boxes)])[0])
+    refined = heads.box_predictor.box2box_transform.apply_deltas(deltas, boxes).tolist()
+    overlaps = [[iou(target, box) for box in refined] for target in objects]
+    expected = assign_regions_by_loop(boxes.tolist(), logits.log_softmax(1).tolist(), overlaps, objects, classes)
+    own = {tuple(box): g for box, g in zip(boxes.tolist(), expected, strict=True)}
+    assert len(sampled) < len(boxes)
+    kept = [tuple(box) for box in sampled.proposal_boxes.tensor.tolist()]
+    for box, class_id, target in zip(kept, sampled.gt_classes.tolist(), sampled.gt_boxes.tensor.tolist(), strict=True):
+        assert class_id == (classes[own[box]] if own[box] >= 0 else heads.num_classes)
+        if own[box] >= 0:
+            assert target == objects[own[box]]
+    assert sum(g >= 0 for g in expected) == (sampled.gt_classes < heads.num_classes).sum() > 0
+    left_out = [box for box, g in own.items() if g < 0 and max(iou(list(box), target) for target in objects) >= 0.5]
+    assert left_out
+    assert not set(left_out) & set(kept)
+    assert {tuple(box) for box in away.tolist()} <= set(kept)
+    with EventStorage():
+        [nothing] = heads.label_and_sample_by_cost(features, [proposals], [targets_of([], [])])
+    assert (nothing.gt_classes == heads.num_classes).all()
+    assert not nothing.has("gt_boxes")
+
+
+def cost_trainer(part: str) -> TeacherStudentTrainer:
     run = new_trainer(replace(SCHEDULE, burn_in=1))
-    run.student.set_anchor_assigner("sim_ota")
+    getattr(run.student, f"set_{part}_assigner")("sim_ota")
     return run
 
 
-def test_training_by_cost_goes_on_as_an_uninterrupted_one(batch_of: Callable[[int], StepBatch]) -> None:
-    whole, killed, resumed = (cost_trainer() for _ in range(3))
+@pytest.mark.parametrize("part", ["anchor", "roi"])
+def test_training_by_cost_goes_on_as_an_uninterrupted_one(part: str, batch_of: Callable[[int], StepBatch]) -> None:
+    whole, killed, resumed = (cost_trainer(part) for _ in range(3))
     logs = run_steps(whole, batch_of, 5)
     plain = run_steps(new_trainer(replace(SCHEDULE, burn_in=1)), batch_of, 1)
     assert logs[0].loss_sup != pytest.approx(plain[0].loss_sup, rel=1e-4)

@@ -112,7 +112,7 @@ def test_a_run_that_is_killed_around_the_end_of_burn_in_ends_as_if_it_had_not_be
     settings = [*SMALL, "ssl.use_weights=sampling", "train.checkpoint_every_iterations=1"]
     settings += ["train.unlabeled_batch_size=4", "ssl.pseudo_label_threshold=0.05", "ssl.paste_rare_frac=1.0"]
     settings += ["ssl.teacher_decays=[0.05]", "train.class_norm_tau=0.5", "ssl.noise_aware_loss=bootstrap"]
-    settings += ["train.anchor_assigner=sim_ota"]
+    settings += ["train.anchor_assigner=sim_ota", "train.roi_assigner=sim_ota"]
     settings += ["ssl.pseudo_label_check=weight", "ssl.paste_objects_per_view=2", "ssl.paste_pseudo_frac=0.5"]
     settings += ["ssl.relation_weight=0.5", "ssl.objectness_doubt=true"]
     text = (REPOSITORY / "params.yaml").read_text()
