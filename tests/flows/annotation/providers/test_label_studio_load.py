@@ -1,7 +1,7 @@
 """Many annotators at once with a real Label Studio, while runs collect: no answer is lost, and none counts twice.
 
-``GLEANER_ANNOTATORS`` sets their number (a few, to keep the suite short), ``GLEANER_LOAD_LOG`` names a file that gets
-the figures.
+``GLEANER_ANNOTATORS`` sets their number (a few, to keep the suite short), ``GLEANER_SECONDS_PER_IMAGE`` how long each
+looks at an image (0: as fast as the server answers), ``GLEANER_LOAD_LOG`` names a file that gets the figures.
 """
 
 import json
@@ -32,7 +32,9 @@ from tests.flows.annotation.providers.label_studio_users import (
 
 pytestmark = [pytest.mark.integration, pytest.mark.services, pytest.mark.timeout(3600)]
 NUM_ANNOTATORS = int(os.environ.get("GLEANER_ANNOTATORS", "6"))
+SECONDS_PER_IMAGE = float(os.environ.get("GLEANER_SECONDS_PER_IMAGE", "0"))
 IMAGES_EACH = 3
+FIRST_WIDTH_PX = 20.0
 _MAX_ATTEMPTS = 20
 
 
@@ -49,13 +51,18 @@ class Submission:
 
 
 def submit_all(annotator: Annotator, project: int, first_width_px: float) -> list[Submission]:
-    """Label what the label stream offers until it is empty; what fails is sent again, as a person clicks again."""
+    """Label what the label stream offers until it is empty; what fails is sent again, as a person clicks again.
+
+    Annotators begin spread over the time of an image.
+    """
+    time.sleep(SECONDS_PER_IMAGE * (first_width_px - FIRST_WIDTH_PX) / NUM_ANNOTATORS)
     return list(_submissions(annotator, project, first_width_px))
 
 
 def _submissions(annotator: Annotator, project: int, width_px: float) -> Iterator[Submission]:
     while (found := _patiently(partial(_next_task, annotator, project)))[0] is not None:
         task, num_failures = found
+        time.sleep(SECONDS_PER_IMAGE)
         box = make_region(CLASSES[0], 10, 10, 10 + width_px, 60)
         began_s = time.monotonic()
         _, more = _patiently(partial(annotator.annotate, task["id"], box, lead_time=2.0))
@@ -108,7 +115,7 @@ def test_answers_of_many_at_once_come_in_once(
     began_s = time.monotonic()
     with ThreadPoolExecutor(NUM_ANNOTATORS) as pool:
         at_work = [
-            pool.submit(submit_all, annotator, project, 20.0 + place) for place, annotator in enumerate(annotators)
+            pool.submit(submit_all, annotator, project, FIRST_WIDTH_PX + place) for place, annotator in enumerate(annotators)
         ]
         while not all(future.done() for future in at_work):
             collection_s = time.monotonic()
@@ -118,7 +125,7 @@ def test_answers_of_many_at_once_come_in_once(
                 if not error.transient:
                     raise
             collections_s.append(time.monotonic() - collection_s)
-            time.sleep(1)
+            time.sleep(max(1.0, SECONDS_PER_IMAGE / 4))
         submissions = [found for future in at_work for found in future.result()]
     took_s = time.monotonic() - began_s
     sent = {(one.image_id, one.annotator, round(one.width_px, 2)) for one in submissions}
@@ -130,6 +137,7 @@ def test_answers_of_many_at_once_come_in_once(
         latencies_s = sorted(one.latency_s for one in submissions)
         figures = {
             "annotators": NUM_ANNOTATORS,
+            "seconds_per_image": SECONDS_PER_IMAGE,
             "answers": len(submissions),
             "seconds": round(took_s, 1),
             "median_latency_s": round(statistics.median(latencies_s), 2),
