@@ -115,7 +115,8 @@ def test_answers_of_many_at_once_come_in_once(
     began_s = time.monotonic()
     with ThreadPoolExecutor(NUM_ANNOTATORS) as pool:
         at_work = [
-            pool.submit(submit_all, annotator, project, FIRST_WIDTH_PX + place) for place, annotator in enumerate(annotators)
+            pool.submit(submit_all, annotator, project, FIRST_WIDTH_PX + place)
+            for place, annotator in enumerate(annotators)
         ]
         while not all(future.done() for future in at_work):
             collection_s = time.monotonic()
