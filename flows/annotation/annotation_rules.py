@@ -132,7 +132,8 @@ def reject(kind: RejectionKind, batch: int, reason: str, raw: RawAnnotation) -> 
     """
     raw_json = to_json_value(raw)
     item = f"image {str(raw_json.get('image_id'))[:_MAX_ID_LENGTH]}"
-    return Rejection(kind, batch, Quarantined(item=item, reason=_one_line(reason[:_MAX_REASON_LENGTH])), raw_json)
+    reason = _one_line(reason[:_MAX_REASON_LENGTH])[:_MAX_REASON_LENGTH]  # an escape is longer than its character
+    return Rejection(kind, batch, Quarantined(item=item, reason=reason), raw_json)
 
 
 def _one_line(text: str) -> str:

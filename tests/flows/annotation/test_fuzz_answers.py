@@ -55,6 +55,8 @@ keys = st.sampled_from([
 @example(changes={"problem": "9" * 5000}, dropped=set())
 @example(changes={"problem": 10**4999}, dropped=set())
 @example(changes={"problem": "a\x1b[2Jb\nc"}, dropped=set())
+@example(changes={"problem": "\x1b" * 5000}, dropped=set())
+@example(changes={"problem": "\ud800" * 5000}, dropped=set())
 @example(changes={"image_size_px": [None, "9" * 5000]}, dropped=set())
 @example(changes={"image_size_px": ["\ud800x", 10**4999]}, dropped=set())
 def test_an_answer_is_taken_or_refused_beside_a_good_one(changes: dict[str, Any], dropped: set[str]) -> None:
