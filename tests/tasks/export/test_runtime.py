@@ -23,13 +23,16 @@ from tasks.model.detector import detect
 from tests.tasks.export.exports import Exported, small_params
 
 pytestmark = pytest.mark.integration
-BLOCKED = ("torch", "torchvision", "detectron2", "flows", "pyarrow", "mlflow", "pydantic")
+BLOCKED = ("torch", "torchvision", "detectron2", "detectron_ext", "flows", "tasks", "pyarrow", "mlflow", "pydantic")
 _RUN_BLOCKED = f"""
-import runpy, sys
+import runpy, sys, zipfile
+
+files = [name.removesuffix(".py").removesuffix("/__init__") for name in zipfile.ZipFile(sys.argv[1]).namelist()]
+own = {{name.replace("/", ".") for name in files}}
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {BLOCKED!r}:
+        if name.split(".")[0] in {BLOCKED!r} and name not in own:
             raise ImportError(name + " is not here")
 
 sys.meta_path.insert(0, Blocker())
@@ -39,7 +42,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run_program(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run ``detect.pyz`` isolated from the environment, with imports of everything but its own needs blocked."""
+    """Run ``detect.pyz`` isolated from the environment, with imports of all but its needs and its own files blocked."""
     command = [sys.executable, "-I", "-c", _RUN_BLOCKED, str(folder / PROGRAM), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", timeout=120)
 
