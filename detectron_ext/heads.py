@@ -373,12 +373,13 @@ class PerImageROIHeads(StandardROIHeads):
             *_, object_from_iou, _ = self.proposal_matcher.thresholds
             own_iou_R = pairwise_iou(targets.gt_boxes, image.proposal_boxes).max(dim=0).values
             labels_R[(labels_R == 0) & (own_iou_R >= object_from_iou)] = -1
-        sampled, class_ids = self._sample_proposals(matched_R.clamp(min=0), labels_R, targets.gt_classes)
+        target_R = matched_R.clamp(min=0)
+        sampled, class_ids = self._sample_proposals(target_R, labels_R, targets.gt_classes)
         image = image[sampled]
         image.gt_classes = class_ids
         for name, values in targets.get_fields().items() if len(targets) else ():
             if name.startswith("gt_") and not image.has(name):
-                image.set(name, values[matched_R[sampled].clamp(min=0)])
+                image.set(name, values[target_R[sampled]])
         return image
 
     def _without_ignored(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:

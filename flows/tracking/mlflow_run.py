@@ -436,15 +436,15 @@ def without_requirement_check() -> Iterator[None]:
     MLflow warns of requirements that this environment does not have. Ours are read from what is installed, and MLflow
     has no setting for it. Where it has renamed the function, the look is taken again.
     """
-    check = getattr(mlflow.utils.environment, _REQUIREMENT_CHECK, None)
-    if check is None:
+    original = getattr(mlflow.utils.environment, _REQUIREMENT_CHECK, None)
+    if original is None:
         yield
         return
     setattr(mlflow.utils.environment, _REQUIREMENT_CHECK, lambda _requirements: None)
     try:
         yield
     finally:
-        setattr(mlflow.utils.environment, _REQUIREMENT_CHECK, check)
+        setattr(mlflow.utils.environment, _REQUIREMENT_CHECK, original)
 
 
 def _pip_requirements() -> list[str]:

@@ -34,6 +34,8 @@ def calibration_inputs(
         raise UserError("data/calibration.parquet", "the number of images is 0, expected some for int8", fix)
     read, inputs = ImageReader(root, rows), list[NDArray[np.uint8]]()
     for row in rows:
+        if len(inputs) >= limit:  # a large picture may fill it alone
+            break
         pixels = read(row["uri"])
         windows = tile_windows(pixels.shape[0], pixels.shape[1], tile_config(model))
         parts = [window.cut(pixels) for window in windows] or [pixels]

@@ -80,8 +80,8 @@ class ExportedDetector:
         pixels = image if isinstance(image, np.ndarray) else _decode(image)
         windows = tile_windows(pixels.shape[0], pixels.shape[1], TileConfig(**self.metadata["tiles"]))
         found = self._detect_by_tiles(pixels, windows) if windows else self._detect_part(pixels)
-        least = self.metadata["score_threshold"] if min_score is None else min_score
-        return found.rows(np.flatnonzero(found.scores >= least))
+        score_threshold = self.metadata["score_threshold"] if min_score is None else min_score
+        return found.rows(np.flatnonzero(found.scores >= score_threshold))
 
     def _detect_part(self, pixels: NDArray[np.uint8]) -> FoundObjects:
         """Detect on one part, which is resized as a whole; every score."""

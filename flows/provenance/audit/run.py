@@ -102,7 +102,8 @@ def _audit_params(workspace: Workspace) -> AuditParams:
     The other sections are not read, so that their state cannot prevent an audit.
     """
     committed = read_blob(workspace.root, "HEAD", "params.yaml")  # None where git's own copy is damaged
-    content = files.parse_yaml(workspace.params.read_bytes() if committed is None else committed) or {}
+    text = workspace.params.read_bytes() if committed is None else committed
+    content = files.parse_yaml(text) or {}
     try:
         return AuditParams.model_validate(content.get("audit", {}))
     except ValidationError as error:
