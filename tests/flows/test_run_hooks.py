@@ -199,7 +199,7 @@ def test_the_pages_of_two_nights_and_a_repeated_one_adds_none(two_rounds: Worksp
     assert [row["round"] for row in json.loads(rounds[0].data)] == [0, 1]
     assert [row["rank"] for row in json.loads(picked[0].data)] == [1, 2, 3]
     assert all(row["reason"] and row["image"].endswith(".png") for row in json.loads(picked[0].data))
-    assert str(two_rounds.derived("report") / "report.html") in report[0].data
+    assert "two-rounds/derived/report/report.html" in report[0].data  # of the campaign that this one is a copy of
     assert "round-0001" in report[0].data
     assert rounds[0].flow_run_id is not None
     flow(publish_round_artifacts)(two_rounds, 1)
