@@ -20,6 +20,7 @@ from tasks.data.paths import Workspace, image_id_from_sha256
 from tasks.data.schemas import MAX_SECONDS_SPENT, AnnotationTask, Box, LabeledImage, LabelStatus, Quarantined
 from tasks.params import Params
 from tasks.params.annotation import LabelValidationParams
+from tasks.runtime.formatting import escape_control_characters
 from tasks.storage import files
 
 RejectionKind = Literal["refused", "suspicious", "note"]
@@ -29,7 +30,6 @@ _MAX_ID_LENGTH = 100
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_REPR_LENGTH = 100
 _MAX_REASON_LENGTH = 1200
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MAX_ANNOTATOR_LENGTH = 200
 _FIRST_YEAR = 1990
 _MAX_JSON_INT = 1 << 63
@@ -132,12 +132,9 @@ def reject(kind: RejectionKind, batch: int, reason: str, raw: RawAnnotation) -> 
     """
     raw_json = to_json_value(raw)
     item = f"image {str(raw_json.get('image_id'))[:_MAX_ID_LENGTH]}"
-    reason = _one_line(reason[:_MAX_REASON_LENGTH])[:_MAX_REASON_LENGTH]  # an escape is longer than its character
-    return Rejection(kind, batch, Quarantined(item=item, reason=reason), raw_json)
-
-
-def _one_line(text: str) -> str:
-    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], _utf8_text(text))
+    one_line = escape_control_characters(_utf8_text(reason[:_MAX_REASON_LENGTH]))
+    quarantined = Quarantined(item=item, reason=one_line[:_MAX_REASON_LENGTH])  # an escape is longer than its character
+    return Rejection(kind, batch, quarantined, raw_json)
 
 
 def annotation_digest(batch: int, raw: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ may hold sequences that a terminal obeys.
 """
 
 import logging
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +18,8 @@ from rich.text import Text
 
 from flows.runtime.process_env import redact
 from tasks.runtime.errors import UserError
+from tasks.runtime.formatting import escape_control_characters
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""All but tab and line break; also those that turn the direction of what follows, and two more line breaks."""
 _TEXT_ATTRIBUTES = ("message", "where", "problem", "fix", "detail")
 _installed: list[Callable[..., logging.LogRecord]] = []
 
@@ -40,8 +38,8 @@ class SafeConsole(Console):
 
 
 def safe_text(text: str) -> str:
-    """Replace secrets by ``***``, and control characters by their escapes in Python."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), redact(text))
+    """Replace secrets by ``***``, and control characters but tab and line break by their escapes in Python."""
+    return escape_control_characters(redact(text), keep="\t\n")
 
 
 def install_masking() -> None:

@@ -1,9 +1,12 @@
 """Format numbers, counts, lists and durations as text."""
 
+import re
 from collections.abc import Sequence
 
 DASH = "–"
 """Stands where a figure does not exist."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Also Unicode's own line breaks, and marks that turn the direction of what follows."""
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -29,6 +32,15 @@ def pluralize(value: float, one: str, many: str | None = None) -> str:
 def join_and(parts: Sequence[str]) -> str:
     """``a, b and c``."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
+
+
+def escape_control_characters(text: str, keep: str = "") -> str:
+    """Replace control characters by their escapes in Python, but for those in ``keep``."""
+
+    def escape(match: re.Match[str]) -> str:
+        return match[0] if match[0] in keep else match[0].encode("unicode_escape").decode("ascii")
+
+    return _CONTROL.sub(escape, text)
 
 
 def duration(seconds: float) -> str:
