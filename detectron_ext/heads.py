@@ -65,8 +65,8 @@ class PerImageRPN(RPN):
 
     def objectness_doubt(self, features: dict[str, Tensor]) -> list[Tensor]:
         """Return the entropy of objectness on level p3 of each image, (H, W) in [0, 1]."""
-        logits, _ = self.rpn_head([features[name] for name in self.in_features])
-        return [objectness_entropy(logits_CHW) for logits_CHW in logits[LEVEL_INDEX]]
+        [logits_NCHW], _ = self.rpn_head([features[self.in_features[LEVEL_INDEX]]])
+        return [objectness_entropy(logits_CHW) for logits_CHW in logits_NCHW]
 
     def _background_weights(self, anchors: list[Boxes], labels_NA: Tensor, doubt: list[Tensor | None]) -> Tensor:
         """(N, A) 1 - H for background anchors of images with a map, else 1."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from detectron_ext.augmentation import AugmentationConfig, Pixels, model_input, resize
 from detectron_ext.meta_arch import PerImageRCNN, autocast
+from detectron_ext.objectness_doubt import ObjectnessDoubt, coarse_map, top_share_mean
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Detections:
     embedding: NDArray[np.float32]  # (C,)
     stability: NDArray[np.float32]  # (N,) IoU with the box of a second regression pass; (0,) where there was none
     region_features: NDArray[np.float32]  # (N, D); (0, 0) where there was no second pass
+    doubt: ObjectnessDoubt | None = None  # of the proposal network, where it is measured
 
     def filter_by_score(self, min_score: float) -> "Detections":
         """Keep the detections with at least this score."""
@@ -41,6 +43,7 @@ class Detections:
             self.embedding,
             self.stability[kept] if has_regions else self.stability,
             self.region_features[kept] if has_regions else self.region_features,
+            self.doubt,
         )
 
 
@@ -62,26 +65,35 @@ def prepare_image(pixels: Pixels, augmentation: AugmentationConfig) -> PreparedI
 
 
 @torch.inference_mode()
-def detect(model: PerImageRCNN, images: Sequence[PreparedImage], mixed_precision: bool) -> list[Detections]:
+def detect(
+    model: PerImageRCNN, images: Sequence[PreparedImage], mixed_precision: bool, doubt_frac: float = 0.0
+) -> list[Detections]:
     """Detect objects on images of any sizes; results do not depend on what else is in the batch.
 
     Args:
         model: in eval mode.
         images: at least one.
         mixed_precision: on CUDA; without effect on a CPU.
+        doubt_frac: of ``top_share_mean``; 0: the doubt of the proposal network is not measured.
     """
+    inputs = [image.model_input for image in images]
+    doubts: list[ObjectnessDoubt | None] = [None] * len(images)
     with autocast(str(model.device), mixed_precision):
-        outputs = model([image.model_input for image in images])
+        if doubt_frac > 0:
+            outputs = model.detect_with_doubt(inputs)
+            doubts = [ObjectnessDoubt(top_share_mean(one[2], doubt_frac), coarse_map(one[2])) for one in outputs]
+        else:
+            outputs = model(inputs)
     found = [
-        detector_postprocess(instances, image.height_px, image.width_px)
-        for (instances, _), image in zip(outputs, images, strict=True)
+        detector_postprocess(output[0], image.height_px, image.width_px)
+        for output, image in zip(outputs, images, strict=True)
     ]
     sizes = [len(instances) for instances in found]
     boxes, scores, class_ids, class_probs = (
         _to_numpy([getattr(instances, name) for instances in found], sizes)
         for name in ("pred_boxes", "scores", "pred_classes", "class_probs")
     )
-    embeddings = torch.stack([embedding for _, embedding in outputs]).float().cpu().numpy()
+    embeddings = torch.stack([output[1] for output in outputs]).float().cpu().numpy()
     if model.roi_heads.describes_regions:
         stability, regions = (
             _to_numpy([getattr(instances, name) for instances in found], sizes)
@@ -89,7 +101,7 @@ def detect(model: PerImageRCNN, images: Sequence[PreparedImage], mixed_precision
         )
     else:
         stability, regions = [np.zeros(0, np.float32)] * len(found), [np.zeros((0, 0), np.float32)] * len(found)
-    columns = zip(boxes, scores, class_ids, class_probs, embeddings, stability, regions, strict=True)
+    columns = zip(boxes, scores, class_ids, class_probs, embeddings, stability, regions, doubts, strict=True)
     return [Detections(*arrays) for arrays in columns]
 
 

@@ -36,6 +36,15 @@ class LoadReport(NamedTuple):
     not_in_checkpoint: list[str]
 
 
+class _ImageOutput(NamedTuple):
+    """What ``PerImageRCNN`` says of one image."""
+
+    detections: Any
+    embedding: Tensor
+    doubt_HW: Tensor | None
+    """Entropy of objectness without the padding, where it is asked for."""
+
+
 @META_ARCH_REGISTRY.register()
 class PerImageRCNN(GeneralizedRCNN):
     """Detectron2's two-stage detector; ``forward`` in training gives ``DetectionLosses``.
@@ -58,7 +67,7 @@ class PerImageRCNN(GeneralizedRCNN):
         Detections are in pixels of the given image, and do not depend on the other images of the batch.
         """
         if not self.training:
-            return self._detect_all(batched_inputs)
+            return [output[:2] for output in self._detect_all(batched_inputs)]
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         targets = [example["instances"].to(self.device) for example in batched_inputs]
@@ -96,7 +105,15 @@ class PerImageRCNN(GeneralizedRCNN):
         These are the box head's features of the detected box, and how much more active the feature map is in it than
         elsewhere (docs/method.md#pseudo-label-checks).
         """
-        return self._detect_all(batched_inputs, with_regions=True)
+        return [output[:2] for output in self._detect_all(batched_inputs, with_regions=True)]
+
+    def detect_with_doubt(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[Any, Tensor, Tensor]]:
+        """Detect as ``forward`` does in eval mode, with the entropy of objectness of each image, (H, W) in [0, 1].
+
+        Cells of the padding are left out (docs/method.md#objectness-doubt).
+        """
+        found = self._detect_all(batched_inputs, with_doubt=True)
+        return [(one.detections, one.embedding, one.doubt_HW) for one in found if one.doubt_HW is not None]
 
     def region_features(self, batched_inputs: Sequence[dict[str, Any]], boxes: Sequence[Boxes]) -> list[Tensor]:
         """Return the box head's features of given boxes of each image, (R, F) each."""
@@ -161,12 +178,15 @@ class PerImageRCNN(GeneralizedRCNN):
             results.update(zip(indices, function(indices), strict=True))
         return [results[index] for index in range(len(batched_inputs))]
 
-    def _detect_all(self, batched_inputs: list[dict[str, Any]], with_regions: bool = False) -> list[tuple[Any, Tensor]]:
-        return self.map_by_padded_shape(
-            batched_inputs, lambda indices: self._detect([batched_inputs[index] for index in indices], with_regions)
-        )
+    def _detect_all(
+        self, batched_inputs: list[dict[str, Any]], *, with_regions: bool = False, with_doubt: bool = False
+    ) -> list[_ImageOutput]:
+        def detect(indices: list[int]) -> list[_ImageOutput]:
+            return self._detect([batched_inputs[index] for index in indices], with_regions, with_doubt)
 
-    def _detect(self, batched_inputs: list[dict[str, Any]], with_regions: bool = False) -> list[tuple[Any, Tensor]]:
+        return self.map_by_padded_shape(batched_inputs, detect)
+
+    def _detect(self, batched_inputs: list[dict[str, Any]], with_regions: bool, with_doubt: bool) -> list[_ImageOutput]:
         images = self.preprocess_image(batched_inputs)
         with recorded_stages(self.backbone.bottom_up) as stages:
             features = self.backbone(images.tensor)
@@ -174,7 +194,15 @@ class PerImageRCNN(GeneralizedRCNN):
         detections, _ = self.roi_heads(images, features, proposals, None)
         if with_regions:
             self._add_regions(detections, features, images)
-        return list(zip(detections, embed_images(stages), strict=True))
+        doubt: list[Tensor | None] = [None] * len(detections)
+        if with_doubt:
+            maps, cell_px = self.proposal_generator.objectness_doubt(features), self.activation_cell_px
+            sizes_px = images.image_sizes
+            doubt = [
+                doubt_HW[: -(-height // cell_px), : -(-width // cell_px)]
+                for doubt_HW, (height, width) in zip(maps, sizes_px, strict=True)
+            ]
+        return list(map(_ImageOutput, detections, embed_images(stages), doubt))
 
     def _add_regions(self, detections: list[Any], features: dict[str, Tensor], images: ImageList) -> None:
         boxes = [image.pred_boxes for image in detections]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from detectron_ext.augmentation import Example, Pixels
 from detectron_ext.inference import Detections
 from detectron_ext.losses import CROWD_LABEL
+from detectron_ext.objectness_doubt import ObjectnessDoubt
 from detectron_ext.tile_windows import Window, merge_boxes
 
 _MIN_VISIBLE_FRAC = 0.5
@@ -63,7 +64,7 @@ def merge(
 
     Returns:
         Detections by descending score, boxes in pixels of the picture. The embedding is that of the whole picture where
-        it is a part, else the mean of the tiles'.
+        it is a part, else the mean of the tiles'; doubt is the largest of any part, its map that of the whole picture.
     """
     scores_N, class_ids_N, class_probs_NK = (
         np.concatenate([getattr(part, name) for part in found]) for name in ("scores", "class_ids", "class_probs")
@@ -81,7 +82,16 @@ def merge(
         np.mean(embeddings, axis=0, dtype=np.float32),
         np.concatenate([part.stability for part in found])[kept] if has_regions else found[0].stability,
         np.concatenate([part.region_features for part in found])[kept] if has_regions else found[0].region_features,
+        _largest_doubt(found, is_whole),
     )
+
+
+def _largest_doubt(found: Sequence[Detections], is_whole: Sequence[bool]) -> ObjectnessDoubt | None:
+    measured = [(part.doubt, whole) for part, whole in zip(found, is_whole, strict=True) if part.doubt is not None]
+    if not measured:
+        return None
+    maps = [doubt.map_percent for doubt, whole in measured if whole]
+    return ObjectnessDoubt(max(doubt.top_mean for doubt, _ in measured), maps[0] if maps else None)
 
 
 def random_tile(pixels: Pixels, example: Example, side_px: int, rng: np.random.Generator) -> tuple[Pixels, Example]:

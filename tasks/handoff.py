@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 from tasks.data.detections import shard_paths
 from tasks.data.paths import Workspace
 from tasks.data.schemas import (
+    ALL_METRICS,
     DETECTIONS,
     DETECTIONS_AT_SELECTION,
-    METRICS,
     RELABEL,
     SCORES,
     SELECTION,
@@ -82,7 +82,7 @@ def handoff(
     all_detections = _load_detections(shown_ids, detections)
     detected = {row["image_id"]: row for row in all_detections.to_pylist()}
     detection_table = _select_rows(all_detections, pa.array([row["image_id"] for row in selected], pa.string()))
-    scores_by_id = _rows_by_id(files.read_table(scores, SCORES, columns=["image_id", *METRICS]), shown_ids)
+    scores_by_id = _rows_by_id(files.read_table(scores, SCORES, columns=["image_id", *ALL_METRICS]), shown_ids)
     for known, where, problem_text in (
         (images, selection, "is not among the unlabeled images"),
         (detected, detections, "has no detections"),
@@ -140,7 +140,7 @@ def _frozen(
     The pool that the metrics were normalized over changes, and so may ``classes``.
     """
     rows = [scores_by_id[image_id] for image_id in found["image_id"].to_pylist()]
-    for name in METRICS:
+    for name in ALL_METRICS:
         found = found.append_column(name, pa.array([row[name] for row in rows], pa.float64()))
     selected_by_id = {row["image_id"]: row for row in selected}
     for name, kind in (

@@ -3,8 +3,9 @@
 Reads  data/images, derived/assemble/unlabeled.parquet, derived/assemble/calibration.parquet,
        derived/assemble/labeled.parquet, derived/train/teacher.pth, derived/train/student.pth, data/warm_start
 Writes derived/infer
-Params classes, model, infer.batch_size, infer.shard_size, infer.score_threshold, infer.committee, infer.backend,
-       infer.backend_precision, infer.backend_calibration_images, train.mixed_precision
+Params classes, model, infer.batch_size, infer.shard_size, infer.score_threshold, infer.committee,
+       infer.objectness_entropy_frac, infer.backend, infer.backend_precision, infer.backend_calibration_images,
+       train.mixed_precision
 """
 
 import logging
@@ -35,7 +36,7 @@ _PLAN = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
 PIECE_IMAGES = 512
 """Images that are detected between two writes: some seconds of a GPU, some ten of a CPU."""
 _RESULT_PARAMS = (
-    *("batch_size", "shard_size", "score_threshold", "committee"),
+    *("batch_size", "shard_size", "score_threshold", "committee", "objectness_entropy_frac"),
     *("backend", "backend_precision", "backend_calibration_images"),
 )
 """Those of section infer that the files depend on; dvc.yaml names them. The engine changes no byte."""

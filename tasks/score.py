@@ -38,7 +38,7 @@ from tasks.storage import files
 log = logging.getLogger(__name__)
 # Columns that need no other image of the pool.
 _RAW_SCORES = pa.schema(
-    [field for field in schemas.SCORES if field.name not in (*schemas.METRICS, "has_no_detections")]
+    [field for field in schemas.SCORES if field.name not in (*schemas.ALL_METRICS, "has_no_detections")]
 )
 
 
@@ -79,8 +79,8 @@ def score(
     of_calibration = table.filter(in_calibration)
     files.write_table(out / "scores.parquet", table.filter(pc.invert(in_calibration)))
     files.write_table(out / "calibration.parquet", of_calibration)
-    metrics_P3 = np.column_stack([of_calibration[name].to_numpy() for name in schemas.METRICS])
-    metrics_by_id = dict(zip(of_calibration["image_id"].to_pylist(), metrics_P3, strict=True))
+    metrics_PM = np.column_stack([of_calibration[name].to_numpy() for name in schemas.ALL_METRICS])
+    metrics_by_id = dict(zip(of_calibration["image_id"].to_pylist(), metrics_PM, strict=True))
     document = error_model_document(model, metrics_by_id, params.classes, dwa, params.seed)
     files.write_json(out / "box_errors.json", document)
     all_images = list(reviewed_batch_images(labels, detections_at_selection, params.classes, None))
@@ -103,7 +103,15 @@ def _add_normalized(table: pa.Table, params: ScoringParams) -> pa.Table:
         normalized_P = normalize(raw_P, params.normalize)
         imputed_P = impute_no_detections(normalized_P, no_detections_P, params.no_detection_score)
         table = table.append_column(name, pa.array(imputed_P))
+    table = table.append_column("objectness_entropy", pa.array(_normalized_objectness(table, params)))
     return table.select(schemas.SCORES.names)
+
+
+def _normalized_objectness(table: pa.Table, params: ScoringParams) -> NDArray[np.float64]:
+    """Return the metric that needs no detection, (P,); 0 where the stage ``infer`` did not measure it."""
+    raw_P = table["objectness_entropy_raw"].to_numpy().astype(np.float64)
+    normalized_P = np.zeros(len(raw_P)) if np.isnan(raw_P).any() else normalize(raw_P, params.normalize)
+    return np.asarray(normalized_P, dtype=np.float64)
 
 
 def _score_batch(batch: DetectionBatch, params: ScoringParams, model: ErrorModel, num_classes: int) -> pa.Table:
@@ -135,6 +143,7 @@ def _score_batch(batch: DetectionBatch, params: ScoringParams, model: ErrorModel
         "expected_misses": model.misses.expected_misses(mass_P2),
         "value": pa.nulls(len(num_boxes_P), pa.float64()) if value_P is None else value_P,
         "features": _list_column(features_PD),
+        "objectness_entropy_raw": pa.array(batch.objectness_entropy, pa.float64(), from_pandas=True),
     }
     columns |= {f"{name}_raw": metrics_P3[:, index] for index, name in enumerate(schemas.METRICS)}
     return pa.table({name: columns[name] for name in _RAW_SCORES.names}, schema=_RAW_SCORES)

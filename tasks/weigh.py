@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PoolFeatures:
-    """The network's inputs for the unlabeled pool, P images; M is the number of ``schemas.METRICS``."""
+    """The network's inputs for the unlabeled pool, P images; M is the number of ``schemas.ALL_METRICS``."""
 
     image_ids: list[str]
     features: Floats  # (P, F)
@@ -79,12 +79,12 @@ def weigh(params: StageParams, *, samples: list[DwaSample], scores: Path, out: P
         [pair.image_id for pair in samples],
         np.array([pair.group for pair in samples], dtype=np.int64),
         np.array([pair.features for pair in samples]).reshape(len(samples), -1 if samples else 0),
-        np.array([pair.metrics for pair in samples]).reshape(-1, len(schemas.METRICS)),
+        np.array([pair.metrics for pair in samples]).reshape(-1, len(schemas.ALL_METRICS)),
         np.array([loss.weighted(*weights) for loss in losses]),
         np.array([pair.is_random_pick for pair in samples], dtype=bool),
     )
     decision = decide_weights(dwa, params.seed, table, pool)
-    columns = {f"w_{name}": decision.weights[:, index] for index, name in enumerate(schemas.METRICS)}
+    columns = {f"w_{name}": decision.weights[:, index] for index, name in enumerate(schemas.ALL_METRICS)}
     files.write_table(
         out / "uncertainty.parquet",
         pa.table(
@@ -129,7 +129,7 @@ def decide_weights(dwa: DwaParams, seed: int, samples: DwaSamples, pool: PoolFea
     if len(samples) < max(dwa.min_training_samples, dwa.cv_folds) or not len(pool.image_ids):
         reason = f"cold start: {len(samples)} pairs, dwa.min_training_samples is {dwa.min_training_samples}"
         return _prior(dwa, reason, pool)
-    used = replace(samples, metrics=samples.metrics[:, [schemas.METRICS.index(name) for name in dwa.metrics]])
+    used = replace(samples, metrics=samples.metrics[:, [schemas.ALL_METRICS.index(name) for name in dwa.metrics]])
     choice = choose_weights(used, pool.features, dwa.metrics, _config(dwa, seed))
     if choice is None:
         return _prior(dwa, "the held-out pairs allow no rank correlation", pool)
@@ -198,12 +198,12 @@ def _decision(
     Weights are renormalized in float64 and U is clipped to the range of the image's own terms: a mean of float32
     softmax outputs sums to 1 + 1e-7, which would put U above the 1 that the metrics cannot exceed.
     """
-    metrics_PM = pool.metrics[:, [schemas.METRICS.index(name) for name in names]]
+    metrics_PM = pool.metrics[:, [schemas.ALL_METRICS.index(name) for name in names]]
     terms_PT = mixture_terms(metrics_PM, signed=dwa is not None and dwa.allow_negative_weights)
     weights_PT = weights_PT / weights_PT.sum(axis=1, keepdims=True)
     clipped_P = np.clip(uncertainty(terms_PT, weights_PT), terms_PT.min(axis=1), terms_PT.max(axis=1))
-    weights_PM = np.zeros((len(pool.image_ids), len(schemas.METRICS)))
-    weights_PM[:, [schemas.METRICS.index(name) for name in names]] = metric_weights(weights_PT, len(names))
+    weights_PM = np.zeros((len(pool.image_ids), len(schemas.ALL_METRICS)))
+    weights_PM[:, [schemas.ALL_METRICS.index(name) for name in names]] = metric_weights(weights_PT, len(names))
     return DwaDecision(used, reason, weights_PM, clipped_P, choice)
 
 
@@ -211,8 +211,8 @@ def _active_teacher(pool: PoolFeatures) -> DwaDecision:
     """Average confidence, entropy and number of classes, each divided by its maximum, as Active Teacher does."""
     max_3 = pool.active_teacher.max(axis=0, initial=0)
     scaled = pool.active_teacher / np.where(max_3 > 0, max_3, 1)
-    weights = np.zeros((len(pool.image_ids), len(schemas.METRICS)))
-    weights[:, [schemas.METRICS.index(name) for name in ("confidence", "entropy", "overlap")]] = 1 / 3
+    weights = np.zeros((len(pool.image_ids), len(schemas.ALL_METRICS)))
+    weights[:, [schemas.ALL_METRICS.index(name) for name in ("confidence", "entropy", "overlap")]] = 1 / 3
     reason = "dwa.mode is activeteacher: number of classes stands in for overlap"
     return DwaDecision("activeteacher", reason, weights, scaled.mean(axis=1))
 
@@ -220,12 +220,13 @@ def _active_teacher(pool: PoolFeatures) -> DwaDecision:
 def _pool_features(scores: Path) -> PoolFeatures:
     table = files.read_table(scores, schemas.SCORES)
     count = len(table)
-    metrics = np.column_stack([table[name].to_numpy() for name in schemas.METRICS])
+    metrics = np.column_stack([table[name].to_numpy() for name in schemas.ALL_METRICS])
+    metrics_P3 = metrics[:, : len(schemas.METRICS)]  # the network reads the metrics of detections
     active_teacher = [table[name].to_numpy() for name in ("confidence_raw", "entropy_raw", "num_distinct_classes")]
     features_PD = pc.list_flatten(table["features"]).to_numpy().reshape(count, -1 if count else 0)
     return PoolFeatures(
         table["image_id"].to_pylist(),
-        np.column_stack([metrics, features_PD]) if count else np.zeros((0, 0)),
+        np.column_stack([metrics_P3, features_PD]) if count else np.zeros((0, 0)),
         metrics,
         np.column_stack(active_teacher).astype(np.float64),
     )
@@ -244,7 +245,7 @@ def _by_kind(classes: list[str], values_K: tuple[Floats, Floats]) -> dict[str, d
 
 def _samples_table(dwa: DwaParams, samples: DwaSamples, decision: DwaDecision) -> pa.Table:
     """Return every sample with its loss and the two scores that were compared; one row per sample."""
-    used = samples.metrics[:, [schemas.METRICS.index(name) for name in dwa.metrics]]
+    used = samples.metrics[:, [schemas.ALL_METRICS.index(name) for name in dwa.metrics]]
     held_out: Floats = np.full(len(samples), np.nan)
     if decision.choice:
         terms = mixture_terms(used, signed=dwa.allow_negative_weights)
@@ -255,7 +256,10 @@ def _samples_table(dwa: DwaParams, samples: DwaSamples, decision: DwaDecision) -
             "group": pa.array(samples.group, pa.int64()),
             "is_random_pick": pa.array(samples.is_random, pa.bool_()),
             "loss": pa.array(samples.loss, pa.float64()),
-            **{name: pa.array(samples.metrics[:, index], pa.float64()) for index, name in enumerate(schemas.METRICS)},
+            **{
+                name: pa.array(samples.metrics[:, index], pa.float64())
+                for index, name in enumerate(schemas.ALL_METRICS)
+            },
             "score_equal": pa.array(used.mean(axis=1), pa.float64()),
             "score_dwa_held_out": pa.array(held_out, pa.float64()),
         }
@@ -263,15 +267,18 @@ def _samples_table(dwa: DwaParams, samples: DwaSamples, decision: DwaDecision) -
 
 
 def _document(dwa: DwaParams, samples: DwaSamples, decision: DwaDecision) -> dict[str, Any]:
-    choice, names = decision.choice, schemas.METRICS
-    of_metrics = [names.index(name) for name in dwa.metrics]
-    scores = np.concatenate([samples.metrics[:, of_metrics].mean(axis=1, keepdims=True), samples.metrics], axis=1).T
+    choice, names = decision.choice, dwa.weighed_metrics
+    of_metrics = [schemas.ALL_METRICS.index(name) for name in dwa.metrics]
+    shown = [schemas.ALL_METRICS.index(name) for name in names]
+    means_B1 = samples.metrics[:, of_metrics].mean(axis=1, keepdims=True)
+    scores = np.concatenate([means_B1, samples.metrics[:, shown]], axis=1).T
     is_evaluated = choice.is_evaluated if choice else evaluated_samples(samples.is_random, dwa.min_random_samples)
     alone = rank_correlations(scores[:, is_evaluated], samples.loss[is_evaluated], samples.group[is_evaluated])
     simple = [None] * (1 + len(names)) if alone is None else [round(float(value), 6) for value in alone]
     num_images = len(decision.weights)
-    quantiles = np.quantile(decision.weights, [0.1, 0.5, 0.9], axis=0) if num_images else np.zeros((3, len(names)))
-    mean = decision.weights.mean(axis=0) if num_images else np.zeros(len(names))
+    weights = decision.weights[:, shown]
+    quantiles = np.quantile(weights, [0.1, 0.5, 0.9], axis=0) if num_images else np.zeros((3, len(names)))
+    mean = weights.mean(axis=0) if num_images else np.zeros(len(names))
     return {
         "mode": dwa.mode,
         "used": decision.used,
@@ -306,7 +313,7 @@ def _feature_importance(
             {
                 "feature": names[index],
                 "importance": round(float(found.importance_F[index]), 6),
-                "effect_per_std": dict.fromkeys(schemas.METRICS, 0.0)
+                "effect_per_std": dict.fromkeys(dwa.weighed_metrics, 0.0)
                 | {
                     name: round(float(shift), 6)
                     for name, shift in zip(dwa.metrics, found.effect_per_std_FM[index], strict=True)

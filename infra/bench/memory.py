@@ -156,6 +156,8 @@ def random_detections(image_ids: list[str], num_classes: int, seed: int) -> pa.T
         ),
         "box_disagreement": pa.array(rng.uniform(0, 5, num_images).astype(np.float32)),
         "class_disagreement": pa.array(rng.uniform(0, 5, num_images).astype(np.float32)),
+        "objectness_entropy_raw": pa.nulls(num_images, pa.float32()),
+        "objectness_entropy_map": pa.nulls(num_images, pa.list_(pa.uint8())),
         "model_digest": pa.array(["0" * 64] * num_images),
     }
     return pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS)

@@ -20,6 +20,7 @@ from infra.bench.memory import StageCost, random_detections, run_stage
 from tasks.data.detections import SHARD_PREFIX, ShardKind
 from tasks.data.paths import Workspace
 from tasks.data.schemas import (
+    ALL_METRICS,
     ANNOTATED,
     CANDIDATE_SCORES,
     DETECTIONS_AT_SELECTION,
@@ -89,7 +90,7 @@ def _write_pool_tables(workspace: Workspace, image_ids: list[str], rng: np.rando
     table = pa.table([scores[name] for name in SCORES.names], schema=SCORES)
     files.write_table(workspace.derived("score") / "scores.parquet", table)
     files.write_json(workspace.derived("score") / "box_errors.json", {"used": True, "reason": "made up"})
-    weights = [pa.array(np.full(count, 1 / len(METRICS))) for _ in METRICS]
+    weights = [pa.array(np.full(count, 1 / len(METRICS) if name in METRICS else 0.0)) for name in ALL_METRICS]
     uncertainty = pa.table([ids, *weights, pa.array(rng.random(count))], schema=UNCERTAINTY)
     files.write_table(workspace.derived("weigh") / "uncertainty.parquet", uncertainty)
 

@@ -132,12 +132,13 @@ def error_model_document(
         needed = f"dwa.min_training_samples is {dwa.min_training_samples}"
         reason = f"cold start: {len(model.images)} reviewed images, {needed}"
         return document | {"used": False, "reason": reason, "calibration": None}
-    metrics_P3 = np.array(
+    metrics_PM = np.array(
         [
             calibration_metrics[image.found.image_id] if image.group == CALIBRATION_GROUP else image.metrics
             for image in model.images
         ]
     )
+    metrics_P3 = metrics_PM[:, : len(schemas.METRICS)]
     losses = [realized_loss_of(image, len(classes), dwa.focal_gamma) for image in model.images]
     judged = calibrate(
         model.data,

@@ -43,6 +43,7 @@ class DetectionBatch:
     class_probs: NDArray[np.float16]  # (B, K+1); (0, 0) without boxes
     stability: NDArray[np.float32]  # (B,) IoU with the box of a second regression pass; 1 where there was none
     residual_mass: NDArray[np.float64]  # (P,)
+    objectness_entropy: NDArray[np.float64]  # (P,) docs/method.md#objectness-entropy; NaN where it was not measured
 
 
 def read_detections(folder: Path, image_ids: Collection[str] | None = None) -> Iterator[StoredDetections]:
@@ -85,7 +86,7 @@ def read_detection_batches(
     No Python object is made for a box: this is for computations over the whole pool.
     """
     pending: list[pa.Table] = []
-    for shard in read_shards(folder, kind, columns=_BATCH_COLUMNS):
+    for shard in read_shards(folder, kind, columns=[*_BATCH_COLUMNS, "objectness_entropy_raw"]):
         pending.append(shard)
         if sum(len(table) for table in pending) >= batch_size:  # shards may be far smaller than a batch
             yield from _batches_from_table(pa.concat_tables(pending), batch_size)
@@ -107,6 +108,7 @@ def _batches_from_table(table: pa.Table, batch_size: int) -> Iterator[DetectionB
             _flatten(rows["class_probs"]).reshape(len(scores_B), -1 if len(scores_B) else 0),
             stability_B if len(stability_B) == len(scores_B) else np.ones(len(scores_B), dtype=np.float32),
             rows["residual_mass"].to_numpy().astype(np.float64),
+            rows["objectness_entropy_raw"].to_numpy().astype(np.float64),
         )
 
 

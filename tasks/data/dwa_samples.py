@@ -157,7 +157,7 @@ def calibration_samples(
     calibration: Path, detections: Path, scores: Path, classes: Sequence[str], gamma: float
 ) -> list[DwaSample]:
     """Build the samples of the calibration images with the current teacher."""
-    rows = files.read_table(scores, schemas.SCORES, columns=["image_id", *schemas.METRICS]).to_pylist()
+    rows = files.read_table(scores, schemas.SCORES, columns=["image_id", *schemas.ALL_METRICS]).to_pylist()
     metrics = {row["image_id"]: metrics_of(row) for row in rows}
     reviewed = reviewed_calibration_images(calibration, detections)
     return [_dwa_sample(replace(image, metrics=metrics[image.found.image_id]), classes, gamma) for image in reviewed]
@@ -171,7 +171,7 @@ def reviewed_calibration_images(calibration: Path, detections: Path) -> Iterator
         yield ReviewedImage(
             outside_crowds(found, marked),
             CALIBRATION_GROUP,
-            np.zeros(len(schemas.METRICS)),
+            np.zeros(len(schemas.ALL_METRICS)),
             marked.boxes_xyxy,
             marked.class_ids,
             True,
@@ -180,8 +180,8 @@ def reviewed_calibration_images(calibration: Path, detections: Path) -> Iterator
 
 
 def metrics_of(row: dict[str, Any]) -> Floats:
-    """Return the normalized metrics of a row in the order of ``schemas.METRICS``, (M,)."""
-    return np.array([row[name] for name in schemas.METRICS], dtype=np.float64)
+    """Return the normalized metrics of a row in the order of ``schemas.ALL_METRICS``, (M,); 0 for an unmeasured one."""
+    return np.array([row[name] or 0.0 for name in schemas.ALL_METRICS], dtype=np.float64)
 
 
 def _frozen_rows(table: pa.Table) -> Iterator[tuple[StoredDetections, dict[str, Any]]]:
@@ -199,7 +199,8 @@ def realized_loss_of(image: ReviewedImage, num_classes: int, gamma: float) -> Re
 def _dwa_sample(image: ReviewedImage, classes: Sequence[str], gamma: float) -> DwaSample:
     found = image.found
     posteriors = found.class_probs.reshape(len(found.scores), len(classes) + 1)
-    features = image_features(found.boxes_xyxy, found.scores, posteriors, image.metrics, len(classes))
+    metrics_3 = image.metrics[: len(schemas.METRICS)]  # the network reads the metrics of detections
+    features = image_features(found.boxes_xyxy, found.scores, posteriors, metrics_3, len(classes))
     losses = realized_loss_of(image, len(classes), gamma)
     return DwaSample(found.image_id, image.group, features, image.metrics, losses, image.is_random_pick)
 

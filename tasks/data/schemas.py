@@ -13,7 +13,9 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 METRICS = ("confidence", "entropy", "overlap")
-"""The three metrics, always in this order (docs/method.md#metrics)."""
+"""The three metrics of an image's detections, always in this order (docs/method.md#metrics)."""
+ALL_METRICS = (*METRICS, "objectness_entropy")
+"""With the metric that is measured on request (docs/method.md#objectness-entropy); 0 for all images where it is not."""
 
 _FLOATS = pa.list_(pa.float32())
 _HALF_FLOATS = pa.list_(pa.float16())
@@ -71,6 +73,8 @@ DETECTIONS = pa.schema(
             pa.float32(),
         ),  # from the committee's second member (docs/method.md#committee); null: there is none
         ("class_disagreement", pa.float32()),  # the same about classes
+        ("objectness_entropy_raw", pa.float32()),  # docs/method.md#objectness-entropy; null: not measured
+        ("objectness_entropy_map", pa.list_(pa.uint8())),  # 16*16 fields of the image, percent; null: not measured
         ("model_digest", pa.string()),  # SHA-256 of the teacher file
     ]
 )
@@ -83,6 +87,7 @@ DETECTIONS_AT_SELECTION = pa.schema(
         ("confidence", pa.float64()),
         ("entropy", pa.float64()),
         ("overlap", pa.float64()),
+        ("objectness_entropy", pa.float64()),
         ("is_random_pick", pa.bool_()),
         ("picked_by", pa.string()),
         ("num_candidates", pa.int64()),
@@ -102,9 +107,11 @@ SCORES = pa.schema(
         ("confidence_raw", pa.float64()),
         ("entropy_raw", pa.float64()),
         ("overlap_raw", pa.float64()),
+        ("objectness_entropy_raw", pa.float64()),  # as in DETECTIONS
         ("confidence", pa.float64()),  # normalized over the pool, [0, 1]
         ("entropy", pa.float64()),
         ("overlap", pa.float64()),
+        ("objectness_entropy", pa.float64()),  # 0 where it is not measured
         ("has_no_detections", pa.bool_()),
         ("features", _FLOATS),  # D = 12 + 2K in every row: the DWA network's inputs that follow the three metrics
     ]
@@ -114,7 +121,7 @@ CANDIDATE_SCORES = [name for name in SCORES.names if name not in ("features", "e
 UNCERTAINTY = pa.schema(
     [
         ("image_id", pa.string()),
-        *((f"w_{name}", pa.float64()) for name in METRICS),  # negative in a signed mixture only
+        *((f"w_{name}", pa.float64()) for name in ALL_METRICS),  # negative in a signed mixture only
         ("uncertainty", pa.float64()),  # docs/method.md#eq-15, [0, 1]
     ]
 )

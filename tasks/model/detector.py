@@ -150,6 +150,7 @@ def detect_all(
     *,
     batch_size: int,
     mixed_precision: bool,
+    doubt_frac: float = 0.0,
 ) -> Iterator[tuple[_Image, list[Detections]]]:
     """Detect objects on many images; each is decoded and resized once, off the main thread, some batches ahead.
 
@@ -164,6 +165,7 @@ def detect_all(
         batch_size: images per forward pass; a batch has images of one shape, because the detector runs other
             shapes one after the other anyway.
         mixed_precision: on CUDA; without effect on a CPU.
+        doubt_frac: share of the map of objectness whose mean is measured; 0: none. For detectors of torch only.
 
     Yields:
         Each image with one result per detector, in an order that depends on the shapes.
@@ -182,12 +184,12 @@ def detect_all(
 
     def run(batch: list[tuple[_Image, PreparedImage]]) -> Iterator[tuple[_Image, list[Detections]]]:
         inputs = [prepared for _, prepared in batch]
-        found = [_detect_batch(detector, inputs, mixed_precision) for detector in detectors]
+        found = [_detect_batch(detector, inputs, mixed_precision, doubt_frac) for detector in detectors]
         yield from zip((image for image, _ in batch), map(list, zip(*found, strict=True)), strict=True)
 
     for image, prepared in _map_ahead(prepare, images, num_ahead):
         if isinstance(prepared, TiledImage):
-            yield image, _detect_by_tiles(detectors, prepared, model, batch_size, mixed_precision)
+            yield image, _detect_by_tiles(detectors, prepared, model, batch_size, mixed_precision, doubt_frac)
             continue
         height_px, width_px = prepared.model_input["image"].shape[1:]
         shape = -(-height_px // stride), -(-width_px // stride)
@@ -205,10 +207,12 @@ def _size_divisibility(detector: AnyDetector) -> int:
     return 1 if isinstance(detector, CompiledDetector) else max(detector.backbone.size_divisibility, 1)
 
 
-def _detect_batch(detector: AnyDetector, images: Sequence[PreparedImage], mixed_precision: bool) -> list[Detections]:
+def _detect_batch(
+    detector: AnyDetector, images: Sequence[PreparedImage], mixed_precision: bool, doubt_frac: float
+) -> list[Detections]:
     if isinstance(detector, CompiledDetector):
         return detector.detect(images)
-    return detect_prepared(detector, images, mixed_precision)
+    return detect_prepared(detector, images, mixed_precision, doubt_frac)
 
 
 @dataclass(frozen=True)
@@ -220,14 +224,19 @@ class TiledImage:
 
 
 def _detect_by_tiles(
-    detectors: Sequence[AnyDetector], image: TiledImage, model: ModelParams, batch_size: int, mixed_precision: bool
+    detectors: Sequence[AnyDetector],
+    image: TiledImage,
+    model: ModelParams,
+    batch_size: int,
+    mixed_precision: bool,
+    doubt_frac: float = 0.0,
 ) -> list[Detections]:
     """One result per detector."""
     config = resize_config(model)
 
     def detect_parts(parts: Sequence[Pixels]) -> list[list[Detections]]:
         prepared = [prepare_image(part, config) for part in parts]
-        found = [_detect_batch(detector, prepared, mixed_precision) for detector in detectors]
+        found = [_detect_batch(detector, prepared, mixed_precision, doubt_frac) for detector in detectors]
         return list(map(list, zip(*found, strict=True)))
 
     return detect_windows(

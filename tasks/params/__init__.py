@@ -85,9 +85,18 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _check_committee(self) -> Self:
-        if self.select.uses_committee and self.infer.committee == "none":
+        if self.select.uses("committee") and self.infer.committee == "none":
             raise ValueError(
                 "infer.committee is 'none', expected 'student' or 'previous_teacher' where select wants committee"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_objectness_entropy(self) -> Self:
+        is_used = self.select.uses("objectness_entropy") or "objectness_entropy" in self.dwa.weighed_metrics
+        if is_used and self.infer.objectness_entropy_frac == 0:
+            raise ValueError(
+                "infer.objectness_entropy_frac is 0, expected more where select or dwa wants objectness_entropy"
             )
         return self
 

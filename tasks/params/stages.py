@@ -15,6 +15,7 @@ READY_STRATEGY_NAMES = (
     "margin",
     "localization",
     "committee",
+    "objectness_entropy",
     "rarity",
     "novelty",
     "boundary",
@@ -35,6 +36,7 @@ PortfolioArm = Literal[
     "margin",
     "localization",
     "committee",
+    "objectness_entropy",
     "rarity",
     "novelty",
     "boundary",
@@ -50,6 +52,7 @@ ObjectiveName = Literal[
     "margin",
     "localization",
     "committee",
+    "objectness_entropy",
     "rarity",
     "novelty",
     "boundary",
@@ -128,6 +131,10 @@ class InferParams(Section):
     """A second detector whose disagreement with the teacher is measured on every image, for objective ``committee``
     (docs/method.md#committee): the student of the round, or the teacher of the round before (in the first round, the
     student). It costs a second forward pass."""
+    objectness_entropy_frac: Fraction
+    """Share of the cells of the proposal network's map of doubt, the most doubtful first, whose mean is the metric
+    ``objectness_entropy`` of an image (docs/method.md#objectness-entropy); the report shows the map. 0: not measured.
+    A small share finds a small unsure object in a picture that is clear otherwise."""
     backend: Literal["torch", "onnx", "openvino"]
     """What runs the detector (docs/guides/export.md#backend): torch, or ONNX Runtime or OpenVINO (extra ``export``),
     which are for machines without a GPU and for ``model.architecture: timm_fpn``. A part of the result, unlike
@@ -155,6 +162,11 @@ class InferParams(Section):
     def _check_backend(self) -> Self:
         if self.backend == "torch" and self.backend_precision != "fp32":
             raise ValueError(f"backend_precision is {self.backend_precision}, expected fp32 where backend is torch")
+        if self.backend != "torch" and self.objectness_entropy_frac > 0:
+            raise ValueError(
+                f"objectness_entropy_frac is {self.objectness_entropy_frac:g}, expected 0 where backend is"
+                f" {self.backend}: its graph gives no map"
+            )
         return self
 
 
@@ -175,16 +187,19 @@ class ScoringParams(Section):
 class DwaParams(Section):
     """Dynamic Weight Adjustment (docs/method.md#dwa)."""
 
-    mode: Literal["learned", "equal", "confidence", "entropy", "overlap", "fixed", "activeteacher"]
+    mode: Literal[
+        "learned", "equal", "confidence", "entropy", "overlap", "objectness_entropy", "fixed", "activeteacher"
+    ]
     """Where the metric weights come from: the rule that the pairs support, or one of the comparisons
     (docs/method.md#dwa). In a comparison all class weights are 1."""
-    metrics: Annotated[list[Literal["confidence", "entropy", "overlap"]], Field(min_length=1)]
-    """Metrics that the mixture is made of; the others get weight 0."""
+    metrics: Annotated[list[Literal["confidence", "entropy", "overlap", "objectness_entropy"]], Field(min_length=1)]
+    """Metrics that the mixture is made of; the others get weight 0. ``objectness_entropy`` needs
+    ``infer.objectness_entropy_frac``."""
     fixed_weights: Annotated[list[NonNegativeFloat], Field(min_length=1)]
     """Weights of mode ``fixed``, one for each of ``metrics``; must sum to 1."""
     min_training_samples: Annotated[int, Field(ge=4)]
     """Fewer pairs than this: ``prior_rule`` (cold start)."""
-    prior_rule: Literal["equal", "confidence", "entropy", "overlap"]
+    prior_rule: Literal["equal", "confidence", "entropy", "overlap", "objectness_entropy"]
     """Rule of the cold start, and later until another one leads it by ``min_gain_se`` standard errors: equal weights,
     or one of ``metrics`` alone (docs/method.md#choice)."""
     history_batches: PositiveInt
@@ -224,6 +239,12 @@ class DwaParams(Section):
     (docs/method.md#eq-10)."""
     class_weight_max: Annotated[float, Field(ge=1)]
     """Upper bound v_max on one class's weight, its inverse is the lower one; the mean is 1 (docs/method.md#eq-10)."""
+
+    @property
+    def weighed_metrics(self) -> tuple[str, ...]:
+        """The three metrics of detections, and ``objectness_entropy`` where it is used."""
+        is_used = "objectness_entropy" in (*self.metrics, self.mode)
+        return ("confidence", "entropy", "overlap", *(["objectness_entropy"] if is_used else []))
 
     @model_validator(mode="after")
     def _check_weights_sum(self) -> Self:
@@ -289,11 +310,10 @@ class SelectParams(Section):
         """The strategy, or those of the portfolio."""
         return tuple(self.portfolio) if self.strategy == "portfolio" else (self.strategy,)
 
-    @property
-    def uses_committee(self) -> bool:
-        """Whether the strategy needs the disagreement of two detectors."""
-        has_weight = "composite" in self.used_strategies and self.objectives.get("committee", 0) > 0
-        return has_weight or "committee" in self.used_strategies
+    def uses(self, objective: ObjectiveName) -> bool:
+        """Whether a strategy needs this objective, alone or in ``objectives``."""
+        has_weight = "composite" in self.used_strategies and self.objectives.get(objective, 0) > 0
+        return has_weight or objective in self.used_strategies
 
     @model_validator(mode="after")
     def _check_objectives(self) -> Self:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tasks.data.schemas import METRICS
 from tasks.reporting.report_data import Document
 from tasks.runtime.formatting import join_and, number
 
@@ -58,8 +57,10 @@ def importance_text(dwa: Document) -> str:
 
 
 def _mean_weights_text(dwa: Document) -> str:
-    best = max(METRICS, key=lambda name: _or_minus_one(dwa["spearman_by_metric"][name]))
-    leads = max(METRICS, key=lambda name: dwa["mean_weights"][name])
+    names = list(dwa["mean_weights"])
+    best = max(names, key=lambda name: _or_minus_one(dwa["spearman_by_metric"][name]))
+    leads = max(names, key=lambda name: dwa["mean_weights"][name])
+    best, leads = best.replace("_", " "), leads.replace("_", " ")
     if leads == best:
         return f"The mean itself leans to {leads}, which ranks the mistakes best by itself."
     return f"The mean itself leans to {leads}, though by itself {best} ranks the mistakes best."

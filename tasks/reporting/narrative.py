@@ -162,6 +162,7 @@ def rule_name(rule: str) -> str:
     """Say a rule of dwa.json as people do: ``entropy`` is entropy alone, ``-entropy`` low entropy alone."""
     if rule.startswith("per_image"):
         return f"a learned mixture per image, {rule.removeprefix('per_image_').replace('=', ' = ')}"
+    rule = rule.replace("_", " ")
     return _RULE_NAMES.get(rule, f"low {rule[1:]} alone" if rule.startswith("-") else f"{rule} alone")
 
 
@@ -296,6 +297,9 @@ ENTROPY = {
     "sum": "The summed entropy of the class posteriors (nats): doubt about what the boxes hold.",
     "mean": "The mean entropy of the class posteriors (nats): doubt about what a box holds.",
 }
+OBJECTNESS_ENTROPY = (
+    "The mean entropy of objectness over the most doubtful cells of an image (bits): doubt whether there is an object."
+)
 OVERLAP = "The mean IoU between pairs of boxes that survived suppression: boxes that pile up."
 
 

@@ -7,7 +7,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from tasks.data.schemas import METRICS
+from tasks.data.schemas import ALL_METRICS, AnnotationTask
 from tasks.params.stages import ScoringParams
 from tasks.reporting import errors_by_class, narrative, plots, tables
 from tasks.reporting.checked_pseudo_labels import check_text, checked_pictures
@@ -15,7 +15,7 @@ from tasks.reporting.error_crops import error_crops
 from tasks.reporting.feature_importance import importance_rows, importance_text
 from tasks.reporting.pool_map import GROUP_TEXT, draw_pool_map
 from tasks.reporting.report_data import Document, ReportData
-from tasks.reporting.thumbnails import class_colors, thumbnail
+from tasks.reporting.thumbnails import class_colors, map_thumbnail, thumbnail
 from tasks.runtime import formatting
 
 _CURVE_POINTS = 160
@@ -39,6 +39,7 @@ def render(data: ReportData, history: Sequence[Document], scoring: ScoringParams
     )
     environment.filters |= {name: getattr(formatting, name) for name in ("number", "signed", "duration", "pluralize")}
     environment.filters["rule_name"] = narrative.rule_name
+    environment.filters["metric_name"] = lambda name: name.replace("_", " ").capitalize()
     environment.filters["summed"] = lambda row, keys: sum(row[key] for key in keys)
     return environment.get_template("report.html.j2").render(
         figures=_plots(data, history, with_pictures=thumbnails > 0),
@@ -73,6 +74,7 @@ def _text(data: ReportData, history: Sequence[Document], scoring: ScoringParams)
             "confidence": narrative.CONFIDENCE[scoring.confidence],
             "entropy": narrative.ENTROPY[scoring.entropy],
             "overlap": narrative.OVERLAP,
+            "objectness_entropy": narrative.OBJECTNESS_ENTROPY,
         },
     }
 
@@ -115,7 +117,8 @@ def _raw(data: ReportData, history: Sequence[Document]) -> dict[str, Any]:
     return {
         "now": history[-1],
         "history": history,
-        "metrics": METRICS,
+        "metrics": _metrics_shown(data.dwa),
+        "metric_legend": [(name, name.replace("_", " "), "") for name in _metrics_shown(data.dwa)],
         "dwa": data.dwa,
         "picked": data.selection_summary,
         "pool_images": len(data.pool_metrics),
@@ -123,6 +126,11 @@ def _raw(data: ReportData, history: Sequence[Document]) -> dict[str, Any]:
         "trained": data.train_summary,
         "val_images": data.metrics["val_images"],
     }
+
+
+def _metrics_shown(weighed: Document) -> list[str]:
+    """Return the metrics that the mixture was made of, in their fixed order."""
+    return [name for name in ALL_METRICS if name in weighed["mean_weights"]]
 
 
 def _kpi_cards(data: ReportData, history: Sequence[Document]) -> list[tuple[str, str, str]]:
@@ -199,8 +207,10 @@ def _round_plots(history: Sequence[Document]) -> dict[str, Markup]:
         figures["correlations"] = plots.correlations(rounds, correlated, alt=alt)
     weighed = [entry for entry in history if any(entry["mean_weights"].values())]
     if len(weighed) > 1:
-        means = {name: [entry["mean_weights"][name] for entry in weighed] for name in METRICS}
-        bands = {name: [[entry["weight_quantiles"][name][i] for entry in weighed] for i in (0, 2)] for name in METRICS}
+        names = _metrics_shown(history[-1])
+        means = {name: [entry["mean_weights"].get(name, 0.0) for entry in weighed] for name in names}
+        quantiles = {name: [entry["weight_quantiles"].get(name, [0.0] * 3) for entry in weighed] for name in names}
+        bands = {name: [[found[i] for found in quantiles[name]] for i in (0, 2)] for name in names}
         last = ", ".join(f"{name} {formatting.number(values[-1], 2)}" for name, values in means.items())
         alt = f"Mean metric weights by round with 10 to 90 percent bands. Now: {last}."
         figures["weights"] = plots.weights([entry["round"] for entry in weighed], means, bands, alt=alt)
@@ -223,9 +233,9 @@ def _pool_plots(data: ReportData) -> dict[str, Markup]:
     parts = {name: pool["uncertainty"][groups == name].tolist() for name in ("picked", "explored", "pool")}
     alt = f"Histogram of the uncertainty of {_num_images(len(pool))}; the picked ones are marked."
     figures = {"uncertainty": plots.stacked_histogram(parts, x="uncertainty", alt=alt)}
-    for name in METRICS:
+    for name in _metrics_shown(data.dwa):
         alt = f"Histogram of {name} over {_num_images(len(pool))}."
-        figures[name] = plots.histogram(pool[f"{name}_raw"].tolist(), x=name, color=name, alt=alt)
+        figures[name] = plots.histogram(pool[f"{name}_raw"].tolist(), x=name.replace("_", " "), color=name, alt=alt)
     return figures
 
 
@@ -270,6 +280,16 @@ def _selected(data: ReportData, max_images: int) -> list[dict[str, Any]]:
             "is_random": task.reason.startswith("random pick"),
             "shares": tables.metric_contributions(known.get(task.image_id, {})),
             "thumbnail": thumbnail(task, data.root, class_color),
+            "doubt": _doubt_picture(task, data),
         }
         for task in shown
     ]
+
+
+def _doubt_picture(task: AnnotationTask, data: ReportData) -> str:
+    """Draw where the proposal network was in doubt as a data URI; empty where that was not measured."""
+    percent = data.doubt_maps.get(task.image_id)
+    if percent is None:
+        return ""
+    size_px = task.width_px, task.height_px
+    return map_thumbnail(task.uri, task.image_id, data.root, size_px, percent)[0]

@@ -30,6 +30,7 @@ COLORS = {
     "AP75": "#010111",
     "supervised": "#01010e",
     "unsupervised": "#01010f",
+    "objectness_entropy": "#010113",
 }
 _VARIABLES = {_INK: "ink", _MUTED: "muted", _LINE: "line", **{value: name for name, value in COLORS.items()}}
 _SVG_CLEANUP = [
@@ -49,6 +50,7 @@ _MARKERS = {
     "student": "s",
     "entropy": "s",
     "overlap": "^",
+    "objectness_entropy": "D",
     "equal": "s",
     "AP50": "^",
     "AP75": "s",
@@ -105,7 +107,7 @@ def weights(
     rounds: Sequence[int], means: Mapping[str, Series], bands: Mapping[str, Sequence[Series]], *, alt: str
 ) -> Markup:
     """Plot the mean metric weight by round, with the band of the middle 80 % of the images."""
-    return _lines(rounds, means, x="round", y="weight", alt=alt, bands=bands, reference=1 / 3)
+    return _lines(rounds, means, x="round", y="weight", alt=alt, bands=bands, reference=1 / len(means))
 
 
 def training(iterations: Sequence[int], curves: Mapping[str, Series], *, y: str, alt: str) -> Markup:

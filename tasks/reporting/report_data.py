@@ -1,5 +1,6 @@
 """Read everything that the page is made from."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ class ReportData:
     """Labeled images whose labels the teachers contradict, the surest error first."""
     tasks: Sequence[AnnotationTask]
     """What annotators get, by rank."""
+    doubt_maps: Mapping[str, Sequence[Sequence[int]]]
+    """Rows of the map of objectness entropy in percent of picked images, by image id; empty: it is not measured."""
     import_counts: Document
     """What ``gleaner init`` counted: of ``data/import_report.json``."""
     rejected: Mapping[str, Sequence[Document]]
@@ -112,6 +115,7 @@ def load_report_data(workspace: Workspace, classes: Sequence[str]) -> ReportData
             box.category for label in newest.images if label.checks_batch is None for box in label.boxes
         ),
         tasks=_read_tasks(workspace.derived("handoff") / "manifest.jsonl"),
+        doubt_maps=_doubt_maps(workspace.derived("handoff") / "detections.parquet"),
         import_counts=import_report.get("counts", {}),
         rejected={
             "import": import_report.get("set_aside", []),
@@ -180,6 +184,18 @@ def _read_tasks(manifest: Path) -> list[AnnotationTask]:
     except ValueError as error:
         problem = f"a line is not a task ({' '.join(str(error).split())[:200]}), expected one task a line"
         raise UserError(manifest, problem, "Run: dvc repro --force handoff") from None
+
+
+def _doubt_maps(path: Path) -> dict[str, list[list[int]]]:
+    """Read the maps of the images that annotators get."""
+    columns = ["image_id", "objectness_entropy_map"]
+    rows = pq.read_table(path, columns=columns).to_pylist() if path.is_file() else []
+    found = {row["image_id"]: row["objectness_entropy_map"] for row in rows}
+    return {
+        image_id: [flat[first : first + math.isqrt(len(flat))] for first in range(0, len(flat), math.isqrt(len(flat)))]
+        for image_id, flat in found.items()
+        if flat
+    }
 
 
 def _stage_seconds(workspace: Workspace) -> dict[str, float]:

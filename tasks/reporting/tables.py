@@ -92,14 +92,17 @@ def _change(ap: Sequence[float | None]) -> float | None:
 
 
 def metric_contributions(metrics: Mapping[Any, Any]) -> dict[str, float]:
-    """Return the shares of confidence, entropy and overlap in one image's uncertainty; they sum to 1.
+    """Return the shares of the metrics in one image's uncertainty; they sum to 1.
 
     Empty where the uncertainty is not their weighted sum (docs/method.md#eq-15), as in dwa.mode activeteacher, or
     where a weight is negative.
     """
     if not metrics:
         return {}
-    parts = {name: metrics[f"w_{name}"] * metrics[name] for name in ("entropy", "overlap", "confidence")}
+    names = ["entropy", "overlap", "confidence"]
+    if metrics.get("w_objectness_entropy", 0.0):
+        names.append("objectness_entropy")
+    parts = {name: metrics[f"w_{name}"] * metrics[name] for name in names}
     total = sum(parts.values())
     if min(parts.values()) < 0 or total <= 0 or abs(total - metrics["uncertainty"]) > 1e-6:
         return {}

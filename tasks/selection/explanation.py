@@ -9,7 +9,7 @@ import pandas as pd
 from detectron_ext.uncertainty_metrics import normalize
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
-from tasks.data.schemas import METRICS, SELECTION
+from tasks.data.schemas import ALL_METRICS, SELECTION
 from tasks.params import Params, load_params
 from tasks.runtime.errors import UserError
 from tasks.selection.embeddings import Embeddings
@@ -23,7 +23,7 @@ from tasks.selection.strategies.registry import create_strategy
 from tasks.storage import files
 
 Document = dict[str, Any]
-_ONLY_WHEN_WEIGHED = ("boundary", "committee")  # costly, and measured only when it is asked for
+_ONLY_WHEN_WEIGHED = ("boundary", "committee", "objectness_entropy")  # costly, or measured only when asked for
 _NUMBERS = ("uncertainty", "value", "expected_boxes", "expected_misses", "expected_minutes", "num_boxes")
 
 
@@ -124,7 +124,8 @@ def _metrics(candidate: pd.Series) -> dict[str, Document]:
             "normalized": _number(candidate[name]),
             "weight": _number(candidate[f"w_{name}"]),
         }
-        for name in METRICS
+        for name in ALL_METRICS
+        if not pd.isna(candidate[f"{name}_raw"])
     }
 
 

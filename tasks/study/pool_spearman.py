@@ -49,12 +49,13 @@ def pool_spearman(
         value of an image (``value``); None where one side is constant or fewer than 3 images are left.
     """
     samples = calibration_samples(oracle, detections, scores, params.classes, params.dwa.focal_gamma)
-    metrics_PM = np.array([pair.metrics for pair in samples], dtype=np.float64).reshape(-1, len(schemas.METRICS))
+    metrics_PM = np.array([pair.metrics for pair in samples], dtype=np.float64).reshape(-1, len(schemas.ALL_METRICS))
+    metrics_P3 = metrics_PM[:, : len(schemas.METRICS)]  # of detections: what all studies compare
     image_ids = [pair.image_id for pair in samples]
     candidates: dict[str, Floats] = {
         "chosen": _of_images(weights / "uncertainty.parquet", schemas.UNCERTAINTY, image_ids),
-        "equal": metrics_PM.mean(axis=1),
-        **{name: metrics_PM[:, index] for index, name in enumerate(schemas.METRICS)},
+        "equal": metrics_P3.mean(axis=1),
+        **{name: metrics_P3[:, index] for index, name in enumerate(schemas.METRICS)},
     }
     learned = weights / "learned_uncertainty.parquet"
     if learned.is_file():

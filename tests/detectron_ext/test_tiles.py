@@ -1,6 +1,7 @@
 """Tiles cover a picture with the wanted overlap, and what they find is merged by hand-counted rules."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from detectron_ext.augmentation import Example
 from detectron_ext.inference import Detections
 from detectron_ext.losses import CROWD_LABEL
+from detectron_ext.objectness_doubt import ObjectnessDoubt
 from detectron_ext.tile_windows import TileConfig, Window, tile_windows
 from detectron_ext.tiles import detect_windows, merge, random_tile, tile_with_object
 
@@ -103,6 +105,17 @@ def test_pieces_of_one_part_do_not_remove_each_other_by_their_share() -> None:
 def test_an_object_larger_than_a_tile_is_found_by_the_whole_picture_alone() -> None:
     parts = [found((10, 10, 150, 90, 0.7, 0)), found((10, 10, 99.5, 90, 0.9, 0)), found((0, 10, 90, 90, 0.8, 0))]
     assert boxes_of(merge(parts, [WHOLE, LEFT, RIGHT], SIZE, 0.5)) == [(10, 10, 150, 90, 0.7)]
+
+
+def test_doubt_is_the_largest_of_any_part_and_its_map_the_whole_pictures() -> None:
+    parts = [replace(found(), doubt=ObjectnessDoubt(mean, np.full((16, 16), 100 * mean))) for mean in (0.25, 0.75, 0.5)]
+    merged = merge(parts, [WHOLE, LEFT, RIGHT], SIZE, 0.5).doubt
+    assert merged is not None
+    assert merged.top_mean == 0.75
+    assert merged.map_percent is parts[0].doubt.map_percent
+    tiles_only = merge(parts[1:], [LEFT, RIGHT], SIZE, 0.5).doubt
+    assert tiles_only == ObjectnessDoubt(0.75, None)
+    assert merge([found()], [WHOLE], SIZE, 0.5).doubt is None
 
 
 def test_the_embedding_is_the_whole_pictures_or_the_mean_of_the_tiles() -> None:

@@ -121,6 +121,7 @@ def weigh(workspace: Workspace, classes: list[str]) -> None:
         {
             "image_id": image_id,
             **{f"w_{name}": weight for name, weight in EQUAL_WEIGHTS.items()},
+            "w_objectness_entropy": 0.0,
             "uncertainty": int(hashlib.sha256(image_id.encode()).hexdigest()[:4], 16) / 0xFFFF,
         }
         for image_id in scores["image_id"].to_pylist()

@@ -348,12 +348,14 @@ class SyntheticCampaign:
         scores |= {f"{name}_raw": raw[:, i] for i, name in enumerate(METRICS)} | {
             name: metrics[:, i] for i, name in enumerate(METRICS)
         }
+        scores |= {"objectness_entropy_raw": [None] * count, "objectness_entropy": [0.0] * count}
         files.write_table(
             derived("score") / "scores.parquet", pa.table({name: scores[name] for name in SCORES.names}, schema=SCORES)
         )
         weighed = {
             "image_id": self.ids,
             **{f"w_{name}": weights[:, i] for i, name in enumerate(METRICS)},
+            "w_objectness_entropy": [0.0] * count,
             "uncertainty": uncertainty,
         }
         files.write_table(derived("weigh") / "uncertainty.parquet", pa.table(weighed, schema=UNCERTAINTY))

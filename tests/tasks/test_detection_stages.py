@@ -152,6 +152,21 @@ def test_a_committee_of_one_teacher_agrees_and_one_of_two_does_not(folder: Path)
     assert [one.scores.tolist() for one in read_detections(folder / "out")] == expected
 
 
+def test_doubt_about_objects_is_stored_where_it_is_asked_for(folder: Path) -> None:
+    def rows() -> list[dict[str, Any]]:
+        run_inference(folder)
+        return [row for shard in read_shards(folder / "out") for row in shard.to_pylist()]
+
+    plain = rows()
+    assert {row["objectness_entropy_raw"] for row in plain} == {None}
+    write_params(folder, "infer.objectness_entropy_frac=0.1")
+    for row, before in zip(rows(), plain, strict=True):
+        assert 0 < row["objectness_entropy_raw"] <= 1
+        assert len(row["objectness_entropy_map"]) == 256
+        measured = {"objectness_entropy_raw": None, "objectness_entropy_map": None}
+        assert row | measured == before
+
+
 def test_the_second_member_is_the_teacher_before_or_the_student(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     student, previous = workspace.derived("train") / "student.pth", workspace.warm_start / "teacher.pth"

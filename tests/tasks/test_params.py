@@ -86,6 +86,17 @@ def test_a_missing_parameter_is_named(tmp_path: Path, content: dict[str, Any]) -
         ("select", {"portfolio": ["random", "random"]}, "portfolio is random, random, expected each once"),
         ("select", {"strategy": "committee"}, "infer.committee is 'none', expected 'student' or 'previous_teacher'"),
         ("select", {"strategy": "composite", "objectives": {"committee": 1.0}}, "infer.committee is 'none'"),
+        (
+            "select",
+            {"strategy": "objectness_entropy"},
+            "infer.objectness_entropy_frac is 0, expected more",
+        ),
+        (
+            "dwa",
+            {"mode": "objectness_entropy"},
+            "infer.objectness_entropy_frac is 0, expected more",
+        ),
+        ("infer", {"backend": "onnx", "objectness_entropy_frac": 0.1}, "objectness_entropy_frac is 0.1, expected 0"),
     ],
 )
 def test_a_wrong_combination_is_named(

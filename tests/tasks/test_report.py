@@ -9,11 +9,13 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tasks.data.paths import Workspace
+from tasks.data.schemas import DETECTIONS_AT_SELECTION, SCORES
 from tasks.params import load_stage_params
 from tasks.report import report
 from tasks.reporting.errors_by_class import confusion_matrix_rows, frequent_confusions, operating_rows
@@ -135,6 +137,32 @@ def test_the_map_shows_every_group_and_pictures_of_what_is_picked(synthetic_camp
     assert html.count('<g class="dot"') == 128
     assert html.count('class="peek"') == 12  # the others are not on this machine
     assert "Images that the teacher sees alike lie close together" in text_of(page)
+
+
+def test_a_picked_image_shows_where_the_teacher_is_in_doubt(synthetic_campaign):
+    workspace = synthetic_campaign()
+    plain = render_page(workspace)
+    assert "whether there is an object" not in plain.text
+    path = workspace.derived("weigh") / "dwa.json"
+    dwa = files.read_json(path)
+    for name, value in (("mean_weights", 0.25), ("weight_quantiles", [0.2, 0.25, 0.3]), ("spearman_by_metric", 0.4)):
+        dwa[name]["objectness_entropy"] = value
+    files.write_json(path, dwa | {"feature_importance": None})
+    scores = workspace.derived("score") / "scores.parquet"
+    table = files.read_table(scores, SCORES)
+    column = table.schema.get_field_index("objectness_entropy_raw")
+    doubt = pa.array([0.5] * len(table))
+    files.write_table(scores, table.set_column(column, "objectness_entropy_raw", doubt))
+    picked = pq.read_table(workspace.derived("select") / "selection.parquet")["image_id"].to_pylist()
+    rows = [{"image_id": image, "objectness_entropy_map": [0] * 255 + [100]} for image in picked[:2]]
+    table = pa.Table.from_pylist(rows, schema=DETECTIONS_AT_SELECTION)
+    files.write_table(workspace.derived("handoff") / "detections.parquet", table)
+    page = render_page(workspace)
+    assert (page.unbalanced, page.open) == ([], [])
+    html = (workspace.derived("report") / "report.html").read_text(encoding="utf-8")
+    assert html.count("Where the teacher doubts in image") == 2
+    assert "Four metrics" in page.text
+    assert "Objectness entropy" in page.text
 
 
 def test_every_drawing_has_words_for_those_who_do_not_see_it(synthetic_campaign):

@@ -154,3 +154,19 @@ def test_only_the_wanted_images_are_read(tmp_path: Path) -> None:
     wanted = [f"{number:016x}" for number in (12, 3, 6)]
     assert [found.image_id for found in read_detections(tmp_path, wanted)] == sorted(wanted)
     assert list(read_detections(tmp_path, [])) == []
+
+
+def test_objectness_entropy_is_normalized_also_of_images_without_a_box(tmp_path: Path) -> None:
+    write_shards(tmp_path / "infer", [2, 0, 1], 3)
+    shard = tmp_path / "infer" / "shard-0000.parquet"
+    table = files.read_table(shard, schemas.DETECTIONS)
+    assert {row["objectness_entropy"] for row in run_score(tmp_path)} == {0.0}  # not measured
+    column = table.schema.get_field_index("objectness_entropy_raw")
+    measured = table.set_column(column, "objectness_entropy_raw", pa.array([0.25, 0.75, 0.5], pa.float32()))
+    files.write_table(shard, measured)
+    rows = run_score(tmp_path, normalize="quantile")
+    assert [(row["objectness_entropy_raw"], row["objectness_entropy"]) for row in rows] == [
+        (0.25, 0.0),
+        (0.75, 1.0),
+        (0.5, 0.5),
+    ]

@@ -52,11 +52,12 @@ def write_inputs(root: Path, count: int, *, shuffle: int = 0, empty: tuple[int, 
         **{name: values[:, i] for i, name in enumerate(["confidence_raw", "entropy_raw", "overlap_raw"])},
         **{name: values[:, i] for i, name in enumerate(["confidence", "entropy", "overlap"])},
         "has_no_detections": [n == 0 for n in boxes],
+        "objectness_entropy_raw": [None] * count, "objectness_entropy": [0.0] * count,
     }  # fmt: skip
     weighed = {
         "image_id": ids,
         **{f"w_{name}": weights[:, i] for i, name in enumerate(["confidence", "entropy", "overlap"])},
-        "uncertainty": (weights * values[:, :3]).sum(1),
+        "w_objectness_entropy": [0.0] * count, "uncertainty": (weights * values[:, :3]).sum(1),
     }  # fmt: skip
     workspace = Workspace(root)
     unlabeled = {"image_id": ids, "uri": ids, "width_px": [64] * count, "height_px": [64] * count}

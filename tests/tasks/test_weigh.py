@@ -100,7 +100,7 @@ def make_samples(count: int, mixture: Sequence[float], seed: int = 0) -> list[Dw
         metrics = rng.random(3)
         features = np.concatenate([metrics, rng.normal(size=16)])
         loss = make_loss(float(metrics @ mixture))
-        samples.append(DwaSample(f"{number:016x}", -1, features, metrics, loss, is_random_pick=True))
+        samples.append(DwaSample(f"{number:016x}", -1, features, np.append(metrics, 0.0), loss, is_random_pick=True))
     return samples
 
 
@@ -191,7 +191,7 @@ def test_the_learned_rule_is_kept_whether_it_is_chosen_or_not(scored: Path) -> N
     _, rows = run_weigh(scored, make_samples(40, MIXED))
     assert learned_uncertainty(scored) == [row["uncertainty"] for row in rows]
     samples = make_samples(40, MIXED)
-    mean = [replace(p, losses=make_loss(p.metrics.mean())) for p in samples]
+    mean = [replace(p, losses=make_loss(p.metrics[:3].mean())) for p in samples]
     document, rows = run_weigh(scored, mean)
     assert document["used"] == "equal"
     assert learned_uncertainty(scored) != [row["uncertainty"] for row in rows]
@@ -202,7 +202,7 @@ def test_learned_weights_come_with_what_moves_them(scored: Path) -> None:
     samples = []
     for pair in make_samples(120, MIXED):
         log_boxes = np.log1p(1 + len(samples) % 5)
-        features = np.concatenate([pair.metrics, [log_boxes], np.zeros(15)])
+        features = np.concatenate([pair.metrics[:3], [log_boxes], np.zeros(15)])
         loss = make_loss(pair.metrics[1] if log_boxes > 1.3 else pair.metrics[2])
         samples.append(replace(pair, features=features, losses=loss))
     document, rows = run_weigh(scored, samples, epochs=200)
@@ -226,7 +226,7 @@ def test_weights_that_are_not_learned_have_no_drivers(scored: Path) -> None:
 
 def test_without_a_signal_it_falls_back_and_reports_both_figures(scored: Path) -> None:
     """Losses that are the plain mean of the metrics: nothing can rank them better than equal weights."""
-    mean = [replace(p, losses=make_loss(p.metrics.mean())) for p in make_samples(40, MIXED)]
+    mean = [replace(p, losses=make_loss(p.metrics[:3].mean())) for p in make_samples(40, MIXED)]
     document, _ = run_weigh(scored, mean)
     assert document["used"] == "equal"
     assert "fallback" in document["reason"]
@@ -335,3 +335,23 @@ def test_class_weights_are_learned_in_mode_learned_alone(scored: Path) -> None:
         document, _ = run_weigh(scored, make_samples(40, MIXED), **changes)
         ones = {"a": 1.0, "b": 1.0}
         assert document["class_weights"] == {"positive": ones, "claimed_background": ones}
+
+
+def test_a_mixture_may_take_the_entropy_of_objectness(scored: Path) -> None:
+    """Losses that follow the fourth metric alone: the choice finds it, and it is the uncertainty."""
+    path = scored / "score" / "scores.parquet"
+    table = files.read_table(path, schemas.SCORES)
+    assert {value.as_py() for value in table["objectness_entropy"]} == {0.0}
+    doubt = np.linspace(0, 1, len(table))
+    column = table.schema.get_field_index("objectness_entropy")
+    files.write_table(path, table.set_column(column, "objectness_entropy", pa.array(doubt)))
+    rng = np.random.default_rng(8)
+    samples = [replace(p, metrics=np.append(p.metrics[:3], rng.random())) for p in make_samples(40, MIXED)]
+    samples = [replace(p, losses=make_loss(float(p.metrics[3]))) for p in samples]
+    four = {"metrics": ["confidence", "entropy", "overlap", "objectness_entropy"], "fixed_weights": [0.25] * 4}
+    document, rows = run_weigh(scored, samples, **four, epochs=5)
+    assert document["spearman_by_metric"]["objectness_entropy"] == pytest.approx(1)
+    assert document["used"] == "objectness_entropy"
+    assert [row["w_objectness_entropy"] for row in rows] == [1.0] * len(rows)
+    np.testing.assert_allclose([row["uncertainty"] for row in rows], doubt, atol=1e-6)
+    assert "objectness_entropy" not in run_weigh(scored, samples, mode="equal")[0]["mean_weights"]

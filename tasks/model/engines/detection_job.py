@@ -101,6 +101,7 @@ def detect_images(job: DetectionJob, detectors: Sequence[Any], images: Sequence[
         job.params.model,
         batch_size=job.batch_size,
         mixed_precision=job.params.train.mixed_precision,
+        doubt_frac=job.params.infer.objectness_entropy_frac,
     )
     threshold, [_, digest] = job.params.infer.score_threshold, job.members[0]
     rows = [_row(image["image_id"], found, threshold, digest) for image, found in results]
@@ -126,8 +127,16 @@ def _row(image_id: str, by_member: Sequence[Detections], score_threshold: float,
         "region_features": region_features.astype(np.float16).ravel(),
         "box_disagreement": between.boxes if between else None,
         "class_disagreement": between.classes if between else None,
+        "objectness_entropy_raw": None if found.doubt is None else found.doubt.top_mean,
+        "objectness_entropy_map": _flat_map(found),
         "model_digest": digest,
     }
+
+
+def _flat_map(found: Detections) -> Any:
+    if found.doubt is None or found.doubt.map_percent is None:
+        return None
+    return found.doubt.map_percent.ravel()
 
 
 log = logging.getLogger(__name__)

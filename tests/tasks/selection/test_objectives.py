@@ -289,7 +289,7 @@ def test_orders_are_complete_and_do_not_depend_on_the_order_of_rows(make_pool: P
     rng = np.random.default_rng(7)
     rows = [region_row(image, rng.normal(size=8)) for image in ids(40)]
     rows[3] = detection_row("0003", [])
-    columns = {"uncertainty": rng.random(40)}
+    columns = {"uncertainty": rng.random(40), "objectness_entropy_raw": rng.random(40)}
     pool = make_pool(rows, [region_row(f"l{i}", rng.normal(size=8)) for i in range(5)], **columns)
     reverse = PoolView(pool.candidates[::-1], pool.infer, labeled=pool.labeled, batch_size=5)
     ranking = ObjectiveStrategy(name, READY_STRATEGIES[name]).rank(pool, seed=3)

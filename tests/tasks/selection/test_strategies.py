@@ -37,7 +37,9 @@ def budget_cases(draw):
 def candidate_table(uncertainties: dict[str, float], **columns: object) -> pd.DataFrame:
     names = [*CANDIDATE_SCORES[1:], *UNCERTAINTY.names[1:], "expected_minutes"]
     table = pd.DataFrame(0.5, index=pd.Index(list(uncertainties), name="image_id"), columns=names)
-    return table.assign(uncertainty=list(uncertainties.values()), has_no_detections=False, num_boxes=3, **columns)
+    unmeasured = {"objectness_entropy": 0.0, "w_objectness_entropy": 0.0}
+    fixed = {"uncertainty": list(uncertainties.values()), "has_no_detections": False, "num_boxes": 3}
+    return table.assign(**unmeasured, **fixed, **columns)
 
 
 @given(budget_cases())
