@@ -3,8 +3,6 @@
 The command line opens a run with ``flows.run_context.prepared_run``, starts the flow, and shows what it logs.
 """
 
-import gc
-import importlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +18,7 @@ from flows.runtime.masking import SafeConsole
 from flows.runtime.process_env import has_prefect_server, prepare_environment
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
+from tasks.runtime.imports import import_without_gc
 
 _LAST_DEMO_ROUND = 2
 _out = SafeConsole()
@@ -96,14 +95,9 @@ def _run_flow(folder: Path, start_flow: Callable[[Path], object]) -> None:
 def _import_flow() -> None:
     """Import Prefect, MLflow and the flow, which takes seconds of a core, as the server's start does.
 
-    It also sets up Prefect's logging, which `live_progress` changes. Without the garbage collector, which would search
-    through the libraries again and again, it takes a fifth less.
+    It also sets up Prefect's logging, which `live_progress` changes.
     """
-    gc.disable()
-    try:
-        importlib.import_module("flows.nightly")
-    finally:
-        gc.enable()
+    import_without_gc("flows.nightly")
 
 
 def _run_rounds(root: Path, rounds: int) -> None:

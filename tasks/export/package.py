@@ -110,12 +110,12 @@ def write_export(
     require_packages(request.export_format, request.precision)
     with files.atomic_folder(target) as draft:
         on_step(f"writing the network: {request.export_format}, {request.precision}")
-        _write_network(request, images, draft)
+        num_inputs = _write_network(request, images, draft)
         _write_program(draft / PROGRAM)
-        files.write_json(draft / METADATA_FILE, _metadata(request, images, None))
+        files.write_json(draft / METADATA_FILE, _metadata(request, num_inputs, None))
         measured = _measure(request, images, draft, on_step)
         _require_accuracy(measured.accuracy, request)
-        files.write_json(draft / METADATA_FILE, _metadata(request, images, measured))
+        files.write_json(draft / METADATA_FILE, _metadata(request, num_inputs, measured))
         _write_texts(request, draft, measured)
     return measured
 
@@ -125,7 +125,8 @@ def file_digests(folder: Path) -> dict[str, str]:
     return {path.name: files.sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def _write_network(request: ExportRequest, images: ExportImages, folder: Path) -> None:
+def _write_network(request: ExportRequest, images: ExportImages, folder: Path) -> int:
+    """Write the network; return from how many inputs int8 has its ranges."""
     calibration = None
     if request.precision == "int8":
         limit = request.limits.calibration_images
@@ -134,6 +135,7 @@ def _write_network(request: ExportRequest, images: ExportImages, folder: Path) -
         )
     model = request.model if request.pruned is None else request.pruned.model
     write_network(model, folder, request.export_format, calibration)
+    return len(calibration or ())
 
 
 def _write_program(path: Path) -> None:
@@ -178,10 +180,8 @@ def _require_accuracy(accuracy: Accuracy, request: ExportRequest) -> None:
         )
 
 
-def _metadata(request: ExportRequest, images: ExportImages, measured: Measured | None) -> dict[str, Any]:
+def _metadata(request: ExportRequest, num_calibration_inputs: int, measured: Measured | None) -> dict[str, Any]:
     model = request.params.model
-    is_int8 = request.precision == "int8"
-    used = min(images.calibration.num_rows, request.limits.calibration_images) if is_int8 else 0
     return {
         "format": request.export_format,
         "precision": request.precision,
@@ -197,7 +197,7 @@ def _metadata(request: ExportRequest, images: ExportImages, measured: Measured |
         "nms_iou_threshold": model.nms_iou_threshold,
         "score_threshold": request.params.preannotation.score_threshold,
         "operating_points": dict(request.operating_points),
-        "calibration_images": used,
+        "calibration_inputs": num_calibration_inputs,
         "lineage": dict(request.lineage),
         **({} if request.pruned is None else {"pruning": request.pruned.record}),
         "made_with": {name: importlib.metadata.version(name) for name in _packages(request)},

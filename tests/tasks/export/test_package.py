@@ -40,7 +40,7 @@ def test_int8_is_a_third_of_the_size_and_finds_about_the_same(
     measured = write_export(exported.request(other_format, "int8"), exported.images, tmp_path / "int8")
     assert measured.size_mb < measured.size_original_mb / 2
     detector = ExportedDetector(tmp_path / "int8", 1)
-    assert detector.metadata["calibration_images"] == 2
+    assert detector.metadata["calibration_inputs"] == 2
     whole = ExportedDetector(exported.folder(other_format), 1)
     for path in exported.val_paths:
         one, other = whole.detect(path, 0.0), detector.detect(path, 0.0)
