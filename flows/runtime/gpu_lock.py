@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from flows.runtime.process_env import has_prefect_server
+from tasks.runtime.errors import UserError
 
 GPU_STAGES = ("train", "evaluate", "infer")
 """Stages that compute on a GPU where there is one."""
@@ -65,6 +66,9 @@ def gpu_lock(path: Path, owner: str, on_wait: Callable[[str], None]) -> Iterator
         path: the lock file; it contains the owner's name while the lock is held.
         owner: name of this campaign.
         on_wait: called as in ``gpu_locks``.
+
+    Raises:
+        UserError: something else is in the place of a lock.
     """
     _create_shared_dir(path.parent)
     in_use, is_next = (FileLock(file, mode=0o666) for file in (path, path.with_suffix(".next")))
@@ -107,6 +111,10 @@ def _acquire(lock: FileLock, wait_messages: _WaitMessages) -> None:
         except Timeout:
             wait_messages.report()
             time.sleep(_POLL_INTERVAL_S)
+        except OSError as error:  # every user of the machine can put a link or a file of theirs in its place
+            problem = f"the lock cannot be opened ({os.strerror(error.errno or 0)}), expected a file of its own"
+            fix = "Remove it, or name a folder that only your group can write: GLEANER_LOCK_DIR"
+            raise UserError(lock.lock_file, problem, fix) from None
         else:
             return
 

@@ -43,7 +43,6 @@ _NUM_FILES, _BOXES_PER_FILE = 10_000, 5
 _COCO_MB, _BYTES_PER_BOX = 500, 125
 _NUM_COCO_IMAGES, _NUM_INIT_IMAGES, _BOXES_PER_IMAGE = 5_000, 200_000, 20
 _NUM_BOXES, _NUM_FOREIGN, _NUM_OWN = 6_000, 60_000, 10
-_MAX_UNKNOWN_NAMED = 5  # images of a file that are named before the rest becomes one entry
 _NUM_POOL, _NUM_LABELED = 1_000_000, 5_000
 _OLD_S = 3600.0  # files that were changed just now are left for the next night
 
@@ -284,7 +283,7 @@ class CocoInboxPart(Part):
     def run(self) -> str:
         campaign = InboxCampaign(self.folder, _NUM_COCO_IMAGES)
         found = campaign.collect()
-        _require(found, CollectedLabels(_NUM_COCO_IMAGES, _NUM_COCO_IMAGES * _BOXES_PER_IMAGE, _MAX_UNKNOWN_NAMED + 1))
+        _require(found, CollectedLabels(_NUM_COCO_IMAGES, _NUM_COCO_IMAGES * _BOXES_PER_IMAGE, 1))
         return f"{(campaign.inbox / 'labels.json').stat().st_size / 1e6:.0f} MB: {found}"
 
 
@@ -344,7 +343,7 @@ class ExportPart(Part):
 
     def run(self) -> str:
         found = InboxCampaign(self.folder, _NUM_OWN).collect()
-        _require(found, CollectedLabels(_NUM_OWN, 2 * _NUM_OWN, _MAX_UNKNOWN_NAMED + 1))
+        _require(found, CollectedLabels(_NUM_OWN, 2 * _NUM_OWN, 1))
         return str(found)
 
 

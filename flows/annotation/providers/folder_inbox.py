@@ -1,22 +1,25 @@
 """Read the files of an inbox: list those that are complete, recognize their format, find their images.
 
-Every file ends as annotations, as a problem, or as a file to be read later, except side files of known tools. What
-counts as finished is decided in ``folder.py``. Zip archives are read in place: each file in one becomes an entry, as if
+Every file ends as annotations, as a problem, or as a file to be read later, except side files of known tools; problems
+of one kind in one file become one, so that an export of a whole project is no flood. What counts as finished is decided
+in ``folder.py``. Zip archives are read in place: each file in one becomes an entry, as if
 it had been unpacked there. Nothing is written, so a second collection finds the same. Names in archives are text for
 messages, never paths.
 """
 
 import csv
+import heapq
 import io
 import logging
 import time
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
+from typing import Literal, NamedTuple
 
 from flows.annotation.providers.folder_outbox import OfferedImage
 from tasks.data.archives import ArchiveLimits, ZipSource
@@ -44,8 +47,8 @@ _STABLE_AFTER_S = 10.0
 _GIVE_UP_AFTER_S = 86_400.0
 """A truncated file that has not changed for this long is reported as broken."""
 _MAX_BYTES = 1 << 29
-_MAX_UNKNOWN_NAMED = 5
-"""Images of other batches in one file that are named one by one; the rest is counted."""
+_MAX_EXAMPLES = 5
+"""Images that a problem of many names."""
 _SAMPLE_BYTES = 1 << 16
 """Bytes at both ends of a long file from which its format is recognized."""
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini"})
@@ -55,6 +58,15 @@ _LIMITS = ArchiveLimits(max_files=200_000, max_file_bytes=1 << 29, max_total_byt
 _MAGIC = b"PK"
 _IMAGE_PARSERS = {"dota": parse_dota, "visdrone": parse_visdrone}
 _EXPECTED = "COCO, Pascal VOC, YOLO, DOTA, VisDrone, Label Studio JSON, CVAT XML or a Ground Truth manifest"
+
+
+ProblemKind = Literal[
+    "images that are not of this batch",
+    "files of images that are not of this batch",
+    "image names that are not clear",
+    "entries without an image name",
+    "annotations of images that the file does not list",
+]
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,15 @@ class FileProblem:
     """Image id where it is known, else the name in the file, else the file's own name."""
     reason: str
     annotator: str | None = None
+    kind: ProblemKind | None = None
+    """Of which a file may have thousands; None: of which it has one."""
+
+    @property
+    def place(self) -> str:
+        """What a problem of many is about: a file, or the folder or archive with an export of a file for each image."""
+        if self.kind == "files of images that are not of this batch":
+            return self.entry.name.rpartition("/")[0].partition("/")[0]
+        return self.entry.name
 
 
 @dataclass(frozen=True)
@@ -129,6 +150,14 @@ def _number_or_text(text: str | None) -> float | str | None:
         return text
 
 
+class FoundImage(NamedTuple):
+    """The image of the batch that a name means, or why there is none."""
+
+    image_id: str | None
+    reason: str = ""
+    kind: ProblemKind | None = None
+
+
 class BatchIndex:
     """Finds the images of a batch by the names that tools write. Names are looked up, never opened."""
 
@@ -146,32 +175,38 @@ class BatchIndex:
         found = self._index.find(name, alternatives).found
         return None if found is None else self._id_of[found]
 
-    def find_all(self, images: Sequence[ParsedImage]) -> list[tuple[str | None, str]]:
-        """Return image id and reason for each image of a document; the reason is empty where an id was found.
+    def find_all(self, images: Sequence[ParsedImage]) -> list[FoundImage]:
+        """Find each image of a document.
 
         Two different names in one document never mean the same image: the surer match has it, and if both are equally
         sure, none.
         """
         matches = self._index.match_all([(image.name, image.alternative_names) for image in images])
-        results: list[tuple[str | None, str]] = []
+        results: list[FoundImage] = []
         names_of: dict[str, set[str]] = defaultdict(set)
         for image, match in zip(images, matches, strict=True):
             by_name = None if match.found is None else self._id_of[match.found]
             image_id = image.image_id if image.image_id in self._ids else by_name
             if image_id is not None:
                 names_of[image_id].add(image.name)
-                results.append((image_id, ""))
+                results.append(FoundImage(image_id))
             elif match.candidates:
-                results.append((None, match.problem or ""))
+                results.append(FoundImage(None, match.problem or "", "image names that are not clear"))
             else:
                 problem = f"the image name is {image.name[:100]!r}, expected an image id or file name of this batch"
-                results.append((None, problem))
+                results.append(FoundImage(None, problem, "images that are not of this batch"))
         return [
-            (None, f"several names mean the image {image_id}: {', '.join(sorted(names_of[image_id]))}, expected one")
-            if image_id is not None and len(names_of[image_id]) > 1
-            else (image_id, reason)
-            for image_id, reason in results
+            _unclear(found.image_id, names_of[found.image_id])
+            if found.image_id is not None and len(names_of[found.image_id]) > 1
+            else found
+            for found in results
         ]
+
+
+def _unclear(image_id: str, names: Collection[str]) -> FoundImage:
+    listed = ", ".join(sorted(names)[:_MAX_EXAMPLES])
+    reason = f"several names mean the image {image_id}: {listed}, expected one"
+    return FoundImage(None, reason, "image names that are not clear")
 
 
 class InboxReader:
@@ -207,6 +242,7 @@ class InboxReader:
                 self._read_archive(entry)
             else:
                 self._read_file(entry, self._storage.read)
+        self.problems = _join_by_kind(self.problems)
 
     def _stable_files(self, folder: str) -> list[FileEntry]:
         """List the files that nobody is writing; wait a moment where one has just changed."""
@@ -279,28 +315,25 @@ class InboxReader:
             found = self._index.find(mark.image)
             if found is None:
                 reason = f"image is {mark.image[:100]!r}, expected one of the batch"
-                self.problems.append(FileProblem(entry, mark.image, reason, mark.annotator))
+                kind: ProblemKind = "images that are not of this batch"
+                self.problems.append(FileProblem(entry, mark.image, reason, mark.annotator, kind))
             else:
                 self.marks[found] = entry, mark
 
     def _add_annotations(self, entry: FileEntry, content: bytes) -> None:
         images = list(self._parse(entry, content))
-        unknown: list[FileProblem] = []
-        for parsed, (image_id, reason) in zip(images, self._index.find_all(images), strict=True):
+        for parsed, (image_id, reason, kind) in zip(images, self._index.find_all(images), strict=True):
             if image_id is None:
                 if not parsed.name and parsed.problems:  # what is wrong with the entry says more than the missing name
                     reason = f"{parsed.entry.removeprefix(f'{entry.name}: ')}: {parsed.problems[0]}"
-                unknown.append(FileProblem(entry, parsed.name or entry.name, reason, parsed.annotator))
+                    kind = "entries without an image name"
+                elif parsed.name == entry.name and kind == "images that are not of this batch":
+                    kind = "files of images that are not of this batch"
+                self.problems.append(FileProblem(entry, parsed.name or entry.name, reason, parsed.annotator, kind))
                 continue
             task = self._offered[image_id].task
             sized = parsed.with_size(task.width_px, task.height_px)
             self.annotations.append(FileAnnotation(entry, image_id, sized))
-        if len(unknown) > _MAX_UNKNOWN_NAMED:  # an export of the whole project, say
-            rest = len(unknown) - _MAX_UNKNOWN_NAMED
-            reason = f"further images that are not of this batch: {rest}, expected none; the first is "
-            first = unknown[_MAX_UNKNOWN_NAMED].image[:100]
-            unknown[_MAX_UNKNOWN_NAMED:] = [FileProblem(entry, entry.name, f"{reason}{first!r}")]
-        self.problems += unknown
 
     def _parse(self, entry: FileEntry, content: bytes) -> Iterator[ParsedImage]:
         """Yield what a file states about images, in the format recognized by its content."""
@@ -332,7 +365,8 @@ class InboxReader:
         """Yield the images of a document; boxes that belong to none of them are problems."""
         for stray in document.strays:
             where = stray.entry.removeprefix(f"{entry.name}: ")
-            self.problems.append(FileProblem(entry, where, f"{where}: {stray.text}", document.annotator))
+            kind: ProblemKind = "annotations of images that the file does not list"
+            self.problems.append(FileProblem(entry, where, f"{where}: {stray.text}", document.annotator, kind))
         yield from document.images
 
     def _parse_yolo(self, entry: FileEntry, content: bytes) -> ParsedImage:
@@ -343,6 +377,25 @@ class InboxReader:
             problem = "the meaning of its class numbers is unknown, expected data.yaml or classes.txt beside it"
             return ParsedImage(entry.name, entry.name, problems=(problem,))
         return parse_yolo(content, entry.name, classes or YoloClasses((), {}))
+
+
+def _join_by_kind(problems: Iterable[FileProblem]) -> list[FileProblem]:
+    """Join problems of one kind and place to one with their number and some examples, the same in any order."""
+    joined: list[FileProblem] = []
+    groups: dict[tuple[str, ProblemKind], list[FileProblem]] = defaultdict(list)
+    for problem in problems:
+        if problem.kind is None:
+            joined.append(problem)
+        else:
+            groups[problem.place, problem.kind].append(problem)
+    for (_, kind), group in groups.items():
+        first, *examples = heapq.nsmallest(_MAX_EXAMPLES, group, key=lambda one: (one.entry.name, one.image))
+        if examples:
+            others = ", ".join(repr(problem.image[:100]) for problem in examples)
+            reason = f"{kind}: {len(group)}, expected none. The first: {first.reason}; others: {others}"
+            first = replace(first, image=first.entry.name, reason=reason)
+        joined.append(first)
+    return joined
 
 
 def _in_reading_order(entries: Iterable[FileEntry]) -> list[FileEntry]:

@@ -8,6 +8,7 @@ from filelock import FileLock, Timeout
 
 import flows.runtime.gpu_lock as gpu_lock_module
 from flows.runtime import gpu_lock
+from tasks.runtime.errors import UserError
 from tests.flows.workspace.test_lock import child, next_line
 
 QUEUE = (
@@ -116,14 +117,20 @@ def test_a_campaign_that_has_just_finished_does_not_overtake_the_one_that_waits(
     assert used_by == ["first", "second", "first"]
 
 
-def test_a_link_in_the_place_of_a_lock_leads_nowhere(tmp_path: Path) -> None:
-    """The folder can be written by every user of the machine."""
+@pytest.mark.parametrize("name", ["gpu-0.lock", "gpu-0.next"])
+def test_a_link_in_the_place_of_a_lock_leads_nowhere(tmp_path: Path, name: str) -> None:
+    """The folder can be written by every user of the machine, also while a turn begins or ends."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
     victim.chmod(0o600)
     (tmp_path / "locks").mkdir()
-    (tmp_path / "locks" / "gpu-0.lock").symlink_to(victim)
-    gpu_lock_module._write_owner(tmp_path / "locks" / "gpu-0.lock", "theirs")
+    (tmp_path / "locks" / name).symlink_to(victim)
+    gpu_lock_module._write_owner(tmp_path / "locks" / name, "theirs")
+    with (
+        pytest.raises(UserError, match=rf"{name}.*Too many levels of symbolic links"),
+        gpu_lock.gpu_lock(tmp_path / "locks" / "gpu-0.lock", "a campaign", lambda _: None),
+    ):
+        pass
     assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("mine", 0o600)
 
 

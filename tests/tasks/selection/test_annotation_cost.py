@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tasks.data.schemas import Box, LabeledImage
 from tasks.params.stages import BudgetParams
+from tasks.selection import annotation_cost
 from tasks.selection.annotation_cost import fit_annotation_cost
 
 BUDGET = BudgetParams(
@@ -97,6 +98,13 @@ def test_no_cost_is_negative_and_no_image_is_free(minutes, expected) -> None:
         assert cost.minutes_per_image == pytest.approx(3.0 - 0.2 * 4.5)  # the mean
     else:
         assert cost.minutes_per_image == pytest.approx(1 / 60, abs=1e-4)
+
+
+def test_only_the_newest_answers_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fit of tens of thousands would take minutes each night."""
+    monkeypatch.setattr(annotation_cost, "_MAX_ANNOTATIONS", 40)
+    old, new = (timed_annotations([1, 2, 3, 4] * 10, per_image, 0.5) for per_image in (9.0, 1.0))
+    assert fit_annotation_cost([*old, *new], BUDGET) == fit_annotation_cost(new, BUDGET)
 
 
 def test_too_few_timed_answers_leave_the_parameters_and_say_so() -> None:

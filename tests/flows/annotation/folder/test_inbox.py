@@ -1,8 +1,10 @@
 """Which images are finished, by whom and when; and that no file is lost without a message."""
 
+import io
 import json
 import os
 import time
+import zipfile
 from datetime import datetime
 from pathlib import Path
 
@@ -386,23 +388,46 @@ def test_a_fault_of_a_reader_does_not_affect_the_other_files(team: Team, monkeyp
     assert problems == [f"odd.json: reading failed (RecursionError), expected {folder_inbox._EXPECTED}"]
 
 
-def test_an_export_of_the_whole_project_makes_few_problems_and_the_same_when_it_is_saved_again(team: Team) -> None:
+def test_an_export_of_the_whole_project_makes_one_problem_and_the_same_when_it_is_saved_again(team: Team) -> None:
     document = team.coco([(0, "cat", [1, 1, 5, 5])])
-    others = [{"id": 1000 + n, "file_name": f"other-{n}.png", "width": 9, "height": 9} for n in range(300)]
+    others = [{"id": 1000 + n, "file_name": f"other-{n:03d}.png", "width": 9, "height": 9} for n in range(300)]
     document["images"] += others
     document["annotations"] += [
         {"id": 5000 + n, "image_id": other["id"], "category_id": 1, "bbox": [1, 1, 5, 5]}
         for n, other in enumerate(others)
     ]
     team.write_to_inbox("batch-0003/project.json", document, age_s=9000)
-    found = team.provider.collect(team.delivery)
-    problems = [answer for answer in found if "problem" in answer]
-    assert len(problems) == 6
-    assert "further images that are not of this batch: 295, expected none; the first is" in problems[-1]["problem"]
+    [problem] = [answer for answer in team.provider.collect(team.delivery) if "problem" in answer]
+    heading = "project.json: images that are not of this batch: 300, expected none. The first: the image name is "
+    assert problem["problem"].startswith(f"{heading}'other-000.png'")
+    assert problem["problem"].endswith("others: 'other-001.png', 'other-002.png', 'other-003.png', 'other-004.png'")
+    document["images"].reverse()
     team.write_to_inbox("batch-0003/project.json", document, age_s=600)
-    again = [answer for answer in team.provider.collect(team.delivery) if "problem" in answer]
-    assert [annotation_digest(3, problem) for problem in again] == [
-        annotation_digest(3, problem) for problem in problems
+    [again] = [answer for answer in team.provider.collect(team.delivery) if "problem" in answer]
+    assert annotation_digest(3, again) == annotation_digest(3, problem)
+
+
+def test_problems_of_one_kind_are_one_for_each_file_list_and_archive(team: Team) -> None:
+    document = team.coco([(99, "cat", [1, 1, 5, 5])] * 30)
+    document["images"] += [{"id": 1000 + n, "width": 9, "height": 9} for n in range(20)]
+    team.write_to_inbox("batch-0003/a.json", document)
+    team.write_to_inbox("batch-0003/reviewed.csv", "image\n" + "".join(f"other-{n}.png\n" for n in range(40)))
+    for folder in ("jo/train", "jo/val"):
+        for n in range(10):
+            team.write_to_inbox(f"batch-0003/{folder}/other-{n}.txt", "0 0.5 0.5 0.5 0.5")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for n in range(50):
+            archive.writestr(f"labels/other-{n}.txt", "0 0.5 0.5 0.5 0.5")
+    team.write_to_inbox("batch-0003/export.zip", packed.getvalue())
+    answers, problems = team.collect()
+    assert answers == {}
+    assert sorted(problem.partition(", expected none. The first: ")[0] for problem in problems) == [
+        "a.json: annotations of images that the file does not list: 30",
+        "a.json: entries without an image name: 20",
+        "export.zip/labels/other-0.txt: files of images that are not of this batch: 50",
+        "jo/train/other-0.txt: files of images that are not of this batch: 20",
+        "reviewed.csv: images that are not of this batch: 40",
     ]
 
 

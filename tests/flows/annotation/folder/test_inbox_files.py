@@ -166,7 +166,7 @@ def test_a_name_that_fits_two_images_of_a_bucket_is_refused_with_both() -> None:
     assert index.find("1.png") is None
     assert {uri: index.find(uri) for uri in uris.values()} == {uri: image_id for image_id, uri in uris.items()}
     assert index.find(f"{'cd' * 8}.xml") == "cd" * 8
-    ((image_id, reason),) = index.find_all([ParsedImage("1.png", "")])
+    ((image_id, reason, _),) = index.find_all([ParsedImage("1.png", "")])
     assert image_id is None
     assert all(uri in reason for uri in uris.values())
     for name in ("", ".", "2.png"):
@@ -176,15 +176,15 @@ def test_a_name_that_fits_two_images_of_a_bucket_is_refused_with_both() -> None:
 def test_two_names_of_a_document_never_mean_the_same_image() -> None:
     index = BatchIndex({IMAGE_ID: make_offered_image()})
     alike = [ParsedImage(f"{folder}/{IMAGE_ID}.png", "") for folder in "ab"]
-    assert [image_id for image_id, _ in index.find_all(alike)] == [None, None]
+    assert [image_id for image_id, *_ in index.find_all(alike)] == [None, None]
     surer = [ParsedImage(f"images/{IMAGE_ID}.png", ""), ParsedImage(f"other/ab12cd34-{IMAGE_ID}.png", "")]
-    assert [image_id for image_id, _ in index.find_all(surer)] == [IMAGE_ID, None]
+    assert [image_id for image_id, *_ in index.find_all(surer)] == [IMAGE_ID, None]
     repeated = [ParsedImage(f"{IMAGE_ID}.png", ""), ParsedImage(f"{IMAGE_ID}.png", "")]  # two annotators
-    assert [image_id for image_id, _ in index.find_all(repeated)] == [IMAGE_ID, IMAGE_ID]
+    assert [image_id for image_id, *_ in index.find_all(repeated)] == [IMAGE_ID, IMAGE_ID]
 
 
 def test_an_image_id_in_the_document_has_priority_over_its_name() -> None:
     other = "cd" * 8
     index = BatchIndex({IMAGE_ID: make_offered_image(), other: make_offered_image(image_id=other)})
-    assert index.find_all([ParsedImage(f"{IMAGE_ID}.png", "", image_id=other)]) == [(other, "")]
-    assert index.find_all([ParsedImage(f"{IMAGE_ID}.png", "", image_id="17")]) == [(IMAGE_ID, "")]
+    assert index.find_all([ParsedImage(f"{IMAGE_ID}.png", "", image_id=other)]) == [(other, "", None)]
+    assert index.find_all([ParsedImage(f"{IMAGE_ID}.png", "", image_id="17")]) == [(IMAGE_ID, "", None)]

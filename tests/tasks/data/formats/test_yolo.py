@@ -109,6 +109,22 @@ def test_splits_and_keypoints_of_data_yaml_are_read() -> None:
 
 
 @pytest.mark.parametrize(
+    ("tagged", "name"),
+    [
+        (b"!!bool cat", "cat"),
+        (b"!!timestamp x", "x"),
+        (b'!!int ""', None),
+        (b'!!float ""', None),
+        (b"0x" + b"f" * 5000, None),
+        (b"1:" * 20_000 + b"1", None),
+    ],
+)
+def test_a_tag_of_yaml_is_not_obeyed(tagged: bytes, name: str | None) -> None:
+    """As numbers, the last two would be more digits than Python converts, and minutes of work."""
+    assert parse_yolo_classes(b"names: [" + tagged + b", bolt]\n", "data.yaml").names == (name, "bolt")
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"names: 3\n",
