@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tasks.data.paths import Workspace
 
 _MISSING = "-"
+_TEXT = "text:"
 
 
 def select(
@@ -31,11 +32,20 @@ def select(
         str | None,
         typer.Option(
             "--like",
-            metavar="IMAGE",
-            help="List the unlabeled images that are most like this one: the beginning of an id, or an image file.",
+            metavar="IMAGE_OR_TEXT",
+            help="List the unlabeled images that are most like this one: the beginning of an id, an image file, or"
+            " words (section clip of params.yaml; text: before them where they could be an id).",
         ),
     ] = None,
-    number: Annotated[int, typer.Option("--number", min=1, help="With --like: images to list.")] = 20,
+    cover: Annotated[
+        bool,
+        typer.Option(
+            "--cover-classes", help="List unlabeled images that show every class by its name alone (section clip)."
+        ),
+    ] = False,
+    number: Annotated[
+        int, typer.Option("--number", min=1, help="With --like and --cover-classes: images to list.")
+    ] = 20,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
@@ -45,11 +55,16 @@ def select(
 
     if like is not None and explain is not None:
         raise typer.BadParameter("it cannot be combined with --explain", param_hint="--like")
+    if cover and (like is not None or explain is not None):
+        raise typer.BadParameter("it cannot be combined with --like or --explain", param_hint="--cover-classes")
     campaign = require_workspace(workspace)
     document: Any
     shown: RenderableType
     if like is not None:
         document = _similar(campaign, like, number)
+        shown = similar_table(document)
+    elif cover:
+        document = _search_by_words(campaign, ("--cover-classes",), number)
         shown = similar_table(document)
     elif explain is None:
         document = explanation.read_selection(campaign)
@@ -64,10 +79,12 @@ def select(
 
 
 def _similar(campaign: "Workspace", like: str, number: int) -> list[dict[str, Any]]:
-    """Find images like one of the campaign, or like an image file, which the newest teacher describes first."""
+    """Find images like one of the campaign, like an image file, which the newest teacher describes, or like words."""
     from tasks.selection.similar import find_similar
 
     if not Path(like).is_file():
+        if _is_text(campaign, like):
+            return _search_by_words(campaign, ("--like", like.removeprefix(_TEXT)), number)
         return find_similar(campaign, like, number)
     import numpy as np
 
@@ -78,14 +95,36 @@ def _similar(campaign: "Workspace", like: str, number: int) -> list[dict[str, An
     return find_similar(campaign, np.load(described, allow_pickle=False), number)
 
 
+def _is_text(campaign: "Workspace", like: str) -> bool:
+    """Whether these are words: marked as such, or no beginning of an id where the campaign has a model of words."""
+    from tasks.params import load_params
+
+    if like.startswith(_TEXT):
+        return True
+    return bool(load_params(campaign.params).clip.weights) and not set(like) <= set("0123456789abcdef")
+
+
+def _search_by_words(campaign: "Workspace", query: Sequence[str], number: int) -> list[dict[str, Any]]:
+    from flows.workspace.module_runner import run_module
+    from tasks.storage import files
+
+    out = campaign.scratch("clip") / "found.json"
+    run_module(campaign, "tasks.selection.clip_search", (*query, str(number), str(out)), lambda _: None)
+    found: list[dict[str, Any]] = files.read_json(out)
+    return found
+
+
 def similar_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a line for each image, the most similar first."""
-    table = Table(box=SIMPLE_HEAD, caption="similarity: cosine of image embeddings, at most 1", caption_justify="left")
-    table.add_column("image")
-    table.add_column("file")
+    """Return a line for each image, the most similar first; with the class that an image stands for, if it has one."""
+    has_classes = any("class_name" in row for row in rows)
+    unit = "standard deviations over the images" if has_classes else "cosine of image embeddings, at most 1"
+    table = Table(box=SIMPLE_HEAD, caption=f"similarity: {unit}", caption_justify="left")
+    for header in ("image", "file", *(["class"] if has_classes else [])):
+        table.add_column(header)
     table.add_column("similarity", justify="right")
     for row in rows:
-        table.add_row(row["image_id"], escape(row["file_name"] or _MISSING), f"{row['similarity']:.2f}")
+        of_class = [escape(row["class_name"])] if has_classes else []
+        table.add_row(row["image_id"], escape(row["file_name"] or _MISSING), *of_class, f"{row['similarity']:.2f}")
     return table
 
 

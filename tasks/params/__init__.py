@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from tasks.params.annotation import AnnotatorModelParams, LabelValidationParams, ProviderParams
 from tasks.params.autolabel import AutolabelParams
 from tasks.params.base import ClassName, Section
+from tasks.params.clip import ClipParams
 from tasks.params.promotion import AuditParams, ExportParams, PromotionParams
 from tasks.params.stages import (
     AssembleParams,
@@ -65,6 +66,7 @@ class Params(Section):
     autolabel: AutolabelParams
     audit: AuditParams
     export: ExportParams
+    clip: ClipParams
 
     @model_validator(mode="after")
     def _check_unique_classes(self) -> Self:
