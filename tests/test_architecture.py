@@ -226,7 +226,7 @@ class TestRequirements:
         runtime, development = map(self.locked, LOCKS)
         for locked, extras in (
             (runtime, ("label-studio", "cvat", "s3", "services", "ray", "export")),
-            (development, ("heic", "dev", "docs")),
+            (development, ("clip", "heic", "dev", "docs")),
         ):
             wrong = [
                 str(one)

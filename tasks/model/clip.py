@@ -96,12 +96,12 @@ def load_clip(params: ClipParams, root: Path, device: str | None = None) -> Clip
 
 
 def _import_open_clip() -> Any:
-    """Import the package by name: it is in no lock, so that a campaign without clip.weights never needs it."""
+    """Import the package by name: it is an extra, which a campaign without clip.weights never needs."""
     try:
         return importlib.import_module("open_clip")
     except ImportError as error:
         problem = f"weights is set and open_clip cannot be imported ({error}), expected the package"
-        raise UserError(_WHERE, problem, "Run: pip install 'open-clip-torch>=3.3,<4'") from None
+        raise UserError(_WHERE, problem, "Run: pip install 'gleaner[clip]'") from None
 
 
 def _check_architecture(open_clip: Any, name: str) -> None:
