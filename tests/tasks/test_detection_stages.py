@@ -271,9 +271,9 @@ def test_stages_compute_in_the_precision_that_the_parameters_say(
     seen: set[bool] = set()
     original = detector_module.detect_prepared
 
-    def recording(model: Any, images: Any, mixed_precision: bool) -> list[Detections]:
+    def recording(model: Any, images: Any, mixed_precision: bool, doubt_frac: float) -> list[Detections]:
         seen.add(mixed_precision)
-        return original(model, images, mixed_precision)
+        return original(model, images, mixed_precision, doubt_frac)
 
     monkeypatch.setattr(detector_module, "detect_prepared", recording)
     run_inference(folder)
