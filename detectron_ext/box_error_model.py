@@ -18,7 +18,6 @@ from detectron_ext.uncertainty_metrics import (
     Floats,
     grouped_spearman,
     pairwise_iou,
-    posterior_entropy,
     sum_by_image,
 )
 
@@ -72,6 +71,7 @@ def box_features(
     scores_B: Floats,
     class_ids_B: Ints,
     class_probs_BK: Floats,
+    entropy_B: Floats,
     stability_B: Floats,
     overlaps: BoxOverlaps,
     num_boxes_P: NDArray[np.int64],
@@ -88,6 +88,7 @@ def box_features(
         scores_B: their scores.
         class_ids_B: their classes.
         class_probs_BK: their class probabilities, (B, K+1), background last; any shape without boxes.
+        entropy_B: their ``posterior_entropy``.
         stability_B: IoU of each box with what a second regression pass makes of it; 1 where there was none.
         overlaps: their IoU, from ``box_overlaps``.
         num_boxes_P: boxes of each image; their sum is B.
@@ -97,29 +98,35 @@ def box_features(
         return np.zeros((0, 12 + num_classes))
     image_B = np.repeat(np.arange(len(num_boxes_P)), num_boxes_P)
     num_boxes_B = num_boxes_P[image_B]
-    probs_BK = class_probs_BK.astype(np.float32, copy=False)
     score_B = np.clip(scores_B.astype(np.float64), 1e-4, 1 - 1e-4)
-    second_B = np.where(np.arange(num_classes) == class_ids_B[:, None], 0, probs_BK[:, :-1]).max(axis=1)
-    sides_B2 = np.clip(boxes_B4[:, 2:].astype(np.float64) - boxes_B4[:, :2], 1, None)
-    log_size_B = np.log(sides_B2.prod(axis=1)) / 2
+    probs_KB = np.array(class_probs_BK.T, dtype=np.float32, order="C")  # maxima over the first axis are the fast ones
+    background_B = probs_KB[-1].copy()
+    probs_KB[class_ids_B, np.arange(len(scores_B))] = 0
+    second_B = probs_KB[:-1].max(axis=0)
+    sides_2B = np.maximum(boxes_B4.T[2:].astype(np.float64) - boxes_B4.T[:2], 1)
+    log_size_B = np.log(sides_2B[0] * sides_2B[1]) / 2
     mean_log_size_P = sum_by_image(log_size_B, num_boxes_P) / np.maximum(num_boxes_P, 1)
     kind_B = image_B * num_classes + class_ids_B
     same_class_B = np.bincount(kind_B, minlength=len(num_boxes_P) * num_classes)[kind_B]
-    columns = [
+    rows = [
         np.log(score_B / (1 - score_B)),
         score_B - second_B,
-        probs_BK[:, -1],
-        posterior_entropy(probs_BK),
+        background_B,
+        entropy_B,
         overlaps.max_B,
         np.log1p(overlaps.num_neighbors_B),
         log_size_B,
         log_size_B - mean_log_size_P[image_B],
-        np.log(sides_B2[:, 1] / sides_B2[:, 0]),
+        np.log(sides_2B[1] / sides_2B[0]),
         np.log(num_boxes_B),
         same_class_B / num_boxes_B,
         stability_B,
     ]
-    return np.column_stack([*columns, class_ids_B[:, None] == np.arange(num_classes)]).astype(np.float64)
+    features_FB = np.zeros((len(rows) + num_classes, len(scores_B)))
+    for row_B, values_B in zip(features_FB, rows, strict=False):
+        row_B[:] = values_B
+    features_FB[len(rows) + class_ids_B, np.arange(len(scores_B))] = 1
+    return features_FB.T
 
 
 def inverse_frequency_weights(num_boxes_K: Ints, weight_max: float) -> Floats:
@@ -222,7 +229,7 @@ class BoxErrorModel:
 
     def p_wrong(self, features_BF: Floats) -> Floats:
         """Compute the probability that each detection is not ``Outcome.RIGHT``, (B,)."""
-        logits_B = ((features_BF - self.mean_F) / self.std_F) @ self.coefficients_F + self.intercept
+        logits_B = (features_BF - self.mean_F) @ (self.coefficients_F / self.std_F) + self.intercept
         return np.asarray(1 / (1 + np.exp(-np.clip(logits_B, -30, 30))))
 
     def image_values(

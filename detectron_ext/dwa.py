@@ -7,6 +7,7 @@ P pairs of samples. A term is a metric or, in a signed mixture, 1 minus a metric
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,8 +20,32 @@ from detectron_ext.uncertainty_metrics import Floats
 
 _RANK_TEMPERATURE = 0.1
 _SHARED_LEARNING_RATE = 0.05
+_BLOCK_IMAGES = 4096
+"""Of a pool, computed at once."""
 _COMPLEMENT_LOGIT = -3.0
 """At the start a metric's complement has exp(-3), 5 %, of the metric's own weight."""
+
+
+class FeatureRows(Protocol):
+    """Features of many images, (B, F): an array, or what gives one for a slice of the images."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def __getitem__(self, rows: slice, /) -> Floats:
+        """Return the features of a slice of the images."""
+
+
+def mean_and_std(features_BF: FeatureRows) -> tuple[Floats, Floats]:
+    """Compute mean and standard deviation of each feature, (F,) each, block by block (Chan's update)."""
+    mean_F, squares_F = features_BF[:0].sum(axis=0), features_BF[:0].sum(axis=0)
+    for start in range(0, len(features_BF), _BLOCK_IMAGES):
+        block_BF = features_BF[start : start + _BLOCK_IMAGES]
+        count = start + len(block_BF)
+        shift_F = block_BF.mean(axis=0) - mean_F
+        squares_F += block_BF.var(axis=0) * len(block_BF) + shift_F**2 * start * len(block_BF) / count
+        mean_F += shift_F * len(block_BF) / count
+    return mean_F, np.sqrt(squares_F / max(len(features_BF), 1))
 
 
 @dataclass(frozen=True)
@@ -129,12 +154,12 @@ class DwaEnsemble:
     mean: Floats  # (F,) feature statistics of the pool
     std: Floats  # (F,)
 
-    def weights(self, features_BF: Floats) -> Floats:
+    def weights(self, features_BF: FeatureRows) -> Floats:
         """Compute the weights of the terms, (B, T), as the mean over the folds' networks, in blocks of images."""
         blocks = []
         with torch.no_grad():
-            for start in range(0, len(features_BF), 4096):
-                block = self.networks(self.standardize(features_BF[start : start + 4096]))
+            for start in range(0, len(features_BF), _BLOCK_IMAGES):
+                block = self.networks(self.standardize(features_BF[start : start + _BLOCK_IMAGES]))
                 blocks.append(block.double().mean(dim=0).T.numpy())
         return np.concatenate(blocks) if blocks else np.zeros((0, self.networks.output_bias.shape[1]))
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detectron_ext.dwa import DwaEnsemble, metric_weights
+from detectron_ext.dwa import DwaEnsemble, FeatureRows, metric_weights
 from detectron_ext.uncertainty_metrics import Floats
 
 _MAX_IMAGES = 2_000  # of the pool, evenly spaced: more would only take longer
@@ -23,7 +23,7 @@ class FeatureImportance:
     effect_per_std_FM: Floats  # signed change of each weight for one standard deviation more of the feature
 
 
-def feature_importance(ensemble: DwaEnsemble, features_PF: Floats, num_metrics: int) -> FeatureImportance:
+def feature_importance(ensemble: DwaEnsemble, pool_features: FeatureRows, num_metrics: int) -> FeatureImportance:
     """Hold one feature after the other at the pool's mean, and see what becomes of the weights.
 
     This asks the networks, not the data: a feature that merely goes along with one they read moves nothing. Two
@@ -31,10 +31,10 @@ def feature_importance(ensemble: DwaEnsemble, features_PF: Floats, num_metrics: 
 
     Args:
         ensemble: as trained.
-        features_PF: of the unlabeled pool, at least one image.
+        pool_features: of the unlabeled pool, at least one image.
         num_metrics: M; a signed mixture has twice as many terms.
     """
-    features_PF = features_PF[:: -(-len(features_PF) // _MAX_IMAGES)]
+    features_PF = pool_features[:: -(-len(pool_features) // _MAX_IMAGES)]
     weights_PM = metric_weights(ensemble.weights(features_PF), num_metrics)
     standardized_PF = ensemble.standardize(features_PF).double().numpy()
     importance, effect_per_std = [], []

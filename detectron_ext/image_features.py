@@ -50,12 +50,12 @@ def detection_features(
     probs_BK = class_probs_BK.reshape(len(scores_B), -1 if len(scores_B) else num_classes + 1)[:, :-1]
     probs_BK = probs_BK.astype(np.float32, copy=False)  # NumPy computes with float16 far more slowly
     score_bin_B = np.minimum((scores_B.astype(np.float64) * _SCORE_BINS).astype(np.int64), _SCORE_BINS - 1)
-    sides_B2 = np.clip(boxes_B4[:, 2:].astype(np.float64) - boxes_B4[:, :2], 1, None)
-    size_and_aspect_B2 = np.log(np.stack([sides_B2.prod(axis=1), sides_B2[:, 1] / sides_B2[:, 0]], axis=1))
-    size_and_aspect_B2[:, 0] /= 2
-    mean_P2 = sum_by_image(size_and_aspect_B2, num_boxes_P) / divisor_P1
-    variance_P2 = sum_by_image((size_and_aspect_B2 - mean_P2[image_B]) ** 2, num_boxes_P) / divisor_P1
-    shape_P4 = np.stack([mean_P2, np.sqrt(variance_P2)], axis=2).reshape(-1, 4)
+    sides_2B = np.maximum(boxes_B4.T[2:].astype(np.float64) - boxes_B4.T[:2], 1)
+    shape_P4 = np.zeros((len(num_boxes_P), 4))
+    for column, values_B in ((0, np.log(sides_2B[0] * sides_2B[1]) / 2), (2, np.log(sides_2B[1] / sides_2B[0]))):
+        mean_P = sum_by_image(values_B, num_boxes_P) / divisor_P1[:, 0]
+        variance_P = sum_by_image((values_B - mean_P[image_B]) ** 2, num_boxes_P) / divisor_P1[:, 0]
+        shape_P4[:, column], shape_P4[:, column + 1] = mean_P, np.sqrt(variance_P)
     overlapping_P1 = sum_by_image((overlaps.num_neighbors_B > 0)[:, None], num_boxes_P) / divisor_P1
     return np.concatenate(
         [

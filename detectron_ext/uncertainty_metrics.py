@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 
-_MAX_PAIRS_AT_ONCE = 2**16
-"""Pairs of boxes in one array, 0.5 MiB each: the dozen arrays of the IoU then fit in a processor's cache."""
+_MAX_BOXES_AT_ONCE = 2**13
+"""Boxes in one array, 64 KiB each: the dozen arrays of the IoU then fit in a processor's cache."""
+_MIN_BOXES_IN_ROWS = 2**11
+"""Fewer boxes are compared all with all at once: twice the work, but a call of NumPy costs more than they do."""
 NEIGHBOR_IOU = 0.3
 """Two boxes of an image with a larger IoU are neighbors."""
 
@@ -38,10 +40,11 @@ def confidence(scores_N: Floats, mode: str) -> float:
 
 def posterior_entropy(class_probs_NK: Floats) -> Floats:
     """Compute ``H(p) = -sum_k p_k ln p_k`` of every row, (N,) nats in [0, ln(K+1)]; 0 ln 0 is 0."""
-    p_NK = np.clip(class_probs_NK.astype(np.float64), 0, 1)
-    logs_NK = np.zeros_like(p_NK)
-    np.log(p_NK, out=logs_NK, where=p_NK > 0)
-    return np.asarray(-(p_NK * logs_NK).sum(axis=1))
+    p_KN = np.array(class_probs_NK.T, dtype=np.float64, order="C")  # sums over the first axis are the fast ones
+    np.clip(p_KN, 0, 1, out=p_KN)
+    logs_KN = np.maximum(p_KN, np.finfo(np.float64).tiny)
+    np.log(logs_KN, out=logs_KN)
+    return np.asarray(-np.multiply(p_KN, logs_KN, out=logs_KN).sum(axis=0))
 
 
 def entropy(class_probs_NK: Floats, mode: str) -> float:
@@ -104,7 +107,7 @@ def sum_by_image(values_B: NDArray[Any], num_boxes_P: NDArray[np.int64]) -> Floa
 
 def batched_uncertainty_metrics(
     scores_B: Floats,
-    class_probs_BK: Floats,
+    entropy_B: Floats,
     overlaps: BoxOverlaps,
     num_boxes_P: NDArray[np.int64],
     *,
@@ -115,7 +118,7 @@ def batched_uncertainty_metrics(
 
     Args:
         scores_B: scores of the boxes of P images, one image after another.
-        class_probs_BK: their class probabilities, (B, K+1).
+        entropy_B: their ``posterior_entropy``.
         overlaps: their IoU, from ``box_overlaps``.
         num_boxes_P: boxes of each image; their sum is B.
         confidence_mode: as in ``confidence``.
@@ -129,7 +132,7 @@ def batched_uncertainty_metrics(
         confidence_P = sum_by_image(scores_B, num_boxes_P)
     else:
         confidence_P = sum_by_image(1 - scores_B, num_boxes_P) / divisor_P
-    entropy_P = sum_by_image(posterior_entropy(class_probs_BK), num_boxes_P)
+    entropy_P = sum_by_image(entropy_B, num_boxes_P)
     if entropy_mode == "mean":
         entropy_P /= divisor_P
     return np.stack([confidence_P, entropy_P, overlaps.mean_P], axis=1)
@@ -142,33 +145,64 @@ def box_overlaps(boxes_B4: Floats, num_boxes_P: NDArray[np.int64]) -> BoxOverlap
         boxes_B4: the boxes of P images one after another, XYXY.
         num_boxes_P: boxes of each image; their sum is B.
     """
-    mean_P, max_B, num_neighbors_B = np.zeros(len(num_boxes_P)), np.zeros(len(boxes_B4)), np.zeros(len(boxes_B4))
+    num_boxes = len(boxes_B4)
+    corners_4B = np.zeros((4, num_boxes + 1))  # the last one fills up images with fewer boxes: it has no area
+    corners_4B[:, :num_boxes] = boxes_B4.T
+    mean_P, max_B, num_neighbors_B = np.zeros(len(num_boxes_P)), np.zeros(num_boxes + 1), np.zeros(num_boxes + 1)
     first_box_P = np.cumsum(num_boxes_P) - num_boxes_P
-    for count in np.unique(num_boxes_P[num_boxes_P > 1]):  # images with equally many boxes form one dense array
-        images = np.flatnonzero(num_boxes_P == count)
-        step = max(1, _MAX_PAIRS_AT_ONCE // count**2)
-        for start in range(0, len(images), step):
-            chunk = images[start : start + step]
-            index_MN = first_box_P[chunk][:, None] + np.arange(count)
-            iou_MNN = _iou_within_images(boxes_B4[index_MN].astype(np.float64))
-            mean_P[chunk] = iou_MNN.sum(axis=(1, 2)) / (count * (count - 1))
-            max_B[index_MN] = iou_MNN.max(axis=2)
-            num_neighbors_B[index_MN] = (iou_MNN > NEIGHBOR_IOU).sum(axis=2)
-    return BoxOverlaps(mean_P, max_B, num_neighbors_B)
+    rest = np.flatnonzero(num_boxes_P > 1)
+    rest = rest[np.argsort(-num_boxes_P[rest], kind="stable")]
+    while len(rest):  # images with about as many boxes form one array
+        largest = int(num_boxes_P[rest[0]])
+        chunk, rest = np.split(rest, [max(1, _MAX_BOXES_AT_ONCE // largest)])
+        count_M, number_N1 = num_boxes_P[chunk], np.arange(largest)[:, None]
+        index_NM = np.where(number_N1 < count_M, first_box_P[chunk] + number_N1, num_boxes)
+        compare = _compare_in_rows if index_NM.size >= _MIN_BOXES_IN_ROWS else _compare_at_once
+        sum_M, max_B[index_NM], num_neighbors_B[index_NM] = compare(corners_4B.take(index_NM, axis=1))
+        mean_P[chunk] = 2 * sum_M / (count_M * (count_M - 1))
+    return BoxOverlaps(mean_P, max_B[:-1], num_neighbors_B[:-1])
 
 
-def _iou_within_images(boxes_MN4: Floats) -> Floats:
-    """Return the IoU (docs/method.md#eq-4) of the N boxes of each of M images, (M, N, N), with a zero diagonal."""
-    x1, y1, x2, y2 = np.ascontiguousarray(np.moveaxis(boxes_MN4, 2, 0))
+def _compare_at_once(corners_4NM: Floats) -> tuple[Floats, Floats, Floats]:
+    """Compare the N boxes of each of M images by their IoU (docs/method.md#eq-4).
+
+    Returns:
+        Sum over the pairs of an image, (M,); the highest of each box, (N, M); the number of its neighbors, (N, M).
+    """
+    x1, y1, x2, y2 = corners_4NM
     area = np.clip(x2 - x1, 0, None) * np.clip(y2 - y1, 0, None)
-    width = np.minimum(x2[:, :, None], x2[:, None]) - np.maximum(x1[:, :, None], x1[:, None])
-    height = np.minimum(y2[:, :, None], y2[:, None]) - np.maximum(y1[:, :, None], y1[:, None])
+    width = np.minimum(x2[:, None], x2) - np.maximum(x1[:, None], x1)
+    height = np.minimum(y2[:, None], y2) - np.maximum(y1[:, None], y1)
     intersection = np.clip(width, 0, None) * np.clip(height, 0, None)
-    union = area[:, :, None] + area[:, None] - intersection
-    iou_MNN = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
-    own = np.arange(boxes_MN4.shape[1])
-    iou_MNN[:, own, own] = 0
-    return iou_MNN
+    union = area[:, None] + area - intersection
+    iou_NNM = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    own = np.arange(len(area))
+    iou_NNM[own, own] = 0
+    return iou_NNM.sum(axis=(0, 1)) / 2, iou_NNM.max(axis=0), (iou_NNM > NEIGHBOR_IOU).sum(axis=0)
+
+
+def _compare_in_rows(corners_4NM: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return what ``_compare_at_once`` does, box by box with those after it: each pair once, in long rows of images."""
+    x1, y1, x2, y2 = corners_4NM
+    area = np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)
+    sum_M, max_NM, neighbors_NM = np.zeros(area.shape[1]), np.zeros_like(area), np.zeros_like(area)
+    for box in range(len(area) - 1):
+        after = slice(box + 1, None)
+        iou = np.minimum(x2[box], x2[after])
+        iou -= np.maximum(x1[box], x1[after])
+        height = np.minimum(y2[box], y2[after])
+        height -= np.maximum(y1[box], y1[after])
+        iou = np.multiply(np.maximum(iou, 0, out=iou), np.maximum(height, 0, out=height), out=iou)
+        union = np.subtract(area[box] + area[after], iou, out=height)
+        np.maximum(union, np.finfo(np.float64).tiny, out=union)  # where it is 0, so is the intersection
+        iou /= union
+        sum_M += iou.sum(axis=0)
+        is_neighbor = iou > NEIGHBOR_IOU
+        neighbors_NM[after] += is_neighbor
+        neighbors_NM[box] += is_neighbor.sum(axis=0)
+        np.maximum(max_NM[box], iou.max(axis=0), out=max_NM[box])
+        np.maximum(max_NM[after], iou, out=max_NM[after])
+    return sum_M, max_NM, neighbors_NM
 
 
 def average_ranks(values_N: Floats) -> Floats:

@@ -17,8 +17,10 @@ from detectron_ext.dwa import (
     DwaEnsemble,
     DwaNetworks,
     DwaSamples,
+    FeatureRows,
     equal_weights,
     fit_networks,
+    mean_and_std,
     mixture_terms,
 )
 from detectron_ext.ranking import Correlations, correlations, ranking_pairs
@@ -77,7 +79,7 @@ class _CrossFit:
 
 
 def choose_weights(
-    samples: DwaSamples, pool_features: Floats, metric_names: Sequence[str], config: DwaConfig
+    samples: DwaSamples, pool_features: FeatureRows, metric_names: Sequence[str], config: DwaConfig
 ) -> WeightChoice | None:
     """Choose among equal weights, each term alone and learned mixtures, by nested cross-validation.
 
@@ -96,8 +98,8 @@ def choose_weights(
         names += [f"-{name}" for name in metric_names]
     equal_T = equal_weights(len(metric_names), signed=config.allow_negative_weights)
     simple_RT = np.concatenate([equal_T[None], np.eye(len(equal_T))])
-    std = pool_features.std(axis=0)
-    mean, std = pool_features.mean(axis=0), np.where(std > 1e-6, std, 1.0)
+    mean, std = mean_and_std(pool_features)
+    std = np.where(std > 1e-6, std, 1.0)
     features = torch.from_numpy(((samples.features - mean) / std).clip(-4, 4)).float()
     prior = names.index(config.prior_rule)
     fit, networks = _cross_fit(samples, features, terms_BT, simple_RT[prior], config)

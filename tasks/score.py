@@ -22,7 +22,7 @@ from detectron_ext.uncertainty_metrics import (
     estimate_undetected,
     impute_no_detections,
     normalize,
-    sum_by_image,
+    posterior_entropy,
 )
 from tasks.data import schemas
 from tasks.data.box_errors import ErrorModel, error_model_document, fit_error_model
@@ -118,25 +118,27 @@ def _score_batch(batch: DetectionBatch, params: ScoringParams, model: ErrorModel
     """Return the columns of schemas.SCORES that need no other image of the pool, a row for each image."""
     boxes_B4, scores_B, class_ids_B, num_boxes_P = batch.boxes_xyxy, batch.scores, batch.class_ids, batch.num_boxes
     probs_BK = batch.class_probs.astype(np.float32)  # NumPy computes with float16 far more slowly
-    overlaps = box_overlaps(boxes_B4, num_boxes_P)
+    overlaps, entropy_B = box_overlaps(boxes_B4, num_boxes_P), posterior_entropy(probs_BK)
     metrics_P3 = batched_uncertainty_metrics(
-        scores_B, probs_BK, overlaps, num_boxes_P, confidence_mode=params.confidence, entropy_mode=params.entropy
+        scores_B, entropy_B, overlaps, num_boxes_P, confidence_mode=params.confidence, entropy_mode=params.entropy
     )
     features_PD = detection_features(boxes_B4, scores_B, probs_BK, overlaps, num_boxes_P, num_classes)
-    claimed_BK = class_ids_B[:, None] == np.arange(num_classes)
-    expected_PK = sum_by_image(claimed_BK * scores_B[:, None].astype(np.float64), num_boxes_P)
+    kind_B = np.repeat(np.arange(len(num_boxes_P)) * num_classes, num_boxes_P) + class_ids_B
+    num_kinds = len(num_boxes_P) * num_classes
+    expected_PK = np.bincount(kind_B, scores_B, num_kinds).reshape(-1, num_classes)
+    has_class_PK = np.bincount(kind_B, minlength=num_kinds).reshape(-1, num_classes) > 0
     expected_P = expected_PK.sum(axis=1)
     mass_P2 = np.column_stack([batch.residual_mass, expected_P])
     value_P = None
     if model.boxes is not None:
         errors_BF = box_features(
-            boxes_B4, scores_B, class_ids_B, probs_BK, batch.stability, overlaps, num_boxes_P, num_classes
+            boxes_B4, scores_B, class_ids_B, probs_BK, entropy_B, batch.stability, overlaps, num_boxes_P, num_classes
         )
         value_P = model.boxes.image_values(errors_BF, class_ids_B, num_boxes_P, mass_P2, model.class_weight_K)
     columns: dict[str, Any] = {
         "image_id": batch.image_ids,
         "num_boxes": num_boxes_P,
-        "num_distinct_classes": (sum_by_image(claimed_BK, num_boxes_P) > 0).sum(axis=1),
+        "num_distinct_classes": has_class_PK.sum(axis=1),
         "expected_boxes": expected_P,
         "expected_boxes_per_class": _list_column(expected_PK),
         "residual_mass": batch.residual_mass,

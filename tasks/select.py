@@ -24,6 +24,7 @@ from tasks.params.stages import BudgetParams, SelectParams
 from tasks.runtime.errors import UserError
 from tasks.runtime.stage_main import stage_main
 from tasks.selection import budget as budgets
+from tasks.selection.image_ids import text_ids
 from tasks.selection.inputs import ReadPicks, SelectionInputs, earlier_picks_of, input_paths, read_inputs
 from tasks.selection.open_tasks import random_picks, rank_open_tasks, read_open_pool
 from tasks.selection.relabel import RelabelPicks, pick_relabels
@@ -98,7 +99,7 @@ def select(
     strategy = create_strategy(params, extensions)
     ranking = strategy.rank(pool, seed=seed)
     _check_ranking(ranking, candidates, params.strategy)
-    shuffled = seeded_shuffle(ranking, seed=seed, purpose="explore")
+    shuffled = seeded_shuffle(text_ids(candidates.index), seed=seed, purpose="explore")
     store = read_labels(labels)
     relabels = _pick_relabels(budget, inputs, store, labeled, infer, detections_at_selection, classes)
     amount = budget.amount - relabels.spent
@@ -149,7 +150,7 @@ def _pick_relabels(
 
 def _check_ranking(ranking: Sequence[str], candidates: pd.DataFrame, strategy: str) -> None:
     """Refuse a ranking that leaves out or repeats an image: the batch would not be what the budget allows."""
-    if sorted(ranking) != sorted(candidates.index):
+    if len(ranking) != len(candidates) or set(ranking) != set(text_ids(candidates.index)):
         raise UserError(
             "params.yaml",
             f"select.strategy is {strategy!r} and ranks {len(ranking)} ids, {len(set(ranking))} of them different, "
@@ -166,7 +167,8 @@ def _selection_rows(
     selected["rank"] = range(1, len(selected) + 1)
     selected["is_random_pick"] = [image in batch.random_picks for image in batch.selected]
     selected["num_candidates"] = len(ranking)
-    positions = {image: place for place, image in enumerate(ranking, start=1)}
+    wanted = set(batch.selected)
+    positions = {image: place for place, image in enumerate(ranking, start=1) if image in wanted}
     selected["reason"] = [
         _reason(
             row,

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from detectron_ext.class_weights import ClassWeights, class_difficulty, class_weights, unit_class_weights
-from detectron_ext.dwa import DwaConfig, DwaSamples, metric_weights, mixture_terms
+from detectron_ext.dwa import DwaConfig, DwaSamples, FeatureRows, metric_weights, mixture_terms
 from detectron_ext.feature_importance import feature_importance
 from detectron_ext.image_features import feature_names
 from detectron_ext.ranking import rank_correlations
@@ -36,11 +37,25 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class StoredFeatures:
+    """Features of a pool whose slices become arrays when they are taken: the whole would take twice the memory."""
+
+    metrics_PM: Floats
+    others_PD: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.metrics_PM)
+
+    def __getitem__(self, rows: slice) -> Floats:
+        return np.column_stack([self.metrics_PM[rows], self.others_PD[rows]])
+
+
+@dataclass(frozen=True)
 class PoolFeatures:
     """The network's inputs for the unlabeled pool, P images; M is the number of ``schemas.ALL_METRICS``."""
 
-    image_ids: list[str]
-    features: Floats  # (P, F)
+    image_ids: Sequence[str] | pa.ChunkedArray
+    features: FeatureRows  # (P, F)
     metrics: Floats  # (P, M) normalized
     active_teacher: Floats  # (P, 3) raw confidence, raw entropy, distinct classes
 
@@ -225,8 +240,8 @@ def _pool_features(scores: Path) -> PoolFeatures:
     active_teacher = [table[name].to_numpy() for name in ("confidence_raw", "entropy_raw", "num_distinct_classes")]
     features_PD = pc.list_flatten(table["features"]).to_numpy().reshape(count, -1 if count else 0)
     return PoolFeatures(
-        table["image_id"].to_pylist(),
-        np.column_stack([metrics_P3, features_PD]) if count else np.zeros((0, 0)),
+        table["image_id"],
+        StoredFeatures(metrics_P3, features_PD),
         metrics,
         np.column_stack(active_teacher).astype(np.float64),
     )

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.bench.memory import StageCost, run_stage
-from infra.bench.selection import CLASSES, write_inputs, write_shards
-from tasks.data.detections import read_shards
+from infra.bench.selection import CLASSES, ID_STEP, write_inputs
 from tasks.data.paths import Workspace
 from tasks.data.schemas import ANNOTATED, DETECTIONS_AT_SELECTION, with_class_names
 from tasks.params.template import render_params
@@ -31,12 +30,11 @@ _REPOSITORY = Path(__file__).parents[2]
 def create_workspace(folder: Path, num_images: int) -> Workspace:
     """Write what the stages up to ``infer`` write, with calibration images among the detected ones."""
     workspace = Workspace(folder)
-    write_inputs(workspace, num_images, _NUM_LABELED)
+    spacing = num_images // _NUM_CALIBRATION
+    calibration_ids = [f"{number * spacing * ID_STEP + 1:016x}" for number in range(_NUM_CALIBRATION)]
+    write_inputs(workspace, num_images, _NUM_LABELED, calibration_ids)
     template = (_REPOSITORY / "params.yaml").read_text(encoding="utf-8")
     files.write_bytes(workspace.params, render_params(template, classes=CLASSES, overrides=()).encode())
-    calibration_ids = [f"f{number:015x}" for number in range(_NUM_CALIBRATION)]
-    num_shards = sum(1 for _ in read_shards(workspace.derived("infer"), columns=["image_id"]))
-    write_shards(workspace, "pool", calibration_ids, first_number=num_shards)
     rows = [
         {
             "image_id": image, "uri": image, "width_px": 640, "height_px": 640, "batch": 0,

@@ -34,6 +34,8 @@ from tasks.params.template import render_params
 from tasks.storage import files
 
 _NUM_IMAGES, _NUM_LABELED, _SHARD_SIZE = 1_000_000, 5_000, 4096
+ID_STEP = 0x9E3779B1
+"""Distance of two image ids, as numbers."""
 CLASSES = ["a", "b", "c", "d", "e", "f"]
 _MAX_SECONDS, _MAX_MIB = 300.0, 4096.0
 _REPOSITORY = Path(__file__).parents[2]
@@ -44,15 +46,18 @@ _OVERRIDES = (
 )
 
 
-def write_inputs(workspace: Workspace, num_images: int, num_labeled: int) -> None:
-    """Write what the stages before ``select`` write: tables of the pool, of the labeled images, and detections."""
+def write_inputs(workspace: Workspace, num_images: int, num_labeled: int, calibration_ids: Sequence[str] = ()) -> None:
+    """Write what the stages before ``select`` write: tables of the pool, of the labeled images, and detections.
+
+    Calibration images are detected with the pool.
+    """
     write_params(workspace, "composite")
     rng = np.random.default_rng(0)
     image_ids = np.sort(rng.permutation(num_images + num_labeled))
-    text = np.char.mod("%016x", image_ids * 0x9E3779B1)
+    text = np.char.mod("%016x", image_ids * ID_STEP)
     is_labeled = np.zeros(len(text), dtype=bool)
     is_labeled[rng.permutation(len(text))[:num_labeled]] = True
-    write_shards(workspace, "pool", sorted(text[~is_labeled].tolist()))
+    write_shards(workspace, "pool", sorted([*text[~is_labeled].tolist(), *calibration_ids]))
     write_shards(workspace, "labeled", sorted(text[is_labeled].tolist()))
     _write_pool_tables(workspace, sorted(text[~is_labeled].tolist()), rng)
     _write_labels(workspace, sorted(text[is_labeled].tolist()), rng)
@@ -65,9 +70,9 @@ def write_params(workspace: Workspace, strategy: str) -> None:
     files.write_bytes(workspace.params, render_params(template, classes=CLASSES, overrides=overrides).encode())
 
 
-def write_shards(workspace: Workspace, kind: ShardKind, image_ids: list[str], first_number: int = 0) -> None:
-    """Write made-up detections in shards, numbered from ``first_number``."""
-    for number, start in enumerate(range(0, len(image_ids), _SHARD_SIZE), first_number):
+def write_shards(workspace: Workspace, kind: ShardKind, image_ids: list[str]) -> None:
+    """Write made-up detections in shards."""
+    for number, start in enumerate(range(0, len(image_ids), _SHARD_SIZE)):
         shard = random_detections(image_ids[start : start + _SHARD_SIZE], len(CLASSES), seed=number)
         files.write_table(workspace.derived("infer") / f"{SHARD_PREFIX[kind]}-{number:06d}.parquet", shard)
 

@@ -21,7 +21,7 @@ from detectron_ext.box_error_model import (
     fit_miss_model,
     inverse_frequency_weights,
 )
-from detectron_ext.uncertainty_metrics import Floats, box_overlaps
+from detectron_ext.uncertainty_metrics import Floats, box_overlaps, posterior_entropy
 from tasks.data import schemas
 from tasks.data.dwa_samples import CALIBRATION_GROUP, ReviewedImage, realized_loss_of
 from tasks.data.label_store import read_labels
@@ -88,7 +88,17 @@ def labeled_detections(images: Sequence[ReviewedImage], num_classes: int) -> Lab
         [image.found.image_id for image in images],
         np.array([image.group for image in images], dtype=np.int64),
         num_boxes_P,
-        box_features(boxes_B4, scores_B, class_ids_B, probs_BK, stability_B, overlaps, num_boxes_P, num_classes),
+        box_features(
+            boxes_B4,
+            scores_B,
+            class_ids_B,
+            probs_BK,
+            posterior_entropy(probs_BK),
+            stability_B,
+            overlaps,
+            num_boxes_P,
+            num_classes,
+        ),
         class_ids_B,
         _concatenate([outcome_N for outcome_N, _ in outcomes]).astype(np.int64),
         np.array([[image.found.residual_mass, image.found.scores.sum()] for image in images]).reshape(-1, 2),

@@ -49,16 +49,20 @@ class DetectionBatch:
 def read_detections(folder: Path, image_ids: Collection[str] | None = None) -> Iterator[StoredDetections]:
     """Yield the detections of an ``infer`` folder by image id, one shard in memory at a time.
 
+    Of a shard without a wanted image only the ids are read: few images of a large pool cost little.
+
     Args:
         folder: output of infer.
         image_ids: the images wanted; None for all.
     """
     wanted_ids = None if image_ids is None else pa.array(image_ids, pa.string())
-    for shard in read_shards(folder):
+    for path in shard_paths(folder):
         if wanted_ids is None:
-            yield from detections_from_table(shard)
-        else:
-            yield from detections_from_table(shard.filter(pc.is_in(shard["image_id"], value_set=wanted_ids)))
+            yield from detections_from_table(_read_shard(path, _BATCH_COLUMNS))
+            continue
+        is_wanted = pc.is_in(_read_shard(path, ["image_id"])["image_id"], value_set=wanted_ids)
+        if pc.any(is_wanted).as_py():
+            yield from detections_from_table(_read_shard(path, _BATCH_COLUMNS).filter(is_wanted))
 
 
 def outside_crowds(found: StoredDetections, marked: MarkedBoxes) -> StoredDetections:
@@ -125,7 +129,11 @@ SHARD_PREFIX: Mapping[ShardKind, str] = {"pool": "shard", "labeled": "labeled"}
 def read_shards(folder: Path, kind: ShardKind = "pool", *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield the shards of an ``infer`` folder as tables, one in memory at a time; None: all columns."""
     for path in shard_paths(folder, kind):
-        yield files.read_table(path, schemas.DETECTIONS, columns=columns)
+        yield _read_shard(path, columns)
+
+
+def _read_shard(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    return files.read_table(path, schemas.DETECTIONS, columns=columns)
 
 
 def shard_paths(folder: Path, kind: ShardKind = "pool") -> list[Path]:

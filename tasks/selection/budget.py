@@ -9,6 +9,7 @@ import pandas as pd
 
 from tasks.params.stages import BudgetParams
 from tasks.selection.annotation_cost import AnnotationCost
+from tasks.selection.image_ids import text_ids
 
 _TOLERANCE = 1e-9  # ten times 0.1 must fit into 1
 
@@ -35,9 +36,9 @@ def costs(candidates: pd.DataFrame, budget: BudgetParams) -> dict[str, float]:
     cost of 0 a batch would take in every image in which the teacher sees nothing.
     """
     if budget.unit == "images":
-        return dict.fromkeys((str(image) for image in candidates.index), 1.0)
+        return dict.fromkeys(text_ids(candidates.index), 1.0)
     column = candidates["expected_boxes"].clip(lower=1.0) if budget.unit == "boxes" else candidates["expected_minutes"]
-    return {str(image): float(cost) for image, cost in column.items()}
+    return dict(zip(text_ids(column.index), column.astype(float).tolist(), strict=True))
 
 
 def expected_batch_size(cost: Mapping[str, float], amount: float) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from detectron_ext import box_error_model as bem
 from detectron_ext.box_error_model import Outcome
-from detectron_ext.uncertainty_metrics import box_overlaps
+from detectron_ext.uncertainty_metrics import box_overlaps, posterior_entropy
 
 BOX = [10.0, 10, 20, 20]
 FAR = [50.0, 50, 60, 60]
@@ -50,6 +50,7 @@ def test_features_of_a_detection_are_those_written_out() -> None:
         probs[:, :2].max(axis=1),
         np.array([0, 1, 0]),
         probs,
+        posterior_entropy(probs),
         np.array([0.9, 0.8, 1.0]),
         box_overlaps(boxes, counts),
         counts,

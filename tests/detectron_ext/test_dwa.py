@@ -6,7 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectron_ext.dwa import DwaConfig, DwaNetworks, equal_weights, fit_networks, metric_weights, mixture_terms
+from detectron_ext.dwa import (
+    DwaConfig,
+    DwaNetworks,
+    equal_weights,
+    fit_networks,
+    mean_and_std,
+    metric_weights,
+    mixture_terms,
+)
 from detectron_ext.ranking import ranking_pairs
 
 CONFIG = DwaConfig(
@@ -119,3 +127,11 @@ def test_the_fit_is_seeded() -> None:
     metrics, loss = rng.random((30, 3)), rng.random(30)
     first, second = (fit(loss, metrics, np.ones((1, 30), dtype=bool), [10.0]) for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("count", [1, 4096, 9000])
+def test_statistics_of_features_are_the_same_in_blocks(count: int) -> None:
+    features = np.random.default_rng(count).normal([0, 1e3, 5], [1, 0.1, 0], (count, 3))
+    mean, std = mean_and_std(features)
+    assert mean.tolist() == pytest.approx(features.mean(axis=0).tolist(), rel=1e-12, abs=1e-12)
+    assert std.tolist() == pytest.approx(features.std(axis=0).tolist(), rel=1e-9, abs=1e-9)

@@ -45,6 +45,23 @@ def test_entropy_is_the_sum_over_boxes(seed: int, count: int, classes: int) -> N
     assert (uncertainty_metrics.posterior_entropy(posteriors) <= math.log(classes) + 1e-9).all()
 
 
+def test_overlaps_of_many_images_are_those_of_each_pair_written_out() -> None:
+    """Enough boxes that images are compared in rows; the images differ in their numbers of boxes."""
+    counts = np.random.default_rng(1).integers(0, 30, 200)
+    boxes = random_boxes(2, int(counts.sum()))
+    boxes[::7, 2] = boxes[::7, 0]  # no area
+    found, first = uncertainty_metrics.box_overlaps(boxes, counts), 0
+    for number, count in enumerate(counts.tolist()):
+        own = boxes[first : first + count].tolist()
+        iou = np.array([[iou_by_hand(a, b) if a is not b else 0.0 for b in own] for a in own]).reshape(count, count)
+        of_image = slice(first, first + count)
+        mean = iou.sum() / (count * (count - 1)) if count > 1 else 0.0
+        assert found.mean_P[number] == pytest.approx(mean, abs=1e-9)
+        assert found.max_B[of_image].tolist() == pytest.approx(iou.max(axis=1, initial=0).tolist(), abs=1e-9)
+        assert found.num_neighbors_B[of_image].tolist() == (iou > 0.3).sum(axis=1).tolist()
+        first += count
+
+
 def test_entropy_of_a_sure_box_is_zero() -> None:
     assert uncertainty_metrics.entropy(np.array([[0.0, 1.0, 0.0]]), "sum") == 0.0
 

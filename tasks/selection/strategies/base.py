@@ -7,8 +7,10 @@ import hashlib
 from collections.abc import Iterable
 from typing import Protocol
 
+import numpy as np
 import pandas as pd
 
+from tasks.selection.image_ids import text_ids
 from tasks.selection.pool_view import PoolView
 
 
@@ -26,7 +28,7 @@ class Strategy(Protocol):
 
 def sort_descending(candidates: pd.DataFrame, column: str) -> list[str]:
     """Return ids by falling ``column``; ties by id, which is independent of the content."""
-    return [str(image) for image in candidates.sort_values([column, "image_id"], ascending=[False, True]).index]
+    return text_ids(candidates.sort_values([column, "image_id"], ascending=[False, True]).index)
 
 
 def seeded_shuffle(image_ids: Iterable[str], *, seed: int, purpose: str) -> list[str]:
@@ -43,4 +45,6 @@ def seeded_shuffle(image_ids: Iterable[str], *, seed: int, purpose: str) -> list
     """
     ids = sorted(image_ids)
     salt = hashlib.sha256("\n".join([purpose, str(seed), *ids]).encode()).hexdigest()
-    return sorted(ids, key=lambda image: hashlib.sha256(f"{salt}{image}".encode()).digest())
+    digests = (hashlib.sha256(f"{salt}{image}".encode()).digest() for image in ids)
+    order = np.fromiter(digests, dtype="S32", count=len(ids)).argsort()
+    return [ids[index] for index in order.tolist()]

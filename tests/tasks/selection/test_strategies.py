@@ -1,5 +1,6 @@
 """Orders and budgets as plain functions, mostly by their properties."""
 
+import hashlib
 import itertools
 from typing import get_args
 
@@ -101,6 +102,8 @@ def test_draw_depends_on_the_set_of_ids_only(order, shuffler, seed):
 def test_draw_changes_with_seed_purpose_and_pool():
     pool = [f"{i:02d}" for i in range(40)]
     first = seeded_shuffle(pool, seed=7, purpose="explore")
+    salt = hashlib.sha256("\n".join(["explore", "7", *sorted(pool)]).encode()).hexdigest()
+    assert first == sorted(pool, key=lambda image: hashlib.sha256(f"{salt}{image}".encode()).digest())
     assert first != seeded_shuffle(pool, seed=8, purpose="explore")
     assert first != seeded_shuffle(pool, seed=7, purpose="random")
     assert [image for image in first if image != "00"] != seeded_shuffle(pool[1:], seed=7, purpose="explore")
