@@ -7,7 +7,7 @@ Params prepare
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import pyarrow as pa
 
 from tasks.data.image_decoding import ImageProblem
 from tasks.data.image_metadata_cache import (
+    ImageMetadataCache,
+    file_version,
     inspect_file,
     list_existing_objects,
     object_metadata_cache,
@@ -23,8 +25,9 @@ from tasks.data.image_metadata_cache import (
 from tasks.data.images import ImageMetadata
 from tasks.data.paths import Workspace, image_id_from_sha256, resolve_uri
 from tasks.data.schemas import ANNOTATED, INDEX, POOL, UNLABELED
+from tasks.model.engines.ray_images import ImageJob, inspect_on_ray
 from tasks.params import load_params, load_stage_params
-from tasks.params.stages import PrepareParams
+from tasks.params.stages import InferParams, PrepareParams
 from tasks.runtime.concurrency import map_threads
 from tasks.runtime.errors import UserError
 from tasks.runtime.progress import track
@@ -38,7 +41,9 @@ _log = logging.getLogger(__name__)
 _Row = dict[str, Any]
 
 
-def prepare(params: PrepareParams, *, index: Path, val: Path, root: Path, out: Path) -> None:
+def prepare(
+    params: PrepareParams, *, index: Path, val: Path, root: Path, out: Path, engine: InferParams | None = None
+) -> None:
     """Write ``pool.parquet`` (schemas.POOL), ``val.parquet`` (schemas.UNLABELED) and ``quarantine.json``.
 
     The last one lists the images of both that cannot be used: item (image id) and reason. An image is decoded once; as
@@ -50,6 +55,7 @@ def prepare(params: PrepareParams, *, index: Path, val: Path, root: Path, out: P
         val: the fixed validation set, schemas.ANNOTATED.
         root: folder the uris are relative to.
         out: folder of the results.
+        engine: where images are opened that are new or have changed; None: on this machine. It changes no byte.
 
     Raises:
         UserError: an input is unreadable or empty, or none of its images can be used.
@@ -59,6 +65,8 @@ def prepare(params: PrepareParams, *, index: Path, val: Path, root: Path, out: P
         raise UserError(index, "images in the pool are 0, expected at least 1", "Run gleaner init with images.")
     val_rows = files.read_table(val, ANNOTATED).select(UNLABELED.names).to_pylist()
     inspector = _ImageInspector(params, Workspace(root), [row["uri"] for row in (*rows, *val_rows)])
+    if engine is not None and engine.engine == "ray":
+        inspector.open_on_ray(engine, [row["uri"] for row in (*rows, *val_rows)], index)
     listing_counts = Counter(row["image_id"] for row in rows)
     pool: list[_Row] = []
     quarantine: list[dict[str, str]] = []
@@ -108,11 +116,38 @@ class _ImageInspector:
         remote = [uri for uri in uris if is_object_uri(uri)]
         self.num_workers: int | None = None
         self._objects: Mapping[str, ObjectMetadata] = {}
+        self._object_cache: ImageMetadataCache | None = None
         if remote:
             self._objects = list_existing_objects(remote)
             self.num_workers = load_params(workspace.params).pool.num_download_workers
             self._object_cache = object_metadata_cache(workspace, image_cache(workspace))
         self._file_cache = workspace_metadata_cache(workspace)
+
+    def open_on_ray(self, engine: InferParams, uris: Sequence[str], index: Path) -> None:
+        """Fill the caches with what they lack; nodes must see ``index``."""
+        for are_objects, cache in ((False, self._file_cache), (True, self._object_cache)):
+            images = [
+                (uri, version)
+                for uri in dict.fromkeys(uris)
+                if is_object_uri(uri) == are_objects and (version := self._version(uri)) is not None
+            ]
+            if cache is None:
+                continue
+            unknown = [one for one in images if not cache.is_known(*one, max_pixels=self._params.max_pixels)]
+            if unknown:
+                threads = (self.num_workers or 1) if are_objects else 1
+                seen = index.resolve(), files.sha256_file(index)
+                job = ImageJob(self._root.resolve(), self._params.max_pixels, threads, seen)
+                inspect_on_ray(engine, job, unknown, cache.add)
+
+    def _version(self, uri: str) -> str | None:
+        """Return what changes whenever the image's bytes do; None: it is missing."""
+        if is_object_uri(uri):
+            return self._objects[uri].etag if uri in self._objects else None
+        try:
+            return file_version(resolve_uri(self._root, uri))
+        except (ValueError, ImageProblem):
+            return None
 
     def inspect(self, row: _Row) -> ImageMetadata | ImageProblem:
         """Return the metadata of the image of a row of the index, or the reason why it cannot be used."""
@@ -138,7 +173,7 @@ class _ImageInspector:
 
     def _metadata(self, uri: str) -> ImageMetadata:
         if is_object_uri(uri):
-            if uri not in self._objects:
+            if self._object_cache is None or uri not in self._objects:
                 raise ImageProblem("the object is missing, expected it in the bucket")
             return self._object_cache.inspect(uri, self._objects[uri].etag, max_pixels=self._params.max_pixels)
         try:
@@ -166,7 +201,14 @@ def _validate(row: _Row, metadata: ImageMetadata, params: PrepareParams) -> Imag
 
 def _body(workspace: Workspace) -> None:
     params = load_stage_params(workspace.params, "prepare").prepare
-    prepare(params, index=workspace.index, val=workspace.val, root=workspace.root, out=workspace.derived("prepare"))
+    prepare(
+        params,
+        index=workspace.index,
+        val=workspace.val,
+        root=workspace.root,
+        out=workspace.derived("prepare"),
+        engine=load_params(workspace.params).infer,
+    )
 
 
 def main() -> None:

@@ -62,6 +62,20 @@ class ImageMetadataCache:
             self._append_entry(uri, version, *astuple(metadata))
         return metadata
 
+    def is_known(self, uri: str, version: str, *, max_pixels: int) -> bool:
+        """Return whether ``inspect`` would answer without opening the file."""
+        metadata = self._metadata.get((uri, version))
+        if metadata is not None and metadata.width_px * metadata.height_px <= max_pixels:
+            return True
+        return (uri, version, max_pixels) in self._rejected
+
+    def add(self, lines: str) -> None:
+        """Take over the entries of another cache: the content of its file."""
+        with self._lock:
+            for line in files.json_lines(lines.encode()):
+                self._load_entry(*json.loads(line))
+            self._append(lines)
+
     def _inspect_file(self, uri: str, version: str, max_pixels: int) -> ImageMetadata:
         try:
             path = self._fetch(uri)
@@ -86,9 +100,12 @@ class ImageMetadataCache:
         line = json.dumps([uri, version, *found]) + "\n"
         with self._lock:
             self._load_entry(uri, version, *found)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(line)
+            self._append(line)
+
+    def _append(self, lines: str) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(lines)
 
 
 def object_metadata_cache(workspace: Workspace, cache: ImageCache) -> ImageMetadataCache:
@@ -118,12 +135,21 @@ def inspect_file(cache: ImageMetadataCache, uri: str, path: Path, *, max_pixels:
     Raises:
         ImageProblem: missing, no known format, too large or broken.
     """
+    return cache.inspect(uri, file_version(path), max_pixels=max_pixels)
+
+
+def file_version(path: Path) -> str:
+    """Return what changes whenever a file does: its time of change and its size.
+
+    Raises:
+        ImageProblem: missing, or out of reach.
+    """
     try:
         status = path.stat()
     except OSError as error:
         reason = "missing" if isinstance(error, FileNotFoundError) else f"unreadable ({error.strerror})"
         raise ImageProblem(f"the image file is {reason}, expected a file") from None
-    return cache.inspect(uri, f"{status.st_mtime_ns}-{status.st_size}", max_pixels=max_pixels)
+    return f"{status.st_mtime_ns}-{status.st_size}"
 
 
 def list_existing_objects(uris: Iterable[str]) -> Mapping[str, ObjectMetadata]:

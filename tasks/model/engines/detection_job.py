@@ -33,6 +33,16 @@ class Piece:
     path: Path
 
     @property
+    def name(self) -> str:
+        """Name of the file."""
+        return self.path.name
+
+    @property
+    def uris(self) -> Sequence[str]:
+        """The images."""
+        return list(self.rows["uri"].to_pylist())
+
+    @property
     def images(self) -> list[dict[str, str]]:
         """The rows as dictionaries, made when they are asked for: the whole pool's take half a gigabyte per million."""
         return list(self.rows.to_pylist())

@@ -8,9 +8,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from tasks.model.engines.detection_job import Piece
 from tasks.runtime.errors import EXIT_UNREACHABLE, UserError
 
 log = logging.getLogger(__name__)
@@ -30,6 +29,21 @@ class PoolStalledError(UserError):
     transient = True
 
 
+class WorkPiece(Protocol):
+    """Some images, in one piece of work."""
+
+    @property
+    def name(self) -> str:
+        """Name of the piece, different from those of the others."""
+
+    @property
+    def uris(self) -> Sequence[str]:
+        """The images."""
+
+
+_Piece = TypeVar("_Piece", bound=WorkPiece)
+
+
 class Backend(Protocol):
     """What a pool needs of a library for distributed work. Workers and calls are opaque."""
 
@@ -39,14 +53,14 @@ class Backend(Protocol):
     def start_worker(self) -> tuple[Any, Hashable]:
         """Start a worker; return it, and the call that ends when it is ready."""
 
-    def submit(self, worker: Any, piece: Piece) -> Hashable:
+    def submit(self, worker: Any, piece: Any) -> Hashable:
         """Begin a piece on a worker that is ready; return the call."""
 
     def wait(self, calls: Sequence[Hashable], timeout_s: float) -> Sequence[Hashable]:
         """Return the calls that have ended, after ``timeout_s`` at the latest."""
 
     def result(self, call: Hashable) -> str:
-        """Return what an ended call says: where the worker runs, or the sha256 of the piece's file.
+        """Return what an ended call says: where the worker runs, or what came of the piece.
 
         Raises:
             WorkerLostError: the worker is gone.
@@ -65,12 +79,12 @@ class _Call:
     """A call that has not ended: a start (no piece) or a piece."""
 
     worker: Any
-    piece: Piece | None
+    piece: Any
     begun_s: float
 
 
-class WorkerPool:
-    """Workers that detect pieces until all are done.
+class WorkerPool(Generic[_Piece]):
+    """Workers that do pieces until all are done.
 
     It grows with the cluster up to ``max_workers``. A lost worker's piece goes to another. A piece that is open for
     half of ``timeout_s`` is taken from its worker; nothing finished for ``timeout_s`` ends the run.
@@ -96,7 +110,7 @@ class WorkerPool:
         self._max_workers = max_workers
         self._timeout_s = timeout_s
         self._clock = clock
-        self._queue: deque[Piece] = deque()
+        self._queue: deque[_Piece] = deque()
         self._calls: dict[Hashable, _Call] = {}
         self._workers: list[Any] = []
         self._idle: list[Any] = []
@@ -104,12 +118,12 @@ class WorkerPool:
         self._failed_starts = 0
         self._progress_s = 0.0
 
-    def run(self, pieces: Sequence[Piece], finished: Callable[[Piece, str], None]) -> None:
+    def run(self, pieces: Sequence[_Piece], finished: Callable[[_Piece, str], None]) -> None:
         """Return when every piece is done.
 
         Args:
-            pieces: to detect.
-            finished: called with each piece and its file's sha256, in this thread.
+            pieces: to be done.
+            finished: called with each piece and the worker's answer, in this thread.
 
         Raises:
             UserError: a worker raised it; a piece lost ``MAX_TRIES`` workers; or so many starts failed.
@@ -144,7 +158,7 @@ class WorkerPool:
             worker, piece = self._idle.pop(), self._queue.popleft()
             self._calls[self._backend.submit(worker, piece)] = _Call(worker, piece, self._clock())
 
-    def _take(self, key: Hashable, finished: Callable[[Piece, str], None]) -> None:
+    def _take(self, key: Hashable, finished: Callable[[_Piece, str], None]) -> None:
         call = self._calls.pop(key)
         try:
             answer = self._backend.result(key)
@@ -172,11 +186,11 @@ class WorkerPool:
                     f"Run: gleaner doctor. The cluster: {self._backend.describe()}.",
                 )
             return
-        name = call.piece.path.name
+        name = call.piece.name
         self._losses[name] += 1
         log.warning("a worker was lost with %s (%s); another gets it", name, why)
         if self._losses[name] >= MAX_TRIES:
-            uris = call.piece.rows["uri"]
+            uris = call.piece.uris
             raise UserError(
                 "infer.engine",
                 f"the number of workers lost with the same {len(uris)} images ({uris[0]} to {uris[-1]}) is "

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tasks.data.paths import Workspace
+from tasks.data.schemas import INDEX
 from tasks.model.engines.ray_cluster import ClusterUnreachableError
+from tasks.storage import files
 from tests.tasks import test_detection_stages as stages
 from tests.tasks.model.engines.campaign import Campaign, needs_ray
 from tests.tasks.model.engines.ray_nodes import RayNodes, ray_nodes
@@ -82,6 +85,25 @@ def test_after_the_driver_is_killed_only_the_rest_is_detected(
     number = int(done.stdout.split(" pieces")[0].split()[-1])  # an actor may have finished one more before it ended
     assert number <= campaign.num_pieces - len(kept)
     assert campaign.outputs() == finished[1]
+
+
+def test_images_are_opened_on_the_nodes(head: RayNodes, tiny_campaign: Workspace) -> None:
+    """The stage's files are those of the local engine; an image that is cut off is set aside by both."""
+    uri = files.read_table(tiny_campaign.index, INDEX)["uri"][0].as_py()
+    path = tiny_campaign.root / uri
+    path.write_bytes(path.read_bytes()[:300])
+    digests = []
+    for chosen in (("infer.engine=local",), settings(head)):
+        stages.write_params(tiny_campaign.root, *chosen)
+        (tiny_campaign.scratch("seen") / "images.jsonl").unlink(missing_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "tasks.prepare"],
+            cwd=tiny_campaign.root, env=head.env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        digests.append(files.sha256_tree(tiny_campaign.derived("prepare")))
+    assert "prepare piece 1/1:" in done.stdout
+    assert digests[0] == digests[1]
 
 
 def probe(campaign: Campaign, head: RayNodes, token: str) -> subprocess.CompletedProcess[str]:
