@@ -7,11 +7,13 @@ Params prepare
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.data.image_decoding import ImageProblem
 from tasks.data.image_metadata_cache import (
@@ -34,11 +36,12 @@ from tasks.runtime.progress import track
 from tasks.runtime.stage_main import stage_main
 from tasks.storage import files
 from tasks.storage.image_cache import image_cache
-from tasks.storage.s3 import ObjectMetadata, is_object_uri
+from tasks.storage.s3 import SCHEME, ObjectMetadata, is_object_uri
 
 _log = logging.getLogger(__name__)
 
 _Row = dict[str, Any]
+_ROWS_AT_ONCE = 4096
 
 
 def prepare(
@@ -60,40 +63,62 @@ def prepare(
     Raises:
         UserError: an input is unreadable or empty, or none of its images can be used.
     """
-    rows = sorted(files.read_table(index, INDEX).to_pylist(), key=lambda row: (row["image_id"], row["uri"]))
-    if not rows:
+    table = files.read_table(index, INDEX).sort_by([("image_id", "ascending"), ("uri", "ascending")]).combine_chunks()
+    if not table.num_rows:
         raise UserError(index, "images in the pool are 0, expected at least 1", "Run gleaner init with images.")
     val_rows = files.read_table(val, ANNOTATED).select(UNLABELED.names).to_pylist()
-    inspector = _ImageInspector(params, Workspace(root), [row["uri"] for row in (*rows, *val_rows)])
+    uris = pa.chunked_array([*table["uri"].chunks, pa.array([row["uri"] for row in val_rows], pa.string())])
+    inspector = _ImageInspector(params, Workspace(root), uris)
     if engine is not None and engine.engine == "ray":
-        inspector.open_on_ray(engine, [row["uri"] for row in (*rows, *val_rows)], index)
-    listing_counts = Counter(row["image_id"] for row in rows)
-    pool: list[_Row] = []
-    quarantine: list[dict[str, str]] = []
-    for row, found in inspector.map(inspector.inspect, rows, "checking images"):
-        if isinstance(found, ImageMetadata) and listing_counts[row["image_id"]] > 1:
-            found = ImageProblem(f"the image id is listed {listing_counts[row['image_id']]} times, expected once")
-        if isinstance(found, ImageMetadata):
-            pool.append(row | {"width_px": found.width_px, "height_px": found.height_px})
-        else:
-            quarantine.append({"item": row["image_id"], "reason": f"{row['file_name']} ({row['uri']}): {found}"})
-    _require_any(pool, index, len(rows), quarantine)
+        inspector.open_on_ray(engine, uris, index)
+    pool, quarantine = _check_pool(table, inspector)
+    _require_any(pool.num_rows, index, table.num_rows, quarantine)
     usable_val, val_quarantine = _check_val(val_rows, inspector)
-    _require_any(usable_val, val, len(val_rows), val_quarantine)
+    _require_any(len(usable_val), val, len(val_rows), val_quarantine)
     for entry in (*quarantine, *val_quarantine):
         _log.warning("set aside %s: %s", entry["item"], entry["reason"])
-    _log.info("%d images, %d set aside", len(pool), len(quarantine))
+    _log.info("%d images, %d set aside", pool.num_rows, len(quarantine))
     _log.info("%d validation images, %d set aside", len(usable_val), len(val_quarantine))
-    files.write_table(out / "pool.parquet", pa.Table.from_pylist(pool, schema=POOL))
+    files.write_table(out / "pool.parquet", pool)
     files.write_table(out / "val.parquet", pa.Table.from_pylist(usable_val, schema=UNLABELED))
     files.write_json(out / "quarantine.json", [*quarantine, *val_quarantine])
+
+
+def _check_pool(table: pa.Table, inspector: "_ImageInspector") -> tuple[pa.Table, list[dict[str, str]]]:
+    """Return the usable images of the sorted index, schemas.POOL, and why the others are not.
+
+    Rows become objects a few thousand at a time: those of a whole pool would take a gigabyte per million.
+    """
+    times_listed = _times_listed(table["image_id"])
+    sides_px = np.zeros((table.num_rows, 2), dtype=np.int32)
+    quarantine: list[dict[str, str]] = []
+    rows = (row for batch in table.to_batches(_ROWS_AT_ONCE) for row in batch.to_pylist())
+    inspected = inspector.map(inspector.inspect, rows, "checking images", total=table.num_rows)
+    for number, (row, found) in enumerate(inspected):
+        if isinstance(found, ImageMetadata) and row["image_id"] in times_listed:
+            found = ImageProblem(f"the image id is listed {times_listed[row['image_id']]} times, expected once")
+        if isinstance(found, ImageMetadata):
+            sides_px[number] = found.width_px, found.height_px
+        else:
+            quarantine.append({"item": row["image_id"], "reason": f"{row['file_name']} ({row['uri']}): {found}"})
+    for column, name in enumerate(("width_px", "height_px")):
+        table = table.append_column(name, pa.array(sides_px[:, column]))
+    return table.filter(pa.array(sides_px[:, 0] > 0)).select(POOL.names).cast(POOL), quarantine
+
+
+def _times_listed(sorted_ids: pa.ChunkedArray) -> Counter[str]:
+    """Count the ids that stand next to their equal."""
+    repeated = pc.equal(sorted_ids.slice(1), sorted_ids.slice(0, len(sorted_ids) - 1))
+    again = sorted_ids.slice(1).filter(repeated).to_pylist()
+    return Counter([*again, *set(again)])
 
 
 def _check_val(rows: list[_Row], inspector: "_ImageInspector") -> tuple[list[_Row], list[dict[str, str]]]:
     """Return the usable validation images, and why the others are not."""
     usable: list[_Row] = []
     quarantine: list[dict[str, str]] = []
-    for row, found in inspector.map(inspector.inspect_labeled, rows, "checking validation images"):
+    checked = inspector.map(inspector.inspect_labeled, rows, "checking validation images", total=len(rows))
+    for row, found in checked:
         if isinstance(found, ImageMetadata):
             usable.append(row)
         else:
@@ -101,8 +126,8 @@ def _check_val(rows: list[_Row], inspector: "_ImageInspector") -> tuple[list[_Ro
     return usable, quarantine
 
 
-def _require_any(usable: list[_Row], where: Path, num_listed: int, quarantine: list[dict[str, str]]) -> None:
-    if not usable:
+def _require_any(num_usable: int, where: Path, num_listed: int, quarantine: list[dict[str, str]]) -> None:
+    if not num_usable:
         first = f"The first one: {quarantine[0]['reason']}. " if quarantine else ""
         problem = f"usable images are 0 of {num_listed}, expected at least 1"
         raise UserError(where, problem, f"{first}Restore the images with: dvc checkout")
@@ -111,9 +136,9 @@ def _require_any(usable: list[_Row], where: Path, num_listed: int, quarantine: l
 class _ImageInspector:
     """Open images of the workspace and of an object store."""
 
-    def __init__(self, params: PrepareParams, workspace: Workspace, uris: list[str]) -> None:
+    def __init__(self, params: PrepareParams, workspace: Workspace, uris: pa.ChunkedArray) -> None:
         self._params, self._root = params, workspace.root
-        remote = [uri for uri in uris if is_object_uri(uri)]
+        remote = uris.filter(pc.starts_with(uris, SCHEME)).to_pylist()
         self.num_workers: int | None = None
         self._objects: Mapping[str, ObjectMetadata] = {}
         self._object_cache: ImageMetadataCache | None = None
@@ -123,12 +148,12 @@ class _ImageInspector:
             self._object_cache = object_metadata_cache(workspace, image_cache(workspace))
         self._file_cache = workspace_metadata_cache(workspace)
 
-    def open_on_ray(self, engine: InferParams, uris: Sequence[str], index: Path) -> None:
+    def open_on_ray(self, engine: InferParams, uris: pa.ChunkedArray, index: Path) -> None:
         """Fill the caches with what they lack; nodes must see ``index``."""
         for are_objects, cache in ((False, self._file_cache), (True, self._object_cache)):
             images = [
                 (uri, version)
-                for uri in dict.fromkeys(uris)
+                for uri in uris.unique().to_pylist()
                 if is_object_uri(uri) == are_objects and (version := self._version(uri)) is not None
             ]
             if cache is None:
@@ -183,11 +208,16 @@ class _ImageInspector:
         return inspect_file(self._file_cache, uri, path, max_pixels=self._params.max_pixels)
 
     def map(
-        self, inspect: Callable[[_Row], ImageMetadata | ImageProblem], rows: list[_Row], title: str
-    ) -> Iterator[tuple[_Row, ImageMetadata | ImageProblem]]:
+        self,
+        inspect: Callable[[_Row], ImageMetadata | ImageProblem],
+        rows: Iterable[_Row],
+        title: str,
+        *,
+        total: int,
+    ) -> Iterable[tuple[_Row, ImageMetadata | ImageProblem]]:
         """Yield each row with what ``inspect`` finds, in the order of the rows; decoding runs on all cores."""
-        found = map_threads(inspect, rows, num_workers=self.num_workers)
-        yield from zip(rows, track(found, title, total=len(rows)), strict=True)
+        found = map_threads(lambda row: (row, inspect(row)), rows, num_workers=self.num_workers)
+        return track(found, title, total=total)
 
 
 def _validate(row: _Row, metadata: ImageMetadata, params: PrepareParams) -> ImageMetadata:

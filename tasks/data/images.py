@@ -57,7 +57,7 @@ _WORKER_ERROR = re.compile(rf"^({_ERROR_MODULES})\.(\w+): (.+)$", re.MULTILINE)
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageMetadata:
     """What was found by reading and decoding a whole image file."""
 

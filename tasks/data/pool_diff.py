@@ -13,7 +13,7 @@ Row = dict[str, Any]
 """One row of schemas.INDEX."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceImage:
     """One image of the source as it is now."""
 

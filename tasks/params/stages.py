@@ -145,7 +145,8 @@ class InferParams(Section):
     """Images of the calibration set, at most, from which int8 takes the ranges of its values; with tiles, tiles."""
     engine: Literal["local", "ray"]
     """Where the pool is detected, and where ``prepare`` opens images that it does not know: on this machine's devices,
-    or on the nodes of a Ray cluster (docs/guides/scale.md). Neither this nor the next four change a byte of the result, so no stage declares them."""
+    or on the nodes of a Ray cluster (docs/guides/scale.md). Neither this nor the next four change a byte of the result,
+    so no stage declares them."""
     engine_address: Annotated[str, Field(pattern=r"^(local|auto|[\w.-]+:\d+)$")]
     """With ``ray``. ``local``: a cluster of this machine alone, for as long as the stage runs; ``auto``: the cluster of
     which a node runs on this machine; otherwise HOST:PORT of its head."""

@@ -53,7 +53,7 @@ class MissingObjectError(ObjectStoreError):
     """The object does not exist."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ObjectMetadata:
     """One object of a listing."""
 
