@@ -34,6 +34,7 @@ from tasks.runtime.stage_main import stage_main
 from tasks.storage import files
 
 log = logging.getLogger(__name__)
+_ACTIVE_TEACHER = ("confidence_raw", "entropy_raw", "num_distinct_classes")
 
 
 @dataclass(frozen=True)
@@ -233,11 +234,13 @@ def _active_teacher(pool: PoolFeatures) -> DwaDecision:
 
 
 def _pool_features(scores: Path) -> PoolFeatures:
-    table = files.read_table(scores, schemas.SCORES)
+    table = files.read_table(
+        scores, schemas.SCORES, columns=["image_id", *schemas.ALL_METRICS, *_ACTIVE_TEACHER, "features"]
+    )
     count = len(table)
     metrics = np.column_stack([table[name].to_numpy() for name in schemas.ALL_METRICS])
     metrics_P3 = metrics[:, : len(schemas.METRICS)]  # the network reads the metrics of detections
-    active_teacher = [table[name].to_numpy() for name in ("confidence_raw", "entropy_raw", "num_distinct_classes")]
+    active_teacher = [table[name].to_numpy() for name in _ACTIVE_TEACHER]
     features_PD = pc.list_flatten(table["features"]).to_numpy().reshape(count, -1 if count else 0)
     return PoolFeatures(
         table["image_id"],

@@ -1,7 +1,7 @@
 """List, inspect and copy the user's images: in a folder, in a zip archive, or below an s3:// prefix."""
 
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -186,26 +186,23 @@ class ImageBucket:
             ObjectStoreError: away, refused, or no such bucket.
         """
         self._prefix = prefix_uri.rstrip("/") + "/"
-        found = {facts.uri.removeprefix(self._prefix): facts for facts in list_objects(self._prefix)}
-        names = [name for name in found if not any(is_junk(part) for part in PurePosixPath(name).parts)]
-        self.passed_over: Mapping[str, int] = dict(
-            Counter(ending_of(name) for name in names if not is_image(name)).most_common()
-        )
-        objects = [found[name] for name in names if is_image(name)]
+        objects: deque[ObjectMetadata] = deque()
+        others: Counter[str] = Counter()
+        for facts in list_objects(self._prefix):
+            name = facts.uri.removeprefix(self._prefix)
+            if any(is_junk(part) for part in PurePosixPath(name).parts):
+                continue
+            if is_image(name):
+                objects.append(facts)
+            else:
+                others[ending_of(name)] += 1
+        self.passed_over: Mapping[str, int] = dict(others.most_common())
 
-        def inspect(facts: ObjectMetadata) -> ImageMetadata | ImageProblem:
-            if facts.size_bytes > _MAX_OBJECT_BYTES:  # known before it is fetched
-                size, limit = (f"{number >> 20} MiB" for number in (facts.size_bytes, _MAX_OBJECT_BYTES))
-                return ImageProblem(f"the object has {size}, expected at most {limit} for an image")
-            try:
-                return metadata_cache.inspect(facts.uri, facts.etag, max_pixels=max_pixels)
-            except ImageProblem as problem:
-                return problem
+        def inspect(facts: ObjectMetadata) -> tuple[str, ImageMetadata | ImageProblem]:
+            return facts.uri.removeprefix(self._prefix), _inspect_object(facts, metadata_cache, max_pixels)
 
-        inspected = track(map_threads(inspect, objects, num_workers=num_workers), "fetching images", total=len(objects))
-        self._images = {
-            facts.uri.removeprefix(self._prefix): image for facts, image in zip(objects, inspected, strict=True)
-        }
+        total, taken = len(objects), (objects.popleft() for _ in range(len(objects)))  # what was taken needs no memory
+        self._images = dict(track(map_threads(inspect, taken, num_workers=num_workers), "fetching images", total=total))
 
     def __str__(self) -> str:
         """Return the prefix, for messages."""
@@ -239,6 +236,18 @@ class ImageBucket:
     def copy(self, name: str, target: Path) -> None:
         """Objects stay where they are."""
         raise NotImplementedError(f"{self.uri_of(name)} is not copied to {target}")
+
+
+def _inspect_object(
+    facts: ObjectMetadata, metadata_cache: ImageMetadataCache, max_pixels: int
+) -> ImageMetadata | ImageProblem:
+    if facts.size_bytes > _MAX_OBJECT_BYTES:  # known before it is fetched
+        size, limit = (f"{number >> 20} MiB" for number in (facts.size_bytes, _MAX_OBJECT_BYTES))
+        return ImageProblem(f"the object has {size}, expected at most {limit} for an image")
+    try:
+        return metadata_cache.inspect(facts.uri, facts.etag, max_pixels=max_pixels)
+    except ImageProblem as problem:
+        return problem
 
 
 def list_images(images: Path | ImageListing, *, max_pixels: int, follow_links: bool = False) -> ImageListing:
