@@ -37,9 +37,10 @@ class ImageMetadataCache:
         self._rejected: dict[tuple[str, str, int], str] = {}
         """Why an image is none, by its limit in pixels too."""
         if path.is_file():
-            for line in files.json_lines(path.read_bytes(), errors="replace"):
-                with suppress(ValueError, TypeError):  # the last line of a killed process
-                    self._load_entry(*json.loads(line))
+            with path.open("rb") as lines:  # a line feed ends a line, and nothing else
+                for line in lines:
+                    with suppress(ValueError, TypeError):  # the last line of a killed process
+                        self._load_entry(*json.loads(line))
 
     def inspect(self, uri: str, version: str, *, max_pixels: int) -> ImageMetadata:
         """Hash and fully decode one image, unless the cache has this version.
