@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 from tasks.data.paths import Workspace
@@ -24,6 +25,7 @@ def stage_main(stage: str, body: Callable[[Workspace], None]) -> None:
     A user's mistake, and a machine without memory or disk space, end in one line and an exit code of their own.
     """
     gc.freeze()  # the libraries' objects live to the end: to look through them again takes 1.5 s at the exit alone
+    skip_pandas_import()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("fvcore").setLevel(logging.WARNING)
     set_pdeathsig()
@@ -39,6 +41,32 @@ def stage_main(stage: str, body: Callable[[Workspace], None]) -> None:
             raise
         sys.stderr.write(f"{user_error}\n")
         sys.exit(user_error.exit_code)
+
+
+def skip_pandas_import() -> None:
+    """Make pyarrow do without pandas in a stage that has not imported it.
+
+    Before its first array pyarrow imports pandas, half a second of a core, to recognize its objects. ``to_pandas`` of a
+    table still works: it tries the import again.
+    """
+    pyarrow = sys.modules.get("pyarrow")
+    if pyarrow is None or "pandas" in sys.modules:
+        return
+    hidden = _HiddenPandas()
+    sys.meta_path.insert(0, hidden)
+    try:
+        pyarrow.array([])
+    finally:
+        sys.meta_path.remove(hidden)
+
+
+class _HiddenPandas(MetaPathFinder):
+    """A finder by which an import of pandas fails."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        """Refuse pandas, and leave the others to the other finders."""
+        if fullname == "pandas":
+            raise ModuleNotFoundError(fullname)
 
 
 def num_micro_batches() -> int:

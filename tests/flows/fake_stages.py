@@ -30,7 +30,7 @@ from tasks.data.schemas import (
     with_class_names,
 )
 from tasks.params import load_params
-from tasks.runtime.stage_main import num_micro_batches, set_pdeathsig
+from tasks.runtime.stage_main import num_micro_batches, set_pdeathsig, skip_pandas_import
 from tasks.storage import files
 
 EQUAL_WEIGHTS = {"confidence": 1 / 3, "entropy": 1 / 3, "overlap": 1 / 3}
@@ -166,6 +166,7 @@ STAGES = {"train": train, "evaluate": evaluate, "infer": infer, "weigh": weigh, 
 
 def main(stage: str) -> None:
     set_pdeathsig()
+    skip_pandas_import()
     workspace = Workspace(Path.cwd())
     fault = workspace.root / ".gleaner" / f"fault-{stage}"
     sys.stdout.write(f"{stage} is at work\n")
