@@ -17,6 +17,8 @@ os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # t
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# Thousands of processes would compile Gleaner's modules, a third of a second each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 from filelock import FileLock
@@ -61,9 +63,28 @@ def shared_prefect_server(prefect_test_server: None) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def small_campaign_template(tmp_path_factory: pytest.TempPathFactory, isolated_git_config: None) -> Workspace:
-    """A new campaign nobody touches."""
-    return make_small_campaign(tmp_path_factory.mktemp("template"))
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new database of MLflow: its tables take seconds to make."""
+
+    def build(path: Path) -> None:
+        from mlflow import MlflowClient
+
+        from flows.tracking.mlflow_run import silence_mlflow
+
+        silence_mlflow()
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+
+    return _build_once(tmp_path_factory, "mlflow.db", build)
+
+
+@pytest.fixture(scope="session")
+def small_campaign_template(
+    tmp_path_factory: pytest.TempPathFactory, isolated_git_config: None, empty_database: Path
+) -> Workspace:
+    """A new campaign nobody touches, with an empty database of MLflow."""
+    workspace = make_small_campaign(tmp_path_factory.mktemp("template"))
+    shutil.copy(empty_database, workspace.root)
+    return workspace
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +104,7 @@ def two_rounds(
 
 
 def _build_once(tmp_path_factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
-    """Build a folder in the first of the test processes that asks; the others wait, and copy it."""
+    """Build a folder or file in the first of the test processes that asks; the others wait, and copy it."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent

@@ -16,6 +16,7 @@ from tasks.data.dataset_source import DatasetSource
 from tasks.data.paths import Workspace
 from tasks.storage import files
 from tests.flows.fake_stages import STAGES as FAKED
+from tests.flows.preloaded_cli import run_preloaded
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -102,12 +103,25 @@ def subprocess_env(**changes: str) -> dict[str, str]:
     return {**inherited, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **changes}
 
 
-def run_gleaner(*arguments: str, cwd: Path, timeout_s: float = 300, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does."""
+def run_gleaner(
+    *arguments: str, cwd: Path, timeout_s: float = 300, new_interpreter: bool = False, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does, in a process of its own.
+
+    Args:
+        arguments: of the command.
+        cwd: its folder.
+        timeout_s: when to give it up.
+        new_interpreter: start Python for it; else, the libraries that take seconds to import are there already.
+        changes: environment variables.
+    """
+    environment = subprocess_env(**changes)
+    if not new_interpreter:
+        return run_preloaded(arguments, cwd, environment, timeout_s)
     return subprocess.run(
         [sys.executable, "-m", "flows.cli", *arguments],
         cwd=cwd,
-        env=subprocess_env(**changes),
+        env=environment,
         capture_output=True,
         text=True,
         timeout=timeout_s,

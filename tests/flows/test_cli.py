@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from flows.annotation.annotation_rules import reject
 from flows.annotation.quarantine import add_to_quarantine
 from flows.runtime.process_env import has_prefect_server, prepare_environment
 from tasks.data.paths import Workspace
-from tests.flows.small_campaign import CLASSES, REPOSITORY, make_source, run_gleaner, subprocess_env
+from tests.flows import small_campaign as campaigns
+from tests.flows.small_campaign import CLASSES, REPOSITORY, make_source, subprocess_env
+
+run_gleaner = partial(campaigns.run_gleaner, new_interpreter=True)
 
 
 def init(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -145,7 +145,7 @@ def test_no_command_that_looks_at_a_campaign_runs_its_code(after_two_rounds: Wor
     after_two_rounds.params.write_text(params.replace("kind: oracle", "kind: own:Provider"))
     environment = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1", "PYTHONSAFEPATH": "1"}
     for command in (("status",), ("lineage",), ("audit",), ("gc",), ("doctor", "--quick"), ("doctor",)):
-        run_gleaner(*command, cwd=root, **environment)
+        run_gleaner(*command, cwd=root, new_interpreter=True, **environment)
         assert not mark.exists(), command
-    run_gleaner("doctor", "--trust", cwd=root, **environment)
+    run_gleaner("doctor", "--trust", cwd=root, new_interpreter=True, **environment)
     assert mark.exists()
