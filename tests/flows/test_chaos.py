@@ -110,11 +110,13 @@ def disturbed(
     in_train = [point for point in IN_STAGES if point.name.startswith("train")]
     order = sorted(IN_STAGES, key=lambda point: STAGES.index(point.name.split()[0]))
     assert len(in_train) == 2
+    unfinished = STAGES  # not to ask DVC for those that are done saves most of the time
     for point in order:
-        kill_when(start_run(workspace.root, api_url), point.reached(workspace), workspace.root)
-    finish_stages = start_run(workspace.root, api_url)
+        kill_when(start_run(workspace.root, api_url, unfinished), point.reached(workspace), workspace.root)
+        unfinished = STAGES[STAGES.index(point.name.split()[0]) :]
+    finish_stages = start_run(workspace.root, api_url)  # asks for all of them: none is repeated
     kill_when(finish_stages, AFTER_STAGES[0].reached(workspace), workspace.root)
-    for point in AFTER_STAGES[1:]:  # the stages are done: not to ask DVC eleven times saves most of the time
+    for point in AFTER_STAGES[1:]:  # the stages are done
         kill_when(start_run(workspace.root, api_url, ()), point.reached(workspace), workspace.root)
     for point in IN_COLLECT:
         kill_when(start_run(workspace.root, api_url), point.reached(workspace), workspace.root)

@@ -44,10 +44,10 @@ def night_hanging_in(workspace: Workspace, stage: str, **changes: str) -> tuple[
 
 
 def stop_in(
-    workspace: Workspace, stage: str, number: signal.Signals
+    workspace: Workspace, stage: str, number: signal.Signals, **changes: str
 ) -> tuple[int, str, list[psutil.Process], list[str]]:
     """Let a night hang in ``stage``, send it a signal; its code, its words, its former children, their commands."""
-    night, hanging = night_hanging_in(workspace, stage)
+    night, hanging = night_hanging_in(workspace, stage, **changes)
     children = psutil.Process(night.pid).children(recursive=True)
     commands = [" ".join(child.cmdline()) for child in children]
     night.send_signal(number)
@@ -66,14 +66,17 @@ def runs_and_versions(workspace: Workspace) -> tuple[int, int]:
     return len(client.search_runs(experiments)), len(client.search_model_versions())
 
 
-def test_a_night_killed_in_train_and_in_infer_goes_on_and_does_nothing_twice(small_campaign: Workspace) -> None:
-    for stage in ("train", "infer"):
-        code, _, children, commands = stop_in(small_campaign, stage, signal.SIGKILL)
+def test_a_night_killed_in_train_and_in_infer_goes_on_and_does_nothing_twice(
+    small_campaign: Workspace, shared_prefect_server: dict[str, str]
+) -> None:
+    servers: list[dict[str, str]] = [{}, shared_prefect_server]  # its own, which is killed with it; one that lives on
+    for stage, server in zip(("train", "infer"), servers, strict=True):
+        code, _, children, commands = stop_in(small_campaign, stage, signal.SIGKILL, **server)
         assert code == -signal.SIGKILL
         assert any("fake_stages.py" in command for command in commands)
         wait_until(lambda: all_gone(children))  # noqa: B023 (called at once)
         assert git.run_git(small_campaign.root, "tag") == ""
-    finished = run_gleaner("run", cwd=small_campaign.root)
+    finished = run_gleaner("run", cwd=small_campaign.root, **shared_prefect_server)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     # train: killed once, then done; evaluate: done by the second night; infer: killed there, done by the third
     assert {stage: said(small_campaign, stage) for stage in ("train", "evaluate", "infer", "report")} == {

@@ -84,8 +84,8 @@ class CompletedStudy:
 
 
 @pytest.fixture(scope="module")
-def completed_study(tmp_path_factory: pytest.TempPathFactory, isolated_git_config: None) -> CompletedStudy:
-    """Killed in the second arm's round 0, then run to the end by the same command."""
+def completed_study(tmp_path_factory: pytest.TempPathFactory, shared_prefect_server: dict[str, str]) -> CompletedStudy:
+    """Killed in the second arm's round 0, with a server of its own, then run to the end by the same command."""
     folder = tmp_path_factory.mktemp("study")
     make_source(folder / "source")
     path = write_study(folder)
@@ -108,7 +108,8 @@ def completed_study(tmp_path_factory: pytest.TempPathFactory, isolated_git_confi
     first.send_signal(signal.SIGKILL)
     printed, _ = first.communicate(timeout=60)
     hanging.unlink()
-    second = run_gleaner("study", str(path), "--out", str(study.out), cwd=folder, timeout_s=1200)
+    again = ("study", str(path), "--out", str(study.out))
+    second = run_gleaner(*again, cwd=folder, timeout_s=1200, **shared_prefect_server)
     assert second.returncode == 0, second.stdout + second.stderr
     return CompletedStudy(study, path, printed.splitlines(), second)
 

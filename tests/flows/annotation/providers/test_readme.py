@@ -101,7 +101,7 @@ def label_all(annotator: Annotator) -> int:
     return done
 
 
-def test_the_section_runs_as_written(tmp_path: Path) -> None:
+def test_the_section_runs_as_written(tmp_path: Path, shared_prefect_server: dict[str, str]) -> None:
     program = installed_program()
     if program is None:
         skip_or_fail("Label Studio is not installed: python -m infra.label_studio.install")
@@ -123,6 +123,8 @@ def test_the_section_runs_as_written(tmp_path: Path) -> None:
         assert "--oracle" not in another.run(init.replace(f"127.0.0.1:{DEFAULT_PORT}", f"127.0.0.1:{port}"))
         fake_heavy_stages(campaign)
         output = another.run(first_night)
+        for name, value in shared_prefect_server.items():  # the first night has shown that it needs none
+            another.run(f"export {name}={value}")
         for number in (1, 2, 3):
             assert f"Batch {number}: {BATCH} images are out for labeling (label_studio)." in output
             assert "Waiting for labels" in another.run(each_further_night)
