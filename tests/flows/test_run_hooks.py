@@ -188,22 +188,29 @@ def artifacts(key: str) -> list[Any]:
 
 
 @pytest.mark.integration
-def test_the_pages_of_two_nights_and_a_repeated_one_adds_none(two_rounds: Workspace) -> None:
+def test_the_pages_of_two_rounds_and_a_repeated_one_adds_none(
+    two_rounds: Workspace, tmp_path: Path, prefect_test_server: None
+) -> None:
     from prefect import flow
 
     from flows.monitoring.prefect_artifacts import publish_round_artifacts
+    from tests.flows.copies import copy_as_own
 
-    key = campaign_key(two_rounds)
+    campaign = copy_as_own(two_rounds, tmp_path / "pages")  # other tests publish no page under its key
+    key = campaign_key(campaign)
+    newest = campaign.ledger(1).rename(tmp_path / "ledger")
+    flow(publish_round_artifacts)(campaign, 0)
+    newest.rename(campaign.ledger(1))
+    for _ in range(2):
+        flow(publish_round_artifacts)(campaign, 1)
     rounds, picked, report = (artifacts(f"{key}-{page}") for page in ("rounds", "picked", "report"))
     assert [len(pages) for pages in (rounds, picked, report)] == [2, 2, 2]
     assert [row["round"] for row in json.loads(rounds[0].data)] == [0, 1]
     assert [row["rank"] for row in json.loads(picked[0].data)] == [1, 2, 3]
     assert all(row["reason"] and row["image"].endswith(".png") for row in json.loads(picked[0].data))
-    assert "two-rounds/derived/report/report.html" in report[0].data  # of the campaign that this one is a copy of
+    assert str(campaign.derived("report") / "report.html") in report[0].data
     assert "round-0001" in report[0].data
     assert rounds[0].flow_run_id is not None
-    flow(publish_round_artifacts)(two_rounds, 1)
-    assert [len(artifacts(f"{key}-{page}")) for page in ("rounds", "picked", "report")] == [2, 2, 2]
 
 
 @pytest.mark.integration
