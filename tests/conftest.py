@@ -31,10 +31,15 @@ settings.load_profile("any machine")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as ``unit`` what has no other mark, before ``-m`` chooses."""
+    """Mark as ``unit`` what has no other mark, before ``-m`` chooses; files with whole nights come first.
+
+    Files run side by side: with the short ones last, no process waits for minutes for a long one to end.
+    """
     for item in items:
         if not _OTHER_MARKS & {mark.name for mark in item.iter_markers()}:
             item.add_marker("unit")
+    long_files = {item.path for item in items if item.get_closest_marker("e2e")}
+    items.sort(key=lambda item: item.path not in long_files)
 
 
 @pytest.fixture
