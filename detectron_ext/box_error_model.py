@@ -17,6 +17,7 @@ from detectron_ext.uncertainty_metrics import (
     BoxOverlaps,
     Floats,
     grouped_spearman,
+    log_size_and_aspect,
     pairwise_iou,
     sum_by_image,
 )
@@ -103,8 +104,7 @@ def box_features(
     background_B = probs_KB[-1].copy()
     probs_KB[class_ids_B, np.arange(len(scores_B))] = 0
     second_B = probs_KB[:-1].max(axis=0)
-    sides_2B = np.maximum(boxes_B4.T[2:].astype(np.float64) - boxes_B4.T[:2], 1)
-    log_size_B = np.log(sides_2B[0] * sides_2B[1]) / 2
+    log_size_B, log_aspect_B = log_size_and_aspect(boxes_B4)
     mean_log_size_P = sum_by_image(log_size_B, num_boxes_P) / np.maximum(num_boxes_P, 1)
     kind_B = image_B * num_classes + class_ids_B
     same_class_B = np.bincount(kind_B, minlength=len(num_boxes_P) * num_classes)[kind_B]
@@ -117,7 +117,7 @@ def box_features(
         np.log1p(overlaps.num_neighbors_B),
         log_size_B,
         log_size_B - mean_log_size_P[image_B],
-        np.log(sides_2B[1] / sides_2B[0]),
+        log_aspect_B,
         np.log(num_boxes_B),
         same_class_B / num_boxes_B,
         stability_B,

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from detectron_ext.uncertainty_metrics import BoxOverlaps, Floats, box_overlaps, sum_by_image
+from detectron_ext.uncertainty_metrics import BoxOverlaps, Floats, box_overlaps, log_size_and_aspect, sum_by_image
 
 _SCORE_BINS = 5
 
@@ -50,9 +50,9 @@ def detection_features(
     probs_BK = class_probs_BK.reshape(len(scores_B), -1 if len(scores_B) else num_classes + 1)[:, :-1]
     probs_BK = probs_BK.astype(np.float32, copy=False)  # NumPy computes with float16 far more slowly
     score_bin_B = np.minimum((scores_B.astype(np.float64) * _SCORE_BINS).astype(np.int64), _SCORE_BINS - 1)
-    sides_2B = np.maximum(boxes_B4.T[2:].astype(np.float64) - boxes_B4.T[:2], 1)
+    log_size_B, log_aspect_B = log_size_and_aspect(boxes_B4)
     shape_P4 = np.zeros((len(num_boxes_P), 4))
-    for column, values_B in ((0, np.log(sides_2B[0] * sides_2B[1]) / 2), (2, np.log(sides_2B[1] / sides_2B[0]))):
+    for column, values_B in ((0, log_size_B), (2, log_aspect_B)):
         mean_P = sum_by_image(values_B, num_boxes_P) / divisor_P1[:, 0]
         variance_P = sum_by_image((values_B - mean_P[image_B]) ** 2, num_boxes_P) / divisor_P1[:, 0]
         shape_P4[:, column], shape_P4[:, column + 1] = mean_P, np.sqrt(variance_P)

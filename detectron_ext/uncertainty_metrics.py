@@ -105,6 +105,12 @@ def sum_by_image(values_B: NDArray[Any], num_boxes_P: NDArray[np.int64]) -> Floa
     return sums
 
 
+def log_size_and_aspect(boxes_B4: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Compute log of the side of a square of the same area in px, and log of height by width, (B,) each; sides >= 1."""
+    sides_2B = np.maximum(boxes_B4.T[2:].astype(np.float64) - boxes_B4.T[:2], 1)
+    return np.log(sides_2B[0] * sides_2B[1]) / 2, np.log(sides_2B[1] / sides_2B[0])
+
+
 def batched_uncertainty_metrics(
     scores_B: Floats,
     entropy_B: Floats,

@@ -5,7 +5,6 @@ a block of rows at a time; 1,000 images are labeled, and the strategy is the def
 """
 
 import argparse
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.table import Table
 
-from infra.bench.memory import StageCost, run_stage
+from infra.bench.memory import costs_table, measure_sizes
 from infra.bench.selection import CLASSES, ID_STEP
 from tasks.data.paths import Workspace
 from tasks.data.schemas import (
@@ -107,12 +105,6 @@ def _write_labels(workspace: Workspace) -> None:
     files.write_table(workspace.detections_at_selection_batch(0), seen)
 
 
-def measure(folder: Path, num_rows: int) -> dict[str, StageCost]:
-    """Run the stages one after the other on an index of this size."""
-    workspace = create_workspace(folder, num_rows)
-    return {stage: run_stage(workspace, stage) for stage in _STAGES}
-
-
 def main() -> None:
     """Measure and print.
 
@@ -122,15 +114,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="rows of the index")
     rows: list[int] = parser.parse_args().rows
-    costs = {}
-    for num_rows in rows:
-        with tempfile.TemporaryDirectory(prefix="gleaner-bench-") as folder:
-            costs[num_rows] = measure(Path(folder), num_rows)
-    table = Table("stage", *(f"{num_rows:,} rows" for num_rows in rows), title="Processor seconds (peak MiB)")
-    for stage in _STAGES:
-        found = [costs[num_rows][stage] for num_rows in rows]
-        table.add_row(stage, *(f"{cost.cpu_s:.1f} ({cost.peak_mib:,.0f})" for cost in found))
-    Console(soft_wrap=True).print(table)
+    costs = measure_sizes(rows, create_workspace, _STAGES)
+    Console(soft_wrap=True).print(costs_table(costs, "rows"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,31 @@ def random_detections(image_ids: list[str], num_classes: int, seed: int) -> pa.T
         "model_digest": pa.array(["0" * 64] * num_images),
     }
     return pa.table([columns[name] for name in DETECTIONS.names], schema=DETECTIONS)
+
+
+def measure_sizes(
+    sizes: Sequence[int], create_workspace: Callable[[Path, int], Workspace], stages: Sequence[str]
+) -> dict[int, dict[str, StageCost]]:
+    """Run the stages one after the other on a workspace of each size.
+
+    Raises:
+        RuntimeError: a stage failed.
+    """
+    costs = {}
+    for size in sizes:
+        with tempfile.TemporaryDirectory(prefix="gleaner-bench-") as folder:
+            workspace = create_workspace(Path(folder), size)
+            costs[size] = {stage: run_stage(workspace, stage) for stage in stages}
+    return costs
+
+
+def costs_table(costs: Mapping[int, Mapping[str, StageCost]], unit: str) -> Table:
+    """Return a row for each stage and a column for each size."""
+    table = Table("stage", *(f"{size:,} {unit}" for size in costs), title="Processor seconds (peak MiB)")
+    for stage in next(iter(costs.values())):
+        found = [by_stage[stage] for by_stage in costs.values()]
+        table.add_row(stage, *(f"{cost.cpu_s:.1f} ({cost.peak_mib:,.0f})" for cost in found))
+    return table
 
 
 def run_stage(workspace: Workspace, stage: str) -> StageCost:

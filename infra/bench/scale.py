@@ -6,14 +6,12 @@ of the largest size, and that the last step in size costs no more than its facto
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 from rich.console import Console
-from rich.table import Table
 
-from infra.bench.memory import StageCost, run_stage
+from infra.bench.memory import costs_table, measure_sizes
 from infra.bench.selection import CLASSES, ID_STEP, write_inputs
 from tasks.data.paths import Workspace
 from tasks.data.schemas import ANNOTATED, DETECTIONS_AT_SELECTION, with_class_names
@@ -49,12 +47,6 @@ def create_workspace(folder: Path, num_images: int) -> Workspace:
     return workspace
 
 
-def measure(folder: Path, num_images: int) -> dict[str, StageCost]:
-    """Run the stages one after the other on a pool of this size."""
-    workspace = create_workspace(folder, num_images)
-    return {stage: run_stage(workspace, stage) for stage in _STAGES}
-
-
 def main() -> int:
     """Measure and print; 1 where a bar is missed.
 
@@ -64,15 +56,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(_SIZES), help="images of the pool")
     sizes: list[int] = parser.parse_args().sizes
-    costs: dict[int, dict[str, StageCost]] = {}
-    for size in sizes:
-        with tempfile.TemporaryDirectory(prefix="gleaner-bench-") as folder:
-            costs[size] = measure(Path(folder), size)
-    table = Table("stage", *(f"{size:,} images" for size in sizes), title="Processor seconds (peak MiB) by stage")
-    for stage in _STAGES:
-        table.add_row(
-            stage, *(f"{costs[size][stage].cpu_s:.1f} ({costs[size][stage].peak_mib:,.0f})" for size in sizes)
-        )
+    costs = measure_sizes(sizes, create_workspace, _STAGES)
+    table = costs_table(costs, "images")
     total_s = {size: sum(cost.cpu_s for cost in costs[size].values()) for size in sizes}
     peak_mib = {size: max(cost.peak_mib for cost in costs[size].values()) for size in sizes}
     table.add_row("together", *(f"{total_s[size]:.1f} ({peak_mib[size]:,.0f})" for size in sizes))

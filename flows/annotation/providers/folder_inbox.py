@@ -1,10 +1,9 @@
 """Read the files of an inbox: list those that are complete, recognize their format, find their images.
 
-Every file ends as annotations, as a problem, or as a file to be read later, except side files of known tools; problems
-of one kind in one file become one, so that an export of a whole project is no flood. What counts as finished is decided
-in ``folder.py``. Zip archives are read in place: each file in one becomes an entry, as if
-it had been unpacked there. Nothing is written, so a second collection finds the same. Names in archives are text for
-messages, never paths.
+Every file ends as annotations, as a problem, or as a file to be read later, except side files of known tools. Problems
+of one kind in one file become one, so that an export of a whole project is one entry. ``folder.py`` decides what counts
+as finished. Zip archives are read in place: each file in one becomes an entry, as if it had been unpacked there.
+Nothing is written, so a second collection finds the same. Names in archives are text for messages, never paths.
 """
 
 import csv
@@ -48,7 +47,7 @@ _GIVE_UP_AFTER_S = 86_400.0
 """A truncated file that has not changed for this long is reported as broken."""
 _MAX_BYTES = 1 << 29
 _MAX_EXAMPLES = 5
-"""Images that a problem of many names."""
+"""Images named in a problem that stands for many."""
 _SAMPLE_BYTES = 1 << 16
 """Bytes at both ends of a long file from which its format is recognized."""
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini"})
@@ -89,11 +88,11 @@ class FileProblem:
     reason: str
     annotator: str | None = None
     kind: ProblemKind | None = None
-    """Of which a file may have thousands; None: of which it has one."""
+    """Problems of one kind in one place become one; None: this one stands alone."""
 
     @property
     def place(self) -> str:
-        """What a problem of many is about: a file, or the folder or archive with an export of a file for each image."""
+        """Where problems of its kind are joined: the file; for exports with a file per image, the folder or archive."""
         if self.kind == "files of images that are not of this batch":
             return self.entry.name.rpartition("/")[0].partition("/")[0]
         return self.entry.name
@@ -151,7 +150,7 @@ def _number_or_text(text: str | None) -> float | str | None:
 
 
 class FoundImage(NamedTuple):
-    """The image of the batch that a name means, or why there is none."""
+    """The image of the batch that an entry refers to, or the reason why none was found."""
 
     image_id: str | None
     reason: str = ""
