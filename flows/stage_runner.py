@@ -18,8 +18,8 @@ from prefect.logging import get_run_logger
 from flows.runtime.gpu_lock import gpu_locks
 from flows.runtime.process_env import redact
 from flows.runtime.retries import retry_with_half_batch, retrying_task
-from flows.runtime.subprocess import ProcessTimeout, run_streaming
-from flows.workspace.dvc import dvc_command, dvc_env
+from flows.runtime.subprocess import ProcessTimeout
+from flows.workspace.dvc import dvc_env, stream_dvc
 from flows.workspace.rounds import record_seconds, stage_log
 from flows.workspace.run_lock import WORKSPACE_ENV
 from tasks.data.paths import Workspace
@@ -148,11 +148,6 @@ def run_stage(root: Path, stage: str, round_number: int, limit_s: float = inf) -
     return run
 
 
-def dvc_args(stage: str) -> list[str]:
-    """Return the DVC command that runs a stage."""
-    return dvc_command("repro", "--single-item", stage)
-
-
 def _run(workspace: Workspace, stage: str, round_number: int, micro_batches: int, limit_s: float) -> StageRun:
     log, log_file = get_run_logger(), stage_log(workspace, round_number, stage)
     environment = {**dvc_env(), WORKSPACE_ENV: str(workspace.root.resolve()), MICRO_BATCHES_ENV: str(micro_batches)}
@@ -170,7 +165,8 @@ def _run(workspace: Workspace, stage: str, round_number: int, micro_batches: int
                 log.info("%s", line, extra={"gleaner_line": stage})
 
         try:
-            code = run_streaming(dvc_args(stage), cwd=workspace.root, env=environment, on_line=on_line, limit_s=limit_s)
+            arguments = ("repro", "--single-item", stage)
+            code = stream_dvc(workspace.root, arguments, on_line, env=environment, limit_s=limit_s)
         except ProcessTimeout:
             raise _timeout_error(stage, limit_s) from None
     if code:

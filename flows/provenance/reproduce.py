@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from flows.provenance.ledger_writer import cpu_model, packages_sha256
-from flows.runtime.subprocess import run_streaming
 from flows.workspace import git
 from flows.workspace.dvc import (
     code_digests,
-    dvc_command,
-    dvc_env,
     has_default_remote,
     locked_stages,
     recorded_md5s,
     run_dvc,
+    stream_dvc,
 )
 from flows.workspace.dvc_cache import MissingDataError, is_folder_md5, open_dvc_cache
 from flows.workspace.rounds import read_ledger
@@ -102,8 +100,7 @@ def reproduce_round(
         lines.append(line)
         on_line(line)
 
-    command = dvc_command("repro", "--force", "--no-run-cache")
-    code = run_streaming(command, cwd=folder, env=dvc_env(), on_line=handle_line)
+    code = stream_dvc(folder, ("repro", "--force", "--no-run-cache"), handle_line)
     if code:
         last_line = next((line for line in reversed(lines) if line.strip()), "no output")
         raise UserError(folder, f"dvc repro ended with code {code} ({last_line}), expected 0")

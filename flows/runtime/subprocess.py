@@ -1,7 +1,8 @@
 """Start child processes that stream or return their output and never outlive their parent.
 
 Every child is started by ``start``: in a session of its own, without standard input, and with a signal that Linux sends
-it when the thread that started it dies. ``run_streaming`` and ``run_captured`` wait for it.
+it when the thread that started it dies. ``run_streaming`` and ``run_captured`` wait for it. ``fork_server`` starts
+children that need not import their program; ``stream_output`` waits for those.
 """
 
 import ctypes
@@ -17,7 +18,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from types import FrameType
-from typing import IO
+from typing import IO, Protocol
 
 _PR_SET_PDEATHSIG = 1
 GRACE_S = 25.0
@@ -27,6 +28,21 @@ _POLL_INTERVAL_S = 0.5
 
 class ProcessTimeout(Exception):
     """A child exceeded its time limit and was terminated."""
+
+
+class ChildProcess(Protocol):
+    """What waiting for a child needs of ``subprocess.Popen``."""
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is that of its group and session too."""
+
+    @property
+    def stdout(self) -> IO[str] | None:
+        """The pipe of its output."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end and return the exit code."""
 
 
 def start(
@@ -88,6 +104,17 @@ def run_streaming(
         ProcessTimeout: it was still running after ``limit_s`` seconds.
     """
     process = start(command, cwd=cwd, env=env, parent_death_signal=signal.SIGTERM)
+    return stream_output(process, on_line=on_line, limit_s=limit_s, grace_s=grace_s)
+
+
+def stream_output(
+    process: ChildProcess, *, on_line: Callable[[str], None], limit_s: float = inf, grace_s: float = GRACE_S
+) -> int:
+    """Pass each line that a child prints to ``on_line`` and return its exit code; interrupted as ``run_streaming``.
+
+    Raises:
+        ProcessTimeout: it was still running after ``limit_s`` seconds.
+    """
     output = _OutputReader(process)
     try:
         for line in output.lines(limit_s):
@@ -158,7 +185,7 @@ class _OutputReader:
     between two instructions, never inside a blocking read.
     """
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: ChildProcess) -> None:
         self._queue: Queue[str | None] = Queue()
         self._reader = Thread(target=self._read, args=(process,), daemon=True)
         self._reader.start()
@@ -185,7 +212,7 @@ class _OutputReader:
         """Wait until the last process that holds the pipe has ended, or the time is up."""
         self._reader.join(timeout_s)
 
-    def _read(self, process: "subprocess.Popen[str]") -> None:
+    def _read(self, process: ChildProcess) -> None:
         assert process.stdout is not None
         with process.stdout as output:
             for line in output:
@@ -193,7 +220,7 @@ class _OutputReader:
         self._queue.put(None)
 
 
-def _terminate_group(process: "subprocess.Popen[str]", output: _OutputReader, grace_s: float) -> None:
+def _terminate_group(process: ChildProcess, output: _OutputReader, grace_s: float) -> None:
     """End the child with all it started.
 
     DVC ends at once, the training below it needs time for its state: the group has ended when its output has, not when

@@ -17,7 +17,7 @@ from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from flows.runtime.process_env import tracking_uri
-from flows.workspace.git import campaign_id
+from flows.workspace import git
 from flows.workspace.owner import ADOPT_HINT, Owner, OwnerError
 from flows.workspace.rounds import all_ledgers, last_published_round
 from tasks.data.paths import Workspace
@@ -26,6 +26,8 @@ CAMPAIGN_TAG = "gleaner.campaign"
 OWNER_TAG, OWNER_PLACE_TAG = "gleaner.owner", "gleaner.owner_place"
 ROUND_NUMBER_TAG = "gleaner.round"
 SUPERSEDED_TAG = "gleaner.superseded_by"
+GIT_REVISION_TAG = "gleaner.git_revision"
+"""The commit that holds the derivation of a run's round; made before the run."""
 ARTIFACTS_FOLDER = "mlartifacts"
 _LOCATION_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -77,7 +79,7 @@ def require_tracked_owner(workspace: Workspace, client: MlflowClient, owner: Own
         OwnerError: the experiment belongs to another folder, has rounds that this folder does not know, or keeps its
             artifacts where this folder was before.
     """
-    experiment = find_experiment(client, campaign_id(workspace.root))
+    experiment = find_experiment(client, git.campaign_id(workspace.root))
     if experiment is None:
         return
     where = f"MLflow experiment {experiment.name}"
@@ -86,15 +88,22 @@ def require_tracked_owner(workspace: Workspace, client: MlflowClient, owner: Own
     if tracked.owner_id not in (None, owner.owner_id):
         rounds = f", with {describe_rounds(newer)} not known here" if newer else ""
         raise OwnerError(where, f"it belongs to {tracked.place}{rounds}, expected {owner.place}", ADOPT_HINT)
-    # The next round may be finished there already, if this folder's run was killed before it set the tag.
-    unknown = [run for run in newer if round_number(run) != last + 1]
-    if unknown:
-        problem = f"it has {describe_rounds(unknown)} of another copy of this folder, whose last is round {last}"
+    if newer:
+        problem = f"it has {describe_rounds(newer)} of another copy of this folder, whose last is round {last}"
         raise OwnerError(where, f"{problem}, expected only runs of its own", ADOPT_HINT)
     if is_elsewhere(workspace.root, experiment):
         problem = f"its artifacts are at {experiment.artifact_location}, expected {artifact_location(workspace.root)}"
         fix = "The folder was moved. To enter its new place in MLflow: gleaner adopt --reason TEXT"
         raise OwnerError(where, problem, fix)
+
+
+def _is_unfinished_here(workspace: Workspace, run: Run, next_round: int) -> bool:
+    """Tell whether a finished run is of this folder, whose process was killed before it tagged the round.
+
+    The commit of the derivation comes before the run, so this folder has it; an older backup has not.
+    """
+    revision = run.data.tags.get(GIT_REVISION_TAG, "")
+    return round_number(run) == next_round and git.is_ancestor(workspace.root, revision, "HEAD")
 
 
 def tracked_owner(experiment: Experiment) -> TrackedOwner:
@@ -103,13 +112,17 @@ def tracked_owner(experiment: Experiment) -> TrackedOwner:
 
 
 def unknown_runs(workspace: Workspace, client: MlflowClient, experiment: Experiment) -> list[Run]:
-    """Return finished runs of rounds that no ledger in this folder names and no other run supersedes."""
+    """Return finished runs of rounds that this folder has not computed, and no other run supersedes."""
     known = {ledger.get("mlflow", {}).get("run_id") for ledger in all_ledgers(workspace)}
+    last = last_published_round(workspace)
     runs = _all_runs(client, experiment, "attributes.status = 'FINISHED'")
     return [
         run
         for run in runs
-        if round_number(run) >= 0 and run.info.run_id not in known and SUPERSEDED_TAG not in run.data.tags
+        if round_number(run) >= 0
+        and run.info.run_id not in known
+        and SUPERSEDED_TAG not in run.data.tags
+        and not _is_unfinished_here(workspace, run, last + 1)
     ]
 
 

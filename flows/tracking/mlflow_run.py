@@ -33,6 +33,7 @@ from flows.runtime.process_env import tracking_uri
 from flows.tracking.mlflow_metrics import round_metrics, round_params
 from flows.tracking.mlflow_owner import (
     CAMPAIGN_TAG,
+    GIT_REVISION_TAG,
     OWNER_PLACE_TAG,
     OWNER_TAG,
     ROUND_NUMBER_TAG,
@@ -291,7 +292,7 @@ def provenance_tags(ledger: Mapping[str, Any]) -> dict[str, str]:
         "gleaner.tag": ledger["tag"],
         "gleaner.round": str(ledger["round"]),
         "gleaner.parent_round": _parent_tag(ledger),
-        "gleaner.git_revision": ledger["git_revision"],
+        GIT_REVISION_TAG: ledger["git_revision"],
         TEACHER_SHA256: ledger["teacher"]["sha256"],
         "gleaner.started_from_sha256": ledger["teacher"]["started_from_sha256"] or "none",
         "gleaner.labels": str(ledger["metrics"]["labels"]),

@@ -7,15 +7,17 @@ the stages whose code changed.
 import os
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import tasks
-from flows.runtime.subprocess import run_streaming
+from flows.runtime.fork_server import start_forked
+from flows.runtime.subprocess import stream_output
 from flows.workspace import git
 from tasks.data.paths import Workspace
 from tasks.runtime.errors import UserError
@@ -27,8 +29,27 @@ _DVC_CONFIG = {
     "core.autostage": "false",  # it would stage dvc.lock, and `git checkout -- .` then keeps the new one
     "cache.type": "reflink,hardlink,copy",
 }
-
-
+_DVC_MODULES = (
+    "dvc.cli.parser",
+    "dvc.commands.repro",
+    "dvc.repo.reproduce",
+    "dvc.repo.artifacts",
+    "dvc.repo.datasets",
+    "dvc.repo.metrics",
+    "dvc.repo.params",
+    "dvc.repo.plots",
+    "dvc.repo.stage",
+    "dvc.cachemgr",
+    "dvc.data_cloud",
+    "dvc.lock",
+    "dvc.rwlock",
+    "dvc.scm",
+    "dvc.utils.strictyaml",
+    "dvc.dirs",
+    "dulwich.worktree",
+    "ruamel.yaml",
+)
+"""What every command of DVC imports while it runs."""
 _OUTAGE_PATTERN = re.compile(
     r"could not connect|connection|timed? ?out|disconnected|temporar|unavailable|name or service|slowdown"
     r"|internal ?error|internal server error|bad gateway|\b50[0234]\b|try again",
@@ -47,9 +68,35 @@ class DvcError(UserError):
         self.transient = bool(_OUTAGE_PATTERN.search(message))
 
 
-def dvc_command(*arguments: str) -> list[str]:
-    """Return the command of the installed DVC, whether or not its folder is on PATH."""
-    return [sys.executable, "-m", "dvc", *arguments]
+def stream_dvc(
+    root: Path,
+    arguments: Sequence[str],
+    on_line: Callable[[str], None],
+    *,
+    env: Mapping[str, str] | None = None,
+    limit_s: float = inf,
+) -> int:
+    """Run the installed DVC in ``root``, pass each line it prints to ``on_line`` and return its exit code.
+
+    Args:
+        root: working directory.
+        arguments: command and options.
+        on_line: takes a line.
+        env: the whole environment; None: that of ``dvc_env``.
+        limit_s: time limit.
+
+    Raises:
+        ProcessTimeout: it was still running after ``limit_s`` seconds.
+    """
+    process = start_forked(
+        "dvc",
+        arguments,
+        modules=_DVC_MODULES,
+        cwd=root,
+        env=dvc_env() if env is None else env,
+        parent_death_signal=signal.SIGTERM,
+    )
+    return stream_output(process, on_line=on_line, limit_s=limit_s)
 
 
 def dvc_env() -> dict[str, str]:
@@ -89,7 +136,7 @@ def run_dvc(root: Path, *arguments: str) -> str:
         DvcError: carries DVC's last line.
     """
     lines: list[str] = []
-    code = run_streaming(dvc_command(*arguments), cwd=root, env=dvc_env(), on_line=lines.append)
+    code = stream_dvc(root, arguments, lines.append)
     if code:
         last_error = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
         raise DvcError(root, arguments[0], code, last_error)
@@ -146,8 +193,7 @@ def recorded_md5s(entry: Mapping[str, Any], kind: str) -> dict[str, str]:
 
 def is_clean(root: Path) -> bool:
     """Return whether ``dvc status`` reports no change."""
-    result = subprocess.run(dvc_command("status", "--quiet"), cwd=root, env=dvc_env(), capture_output=True, check=False)
-    return result.returncode == 0
+    return stream_dvc(root, ("status", "--quiet"), lambda _: None) == 0
 
 
 def packaged_file(name: str) -> Path:

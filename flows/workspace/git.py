@@ -188,7 +188,7 @@ def read_tag_object(root: Path, name: str) -> TagObject | None:
 
 def is_ancestor(root: Path, earlier: str, later: str) -> bool:
     """Return whether the history of ``later`` contains ``earlier``; False where one of them is unknown."""
-    return _run(root, ["merge-base", "--is-ancestor", earlier, later]).returncode == 0
+    return _run(root, ["merge-base", "--is-ancestor", "--end-of-options", earlier, later]).returncode == 0
 
 
 # Commands

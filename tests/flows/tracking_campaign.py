@@ -1,10 +1,19 @@
 """A campaign with rounds in MLflow that took no training: runs, models and aliases as publishing leaves them."""
 
+import uuid
+
 import mlflow
 from mlflow import MlflowClient
 
 from flows.runtime.process_env import tracking_uri
-from flows.tracking.mlflow_owner import OWNER_TAG, ROUND_NUMBER_TAG, claim_model, find_experiment, require_tracked_owner
+from flows.tracking.mlflow_owner import (
+    GIT_REVISION_TAG,
+    OWNER_TAG,
+    ROUND_NUMBER_TAG,
+    claim_model,
+    find_experiment,
+    require_tracked_owner,
+)
 from flows.tracking.mlflow_run import CHAMPION, find_or_create_experiment, use_tracking_uri
 from flows.workspace import git
 from flows.workspace.owner import require_own_folder
@@ -29,22 +38,25 @@ def make_tracked_campaign(workspace: Workspace) -> Workspace:
     return workspace
 
 
-def publish_fake_round(workspace: Workspace, number: int) -> None:
-    """Log a run with an artifact, register a model as champion, write the ledger and set the tag."""
+def publish_fake_round(workspace: Workspace, number: int, *, killed_before_ledger: bool = False) -> None:
+    """Commit, log a run with an artifact, register a model as champion, write the ledger and set the tag."""
+    files.write_json(workspace.label_batch(number), {"answers": uuid.uuid4().hex})  # copies commit within one second
+    revision = git.commit(workspace, f"Derive round {number}", ("data",))
     with use_tracking_uri(tracking_uri(workspace.root)):
         client, owner = MlflowClient(), require_own_folder(workspace)
         require_tracked_owner(workspace, client, owner)
         experiment_id, name = find_or_create_experiment(client, workspace, git.campaign_id(workspace.root), owner)
-        tags = {ROUND_NUMBER_TAG: str(number), OWNER_TAG: owner.owner_id}
+        tags = {ROUND_NUMBER_TAG: str(number), OWNER_TAG: owner.owner_id, GIT_REVISION_TAG: revision}
         with mlflow.start_run(experiment_id=experiment_id, tags=tags, run_name=git.round_tag(number)) as run:
             mlflow.log_text("report", "report.html")
             info = mlflow.pyfunc.log_model(name="teacher", python_model=Model(), pip_requirements=[])
             version = mlflow.register_model(info.model_uri, name).version
         client.set_registered_model_alias(name, CHAMPION, str(version))
         claim_model(client, name, owner)
-    files.write_json(workspace.label_batch(number), {})
+    if killed_before_ledger:
+        return
     files.write_json(workspace.ledger(number), {"format": 2, "round": number, "mlflow": {"run_id": run.info.run_id}})
-    git.commit(workspace, f"Round {number}", ("data", "rounds"))
+    git.commit(workspace, f"Round {number}", ("rounds",))
     git.set_tag(workspace.root, git.round_tag(number), "published")
 
 

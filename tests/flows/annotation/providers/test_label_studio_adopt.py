@@ -174,7 +174,7 @@ def test_an_older_backup_in_the_same_place_goes_on_with_the_open_work(campaign: 
     campaign.answer(1)
     shutil.rmtree(workspace.root)
     shutil.copytree(tmp_path / "backup", workspace.root)
-    with pytest.raises(OwnerError, match="it has round 2 of another copy of this folder, whose last is round 0"):
+    with pytest.raises(OwnerError, match="it has rounds 1, 2 of another copy of this folder, whose last is round 0"):
         require_owned_tracking(workspace)
     adopt(workspace, params_of(workspace), "restored from backup")
     require_owned_tracking(workspace)
