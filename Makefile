@@ -58,7 +58,7 @@ docs: $(STAMP) ## Build the documentation site into .cache/site, strictly
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 .PHONY: check
-check: format-check lint types imports ## Check format, lint, types and import rules
+check: format-check lint types imports known-vulnerabilities ## Check format, lint, types, import rules and dependencies
 
 .PHONY: format-check
 format-check: $(STAMP)
@@ -81,10 +81,13 @@ types: $(STAMP) ## Check types
 imports: $(STAMP) ## Check who imports whom
 	@$(BIN)/lint-imports
 
+.PHONY: known-vulnerabilities
+known-vulnerabilities: $(STAMP)
+	@$(BIN)/python -m infra.dependency_audit
+
 .PHONY: audit-dependencies
-audit-dependencies: ## Look up the locked packages among known vulnerabilities (needs pip-audit and the network)
-	@command -v pip-audit >/dev/null || { echo "[audit] pip-audit is missing: pipx install pip-audit" >&2; exit 1; }
-	pip-audit --requirement requirements.lock --require-hashes --disable-pip
+audit-dependencies: $(STAMP) ## Look up the locked packages among known vulnerabilities; fails without the network
+	@$(BIN)/python -m infra.dependency_audit --required
 
 .PHONY: sbom
 sbom: $(STAMP) ## Write the software bill of materials (CycloneDX) to dist/
