@@ -14,6 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 from flows.annotation.batches import all_annotation_batches
 from flows.preflight.runner import CheckContext, CheckSkipped, Finding, failed, passed, warned
+from flows.runtime.gpu_lock import gpu_devices
 from flows.workspace import git
 from flows.workspace.dvc import locked_stages, packaged_file, stale_stages
 from flows.workspace.rounds import all_ledgers
@@ -109,7 +110,7 @@ def check_gpu(context: CheckContext) -> Finding:
     """Check that the driver answers and the GPU is free; without a GPU training runs on the CPU."""
     del context
     program = shutil.which("nvidia-smi")
-    devices = _gpu_devices()
+    devices = gpu_devices()
     if program is None:
         if devices:
             fix = "Install the driver's programs; in a container, start it with --gpus all."
@@ -144,14 +145,10 @@ def check_backend(context: CheckContext) -> Finding:
     if params.backend_precision == "int8" and not _num_calibration_images(context.workspace):
         fix = "Import some: gleaner init --calibration-images N. Or set infer.backend_precision to fp32."
         return failed("infer.backend_precision is int8 and the number of calibration images is 0", fix)
-    if _gpu_devices():
+    if gpu_devices():
         fix = "Set infer.backend to torch: inference is refused where torch sees the GPU."
         return warned(f"infer.backend is {params.backend} on a machine with a GPU", fix)
     return passed(f"infer.backend is {params.backend}, {params.backend_precision}")
-
-
-def _gpu_devices() -> list[Path]:
-    return sorted(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _num_calibration_images(workspace: Workspace) -> int:

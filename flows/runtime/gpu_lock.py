@@ -145,11 +145,16 @@ def visible_gpus() -> list[str]:
 
     Without importing torch, which takes seconds.
     """
-    nodes = sorted(path.name for path in _DEVICES_DIR.glob("nvidia[0-9]*"))
+    nodes = gpu_devices()
     if not nodes:
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
-        return [name.removeprefix("nvidia") for name in nodes]
+        return [path.name.removeprefix("nvidia") for path in nodes]
     names = [name.strip() for name in named.split(",")]
     return sorted({name for name in names if name and not name.startswith("-")})
+
+
+def gpu_devices() -> list[Path]:
+    """List the device files of NVIDIA's GPUs, hidden ones included."""
+    return sorted(_DEVICES_DIR.glob("nvidia[0-9]*"))

@@ -14,6 +14,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from tasks.params import validate_params
 from tasks.runtime.errors import UserError
+from tasks.storage import files
 
 _OVERRIDES_SOURCE = "--set"
 _PLAIN_SCALAR = re.compile(r"[A-Za-z_][\w./-]*(?: [\w./-]+)*", re.ASCII)
@@ -43,7 +44,7 @@ def render_params(template_text: str, *, classes: Sequence[str], overrides: Sequ
     stream = io.StringIO()
     round_trip.dump(document, stream)
     text = stream.getvalue()
-    validate_params(yaml.safe_load(text), _OVERRIDES_SOURCE if overrides else "params.yaml")
+    validate_params(files.parse_yaml(text), _OVERRIDES_SOURCE if overrides else "params.yaml")
     return text
 
 
@@ -114,7 +115,7 @@ def _parameter_names(document: CommentedMap) -> list[str]:
 
 def _parse_value(key: str, text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = files.parse_yaml(text)
     except yaml.YAMLError:
         raise UserError(_OVERRIDES_SOURCE, f"{key} is {text!r}, expected a value in YAML") from None
     return _normalize_value(value)
@@ -138,7 +139,7 @@ def _normalize_value(value: Any) -> Any:
 
 def _quote_if_ambiguous(text: str) -> str:
     """Quote a text that a YAML reader may take for something else: no, 12:30, a: b."""
-    is_unambiguous = _PLAIN_SCALAR.fullmatch(text) is not None and yaml.safe_load(text) == text
+    is_unambiguous = _PLAIN_SCALAR.fullmatch(text) is not None and files.parse_yaml(text) == text
     return text if is_unambiguous else DoubleQuotedScalarString(text)
 
 

@@ -12,6 +12,7 @@ from tasks.params import Params, format_validation_error, validate_params
 from tasks.params.base import NonNegativeInt, PositiveInt, Section
 from tasks.params.template import render_params
 from tasks.runtime.errors import UserError
+from tasks.storage import files
 
 RANDOM, EQUAL = "random", "equal"
 _REQUIRED_ARMS: dict[str, list[str]] = {
@@ -177,7 +178,7 @@ def render_arm_params(
 
 def _read(path: Path) -> object:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return files.parse_yaml(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(path, "the file is missing, expected a study file", "docs/studies holds two.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -196,7 +197,7 @@ def _validate(content: object, path: Path) -> StudyConfig:
 def _check_arm(config: StudyConfig, arm: str, template_text: str, path: Path) -> None:
     where = f"{path}: arms.{arm}"
     text = render_arm_params(config, config.arms[arm], config.seeds[0], template_text, _PLACEHOLDER_CLASSES, where)
-    params: Params = validate_params(yaml.safe_load(text), where)
+    params: Params = validate_params(files.parse_yaml(text), where)
     fix = "It is the arm that the others are compared with: give another name to what differs from it."
     if arm == RANDOM and params.select.strategy != "random":
         raise UserError(where, f"select.strategy is {params.select.strategy!r}, expected 'random'", fix)

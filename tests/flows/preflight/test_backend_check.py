@@ -44,10 +44,10 @@ def test_what_infer_would_end_with_is_told_before_the_training(
 
 def test_what_is_installed_passes_but_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "missing_packages", lambda names: [])
-    monkeypatch.setattr(machine, "_gpu_devices", lambda: [])
+    monkeypatch.setattr(machine, "gpu_devices", lambda: [])
     assert check(tmp_path, "torch").state == "pass"
     assert check(tmp_path, "onnx", "int8", num_images=1).state == "pass"
-    monkeypatch.setattr(machine, "_gpu_devices", lambda: [Path("/dev/nvidia0")])
+    monkeypatch.setattr(machine, "gpu_devices", lambda: [Path("/dev/nvidia0")])
     assert check(tmp_path, "onnx").state == "warn"
     assert check(tmp_path, "torch").state == "pass"
 
