@@ -6,6 +6,7 @@ services listen. The private server has its own session and a port that is free,
 """
 
 import atexit
+import gc
 import os
 import signal
 import socket
@@ -17,12 +18,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from flows.runtime.process_env import has_prefect_server, prepare_environment
 from flows.runtime.subprocess import set_pdeathsig
 from tasks.runtime.errors import UserError
+from tasks.runtime.imports import import_without_gc
 
 _STOP_GRACE_S = 5.0
 
@@ -72,7 +75,7 @@ def _start(log: Path) -> tuple[subprocess.Popen[bytes], int]:
     """Start the server on a socket that listens already, so that no other process can take the port in between."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as listening, log.open("wb") as output:
-        command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+        command = [sys.executable, "-m", "uvicorn", "--factory", f"{__name__}:{create_private_app.__name__}"]
         server = subprocess.Popen(
             [*command, "--fd", str(listening.fileno()), "--log-level", "error", "--lifespan", "on"],
             stdout=output,
@@ -91,6 +94,13 @@ def _start(log: Path) -> tuple[subprocess.Popen[bytes], int]:
             },
         )
         return server, listening.getsockname()[1]
+
+
+def create_private_app() -> Any:
+    """Create the app of the private server, in its process."""
+    app = import_without_gc("prefect.server.api.server").create_app()
+    gc.freeze()
+    return app
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
