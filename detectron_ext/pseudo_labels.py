@@ -16,6 +16,7 @@ from detectron_ext.mean_posterior import detect_by_mean_posterior
 from detectron_ext.meta_arch import PerImageRCNN
 from detectron_ext.pseudo_label_checks import PseudoLabelCheck
 from detectron_ext.relations import MAX_REGIONS, TeacherRegions
+from detectron_ext.teacher_fusion import TeacherFusion
 
 
 class ScoreThreshold:
@@ -129,6 +130,7 @@ def pseudo_label(
     threshold: ScoreThreshold,
     further_teachers: Sequence[PerImageRCNN] = (),
     check: PseudoLabelCheck | None = None,
+    fusion: TeacherFusion | None = None,
     *,
     wants_regions: bool = False,
 ) -> PseudoLabels:
@@ -140,9 +142,11 @@ def pseudo_label(
         threshold: updated by the teacher's detections.
         further_teachers: in eval mode; their class posteriors are averaged with the teacher's.
         check: of the detections that the threshold accepts; None: there is none.
+        fusion: of the detections with those of other views and earlier teachers; None: they are taken as they are.
         wants_regions: whether to return regions of each image.
     """
-    detections = _detect(teacher, weak_inputs, further_teachers, with_regions=wants_regions or check is not None)
+    with_regions = wants_regions or check is not None
+    detections = _detect(teacher, weak_inputs, further_teachers, fusion, with_regions=with_regions)
     sizes = [len(instances) for instances in detections]
     # All images at once: scores and classes cross to the CPU in one copy each, and the indices go back in one.
     scores_R = torch.cat([instances.scores for instances in detections]).float().cpu()
@@ -182,13 +186,20 @@ def _detect(
     teacher: PerImageRCNN,
     weak_inputs: list[dict[str, Any]],
     further_teachers: Sequence[PerImageRCNN],
+    fusion: TeacherFusion | None,
     *,
     with_regions: bool,
 ) -> list[Instances]:
-    if further_teachers:
-        detections = detect_by_mean_posterior([teacher, *further_teachers], weak_inputs)
-        if with_regions:
-            teacher.attach_regions(weak_inputs, detections)
-        return detections
-    found = teacher.detect_with_regions(weak_inputs) if with_regions else teacher(weak_inputs)
-    return [instances for instances, _ in found]
+    if not further_teachers and fusion is None:
+        found = teacher.detect_with_regions(weak_inputs) if with_regions else teacher(weak_inputs)
+        return [instances for instances, _ in found]
+
+    def detect_now(inputs: list[dict[str, Any]]) -> list[Instances]:
+        if further_teachers:
+            return detect_by_mean_posterior([teacher, *further_teachers], inputs)
+        return [instances for instances, _ in teacher(inputs)]
+
+    detections = detect_now(weak_inputs) if fusion is None else fusion.detect(detect_now, weak_inputs)
+    if with_regions:
+        teacher.attach_regions(weak_inputs, detections)
+    return detections

@@ -16,6 +16,7 @@ from detectron_ext.losses import image_weight, set_box_trained
 from detectron_ext.meta_arch import PerImageRCNN, autocast, mixed_precision_dtype
 from detectron_ext.pseudo_label_checks import PseudoLabelCheck
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
+from detectron_ext.teacher_fusion import TeacherFusion
 from detectron_ext.unlabeled_views import with_pseudo_labels
 
 _RATIO_MOMENTUM = 0.9
@@ -128,6 +129,8 @@ class TeacherStudentTrainer:
     """Whether background counts less where the teacher's proposal network is in doubt."""
     bank: ForegroundBank | None = None
     """Of trusted pseudo-labels, pasted in place of labeled objects; None: there is none."""
+    fusion: TeacherFusion | None = None
+    """Of the teacher's detections with those of other views and earlier teachers; None: they are taken as they are."""
     iteration: int = 0
     loss_ratio: float = 0.0
     burn_in_uncertainty: dict[str, float] | None = None
@@ -222,6 +225,8 @@ class TeacherStudentTrainer:
 
     def _view_unlabeled(self, batch: StepBatch) -> tuple[list[dict[str, Any]], Tensor]:
         """Return the strong views with all that the teacher says of them, and the number of pseudo-boxes (K,)."""
+        if self.fusion is not None:
+            self.fusion.begin_step(self.teacher, self.iteration - self.schedule.burn_in)
         with self._autocast():
             found = pseudo_label(
                 self.teacher,
@@ -229,6 +234,7 @@ class TeacherStudentTrainer:
                 self.threshold,
                 self.further_teachers,
                 self.check,
+                self.fusion,
                 wants_regions=self.relation_weight > 0,
             )
             doubt = self.teacher.objectness_doubt(batch.unlabeled_weak) if self.spares_doubtful_background else None
@@ -302,6 +308,7 @@ class TeacherStudentTrainer:
             "threshold": self.threshold.state_dict(),
             "check": None if self.check is None else self.check.state_dict(),
             "bank": None if self.bank is None else self.bank.state_dict(),
+            "fusion": None if self.fusion is None else self.fusion.state_dict(),
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "further_teachers": [one.state_dict() for one in self.further_teachers],
@@ -323,6 +330,8 @@ class TeacherStudentTrainer:
         self.teacher.load_state_dict(state["teacher"])
         for one, stored in zip(self.further_teachers, state["further_teachers"], strict=True):
             one.load_state_dict(stored)
+        if self.fusion is not None:
+            self.fusion.load_state_dict(state["fusion"], self.teacher)
         self.optimizer.load_state_dict(state["optimizer"])
         if self._scaler.is_enabled() and state["scaler"]:  # empty where the run was not in float16
             self._scaler.load_state_dict(state["scaler"])

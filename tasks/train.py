@@ -50,6 +50,7 @@ from tasks.training.image_weights import (
 from tasks.training.pseudo_label_checks import NUM_LOOKED_AT, check_summary, new_check
 from tasks.training.pseudo_labels import assess_classes, known_outcomes, pseudo_label_summary, score_threshold
 from tasks.training.run import TrainingRun, read_unlabeled
+from tasks.training.teacher_fusion import new_fusion
 
 log = logging.getLogger(__name__)
 _SECTIONS = ("seed", "classes", "model", "train", "augmentation", "ssl", "scoring", "infer")
@@ -116,6 +117,7 @@ def train_worker(
         trainer.relation_weight = params.ssl.relation_weight
         trainer.spares_doubtful_background = params.ssl.objectness_doubt
         trainer.bank = new_bank(params.ssl, len(params.classes), params.seed)
+        trainer.fusion = new_fusion(params.ssl)
     read = ImageReader(root, [{"uri": one.uri, "image_id": one.image_id} for one in (*labeled, *unlabeled)])
 
     def new_batches(weights: NDArray[np.float64] | None) -> SemiSupervisedBatches:

@@ -155,6 +155,18 @@ class SslParams(Section):
     """Decays of further moving averages of the student, whose class posteriors are averaged with the teacher's where
     pseudo-labels are made (docs/method.md#several-teachers). Each costs a forward pass and the memory of a network.
     Empty: the teacher alone."""
+    fusion_mirrored_view: bool
+    """Whether the teacher sees each weak view mirrored too, and pseudo-labels are made of both answers, fused
+    (docs/method.md#fusion). Not where left and right mean something."""
+    fusion_earlier_teachers: NonNegativeInt
+    """Earlier states of the teacher, at most, whose detections are fused with its own. Each costs a forward pass and
+    the memory of a network."""
+    fusion_every_iterations: PositiveInt
+    """Iterations between two states that are kept; the first is that of the end of burn-in."""
+    fusion_decay_iterations: PositiveFloat
+    """Age, in iterations, at which an earlier teacher's weight has fallen to 1/e."""
+    fusion_iou_threshold: Annotated[float, Field(gt=0, lt=1)]
+    """Boxes of one class with a larger IoU are taken for one object; 0.55 in Solovyev et al. (2021)."""
     lambda_unsup: NonNegativeFloat
     """Weight of the unsupervised loss at the end of the ramp (docs/method.md#eq-18). On small data a low weight is
     safer: other projects report NaN losses with 4."""
@@ -295,6 +307,8 @@ class SslParams(Section):
 
 _NEEDS_UNLABELED: dict[str, tuple[object, str]] = {
     "teacher_decays": ([], "no pseudo-label is made"),
+    "fusion_mirrored_view": (False, "no pseudo-label is made"),
+    "fusion_earlier_teachers": (0, "no pseudo-label is made"),
     "pseudo_label_check": ("none", "no pseudo-label is made"),
     "objectness_doubt": (False, "no unlabeled image is trained on"),
     "relation_weight": (0.0, "no image has two views"),

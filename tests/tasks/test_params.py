@@ -79,6 +79,7 @@ def test_a_missing_parameter_is_named(tmp_path: Path, content: dict[str, Any]) -
             "paste_pseudo_score is 0.6, expected at least pseudo_label_threshold 0.7",
         ),
         ("ssl", {"objectness_doubt": True, "enabled": False}, "objectness_doubt is true, expected false where enabled"),
+        ("ssl", {"fusion_mirrored_view": True, "enabled": False}, "fusion_mirrored_view is true, expected false where"),
         ("ssl", {"relation_weight": 1.0, "enabled": False}, "relation_weight is 1, expected 0 where enabled is false"),
         ("infer", {"backend": "tensorrt"}, "infer.backend is 'tensorrt', expected 'torch', 'onnx' or 'openvino'"),
         ("infer", {"backend_precision": "int8"}, "backend_precision is int8, expected fp32 where backend is torch"),
@@ -123,6 +124,10 @@ def test_a_backend_that_nobody_compared_with_the_architecture_is_refused(
         ({"noise_aware_loss": "bootstrap"}, "ssl.noise_aware_loss is bootstrap, expected none where train.unlabeled"),
         ({"pseudo_label_check": "weight"}, "ssl.pseudo_label_check is weight, expected none where train.unlabeled"),
         ({"objectness_doubt": True}, "ssl.objectness_doubt is true, expected false where train.unlabeled_batch_size"),
+        (
+            {"fusion_earlier_teachers": 2},
+            "ssl.fusion_earlier_teachers is 2, expected 0 where train.unlabeled_batch_size",
+        ),
         ({"relation_weight": 1.0}, "ssl.relation_weight is 1, expected 0 where train.unlabeled_batch_size is 0"),
     ],
 )

@@ -115,6 +115,7 @@ def test_a_run_that_is_killed_around_the_end_of_burn_in_ends_as_if_it_had_not_be
     settings += ["train.anchor_assigner=sim_ota", "train.roi_assigner=sim_ota"]
     settings += ["ssl.pseudo_label_check=weight", "ssl.paste_objects_per_view=2", "ssl.paste_pseudo_frac=0.5"]
     settings += ["ssl.relation_weight=0.5", "ssl.objectness_doubt=true"]
+    settings += ["ssl.fusion_mirrored_view=true", "ssl.fusion_earlier_teachers=1", "ssl.fusion_every_iterations=1"]
     text = (REPOSITORY / "params.yaml").read_text()
     (workspace / "params.yaml").write_text(render_params(text, classes=["square", "disc"], overrides=settings))
     sections = load_stage_params(workspace / "params.yaml", *SECTIONS)
