@@ -16,6 +16,7 @@ from detectron_ext.losses import image_weight, set_box_trained
 from detectron_ext.meta_arch import PerImageRCNN, autocast, mixed_precision_dtype
 from detectron_ext.pseudo_label_checks import PseudoLabelCheck
 from detectron_ext.pseudo_labels import ScoreThreshold, pseudo_label
+from detectron_ext.source_anchor import SourceAnchor
 from detectron_ext.teacher_fusion import TeacherFusion
 from detectron_ext.unlabeled_views import with_pseudo_labels
 
@@ -131,6 +132,8 @@ class TeacherStudentTrainer:
     """Of trusted pseudo-labels, pasted in place of labeled objects; None: there is none."""
     fusion: TeacherFusion | None = None
     """Of the teacher's detections with those of other views and earlier teachers; None: they are taken as they are."""
+    anchor: SourceAnchor | None = None
+    """Of the student to the network that training started from, on unlabeled images; None: there is none."""
     iteration: int = 0
     loss_ratio: float = 0.0
     burn_in_uncertainty: dict[str, float] | None = None
@@ -220,6 +223,10 @@ class TeacherStudentTrainer:
             ]
         )
         loss_sup, loss_unsup = loss_N[:num_labeled].sum(), loss_N[num_labeled:].sum()
+        if self.anchor is not None and num_unlabeled:
+            loss_unsup = loss_unsup + self._backward_anchor(
+                self.anchor, batch.unlabeled_weak, weight_N[num_labeled:], lambda_N[num_labeled:]
+            )
         boxes_K = boxes_K.to(self.student.device, non_blocking=True)
         return torch.cat([torch.stack([loss_sup, loss_unsup]), mean_weight, boxes_K]).double()
 
@@ -254,6 +261,18 @@ class TeacherStudentTrainer:
         loss_N = weight_N * losses.total(self.relation_weight)
         self._scaler.scale((lambda_N * loss_N).sum()).backward()
         return loss_N.detach()
+
+    def _backward_anchor(
+        self, anchor: SourceAnchor, weak: list[dict[str, Any]], weight_U: Tensor, lambda_U: Tensor
+    ) -> Tensor:
+        """Add the gradients of the divergence from the source; return its weighted sum before lambda, scalar."""
+        total = weight_U.new_zeros(())
+        for part in self._micro_batches(len(weak)):
+            with self._autocast():
+                loss_U = anchor.weight * weight_U[part] * anchor.losses(self.student, weak[part])
+            torch.autograd.backward(self._scaler.scale((lambda_U[part] * loss_U).sum()))
+            total = total + loss_U.detach().sum()
+        return total
 
     def _micro_batches(self, num_images: int) -> list[slice]:
         """Split a step's images into slices for gradient accumulation."""

@@ -50,6 +50,7 @@ from tasks.training.image_weights import (
 from tasks.training.pseudo_label_checks import NUM_LOOKED_AT, check_summary, new_check
 from tasks.training.pseudo_labels import assess_classes, known_outcomes, pseudo_label_summary, score_threshold
 from tasks.training.run import TrainingRun, read_unlabeled
+from tasks.training.source_anchor import new_anchor
 from tasks.training.teacher_fusion import new_fusion
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ def train_worker(
         trainer.spares_doubtful_background = params.ssl.objectness_doubt
         trainer.bank = new_bank(params.ssl, len(params.classes), params.seed)
         trainer.fusion = new_fusion(params.ssl)
+        trainer.anchor = new_anchor(params.ssl, params.train.init_from, warm_start, trainer.teacher)
     read = ImageReader(root, [{"uri": one.uri, "image_id": one.image_id} for one in (*labeled, *unlabeled)])
 
     def new_batches(weights: NDArray[np.float64] | None) -> SemiSupervisedBatches:

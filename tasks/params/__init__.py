@@ -83,6 +83,11 @@ class Params(Section):
                 f"ssl.noise_aware_loss is {self.ssl.noise_aware_loss}, expected none where train.unlabeled_batch_size"
                 " is 0 and ssl.noise_aware_labels false: no image would be trained with it"
             )
+        if self.ssl.source_kl_weight > 0 and self.train.init_from != "previous_round":
+            raise ValueError(
+                f"ssl.source_kl_weight is {self.ssl.source_kl_weight:g}, expected 0 where train.init_from is"
+                f" {self.train.init_from}: no teacher is given that the student could be held near"
+            )
         return self
 
     @model_validator(mode="after")

@@ -215,6 +215,13 @@ class SslParams(Section):
     relation_weight: NonNegativeFloat
     """Weight of the loss that asks the student to relate the regions of a strong view to each other as the teacher
     relates those of the weak view (docs/method.md#relations). 0: it is not computed."""
+    source_kl_weight: NonNegativeFloat
+    """Weight of the loss that holds the student's class posteriors near those of the teacher that the round before
+    gave, in unlabeled images (docs/method.md#source-anchor). Needs ``train.init_from: previous_round``; without effect
+    in the first round. 0: it is not computed."""
+    source_kl_perturbation_rms: NonNegativeFloat
+    """Root mean square of the adversarial perturbation under which the student is compared, in gray levels of 255.
+    0: none, which saves one of two passes of the student."""
     focal_gamma: NonNegativeFloat
     """Exponent of the focal loss of the ROI classifier (docs/method.md#eq-8); 1.5 as in Unbiased Teacher. 0 is cross
     entropy."""
@@ -312,6 +319,7 @@ _NEEDS_UNLABELED: dict[str, tuple[object, str]] = {
     "pseudo_label_check": ("none", "no pseudo-label is made"),
     "objectness_doubt": (False, "no unlabeled image is trained on"),
     "relation_weight": (0.0, "no image has two views"),
+    "source_kl_weight": (0.0, "no unlabeled image is trained on"),
 }
 """Parameters of section ssl that need unlabeled images: the value without effect, and what is missing."""
 

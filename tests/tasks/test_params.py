@@ -128,6 +128,7 @@ def test_a_backend_that_nobody_compared_with_the_architecture_is_refused(
             {"fusion_earlier_teachers": 2},
             "ssl.fusion_earlier_teachers is 2, expected 0 where train.unlabeled_batch_size",
         ),
+        ({"source_kl_weight": 1.0}, "ssl.source_kl_weight is 1, expected 0 where train.unlabeled_batch_size is 0"),
         ({"relation_weight": 1.0}, "ssl.relation_weight is 1, expected 0 where train.unlabeled_batch_size is 0"),
     ],
 )
@@ -136,6 +137,13 @@ def test_learners_of_unlabeled_images_are_refused_without_any(
 ) -> None:
     content["train"] = {**content["train"], "unlabeled_batch_size": 0}
     content["ssl"] = {**content["ssl"], **changes}
+    assert words in error_message(tmp_path, content)
+
+
+def test_an_anchor_needs_a_model_to_start_from(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["train"] = {**content["train"], "init_from": "pretrained"}
+    content["ssl"] = {**content["ssl"], "source_kl_weight": 1.0}
+    words = "ssl.source_kl_weight is 1, expected 0 where train.init_from is pretrained"
     assert words in error_message(tmp_path, content)
 
 

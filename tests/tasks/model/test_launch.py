@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from detectron_ext.meta_arch import cpu_state_dict
 from tasks.data import schemas
 from tasks.data.paths import image_id_from_sha256
-from tasks.model.checkpoint import Checkpoint
+from tasks.model.checkpoint import Checkpoint, write_state
+from tasks.model.detector import new_detector
 from tasks.params import load_stage_params
 from tasks.params.template import render_params
 from tasks.runtime.errors import GuardRailError, UserError
@@ -115,10 +117,13 @@ def test_a_run_that_is_killed_around_the_end_of_burn_in_ends_as_if_it_had_not_be
     settings += ["train.anchor_assigner=sim_ota", "train.roi_assigner=sim_ota"]
     settings += ["ssl.pseudo_label_check=weight", "ssl.paste_objects_per_view=2", "ssl.paste_pseudo_frac=0.5"]
     settings += ["ssl.relation_weight=0.5", "ssl.objectness_doubt=true"]
+    settings += ["ssl.source_kl_weight=0.5"]
     settings += ["ssl.fusion_mirrored_view=true", "ssl.fusion_earlier_teachers=1", "ssl.fusion_every_iterations=1"]
     text = (REPOSITORY / "params.yaml").read_text()
     (workspace / "params.yaml").write_text(render_params(text, classes=["square", "disc"], overrides=settings))
     sections = load_stage_params(workspace / "params.yaml", *SECTIONS)
+    source = new_detector(sections.model, 2, sections.ssl.focal_gamma, workspace, "cpu")
+    write_state(cpu_state_dict(source), workspace / "previous" / "teacher.pth")
     monkeypatch.setattr(Checkpoint, "exit_on_signal", lambda self: None)
     save = Checkpoint.save
 
