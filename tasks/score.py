@@ -6,6 +6,7 @@ Params seed, classes, scoring, dwa
 """
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def score(
 
     Both tables are schemas.SCORES. The metrics of both are normalized over the pool and the calibration images
     together: the calibration images were drawn from the same pool at random. The pool's detections are read once, batch
-    by batch; nothing of the size of a box stays in memory.
+    by batch; of an image only the numbers that are normalized stay in memory.
 
     Args:
         params: sections seed, classes, scoring, dwa.
@@ -72,12 +73,9 @@ def score(
         *calibration_images,
     ]
     model = fit_error_model(images, labels, params.classes, dwa.min_training_samples, dwa.class_weight_max)
-    parts = [_score_batch(batch, params.scoring, model, num_classes) for batch in read_detection_batches(detections)]
-    table = _add_normalized(pa.concat_tables([_RAW_SCORES.empty_table(), *parts]), params.scoring)
-    calibration_ids = files.read_table(calibration, schemas.ANNOTATED, columns=["image_id"])["image_id"]
-    in_calibration = pc.is_in(table["image_id"], value_set=calibration_ids.combine_chunks())
-    of_calibration = table.filter(in_calibration)
-    files.write_table(out / "scores.parquet", table.filter(pc.invert(in_calibration)))
+    in_calibration = files.read_table(calibration, schemas.ANNOTATED, columns=["image_id"])["image_id"]
+    batches = (_score_batch(batch, params.scoring, model, num_classes) for batch in read_detection_batches(detections))
+    of_calibration = _write_scores(out / "scores.parquet", batches, in_calibration, params.scoring)
     files.write_table(out / "calibration.parquet", of_calibration)
     metrics_PM = np.column_stack([of_calibration[name].to_numpy() for name in schemas.ALL_METRICS])
     metrics_by_id = dict(zip(of_calibration["image_id"].to_pylist(), metrics_PM, strict=True))
@@ -86,30 +84,86 @@ def score(
     all_images = list(reviewed_batch_images(labels, detections_at_selection, params.classes, None))
     pool_error = pool_error_document(all_images, calibration_images, num_classes, dwa.focal_gamma)
     files.write_json(out / "pool_error.json", pool_error)
-    log.info("score: %d images, %d without a detection", len(table), pc.sum(table["has_no_detections"]).as_py() or 0)
     log.info("value of an image: %s", document["reason"])
 
 
-def _add_normalized(table: pa.Table, params: ScoringParams) -> pa.Table:
-    """Add the normalized metrics to the columns of ``_RAW_SCORES``."""
-    num_boxes_P, expected_misses_P = table["num_boxes"].to_numpy(), table["expected_misses"].to_numpy()
-    no_detections_P = num_boxes_P == 0
-    table = table.append_column("has_no_detections", pa.array(no_detections_P))
-    modes = {"confidence": params.confidence, "entropy": params.entropy}
-    for name in schemas.METRICS:
-        raw_P = table[f"{name}_raw"].to_numpy()
-        if params.no_detection_score == "estimate" and name in modes:
-            raw_P = estimate_undetected(raw_P, num_boxes_P, expected_misses_P, modes[name])
-        normalized_P = normalize(raw_P, params.normalize)
-        imputed_P = impute_no_detections(normalized_P, no_detections_P, params.no_detection_score)
-        table = table.append_column(name, pa.array(imputed_P))
-    table = table.append_column("objectness_entropy", pa.array(_normalized_objectness(table, params)))
-    return table.select(schemas.SCORES.names)
+def _write_scores(
+    path: Path, batches: Iterable[pa.Table], calibration_ids: pa.ChunkedArray, params: ScoringParams
+) -> pa.Table:
+    """Write the scores of the pool, and return those of the calibration images.
+
+    What waits for the normalization, which needs all images, waits in a file next to ``path``.
+    """
+    of_calibration = [schemas.SCORES.empty_table()]
+    normalized = _NormalizedColumns()
+    with files.TableSpool(path, _RAW_SCORES) as spool:
+        for batch in batches:
+            normalized.collect(batch)
+            spool.append(batch)
+        normalized.compute(params)
+        with files.table_writer(path, schemas.SCORES) as append:
+            for batch in spool.read():
+                scores = normalized.add_to(batch)
+                in_calibration = pc.is_in(scores["image_id"], value_set=calibration_ids.combine_chunks())
+                of_calibration.append(scores.filter(in_calibration))
+                append(scores.filter(pc.invert(in_calibration)))
+    log.info("score: %d images, %d without a detection", normalized.num_images, normalized.num_without_detections)
+    return pa.concat_tables(of_calibration)
 
 
-def _normalized_objectness(table: pa.Table, params: ScoringParams) -> NDArray[np.float64]:
+class _NormalizedColumns:
+    """The normalized metrics of all images, from columns of their raw scores."""
+
+    def __init__(self) -> None:
+        names = ["num_boxes", "expected_misses", *(f"{name}_raw" for name in schemas.ALL_METRICS)]
+        self._raw: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._num_added = 0
+
+    def collect(self, raw: pa.Table) -> None:
+        """Keep what normalization needs of the next images."""
+        for name, parts in self._raw.items():
+            parts.append(raw[name].to_numpy())
+
+    def compute(self, params: ScoringParams) -> None:
+        """Compute the columns when all images are known."""
+        num_boxes_P, expected_misses_P = self._take("num_boxes"), self._take("expected_misses")
+        no_detections_P = num_boxes_P == 0
+        self._columns["has_no_detections"] = no_detections_P
+        modes = {"confidence": params.confidence, "entropy": params.entropy}
+        for name in schemas.METRICS:
+            raw_P = self._take(f"{name}_raw")
+            if params.no_detection_score == "estimate" and name in modes:
+                raw_P = estimate_undetected(raw_P, num_boxes_P, expected_misses_P, modes[name])
+            normalized_P = normalize(raw_P, params.normalize)
+            self._columns[name] = impute_no_detections(normalized_P, no_detections_P, params.no_detection_score)
+        self._columns["objectness_entropy"] = _normalized_objectness(self._take("objectness_entropy_raw"), params)
+
+    def add_to(self, raw: pa.Table) -> pa.Table:
+        """Return the scores of the next images, schemas.SCORES."""
+        rows = slice(self._num_added, self._num_added + len(raw))
+        self._num_added = rows.stop
+        for name, values in self._columns.items():
+            raw = raw.append_column(name, pa.array(values[rows]))
+        return raw.select(schemas.SCORES.names)
+
+    @property
+    def num_images(self) -> int:
+        """Number of images that were collected."""
+        return len(self._columns["has_no_detections"])
+
+    @property
+    def num_without_detections(self) -> int:
+        """Number of those in which the teacher found nothing."""
+        return int(self._columns["has_no_detections"].sum())
+
+    def _take(self, name: str) -> NDArray[Any]:
+        parts = self._raw.pop(name)
+        return np.concatenate([_RAW_SCORES.empty_table()[name].to_numpy(), *parts])
+
+
+def _normalized_objectness(raw_P: NDArray[np.float64], params: ScoringParams) -> NDArray[np.float64]:
     """Return the metric that needs no detection, (P,); 0 where the stage ``infer`` did not measure it."""
-    raw_P = table["objectness_entropy_raw"].to_numpy().astype(np.float64)
     normalized_P = np.zeros(len(raw_P)) if np.isnan(raw_P).any() else normalize(raw_P, params.normalize)
     return np.asarray(normalized_P, dtype=np.float64)
 

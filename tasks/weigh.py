@@ -6,7 +6,7 @@ Params seed, classes, scoring, dwa
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,30 +35,63 @@ from tasks.storage import files
 
 log = logging.getLogger(__name__)
 _ACTIVE_TEACHER = ("confidence_raw", "entropy_raw", "num_distinct_classes")
+_WeightsOf = Callable[[slice], Floats]
+"""Gives the weights of the terms, (B, T), for a slice of the pool."""
 
 
-@dataclass(frozen=True)
-class StoredFeatures:
-    """Features of a pool whose slices become arrays when they are taken: the whole would take twice the memory."""
+class StoredColumns:
+    """Columns of a scores.parquet as rows of one array, of which one row group is in memory: P images take no more."""
 
-    metrics_PM: Floats
-    others_PD: NDArray[np.float32]
+    def __init__(self, scores: Path, names: Sequence[str]) -> None:
+        """Read how many images there are.
+
+        Args:
+            scores: schemas.SCORES.
+            names: columns of numbers, or of lists that are equally long in all rows.
+        """
+        self._scores, self._names = scores, list(names)
+        self._sizes = files.row_group_sizes(scores, schemas.SCORES)
+        self._number = -1
+        self._held: list[NDArray[Any]] = []
 
     def __len__(self) -> int:
-        return len(self.metrics_PM)
+        return sum(self._sizes)
 
     def __getitem__(self, rows: slice) -> Floats:
-        return np.column_stack([self.metrics_PM[rows], self.others_PD[rows]])
+        wanted, first, parts = np.arange(*rows.indices(len(self))), 0, []
+        for number, size in enumerate(self._sizes):
+            inside = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, first + size)] - first
+            if len(inside) or number == 0:  # the first one gives an empty result its columns
+                parts.append(np.column_stack([values[inside] for values in self._read(number)]))
+            first += size
+        return np.asarray(np.concatenate(parts), dtype=np.float64)
+
+    def _read(self, number: int) -> list[NDArray[Any]]:
+        if self._number != number:
+            self._held = []  # before the next is read
+            group = files.read_row_group(self._scores, schemas.SCORES, number, columns=self._names)
+            self._number, self._held = number, [_numbers(column) for column in group.itercolumns()]
+        return self._held
 
 
 @dataclass(frozen=True)
 class PoolFeatures:
-    """The network's inputs for the unlabeled pool, P images; M is the number of ``schemas.ALL_METRICS``."""
+    """The network's inputs for the unlabeled pool, P images; M is the number of ``schemas.ALL_METRICS``.
 
-    image_ids: Sequence[str] | pa.ChunkedArray
+    Each is an array, or gives one for a slice of the images.
+    """
+
     features: FeatureRows  # (P, F)
-    metrics: Floats  # (P, M) normalized
-    active_teacher: Floats  # (P, 3) raw confidence, raw entropy, distinct classes
+    metrics: FeatureRows  # (P, M) normalized
+    active_teacher: FeatureRows  # (P, 3) raw confidence, raw entropy, distinct classes
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def blocks(self) -> Iterator[slice]:
+        """Yield slices of the images that fit in memory."""
+        for start in range(0, len(self), files.ROW_GROUP_ROWS):
+            yield slice(start, min(start + files.ROW_GROUP_ROWS, len(self)))
 
 
 @dataclass(frozen=True)
@@ -101,18 +134,15 @@ def weigh(params: StageParams, *, samples: list[DwaSample], scores: Path, out: P
     )
     decision = decide_weights(dwa, params.seed, table, pool)
     columns = {f"w_{name}": decision.weights[:, index] for index, name in enumerate(schemas.ALL_METRICS)}
-    files.write_table(
-        out / "uncertainty.parquet",
-        pa.table(
-            {"image_id": pool.image_ids, **columns, "uncertainty": decision.uncertainty},
-            schema=schemas.UNCERTAINTY,
-        ),
-    )
+    columns["uncertainty"] = decision.uncertainty
+    _write_by_image(out / "uncertainty.parquet", schemas.UNCERTAINTY, scores, columns)
     if decision.choice is not None:
-        weights_PT = decision.choice.ensemble.weights(pool.features)
-        learned = _decision(dwa, LEARNED, "", weights_PT, dwa.metrics, pool, decision.choice)
-        by_image = {"image_id": pool.image_ids, "uncertainty": learned.uncertainty}
-        files.write_table(out / "learned_uncertainty.parquet", pa.table(by_image, schema=schemas.PREVIOUS_UNCERTAINTY))
+        learned = decision
+        if decision.used != LEARNED:
+            weights_of = _by_features(decision.choice, pool)
+            learned = _decision(dwa, LEARNED, "", weights_of, dwa.metrics, pool, decision.choice)
+        found = {"uncertainty": learned.uncertainty}
+        _write_by_image(out / "learned_uncertainty.parquet", schemas.PREVIOUS_UNCERTAINTY, scores, found)
     named_weights = _by_kind(classes, weights)
     files.write_json(out / "class_weights.json", named_weights)
     files.write_table(out / "dwa_samples.parquet", _samples_table(dwa, table, decision))
@@ -123,6 +153,17 @@ def weigh(params: StageParams, *, samples: list[DwaSample], scores: Path, out: P
     }
     files.write_json(out / "dwa.json", document)
     log.info("weigh: %s weights, %s", decision.used, decision.reason)
+
+
+def _write_by_image(path: Path, schema: pa.Schema, scores: Path, columns: Mapping[str, Floats]) -> None:
+    """Write columns of all images of the pool behind their ids, a part of them at a time."""
+    start = 0
+    with files.table_writer(path, schema) as append:
+        for ids in files.row_groups(scores, schemas.SCORES, columns=["image_id"]):
+            rows = slice(start, start + len(ids))
+            found = {name: values[rows] for name, values in columns.items()}
+            append(pa.table({"image_id": ids["image_id"], **found}, schema=schema))
+            start = rows.stop
 
 
 def _class_weights(dwa: DwaParams, losses: Sequence[Any], num_classes: int) -> ClassWeights:
@@ -142,18 +183,15 @@ def decide_weights(dwa: DwaParams, seed: int, samples: DwaSamples, pool: PoolFea
     if dwa.mode != "learned":
         names = dwa.metrics if dwa.mode == EQUAL else [dwa.mode]
         return _common_weights(dwa.mode, f"dwa.mode is {dwa.mode}", np.ones(len(names)), names, pool)
-    if len(samples) < max(dwa.min_training_samples, dwa.cv_folds) or not len(pool.image_ids):
+    if len(samples) < max(dwa.min_training_samples, dwa.cv_folds) or not len(pool):
         reason = f"cold start: {len(samples)} pairs, dwa.min_training_samples is {dwa.min_training_samples}"
         return _prior(dwa, reason, pool)
     used = replace(samples, metrics=samples.metrics[:, [schemas.ALL_METRICS.index(name) for name in dwa.metrics]])
     choice = choose_weights(used, pool.features, dwa.metrics, _config(dwa, seed))
     if choice is None:
         return _prior(dwa, "the held-out pairs allow no rank correlation", pool)
-    if choice.weights_T is None:
-        weights_PT = choice.ensemble.weights(pool.features)
-    else:
-        weights_PT = np.tile(choice.weights_T, (len(pool.image_ids), 1))
-    return _decision(dwa, choice.used, _reason(choice, dwa), weights_PT, dwa.metrics, pool, choice)
+    weights_of = _by_features(choice, pool) if choice.weights_T is None else _same_for_all(choice.weights_T)
+    return _decision(dwa, choice.used, _reason(choice, dwa), weights_of, dwa.metrics, pool, choice)
 
 
 def _prior(dwa: DwaParams, reason: str, pool: PoolFeatures) -> DwaDecision:
@@ -196,15 +234,22 @@ def _reason(choice: WeightChoice, dwa: DwaParams) -> str:
 
 def _common_weights(used: str, reason: str, weights_M: Floats, names: Sequence[str], pool: PoolFeatures) -> DwaDecision:
     """Give all images the same weights of the named metrics."""
-    weights_PM = np.tile(weights_M.astype(np.float64), (len(pool.image_ids), 1))
-    return _decision(None, used, reason, weights_PM, names, pool, None)
+    return _decision(None, used, reason, _same_for_all(weights_M.astype(np.float64)), names, pool, None)
+
+
+def _same_for_all(weights_T: Floats) -> _WeightsOf:
+    return lambda rows: np.tile(weights_T, (rows.stop - rows.start, 1))
+
+
+def _by_features(choice: WeightChoice, pool: PoolFeatures) -> _WeightsOf:
+    return lambda rows: choice.ensemble.weights(pool.features[rows])
 
 
 def _decision(
     dwa: DwaParams | None,
     used: str,
     reason: str,
-    weights_PT: Floats,
+    weights_of: _WeightsOf,
     names: Sequence[str],
     pool: PoolFeatures,
     choice: WeightChoice | None,
@@ -214,40 +259,39 @@ def _decision(
     Weights are renormalized in float64 and U is clipped to the range of the image's own terms: a mean of float32
     softmax outputs sums to 1 + 1e-7, which would put U above the 1 that the metrics cannot exceed.
     """
-    metrics_PM = pool.metrics[:, [schemas.ALL_METRICS.index(name) for name in names]]
-    terms_PT = mixture_terms(metrics_PM, signed=dwa is not None and dwa.allow_negative_weights)
-    weights_PT = weights_PT / weights_PT.sum(axis=1, keepdims=True)
-    clipped_P = np.clip(uncertainty(terms_PT, weights_PT), terms_PT.min(axis=1), terms_PT.max(axis=1))
-    weights_PM = np.zeros((len(pool.image_ids), len(schemas.ALL_METRICS)))
-    weights_PM[:, [schemas.ALL_METRICS.index(name) for name in names]] = metric_weights(weights_PT, len(names))
-    return DwaDecision(used, reason, weights_PM, clipped_P, choice)
+    columns = [schemas.ALL_METRICS.index(name) for name in names]
+    weights_PM, uncertainty_P = np.zeros((len(pool), len(schemas.ALL_METRICS))), np.zeros(len(pool))
+    for rows in pool.blocks():
+        terms_BT = mixture_terms(pool.metrics[rows][:, columns], signed=dwa is not None and dwa.allow_negative_weights)
+        weights_BT = weights_of(rows)
+        weights_BT = weights_BT / weights_BT.sum(axis=1, keepdims=True)
+        uncertainty_P[rows] = np.clip(uncertainty(terms_BT, weights_BT), terms_BT.min(axis=1), terms_BT.max(axis=1))
+        weights_PM[rows, columns] = metric_weights(weights_BT, len(names))
+    return DwaDecision(used, reason, weights_PM, uncertainty_P, choice)
 
 
 def _active_teacher(pool: PoolFeatures) -> DwaDecision:
     """Average confidence, entropy and number of classes, each divided by its maximum, as Active Teacher does."""
-    max_3 = pool.active_teacher.max(axis=0, initial=0)
-    scaled = pool.active_teacher / np.where(max_3 > 0, max_3, 1)
-    weights = np.zeros((len(pool.image_ids), len(schemas.ALL_METRICS)))
+    max_3 = np.max([pool.active_teacher[rows].max(axis=0) for rows in pool.blocks()], axis=0, initial=0)
+    divisor_3 = np.where(max_3 > 0, max_3, 1)
+    means = [(pool.active_teacher[rows] / divisor_3).mean(axis=1) for rows in pool.blocks()]
+    weights = np.zeros((len(pool), len(schemas.ALL_METRICS)))
     weights[:, [schemas.ALL_METRICS.index(name) for name in ("confidence", "entropy", "overlap")]] = 1 / 3
     reason = "dwa.mode is activeteacher: number of classes stands in for overlap"
-    return DwaDecision("activeteacher", reason, weights, scaled.mean(axis=1))
+    return DwaDecision("activeteacher", reason, weights, np.concatenate([np.zeros(0), *means]))
 
 
 def _pool_features(scores: Path) -> PoolFeatures:
-    table = files.read_table(
-        scores, schemas.SCORES, columns=["image_id", *schemas.ALL_METRICS, *_ACTIVE_TEACHER, "features"]
-    )
-    count = len(table)
-    metrics = np.column_stack([table[name].to_numpy() for name in schemas.ALL_METRICS])
-    metrics_P3 = metrics[:, : len(schemas.METRICS)]  # the network reads the metrics of detections
-    active_teacher = [table[name].to_numpy() for name in _ACTIVE_TEACHER]
-    features_PD = pc.list_flatten(table["features"]).to_numpy().reshape(count, -1 if count else 0)
-    return PoolFeatures(
-        table["image_id"],
-        StoredFeatures(metrics_P3, features_PD),
-        metrics,
-        np.column_stack(active_teacher).astype(np.float64),
-    )
+    # The network reads the metrics of detections.
+    features = StoredColumns(scores, [*schemas.METRICS, "features"])
+    return PoolFeatures(features, StoredColumns(scores, schemas.ALL_METRICS), StoredColumns(scores, _ACTIVE_TEACHER))
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return a column of P numbers as (P,), of P equally long lists as (P, length)."""
+    if not pa.types.is_list(column.type):
+        return np.asarray(column.to_numpy())
+    return np.asarray(pc.list_flatten(column).to_numpy()).reshape(len(column), -1 if len(column) else 0)
 
 
 def _by_kind(classes: list[str], values_K: tuple[Floats, Floats]) -> dict[str, dict[str, float | None]]:
@@ -293,10 +337,7 @@ def _document(dwa: DwaParams, samples: DwaSamples, decision: DwaDecision) -> dic
     is_evaluated = choice.is_evaluated if choice else evaluated_samples(samples.is_random, dwa.min_random_samples)
     alone = rank_correlations(scores[:, is_evaluated], samples.loss[is_evaluated], samples.group[is_evaluated])
     simple = [None] * (1 + len(names)) if alone is None else [round(float(value), 6) for value in alone]
-    num_images = len(decision.weights)
-    weights = decision.weights[:, shown]
-    quantiles = np.quantile(weights, [0.1, 0.5, 0.9], axis=0) if num_images else np.zeros((3, len(names)))
-    mean = weights.mean(axis=0) if num_images else np.zeros(len(names))
+    weights = {name: _mean_and_quantiles(decision.weights[:, schemas.ALL_METRICS.index(name)]) for name in names}
     return {
         "mode": dwa.mode,
         "used": decision.used,
@@ -310,11 +351,17 @@ def _document(dwa: DwaParams, samples: DwaSamples, decision: DwaDecision) -> dic
         "spearman_dwa": round(choice.candidate(LEARNED).spearman, 6) if choice else None,
         "spearman_equal": simple[0],
         "spearman_by_metric": dict(zip(names, simple[1:], strict=True)),
-        "mean_weights": {name: round(float(mean[index]), 6) for index, name in enumerate(names)},
-        "weight_quantiles": {
-            name: [round(float(value), 6) for value in quantiles[:, index]] for index, name in enumerate(names)
-        },
+        "mean_weights": {name: mean for name, (mean, *_) in weights.items()},
+        "weight_quantiles": {name: quantiles for name, (_, *quantiles) in weights.items()},
     }
+
+
+def _mean_and_quantiles(weights_P: Floats) -> list[float]:
+    """Return mean, 10 %, 50 % and 90 % quantile of a metric's weights; zeros without images."""
+    if not len(weights_P):
+        return [0.0] * 4
+    found = [weights_P.mean(), *np.quantile(weights_P, [0.1, 0.5, 0.9])]
+    return [round(float(value), 6) for value in found]
 
 
 def _feature_importance(

@@ -17,6 +17,8 @@ import yaml
 from tasks.runtime.errors import UserError
 
 _CHUNK_BYTES = 1 << 20
+ROW_GROUP_ROWS = 1 << 17
+"""Of a table that is written as it grows: its writer holds no more rows than these."""
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first where PyYAML was built with libyaml
 
 
@@ -113,6 +115,75 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
+@contextmanager
+def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """Yield what appends rows to a Parquet table, which is whole and in its place when the block ends without an error.
+
+    Up to ``ROW_GROUP_ROWS`` rows, the file has the bytes of ``write_table``; above, its row groups are smaller.
+    """
+    pending = [schema.empty_table()]
+
+    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+
+        def append(rows: pa.Table) -> None:
+            pending.append(rows)
+            while sum(len(part) for part in pending) > ROW_GROUP_ROWS:
+                whole = pa.concat_tables(pending)
+                writer.write_table(whole.slice(0, ROW_GROUP_ROWS))
+                pending[:] = [whole.slice(ROW_GROUP_ROWS)]
+
+        yield append
+        writer.write_table(pa.concat_tables(pending))
+
+
+class TableSpool:
+    """Tables that wait in a temporary file next to ``path`` until all of them are known; it is gone after the block."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        """Open the file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        self._sink = pa.OSFile(str(self._temporary), "wb")
+        self._writer = pa.ipc.new_file(self._sink, schema)
+
+    def __enter__(self) -> "TableSpool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sink.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def append(self, table: pa.Table) -> None:
+        """Keep a table."""
+        self._writer.write_table(table)
+
+    def read(self) -> Iterator[pa.Table]:
+        """Yield the tables in their order, when all are there; those of several chunks come in parts."""
+        self._writer.close()
+        self._sink.close()
+        with pa.OSFile(str(self._temporary), "rb") as source, pa.ipc.open_file(source) as reader:
+            for number in range(reader.num_record_batches):
+                yield pa.Table.from_batches([reader.get_batch(number)])
+
+
+def row_groups(path: Path, schema: pa.Schema, *, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield a table in parts, one in memory at a time; arguments and errors are those of ``read_table``."""
+    for number in range(len(row_group_sizes(path, schema))):
+        yield read_row_group(path, schema, number, columns=columns)
+
+
+def row_group_sizes(path: Path, schema: pa.Schema) -> list[int]:
+    """Return how many rows each part of a table has; errors are those of ``read_table``."""
+    with _open_table(path, schema) as file:
+        return [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+
+
+def read_row_group(path: Path, schema: pa.Schema, number: int, *, columns: Sequence[str]) -> pa.Table:
+    """Read columns of one part of a table; errors are those of ``read_table``."""
+    with _open_table(path, schema) as file:
+        return file.read_row_group(number, columns=list(columns)).select(list(columns))
+
+
 def read_table(path: Path, schema: pa.Schema, *, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet table, or some of its columns, and check that it has the columns of ``schema``.
 
@@ -124,17 +195,24 @@ def read_table(path: Path, schema: pa.Schema, *, columns: Sequence[str] | None =
     Raises:
         UserError: the file is missing, unreadable, or its columns are not those of ``schema``.
     """
+    with _open_table(path, schema) as file:
+        table = file.read(columns=None if columns is None else list(columns))
+    return table if columns is None else table.select(list(columns))
+
+
+@contextmanager
+def _open_table(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet table for reading; what the block meets of broken content becomes a UserError."""
     try:
         with pq.ParquetFile(path) as file:
             found = file.schema_arrow
-            table = file.read(columns=None if columns is None else list(columns))
+            if not found.equals(schema):
+                raise UserError(path, f"the columns are {found.names}, expected {schema.names} with their types")
+            yield file
     except FileNotFoundError:
         raise UserError(path, "the file is missing, expected a Parquet table") from None
     except pa.ArrowInvalid as error:
         raise UserError(path, f"the content is unreadable ({error}), expected a Parquet table") from None
-    if not found.equals(schema):
-        raise UserError(path, f"the columns are {found.names}, expected {schema.names} with their types")
-    return table if columns is None else table.select(list(columns))
 
 
 def sha256_file(path: Path) -> str:

@@ -91,9 +91,7 @@ def replay_pool(
             is_labeled[np.random.default_rng([seed, size, draw]).permutation(len(pool))[:size]] = True
             samples = _samples(image_ids, features_PF, metrics_PM, loss_P, np.flatnonzero(is_labeled))
             rest = np.flatnonzero(~is_labeled)
-            ranked = PoolFeatures(
-                [image_ids[i] for i in rest], features_PF[rest], metrics_PM[rest], np.zeros((len(rest), 3))
-            )
+            ranked = PoolFeatures(features_PF[rest], metrics_PM[rest], np.zeros((len(rest), 3)))
             for rule, score_R in rule_scores(dwa, seed, samples, ranked, priors).items():
                 correlation = grouped_spearman([(score_R, loss_P[rest])])
                 if correlation is not None:
@@ -120,7 +118,7 @@ def rule_scores(
 ) -> dict[str, Floats]:
     """Score the pool by every rule; with too few labels the choice is the prior rule and nothing is learned."""
     names = list(dwa.metrics)
-    used_PM = pool.metrics[:, [schemas.METRICS.index(name) for name in names]]
+    used_PM = pool.metrics[:][:, [schemas.METRICS.index(name) for name in names]]
     scores: dict[str, Floats] = {EQUAL: used_PM.mean(axis=1)}
     scores |= {name: used_PM[:, index] for index, name in enumerate(names)}
     for prior in priors:

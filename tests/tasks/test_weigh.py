@@ -18,7 +18,7 @@ from tasks.params import StageParams, load_params
 from tasks.runtime.errors import UserError
 from tasks.score import score
 from tasks.storage import files
-from tasks.weigh import weigh
+from tasks.weigh import StoredColumns, weigh
 from tests.tasks.data.test_label_store import make_label, write_batch
 
 REPOSITORY = Path(__file__).parents[2]
@@ -73,6 +73,18 @@ def scored(tmp_path: Path) -> Path:
     files.write_table(tmp_path / "calibration.parquet", schemas.ANNOTATED.empty_table())
     run_score(tmp_path)
     return tmp_path
+
+
+def test_slices_of_stored_columns_are_those_of_the_whole(scored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, names = scored / "score" / "scores.parquet", ["confidence", "num_boxes", "features"]
+    monkeypatch.setattr(files, "ROW_GROUP_ROWS", 7)
+    run_score(scored)
+    assert len(files.row_group_sizes(path, schemas.SCORES)) == 5
+    rows = files.read_table(path, schemas.SCORES, columns=names).to_pylist()
+    whole = np.array([[row["confidence"], row["num_boxes"], *row["features"]] for row in rows])
+    stored = StoredColumns(path, names)
+    for some in (slice(0), slice(5, 22), slice(26, 99), slice(None, None, 4), slice(None)):
+        np.testing.assert_array_equal(stored[some], whole[some])
 
 
 def stage_params(normalize: str = "quantile", **dwa: Any) -> StageParams:

@@ -94,3 +94,29 @@ def test_files_have_the_rights_that_umask_leaves(tmp_path: Path, umask: int, mod
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == mode
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(files.ROW_GROUP_ROWS, [10]), (4, [4, 4, 2])])
+def test_a_table_written_in_parts_has_the_rows_of_one_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(files, "ROW_GROUP_ROWS", limit)
+    whole = pa.table({"image_id": list("abcdefghij"), "uncertainty": range(10)}, schema=PREVIOUS_UNCERTAINTY)
+    files.write_table(tmp_path / "whole.parquet", whole)
+    with files.table_writer(tmp_path / "parts.parquet", PREVIOUS_UNCERTAINTY) as append:
+        for start, stop in ((0, 3), (3, 3), (3, 10)):
+            append(whole.slice(start, stop - start))
+    written = [(tmp_path / name).read_bytes() for name in ("whole.parquet", "parts.parquet")]
+    assert (written[0] == written[1]) == (len(sizes) == 1)
+    assert files.row_group_sizes(tmp_path / "parts.parquet", PREVIOUS_UNCERTAINTY) == sizes
+    parts = list(files.row_groups(tmp_path / "parts.parquet", PREVIOUS_UNCERTAINTY, columns=["uncertainty"]))
+    assert pa.concat_tables(parts) == whole.select(["uncertainty"])
+
+
+def test_spooled_tables_come_back_and_leave_nothing(tmp_path: Path) -> None:
+    tables = [pa.table({"a": [1, 2]}), pa.table({"a": [3]})]
+    with files.TableSpool(tmp_path / "t", tables[0].schema) as spool:
+        for table in tables:
+            spool.append(table)
+        assert list(spool.read()) == tables
+    assert not list(tmp_path.iterdir())

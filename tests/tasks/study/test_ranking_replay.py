@@ -75,7 +75,7 @@ def test_the_choice_is_that_of_the_stage() -> None:
         pool["image_id"].to_pylist()[:24], 0 * index, features[:24], metrics[:24],
         pool["loss"].to_numpy()[:24], np.ones(24, dtype=bool),
     )  # fmt: skip
-    rest = PoolFeatures(pool["image_id"].to_pylist()[24:], features[24:], metrics[24:], np.zeros((36, 3)))
+    rest = PoolFeatures(features[24:], metrics[24:], np.zeros((36, 3)))
     scores = ranking_replay.rule_scores(DWA, 0, samples, rest, PRIORS)
     for prior in PRIORS:
         decision = decide_weights(DWA.model_copy(update={"prior_rule": prior}), 0, samples, rest)
