@@ -150,10 +150,12 @@ def _pick_relabels(
 
 def _check_ranking(ranking: Sequence[str], candidates: pd.DataFrame, strategy: str) -> None:
     """Refuse a ranking that leaves out or repeats an image: the batch would not be what the budget allows."""
-    if len(ranking) != len(candidates) or set(ranking) != set(text_ids(candidates.index)):
+    different = set(ranking)
+    is_complete = len(ranking) == len(different) == len(candidates)
+    if not is_complete or not all(image in different for image in text_ids(candidates.index)):
         raise UserError(
             "params.yaml",
-            f"select.strategy is {strategy!r} and ranks {len(ranking)} ids, {len(set(ranking))} of them different, "
+            f"select.strategy is {strategy!r} and ranks {len(ranking)} ids, {len(different)} of them different, "
             f"expected each of the {len(candidates)} candidates once",
             "Correct its method rank.",
         )
@@ -163,7 +165,8 @@ def _selection_rows(
     candidates: pd.DataFrame, batch: budgets.Batch, strategy: Strategy, ranking: list[str]
 ) -> pd.DataFrame:
     """Return the rows of schemas.SELECTION, rank 1 first."""
-    selected = candidates.loc[list(batch.selected)].reset_index()
+    found = candidates[candidates.index.isin(batch.selected)]  # .loc would build an index of the whole pool
+    selected = found.loc[list(batch.selected)].reset_index()
     selected["rank"] = range(1, len(selected) + 1)
     selected["is_random_pick"] = [image in batch.random_picks for image in batch.selected]
     selected["num_candidates"] = len(ranking)

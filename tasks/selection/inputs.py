@@ -1,6 +1,6 @@
 """Read what a selection rests on: the candidates with all that is known of them, and what each would cost."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from tasks.data.label_store import read_labels
 from tasks.data.paths import Workspace
@@ -20,6 +22,7 @@ from tasks.selection.annotation_cost import AnnotationCost, fit_annotation_cost
 from tasks.selection.earlier_picks import EarlierPick, read_earlier_picks
 from tasks.selection.pool_view import PoolView
 from tasks.storage import files
+from tasks.storage.mapped_arrays import mapped_arrays
 
 ReadPicks = Callable[[AnnotationCost], Sequence[EarlierPick]]
 """Reads the answered picks of all batches; costs are for answers without a measured time."""
@@ -51,7 +54,7 @@ class SelectionInputs:
 
     pool: PoolView
     cost_model: AnnotationCost
-    cost: dict[str, float]
+    cost: Mapping[str, float]
     """Of each candidate, in the budget's unit, by image id."""
     num_leased: int
     """Unlabeled images that are with the annotators, and no candidates."""
@@ -104,24 +107,37 @@ def _fit_cost_model(labels: Path, budget: BudgetParams) -> AnnotationCost:
 def _candidates(
     unlabeled: Path, leased: Set[str], scores: Path, uncertainty: Path, cost_model: AnnotationCost
 ) -> pd.DataFrame:
-    """Join what is known about each candidate, indexed and sorted by image_id."""
-    listed: pd.Series = files.read_table(unlabeled, UNLABELED, columns=["image_id"])["image_id"].to_pandas()
-    ids = pd.Index(listed[~listed.isin(leased)], name="image_id").sort_values()
-    known = _by_image(scores, SCORES, CANDIDATE_SCORES).join(
-        _by_image(uncertainty, UNCERTAINTY, UNCERTAINTY.names), how="inner"
-    )
-    missing = ids.difference(known.index)
-    if len(missing):
+    """Join what is known about each candidate, indexed and sorted by image_id.
+
+    Columns are read one by one, and stay on disk until a strategy looks at them.
+    """
+    listed = files.read_table(unlabeled, UNLABELED, columns=["image_id"])["image_id"].to_pylist()
+    ids = sorted(image for image in listed if image not in leased)
+    tables = [(scores, SCORES, CANDIDATE_SCORES), (uncertainty, UNCERTAINTY, UNCERTAINTY.names)]
+    rows = [_rows_of(ids, path, schema) for path, schema, _ in tables]
+    missing_P = np.any([of_table < 0 for of_table in rows], axis=0)
+    if missing_P.any():
+        first = ids[int(missing_P.argmax())]
         raise UserError(
             scores.parent,
-            f"unlabeled images without a score is {len(missing)} (first: {missing[0]}), expected 0",
+            f"unlabeled images without a score is {missing_P.sum()} (first: {first}), expected 0",
             "Run: dvc repro select",
         )
-    minutes = budgets.expected_minutes(known["expected_boxes"], cost_model)
-    candidates: pd.DataFrame = known.assign(expected_minutes=minutes).loc[ids]
+    names = [name for _, _, columns in tables for name in columns if name != "image_id"]
+    arrays = mapped_arrays(
+        files.read_table(path, schema, columns=[name])[name].to_numpy()[of_table]
+        for (path, schema, columns), of_table in zip(tables, rows, strict=True)
+        for name in columns
+        if name != "image_id"
+    )
+    index = pd.Index(ids, dtype=object, name="image_id")
+    candidates = pd.DataFrame(dict(zip(names, arrays, strict=True)), index=index, copy=False)
+    candidates["expected_minutes"] = budgets.expected_minutes(candidates["expected_boxes"], cost_model)
     return candidates
 
 
-def _by_image(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pd.DataFrame:
-    table: pd.DataFrame = files.read_table(path, schema, columns=columns).to_pandas()
-    return table.set_index("image_id")
+def _rows_of(image_ids: Sequence[str], path: Path, schema: pa.Schema) -> NDArray[np.int32]:
+    """Return the row of each image in a table, (P,); -1: it has none."""
+    known = files.read_table(path, schema, columns=["image_id"])["image_id"]
+    found = pc.index_in(pa.array(image_ids, pa.string()), value_set=known)
+    return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False))

@@ -29,10 +29,10 @@ def read_open_pool(inputs: SelectionInputs, leased: Path, scores: Path, uncertai
     """
     wanted = pa.array(sorted(files.read_json(leased)), pa.string())
     parts = [
-        table.filter(pc.is_in(table["image_id"], value_set=wanted)).to_pandas().set_index("image_id")
-        for table in (
-            files.read_table(scores, SCORES, columns=CANDIDATE_SCORES),
-            files.read_table(uncertainty, UNCERTAINTY, columns=UNCERTAINTY.names),
+        _rows_of(path, schema, columns, wanted).to_pandas().set_index("image_id")
+        for path, schema, columns in (
+            (scores, SCORES, CANDIDATE_SCORES),
+            (uncertainty, UNCERTAINTY, UNCERTAINTY.names),
         )
     ]
     found: pd.DataFrame = parts[0].join(parts[1], how="inner").sort_index()
@@ -40,6 +40,16 @@ def read_open_pool(inputs: SelectionInputs, leased: Path, scores: Path, uncertai
     if not inputs.value_model["used"]:
         found["value"] = np.nan
     return inputs.pool.with_candidates(found, batch_size=max(len(found), 1))
+
+
+def _rows_of(path: Path, schema: pa.Schema, columns: Sequence[str], image_ids: pa.Array) -> pa.Table:
+    found = pa.schema([schema.field(name) for name in columns]).empty_table()
+    if not len(image_ids):
+        return found
+    groups = files.row_groups(path, schema, columns=columns)
+    return pa.concat_tables(
+        [found, *(group.filter(pc.is_in(group["image_id"], value_set=image_ids)) for group in groups)]
+    )
 
 
 def rank_open_tasks(pool: PoolView, strategy: Strategy, drawn: Collection[str], *, seed: int) -> pa.Table:

@@ -13,6 +13,8 @@ import pandas as pd
 from tasks.selection.image_ids import text_ids
 from tasks.selection.pool_view import PoolView
 
+_BLOCK_IDS = 1 << 14
+
 
 class Strategy(Protocol):
     """Order in which candidates are labeled. Independent of the budget."""
@@ -28,7 +30,10 @@ class Strategy(Protocol):
 
 def sort_descending(candidates: pd.DataFrame, column: str) -> list[str]:
     """Return ids by falling ``column``; ties by id, which is independent of the content."""
-    return text_ids(candidates.sort_values([column, "image_id"], ascending=[False, True]).index)
+    values = candidates[column]  # alone: to sort the table would copy all of its columns
+    if not values.index.is_monotonic_increasing:
+        values = values.sort_index()
+    return text_ids(values.sort_values(ascending=False, kind="stable").index)
 
 
 def seeded_shuffle(image_ids: Iterable[str], *, seed: int, purpose: str) -> list[str]:
@@ -44,7 +49,19 @@ def seeded_shuffle(image_ids: Iterable[str], *, seed: int, purpose: str) -> list
         purpose: draws for different purposes are independent of each other.
     """
     ids = sorted(image_ids)
-    salt = hashlib.sha256("\n".join([purpose, str(seed), *ids]).encode()).hexdigest()
-    digests = (hashlib.sha256(f"{salt}{image}".encode()).digest() for image in ids)
-    order = np.fromiter(digests, dtype="S32", count=len(ids)).argsort()
+    pool_digest = hashlib.sha256(f"{purpose}\n{seed}".encode())
+    for start in range(0, len(ids), _BLOCK_IDS):  # as "\n".join of all of them
+        pool_digest.update("".join(f"\n{image}" for image in ids[start : start + _BLOCK_IDS]).encode())
+    salt = pool_digest.hexdigest()
+
+    def digest(image: str) -> bytes:
+        return hashlib.sha256(f"{salt}{image}".encode()).digest()
+
+    key_P = np.empty(len(ids), dtype=np.uint64)  # the first 8 of 32 bytes
+    for start in range(0, len(ids), _BLOCK_IDS):
+        block = ids[start : start + _BLOCK_IDS]
+        key_P[start : start + len(block)] = np.frombuffer(b"".join(map(digest, block)), dtype=">u8")[::4]
+    order = key_P.argsort()
+    if (np.diff(key_P[order]) == 0).any():
+        return sorted(ids, key=digest)
     return [ids[index] for index in order.tolist()]

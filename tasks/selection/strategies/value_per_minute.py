@@ -6,6 +6,7 @@ import pandas as pd
 from tasks.selection.diversity import spread
 from tasks.selection.embeddings import centered
 from tasks.selection.pool_view import PoolView
+from tasks.selection.strategies.base import sort_descending
 
 _SHORTLIST_BATCHES = 4
 _MIN_MINUTES = 1 / 60  # nobody opens an image in less than a second; at 0 minutes any image would be worth most
@@ -24,10 +25,8 @@ class ValuePerMinute:
         Near duplicates of a better one, or of a labeled image, come after all others, so that a batch holds them only
         when nothing else is left. They are looked for among the first four batches, by the cosine of image embeddings.
         """
-        table = pool.candidates.assign(per_minute=_worth(pool.candidates) / _minutes(pool.candidates)).sort_values(
-            ["per_minute", "image_id"], ascending=[False, True]
-        )
-        order = [str(image) for image in table.index]
+        per_minute = _worth(pool.candidates) / _minutes(pool.candidates)
+        order = sort_descending(per_minute.to_frame("per_minute"), "per_minute")
         shortlist = order[: max(_SHORTLIST_BATCHES * pool.batch_size, 1)]
         if not shortlist:
             return order
