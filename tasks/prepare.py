@@ -7,7 +7,7 @@ Params prepare
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from tasks.data.image_metadata_cache import (
     ImageMetadataCache,
     file_version,
     inspect_file,
-    list_existing_objects,
     object_metadata_cache,
+    object_versions,
     workspace_metadata_cache,
 )
 from tasks.data.images import ImageMetadata
@@ -36,7 +36,7 @@ from tasks.runtime.progress import track
 from tasks.runtime.stage_main import stage_main
 from tasks.storage import files
 from tasks.storage.image_cache import image_cache
-from tasks.storage.s3 import SCHEME, ObjectMetadata, is_object_uri
+from tasks.storage.s3 import SCHEME, is_object_uri
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def prepare(
     Raises:
         UserError: an input is unreadable or empty, or none of its images can be used.
     """
-    table = files.read_table(index, INDEX).sort_by([("image_id", "ascending"), ("uri", "ascending")]).combine_chunks()
+    table = _sorted_by_id(files.read_table(index, INDEX))
     if not table.num_rows:
         raise UserError(index, "images in the pool are 0, expected at least 1", "Run gleaner init with images.")
     val_rows = files.read_table(val, ANNOTATED).select(UNLABELED.names).to_pylist()
@@ -71,6 +71,9 @@ def prepare(
     inspector = _ImageInspector(params, Workspace(root), uris)
     if engine is not None and engine.engine == "ray":
         inspector.open_on_ray(engine, uris, index)
+    val_rows = [
+        row | {"etag": etag} for row, etag in zip(val_rows, inspector.etags[len(table) :].to_pylist(), strict=True)
+    ]
     pool, quarantine = _check_pool(table, inspector)
     _require_any(pool.num_rows, index, table.num_rows, quarantine)
     usable_val, val_quarantine = _check_val(val_rows, inspector)
@@ -84,6 +87,14 @@ def prepare(
     files.write_json(out / "quarantine.json", [*quarantine, *val_quarantine])
 
 
+def _sorted_by_id(table: pa.Table) -> pa.Table:
+    """Sort the index by image id and uri, unless it is sorted already: a sorted copy takes the memory of another."""
+    ids = table["image_id"]
+    if not pc.all(pc.less(ids.slice(0, max(len(ids) - 1, 0)), ids.slice(1))).as_py():
+        table = table.sort_by([("image_id", "ascending"), ("uri", "ascending")])
+    return table.combine_chunks()
+
+
 def _check_pool(table: pa.Table, inspector: "_ImageInspector") -> tuple[pa.Table, list[dict[str, str]]]:
     """Return the usable images of the sorted index, schemas.POOL, and why the others are not.
 
@@ -92,7 +103,8 @@ def _check_pool(table: pa.Table, inspector: "_ImageInspector") -> tuple[pa.Table
     times_listed = _times_listed(table["image_id"])
     sides_px = np.zeros((table.num_rows, 2), dtype=np.int32)
     quarantine: list[dict[str, str]] = []
-    rows = (row for batch in table.to_batches(_ROWS_AT_ONCE) for row in batch.to_pylist())
+    with_etags = table.append_column("etag", inspector.etags[: len(table)])
+    rows = (row for batch in with_etags.to_batches(_ROWS_AT_ONCE) for row in batch.to_pylist())
     inspected = inspector.map(inspector.inspect, rows, "checking images", total=table.num_rows)
     for number, (row, found) in enumerate(inspected):
         if isinstance(found, ImageMetadata) and row["image_id"] in times_listed:
@@ -103,7 +115,9 @@ def _check_pool(table: pa.Table, inspector: "_ImageInspector") -> tuple[pa.Table
             quarantine.append({"item": row["image_id"], "reason": f"{row['file_name']} ({row['uri']}): {found}"})
     for column, name in enumerate(("width_px", "height_px")):
         table = table.append_column(name, pa.array(sides_px[:, column]))
-    return table.filter(pa.array(sides_px[:, 0] > 0)).select(POOL.names).cast(POOL), quarantine
+    if quarantine:
+        table = table.filter(pa.array(sides_px[:, 0] > 0))
+    return table.select(POOL.names).cast(POOL), quarantine
 
 
 def _times_listed(sorted_ids: pa.ChunkedArray) -> Counter[str]:
@@ -120,7 +134,7 @@ def _check_val(rows: list[_Row], inspector: "_ImageInspector") -> tuple[list[_Ro
     checked = inspector.map(inspector.inspect_labeled, rows, "checking validation images", total=len(rows))
     for row, found in checked:
         if isinstance(found, ImageMetadata):
-            usable.append(row)
+            usable.append({name: row[name] for name in UNLABELED.names})
         else:
             quarantine.append({"item": row["image_id"], "reason": f"validation image {row['uri']}: {found}"})
     return usable, quarantine
@@ -138,12 +152,12 @@ class _ImageInspector:
 
     def __init__(self, params: PrepareParams, workspace: Workspace, uris: pa.ChunkedArray) -> None:
         self._params, self._root = params, workspace.root
-        remote = uris.filter(pc.starts_with(uris, SCHEME)).to_pylist()
         self.num_workers: int | None = None
-        self._objects: Mapping[str, ObjectMetadata] = {}
+        self.etags = pa.nulls(len(uris), pa.string())
+        """Of the objects among ``uris``; null: it is missing, or no object."""
         self._object_cache: ImageMetadataCache | None = None
-        if remote:
-            self._objects = list_existing_objects(remote)
+        if pc.any(pc.starts_with(uris, SCHEME)).as_py():
+            self.etags = object_versions(uris)
             self.num_workers = load_params(workspace.params).pool.num_download_workers
             self._object_cache = object_metadata_cache(workspace, image_cache(workspace))
         self._file_cache = workspace_metadata_cache(workspace)
@@ -151,10 +165,11 @@ class _ImageInspector:
     def open_on_ray(self, engine: InferParams, uris: pa.ChunkedArray, index: Path) -> None:
         """Fill the caches with what they lack; nodes must see ``index``."""
         for are_objects, cache in ((False, self._file_cache), (True, self._object_cache)):
+            etag_of = dict(zip(uris.to_pylist(), self.etags.to_pylist(), strict=True))
             images = [
                 (uri, version)
-                for uri in uris.unique().to_pylist()
-                if is_object_uri(uri) == are_objects and (version := self._version(uri)) is not None
+                for uri, etag in etag_of.items()
+                if is_object_uri(uri) == are_objects and (version := self._version(uri, etag)) is not None
             ]
             if cache is None:
                 continue
@@ -165,10 +180,10 @@ class _ImageInspector:
                 job = ImageJob(self._root.resolve(), self._params.max_pixels, threads, seen)
                 inspect_on_ray(engine, job, unknown, cache.add)
 
-    def _version(self, uri: str) -> str | None:
+    def _version(self, uri: str, etag: str | None) -> str | None:
         """Return what changes whenever the image's bytes do; None: it is missing."""
         if is_object_uri(uri):
-            return self._objects[uri].etag if uri in self._objects else None
+            return etag
         try:
             return file_version(resolve_uri(self._root, uri))
         except (ValueError, ImageProblem):
@@ -177,7 +192,7 @@ class _ImageInspector:
     def inspect(self, row: _Row) -> ImageMetadata | ImageProblem:
         """Return the metadata of the image of a row of the index, or the reason why it cannot be used."""
         try:
-            metadata = self._metadata(row["uri"])
+            metadata = self._metadata(row)
             if metadata.sha256 != row["sha256"]:
                 raise ImageProblem(f"the SHA-256 is {metadata.sha256[:12]}…, expected {row['sha256'][:12]}…")
             return _validate(row, metadata, self._params)
@@ -187,7 +202,7 @@ class _ImageInspector:
     def inspect_labeled(self, row: _Row) -> ImageMetadata | ImageProblem:
         """Do the same for an image with boxes, which are in pixels of the size that its row states."""
         try:
-            metadata = _validate(row, self._metadata(row["uri"]), self._params)
+            metadata = _validate(row, self._metadata(row), self._params)
             size, stated = (metadata.width_px, metadata.height_px), (row["width_px"], row["height_px"])
             if size != stated:
                 found = f"the size is {size[0]} x {size[1]} px"
@@ -196,11 +211,12 @@ class _ImageInspector:
         except ImageProblem as problem:
             return problem
 
-    def _metadata(self, uri: str) -> ImageMetadata:
+    def _metadata(self, row: _Row) -> ImageMetadata:
+        uri = row["uri"]
         if is_object_uri(uri):
-            if self._object_cache is None or uri not in self._objects:
+            if self._object_cache is None or row["etag"] is None:
                 raise ImageProblem("the object is missing, expected it in the bucket")
-            return self._object_cache.inspect(uri, self._objects[uri].etag, max_pixels=self._params.max_pixels)
+            return self._object_cache.inspect(uri, row["etag"], max_pixels=self._params.max_pixels)
         try:
             path = resolve_uri(self._root, uri)
         except ValueError as error:

@@ -94,72 +94,39 @@ def _write_scores(
 
     What waits for the normalization, which needs all images, waits in a file next to ``path``.
     """
-    of_calibration = [schemas.SCORES.empty_table()]
-    normalized = _NormalizedColumns()
+    of_calibration, start = [schemas.SCORES.empty_table()], 0
     with files.TableSpool(path, _RAW_SCORES) as spool:
         for batch in batches:
-            normalized.collect(batch)
             spool.append(batch)
-        normalized.compute(params)
+        columns = _normalized_columns(spool, params)
         with files.table_writer(path, schemas.SCORES) as append:
             for batch in spool.read():
-                scores = normalized.add_to(batch)
+                rows = slice(start, start + len(batch))
+                start = rows.stop
+                for name, values in columns.items():
+                    batch = batch.append_column(name, pa.array(values[rows]))
+                scores = batch.select(schemas.SCORES.names)
                 in_calibration = pc.is_in(scores["image_id"], value_set=calibration_ids.combine_chunks())
                 of_calibration.append(scores.filter(in_calibration))
                 append(scores.filter(pc.invert(in_calibration)))
-    log.info("score: %d images, %d without a detection", normalized.num_images, normalized.num_without_detections)
+    log.info("score: %d images, %d without a detection", start, columns["has_no_detections"].sum())
     return pa.concat_tables(of_calibration)
 
 
-class _NormalizedColumns:
-    """The normalized metrics of all images, from columns of their raw scores."""
-
-    def __init__(self) -> None:
-        names = ["num_boxes", "expected_misses", *(f"{name}_raw" for name in schemas.ALL_METRICS)]
-        self._raw: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
-        self._columns: dict[str, NDArray[Any]] = {}
-        self._num_added = 0
-
-    def collect(self, raw: pa.Table) -> None:
-        """Keep what normalization needs of the next images."""
-        for name, parts in self._raw.items():
-            parts.append(raw[name].to_numpy())
-
-    def compute(self, params: ScoringParams) -> None:
-        """Compute the columns when all images are known."""
-        num_boxes_P, expected_misses_P = self._take("num_boxes"), self._take("expected_misses")
-        no_detections_P = num_boxes_P == 0
-        self._columns["has_no_detections"] = no_detections_P
-        modes = {"confidence": params.confidence, "entropy": params.entropy}
-        for name in schemas.METRICS:
-            raw_P = self._take(f"{name}_raw")
-            if params.no_detection_score == "estimate" and name in modes:
-                raw_P = estimate_undetected(raw_P, num_boxes_P, expected_misses_P, modes[name])
-            normalized_P = normalize(raw_P, params.normalize)
-            self._columns[name] = impute_no_detections(normalized_P, no_detections_P, params.no_detection_score)
-        self._columns["objectness_entropy"] = _normalized_objectness(self._take("objectness_entropy_raw"), params)
-
-    def add_to(self, raw: pa.Table) -> pa.Table:
-        """Return the scores of the next images, schemas.SCORES."""
-        rows = slice(self._num_added, self._num_added + len(raw))
-        self._num_added = rows.stop
-        for name, values in self._columns.items():
-            raw = raw.append_column(name, pa.array(values[rows]))
-        return raw.select(schemas.SCORES.names)
-
-    @property
-    def num_images(self) -> int:
-        """Number of images that were collected."""
-        return len(self._columns["has_no_detections"])
-
-    @property
-    def num_without_detections(self) -> int:
-        """Number of those in which the teacher found nothing."""
-        return int(self._columns["has_no_detections"].sum())
-
-    def _take(self, name: str) -> NDArray[Any]:
-        parts = self._raw.pop(name)
-        return np.concatenate([_RAW_SCORES.empty_table()[name].to_numpy(), *parts])
+def _normalized_columns(raw: files.TableSpool, params: ScoringParams) -> dict[str, NDArray[Any]]:
+    """Return the columns of schemas.SCORES that need all images, by name, (P,) each."""
+    num_boxes_P, expected_misses_P = raw.column("num_boxes"), raw.column("expected_misses")
+    no_detections_P = num_boxes_P == 0
+    columns: dict[str, NDArray[Any]] = {"has_no_detections": no_detections_P}
+    modes = {"confidence": params.confidence, "entropy": params.entropy}
+    for name in schemas.METRICS:
+        raw_P = raw.column(f"{name}_raw")
+        if params.no_detection_score == "estimate" and name in modes:
+            raw_P = estimate_undetected(raw_P, num_boxes_P, expected_misses_P, modes[name])
+        normalized_P = normalize(raw_P, params.normalize)
+        columns[name] = impute_no_detections(normalized_P, no_detections_P, params.no_detection_score)
+    columns["objectness_entropy"] = _normalized_objectness(raw.column("objectness_entropy_raw"), params)
+    return columns
 
 
 def _normalized_objectness(raw_P: NDArray[np.float64], params: ScoringParams) -> NDArray[np.float64]:

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from numpy.typing import NDArray
 
 from tasks.runtime.errors import UserError
 
@@ -145,6 +147,7 @@ class TableSpool:
         self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         self._sink = pa.OSFile(str(self._temporary), "wb")
         self._writer = pa.ipc.new_file(self._sink, schema)
+        self._schema, self._num_rows = schema, 0
 
     def __enter__(self) -> "TableSpool":
         return self
@@ -156,14 +159,25 @@ class TableSpool:
     def append(self, table: pa.Table) -> None:
         """Keep a table."""
         self._writer.write_table(table)
+        self._num_rows += len(table)
 
     def read(self) -> Iterator[pa.Table]:
         """Yield the tables in their order, when all are there; those of several chunks come in parts."""
-        self._writer.close()
-        self._sink.close()
+        if not self._sink.closed:
+            self._writer.close()
+            self._sink.close()
         with pa.OSFile(str(self._temporary), "rb") as source, pa.ipc.open_file(source) as reader:
             for number in range(reader.num_record_batches):
                 yield pa.Table.from_batches([reader.get_batch(number)])
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return a column of numbers of all tables, when all are there."""
+        values = np.empty(self._num_rows, self._schema.field(name).type.to_pandas_dtype())
+        start = 0
+        for table in self.read():
+            values[start : start + len(table)] = table[name].to_numpy()
+            start += len(table)
+        return values
 
 
 def row_groups(path: Path, schema: pa.Schema, *, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -118,5 +118,6 @@ def test_spooled_tables_come_back_and_leave_nothing(tmp_path: Path) -> None:
     with files.TableSpool(tmp_path / "t", tables[0].schema) as spool:
         for table in tables:
             spool.append(table)
+        assert spool.column("a").tolist() == [1, 2, 3]
         assert list(spool.read()) == tables
     assert not list(tmp_path.iterdir())
