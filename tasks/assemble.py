@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Pool:
-    """Hold the usable images as a table sorted by image id, and the ids of those that ``prepare`` set aside."""
+    """Hold the usable images, schemas.UNLABELED by image id, and the ids of those that ``prepare`` set aside."""
 
     table: pa.Table
     rejected: frozenset[str]
@@ -41,7 +41,7 @@ class _Pool:
 
     def without(self, image_ids: Collection[str]) -> pa.Table:
         """Return all other images, schemas.UNLABELED."""
-        return self.table.filter(pc.invert(self._is_in(image_ids))).select(UNLABELED.names)
+        return self.table.filter(pc.invert(self._is_in(image_ids)))
 
     def _is_in(self, image_ids: Collection[str]) -> pa.ChunkedArray:
         return pc.is_in(self.table["image_id"], value_set=pa.array(sorted(image_ids), pa.string()))
@@ -110,7 +110,10 @@ def _require_boxes(images: Iterable[AnnotatedImage], where: Path, fix: str) -> N
 
 
 def _read_pool(prepared: Path) -> _Pool:
-    table = files.read_table(prepared / "pool.parquet", POOL).sort_by("image_id")
+    table = files.read_table(prepared / "pool.parquet", POOL, columns=UNLABELED.names)
+    ids = table["image_id"]
+    if not pc.all(pc.less_equal(ids.slice(0, max(len(ids) - 1, 0)), ids.slice(1))).as_py():
+        table = table.sort_by("image_id")  # a copy
     rejected = frozenset(entry["item"] for entry in files.read_json(prepared / "quarantine.json"))
     return _Pool(table, rejected)
 

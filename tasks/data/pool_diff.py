@@ -103,7 +103,7 @@ def _match_rows(
     diff: PoolDiff,
 ) -> tuple[dict[str, Row], list[str], dict[str, bool]]:
     """Return rows that stay, by image id; names without a row; and names with other bytes, whether labeled or not."""
-    name_of_id = {image_id: name for name, image_id in ids.items()}
+    name_of_id: dict[str, str] = {}
     by_id: dict[str, Row] = {}
     current: set[str] = set()
     replaced: dict[str, bool] = {}
@@ -112,7 +112,10 @@ def _match_rows(
         if ids.get(name) == image_id:
             by_id[image_id] = row
             current.add(name)
-        elif image_id in name_of_id:
+            continue
+        if not name_of_id:  # most often no image has another name, and nothing is looked up
+            name_of_id = {image_id: name for name, image_id in ids.items()}
+        if image_id in name_of_id:
             new_name = name_of_id[image_id]
             by_id[image_id] = row | {"uri": by_name[new_name].uri, "file_name": new_name}
             diff.moved.append(f"{name} -> {new_name}")
@@ -141,7 +144,7 @@ def _row(image: SourceImage, image_id: str) -> Row:
 
 
 def _check_validation_images(heldout_names: Mapping[str, str], ids: Mapping[str, str], diff: PoolDiff) -> None:
-    present_ids = set(ids.values())
+    present_ids = {image_id for image_id in ids.values() if image_id in heldout_names}
     for image_id, name in heldout_names.items():
         if name and image_id not in present_ids:
             reason = f"validation image {image_id} is gone or was replaced, expected its bytes there"
