@@ -61,7 +61,7 @@ class StoredColumns:
         wanted, first, parts = np.arange(*rows.indices(len(self))), 0, []
         for number, size in enumerate(self._sizes):
             inside = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, first + size)] - first
-            if len(inside) or number == 0:  # the first one gives an empty result its columns
+            if len(inside) or not len(wanted):  # an empty result has columns too
                 parts.append(np.column_stack([values[inside] for values in self._read(number)]))
             first += size
         return np.asarray(np.concatenate(parts), dtype=np.float64)

@@ -9,7 +9,7 @@ import re
 import weakref
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import astuple, fields
 from io import BytesIO
@@ -28,7 +28,7 @@ from tasks.data.paths import Workspace, resolve_uri
 from tasks.storage.image_cache import ImageCache
 from tasks.storage.s3 import SCHEME, MissingObjectError, list_objects, split_uri
 
-_REJECTION_LENGTH = 2
+_REJECTION_LENGTH, _METADATA_LENGTH = 2, len(fields(ImageMetadata))
 _KEY = re.compile(rb'\["(?:[^"\\]|\\.)*", "(?:[^"\\]|\\.)*"')
 _MAX_RECENT, _READ_BYTES, _BLOCK_OBJECTS = 1 << 16, 512, 1 << 16
 _VERSIONS = pa.schema([("uri", pa.string()), ("etag", pa.string())])
@@ -45,12 +45,11 @@ class _StoredEntries:
         """Sorted by hash; entries with one hash in the order of the file."""
         self._recent: dict[int, list[int]] = {}
         """The same of what was appended since, until it is merged."""
-        offset = 0
         if self._open():
-            with path.open("rb") as lines:  # a line feed ends a line, and nothing else
-                for line in lines:
-                    self._remember(line, offset)
-                    offset += len(line)
+            with path.open("rb") as lines:
+                for key_hash, offset in _positions(lines, 0):
+                    self._key_hashes.append(key_hash)
+                    self._offsets.append(offset)
         self._merge()
 
     def find(self, uri: str, version: str) -> list[list[Any]]:
@@ -75,22 +74,16 @@ class _StoredEntries:
             stream.flush()
             offset = stream.tell() - len(content)
         self._open()
-        for line in BytesIO(content):
-            self._remember(line, offset)
-            offset += len(line)
+        for key_hash, position in _positions(BytesIO(content), offset):
+            self._recent.setdefault(key_hash, []).append(position)
+        if len(self._recent) >= _MAX_RECENT:
+            self._merge()
 
     def _open(self) -> bool:
         if self._descriptor is None and self._path.is_file():
             self._descriptor = os.open(self._path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._descriptor)
         return self._descriptor is not None
-
-    def _remember(self, line: bytes, offset: int) -> None:
-        key = _KEY.match(line)
-        if key:
-            self._recent.setdefault(hash(key.group()), []).append(offset)
-            if len(self._recent) >= _MAX_RECENT:
-                self._merge()
 
     def _merge(self) -> None:
         recent = [(key_hash, offset) for key_hash, offsets in self._recent.items() for offset in offsets]
@@ -110,6 +103,15 @@ class _StoredEntries:
                 break
             line += chunk
         return line.partition(b"\n")[0]
+
+
+def _positions(lines: Iterable[bytes], offset: int) -> Iterator[tuple[int, int]]:
+    """Yield hash and place of each entry; a line feed ends a line, and nothing else."""
+    for line in lines:
+        key = _KEY.match(line)
+        if key:
+            yield hash(key.group()), offset
+        offset += len(line)
 
 
 def _key(uri: str, version: str) -> bytes:
@@ -166,7 +168,7 @@ class ImageMetadataCache:
         with self._lock:
             entries = self._entries.find(uri, version)
         for found in entries:
-            if len(found) == len(fields(ImageMetadata)):
+            if len(found) == _METADATA_LENGTH:
                 metadata = ImageMetadata(*found)
             elif len(found) == _REJECTION_LENGTH and found[0] == max_pixels:
                 reason = found[1]
