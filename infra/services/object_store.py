@@ -71,6 +71,7 @@ def object_store(folder: Path, port: int, key: S3Key) -> Service:
             *("-disableHttp", "-filer", "-filer.disableHttp", "-s3", f"-s3.port={port}", *internal_ports),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", f"-master.volumeSizeLimitMB={_VOLUME_MB}"),
             *(f"-volume.max={_MAX_VOLUMES}", f"-volume.minFreeSpace={_MIN_FREE_GIB}GiB"),
+            "-master.telemetry=false",
         ),
         check_ready=partial(create_buckets, url, key, BUCKETS),
         env={
