@@ -72,6 +72,15 @@ def strong_augment(pixels: Pixels, config: AugmentationConfig, rng: np.random.Ge
     ``config.strong_magnitude`` scales the range of the jitter and the probability of the rest
     (docs/method.md#strong-view).
     """
+    jittered = change_colors(pixels, config, rng)
+    for cutout in CUTOUTS:
+        if rng.random() < cutout.probability * config.strong_magnitude:
+            cutout.apply(jittered, rng)
+    return jittered
+
+
+def change_colors(pixels: Pixels, config: AugmentationConfig, rng: np.random.Generator) -> Pixels:
+    """Apply the part of ``strong_augment`` that leaves every object where it is: color jitter, gray, blur."""
     magnitude = config.strong_magnitude
     image = Image.fromarray(pixels)
     if rng.random() < 0.8:
@@ -80,11 +89,7 @@ def strong_augment(pixels: Pixels, config: AugmentationConfig, rng: np.random.Ge
         image = image.convert("L").convert("RGB")
     if rng.random() < 0.5 * magnitude:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
-    jittered = np.array(image)
-    for cutout in CUTOUTS:
-        if rng.random() < cutout.probability * magnitude:
-            cutout.apply(jittered, rng)
-    return jittered
+    return np.array(image)
 
 
 def _jitter_color(image: Image.Image, magnitude: float, rng: np.random.Generator) -> Image.Image:

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from detectron_ext.copy_paste import ObjectPatch, RareObjectSampler, cut_out
 from detectron_ext.tiles import random_tile, tile_with_object
 
 Ints = NDArray[np.int64]
+_Batch = TypeVar("_Batch")
 
 _NUM_CACHED_PASSES = 16
 _BLOCK_BATCHES = 64
@@ -285,7 +286,7 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
         image, box = drawn
         example = self._labeled[image]
         pixels = self._read_image(example.uri)
-        if self._is_tile(rng):
+        if _is_tile(self._augmentation, rng):
             pixels, example = tile_with_object(pixels, example, box, self._augmentation.tile_side_px, rng)
         pixels, boxes = weak_augment(pixels, example, self._augmentation, rng)
         return cut_out(pixels, boxes[box], int(example.class_ids[box]), view_size_px, rng)
@@ -305,41 +306,52 @@ class SemiSupervisedBatches(Dataset[StepBatch]):
         return training_input(pixels, boxes, example)
 
     def _read_view(self, example: Example, rng: np.random.Generator) -> tuple[Pixels, Example]:
-        """Return what a view is made of: the image, or a random tile of it (docs/method.md#tiles), with its labels."""
-        pixels = self._read_image(example.uri)
-        if not self._is_tile(rng):
-            return pixels, example
-        return random_tile(pixels, example, self._augmentation.tile_side_px, rng)
-
-    def _is_tile(self, rng: np.random.Generator) -> bool:
-        """Whether a view shows a tile; without tiles nothing is drawn, so that all else stays as it was."""
-        config = self._augmentation
-        return bool(config.tile_side_px) and rng.random() < config.tile_probability
+        return read_view(self._read_image, example, self._augmentation, rng)
 
     def iterate(self, start: int, stop: int, num_workers: int) -> Generator[StepBatch]:
-        """Yield the batches of iterations ``start`` to ``stop - 1``, read ahead by ``num_workers`` processes.
+        """Yield the batches of iterations ``start`` to ``stop - 1``; close it where the loop may end early."""
+        return read_ahead(self, start, stop, num_workers)
 
-        Close the generator where the loop may end early: the workers end with it, and a process that fails would
-        wait for them forever, since they ignore the signal that multiprocessing sends them at its end.
-        """
-        loader: DataLoader[StepBatch] = DataLoader(
-            self,
-            batch_size=None,
-            sampler=range(start, stop),
-            num_workers=num_workers,
-            worker_init_fn=_ignore_signals,
-            pin_memory=torch.cuda.is_available(),
-        )
-        batches = iter(loader)
-        try:
-            yield from batches
-        finally:
-            # torch offers no public way, and ends workers when the last reference is gone. The traceback of an error
-            # keeps references: the garbage collector would free the queues first, and no worker would hear of the end.
-            # A worker that fails while it ends has nothing left to give: that error must not hide the one before it.
-            if isinstance(batches, _MultiProcessingDataLoaderIter):
-                with suppress(RuntimeError):
-                    batches._shutdown_workers()
+
+def read_view(
+    read_image: ReadImage, example: Example, config: AugmentationConfig, rng: np.random.Generator
+) -> tuple[Pixels, Example]:
+    """Return what a view is made of: the image, or a random tile of it (docs/method.md#tiles), with its labels."""
+    pixels = read_image(example.uri)
+    if not _is_tile(config, rng):
+        return pixels, example
+    return random_tile(pixels, example, config.tile_side_px, rng)
+
+
+def _is_tile(config: AugmentationConfig, rng: np.random.Generator) -> bool:
+    """Whether a view shows a tile; without tiles nothing is drawn, so that all else stays as it was."""
+    return bool(config.tile_side_px) and rng.random() < config.tile_probability
+
+
+def read_ahead(batches: Dataset[_Batch], start: int, stop: int, num_workers: int) -> Generator[_Batch]:
+    """Yield the items ``start`` to ``stop - 1`` of ``batches``, read ahead by ``num_workers`` processes.
+
+    Close the generator where the loop may end early: the workers end with it, and a process that fails would
+    wait for them forever, since they ignore the signal that multiprocessing sends them at its end.
+    """
+    loader: DataLoader[_Batch] = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=num_workers,
+        worker_init_fn=_ignore_signals,
+        pin_memory=torch.cuda.is_available(),
+    )
+    items = iter(loader)
+    try:
+        yield from items
+    finally:
+        # torch offers no public way, and ends workers when the last reference is gone. The traceback of an error
+        # keeps references: the garbage collector would free the queues first, and no worker would hear of the end.
+        # A worker that fails while it ends has nothing left to give: that error must not hide the one before it.
+        if isinstance(items, _MultiProcessingDataLoaderIter):
+            with suppress(RuntimeError):
+                items._shutdown_workers()
 
 
 def _ignore_signals(_worker: int) -> None:

@@ -45,11 +45,7 @@ class Schedule:
 
     def learning_rate_at(self, iteration: int) -> float:
         """Return the learning rate: linear warm-up, then half a cosine down (docs/method.md#eq-21)."""
-        if iteration < self.warmup:
-            return self.learning_rate * (iteration + 1) / self.warmup
-        progress = (iteration - self.warmup) / max(self.iterations - self.warmup, 1)
-        min_ratio = self.min_lr_ratio
-        return self.learning_rate * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+        return warmup_cosine(iteration, self.iterations, self.warmup, self.learning_rate, self.min_lr_ratio)
 
     def lambda_at(self, iteration: int) -> float:
         """Return the weight of the unsupervised loss: 0 in burn-in, then a linear ramp (docs/method.md#eq-20)."""
@@ -67,6 +63,22 @@ class Schedule:
         if elapsed < 0:
             return 0.0
         return min(self.ema_decay if largest is None else largest, (1 + elapsed) / (10 + elapsed))
+
+
+def warmup_cosine(iteration: int, iterations: int, warmup: int, learning_rate: float, min_ratio: float) -> float:
+    """Return the learning rate of an iteration: a linear rise, then half a cosine down (docs/method.md#eq-21).
+
+    Args:
+        iteration: from 0.
+        iterations: of the whole training.
+        warmup: iterations of the rise.
+        learning_rate: the largest, at the end of the rise.
+        min_ratio: learning rate at the end, as a fraction of the largest.
+    """
+    if iteration < warmup:
+        return learning_rate * (iteration + 1) / warmup
+    progress = (iteration - warmup) / max(iterations - warmup, 1)
+    return learning_rate * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 @dataclass(frozen=True)
@@ -184,7 +196,7 @@ class TeacherStudentTrainer:
         means = all_reduce_mean(torch.cat([measured, norm.double().reshape(1)]))
         loss_sup, loss_unsup, mean_weight, *boxes_K, gradient_norm = means.tolist()
         self._check_divergence(loss_sup, loss_unsup)
-        self._check_gradient(gradient_norm)
+        check_gradient(gradient_norm, self.student, self._scaler, f"iteration {self.iteration}")
         nn.utils.clip_grads_with_norm_(self._parameters, self.schedule.grad_clip_norm, norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
@@ -292,21 +304,6 @@ class TeacherStudentTrainer:
                 f" expected at most {self.schedule.divergence_loss_ratio:g}"
             )
 
-    def _check_gradient(self, norm: float) -> None:
-        """Stop at a gradient that is not finite: clipping would turn it into NaN in every weight."""
-        if math.isfinite(norm):
-            return
-        # float16 overflows by design: the scaler skips the step and halves its scale.
-        if self._scaler.is_enabled() and self._scaler.get_scale() > 1:
-            return
-        names = [
-            name
-            for name, parameter in self.student.named_parameters()
-            if parameter.grad is not None and not parameter.grad.isfinite().all()
-        ]
-        where = f"gradient of {names[0]}" if names else "gradient norm"
-        raise TrainingDiverged(f"{where} is {norm} at iteration {self.iteration}, expected finite numbers")
-
     @torch.no_grad()
     def _update_teachers(self) -> None:
         """Copy the student at the end of burn-in, average after it (docs/method.md#eq-19)."""
@@ -354,6 +351,32 @@ class TeacherStudentTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self._scaler.is_enabled() and state["scaler"]:  # empty where the run was not in float16
             self._scaler.load_state_dict(state["scaler"])
+
+
+def check_gradient(norm: float, model: nn.Module, scaler: torch.amp.GradScaler, when: str) -> None:
+    """Stop at a gradient that is not finite: clipping would turn it into NaN in every weight.
+
+    Args:
+        norm: of all gradients.
+        model: whose gradients they are.
+        scaler: of mixed precision; may be disabled.
+        when: for the message.
+
+    Raises:
+        TrainingDiverged: the norm is not finite, and not because float16 overflowed.
+    """
+    if math.isfinite(norm):
+        return
+    # float16 overflows by design: the scaler skips the step and halves its scale.
+    if scaler.is_enabled() and scaler.get_scale() > 1:
+        return
+    names = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and not parameter.grad.isfinite().all()
+    ]
+    where = f"gradient of {names[0]}" if names else "gradient norm"
+    raise TrainingDiverged(f"{where} is {norm} at {when}, expected finite numbers")
 
 
 def _changing_tensors(student: nn.Module, model: nn.Module | None = None) -> list[Tensor]:

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detectron_ext.augmentation import AugmentationConfig
+from detectron_ext.augmentation import AugmentationConfig, Example
 from detectron_ext.class_rebalancing import tau_normalize
 from detectron_ext.data import SemiSupervisedBatches
 from detectron_ext.distributed import is_main_process, rank, world_size
-from detectron_ext.meta_arch import cpu_state_dict
+from detectron_ext.meta_arch import PerImageRCNN, cpu_state_dict
 from detectron_ext.noise_aware_loss import NoiseAwareLoss
 from detectron_ext.pseudo_labels import ScoreThreshold
 from detectron_ext.trainer import ImageWeighting, Schedule, StepLog, TeacherStudentTrainer
@@ -29,7 +29,14 @@ from tasks.data import schemas
 from tasks.data.images import translate_worker_errors
 from tasks.data.paths import Workspace
 from tasks.model.checkpoint import Checkpoint, write_state
-from tasks.model.detector import ImageReader, default_device, load_weights_file, new_detector, to_examples
+from tasks.model.detector import (
+    ImageReader,
+    default_device,
+    load_weights_file,
+    new_detector,
+    starts_from_detector,
+    to_examples,
+)
 from tasks.model.engines.ray_train import train_on_ray
 from tasks.model.fingerprint import software_fingerprint
 from tasks.model.launch import launch
@@ -47,6 +54,7 @@ from tasks.training.image_weights import (
     previous_uncertainty,
     sampling_weights,
 )
+from tasks.training.pretraining import Pretraining, pretrain_backbone
 from tasks.training.pseudo_label_checks import NUM_LOOKED_AT, check_summary, new_check
 from tasks.training.pseudo_labels import assess_classes, known_outcomes, pseudo_label_summary, score_threshold
 from tasks.training.run import TrainingRun, read_unlabeled
@@ -107,12 +115,21 @@ def train_worker(
     if not labeled:
         raise UserError(assembled / "labeled.parquet", "labeled images are 0, expected at least 1")
     _check_divisible_batch_sizes(params.train)
+    read = ImageReader(root, [{"uri": one.uri, "image_id": one.image_id} for one in (*labeled, *unlabeled)])
+    augmentation = AugmentationConfig(
+        params.model.short_side_px,
+        params.model.long_side_px,
+        tile_side_px=params.model.tile_side_px,
+        **params.augmentation.model_dump(),
+    )
     known = schemas.OUTCOMES.empty_table() if outcomes is None else outcomes
     assessed = assess_classes(known, params.classes, params.ssl)
     pseudo_labels = pseudo_label_summary(
         assessed, params.ssl, len(unlabeled) if params.train.unlabeled_batch_size else 0
     )
-    trainer = _build_trainer(params, root, warm_start, score_threshold(assessed, params.ssl))
+    student = _new_student(params, root, warm_start)
+    pretraining = _pretrain(student, [*labeled, *unlabeled], read, augmentation, params, root, warm_start, scratch)
+    trainer = _build_trainer(params, student, root, warm_start, score_threshold(assessed, params.ssl))
     if pseudo_labels["takes_part"]:
         trainer.check = new_check(params.ssl, trainer.student, len(params.classes), params.seed)
         trainer.relation_weight = params.ssl.relation_weight
@@ -120,19 +137,13 @@ def train_worker(
         trainer.bank = new_bank(params.ssl, len(params.classes), params.seed)
         trainer.fusion = new_fusion(params.ssl)
         trainer.anchor = new_anchor(params.ssl, params.train.init_from, warm_start, trainer.teacher)
-    read = ImageReader(root, [{"uri": one.uri, "image_id": one.image_id} for one in (*labeled, *unlabeled)])
 
     def new_batches(weights: NDArray[np.float64] | None) -> SemiSupervisedBatches:
         return SemiSupervisedBatches(
             labeled,
             unlabeled if pseudo_labels["takes_part"] else [],
             read,
-            AugmentationConfig(
-                params.model.short_side_px,
-                params.model.long_side_px,
-                tile_side_px=params.model.tile_side_px,
-                **params.augmentation.model_dump(),
-            ),
+            augmentation,
             batch_sizes=(params.train.labeled_batch_size, params.train.unlabeled_batch_size),
             burn_in_iterations=params.train.burn_in_iterations,
             seed=params.seed,
@@ -143,9 +154,12 @@ def train_worker(
             paste_objects_per_view=params.ssl.paste_objects_per_view,
         )
 
-    checkpoint = Checkpoint(scratch, _input_key(params, assembled, warm_start, pseudo_labels), _hardware(trainer))
+    checkpoint = Checkpoint(scratch, _input_key(params, assembled, warm_start, pseudo_labels), _hardware(student))
     run = TrainingRun(trainer, params.train, checkpoint, checkpoint.load(trainer))
     checkpoint.exit_on_signal()
+    if pretraining is not None:  # asked to leave since its last step, or on other hardware than this
+        checkpoint.exit_requested |= pretraining.exit_requested
+        checkpoint.hardware_changed |= pretraining.hardware_changed
     with translate_worker_errors("train"):
         uncertainty_of: dict[str, float] = {}
         if pseudo_labels["takes_part"]:
@@ -169,6 +183,9 @@ def train_worker(
         checked = check_summary(trainer, looked_at, read, params.model, params.classes)
         if checked is not None:
             description["pseudo_label_check"] = checked
+        if pretraining is not None:
+            description["pretraining"] = pretraining.summary()
+            pretraining.write_curves(out)
         _write_outputs(trainer, run.logs, params, description, out)
         checkpoint.delete()
 
@@ -184,12 +201,12 @@ def _set_determinism(device: str) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _hardware(trainer: TeacherStudentTrainer) -> dict[str, Any]:
-    device = trainer.student.device.type
+def _hardware(student: PerImageRCNN) -> dict[str, Any]:
+    device = student.device.type
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "processes": world_size(),
-        "micro_batches": trainer.num_micro_batches,
+        "micro_batches": num_micro_batches(),
     }
 
 
@@ -204,22 +221,62 @@ def _reproducibility(device_type: str, hardware_changed: bool) -> str:
 
 def _check_divisible_batch_sizes(params: TrainParams) -> None:
     devices = world_size()
-    for name in ("labeled_batch_size", "unlabeled_batch_size"):
+    names = ["labeled_batch_size", "unlabeled_batch_size"]
+    if params.pretrain_iterations:
+        names.append("pretrain_batch_size")
+    for name in names:
         if getattr(params, name) % devices:
             problem = f"train.{name} is {getattr(params, name)}, expected a multiple of the {devices} GPUs"
             raise UserError("params.yaml", problem, "Or use fewer: CUDA_VISIBLE_DEVICES, torchrun --nproc-per-node.")
 
 
-def _build_trainer(
-    params: StageParams, root: Path, warm_start: Path, threshold: ScoreThreshold
-) -> TeacherStudentTrainer:
-    device, ssl = default_device(), params.ssl
+def _starts_from_teacher(params: TrainParams, warm_start: Path) -> bool:
+    return params.init_from == "previous_round" and (warm_start / "teacher.pth").is_file()
+
+
+def _new_student(params: StageParams, root: Path, warm_start: Path) -> PerImageRCNN:
+    """Build the student as it starts: from the backbone's weights, or from the teacher of the round before."""
     torch.manual_seed(params.seed)
-    student, teacher = (
-        new_detector(params.model, len(params.classes), ssl.focal_gamma, root, device) for _ in range(2)
-    )
-    if params.train.init_from == "previous_round" and (warm_start / "teacher.pth").is_file():
+    student = new_detector(params.model, len(params.classes), params.ssl.focal_gamma, root, default_device())
+    if _starts_from_teacher(params.train, warm_start):
         load_weights_file(student, warm_start / "teacher.pth")
+    return student
+
+
+def _pretrain(
+    student: PerImageRCNN,
+    images: Sequence[Example],
+    read: ImageReader,
+    augmentation: AugmentationConfig,
+    params: StageParams,
+    root: Path,
+    warm_start: Path,
+    scratch: Path,
+) -> Pretraining | None:
+    """Train the student's backbone on all images without their labels, where that is wanted; None where it is not."""
+    if not params.train.pretrain_iterations:
+        return None
+    if _starts_from_teacher(params.train, warm_start):
+        return Pretraining([])
+    if starts_from_detector(params.model, root):
+        raise UserError(
+            "params.yaml",
+            f"train.pretrain_iterations is {params.train.pretrain_iterations}, expected 0 where"
+            " model.pretrained_weights are of a whole detector: its pyramid and heads read the features that its"
+            " backbone gave them",
+            "Or start from weights of a backbone alone.",
+        )
+    if params.train.channels_last:
+        student.to(memory_format=torch.channels_last)
+    with translate_worker_errors("train"):
+        return pretrain_backbone(student, images, read, augmentation, params, scratch, _hardware(student))
+
+
+def _build_trainer(
+    params: StageParams, student: PerImageRCNN, root: Path, warm_start: Path, threshold: ScoreThreshold
+) -> TeacherStudentTrainer:
+    ssl = params.ssl
+    teacher = new_detector(params.model, len(params.classes), ssl.focal_gamma, root, default_device())
     teacher.load_state_dict(student.state_dict())
     student.set_class_weights(*_class_weights(warm_start / "class_weights.json", params.classes))
     student.set_anchor_assigner(params.train.anchor_assigner)
@@ -321,7 +378,7 @@ def _write_outputs(
     summary: dict[str, Any] = {
         "iterations": trainer.iteration,
         "init_from": params.train.init_from,
-        **_hardware(trainer),
+        **_hardware(trainer.student),
         **description,
         "loss_sup": mean("loss_sup", tail),
         "loss_unsup": mean("loss_unsup", with_pseudo),

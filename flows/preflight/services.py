@@ -299,12 +299,14 @@ def estimate_night(workspace: Workspace) -> dict[str, Any]:
 def describe_night(estimate: dict[str, Any]) -> list[str]:
     """Return the lines that ``gleaner doctor`` prints: minutes by stage, and what they were measured from."""
     minutes, counts, measured = estimate["minutes"], estimate["counts"], estimate["measured"]
+    pretraining_s = measured.get("pretraining_step_s")
     work = {
         "prepare": f"{counts['pool_images']:,} images at {_seconds(measured['decoded_image_s'])}",
         "train": (
             f"{counts['supervised_steps']:,} supervised steps at {_seconds(measured['supervised_step_s'])}, "
             f"{counts['semi_supervised_steps']:,} with unlabeled images at "
             f"{_seconds(measured['semi_supervised_step_s'])}, {counts['scored_images']:,} images scored between"
+            + (f", steps of pretraining at {_seconds(pretraining_s)}" if pretraining_s else "")
         ),
         "evaluate": f"{counts['validation_images']:,} images, two models, at {_seconds(measured['inference_image_s'])}",
         "infer": f"{counts['pool_images']:,} images at {_seconds(measured['inference_image_s'])}",

@@ -10,19 +10,39 @@ from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, ClassVar, Generic, NoReturn, Protocol, TypeVar
 
 import torch
 
-from detectron_ext.trainer import StepLog, TeacherStudentTrainer
+from detectron_ext.distributed import any_rank, barrier, is_main_process
+from detectron_ext.trainer import StepLog
 from tasks.runtime.errors import EXIT_INTERRUPTED
 from tasks.storage import files
 
 log = logging.getLogger(__name__)
+LogT = TypeVar("LogT")
+"""A dataclass with the figures of one step."""
 
 
-class Checkpoint:
+class Resumable(Protocol):
+    """A training that can be stored and brought back."""
+
+    iteration: int
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs; tensors and plain numbers only."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that ``state_dict`` returned."""
+
+
+class RunCheckpoint(Generic[LogT]):
     """The newest state of an unfinished run, kept outside DVC; only used for the same inputs and code."""
+
+    file_name: ClassVar[str]
+    log_type: type[LogT]
+    phase: ClassVar[str] = ""
+    """What follows the number of an iteration in messages."""
 
     def __init__(self, folder: Path, key: str, hardware: dict[str, Any]) -> None:
         """Begin without reading.
@@ -33,13 +53,13 @@ class Checkpoint:
             hardware: what the rounding of sums and the order of random draws depend on. A run that continues on other
                 hardware loses no work, but ``hardware_changed`` records it.
         """
-        self._path = folder / "checkpoint.pth"
+        self._path = folder / self.file_name
         self._key = key
         self._hardware = hardware
         self.hardware_changed = False
         self.exit_requested = False
 
-    def load(self, trainer: TeacherStudentTrainer) -> list[StepLog]:
+    def load(self, trainer: Resumable) -> list[LogT]:
         """Bring ``trainer`` to the stored iteration; returns the log up to there."""
         if not self._path.is_file():
             return []
@@ -47,13 +67,13 @@ class Checkpoint:
             # To the CPU: the trainer copies each tensor to where it belongs, and some belong on the CPU.
             state = torch.load(self._path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, UnpicklingError):
-            log.warning("train: the checkpoint is unreadable and set aside; starting at iteration 0")
+            log.warning("train: the checkpoint is unreadable and set aside; starting at iteration 0%s", self.phase)
             return []
         if state["key"] != self._key:
-            log.info("train: the checkpoint belongs to other inputs; starting at iteration 0")
+            log.info("train: the checkpoint belongs to other inputs; starting at iteration 0%s", self.phase)
             return []
         trainer.load_state_dict(state["run"])
-        log.info("train: going on at iteration %d", trainer.iteration)
+        log.info("train: going on at iteration %d%s", trainer.iteration, self.phase)
         self.hardware_changed = bool(state["hardware_changed"])
         if state["hardware"] != self._hardware:
             self.hardware_changed = True
@@ -63,18 +83,27 @@ class Checkpoint:
                 _format_hardware(state["hardware"]),
                 _format_hardware(self._hardware),
             )
-        return [StepLog(**row) for row in state["logs"]]
+        return [self.log_type(**row) for row in state["logs"]]
 
-    def save(self, trainer: TeacherStudentTrainer, logs: list[StepLog]) -> None:
+    def save(self, trainer: Resumable, logs: list[LogT]) -> None:
         """Replace the stored state atomically."""
         state = {
             "key": self._key,
             "hardware": self._hardware,
             "hardware_changed": self.hardware_changed,
             "run": trainer.state_dict(),
-            "logs": [asdict(entry) for entry in logs],
+            "logs": [asdict(entry) for entry in logs],  # type: ignore[call-overload]
         }
         write_state(state, self._path)
+
+    def save_and_leave_if_asked(self, trainer: Resumable, logs: list[LogT], *, is_due: bool) -> None:
+        """Save where a save is due or the process was asked to leave, and then leave."""
+        should_exit = any_rank(self.exit_requested)
+        if is_main_process() and (should_exit or is_due):
+            self.save(trainer, logs)
+        if should_exit:
+            barrier()  # the first to go takes the others with it
+            self.exit_interrupted(trainer.iteration)
 
     def delete(self) -> None:
         """Remove the state of a finished run."""
@@ -100,9 +129,16 @@ class Checkpoint:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for an error
         for worker in multiprocessing.active_children():
             worker.kill()
-        log.info("train: asked to leave; saved at iteration %d, run again to go on", iteration)
+        log.info("train: asked to leave; saved at iteration %d%s, run again to go on", iteration, self.phase)
         sys.stdout.flush()
         os._exit(EXIT_INTERRUPTED)
+
+
+class Checkpoint(RunCheckpoint[StepLog]):
+    """The state of the teacher-student training."""
+
+    file_name = "checkpoint.pth"
+    log_type = StepLog
 
 
 def _format_hardware(hardware: dict[str, Any]) -> str:

@@ -89,6 +89,12 @@ def new_detector(model: ModelParams, num_classes: int, focal_gamma: float, root:
         raise UserError("params.yaml", f"model: {error}") from None
 
 
+def starts_from_detector(model: ModelParams, root: Path) -> bool:
+    """Return whether ``model.pretrained_weights`` are of a whole detector, not of a backbone alone."""
+    path = _weights_path(model, root)
+    return path is not None and read_weights(path).is_detector
+
+
 def _log_report(name: str, report: LoadReport) -> None:
     log.info("starting from %d tensors of %s", report.num_taken, name)
     for text, names in (

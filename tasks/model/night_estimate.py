@@ -36,7 +36,7 @@ _STEPS = 4  # of each kind; the first of a kind pays for memory and kernels
 _MAX_IMAGES = 64
 _MIN_BATCHES = 4
 _BATCH_SIZES = ("labeled_batch_size", "unlabeled_batch_size")
-_STEP_MESSAGE = re.compile(r"train \d+/\d+ ")
+_STEP_MESSAGE = re.compile(r"train (pretraining )?\d+/\d+ ")
 
 
 class _StepTimes(logging.Handler):
@@ -45,10 +45,12 @@ class _StepTimes(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.ends_s: list[float] = []
+        self.pretraining_ends_s: list[float] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if _STEP_MESSAGE.match(record.getMessage()):
-            self.ends_s.append(time.monotonic())
+        step = _STEP_MESSAGE.match(record.getMessage())
+        if step is not None:
+            (self.pretraining_ends_s if step[1] else self.ends_s).append(time.monotonic())
 
 
 def estimate_night(workspace: Workspace, params: Params) -> dict[str, Any]:
@@ -68,7 +70,8 @@ def estimate_night(workspace: Workspace, params: Params) -> dict[str, Any]:
     images = files.read_table(workspace.val, schemas.ANNOTATED).slice(0, _MAX_IMAGES)
     if not images.num_rows:
         raise UserError(workspace.val, "validation images are 0, expected at least 1")
-    startup_s, supervised_s, semi_supervised_s = _time_training(workspace, params, images)
+    startup_s, supervised_s, semi_supervised_s, pretraining_step_s = _time_training(workspace, params, images)
+    pretraining_s = params.train.pretrain_iterations * pretraining_step_s
     rows = images.select(["image_id", "uri"]).to_pylist()
     image_s, num_inferred = _time_inference(workspace, params, rows)
     decode_s = _time_decoding(workspace, params, rows)
@@ -80,21 +83,27 @@ def estimate_night(workspace: Workspace, params: Params) -> dict[str, Any]:
             "supervised_step_s": round(supervised_s, 4),
             "semi_supervised_step_s": round(semi_supervised_s, 4),
             "steps": 2 * _STEPS,
+            **({"pretraining_step_s": round(pretraining_step_s, 4)} if pretraining_step_s else {}),
             "inference_image_s": round(image_s, 4),
             "inferred_images": num_inferred,
             "decoded_image_s": round(decode_s, 5),
         },
-        **_multiply(workspace, params, startup_s, supervised_s, semi_supervised_s, image_s, decode_s),
+        **_multiply(workspace, params, startup_s + pretraining_s, supervised_s, semi_supervised_s, image_s, decode_s),
     }
 
 
-def _time_training(workspace: Workspace, params: Params, images: Any) -> tuple[float, float, float]:
-    """Seconds before the first step, of a supervised step, and of one with unlabeled images.
+def _time_training(workspace: Workspace, params: Params, images: Any) -> tuple[float, float, float, float]:
+    """Seconds before the first step, of a supervised step, of one with unlabeled images, and of one of pretraining.
+
+    The last is 0 where the round is not pretrained, and no part of the first.
 
     On several GPUs one of them is measured, with its share of a batch.
     """
     share = {name: getattr(params.train, name) // num_devices() for name in _BATCH_SIZES}
+    if params.train.pretrain_iterations:
+        share["pretrain_batch_size"] = params.train.pretrain_batch_size // num_devices()
     schedule = {"iterations": 2 * _STEPS, "burn_in_iterations": _STEPS, "warmup_iterations": 0}
+    schedule["pretrain_iterations"] = min(params.train.pretrain_iterations, _STEPS)
     short = params.model_copy(update={"train": params.train.model_copy(update=schedule | share)})
     times = _StepTimes()
     logger = logging.getLogger("tasks")
@@ -122,7 +131,10 @@ def _time_training(workspace: Workspace, params: Params, images: Any) -> tuple[f
             logger.setLevel(level)
     steps_s = [end - start for start, end in itertools.pairwise(times.ends_s)]
     supervised_s = statistics.median(steps_s[: _STEPS - 1])
-    return times.ends_s[0] - started_s - supervised_s, supervised_s, statistics.median(steps_s[_STEPS:])
+    pretraining_steps_s = [end - start for start, end in itertools.pairwise(times.pretraining_ends_s)]
+    pretraining_step_s = statistics.median(pretraining_steps_s) if pretraining_steps_s else 0.0
+    startup_s = times.ends_s[0] - started_s - supervised_s - len(times.pretraining_ends_s) * pretraining_step_s
+    return startup_s, supervised_s, statistics.median(steps_s[_STEPS:]), pretraining_step_s
 
 
 def _time_inference(workspace: Workspace, params: Params, rows: Sequence[dict[str, str]]) -> tuple[float, int]:

@@ -91,6 +91,16 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_pretraining(self) -> Self:
+        is_timm = self.model.architecture == "timm_fpn"
+        if self.train.pretrain_iterations and is_timm and self.model.trainable_stages == 0:
+            raise ValueError(
+                f"train.pretrain_iterations is {self.train.pretrain_iterations}, expected 0 where"
+                " model.trainable_stages is 0: a frozen backbone learns nothing"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_committee(self) -> Self:
         if self.select.uses("committee") and self.infer.committee == "none":
             raise ValueError(

@@ -78,6 +78,13 @@ class TrainParams(Section):
 
     init_from: Literal["pretrained", "previous_round"]
     """Start from the backbone's weights, or from the previous round's teacher."""
+    pretrain_iterations: NonNegativeInt
+    """Optimizer steps that train the backbone on all images without their labels, before a round that starts from the
+    backbone's weights (docs/method.md#pretraining). 0: none."""
+    pretrain_batch_size: PositiveInt
+    """Images per such iteration, each in two views (docs/guides/learners.md)."""
+    pretrain_learning_rate: PositiveFloat
+    """Largest learning rate of these iterations: it rises over the first tenth, then falls to 0 along half a cosine."""
     iterations: PositiveInt
     """Optimizer steps of one training, burn-in included."""
     burn_in_iterations: NonNegativeInt

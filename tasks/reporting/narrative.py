@@ -75,6 +75,20 @@ def pseudo_labels_verdict(train_summary: Document) -> str:
     )
 
 
+def pretraining(train_summary: Document) -> str:
+    """Say how the backbone was trained without labels before this round; empty where it was not."""
+    found = train_summary.get("pretraining")
+    if found is None:
+        return ""
+    if not found["iterations"]:
+        return f"The backbone was not pretrained on the pool in this round: {found['reason']}."
+    return (
+        f"Before the first label was seen, the backbone was trained on {pluralize(found['images'], 'image')} without"
+        f" labels, for {pluralize(found['iterations'], 'iteration')}; the loss went from"
+        f" {number(found['first_loss'], 2)} to {number(found['last_loss'], 2)}."
+    )
+
+
 _MAX_PSEUDO_BOX_RATIO = 3.0
 """Labeled images are chosen, so classes are not equally frequent in the pool; but not as different as this."""
 

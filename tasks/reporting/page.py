@@ -56,6 +56,7 @@ def _text(data: ReportData, history: Sequence[Document], scoring: ScoringParams)
         "headline": narrative.headline(history),
         "summary": narrative.summary(data, history),
         "teacher_lag_warning": narrative.teacher_lag_warning(history[-1]),
+        "pretraining_text": narrative.pretraining(data.train_summary),
         "pseudo_labels_verdict": narrative.pseudo_labels_verdict(data.train_summary),
         "pseudo_label_check_text": check_text(data.train_summary),
         "pseudo_box_warning": narrative.pseudo_box_warning(data.train_summary, data.assemble_summary),

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from detectron_ext.augmentation import Example
 from detectron_ext.data import SemiSupervisedBatches, StepBatch
-from detectron_ext.distributed import any_rank, barrier, is_main_process, world_size
+from detectron_ext.distributed import world_size
 from detectron_ext.trainer import StepLog, TeacherStudentTrainer, TrainingDiverged
 from detectron_ext.uncertainty_metrics import Floats
 from tasks.data import schemas
@@ -98,12 +98,7 @@ class TrainingRun:
         return self._trainer.burn_in_uncertainty
 
     def _save_and_leave_if_asked(self, is_due: bool) -> None:
-        should_exit = any_rank(self._checkpoint.exit_requested)
-        if is_main_process() and (should_exit or is_due):
-            self._checkpoint.save(self._trainer, self.logs)
-        if should_exit:
-            barrier()  # the first to go takes the others with it
-            self._checkpoint.exit_interrupted(self._trainer.iteration)
+        self._checkpoint.save_and_leave_if_asked(self._trainer, self.logs, is_due=is_due)
 
 
 def num_workers(setting: int | Literal["auto"]) -> int:

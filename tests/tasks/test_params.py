@@ -117,6 +117,15 @@ def test_a_backend_that_nobody_compared_with_the_architecture_is_refused(
     assert words in error_message(tmp_path, content)
 
 
+def test_pretraining_of_a_frozen_backbone_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["train"]["pretrain_iterations"] = 50
+    content["model"]["trainable_stages"] = 0
+    words = "train.pretrain_iterations is 50, expected 0 where model.trainable_stages is 0"
+    assert words in error_message(tmp_path, content)
+    content["model"]["architecture"] = "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"  # has stages of its own
+    assert validate_params(content, "here").train.pretrain_iterations == 50
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

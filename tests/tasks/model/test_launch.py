@@ -84,6 +84,7 @@ def test_two_processes_leave_one_outcome(workspace: Path) -> None:
     summary = files.read_json(workspace / "out" / "summary.json")
     assert summary["iterations"] == 3
     assert (summary["processes"], summary["device"], summary["reproducibility"]) == (2, "cpu", "bitwise")
+    assert "pretraining" not in summary  # and nothing else of an option that is off
     assert summary["teacher_sha256"] == files.sha256_file(workspace / "out" / "teacher.pth")
     assert not list((workspace / "scratch").glob("*.pth"))
 

@@ -26,7 +26,9 @@ def make_params(*overrides: str) -> Params:
 def test_minutes_are_what_was_measured_times_what_there_is_to_do(tiny_campaign: Workspace) -> None:
     before = sorted(tiny_campaign.root.rglob("*"))
     classes = load_params(tiny_campaign.params).classes
-    params = make_params(*SMALL, "train.iterations=1000", "train.burn_in_iterations=400")
+    params = make_params(
+        *SMALL, "train.iterations=1000", "train.burn_in_iterations=400", "train.pretrain_iterations=500"
+    )
     params = params.model_copy(update={"classes": classes})
     found = estimate_night(tiny_campaign, params)
     assert sorted(tiny_campaign.root.rglob("*")) == before
@@ -36,7 +38,8 @@ def test_minutes_are_what_was_measured_times_what_there_is_to_do(tiny_campaign: 
     val = files.read_table(tiny_campaign.val, schemas.ANNOTATED).num_rows
     assert (counts["pool_images"], counts["validation_images"]) == (pool, val)
     assert (counts["supervised_steps"], counts["semi_supervised_steps"]) == (400, 600)
-    train_s = measured["training_startup_s"] + 400 * measured["supervised_step_s"]
+    train_s = measured["training_startup_s"] + 500 * measured["pretraining_step_s"]
+    train_s += 400 * measured["supervised_step_s"]
     train_s += 600 * measured["semi_supervised_step_s"]
     assert counts["scored_images"] == min(params.ssl.max_scored_images, pool)
     train_s += counts["scored_images"] * measured["inference_image_s"]

@@ -193,6 +193,16 @@ def test_who_took_part_in_learning_from_unlabeled_images() -> None:
     assert verdict(takes_part=False, reason="of this") == "This round was trained on labels only: of this."
 
 
+def test_what_pretraining_did_is_said() -> None:
+    assert narrative.pretraining({}) == ""
+    found = {"iterations": 200, "images": 292, "first_loss": 21.0, "last_loss": 17.5}
+    assert "292 images without labels, for 200 iterations; the loss went from 21.00 to 17.50" in narrative.pretraining(
+        {"pretraining": found}
+    )
+    unused = {"pretraining": {"iterations": 0, "reason": "of this"}}
+    assert narrative.pretraining(unused) == "The backbone was not pretrained on the pool in this round: of this."
+
+
 def test_the_error_left_in_the_pool_has_its_interval_and_the_comparison_with_choosing() -> None:
     found = {"mean": 2.5, "low": 1.5, "high": 4.25}
     nothing = {"num_images": 3, "loss": None, "misses": None}
