@@ -1,6 +1,6 @@
 """Train a detector's backbone on images without labels, before the detector is trained (docs/method.md#pretraining).
 
-Shape shorthand: N images of a step in this process; R regions over the images of a part; C channels of the pyramid; D
+Shape shorthand: N images of a step in this process; R regions over these images; C channels of the pyramid; D
 dimensions of an embedding.
 """
 
@@ -73,7 +73,7 @@ class BackbonePretrainer:
     mixed_precision: bool
     seed: int
     num_micro_batches: int = 1
-    """Parts that a step's images are split into; the loss compares the regions of one part with each other."""
+    """Parts that a step's images are split into: less memory, one more forward pass, the same gradient."""
     iteration: int = 0
     spread: float = 1.0
     """Running mean of ``embedding_spread``; from 1 on, so that the first steps of a new expander stop nothing."""
@@ -120,28 +120,40 @@ class BackbonePretrainer:
         self._scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         means = all_reduce_mean(torch.cat([measured, norm.double().reshape(1)]))
-        *terms, spread, gradient_norm = means.tolist()
-        self._check(terms[0], spread)
+        loss, invariance, variance, covariance, spread, gradient_norm = means.tolist()
+        self._check(loss, spread)
         check_gradient(gradient_norm, self._networks, self._scaler, self._when)
         nn.utils.clip_grads_with_norm_(self._parameters, self.schedule.grad_clip_norm, norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.iteration += 1
-        return PretrainingLog(self.iteration, learning_rate, *terms, spread)
+        return PretrainingLog(self.iteration, learning_rate, loss, invariance, variance, covariance, spread)
 
     def _backward(self, batch: PretrainingBatch) -> Tensor:
         """Add the gradients of one step; return loss, invariance, variance, covariance and spread, (5,) double."""
-        num_images = len(batch.first)
-        size = math.ceil(num_images / self.num_micro_batches)
-        measured = []
-        for start in range(0, num_images, size):
-            part = PretrainingBatch(batch.first[start : start + size], batch.second[start : start + size])
-            share = len(part.first) / num_images
-            first_RD, second_RD = self.embed(part)
-            terms = vicreg(first_RD, second_RD)
-            self._scaler.scale(share * terms.total).backward()
-            measured.append(share * torch.stack([terms.total, *terms, embedding_spread(first_RD)]).detach())
-        return torch.stack(measured).sum(dim=0).double()
+        parts = self._parts(batch)
+        with torch.set_grad_enabled(len(parts) == 1):  # of several, all are embedded before the first keeps its graph
+            embedded = [torch.stack(self.embed(part)) for part in parts]
+        embeddings_2RD = torch.cat(embedded, dim=1)
+        if len(parts) > 1:
+            embeddings_2RD.requires_grad_()
+        terms = vicreg(*embeddings_2RD)
+        torch.autograd.backward(self._scaler.scale(terms.total))
+        if len(parts) > 1:
+            assert embeddings_2RD.grad is not None
+            gradients = torch.split(embeddings_2RD.grad, [one.shape[1] for one in embedded], dim=1)
+            for part, gradient_2RD in zip(parts, gradients, strict=True):
+                torch.autograd.backward(torch.stack(self.embed(part)), gradient_2RD)
+        spread = embedding_spread(embeddings_2RD[0])
+        return torch.stack([terms.total, *terms, spread]).detach().double()
+
+    def _parts(self, batch: PretrainingBatch) -> list[PretrainingBatch]:
+        """Split a step's images into micro-batches."""
+        size = math.ceil(len(batch.first) / self.num_micro_batches)
+        return [
+            PretrainingBatch(batch.first[start : start + size], batch.second[start : start + size])
+            for start in range(0, len(batch.first), size)
+        ]
 
     def embed(self, batch: PretrainingBatch) -> tuple[Tensor, Tensor]:
         """Return the embeddings of the regions of both views, (R, D) each.

@@ -67,7 +67,8 @@ def draw_regions(
     height, width = size_px
     low = np.maximum(first.xyxy[:2], second.xyxy[:2])
     common = np.minimum(first.xyxy[2:], second.xyxy[2:]) - low
-    fractions = np.exp(rng.uniform(*np.log(REGION_SIDE_FRAC), (REGIONS_PER_IMAGE, 2)))
+    shortest, longest = REGION_SIDE_FRAC
+    fractions = np.exp(rng.uniform(math.log(shortest), math.log(longest), (REGIONS_PER_IMAGE, 2)))
     sides = np.minimum(fractions * np.array([width, height]), common)
     corners = low + rng.random((REGIONS_PER_IMAGE, 2)) * (common - sides)
     return np.concatenate([corners, corners + sides], axis=1)

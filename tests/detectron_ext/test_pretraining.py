@@ -19,6 +19,7 @@ from tests.detectron_ext.tiny import TINY
 SCHEDULE = PretrainingSchedule(
     iterations=3, learning_rate=1e-3, backbone_lr_factor=1.0, weight_decay=1e-4, grad_clip_norm=5.0
 )
+NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
 VIEWS = AugmentationConfig(64, 96, flip_probability=0.5, strong_magnitude=0.7)
 
 
@@ -95,8 +96,7 @@ def scene(uri: str) -> np.ndarray:
 
 
 def images(count: int) -> list[Example]:
-    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    return [Example(str(i), f"{i}", *empty) for i in range(count)]
+    return [Example(f"{i}", f"{i}", *NO_LABELS) for i in range(count)]
 
 
 def test_a_region_shows_the_same_place_in_both_views() -> None:
@@ -163,6 +163,21 @@ def test_steps_change_body_and_pyramid_alone_and_a_resumed_run_repeats_them(
     for name, tensor in whole.detector.state_dict().items():
         assert torch.equal(tensor, resumed.detector.state_dict()[name]), name
     assert set(whole.state_dict()) == {"iteration", "backbone"}  # of a finished run no optimizer is kept
+
+
+@pytest.mark.integration
+def test_micro_batches_have_the_gradient_of_the_whole(pretrainer: Callable[[], BackbonePretrainer]) -> None:
+    same_shape = [Example(uri, uri, *NO_LABELS) for uri in ("0", "10", "20")]
+    plain = AugmentationConfig(64, 96, strong_magnitude=0.7)
+    batch = PretrainingBatches(same_shape, scene, plain, batch_size=3, seed=1)[0]
+    runs = [pretrainer(), pretrainer()]
+    runs[1].num_micro_batches = 3
+    logs = [run.step(batch) for run in runs]
+    assert list(vars(logs[0]).values()) == pytest.approx(list(vars(logs[1]).values()), rel=1e-4)
+    whole, parts = (run.expander[0].weight.grad for run in runs)
+    torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-5)
+    whole, parts = (run.detector.backbone.fpn_lateral2.weight.grad for run in runs)
+    torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.integration
