@@ -73,10 +73,13 @@ class Stack:
 
     def get(self, service: str, path: str, **query: Any) -> Any:
         """Read from the API of MLflow or Prefect."""
-        url = f"http://127.0.0.1:{self.env[f'GLEANER_{service.upper()}_PORT']}/{path}"
-        answer = httpx.get(url, params=query) if query else httpx.get(url)
+        return json.loads(self.page(service, path, **query))
+
+    def page(self, service: str, path: str = "", **query: Any) -> str:
+        """Read what MLflow or Prefect answers."""
+        answer = httpx.get(f"http://127.0.0.1:{self.env[f'GLEANER_{service.upper()}_PORT']}/{path}", params=query)
         answer.raise_for_status()
-        return answer.json()
+        return answer.text
 
 
 @pytest.fixture
@@ -118,6 +121,8 @@ def test_a_run_by_the_worker_detects_on_the_nodes_and_is_published(stack: Stack,
     assert run["info"]["status"] == "FINISHED"
     artifacts = stack.get("mlflow", "api/2.0/mlflow/artifacts/list", run_id=ledger["mlflow"]["run_id"])
     assert "report" in [file["path"] for file in artifacts["files"]]
+    for service in ("prefect", "mlflow"):
+        assert "<html" in stack.page(service)
 
 
 def _wait_for_end(stack: Stack, flow_run: str) -> dict[str, Any]:
