@@ -40,8 +40,8 @@ def make_tracked_campaign(workspace: Workspace) -> Workspace:
 
 def publish_fake_round(workspace: Workspace, number: int, *, killed_before_ledger: bool = False) -> None:
     """Commit, log a run with an artifact, register a model as champion, write the ledger and set the tag."""
-    files.write_json(workspace.label_batch(number), {"answers": uuid.uuid4().hex})  # copies commit within one second
-    revision = git.commit(workspace, f"Derive round {number}", ("data",))
+    files.write_json(workspace.code_versions, {"train": uuid.uuid4().hex})  # copies commit within one second
+    revision = git.commit(workspace, f"Derive round {number}", git.DERIVED_PATHS)
     with use_tracking_uri(tracking_uri(workspace.root)):
         client, owner = MlflowClient(), require_own_folder(workspace)
         require_tracked_owner(workspace, client, owner)
@@ -55,8 +55,9 @@ def publish_fake_round(workspace: Workspace, number: int, *, killed_before_ledge
         claim_model(client, name, owner)
     if killed_before_ledger:
         return
+    files.write_json(workspace.label_batch(number), {})
     files.write_json(workspace.ledger(number), {"format": 2, "round": number, "mlflow": {"run_id": run.info.run_id}})
-    git.commit(workspace, f"Round {number}", ("rounds",))
+    git.commit(workspace, f"Round {number}", ("data", "rounds"))
     git.set_tag(workspace.root, git.round_tag(number), "published")
 
 
