@@ -13,9 +13,16 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from detectron_ext.distributed import all_reduce_mean, average_gradients, rank, world_size
-from detectron_ext.meta_arch import PerImageRCNN, autocast, mixed_precision_dtype
+from detectron_ext.meta_arch import PerImageRCNN, autocast
 from detectron_ext.pretraining_views import PretrainingBatch
-from detectron_ext.trainer import TrainingDiverged, check_gradient, parameter_groups, warmup_cosine
+from detectron_ext.trainer import (
+    TrainingDiverged,
+    check_gradient,
+    micro_batches,
+    new_scaler,
+    parameter_groups,
+    warmup_cosine,
+)
 from detectron_ext.vicreg import embedding_spread, vicreg
 
 EMBEDDING_DIM = 256
@@ -95,8 +102,7 @@ class BackbonePretrainer:
         self._parameters = [parameter for parameter in self._networks.parameters() if parameter.requires_grad]
         groups = parameter_groups(self._networks, self.schedule.weight_decay, self.schedule.backbone_lr_factor)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
-        needs_scaler = self.mixed_precision and mixed_precision_dtype(str(device)) is torch.float16
-        self._scaler = torch.amp.GradScaler(str(device).partition(":")[0], enabled=needs_scaler)
+        self._scaler = new_scaler(str(device), mixed_precision=self.mixed_precision)
 
     @property
     def is_finished(self) -> bool:
@@ -131,7 +137,8 @@ class BackbonePretrainer:
 
     def _backward(self, batch: PretrainingBatch) -> Tensor:
         """Add the gradients of one step; return loss, invariance, variance, covariance and spread, (5,) double."""
-        parts = self._parts(batch)
+        slices = micro_batches(len(batch.first), self.num_micro_batches)
+        parts = [PretrainingBatch(batch.first[part], batch.second[part]) for part in slices]
         with torch.set_grad_enabled(len(parts) == 1):  # of several, all are embedded before the first keeps its graph
             embedded = [torch.stack(self.embed(part)) for part in parts]
         embeddings_2RD = torch.cat(embedded, dim=1)
@@ -146,14 +153,6 @@ class BackbonePretrainer:
                 torch.autograd.backward(torch.stack(self.embed(part)), gradient_2RD)
         spread = embedding_spread(embeddings_2RD[0])
         return torch.stack([terms.total, *terms, spread]).detach().double()
-
-    def _parts(self, batch: PretrainingBatch) -> list[PretrainingBatch]:
-        """Split a step's images into micro-batches."""
-        size = math.ceil(len(batch.first) / self.num_micro_batches)
-        return [
-            PretrainingBatch(batch.first[start : start + size], batch.second[start : start + size])
-            for start in range(0, len(batch.first), size)
-        ]
 
     def embed(self, batch: PretrainingBatch) -> tuple[Tensor, Tensor]:
         """Return the embeddings of the regions of both views, (R, D) each.

@@ -34,7 +34,7 @@ class SourceAnchor:
         Args:
             source: in eval mode, never changed; of the student's architecture and classes.
             weight: of the loss.
-            perturbation_rms: root mean square of the perturbation of an image, in gray levels; 0: there is none.
+            perturbation_rms: root mean square of the perturbation of an image, in gray levels; 0: no perturbation.
         """
         self.weight = weight
         self._source, self._perturbation_rms = source, perturbation_rms

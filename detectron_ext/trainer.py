@@ -145,7 +145,7 @@ class TeacherStudentTrainer:
     fusion: TeacherFusion | None = None
     """Of the teacher's detections with those of other views and earlier teachers; None: they are taken as they are."""
     anchor: SourceAnchor | None = None
-    """Of the student to the network that training started from, on unlabeled images; None: there is none."""
+    """Of the student to the network that training started from, on unlabeled images; None: no anchor."""
     iteration: int = 0
     loss_ratio: float = 0.0
     burn_in_uncertainty: dict[str, float] | None = None
@@ -166,8 +166,7 @@ class TeacherStudentTrainer:
         self._student_tensors = _changing_tensors(self.student)
         self._teacher_tensors = [_changing_tensors(self.student, one) for one in (self.teacher, *self.further_teachers)]
         device = str(self.student.device)
-        needs_scaler = self.mixed_precision and mixed_precision_dtype(device) is torch.float16
-        self._scaler = torch.amp.GradScaler(device.partition(":")[0], enabled=needs_scaler)
+        self._scaler = new_scaler(device, mixed_precision=self.mixed_precision)
 
     def step(self, batch: StepBatch) -> StepLog:
         """Run one iteration: pseudo-labels, forward and backward, update, moving average (docs/method.md#training).
@@ -231,7 +230,7 @@ class TeacherStudentTrainer:
         loss_N = torch.cat(
             [
                 self._backward_part(inputs[part], weight_N[part], lambda_N[part])
-                for part in self._micro_batches(len(inputs))
+                for part in micro_batches(len(inputs), self.num_micro_batches)
             ]
         )
         loss_sup, loss_unsup = loss_N[:num_labeled].sum(), loss_N[num_labeled:].sum()
@@ -279,17 +278,12 @@ class TeacherStudentTrainer:
     ) -> Tensor:
         """Add the gradients of the divergence from the source; return its weighted sum before lambda, scalar."""
         total = weight_U.new_zeros(())
-        for part in self._micro_batches(len(weak)):
+        for part in micro_batches(len(weak), self.num_micro_batches):
             with self._autocast():
                 loss_U = anchor.weight * weight_U[part] * anchor.losses(self.student, weak[part])
             torch.autograd.backward(self._scaler.scale((lambda_U[part] * loss_U).sum()))
             total = total + loss_U.detach().sum()
         return total
-
-    def _micro_batches(self, num_images: int) -> list[slice]:
-        """Split a step's images into slices for gradient accumulation."""
-        size = math.ceil(num_images / self.num_micro_batches)
-        return [slice(first, min(first + size, num_images)) for first in range(0, num_images, size)]
 
     def _check_divergence(self, loss_sup: float, loss_unsup: float) -> None:
         for name, loss in (("supervised", loss_sup), ("unsupervised", loss_unsup)):
@@ -351,6 +345,18 @@ class TeacherStudentTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self._scaler.is_enabled() and state["scaler"]:  # empty where the run was not in float16
             self._scaler.load_state_dict(state["scaler"])
+
+
+def new_scaler(device: str, *, mixed_precision: bool) -> torch.amp.GradScaler:
+    """Return the scaler of losses; it does nothing but where mixed precision computes in float16."""
+    is_needed = mixed_precision and mixed_precision_dtype(device) is torch.float16
+    return torch.amp.GradScaler(device.partition(":")[0], enabled=is_needed)
+
+
+def micro_batches(num_images: int, num_parts: int) -> list[slice]:
+    """Split a step's images into slices for gradient accumulation."""
+    size = math.ceil(num_images / num_parts)
+    return [slice(first, min(first + size, num_images)) for first in range(0, num_images, size)]
 
 
 def check_gradient(norm: float, model: nn.Module, scaler: torch.amp.GradScaler, when: str) -> None:

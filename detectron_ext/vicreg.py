@@ -36,7 +36,7 @@ def vicreg(first_RD: Tensor, second_RD: Tensor) -> VicregTerms:
     """Compare the embeddings of the same regions in two views.
 
     Args:
-        first_RD: of the first view; R >= 2, since a deviation of one value is none.
+        first_RD: of the first view; R >= 2: one value has no standard deviation.
         second_RD: of the second view, in the same order.
     """
     views = first_RD.float(), second_RD.float()

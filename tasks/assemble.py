@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from tasks.data.annotations import AnnotatedImage, read_annotated, write_annotated
 from tasks.data.label_store import LabelStore, check_annotation, read_labels
 from tasks.data.paths import Workspace
+from tasks.data.row_order import sort_by_image
 from tasks.data.schemas import POOL, UNLABELED
 from tasks.params import load_stage_params
 from tasks.params.stages import AssembleParams
@@ -110,10 +111,7 @@ def _require_boxes(images: Iterable[AnnotatedImage], where: Path, fix: str) -> N
 
 
 def _read_pool(prepared: Path) -> _Pool:
-    table = files.read_table(prepared / "pool.parquet", POOL, columns=UNLABELED.names)
-    ids = table["image_id"]
-    if not pc.all(pc.less_equal(ids.slice(0, max(len(ids) - 1, 0)), ids.slice(1))).as_py():
-        table = table.sort_by("image_id")  # a copy
+    table = sort_by_image(files.read_table(prepared / "pool.parquet", POOL, columns=UNLABELED.names))
     rejected = frozenset(entry["item"] for entry in files.read_json(prepared / "quarantine.json"))
     return _Pool(table, rejected)
 

@@ -26,6 +26,7 @@ from tasks.data.image_metadata_cache import (
 )
 from tasks.data.images import ImageMetadata
 from tasks.data.paths import Workspace, image_id_from_sha256, resolve_uri
+from tasks.data.row_order import sort_by_image
 from tasks.data.schemas import ANNOTATED, INDEX, POOL, UNLABELED
 from tasks.model.engines.ray_images import ImageJob, inspect_on_ray
 from tasks.params import load_params, load_stage_params
@@ -63,7 +64,7 @@ def prepare(
     Raises:
         UserError: an input is unreadable or empty, or none of its images can be used.
     """
-    table = _sorted_by_id(files.read_table(index, INDEX))
+    table = sort_by_image(files.read_table(index, INDEX), "uri").combine_chunks()
     if not table.num_rows:
         raise UserError(index, "images in the pool are 0, expected at least 1", "Run gleaner init with images.")
     val_rows = files.read_table(val, ANNOTATED).select(UNLABELED.names).to_pylist()
@@ -85,14 +86,6 @@ def prepare(
     files.write_table(out / "pool.parquet", pool)
     files.write_table(out / "val.parquet", pa.Table.from_pylist(usable_val, schema=UNLABELED))
     files.write_json(out / "quarantine.json", [*quarantine, *val_quarantine])
-
-
-def _sorted_by_id(table: pa.Table) -> pa.Table:
-    """Sort the index by image id and uri, unless it is sorted already: a sorted copy takes the memory of another."""
-    ids = table["image_id"]
-    if not pc.all(pc.less(ids.slice(0, max(len(ids) - 1, 0)), ids.slice(1))).as_py():
-        table = table.sort_by([("image_id", "ascending"), ("uri", "ascending")])
-    return table.combine_chunks()
 
 
 def _check_pool(table: pa.Table, inspector: "_ImageInspector") -> tuple[pa.Table, list[dict[str, str]]]:
@@ -164,8 +157,8 @@ class _ImageInspector:
 
     def open_on_ray(self, engine: InferParams, uris: pa.ChunkedArray, index: Path) -> None:
         """Fill the caches with what they lack; nodes must see ``index``."""
+        etag_of = dict(zip(uris.to_pylist(), self.etags.to_pylist(), strict=True))
         for are_objects, cache in ((False, self._file_cache), (True, self._object_cache)):
-            etag_of = dict(zip(uris.to_pylist(), self.etags.to_pylist(), strict=True))
             images = [
                 (uri, version)
                 for uri, etag in etag_of.items()

@@ -95,6 +95,7 @@ def _write_scores(
     What waits for the normalization, which needs all images, waits in a file next to ``path``.
     """
     of_calibration, start = [schemas.SCORES.empty_table()], 0
+    wanted = calibration_ids.combine_chunks()
     with files.TableSpool(path, _RAW_SCORES) as spool:
         for batch in batches:
             spool.append(batch)
@@ -106,7 +107,7 @@ def _write_scores(
                 for name, values in columns.items():
                     batch = batch.append_column(name, pa.array(values[rows]))
                 scores = batch.select(schemas.SCORES.names)
-                in_calibration = pc.is_in(scores["image_id"], value_set=calibration_ids.combine_chunks())
+                in_calibration = pc.is_in(scores["image_id"], value_set=wanted)
                 of_calibration.append(scores.filter(in_calibration))
                 append(scores.filter(pc.invert(in_calibration)))
     log.info("score: %d images, %d without a detection", start, columns["has_no_detections"].sum())

@@ -136,7 +136,9 @@ def train_worker(
         trainer.spares_doubtful_background = params.ssl.objectness_doubt
         trainer.bank = new_bank(params.ssl, len(params.classes), params.seed)
         trainer.fusion = new_fusion(params.ssl)
-        trainer.anchor = new_anchor(params.ssl, params.train.init_from, warm_start, trainer.teacher)
+        trainer.anchor = new_anchor(
+            params.ssl, trainer.teacher, has_source=_starts_from_teacher(params.train, warm_start)
+        )
 
     def new_batches(weights: NDArray[np.float64] | None) -> SemiSupervisedBatches:
         return SemiSupervisedBatches(

@@ -83,12 +83,13 @@ def require_tracked_owner(workspace: Workspace, client: MlflowClient, owner: Own
     if experiment is None:
         return
     where = f"MLflow experiment {experiment.name}"
-    tracked, last = tracked_owner(experiment), last_published_round(workspace)
+    tracked = tracked_owner(experiment)
     newer = unknown_runs(workspace, client, experiment)
     if tracked.owner_id not in (None, owner.owner_id):
         rounds = f", with {describe_rounds(newer)} not known here" if newer else ""
         raise OwnerError(where, f"it belongs to {tracked.place}{rounds}, expected {owner.place}", ADOPT_HINT)
     if newer:
+        last = last_published_round(workspace)
         problem = f"it has {describe_rounds(newer)} of another copy of this folder, whose last is round {last}"
         raise OwnerError(where, f"{problem}, expected only runs of its own", ADOPT_HINT)
     if is_elsewhere(workspace.root, experiment):

@@ -56,16 +56,13 @@ class Stack:
     def compose(self, *arguments: str) -> str:
         """Run one command of Compose."""
         files = ["--file", "infra/compose.yaml", "--profile", "worker", "--profile", "ray"]
-        command = ["docker", "compose", "--project-name", self._name, *files, *arguments]
-        done = subprocess.run(
-            command, cwd=REPOSITORY, env={**os.environ, **self.env}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout
+        return self._run(["docker", "compose", "--project-name", self._name, *files, *arguments])
 
     def prefect(self, *arguments: str, **variables: str) -> str:
         """Run one command of Prefect against the stack's server."""
-        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+        return self._run([sys.executable, "-m", "prefect", "--no-prompt", *arguments], **variables)
+
+    def _run(self, command: list[str], **variables: str) -> str:
         env = {**os.environ, **self.env, **variables}
         done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
